@@ -43,7 +43,7 @@ def standings(settings: KafkaSettings) -> list[GroupProgress]:
         tiers = [*names.tiers.values(), *names.former_tiers(existing)]
         read = {
             **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),
-            **{topic: DELIVERY_GROUP for topic in (names.results, *tiers) if topic in existing},
+            **{topic: DELIVERY_GROUP for topic in (names.results, names.events, *tiers) if topic in existing},
         }
         places = _places(admin, list(read))
         starts = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))

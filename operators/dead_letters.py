@@ -369,7 +369,7 @@ class _Partitions:
 def kind_of(record: Stored, names: Topics) -> Kind:
     """Return the kind of the record that was given up, by its source topic."""
     source = record.header(topics.SOURCE_TOPIC) or ""
-    if source == names.results or source.startswith(f"{names.prefix}callback_retries."):
+    if source in (names.results, names.events) or source.startswith(f"{names.prefix}callback_retries."):
         return "callback"
     return "job" if names.lanes([source]) else "other"
 

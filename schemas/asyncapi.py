@@ -61,6 +61,12 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "Unix milliseconds at which the record was written, by its writer's clock.",
     },
     topics.RESULT_AT: {**_DIGITS, "description": "Unix milliseconds at which its result was written, or put back."},
+    topics.WEBHOOK_ENDPOINT: {**_TEXT, "description": "The webhook endpoint of a ready event."},
+    topics.WEBHOOK_ENDPOINT_VERSIONS: {
+        **_TEXT,
+        "description": "Versions of the endpoint's secret that sign, newest first, with commas.",
+    },
+    topics.WEBHOOK_HTTP_HEADER: {**_TEXT, "description": "An HTTP header of the endpoint's own, `name: value`."},
     topics.REASON: {**_TEXT, "description": "The reason for giving up the record, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The reason in a sentence for people."},
     topics.SOURCE_TOPIC: {**_TEXT, "description": "The record's source topic."},
@@ -88,6 +94,10 @@ _JOB_HEADERS = (
     *(topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
+_EVENT_HEADERS = (
+    *_RESULT_HEADERS,
+    *(topics.WEBHOOK_ENDPOINT, topics.WEBHOOK_ENDPOINT_VERSIONS, topics.WEBHOOK_HTTP_HEADER),
+)
 _RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
 _DEAD_HEADERS = (
@@ -160,6 +170,7 @@ def _messages() -> dict[str, Any]:
         },
         "result": _message("The result of one job", _RESULT_HEADERS, "result.json"),
         "waitingResult": _message("A result whose callback failed", _RETRY_HEADERS, "result.json"),
+        "readyEvent": _message("An event for a webhook endpoint", _EVENT_HEADERS),
         "deadLetter": {
             **_message("A job or a result that was given up, unchanged", _DEAD_HEADERS),
             "payload": {
@@ -199,6 +210,7 @@ def _channels() -> dict[str, Any]:
         names.requests(bulk=True): ("job", "Jobs that can wait, and jobs beyond a tenant's share."),
         names.results: ("result", f"One result per job, at most {MAX_RESULT_BYTES} bytes; its key is the job's id."),
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
+        names.events: ("readyEvent", "Events for tenants' webhook endpoints, as they are sent."),
         names.attempts: ("attempt", "One record per POST."),
         names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
         names.control: ("control", "Compacted by tenant and job: cancellations, kept as long as a job can live."),

@@ -26,6 +26,12 @@ SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
 """On a dead letter: the value of the record's own header, where it was rejected. A redrive restores that header."""
 CALLBACK_URL = "callback-url"
+WEBHOOK_ENDPOINT = "webhook-endpoint"
+"""On an event of `callback_events`: the id of the tenant's webhook endpoint. The value is sent as it stands."""
+WEBHOOK_ENDPOINT_VERSIONS = "webhook-endpoint-versions"
+"""Versions of the endpoint's secret that sign the event, newest first, with commas."""
+WEBHOOK_HTTP_HEADER = "webhook-http-header"
+"""An HTTP header of the endpoint's own, as `name: value`; may occur several times."""
 ATTEMPT = "attempt"
 """Callback attempts made before this record was written, decimal."""
 NOT_BEFORE = "not-before"
@@ -149,6 +155,11 @@ class Topics:
         return f"{self.prefix}model_results"
 
     @property
+    def events(self) -> str:
+        """Events for tenants' webhook endpoints, ready to be sent."""
+        return f"{self.prefix}callback_events"
+
+    @property
     def attempts(self) -> str:
         """One record per POST."""
         return f"{self.prefix}callback_attempts"
@@ -226,7 +237,8 @@ class Topics:
         lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
         return [
             *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
-            *(TopicSpec(name, partitions, stamped) for name in (self.results, *self.tiers.values(), self.attempts)),
+            *(TopicSpec(name, partitions, stamped) for name in (self.results, self.events)),
+            *(TopicSpec(name, partitions, stamped) for name in (*self.tiers.values(), self.attempts)),
             TopicSpec(self.dead_letters, partitions, letters),
             TopicSpec(self.redriven, 1, marks),
             TopicSpec(self.endpoints, 1, compacted),

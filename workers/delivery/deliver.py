@@ -1,6 +1,7 @@
 """Delivery's handler: for each result it sends a signed POST, and returns records of the outcome.
 
-The results come from `model_results` and the tiers. Each record ends in one of these ways:
+The results come from `model_results`, ready events from `callback_events`, and both return from the tiers.
+Each record ends in one of these ways:
 
     no callback-url           no output: the result is only stored
     endpoint disabled         dead_letters; no attempt
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Sequence
 
 from schemas.codec import InvalidResult
 from schemas.event import event_body
+from schemas.signature import Signer
 from schemas.topics import TRACEPARENT, Topics
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -35,7 +37,7 @@ from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
 from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
-from workers.delivery.outputs import DeferralReason, PendingDelivery, UnusableRecord, read_pending
+from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
@@ -52,6 +54,7 @@ from workers.delivery.retries import (
 )
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
+from workers.delivery.unusable import UnusableRecord
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
@@ -115,7 +118,7 @@ class DeliveryHandler(TierPace):
         try:
             with await self.destinations.place(pending.destination, len(record.value)) as place:
                 # Built only now: a hung destination's records come here many times, and most get no place.
-                body = event_body(record.value, pending.webhook_id, pending.tenant)
+                body = _body(record, pending)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
             return (self._left_alone(record, pending, alone),)
@@ -216,10 +219,17 @@ class DeliveryHandler(TierPace):
 
     def _headers(self, pending: PendingDelivery, body: bytes, now: float) -> dict[str, str]:
         """Return the request's headers, signed with the attempt's timestamp and the callback's id."""
-        headers = self._keyring.signer(pending.tenant, now).headers(pending.webhook_id, int(now), body)
+        headers = self._signer(pending, now).headers(pending.webhook_id, int(now), body)
+        if pending.event is not None:
+            headers |= pending.event.http_headers
         if pending.traceparent is not None:
             headers[TRACEPARENT] = pending.traceparent
         return headers
+
+    def _signer(self, pending: PendingDelivery, now: float) -> Signer:
+        if pending.event is None:
+            return self._keyring.signer(pending.tenant, now)
+        return self._keyring.endpoint_signer(pending.tenant, pending.event.endpoint_id, pending.event.versions, now)
 
     def _unusable(self, record: Record, detail: str) -> Output:
         log.warning(
@@ -282,6 +292,13 @@ class DeliveryHandler(TierPace):
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
+
+
+def _body(record: Record, pending: PendingDelivery) -> bytes:
+    """Return the request's body: a ready event as it stands, or the event of a result. Raises InvalidResult."""
+    if pending.event is not None:
+        return record.value
+    return event_body(record.value, pending.webhook_id, pending.tenant)
 
 
 def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:

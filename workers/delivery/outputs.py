@@ -18,7 +18,9 @@ from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
+from workers.delivery.endpoint_events import EndpointEvent, read_endpoint_event
 from workers.delivery.post import Delivered, PostOutcome
+from workers.delivery.unusable import UnusableRecord
 from workers.stage import dead_letters as letters
 from workers.stage.record import Header, Output, Record, size_of
 
@@ -44,10 +46,6 @@ class DeferralReason(StrEnum):
     """This process lacked descriptors, ports or memory for a connection."""
 
 
-class UnusableRecord(Exception):  # noqa: N818 - named after the record
-    """A record that delivery cannot use, mostly for a missing or malformed header. The text names the problem."""
-
-
 class PendingDelivery(NamedTuple):
     """A callback to make, as the headers of its record describe it."""
 
@@ -68,6 +66,8 @@ class PendingDelivery(NamedTuple):
     """Milliseconds of the wait that were left when the record was written."""
     result_at_ms: int = 0
     """Time at which the result was written or put back, in Unix milliseconds."""
+    event: EndpointEvent | None = None
+    """The endpoint of a ready event; None for a result."""
 
     @property
     def destination(self) -> tuple[str, str]:
@@ -101,6 +101,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
         not_before_ms=numbers.get(names.NOT_BEFORE),
         left_ms=numbers.get(names.LEFT),
         result_at_ms=numbers.get(names.RESULT_AT) or record.timestamp_ms,
+        event=read_endpoint_event(record.headers or ()) if names.WEBHOOK_ENDPOINT in headers else None,
     )
 
 

@@ -66,7 +66,7 @@ async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_by
     process.pages[FLEET_JWKS_PATH] = partial(fleet_jwks_page, keyring, process.clock)
     process.pages[JWKS_FOLDER] = partial(tenant_jwks_page, keyring, process.clock)
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
-    read = [kafka.topics.results, *kafka.topics.tiers.values(), *former_tiers]
+    read = [kafka.topics.results, kafka.topics.events, *kafka.topics.tiers.values(), *former_tiers]
     others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [*read, *others])
     process.beside.append(TopicWatch(kafka, ids))

@@ -103,6 +103,15 @@ class KeyringData(FileModel):
         imported = [bytes_of(one.secret) for one in self.imported(tenant, now)]
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 
+    def endpoint_secrets(self, tenant: str, endpoint_id: str, version: int, now: float) -> list[bytes]:
+        """Return the secrets of a version of a tenant's webhook endpoint: one of each master that signs now."""
+        owner = f"{tenant}/{endpoint_id}"
+        return [
+            derived(master.secret, "endpoint-secret", owner, version)
+            for master in self.all_masters()
+            if master.ends > now
+        ]
+
     def fleet_keys(self, now: float) -> list[FleetKey]:
         """Return the keys that sign now for every tenant, newest first."""
         return [key for key in self.fleet if key.signs(now)]
@@ -112,6 +121,11 @@ class KeyringData(FileModel):
         untils = [key.until for key in self.derived_keys(tenant, now)]
         untils += [key.ends for key in (*self.imported(tenant, now), *self.fleet_keys(now))]
         return min(untils, default=float("inf"))
+
+    def next_endpoint_change(self, tenant: str, now: float) -> float:
+        """Return the Unix second at which the next key of the tenant's webhook endpoints stops signing."""
+        masters = (master.ends for master in self.all_masters() if master.ends > now)
+        return min(self.next_change(tenant, now), *masters)
 
     def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
         """Return the data with the tenant's next version; the tenant's imported secrets retire too."""

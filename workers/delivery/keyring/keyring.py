@@ -47,6 +47,7 @@ class _LoadedKeyring:
     data: KeyringData
     stamp: tuple[int, ...]
     signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(MOST_SIGNERS))
+    endpoint_signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(MOST_SIGNERS))
     jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(MOST_JWK_SETS))
 
 
@@ -174,6 +175,26 @@ class Keyring:
             lambda: loaded.data.next_change(tenant, now),
         )
 
+    def endpoint_secret(self, tenant: str, endpoint_id: str, version: int, now: float) -> str:
+        """Return the secret (`whsec_…`) that signs for this version of a tenant's webhook endpoint."""
+        return SECRET_PREFIX + base64_of(self._loaded.data.endpoint_secrets(tenant, endpoint_id, version, now)[0])
+
+    def endpoint_signer(self, tenant: str, endpoint_id: str, versions: tuple[int, ...], now: float) -> Signer:
+        """Return a signer for a tenant's webhook endpoint, after `follow`: its secrets, and the tenant's key pairs."""
+        self.follow(now)
+        loaded = self._loaded
+
+        def make() -> Signer:
+            secrets = [
+                secret
+                for version in versions
+                for secret in loaded.data.endpoint_secrets(tenant, endpoint_id, version, now)
+            ]
+            return Signer([SECRET_PREFIX + base64_of(each) for each in secrets], self.signing_keys(tenant, now))
+
+        key = f"{tenant}/{endpoint_id}/{versions}"
+        return loaded.endpoint_signers.get(key, now, make, lambda: loaded.data.next_endpoint_change(tenant, now))
+
     def next_change(self, tenant: str, now: float) -> float:
         """Return the Unix second at which the tenant's next key stops signing; infinity if no key has an end."""
         return self._loaded.data.next_change(tenant, now)
@@ -213,7 +234,7 @@ class Keyring:
         Raises KeyringError; KeyringFormatOld in format 1.
         """
         until = now + overlap_seconds
-        self._change(lambda data: self._newer(data).with_master_rotated(now, until))
+        self._change(lambda data: _newer(data, self.path).with_master_rotated(now, until))
         return until
 
     def replace_all(self, now: float) -> None:
@@ -221,7 +242,7 @@ class Keyring:
 
         Raises KeyringError; KeyringFormatOld in format 1.
         """
-        self._change(lambda data: self._newer(data).with_all_replaced(now))
+        self._change(lambda data: _newer(data, self.path).with_all_replaced(now))
 
     def migrate(self, now: float, overlap_seconds: float = MIGRATION_OVERLAP_SECONDS) -> float | None:
         """Turn a keyring of format 1 into format 2 in one step. Shared secrets stay the same.
@@ -255,14 +276,9 @@ class Keyring:
                     f"tenant {holder} has this secret already: two tenants with one secret could pass off their events "
                     "as each other's"
                 )
-            return self._newer(data).with_imported(tenant, raw)
+            return _newer(data, self.path).with_imported(tenant, raw)
 
         self._change(change)
-
-    def _newer(self, data: KeyringData) -> KeyringData:
-        if data.format == 1:
-            raise KeyringFormatOld(self.path)
-        return data
 
     def _change(self, change: Callable[[KeyringData], KeyringData]) -> None:
         """Read, change and write the file, under a lock against other writers."""
@@ -279,7 +295,7 @@ class Keyring:
                 log.info(
                     "The keyring changed; signing with the keys in the file now.",
                     action="keyring-reloaded",
-                    **self._facts(now),
+                    **_facts(self._loaded.data, now),
                 )
             self._problem = None
         except KeyringError as error:
@@ -292,14 +308,21 @@ class Keyring:
                     problem=self._problem,
                 )
 
-    def _facts(self, now: float) -> dict[str, Any]:
-        """Return public facts about the keys for the log, so that an operator sees that a change arrived."""
-        data = self._loaded.data
-        return {
-            "format": data.format,
-            "masters": [master.number for master in data.all_masters() if master.signs(now)],
-            "kids": [one["kid"] for one in self.fleet_jwks(now)["keys"]],
-        }
+
+def _newer(data: KeyringData, path: Path) -> KeyringData:
+    """Return the data if it has format 2. Raises KeyringFormatOld."""
+    if data.format == 1:
+        raise KeyringFormatOld(path)
+    return data
+
+
+def _facts(data: KeyringData, now: float) -> dict[str, Any]:
+    """Return public facts about the keys for the log, so that an operator sees that a change arrived."""
+    return {
+        "format": data.format,
+        "masters": [master.number for master in data.all_masters() if master.signs(now)],
+        "kids": [one["kid"] for one in _fleet_jwk_set(data, now)["keys"]],
+    }
 
 
 def _own_keys(data: KeyringData, tenant: str, now: float) -> list[bytes]:

@@ -14,16 +14,18 @@ from pydantic import SecretStr
 KEY_BYTES = 32
 """Length of a master, of a derived secret, and of an ed25519 seed."""
 
-Purpose = Literal["webhook-secret", "webhook-ed25519"]
+Purpose = Literal["webhook-secret", "webhook-ed25519", "endpoint-secret"]
 
 
-def derived(master: SecretStr, purpose: Purpose, tenant: str, version: int) -> bytes:
-    """Derive 32 bytes for one purpose of one tenant from a master in base64, by HKDF-SHA256 (RFC 5869).
+def derived(master: SecretStr, purpose: Purpose, owner: str, version: int) -> bytes:
+    """Derive 32 bytes for one purpose and owner from a master in base64, by HKDF-SHA256 (RFC 5869).
+
+    The owner is a tenant, or an endpoint as `<tenant>/<endpoint>`; neither name has a slash.
 
     Two different keys never share an info, since the purpose at its start has no slash, and the version at its end is
     a number.
     """
-    info = f"postback/{purpose}/{tenant}/{version}".encode()
+    info = f"postback/{purpose}/{owner}/{version}".encode()
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(bytes_of(master))
 
 
