@@ -17,6 +17,8 @@ PREFIX: Final = "resp_"
 """A response's id is this prefix and the job's id."""
 CANCELLING: Final = "cancelling"
 """The status of a job that is to be cancelled and has no result yet."""
+NOTES: Final = "notes"
+"""The member of a stored request for the notes about the request; OpenAI's bodies have no member of this name."""
 
 _ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "text", "user", "safety_identifier")
 """Members of the request that the object repeats."""
@@ -46,7 +48,7 @@ class ResponseState:
     metadata: Mapping[str, str] = field(default_factory=dict)
     result: Result | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
-    """The request's body; empty where it was not stored."""
+    """Members of the request's body, see `kept_members`, and NOTES; empty where they are not stored."""
 
 
 def response_status(result: Result) -> str:
@@ -81,7 +83,10 @@ def response_object(state: ResponseState) -> dict[str, Any]:
         **{name: state.request.get(name) for name in _ECHOED},
     }
     made["text"] = made["text"] or {"format": {"type": "text"}}
-    return made | (_finished(state, result) if result is not None else {"postback": {"status": state.status}})
+    made |= _finished(state, result) if result is not None else {"postback": {"status": state.status}}
+    if notes := state.request.get(NOTES):
+        made["postback"]["notes"] = [*made["postback"].get("notes", ()), *notes]
+    return made
 
 
 def _finished(state: ResponseState, result: Result) -> dict[str, Any]:

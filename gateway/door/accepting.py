@@ -37,9 +37,15 @@ def fingerprint(request: Request, body: bytes) -> bytes:
 
 
 async def accept(
-    door: Door, request: Request, principal: Principal, body: bytes, jobs: Sequence[NewJob], answer: bytes
+    door: Door,
+    request: Request,
+    principal: Principal,
+    body: bytes,
+    jobs: Sequence[NewJob],
+    answer: bytes,
+    status: int = 202,
 ) -> StoredAnswer:
-    """Accept jobs, and return `answer` with status 202; a repeat of the request gets the first request's answer.
+    """Accept jobs, and return `answer` with the status; a repeat of the request gets the first request's answer.
 
     Raises ApiError (400, 409).
     """
@@ -48,7 +54,7 @@ async def accept(
     def change(connection: Connection) -> StoredAnswer:
         def work() -> StoredAnswer:
             accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock)
-            return StoredAnswer(202, answer)
+            return StoredAnswer(status, answer)
 
         return once(connection, principal.tenant, key, print_of_it, work, door.clock)
 

@@ -11,9 +11,16 @@ from starlette.types import ASGIApp
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.observed import Observed
-from gateway.door.routes import batches, files, jobs, models
+from gateway.door.routes import batches, completions, files, jobs, models, responses
 
-ROUTES = (batches.routes, files.routes, jobs.routes, models.routes)
+ROUTES = (
+    batches.routes,
+    completions.routes,
+    files.routes,
+    jobs.routes,
+    models.routes,
+    responses.routes,
+)
 """The routes of each file in `routes/`."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic_core import to_json
@@ -17,7 +17,6 @@ from schemas import topics
 from schemas.codec import write_job
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS, Problem
-from schemas.responses import kept_members
 from schemas.strict import NotAJob, body_job, job_in, job_of
 from telemetry.clock import Clock
 from telemetry.traces import parse_traceparent, start_trace
@@ -84,17 +83,22 @@ def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> J
 
 
 def new_job(
-    job: Job, url: str, clock: Clock, *, lane: Lane = "default", traceparent: str | None = None, body: Any = None
+    job: Job,
+    url: str,
+    clock: Clock,
+    *,
+    lane: Lane = "default",
+    traceparent: str | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> NewJob:
     """Return the job with an id, ready to be accepted. Raises ApiError (400) if its record would be too large.
 
-    `body` is the request's body if members of it are stored, see `schemas.responses.kept_members`.
+    `kept` are members of the request's body that are stored with the job.
     """
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
     value = write_job(named)
     if len(value) > MAX_JOB_BYTES:
         raise ApiError(400, "invalid_job", f"The job {named.job_id!r} has more than {MAX_JOB_BYTES} bytes as a record.")
-    request = kept_members(body) if body is not None else None
     return NewJob(
         job_id=str(named.job_id),
         url=url,
@@ -105,7 +109,7 @@ def new_job(
         custom_id=job.custom_id,
         metadata=job.metadata,
         prompt_sha256=job.prompt_sha256,
-        request=to_json(request) if request is not None else None,
+        request=to_json(kept) if kept is not None else None,
     )
 
 

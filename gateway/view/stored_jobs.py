@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
 
-from gateway.store.tables import batches, jobs
+from gateway.store.tables import batches, events, jobs
 
 LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch and the line from 0."""
@@ -74,6 +74,14 @@ def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | Non
     this = select(jobs.c.result).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)
     result: bytes | None = connection.execute(this).scalar()
     return result
+
+
+def delete_job(connection: Connection, tenant: str, job_id: str, now_ms: int) -> None:
+    """Remove a finished job's answer, input and events. Its row stays, so that its id is not used again."""
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.result.is_not(None)
+    gone = connection.execute(jobs.update().where(this).values(deleted_at=now_ms, result=None, request=None))
+    if gone.rowcount:
+        connection.execute(events.delete().where(events.c.tenant == tenant, events.c.object_id == job_id))
 
 
 def list_jobs(

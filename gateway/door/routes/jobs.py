@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gateway.accept.cancelling import JobFinished, cancel_job, put_control
 from gateway.accept.jobs import NewJob
 from gateway.access import Principal, Scope
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept, response_of
 from gateway.door.body import read_body
+from gateway.door.cancelling import cancel
 from gateway.door.door import Door
-from gateway.door.errors import conflict, not_found
+from gateway.door.errors import not_found
 from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
@@ -105,29 +105,6 @@ class JobRoutes:
             created_before_ms=query.time_ms(request, "created_before", now),
             metadata=_metadata(request),
         )
-
-
-async def cancel(door: Door, principal: Principal, job_id: str) -> None:
-    """Ask for a job's cancellation. Raises ApiError: 404, and 409 for a job that has ended."""
-    topics = door.fleet.kafka.topics
-
-    def change(connection: Any) -> bool:
-        if cancel_job(connection, principal.tenant, job_id, topics, door.clock):
-            return True
-        line = find_job(connection, principal.tenant, job_id)  # a batch's line without a row of its own
-        if line is None:
-            return False
-        if line.status in _STATUSES[2:]:
-            raise JobFinished(job_id, line.status)
-        put_control(connection, principal.tenant, job_id, topics, door.clock)
-        return True
-
-    try:
-        known = await door.store.write(change)
-    except JobFinished as error:
-        raise conflict("job_finished", str(error)) from None
-    if not known:
-        raise not_found("job", job_id)
 
 
 def shown(job: StoredJob) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Requests that wait for their job's answer, up to a bound.
+
+The job's own time to live has the same bound. So the job also ends if the gateway is killed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import Connection
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.accept.cancelling import JobFinished, cancel_job
+from gateway.access import Principal
+from gateway.door.accepting import idempotency_key
+from gateway.door.door import Door
+from gateway.door.errors import NO_RETRY, ApiError
+from gateway.view.stored_jobs import find_result
+from schemas.codec import read_result
+from schemas.job import Job
+from schemas.outcome import Outcome
+from schemas.responses import error_status, told
+from schemas.result import Result
+
+
+def bounded(job: Job, seconds: float) -> Job:
+    """Return the job with a time to live of at most `seconds`."""
+    return job.model_copy(update={"ttl_seconds": min(job.ttl_seconds, seconds)})
+
+
+async def answer_of(door: Door, request: Request, principal: Principal, job_id: str) -> Result:
+    """Return the result of a job that succeeded.
+
+    A job whose client leaves, or whose time is over, is cancelled. With an `Idempotency-Key` the job goes on when its
+    client leaves: a repeat of the request gets the answer.
+    Raises ApiError for a job that did not succeed, ApiError (504) when the time is over, and ClientDisconnect.
+    """
+    try:
+        value = await _unless_left(door, request, principal.tenant, job_id)
+    except (ClientDisconnect, asyncio.CancelledError):
+        if idempotency_key(request) is None:
+            _cancel(door, principal.tenant, job_id)
+        raise
+    if value is None:
+        _cancel(door, principal.tenant, job_id)
+        raise ApiError(
+            504,
+            "answer_timeout",
+            f"The job {job_id} had no answer within {door.settings.await_seconds:g} s, and is cancelled. "
+            "For long jobs use /v1/responses with `background`, or /v1/jobs.",
+            headers=NO_RETRY,
+        )
+    result = read_result(value)
+    if result.outcome is not Outcome.SUCCEEDED:
+        code, message = told(result)
+        raise ApiError(error_status(result), code, f"{message} (job {job_id})", headers=NO_RETRY)
+    return result
+
+
+async def _unless_left(door: Door, request: Request, tenant: str, job_id: str) -> bytes | None:
+    """Return the result's record; None when the time is over. Raises ClientDisconnect."""
+
+    async def look() -> bytes | None:
+        return await door.store.read(lambda connection: find_result(connection, tenant, job_id))
+
+    found = asyncio.ensure_future(door.waiting.until((tenant, job_id), look, door.settings.await_seconds))
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({found, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise ClientDisconnect
+        return found.result()
+    finally:
+        found.cancel()
+        left.cancel()
+        await asyncio.gather(found, left, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client ends the connection. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _cancel(door: Door, tenant: str, job_id: str) -> None:
+    """Queue the cancellation of a job, without waiting for it: the request itself may be cancelled."""
+
+    def change(connection: Connection) -> None:
+        try:
+            cancel_job(connection, tenant, job_id, door.fleet.kafka.topics, door.clock)
+        except JobFinished:
+            return
+
+    door.store.submit(change)

@@ -1,0 +1,35 @@
+"""Cancels a job for a request."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from gateway.accept.cancelling import JobFinished, cancel_job, put_control
+from gateway.access import Principal
+from gateway.door.door import Door
+from gateway.door.errors import conflict, not_found
+from gateway.view.stored_jobs import find_job
+from schemas.outcome import Outcome
+
+
+async def cancel(door: Door, principal: Principal, job_id: str) -> None:
+    """Ask for a job's cancellation. Raises ApiError: 404, and 409 for a job that has ended."""
+    topics = door.fleet.kafka.topics
+
+    def change(connection: Connection) -> bool:
+        if cancel_job(connection, principal.tenant, job_id, topics, door.clock):
+            return True
+        line = find_job(connection, principal.tenant, job_id)  # a batch's line without a row of its own
+        if line is None:
+            return False
+        if line.status in frozenset(map(str, Outcome)):
+            raise JobFinished(job_id, line.status)
+        put_control(connection, principal.tenant, job_id, topics, door.clock)
+        return True
+
+    try:
+        known = await door.store.write(change)
+    except JobFinished as error:
+        raise conflict("job_finished", str(error)) from None
+    if not known:
+        raise not_found("job", job_id)

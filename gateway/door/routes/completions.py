@@ -1,0 +1,43 @@
+"""`/v1/chat/completions` and `/v1/completions`: one job whose answer is awaited.
+
+Source: OpenAI's API reference, "Create chat completion" and "Create completion".
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.access import Scope
+from gateway.door import submitted
+from gateway.door.accepting import accept
+from gateway.door.awaiting import answer_of, bounded
+from gateway.door.body import parse_json, read_body
+from gateway.door.door import Door
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, answer_body
+from schemas.responses import NOTES
+from schemas.strict import ignored_members
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    """Return the routes of completions."""
+
+    async def create(request: Request) -> Response:
+        principal = await door.principal(request, Scope.SUBMIT)
+        url = request.scope["path"]
+        content = await read_body(request, door.settings.body_bytes)
+        body = parse_json(content)
+        job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
+        new = submitted.new_job(job, url, door.clock, traceparent=submitted.traceparent_of(request))
+        stored = await accept(door, request, principal, content, [new], to_json({"job_id": new.job_id}))
+        result = await answer_of(door, request, principal, json.loads(stored.body)["job_id"])
+        answer = answer_body(result, url)
+        if (note := ignored_members(url, body)) is not None:
+            answer["postback"][NOTES] = [*answer["postback"].get(NOTES, ()), note]
+        return Response(to_json(answer), media_type="application/json")
+
+    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS)]

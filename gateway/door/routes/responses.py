@@ -1,0 +1,174 @@
+"""`/v1/responses`: create, retrieve, cancel, delete, and the list of input items.
+
+With `background` the response is answered at once as `queued`. Without it, the request waits for the answer.
+Source: OpenAI's API reference, "Responses", and `openai-python`'s `resources/responses`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.accept.jobs import NewJob
+from gateway.access import Principal, Scope
+from gateway.batches.paging import list_body
+from gateway.door import query, submitted
+from gateway.door.accepting import accept, response_of
+from gateway.door.awaiting import answer_of, bounded
+from gateway.door.body import parse_json, read_body
+from gateway.door.cancelling import cancel
+from gateway.door.door import Door
+from gateway.door.errors import ApiError, conflict, not_found
+from gateway.view.stored_jobs import StoredJob, delete_job, find_job
+from schemas.codec import read_result
+from schemas.openai import RESPONSES
+from schemas.outcome import Outcome
+from schemas.responses import NOTES, PREFIX, ResponseState, input_items, kept_members, response_object
+from schemas.result import Result
+from schemas.strict import ignored_members
+
+
+class ResponseRoutes:
+    """The handlers of `/v1/responses`."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def create(self, request: Request) -> Response:
+        """Accept a job; answer at once with `background`, else with the job's answer."""
+        door = self._door
+        principal = await door.principal(request, Scope.SUBMIT)
+        content = await read_body(request, door.settings.body_bytes)
+        body = parse_json(content)
+        job = submitted.openai_job(RESPONSES, body, door.callbacks)
+        background = body.get("background") is True
+        if not background:
+            job = bounded(job, door.settings.await_seconds)
+        kept = _kept(body)
+        trace = submitted.traceparent_of(request)
+        new = submitted.new_job(job, RESPONSES, door.clock, traceparent=trace, kept=kept)
+        state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
+        stored = await accept(door, request, principal, content, [new], to_json(response_object(state)), 200)
+        if background:
+            return response_of(stored)
+        job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
+        result = await answer_of(door, request, principal, job_id)
+        return _answer(_state(await self._found(principal, job_id), result))
+
+    async def retrieve(self, request: Request) -> Response:
+        """Answer with the response in its present state."""
+        principal = await self._door.principal(request, Scope.READ)
+        if request.query_params.get("stream") in ("true", "1"):
+            raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
+        return _answer(_state(await self._found(principal, _job_id(request))))
+
+    async def cancel(self, request: Request) -> Response:
+        """Ask for the job's cancellation, and wait a moment for its end."""
+        door, job_id = self._door, _job_id(request)
+        principal = await door.principal(request, Scope.CANCEL)
+        if (await self._found(principal, job_id)).status != Outcome.CANCELLED:
+            await cancel(door, principal, job_id)
+
+        async def look() -> StoredJob | None:
+            found = await self._found(principal, job_id)
+            return found if found.result is not None else None
+
+        await door.waiting.until((principal.tenant, job_id), look, door.settings.cancel_seconds)
+        return _answer(_state(await self._found(principal, job_id)))
+
+    async def delete(self, request: Request) -> Response:
+        """Remove a finished response's answer and input from the store."""
+        door, job_id = self._door, _job_id(request)
+        principal = await door.principal(request, Scope.CANCEL)
+        found = await self._found(principal, job_id)
+        if found.result is None:
+            raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
+        now_ms = int(door.clock.time() * 1000)
+
+        def change(connection: Connection) -> None:
+            delete_job(connection, principal.tenant, job_id, now_ms)
+
+        await door.store.write(change)
+        return Response(
+            to_json({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True}), media_type="application/json"
+        )
+
+    async def input_items(self, request: Request) -> Response:
+        """Answer with a page of the response's input."""
+        principal = await self._door.principal(request, Scope.READ)
+        job_id, page = _job_id(request), query.page(request)
+        found = await self._found(principal, job_id)
+        if found.request is None:
+            raise ApiError(404, "input_not_stored", "The response's input is not stored: its request forbade it.")
+        items = input_items(job_id, json.loads(found.request))
+        if not page.ascending:
+            items.reverse()
+        ids = [item["id"] for item in items]
+        if page.after is not None and page.after not in ids:
+            raise not_found("item", page.after)
+        rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
+        answer = list_body(rest[: page.limit], has_more=len(rest) > page.limit)
+        return Response(to_json(answer), media_type="application/json")
+
+    async def _found(self, principal: Principal, job_id: str) -> StoredJob:
+        found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
+        if found is None:
+            raise not_found("response", f"{PREFIX}{job_id}")
+        return found
+
+
+def _job_id(request: Request) -> str:
+    """Return the job's id in the path. Raises ApiError (404)."""
+    identifier: str = request.path_params["response_id"]
+    if not identifier.startswith(PREFIX):
+        raise not_found("response", identifier)
+    return identifier.removeprefix(PREFIX)
+
+
+def _kept(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the members of the body that are stored, with a note about those that have no effect."""
+    kept, note = kept_members(body), ignored_members(RESPONSES, dict(body))
+    return {**kept, NOTES: [note]} if kept is not None and note is not None else kept
+
+
+def _queued(new: NewJob, now: int, body: Mapping[str, Any]) -> ResponseState:
+    return ResponseState(new.job_id, "queued", now, model_id=new.model_id, metadata=new.metadata, request=body)
+
+
+def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
+    if result is None and job.result is not None:
+        result = read_result(job.result)
+    return ResponseState(
+        job_id=job.job_id,
+        status=job.status,
+        created_at=job.created_ms // 1000,
+        finished_at=job.finished_ms // 1000 if job.finished_ms is not None else None,
+        model_id=job.model_id,
+        metadata=job.metadata,
+        result=result,
+        request=json.loads(job.request) if job.request is not None else {},
+    )
+
+
+def _answer(state: ResponseState) -> Response:
+    return Response(to_json(response_object(state)), media_type="application/json")
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    """Return the routes of responses."""
+    handlers = ResponseRoutes(door)
+    one = f"{RESPONSES}/{{response_id:path}}"
+    return [
+        Route(RESPONSES, handlers.create, methods=["POST"]),
+        Route(f"{one}/cancel", handlers.cancel, methods=["POST"]),
+        Route(f"{one}/input_items", handlers.input_items, methods=["GET"]),
+        Route(one, handlers.retrieve, methods=["GET"]),
+        Route(one, handlers.delete, methods=["DELETE"]),
+    ]
