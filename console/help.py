@@ -25,6 +25,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "api-keys list": ("postback api-keys list --tenant acme",),
     "api-keys revoke": ("postback api-keys revoke 0123456789abcdef",),
+    "tenants put": (
+        """postback tenants put acme '{"requests_per_second": 50, "queued_lines": 100000}'""",
+        "cat settings.json | postback tenants put acme -",
+    ),
+    "tenants show": ("postback tenants show acme",),
+    "tenants list": ("postback tenants list",),
+    "tenants remove": ("postback tenants remove acme",),
     "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
     "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
     "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),

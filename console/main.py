@@ -24,6 +24,7 @@ from console import (
     replay,
     results,
     submit,
+    tenants,
     topics,
     trigger,
     worker,
@@ -52,6 +53,7 @@ app.command(rich_help_panel=RUN)(gateway.gateway)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)
+app.add_typer(tenants.app, name="tenants", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)
 app.command(rich_help_panel=TAKE)(results.results)

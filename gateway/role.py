@@ -12,6 +12,8 @@ from pathlib import Path
 from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
+from gateway.access.gate import Gate
+from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
 from gateway.batches.clerk import Clerk
 from gateway.batches.expansion import ExpansionHandler
@@ -148,13 +150,14 @@ def _add_door(
     tls = _tls(options, limits, clock)
     if tls is None and not (process.development and _is_loopback(bound)):
         raise TlsMissing(TlsMissing.__doc__)
-    access = Access.open(shelf.store, options.store_url, read_settings(AccessSettings), clock, tls)
+    access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
     door = Door(
         fleet=process.fleet,
         settings=limits,
         callbacks=read_settings(EgressSettings).callback_policy(development=process.development),
         store=shelf.store,
         access=access,
+        gate=gate,
         waiting=waiting,
         shelf=shelf,
         clock=clock,
@@ -167,6 +170,17 @@ def _add_door(
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1")
     options.announce(url)
+
+
+def _access(
+    store: Store, store_url: str, clock: Clock, stack: AsyncExitStack, tls: DoorTls | None
+) -> tuple[Access, Gate]:
+    """Return the checks of credentials and rates. Raises PepperProblem, SettingsRefused and StoreAway."""
+    settings = read_settings(AccessSettings)
+    access = Access.open(store, store_url, settings, clock, tls)
+    rates = Rates(settings.redis_url.get_secret_value() if settings.redis_url is not None else None, clock)
+    stack.push_async_callback(rates.close)
+    return access, Gate(access, rates, settings)
 
 
 def _tls(options: Options, limits: GatewaySettings, clock: Clock) -> DoorTls | None:

@@ -387,6 +387,12 @@ GATEWAY = {
         "The gateway closes connections at once: too many are open, or the process has no file descriptor left.",
         "Raise POSTBACK_GATEWAY__CONNECTIONS, or POSTBACK_GATEWAY__CONNECTIONS_PER_ADDRESS behind a proxy.",
     ),
+    "rates-unshared": Action(
+        "warning",
+        "The Redis of POSTBACK_ACCESS__REDIS_URL does not answer; each gateway counts its own requests until it does.",
+        "Start Redis, or see why it cannot be reached.",
+    ),
+    "rates-shared": Action("info", "Redis answers again; the gateways count their requests together.", "Nothing."),
     "request-failed": Action(
         "error",
         "A request failed by a defect of the gateway; it gets status 500 with the id in the line.",

@@ -10,10 +10,13 @@ from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
+from gateway.access.quotas import Work, has_quota, reserve, tokens_of, total_of
+from gateway.access.tenant_settings import TenantSettings
 from gateway.store.dialects import insert_new
 from gateway.store.hold import require_no_hold
 from gateway.store.tables import jobs, outbox
 from schemas import topics as names
+from schemas.job import DEFAULT_MAX_TOKENS
 from schemas.topics import Topics
 from telemetry.clock import Clock, SystemClock
 
@@ -47,26 +50,41 @@ class NewJob:
     prompt_sha256: str | None = None
     request: bytes | None = None
     """Members of the request's body that are shown again, as JSON."""
+    callback_url: str | None = None
+    max_tokens: int = DEFAULT_MAX_TOKENS
+
+    @property
+    def work(self) -> Work:
+        """The work that the job takes from its tenant's quota."""
+        return Work(1, tokens_of(len(self.value), self.max_tokens))
 
 
 def accept_jobs(
-    connection: Connection, principal: Principal, new: Sequence[NewJob], topics: Topics, clock: Clock = _CLOCK
+    connection: Connection,
+    principal: Principal,
+    new: Sequence[NewJob],
+    topics: Topics,
+    clock: Clock = _CLOCK,
+    settings: TenantSettings | None = None,
 ) -> None:
     """Write the rows of jobs, and their records into the outbox. No id may occur twice in `new`.
 
-    Raises JobExists, and StoreAway on a hold.
+    `settings` are the tenant's, with its quota. Raises JobExists and QuotaExceeded, and StoreAway on a hold.
     """
     if not new:
         return
     require_no_hold(connection, new_work=True)
     now_ms = int(clock.time() * 1000)
-    rows = [_job_row(principal, job, now_ms) for job in new]
+    counted = settings is not None and has_quota(settings)
+    rows = [_job_row(principal, job, now_ms, counted=counted) for job in new]
     if len(new) == 1:
         if insert_new(connection, jobs, rows) == 0:
             raise JobExists(new[0].job_id)
     else:
         _insert_all(connection, principal.tenant, rows)
     connection.execute(outbox.insert(), [_outbox_row(principal.tenant, job, topics) for job in new])
+    if settings is not None and counted:
+        reserve(connection, principal.tenant, settings, total_of([job.work for job in new]))
 
 
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
@@ -84,7 +102,7 @@ def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]])
     raise ValueError("a job's id occurs twice among the new jobs")
 
 
-def _job_row(principal: Principal, job: NewJob, now_ms: int) -> dict[str, Any]:
+def _job_row(principal: Principal, job: NewJob, now_ms: int, *, counted: bool) -> dict[str, Any]:
     return {
         "tenant": principal.tenant,
         "job_id": job.job_id,
@@ -94,6 +112,7 @@ def _job_row(principal: Principal, job: NewJob, now_ms: int) -> dict[str, Any]:
         "status": QUEUED,
         "created_at": now_ms,
         "submitted_by": principal.credential,
+        "reserved_tokens": job.work.tokens if counted else None,
         "prompt_sha256": job.prompt_sha256,
         "request": job.request,
         "metadata": dict(job.metadata),

@@ -11,6 +11,8 @@ from gateway.access.pepper import load_pepper
 from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
+from gateway.access.tenant_settings import TenantSettings
+from gateway.access.tenants import find_tenant
 from gateway.store.store import Store
 from gateway.tls import DoorTls
 from telemetry.clock import Clock
@@ -32,6 +34,7 @@ class Access:
         self._clock = clock
         self._settings = settings
         self._recent = Recent(self._find, settings.key_cache_seconds, clock)
+        self._tenants = Recent(self._find_tenant, settings.key_cache_seconds, clock)
         self._last_use_ms: dict[str, float] = {}
 
     @classmethod
@@ -52,10 +55,26 @@ class Access:
         shown = self._certificates.principal(peer) if peer is not None else None
         if authorization is None and shown is not None:
             return shown
-        scheme, _, credential = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not credential.strip().startswith(PREFIX):
+        credential = _bearer(authorization)
+        if credential is None or not credential.startswith(PREFIX):
             raise CredentialRefused(_SENDABLE)
-        return agreed(shown, await self._by_key(credential.strip()))
+        return agreed(shown, await self._by_key(credential))
+
+    async def tenant(self, tenant: str) -> TenantSettings:
+        """Return the tenant's settings, or the defaults. Raises StoreAway."""
+        return await self._tenants.get(tenant)
+
+    def knows(self, authorization: str | None, peer: bytes | None) -> bool:
+        """True if the credential reads no database: a certificate, or a key whose id was found lately."""
+        if authorization is None and peer is not None:
+            return True
+        key = _bearer(authorization)
+        identifier = id_of(key) if key is not None else None
+        return identifier is not None and self._recent.has(identifier)
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Read the tenant's settings anew, because they were changed."""
+        self._tenants.forget(tenant)
 
     def forget_key(self, identifier: str) -> None:
         """Read the key's row anew at its next use, because it was changed."""
@@ -75,9 +94,19 @@ class Access:
     async def _find(self, identifier: str) -> tuple[ApiKey, bytes] | None:
         return await self._store.read(lambda connection: find_key(connection, identifier))
 
+    async def _find_tenant(self, tenant: str) -> TenantSettings:
+        found = await self._store.read(lambda connection: find_tenant(connection, tenant))
+        return found if found is not None else self._settings.tenant_defaults
+
     def _note_use(self, identifier: str, row: ApiKey, now_ms: float) -> None:
         """Write the key's last use, seldom, and without waiting: a lost write loses a time and nothing else."""
         noted = self._last_use_ms.get(identifier, row.last_used_at or 0)
         if now_ms - noted >= self._settings.last_used_seconds * 1000:
             self._last_use_ms[identifier] = now_ms
             self._store.submit(lambda connection: note_use(connection, self._clock, identifier))
+
+
+def _bearer(authorization: str | None) -> str | None:
+    """Return the credential of an `Authorization: Bearer` header (RFC 6750, section 2.1)."""
+    scheme, _, credential = (authorization or "").partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else None

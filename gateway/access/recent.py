@@ -42,6 +42,10 @@ class Recent(Generic[Key, Value]):
         # A client that goes away must not cancel the reading, for which other requests may wait.
         return await asyncio.shield(reading)
 
+    def has(self, key: Key) -> bool:
+        """True if the key had a value when it was last read, however long ago."""
+        return key in self._kept
+
     def forget(self, key: Key) -> None:
         """Read the key anew at the next request, also if it is being read now."""
         self._kept.pop(key, None)

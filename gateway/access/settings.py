@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.access.tenant_settings import TenantSettings
 
 
 class AccessSettings(BaseSettings):
@@ -27,5 +29,14 @@ class AccessSettings(BaseSettings):
     key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
     """Longest time for which a gateway still accepts a key after it was revoked, and uses a tenant's former settings.
     Keys and settings that were read within this time are not read again."""
+    requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
+    """Requests per second of the whole door, with a credential or without. Further ones get status 429."""
+    failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
+    """Requests per minute with a refused credential, of one IPv4 address or one /64 of IPv6. Above this, the address
+    may use only credentials that were accepted lately."""
+    redis_url: SecretStr | None = None
+    """Redis in which several gateways count their requests together; in memory if absent, each for itself."""
+    tenant_defaults: TenantSettings = Field(default_factory=TenantSettings)
+    """Settings, as JSON, of tenants that have none of their own (`postback tenants put`)."""
     last_used_seconds: float = Field(default=300.0, ge=1, le=86_400)
     """Shortest time between two writes of a key's last use into the store."""

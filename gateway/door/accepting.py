@@ -13,8 +13,12 @@ from starlette.responses import Response
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
 from gateway.accept.jobs import JobExists, NewJob, accept_jobs
 from gateway.access import Principal
+from gateway.access.allowed import OF_A_BODY, OF_A_JOB, check_parts
+from gateway.access.quotas import QuotaExceeded
+from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
-from gateway.door.errors import ApiError, conflict
+from gateway.door.errors import NO_RETRY, ApiError, conflict
+from gateway.door.submitted import JOBS
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 KEY_HEADER = "idempotency-key"
@@ -47,13 +51,15 @@ async def accept(
 ) -> StoredAnswer:
     """Accept jobs, and return `answer` with the status; a repeat of the request gets the first request's answer.
 
-    Raises ApiError (400, 409).
+    Raises ApiError (400, 403, 409, 429).
     """
+    settings = await door.access.tenant(principal.tenant)
+    _require_allowed(settings, jobs)
     key, print_of_it = idempotency_key(request), fingerprint(request, body)
 
     def change(connection: Connection) -> StoredAnswer:
         def work() -> StoredAnswer:
-            accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock)
+            accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock, settings)
             return StoredAnswer(status, answer)
 
         return once(connection, principal.tenant, key, print_of_it, work, door.clock)
@@ -64,6 +70,17 @@ async def accept(
         raise conflict("idempotency_key_reused", str(error)) from None
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
+    except QuotaExceeded as error:
+        raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
+
+
+def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
+    """Refuse jobs whose model or callback the tenant may not use. Raises ApiError (403), which names the field."""
+    for index, job in enumerate(jobs):
+        names = OF_A_JOB if job.url == JOBS else OF_A_BODY
+        for problem in check_parts(settings, job.model_id, job.callback_url, names):
+            place = problem.field if len(jobs) == 1 else f"{index}.{problem.field}"
+            raise ApiError(403, "not_allowed", f"{place}: {problem.reason}.", param=place, headers=NO_RETRY)
 
 
 def response_of(stored: StoredAnswer) -> Response:

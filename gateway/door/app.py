@@ -10,10 +10,12 @@ from starlette.types import ASGIApp
 
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
+from gateway.door.limited import Limited
 from gateway.door.observed import Observed
-from gateway.door.routes import batches, completions, files, jobs, models, responses
+from gateway.door.routes import admin, batches, completions, files, jobs, models, responses
 
 ROUTES = (
+    admin.routes,
     batches.routes,
     completions.routes,
     files.routes,
@@ -31,4 +33,4 @@ def create_app(door: Door) -> ASGIApp:
         made: Sequence[BaseRoute] = make(door)
         app.router.routes.extend(made)
     add_handlers(app)
-    return Observed(app, door.metrics, door.clock)
+    return Observed(Limited(app, door.gate), door.metrics, door.clock)

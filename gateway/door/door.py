@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
+from gateway.access.gate import Gate, TooManyRequests
 from gateway.batches.shelf import Shelf
 from gateway.door.errors import ApiError
 from gateway.door.settings import GatewaySettings
@@ -21,6 +22,8 @@ from workers.egress import EgressPolicy
 
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
+ANSWER_HEADERS = "answer_headers"
+"""The key, in the ASGI scope's state, of header fields that the response gets."""
 
 _OWN_SITE = ("none", "same-origin")
 """Values of `Sec-Fetch-Site` for requests that no other site's page has made. A browser shows its certificate to each
@@ -41,6 +44,9 @@ class Door:
     """The policy by which a callback's URL is checked before its job is accepted."""
     store: Store
     access: Access
+    """Credentials and settings of tenants."""
+    gate: Gate
+    """Admits requests by credential and rate."""
     waiting: Waiting
     """Wakes the requests that wait for a result."""
     shelf: Shelf
@@ -51,11 +57,17 @@ class Door:
     """Tells the clerk of batches, if it works in this process, that one was created or cancelled."""
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
-        """Return the request's principal. Raises ApiError: 401, 403, and 503 while no work can be accepted."""
+        """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""
+        peer, address = request.scope.get(PEER), request.client.host if request.client is not None else None
         try:
-            found = await self.access.principal(request.headers.get("authorization"), request.scope.get(PEER))
+            admitted = await self.gate.admit(request.headers.get("authorization"), peer, address)
         except CredentialRefused as error:
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
+        except TooManyRequests as error:
+            raise too_many(error) from None
+        found = admitted.principal
+        if admitted.rate is not None:
+            request.scope["state"][ANSWER_HEADERS] = admitted.rate.headers
         if found.kind == "certificate" and request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
             raise ApiError(403, "cross_site_request", "Another site's page may not use the browser's certificate.")
         if not found.may(scope):
@@ -63,3 +75,9 @@ class Door:
         if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):
             raise ApiError(503, "not_accepting", f"No work is accepted now: {reason}.", headers={"retry-after": "5"})
         return found
+
+
+def too_many(error: TooManyRequests) -> ApiError:
+    """Return the 429 of a spent rate."""
+    headers = {**error.taken.headers, "retry-after": str(error.taken.reset_seconds)}
+    return ApiError(429, "rate_limit_exceeded", str(error), headers=headers)

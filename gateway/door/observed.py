@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.door.door import ANSWER_HEADERS
 from gateway.door.errors import ApiError
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
@@ -37,8 +39,9 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises nothing that the application raises."""
         begun = self._clock.monotonic()
-        exchange = _Exchange(new_request_id(), send)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        state = scope.setdefault("state", {})
+        exchange = _Exchange(new_request_id(), send, state)
+        state["request_id"] = exchange.request_id
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -65,9 +68,10 @@ _AT_ONCE = {"retry-after": "1"}
 class _Exchange:
     """One response on its way: it gets the header fields that every response has."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, send: Send, state: Mapping[str, Any]) -> None:
         self.request_id = request_id
         self.status = ""
+        self._state = state
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -77,6 +81,9 @@ class _Exchange:
             present = {name.lower() for name, _ in headers}
             headers.append((REQUEST_ID.encode(), self.request_id.encode()))
             headers += [field for field in SECURITY if field[0] not in present]
+            for name, value in self._state.get(ANSWER_HEADERS, {}).items():
+                if name.encode() not in present:
+                    headers.append((name.encode(), value.encode()))
         await self._send(message)
 
 

@@ -109,6 +109,8 @@ def new_job(
         custom_id=job.custom_id,
         metadata=job.metadata,
         prompt_sha256=job.prompt_sha256,
+        callback_url=job.callback_url,
+        max_tokens=job.max_tokens,
         request=to_json(kept) if kept is not None else None,
     )
 

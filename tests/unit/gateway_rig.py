@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 
 from gateway.access.access import Access
+from gateway.access.gate import Gate
 from gateway.access.keys import create_key
 from gateway.access.principal import DEFAULT_SCOPES, Scope
+from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
 from gateway.batches.shelf import Shelf
 from gateway.blobs.folder import FolderBlobs
@@ -28,6 +30,9 @@ from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
 
 NOW = 1_800_000_000.0
+
+
+UNLIMITED = AccessSettings(requests_per_second=1_000_000, failures_per_minute=1_000_000)
 
 
 @dataclass
@@ -64,19 +69,20 @@ class Rig:
 
 
 @contextmanager
-def gateway_rig(folder: Path, **settings: Any) -> Iterator[Rig]:
+def gateway_rig(folder: Path, limits: AccessSettings = UNLIMITED, **settings: Any) -> Iterator[Rig]:
     """Yield a door; `settings` are those of files."""
     clock = HandClock(NOW)
     url = f"sqlite:///{folder}/store.db"
     store = Store.open(url)
     shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
-    access = Access.open(store, url, AccessSettings(), clock)
+    access = Access.open(store, url, limits, clock)
     door = Door(
         fleet=FleetSettings(),
         settings=GatewaySettings(),
         callbacks=EgressPolicy(),
         store=store,
         access=access,
+        gate=Gate(access, Rates(None, clock), limits),
         waiting=Waiting(clock),
         shelf=shelf,
         clock=clock,

@@ -30,7 +30,7 @@ from workers.egress.policy import (
     is_named,
 )
 from workers.egress.settings import EgressSettings
-from workers.egress.urls import check_reference, check_url
+from workers.egress.urls import check_reference, check_url, connected_host
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -47,6 +47,7 @@ __all__ = [
     "bounded_connector",
     "check_reference",
     "check_url",
+    "connected_host",
     "guarded_connector",
     "is_allowed",
     "is_denied",

@@ -141,3 +141,16 @@ def is_localhost(host: str) -> bool:
 
 def _allows_loopback(policy: EgressPolicy) -> bool:
     return is_listed("127.0.0.1", policy) or is_listed("::1", policy)
+
+
+def connected_host(url: str) -> str:
+    """Return the host that a connection to the URL goes to: lower case, IDNA, no brackets and no final dot.
+
+    Raises EgressRefused for a URL that no connection is made to.
+    """
+    parsed = _readable(url)
+    host = (parsed.raw_host or "").lower()
+    if not host or parsed.raw_user is not None or parsed.raw_password is not None:
+        raise refusal(Refusal.URL, parsed)
+    address = _literal(parsed, host)
+    return str(address) if address is not None else host.removesuffix(".")

@@ -1,0 +1,63 @@
+"""The allow-lists of a tenant, for single jobs, responses and the lines of batches alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gateway.access.tenant_settings import TenantSettings
+from schemas.job import Job
+from schemas.problems import Problem
+from workers.egress import EgressRefused, connected_host
+
+
+class FieldNames(NamedTuple):
+    """The fields by which a job's author knows its model and its callback."""
+
+    model: str
+    callback: str
+
+
+OF_A_JOB = FieldNames("model_id", "callback_url")
+OF_A_BODY = FieldNames("model", "metadata.webhook_url")
+"""A body to one of OpenAI's URLs."""
+OF_A_LINE = FieldNames("body.model", "body.metadata.webhook_url")
+"""A line of an OpenAI Batch."""
+
+
+def check_job(settings: TenantSettings, job: Job, names: FieldNames = OF_A_JOB) -> tuple[Problem, ...]:
+    """Return a problem for each allow-list of the tenant that refuses the job."""
+    return check_parts(settings, job.model_id, job.callback_url, names)
+
+
+def check_parts(
+    settings: TenantSettings, model: str | None, callback_url: str | None, names: FieldNames = OF_A_JOB
+) -> tuple[Problem, ...]:
+    """Return a problem for each allow-list of the tenant that refuses the model or the callback."""
+    problems = []
+    if settings.models is not None and model not in settings.models:
+        problems.append(Problem(names.model, _one_of("is none of this tenant's models", settings.models)))
+    if callback_url is not None and not may_call(settings, callback_url):
+        domains = settings.callback_domains or []
+        problems.append(Problem(names.callback, _one_of("has a host outside this tenant's callback domains", domains)))
+    return tuple(problems)
+
+
+def may_call(settings: TenantSettings, url: str) -> bool:
+    """True if the tenant's callbacks may go to this URL. Hosts are compared as connections spell them."""
+    if settings.callback_domains is None:
+        return True
+    try:
+        host = connected_host(url)
+    except EgressRefused:
+        return False
+    return any(
+        host.endswith(domain[1:]) if domain.startswith("*.") else host == domain for domain in settings.callback_domains
+    )
+
+
+def _one_of(problem: str, allowed: list[str], shown: int = 8) -> str:
+    """Return the problem with the first allowed values: they are the tenant's own."""
+    if not allowed:
+        return f"{problem}: it has none"
+    more = f" and {len(allowed) - shown} more" if len(allowed) > shown else ""
+    return f"{problem}: {', '.join(allowed[:shown])}{more}"

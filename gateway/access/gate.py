@@ -1,0 +1,81 @@
+"""The gate of the door: a request's credential and its rates are checked before its body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from gateway.access.access import Access
+from gateway.access.principal import CredentialRefused, Principal
+from gateway.access.rates import Rates, Taken, network_of, per_minute, per_second
+from gateway.access.settings import AccessSettings
+
+
+class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
+    """A rate is spent. The text names whose rate it is."""
+
+    def __init__(self, whose: str, taken: Taken) -> None:
+        super().__init__(f"{whose} sends more than {taken.limit} requests; repeat it in {taken.reset_seconds} s.")
+        self.taken = taken
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may go on."""
+
+    principal: Principal
+    rate: Taken | None
+    """The rate with the fewest places left, of the credential or its tenant; None without a rate."""
+
+
+class Gate:
+    """Admits requests. One object a process, on its event loop."""
+
+    def __init__(self, access: Access, rates: Rates, settings: AccessSettings) -> None:
+        self._access = access
+        self._rates = rates
+        self._door = per_second(settings.requests_per_second)
+        self._failures = per_minute(settings.failures_per_minute)
+
+    async def enter(self) -> None:
+        """Count a request of any kind against the rate of the whole door. Raises TooManyRequests."""
+        _require("This service gets too many requests: the door as a whole", await self._rates.take(self._door, "door"))
+
+    async def admit(self, authorization: str | None, peer: bytes | None, address: str | None) -> Admitted:
+        """Return the principal of a request. Raises CredentialRefused, TooManyRequests and StoreAway.
+
+        Refused credentials are counted by address. Above the rate, that address may use only credentials that were
+        accepted lately: guessing becomes slow and reads no database, and others behind the same proxy go on.
+        """
+        network = network_of(address)
+        if not self._access.knows(authorization, peer):
+            spent = await self._rates.is_spent(self._failures, "failures", network)
+            if spent is not None:
+                raise TooManyRequests("This address is refused: it", spent)
+        try:
+            principal = await self._access.principal(authorization, peer)
+        except CredentialRefused:
+            await self._rates.take(self._failures, "failures", network)
+            raise
+        return Admitted(principal, await self._within_rates(principal))
+
+    async def _within_rates(self, principal: Principal) -> Taken | None:
+        settings = await self._access.tenant(principal.tenant)
+        rates = {
+            "The tenant": (settings.requests_per_second, "tenant", principal.tenant),
+            "The credential": (settings.key_requests_per_second, "credential", principal.credential),
+        }
+        asked = {whose: rate for whose, rate in rates.items() if rate[0] is not None}
+        if not asked:
+            return None
+        taken = await asyncio.gather(
+            *(self._rates.take(per_second(rate or 1), *names) for rate, *names in asked.values())
+        )
+        for whose, each in zip(asked, taken, strict=True):
+            _require(whose, each)
+        return min(taken, key=lambda each: each.remaining)
+
+
+def _require(whose: str, taken: Taken) -> None:
+    if not taken.allowed:
+        raise TooManyRequests(whose, taken)

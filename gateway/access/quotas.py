@@ -1,0 +1,168 @@
+"""Quotas: work that a tenant has queued, counted in jobs (lines) and tokens.
+
+Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
+and each batch keeps its own reservation in its row, so that a reservation is given back once, whatever comes twice.
+Only tenants with a quota reserve anything: others cost no write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, case, func, select
+
+from gateway.access.tenant_settings import TenantSettings
+from gateway.store.dialects import insert
+from gateway.store.tables import batches, jobs, quotas
+
+BYTES_OF_A_TOKEN = 4
+"""Bytes of text for one token, about: English text has four characters a token."""
+
+
+class QuotaExceeded(Exception):  # noqa: N818 - it names what happened
+    """The tenant may queue no more work at present. The error's text is for the tenant."""
+
+
+class Work(NamedTuple):
+    """Work to reserve."""
+
+    lines: int
+    tokens: int
+
+
+class Answered(NamedTuple):
+    """A job's first result: one line of a batch, or a job of its own."""
+
+    tenant: str
+    job_id: str
+    batch_id: str | None
+
+
+def tokens_of(value_bytes: int, max_tokens: int) -> int:
+    """Return the tokens that a job of this size may use, as the quota counts them."""
+    return -(-value_bytes // BYTES_OF_A_TOKEN) + max_tokens
+
+
+def total_of(works: Sequence[Work]) -> Work:
+    """Return the sum."""
+    return Work(sum(work.lines for work in works), sum(work.tokens for work in works))
+
+
+def has_quota(settings: TenantSettings) -> bool:
+    """True if the tenant's work is counted."""
+    return settings.queued_lines is not None or settings.queued_tokens is not None
+
+
+def reserve(connection: Connection, tenant: str, settings: TenantSettings, work: Work) -> None:
+    """Reserve work for a tenant with a quota. Raises QuotaExceeded.
+
+    The rows of the jobs or of the batch keep the reservation; the caller writes it there in the same transaction.
+    """
+    queued = queued_work(connection, tenant)
+    for name, limit, now, more in (
+        ("jobs", settings.queued_lines, queued.lines, work.lines),
+        ("tokens", settings.queued_tokens, queued.tokens, work.tokens),
+    ):
+        if limit is not None and now + more > limit:
+            raise QuotaExceeded(
+                f"The tenant has {now} {name} queued and may have {limit}; {more} more do not fit. Send them again "
+                "when some are answered."
+            )
+    connection.execute(
+        insert(connection, quotas).on_conflict_do_update(
+            index_elements=["tenant"],
+            set_={
+                "queued_lines": quotas.c.queued_lines + work.lines,
+                "queued_tokens": quotas.c.queued_tokens + work.tokens,
+            },
+        ),
+        {"tenant": tenant, "queued_lines": work.lines, "queued_tokens": work.tokens},
+    )
+
+
+def queued_work(connection: Connection, tenant: str) -> Work:
+    """Return the work that the tenant has reserved."""
+    row = connection.execute(select(quotas).where(quotas.c.tenant == tenant)).one_or_none()
+    return Work(row.queued_lines, row.queued_tokens) if row is not None else Work(0, 0)
+
+
+def release_answered(connection: Connection, answered: Sequence[Answered]) -> None:
+    """Give back the reservations of jobs that have their first result now."""
+    freed: dict[str, Work] = {}
+    lines = Counter((each.tenant, each.batch_id) for each in answered if each.batch_id is not None)
+    for (tenant, batch_id), number in lines.items():
+        _add(freed, tenant, _of_batch(connection, tenant, batch_id or "", number))
+    for each in answered:
+        if each.batch_id is None:
+            _add(freed, each.tenant, _of_job(connection, each.tenant, each.job_id))
+    for tenant, work in freed.items():
+        _give_back(connection, tenant, work)
+
+
+def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
+    """Give back the reservation that a batch still has at its end, for lines that ended without a result."""
+    work = _of_batch(connection, tenant, batch_id, None)
+    if work != Work(0, 0):
+        _give_back(connection, tenant, work)
+
+
+def _of_job(connection: Connection, tenant: str, job_id: str) -> Work:
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id)
+    tokens = connection.execute(select(jobs.c.reserved_tokens).where(this)).scalar()
+    if tokens is None:
+        return Work(0, 0)
+    connection.execute(jobs.update().where(this).values(reserved_tokens=None))
+    return Work(1, tokens)
+
+
+def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | None) -> Work:
+    """Take this number of lines, or all, out of the batch's reservation. Each line has an equal share of the tokens."""
+    this = (batches.c.tenant == tenant) & (batches.c.id == batch_id)
+    row = connection.execute(select(batches.c.reserved_lines, batches.c.reserved_tokens).where(this)).one_or_none()
+    if row is None or not row.reserved_lines:
+        return Work(0, 0)
+    taken = row.reserved_lines if lines is None else min(lines, row.reserved_lines)
+    work = Work(taken, row.reserved_tokens * taken // row.reserved_lines)
+    connection.execute(
+        batches.update()
+        .where(this)
+        .values(reserved_lines=row.reserved_lines - taken, reserved_tokens=row.reserved_tokens - work.tokens)
+    )
+    return work
+
+
+def _add(freed: dict[str, Work], tenant: str, work: Work) -> None:
+    if work != Work(0, 0):
+        before = freed.get(tenant, Work(0, 0))
+        freed[tenant] = Work(before.lines + work.lines, before.tokens + work.tokens)
+
+
+def _give_back(connection: Connection, tenant: str, work: Work) -> None:
+    """Lower the tenant's counts, never below zero."""
+    lines, tokens = quotas.c.queued_lines - work.lines, quotas.c.queued_tokens - work.tokens
+    connection.execute(
+        quotas.update()
+        .where(quotas.c.tenant == tenant)
+        .values(queued_lines=case((lines > 0, lines), else_=0), queued_tokens=case((tokens > 0, tokens), else_=0))
+    )
+
+
+def recount(connection: Connection) -> None:
+    """Count all reservations anew from the rows of jobs and batches, after rows were removed or restored."""
+    kept: dict[str, Work] = {}
+    of_jobs = select(jobs.c.tenant, func.count(), func.sum(jobs.c.reserved_tokens)).where(
+        jobs.c.reserved_tokens.is_not(None)
+    )
+    of_batches = select(
+        batches.c.tenant, func.sum(batches.c.reserved_lines), func.sum(batches.c.reserved_tokens)
+    ).where(batches.c.reserved_lines.is_not(None))
+    for query, table in ((of_jobs, jobs), (of_batches, batches)):
+        for tenant, lines, tokens in connection.execute(query.group_by(table.c.tenant)):
+            _add(kept, tenant, Work(int(lines), int(tokens)))
+    connection.execute(quotas.delete())
+    for tenant, work in kept.items():
+        connection.execute(
+            quotas.insert(), {"tenant": tenant, "queued_lines": work.lines, "queued_tokens": work.tokens}
+        )

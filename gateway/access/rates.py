@@ -1,0 +1,146 @@
+"""Rates of requests, by `limits`: fixed windows in memory, or in Redis for several gateways together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.errors import StorageError
+from limits.storage import MemoryStorage
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+
+REDIS_SECONDS = 0.25
+"""Longest wait for Redis; a request waits for up to three answers at once."""
+AWAY_SECONDS = 5.0
+"""Time after a failure in which Redis is not asked."""
+_IPV6_PREFIX = 64
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One place of a window, or the refusal of one."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+    """Seconds until the window ends, rounded up."""
+    allowed: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header fields by which OpenAI's clients know their rate (API reference, "Rate limits in headers")."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-reset-requests": f"{self.reset_seconds}s",
+        }
+
+
+def per_second(rate: int) -> RateLimitItem:
+    """Return a limit of requests per second."""
+    return RateLimitItemPerSecond(rate, namespace="postback")
+
+
+def per_minute(rate: int) -> RateLimitItem:
+    """Return a limit of requests per minute."""
+    return RateLimitItemPerMinute(rate, namespace="postback")
+
+
+def network_of(address: str | None) -> str:
+    """Return the name under which a client's requests are counted: its IPv4 address, or the /64 of its IPv6 address."""
+    try:
+        parsed = ip_address(address or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ip_network((parsed, _IPV6_PREFIX), strict=False))
+    return str(parsed)
+
+
+class Rates:
+    """Counts requests. Counts in memory, each gateway for itself, while there is no Redis or Redis does not answer."""
+
+    def __init__(self, redis_url: str | None, clock: Clock) -> None:
+        self._memory = MemoryStorage()
+        self._clock = clock
+        self._redis = _redis_storage(redis_url) if redis_url is not None else None
+        self._away_until = -math.inf
+        self._away = False
+
+    async def take(self, item: RateLimitItem, *names: str) -> Taken:
+        """Take one place of the present window. A request beyond the limit counts too."""
+        key, expiry = item.key_for(*names), item.get_expiry()
+        if (storage := self._shared()) is not None:
+            try:
+                count = await storage.incr(key, expiry)
+                taken = self._taken(item, count, await storage.get_expiry(key) if count > item.amount else None)
+            except StorageError:
+                self._gone()
+            else:
+                self._back()
+                return taken
+        count = self._memory.incr(key, expiry)
+        return self._taken(item, count, self._memory.get_expiry(key) if count > item.amount else None)
+
+    async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
+        """Return the refusal if the present window has no place left; take none."""
+        key = item.key_for(*names)
+        if (storage := self._shared()) is not None:
+            try:
+                count = await storage.get(key)
+                expiry = await storage.get_expiry(key)
+            except StorageError:
+                self._gone()
+            else:
+                self._back()
+                return self._taken(item, count + 1, expiry) if count >= item.amount else None
+        count = self._memory.get(key)
+        return self._taken(item, count + 1, self._memory.get_expiry(key)) if count >= item.amount else None
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        if self._redis is not None:
+            await self._redis.bridge.get_connection().aclose()  # type: ignore[attr-defined]
+
+    def _taken(self, item: RateLimitItem, count: int, expiry: float | None) -> Taken:
+        window = item.get_expiry()
+        reset = window if expiry is None else min(max(math.ceil(expiry - self._clock.time()), 1), window)
+        return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
+
+    def _shared(self) -> RedisStorage | None:
+        return self._redis if self._clock.monotonic() >= self._away_until else None
+
+    def _gone(self) -> None:
+        self._away_until = self._clock.monotonic() + AWAY_SECONDS
+        if not self._away:
+            self._away = True
+            log.warning(
+                "Redis does not answer; this gateway counts its own requests only until it does.",
+                action="rates-unshared",
+            )
+
+    def _back(self) -> None:
+        if self._away:
+            self._away = False
+            log.info("Redis answers again; counting the requests of all gateways together.", action="rates-shared")
+
+
+def _redis_storage(url: str) -> RedisStorage:
+    options: dict[str, Any] = {
+        "socket_connect_timeout": REDIS_SECONDS,
+        "socket_timeout": REDIS_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    return RedisStorage(f"async+{url}", wrap_exceptions=True, implementation="redispy", **options)
