@@ -16,6 +16,7 @@ from gateway.access.gate import Gate
 from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
 from gateway.batches.clerk import Clerk
+from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
@@ -28,6 +29,8 @@ from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
+from gateway.view.results import OnResults
+from gateway.view.view import View
 from gateway.view.waiting import Waiting
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
@@ -43,7 +46,6 @@ from workers.system.errors import ProcessError
 
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
-
 
 EXPANDED_AT_ONCE = 8
 """Ranges of batches in memory at once, each of a few MiB at most."""
@@ -84,6 +86,8 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         stack.callback(store.close)
         waiting = Waiting(process.clock)
         _add_relay(process, options, store)
+        if "view" in options.roles:
+            _add_view(process, store, waiting)
         shelf = _shelf(store, options.store_url, process.clock)
         clerk = Clerk(shelf, fleet.kafka.topics) if "expansion" in options.roles else None
         if "door" in options.roles:
@@ -138,6 +142,14 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
         outputs=outputs,
         last_resort=last_resort.for_callbacks(topics, metrics),
     )
+
+
+def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
+    """Add the view, with the functions that follow each result in the transaction of its row."""
+    kafka, clock = process.fleet.kafka, process.clock
+    hooks: tuple[OnResults, ...] = (counting(clock),)
+    process.beside.append(View(store, kafka, hooks, waiting, clock, process.metrics))
+    process.duties.append(f"reads results from topic {kafka.topics.results}")
 
 
 def _add_door(

@@ -365,6 +365,18 @@ GATEWAY = {
         "Kafka has records that the store never numbered: the store was restored from a backup. Its counter is raised.",
         "If the store was not restored, look for a gateway that runs on a copy of the store, and stop it.",
     ),
+    "view-failed": Action(
+        "warning",
+        "Results cannot be read from Kafka or written into the store; the view tries again.",
+        "Look at the broker and at the database.",
+    ),
+    "view-repaired": Action("info", "Results are read again."),
+    "view-record-failed": Action(
+        "error",
+        "A result or an attempt could not be written with its consequences, such as its batch's count or its tenant's "
+        "webhooks; they are left out.",
+        "Report the stack; a second line names the record's place.",
+    ),
     "outbox-full": Action(
         "error",
         "As many accepted records wait for Kafka as the settings allow; requests that submit work get status 503.",

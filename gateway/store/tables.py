@@ -238,6 +238,7 @@ view_offsets = Table(
     metadata,
     Column("topic", Name(249), primary_key=True),
     Column("partition", Integer, primary_key=True),
+    Column("topic_id", Name(64), nullable=False),
     Column("next_offset", BigInt, nullable=False),
 )
 """The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""

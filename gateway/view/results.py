@@ -33,4 +33,7 @@ class StoredResult:
 
 
 OnResults = Callable[[Connection, Sequence[StoredResult]], None]
-"""A function that the view calls in the transaction of the results, in their order. An exception ends the view."""
+"""A function that the view calls in the transaction of the results, in their order.
+
+It may run more than once for a transaction, and must have no effect but its rows. If it raises, the view calls it for
+each result alone, and writes the result at fault without it."""

@@ -1,0 +1,49 @@
+"""Events for `GET /v1/events`, numbered in the order of their commits, so that `number > last` skips none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from gateway.store.meta import set_value, value_of
+from gateway.store.tables import events
+
+_COUNTER = "events"
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to store."""
+
+    tenant: str
+    type: str
+    """The event's type, such as `inference.succeeded` or `batch.completed`."""
+    object_id: str
+    """The id of the job or of the batch."""
+    at_ms: int
+    data: bytes
+    """The event's JSON, as a webhook's body."""
+
+
+def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
+    """Store events with the next numbers. Writes of all processes run one after the other, so numbers are in order."""
+    if not new:
+        return
+    last = int(value_of(connection, _COUNTER) or 0)
+    connection.execute(
+        events.insert(),
+        [
+            {
+                "number": number,
+                "tenant": event.tenant,
+                "type": event.type,
+                "object_id": event.object_id,
+                "at": event.at_ms,
+                "data": event.data,
+            }
+            for number, event in enumerate(new, last + 1)
+        ],
+    )
+    set_value(connection, _COUNTER, str(last + len(new)))

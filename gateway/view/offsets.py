@@ -1,0 +1,56 @@
+"""The view's offsets: rows and progress change in one transaction, and only from the progress that the reader had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, select
+
+from gateway.store.dialects import insert_new
+from gateway.store.tables import view_offsets
+
+
+class Place(NamedTuple):
+    """A partition of one topic."""
+
+    topic: str
+    topic_id: str
+    """The topic's UUID: a topic that was made anew has another one, and is read from its beginning."""
+    partition: int
+
+
+class OffsetsMoved(Exception):  # noqa: N818 - it names what happened
+    """Another view has written the records, or the view is being rebuilt: read the offsets again."""
+
+
+def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int]:
+    """Return the next offset of each partition. New partitions, and topics made anew, begin at 0."""
+    wanted = list(places)
+    columns = view_offsets.c
+    rows = [{"topic": p.topic, "partition": p.partition, "topic_id": p.topic_id, "next_offset": 0} for p in wanted]
+    if rows:
+        insert_new(connection, view_offsets, rows)
+    found: dict[Place, int] = {}
+    for place in wanted:
+        this = (columns.topic == place.topic) & (columns.partition == place.partition)
+        row = connection.execute(select(columns.topic_id, columns.next_offset).where(this)).one()
+        found[place] = row.next_offset
+        if row.topic_id != place.topic_id:
+            connection.execute(view_offsets.update().where(this).values(topic_id=place.topic_id, next_offset=0))
+            found[place] = 0
+    return found
+
+
+def move(connection: Connection, moves: Mapping[Place, tuple[int, int]]) -> None:
+    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if it is elsewhere."""
+    columns = view_offsets.c
+    for place, (before, after) in moves.items():
+        this: Any = (
+            (columns.topic == place.topic)
+            & (columns.partition == place.partition)
+            & (columns.topic_id == place.topic_id)
+            & (columns.next_offset == before)
+        )
+        if connection.execute(view_offsets.update().where(this).values(next_offset=after)).rowcount == 0:
+            raise OffsetsMoved

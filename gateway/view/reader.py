@@ -1,0 +1,79 @@
+"""Reads committed records of topics from given offsets, without a consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from gateway.view.offsets import Place
+from schemas.settings import KafkaSettings
+from workers.kafka.clients import asking_config, client_config
+from workers.kafka.topics import KafkaTopicIds
+
+ASK_SECONDS = 5.0
+
+
+class TopicReader:
+    """One reading of topics that exist. Methods raise KafkaException. A single thread calls all methods.
+
+    A topic that does not exist is no part of `places`. A topic made anew needs another reader.
+    """
+
+    def __init__(self, kafka: KafkaSettings, topics: Sequence[str]) -> None:
+        self._topics = topics
+        self._ids = KafkaTopicIds(asking_config(kafka))
+        self._consumer = Consumer(
+            {
+                "fetch.wait.max.ms": 100,
+                "queued.max.messages.kbytes": 16_384,
+                **client_config(kafka),
+                "group.id": "view",  # the client requires a name, but joins no group and commits no offset
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+            }
+        )
+        self._ends: set[tuple[str, int]] = set()
+
+    def places(self) -> set[Place]:
+        """Ask Kafka for all partitions of the topics."""
+        ids = self._ids(self._topics, ASK_SECONDS)
+        found = set()
+        for topic, topic_id in ids.items():
+            layout = self._consumer.list_topics(topic, timeout=ASK_SECONDS).topics[topic]
+            if layout.error is not None:
+                raise KafkaException(layout.error)
+            found |= {Place(topic, topic_id, number) for number in layout.partitions}
+        return found
+
+    def begin(self, offsets: Mapping[Place, int]) -> None:
+        """Read from these offsets on."""
+        self._ends.clear()
+        self._consumer.assign([TopicPartition(p.topic, p.partition, offset) for p, offset in offsets.items()])
+
+    def records(self, most: int, seconds: float) -> list[Any]:
+        """Wait for a record, and return it with those that are there already."""
+        found: list[Any] = []
+        for message in [*self._consumer.consume(1, seconds), *self._consumer.consume(most - 1, 0)]:
+            error = message.error()
+            place = str(message.topic()), int(message.partition() or 0)
+            if error is None:
+                found.append(message)
+                self._ends.discard(place)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._ends.add(place)
+            elif error.fatal() or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise KafkaException(error)
+            # Other errors mean that the broker is away; the client reconnects by itself.
+        return found
+
+    def has_ended(self, places: set[Place]) -> bool:
+        """Return whether the reading has come to the end of these partitions."""
+        return all((place.topic, place.partition) in self._ends for place in places)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()

@@ -1,0 +1,80 @@
+"""Records of `model_results` and `callback_attempts`, as the view reads them. Any bytes give a record or None."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from schemas import topics as names
+from schemas.codec import InvalidResult, read_result
+from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
+from schemas.result import Result
+from workers.stage.intake import headers_of
+
+_TENANT = re.compile(TENANT_PATTERN)
+_WEBHOOK_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MOST_ATTEMPT_BYTES = 64 * 1024
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """A record of `model_results`."""
+
+    tenant: str
+    result: Result
+    value: bytes
+    webhook_id: str | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """A record of `callback_attempts`."""
+
+    partition: int
+    offset: int
+    tenant: str
+    job_id: str
+    webhook_id: str
+    at_ms: int
+    details: dict[str, Any]
+    """The record's members beside the ids and the time."""
+
+
+def result_of(message: Any) -> ResultRecord | None:
+    """Read a record of `model_results`; None if no worker wrote it."""
+    headers, unreadable = headers_of(message)
+    if unreadable is not None:
+        return None
+    said = dict(headers or ())
+    tenant = (said.get(names.TENANT) or DEFAULT_TENANT.encode()).decode("latin-1")
+    webhook_id = (said.get(names.WEBHOOK_ID) or b"").decode("latin-1")
+    value = message.value() or b""
+    try:
+        result = read_result(value)
+    except InvalidResult:
+        return None
+    if not _TENANT.fullmatch(tenant):
+        return None
+    known = webhook_id if _WEBHOOK_ID.fullmatch(webhook_id) else None
+    return ResultRecord(tenant, result, value, known, max(0, message.timestamp()[1]))
+
+
+def attempt_of(message: Any) -> AttemptRecord | None:
+    """Read a record of `callback_attempts`; None if delivery did not write it."""
+    value = message.value() or b""
+    if len(value) > _MOST_ATTEMPT_BYTES:
+        return None
+    try:
+        said = from_json(value, allow_inf_nan=False)  # PostgreSQL's JSON has neither
+        tenant, job_id, webhook_id, at_ms = (said.pop(name) for name in ("tenant", "job_id", "webhook_id", "at"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    texts = all(isinstance(each, str) for each in (tenant, job_id, webhook_id))
+    if not texts or type(at_ms) is not int or not 0 <= at_ms <= _LARGEST or not _TENANT.fullmatch(tenant):
+        return None
+    return AttemptRecord(message.partition(), message.offset(), tenant, job_id, webhook_id, at_ms, said)

@@ -1,0 +1,136 @@
+"""Writes records of the fleet's topics into rows, in the transaction that moves the view's offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, case, null, select, tuple_
+
+from gateway.accept.events import NewEvent, write_events
+from gateway.store.dialects import insert
+from gateway.store.tables import job_attempts, jobs
+from gateway.store.text import storable
+from gateway.view.records import AttemptRecord, ResultRecord
+from gateway.view.results import StoredResult
+from gateway.view.stored_jobs import LINE_ID
+from schemas.event import event_body, event_type
+
+KAFKA = "kafka"
+"""The `url` of a job that the gateway did not accept."""
+BATCHES = "/v1/batches"
+"""The `url` of a batch's line."""
+_UNFINISHED = ("queued", "cancelling")
+_ASKED_TOGETHER = 200
+
+
+def write_results(connection: Connection, found: Sequence[ResultRecord]) -> list[StoredResult]:
+    """Write results into their jobs' rows, and an event for each. A job's last result counts.
+
+    Returns the results in the order of the records.
+    """
+    if not found:
+        return []
+    known = _known(connection, {_key(each) for each in found})
+    stored: list[StoredResult] = []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in found:
+        key = _key(record)
+        before = known.get(key)
+        one = _stored(record, key[1], before)
+        stored.append(one)
+        known[key] = (one.url, False, before[2] if before else False)
+        rows[key] = _row(one)
+    _upsert(connection, list(rows.values()))
+    deleted = {key for key, (_, _, is_deleted) in known.items() if is_deleted}
+    write_events(connection, [_event(one) for one in stored if (one.tenant, one.job_id) not in deleted])
+    return stored
+
+
+def write_attempts(connection: Connection, found: Sequence[AttemptRecord]) -> None:
+    """Write callback attempts. A row of a topic that was made anew replaces the row at its place."""
+    if not found:
+        return
+    statement = insert(connection, job_attempts)
+    taken = {name: statement.excluded[name] for name in ("tenant", "job_id", "webhook_id", "at", "details")}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["topic_partition", "topic_offset"], set_=taken),
+        [
+            {
+                "topic_partition": each.partition,
+                "topic_offset": each.offset,
+                "tenant": each.tenant,
+                "job_id": each.job_id,
+                "webhook_id": each.webhook_id,
+                "at": each.at_ms,
+                "details": each.details,
+            }
+            for each in found
+        ],
+    )
+
+
+def _key(record: ResultRecord) -> tuple[str, str]:
+    """Return the primary key of a result's job, as the database stores it."""
+    return record.tenant, storable(record.result.job_id)[:256]
+
+
+def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, bool, bool]]:
+    """Return of each job with a row: its url, whether it has no result yet, and whether it is deleted."""
+    ordered, found = sorted(keys), {}
+    columns = (jobs.c.tenant, jobs.c.job_id, jobs.c.url, jobs.c.status, jobs.c.deleted_at)
+    for start in range(0, len(ordered), _ASKED_TOGETHER):
+        some = ordered[start : start + _ASKED_TOGETHER]
+        asked = select(*columns).where(tuple_(jobs.c.tenant, jobs.c.job_id).in_(some))
+        for tenant, job_id, url, status, deleted_at in connection.execute(asked):
+            found[tenant, job_id] = (url, status in _UNFINISHED, deleted_at is not None)
+    return found
+
+
+def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool, bool] | None) -> StoredResult:
+    line = LINE_ID.fullmatch(job_id)
+    return StoredResult(
+        tenant=record.tenant,
+        job_id=job_id,
+        batch_id=line[1] if line else None,
+        line=int(line[2]) if line else None,
+        url=before[0] if before else BATCHES if line else KAFKA,
+        result=record.result,
+        value=record.value,
+        webhook_id=record.webhook_id,
+        at_ms=record.at_ms,
+        first=before is None or before[1],
+    )
+
+
+def _row(one: StoredResult) -> dict[str, Any]:
+    result = one.result
+    return {
+        "tenant": one.tenant,
+        "job_id": one.job_id,
+        "batch_id": one.batch_id,
+        "line": one.line,
+        "url": one.url,
+        "custom_id": result.custom_id,
+        "model_id": result.model_id,
+        "status": str(result.outcome),
+        "created_at": one.at_ms,
+        "finished_at": one.at_ms,
+        "metadata": result.metadata,
+        "result": one.value,
+    }
+
+
+def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    """Insert rows of jobs that the gateway did not accept, and finish the rows of the others."""
+    statement = insert(connection, jobs)
+    new = statement.excluded
+    kept = case((jobs.c.deleted_at.is_(None), new.result), else_=null())
+    finished = {"status": new.status, "finished_at": new.finished_at, "model_id": new.model_id, "result": kept}
+    connection.execute(statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished), rows)
+
+
+def _event(one: StoredResult) -> NewEvent:
+    webhook_id = one.webhook_id or f"msg_{one.job_id}"
+    body = event_body(one.value, webhook_id, one.tenant)
+    return NewEvent(one.tenant, event_type(one.result.outcome), one.job_id, one.at_ms, body)
