@@ -31,8 +31,7 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
-from workers.stage.build import group_stage
-from workers.stage.settings import StageSettings
+from workers.roles.delivery import stages_of
 
 pytestmark = pytest.mark.broker
 
@@ -90,18 +89,18 @@ class Unforeseen(AbstractResolver):
 
 @pytest.fixture
 async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
-    """The running stage of a delivery process."""
+    """The running stages of a delivery process."""
     # One origin has good and bad paths here, which its breaker would count together.
     settings, metrics = DeliverySettings(breaker_failures=10_000, breaker_failure_share=1.0), Metrics()
     policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
     poster = Poster(settings, policy, CLOCK, resolver=Unforeseen())
     handler = DeliveryHandler(fleet.topics, keyring, poster, CLOCK, metrics, settings)
-    topics = [fleet.topics.results, *fleet.topics.tiers.values()]
-    stage = group_stage(StageSettings("delivery"), fleet, topics, "r1", handler, CLOCK, metrics, handler)
-    running = asyncio.ensure_future(stage.run())
+    stages = stages_of(handler, settings, fleet, "r1", CLOCK, metrics)
+    running = [asyncio.ensure_future(stage.run()) for stage in stages]
     yield metrics
-    stage.stop()
-    await running
+    for stage in stages:
+        stage.stop()
+    await asyncio.gather(*running)
     await handler.close()
 
 

@@ -36,9 +36,7 @@ from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 from workers.kafka.compacted import CompactedTopic
-from workers.stage.build import group_stage
-from workers.stage.settings import StageSettings
-from workers.stage.window import Limits
+from workers.roles.delivery import stages_of
 
 pytestmark = pytest.mark.broker
 
@@ -98,22 +96,21 @@ class Fleet:
 
     @asynccontextmanager
     async def delivery(self, **settings: float) -> AsyncIterator[None]:
-        """Run the stage of `workers.roles.delivery` with loopback allowed; settings may exceed their bounds."""
+        """Run the stages of `workers.roles.delivery` with loopback allowed; settings may exceed their bounds."""
         chosen = DeliverySettings().model_copy(update=settings)
         policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
         topics = self.kafka.topics
         handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
         followed = CompactedTopic(self.kafka, topics.endpoints, handler.states.apply, CLOCK)
         await followed.start()
-        limits = StageSettings("delivery", Limits(chosen.window_records))
-        read = [topics.results, *topics.tiers.values()]
-        stage = group_stage(limits, self.kafka, read, "r1", handler, CLOCK, self.metrics, handler)
-        running = asyncio.ensure_future(stage.run())
+        stages = stages_of(handler, chosen, self.kafka, "r1", CLOCK, self.metrics)
+        running = [asyncio.ensure_future(stage.run()) for stage in stages]
         try:
             yield
         finally:
-            stage.stop()
-            await running
+            for stage in stages:
+                stage.stop()
+            await asyncio.gather(*running)
             await handler.close()
             await followed.close()
 

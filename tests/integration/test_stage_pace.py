@@ -49,7 +49,8 @@ class DueWhenAskedAgain:
         self._asked[place] += 1
         return None if self._asked[place] > 3 else round(CLOCK.time() * 1000) + 3_600_000
 
-    def paces(self, topic: str) -> bool:
+    @property
+    def paced(self) -> bool:
         return True
 
 

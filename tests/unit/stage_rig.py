@@ -44,8 +44,9 @@ class Desk:
     def due_ms(self, record: Record) -> int | None:
         return self.due_at_ms
 
-    def paces(self, topic: str) -> bool:
-        return topic == "tier"
+    @property
+    def paced(self) -> bool:
+        return False
 
 
 class Intake:

@@ -53,7 +53,8 @@ class Engine:
     def due_ms(self, record: Record) -> int | None:
         return None
 
-    def paces(self, topic: str) -> bool:
+    @property
+    def paced(self) -> bool:
         return False
 
 

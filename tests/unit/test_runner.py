@@ -19,7 +19,6 @@ from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import (
     AT_A_TIME_SECONDS,
     MAX_OUTPUT_BYTES,
-    OTHERS_TO_ONE_PACED,
     PACED_AT_A_TIME_SECONDS,
     Handled,
     Runner,
@@ -268,16 +267,16 @@ async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_
     await settled()
 
 
-@pytest.mark.parametrize(("paced", "most"), [(False, AT_A_TIME_SECONDS), (True, PACED_AT_A_TIME_SECONDS)])
-async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(paced: bool, most: float) -> None:
+@pytest.mark.parametrize("most", [AT_A_TIME_SECONDS, PACED_AT_A_TIME_SECONDS])
+async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(most: float) -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
             time.sleep(most / 2)  # blocking work also keeps the loop from running
             return await super().handle(record)
 
     handler, completions = Slow(), SimpleQueue[Handled]()
-    offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0, paced=paced)
-    Runner(handler, completions, Defects(Metrics())).start(records_of(partition, *offsets), 0.0)
+    offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0)
+    Runner(handler, completions, Defects(Metrics()), at_a_time_seconds=most).start(records_of(partition, *offsets), 0.0)
     seen = [0]
     while len(handler.tasks) < len(offsets):
         await asyncio.sleep(0)
@@ -286,35 +285,26 @@ async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way
     assert completions.qsize() == len(offsets)
 
 
-async def test_others_begin_before_what_is_paced_which_has_its_share_nevertheless() -> None:
-    runner, handler, _ = waiting_runner()
-    paced, others = Partition("tier", 0, 1, 0.0, paced=True), Partition("requests", 0, 1, 0.0)
-    runner.start(records_of(paced, *range(0, 12, 2)), 0.0)
-    runner.start(records_of(others, *range(100, 120, 2)), 0.0)
-    await settled()
-    begun = [offset >= 100 for offset in handler.tasks]
-    assert begun == [*([True] * OTHERS_TO_ONE_PACED + [False]) * 2, True, True, False, False, False, False]
-
-
-async def test_a_record_waits_for_no_more_than_a_slice_of_those_that_are_paced() -> None:
+async def test_a_record_waits_for_no_more_than_a_slice_of_another_stages_paced_records() -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
             time.sleep(PACED_AT_A_TIME_SECONDS)
             return await super().handle(record)
 
-    handler = Slow()
-    runner = Runner(handler, SimpleQueue[Handled](), Defects(Metrics()))
-    runner.start(records_of(Partition("tier", 0, 1, 0.0, paced=True), *range(0, 80, 2)), 0.0)
+    handler, defects = Slow(), Defects(Metrics())
+    tiers = Runner(handler, SimpleQueue[Handled](), defects, at_a_time_seconds=PACED_AT_A_TIME_SECONDS)
+    tiers.start(records_of(Partition("tier", 0, 1, 0.0), *range(0, 80, 2)), 0.0)
     await asyncio.sleep(0)
-    runner.start(records_of(Partition("requests", 0, 1, 0.0), 100), 0.0)
+    begun = len(handler.tasks)
+    Runner(handler, SimpleQueue[Handled](), defects).start(records_of(Partition("results", 0, 1, 0.0), 100), 0.0)
     while len(handler.tasks) < 41:
         await asyncio.sleep(0)
-    assert list(handler.tasks).index(100) == 1
+    assert (begun, list(handler.tasks).index(100)) == (1, 2)
 
 
-async def test_cancelling_a_paced_partition_ends_its_records_and_no_others() -> None:
+async def test_cancelling_a_partition_ends_its_records_and_no_others() -> None:
     runner, handler, _ = waiting_runner()
-    gone, kept = (Partition("tier", number, 1, 0.0, paced=True) for number in range(2))
+    gone, kept = (Partition("tier", number, 1, 0.0) for number in range(2))
     runner.start([*records_of(gone, 0, 2), *records_of(kept, 4)], 0.0)
     runner.cancel(gone)
     await settled()

@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 
 from telemetry.hand_clock import HandClock
-from tests.unit.stage_rig import BusyLoop, Desk, Intake, stage_with
+from tests.unit.stage_rig import Desk, Intake, stage_with
 from workers.stage.fetching import STALL_SECONDS
 from workers.stage.pacing import LOOK_AGAIN_SECONDS
 from workers.stage.parking import AHEAD_RECORDS
-from workers.stage.progress import Progress
 from workers.stage.record import Record
-from workers.stage.stage import IDLE_SECONDS, Stage
+from workers.stage.stage import IDLE_SECONDS
 from workers.stage.window import Limits
-
-
-def test_a_partition_is_paced_where_its_topic_is() -> None:
-    stage, _, _ = stage_with(Intake(), HandClock())
-    stage.assigned([("tier", 0)])
-    assert [partition.paced for partition in stage.held.partitions.values()] == [False, True]
 
 
 def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
@@ -103,57 +96,3 @@ def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stall
     assert intake.paused == [partition.id] * (1 + resumed)
     assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
     assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
-
-
-def stage_beside_a_tier(pace: Desk, records: int) -> tuple[Stage, BusyLoop]:
-    """A stage with so many records of a tier and as many others, all due."""
-    stage, loop, _ = stage_with(Intake(), HandClock(), parked=records, pace=pace, group_commit_seconds=IDLE_SECONDS)
-    stage.assigned([("tier", 0)])
-    tier = stage.held.partitions["tier", 0]
-    tier.open(Progress(0), 0)
-    tier.open_committed = True
-    stage.take([Record("tier", 0, offset, b"") for offset in range(records)], [])
-    return stage, loop
-
-
-def handed_over(loop: BusyLoop) -> list[tuple[int, int]]:
-    """The numbers of records of the tier and of others, in each round with any."""
-    rounds = [[partition.paced for partition, _ in batch] for batch, _ in loop.calls]
-    return [(sum(paced), len(paced) - sum(paced)) for paced in rounds]
-
-
-def test_of_a_tier_whose_records_are_due_together_a_few_are_handed_over_in_each_round() -> None:
-    """Otherwise a new record waits behind hundreds that have waited for seconds."""
-    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
-    patience = []
-    for _ in range(3):
-        stage.dispatch()
-        patience.append(stage.patience())
-    assert handed_over(loop) == [(16, 40), (16, 0), (8, 0)]
-    assert patience == [0.001, 0.001, IDLE_SECONDS]
-
-
-def test_a_stage_that_has_handed_over_all_of_a_tier_looks_no_more_often_than_before() -> None:
-    stage, loop = stage_beside_a_tier(Desk(1 << 30), 16)
-    for _ in range(2):
-        stage.dispatch()
-    assert (handed_over(loop), stage.patience()) == ([(16, 16)], IDLE_SECONDS)
-
-
-def test_what_is_due_in_a_tier_is_all_handed_over_where_nothing_else_is_fetched_for_it() -> None:
-    """Otherwise a window full of such records blocks new ones for seconds."""
-    stage, loop = stage_beside_a_tier(Desk(1 << 30), 40)
-    stage.dispatching.window.first.full = True
-    stage.dispatch()
-    assert handed_over(loop) == [(40, 40)]
-
-
-@pytest.mark.parametrize("room", [1, 2, 5, 40])
-def test_neither_a_tier_nor_others_keep_all_the_places_where_there_are_few(room: int) -> None:
-    stage, loop = stage_beside_a_tier(Desk(room), 400)
-    for _ in range(400 // room):
-        stage.proxy.runner.begun += stage.proxy.not_begun
-        stage.dispatch()
-    tier, others = map(sum, zip(*handed_over(loop), strict=True))
-    assert tier + others == 400
-    assert abs(tier - 80) <= 1

@@ -127,5 +127,3 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
     assert begun_beside(1) == 1
     assert (begun_beside(FEW_RECORDS), begun_beside(0)) == (1, 2)
     assert begun_beside(FEW_RECORDS + 1) == 3
-    partition.paced = True
-    assert begun_beside(1) == 4, "what is paced is not waited for"

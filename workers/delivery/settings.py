@@ -48,7 +48,7 @@ class DeliverySettings(BaseSettings):
     """Records that are handled at once. The shares of tenants and destinations shrink with the window's free part."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
     """Bytes of results that are taken and not settled; results that are handled have at most half of this. Records that
-    wait for their tier's time may have a further quarter. If absent, the container's memory limit less 256 MiB, divided
+    wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256 MiB, divided
     by four, from 16 to 256 MiB. A worker that also delivers first subtracts its readers' share."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row that open the breaker of a tenant's origin. An answer below 500, except 429, is no failure."""

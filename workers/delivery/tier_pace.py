@@ -38,6 +38,8 @@ class TierPace:
     records to these topics any more, but takes out the records that still wait in them.
     """
 
+    paced = True
+
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
         self._delays = {**former_tiers, **{name: delay for delay, name in topics.tiers.items()}}
         self._clock = clock
@@ -51,10 +53,6 @@ class TierPace:
     def tier_ms(self, record: Record) -> int:
         """Return the length of a record's tier in milliseconds; 0 for a record of another topic."""
         return round(1000 * self._delays.get(record.topic, 0))
-
-    def paces(self, topic: str) -> bool:
-        """True if the topic is a tier, of this or of an earlier schedule."""
-        return topic in self._delays
 
     def due_ms(self, record: Record) -> int | None:
         """Return append time plus the tier's delay, in Unix milliseconds; None for a record of another topic."""

@@ -18,6 +18,8 @@ LEAD_MEMORY_SECONDS = 5.0
 class EnginePace:
     """Implements the stage's `Backpressure`. The event loop updates the counts, and the Kafka thread reads them."""
 
+    paced = False
+
     def __init__(self, engine: Engine, waiting_target: int, clock: Clock) -> None:
         self._engine = engine
         self._waiting_target = waiting_target
@@ -41,10 +43,6 @@ class EnginePace:
     def due_ms(self, record: Record) -> int | None:
         """Always None: every job is due at once."""
         return None
-
-    def paces(self, topic: str) -> bool:
-        """Always False: no lane delays its records."""
-        return False
 
     @contextmanager
     def preparing(self) -> Iterator[None]:

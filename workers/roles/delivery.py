@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 
 from schemas.groups import DELIVERY_GROUP
-from schemas.settings import FleetSettings, read_settings
+from schemas.settings import FleetSettings, KafkaSettings, read_settings
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
 from workers.delivery.jwks import FLEET_JWKS_PATH, JWKS_FOLDER, fleet_jwks_page, tenant_jwks_page
 from workers.delivery.keyring import Keyring
@@ -24,7 +27,7 @@ from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 from workers.system.errors import ProcessError
-from workers.system.memory_limit import window_bytes
+from workers.system.memory_limit import LARGEST_WINDOW, window_bytes
 from workers.system.tuning import change_threads_often
 
 log = get_logger()
@@ -45,13 +48,13 @@ async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[
     """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended the stage."""
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        return [await delivery_stage(process, stack)]
+        return await delivery_stages(process, stack)
 
     await run(fleet, listen, announce, prepare)
 
 
-async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> Stage:
-    """Return the stage that delivers callbacks. `reserved_bytes` of memory are left to the container's other processes.
+async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> list[Stage]:
+    """Return the stages that deliver callbacks. `reserved_bytes` of memory are left to the container's other processes.
 
     Raises ProcessError and SettingsRefused.
     """
@@ -83,15 +86,37 @@ async def delivery_stage(process: Process, stack: AsyncExitStack, *, reserved_by
     process.duties.append(f"delivers results from topic {kafka.topics.results}")
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     change_threads_often()
-    limits = Limits(settings.window_records, most_bytes)
-    stage = StageSettings(
+    return stages_of(handler, settings, kafka, process.replica, process.clock, process.metrics, former_tiers, ids)
+
+
+def stages_of(
+    handler: DeliveryHandler,
+    settings: DeliverySettings,
+    kafka: KafkaSettings,
+    replica: str,
+    clock: Clock,
+    metrics: Metrics,
+    former_tiers: Iterable[str] = (),
+    ids: Mapping[str, str] | None = None,
+) -> list[Stage]:
+    """Return the stage of the results, and the stage of the tiers. Each stage may hold half of `window_bytes`.
+
+    Records of tiers become due by the hundred. In a stage of its own, a new result waits for none of them.
+    """
+    topics = kafka.topics
+    for_results = StageSettings(
         DELIVERY_GROUP,
-        limits,
+        Limits(settings.window_records, (settings.window_bytes or LARGEST_WINDOW) // 2),
         settings.drain_seconds,
         revoke_drain_seconds=_REVOKE_DRAIN_SECONDS,
         group_commit_seconds=GROUP_COMMIT_SECONDS,
     )
-    outputs = [*kafka.topics.tiers.values(), *others]
-    resort = last_resort.for_callbacks(kafka.topics, process.metrics)
-    made_of = process.replica, handler, process.clock, process.metrics, handler, None, outputs, resort, ids
-    return group_stage(stage, kafka, read, *made_of)
+    for_tiers = replace(for_results, suffix=".tiers")
+    tiers = [*topics.tiers.values()]
+    outputs = [*tiers, topics.attempts, topics.endpoints, topics.dead_letters]
+    resort = last_resort.for_callbacks(topics, metrics)
+    parts = replica, handler, clock, metrics
+    return [
+        group_stage(for_results, kafka, [topics.results], *parts, None, None, outputs, resort, ids),
+        group_stage(for_tiers, kafka, [*tiers, *former_tiers], *parts, handler, None, outputs, resort, ids),
+    ]

@@ -25,7 +25,7 @@ from workers.inference.registry import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
-from workers.roles.delivery import delivery_stage
+from workers.roles.delivery import delivery_stages
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
@@ -56,7 +56,7 @@ async def run_worker(
         if with_delivery:
             enrichment = read_settings(EnrichmentSettings)
             readers = (enrichment.members + 1) * enrichment.member_bytes
-            stages.append(await delivery_stage(process, stack, reserved_bytes=readers))
+            stages += await delivery_stages(process, stack, reserved_bytes=readers)
         await engine.start()
         return stages
 

@@ -21,13 +21,16 @@ class Backpressure(Protocol):
         """
         ...
 
-    def paces(self, topic: str) -> bool:
-        """Return whether the topic's records have a due time."""
+    @property
+    def paced(self) -> bool:
+        """True if the stage's records have due times. They become due by the hundred, so they begin in short slices."""
         ...
 
 
 class Unpaced:
     """The back-pressure of a handler that takes as many records as the window allows."""
+
+    paced = False
 
     def room(self) -> int:
         """Return a number that no window reaches."""
@@ -36,7 +39,3 @@ class Unpaced:
     def due_ms(self, record: Record) -> int | None:
         """Return None: every record is due."""
         return None
-
-    def paces(self, topic: str) -> bool:
-        """Return False: no topic is paced."""
-        return False

@@ -23,8 +23,8 @@ from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
 AHEAD_OF_PACED = 1000
-"""The number of records to prefetch if some partitions are paced. All prefetched records wait in one queue, where
-thousands from a tier would delay a new record. Prefetched records that the stage gives back are wasted work."""
+"""The number of records to prefetch if the stage's records are paced. Prefetched records that the stage gives back are
+wasted work."""
 
 
 def group_stage(
@@ -48,8 +48,8 @@ def group_stage(
     TopicMadeAnew if a topic has another UUID now. For topics not in `topic_ids`, the first UUID that the stage meets
     counts.
 
-    The transactional.id is `<prefix><name>.<replica>`, and restarts of a replica keep it. So a new process at once ends
-    the transaction that a killed process left open.
+    The transactional.id is `<prefix><name>.<replica><suffix>`, and restarts of a replica keep it. So a new process at
+    once ends the transaction that a killed process left open.
     """
     errors: list[Stage] = []
 
@@ -58,10 +58,10 @@ def group_stage(
             stage.watch.broker_error(error)
 
     group = f"{kafka.topic_prefix}{settings.name}"
-    paced = pace is not None and any(map(pace.paces, topics))
-    prefetch = AHEAD_OF_PACED if paced else 2 * settings.limits.records
+    prefetch = AHEAD_OF_PACED if pace is not None and pace.paced else 2 * settings.limits.records
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
-    settler = Settler(client_config(kafka), f"{group}.{replica}", intake.group_metadata, clock, metrics, outputs)
+    identity = f"{group}.{replica}{settings.suffix}"
+    settler = Settler(client_config(kafka), identity, intake.group_metadata, clock, metrics, outputs)
     lookahead = None if sharing is None else Lookahead(Scout(client_config(kafka), group, sharing), clock)
     identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
     stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, lookahead, last_resort, identities)

@@ -94,11 +94,10 @@ class Dispatching:
         self._casualties += casualties
 
     def dispatch(self, waiting: int) -> int:
-        """Hand over the records that may run now. Returns how many of these records come from unpaced partitions.
+        """Hand over the records that may run now. Returns the number of these records.
 
         `waiting` is the number of complete records that wait to be settled. Raises NothingCompletes.
         """
-        self.pacing.more_is_due = False
         if self._casualties:
             if self._held.load.running:
                 return 0  # running records may be part of the same crash: judge once they have ended
@@ -114,7 +113,7 @@ class Dispatching:
             batch += self._parked(room - len(batch))
         if batch:
             self._hand_over(batch)
-        return sum(not partition.paced for partition, _ in batch)
+        return len(batch)
 
     def release(self, partition: Partition) -> list[Record]:
         """Remove and return all waiting records of a partition, and forget the partition."""

@@ -54,10 +54,10 @@ class Held:
         self.partitions: dict[PartitionId, Partition] = {}
         self.load = Load()
 
-    def assign(self, topic: str, number: int, *, later: bool, paced: bool) -> Partition:
+    def assign(self, topic: str, number: int, *, later: bool) -> Partition:
         """Hold a partition from now on. The partition opens when its first record or end is delivered."""
         self._generation += 1
-        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later, paced=paced)
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later)
         self.partitions[partition.id] = partition
         return partition
 

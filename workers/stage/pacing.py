@@ -1,4 +1,4 @@
-"""Pacing: draws the parked records that are due, and shares the free places between paced and other records."""
+"""Pacing: draws the parked records that are due."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ SOON_SECONDS = 10.0
 later, the stage does not fetch from the partition, and gives back its records first when room is short."""
 OVERDUE_SECONDS = 1.0
 """The time for which a due record waits for room before its partition's records count as waiting for room again."""
-PACED_AT_ONCE = 16
-"""The most records of paced partitions to hand over in a round. Hundreds of records that entered a tier together are
-due together: without this bound, a new record of another partition would wait until all of these have begun."""
-PACED_SHARE = 0.2
-"""The share of free places for paced records, however many other records wait."""
 LOOK_AGAIN_SECONDS = 0.5
 """The longest time between two checks of a record that is not due: someone may set the clock."""
 
@@ -36,18 +31,6 @@ class Pacing:
         self._held = held
         self._defects = defects
         self._clock = clock
-        self._is_paced = False
-        """True once there was a paced topic."""
-        self._owed = 0.0
-        """Places that paced records have earned and not used."""
-        self.more_is_due = False
-        """True if the last round may have left due records of paced partitions."""
-
-    def paces(self, topic: str) -> bool:
-        """Return whether the topic's records are paced. After the first paced topic, paced records are drawn apart."""
-        paced = self._pace.paces(topic)
-        self._is_paced |= paced
-        return paced
 
     def was_never_due(self, record: Record) -> bool:
         """Return whether no owner can have begun the record: the record is not due, and its timestamp is in the past.
@@ -58,25 +41,9 @@ class Pacing:
 
     def draw(self, room: int) -> list[tuple[Partition, Record]]:
         """Remove and return up to `room` parked records that are due. Put off partitions whose first record is not."""
-        drawn = self._draw_apart(room) if self._is_paced else self._window.draw(room, self._ready)
+        drawn = self._window.draw(room, self._ready)
         self._look_at_fronts()
         return drawn
-
-    def _draw_apart(self, room: int) -> list[tuple[Partition, Record]]:
-        """Remove and return a few paced records, within their share of the places, and other records for the rest.
-
-        While the window is full no new records are fetched, so paced records need no bound: all are drawn alike.
-        """
-        if self._window.first.full or self._window.tight:
-            return self._window.draw(room, self._ready)
-        self._owed = min(PACED_AT_ONCE, self._owed + max(0, room) * PACED_SHARE)
-        paced = self._window.draw(min(room, int(self._owed)), self._ready_if_paced)
-        self._owed -= len(paced)
-        others = self._window.draw(room - len(paced), self._ready_if_not_paced)
-        left = min(PACED_AT_ONCE, room - len(others)) - len(paced)
-        paced += self._window.draw(left, self._ready_if_paced)
-        self.more_is_due = len(paced) == PACED_AT_ONCE
-        return others + paced
 
     def _ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
         """Return how many of the first `most` records may run now."""
@@ -84,12 +51,6 @@ class Pacing:
             return 0
         due = sum(1 for _ in takewhile(self._is_due, islice(records, most)))
         return partition.horizon.allowed(records, due)
-
-    def _ready_if_paced(self, partition: Partition, records: Sequence[Record], most: int) -> int:
-        return self._ready(partition, records, most) if partition.paced else 0
-
-    def _ready_if_not_paced(self, partition: Partition, records: Sequence[Record], most: int) -> int:
-        return 0 if partition.paced else self._ready(partition, records, most)
 
     def _is_due(self, record: Record) -> bool:
         return self._seconds_left(record) <= 0

@@ -36,17 +36,13 @@ class Partition:
     Each field has one writer: the partition's own methods, or the part of the stage that is named above the field.
     """
 
-    def __init__(
-        self, topic: str, number: int, generation: int, now: float, *, later: bool = False, paced: bool = False
-    ) -> None:
+    def __init__(self, topic: str, number: int, generation: int, now: float, *, later: bool = False) -> None:
         self.topic = topic
         self.number = number
         self.generation = generation
         """A number that grows with each assignment of any partition."""
         self.later = later
         """True if the topic is the later place, in which deferred records wait."""
-        self.paced = paced
-        """True if records of this topic wait until they are due."""
 
         # Written by the partition's own methods.
         self.phase = Phase.ASSIGNED

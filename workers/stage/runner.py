@@ -20,10 +20,9 @@ MAX_OUTPUT_BYTES = 1_000_000
 AT_A_TIME_SECONDS = 0.001
 """The time for which records run one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
-"""The shorter time for records of paced partitions, which become due by the hundred. A callback takes a millisecond and
-a half in all, so a delay of one millisecond would show."""
-OTHERS_TO_ONE_PACED = 4
-"""The number of other records that begin before one record of a paced partition, if both kinds wait."""
+"""The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
+so another stage's records get four times as much of the loop. A callback takes a millisecond and a half in all, so a
+delay of one millisecond would show."""
 
 
 @dataclass(slots=True)
@@ -63,8 +62,7 @@ class Runner:
     """Runs the handler for each dispatched record. Every method but the constructor runs on the event loop.
 
     A record whose handler has to wait has a task of its own. Records that need not wait share a task for a while, since
-    making a task costs as much as handling many of these records. Records of paced partitions begin after other
-    records: paced records have waited for seconds, and a few milliseconds more do not matter.
+    making a task costs as much as handling many of these records.
 
     Each record completes, even if its handler raises. If `handle` raises, `give_up` returns the outputs; if `give_up`
     raises, the last resort does. If the last resort raises or is missing, the record is settled without outputs.
@@ -77,16 +75,16 @@ class Runner:
         defects: Defects,
         sharing: Sharing | None = None,
         last_resort: LastResort | None = None,
+        at_a_time_seconds: float = AT_A_TIME_SECONDS,
     ) -> None:
+        """`at_a_time_seconds`: the time for which records run before the loop serves its other tasks."""
         self._handler = handler
         self._defects = defects
         self._sharing = sharing
         self._last_resort = last_resort or _pass_over
         self._completions = completions
-        self._others: deque[_Dispatched] = deque()
-        self._paced: deque[_Dispatched] = deque()
-        self._others_in_a_row = 0
-        """The number of other records that have begun in a row while paced records waited."""
+        self._at_a_time_seconds = at_a_time_seconds
+        self._queue: deque[_Dispatched] = deque()
         self.begun = 0
         """The number of dispatched records whose handlers have begun, or never will. The Kafka thread reads it too."""
         self._beginning = False
@@ -98,8 +96,7 @@ class Runner:
 
     def start(self, dispatched: list[tuple[Partition, Record]], now: float) -> None:
         """Run the handler for each of these records. `now`: monotonic seconds of the dispatch."""
-        for partition, record in dispatched:
-            (self._paced if partition.paced else self._others).append((partition, record, now))
+        self._queue.extend([(partition, record, now) for partition, record in dispatched])
         if not self._beginning:
             self._begin()
 
@@ -115,18 +112,16 @@ class Runner:
 
     def cancel(self, partition: Partition) -> None:
         """Cancel all handlers and queued records of a partition that another worker gets."""
-        for queue in (self._others, self._paced):
-            kept = [entry for entry in queue if entry[0] is not partition]
-            self.begun += len(queue) - len(kept)
-            queue.clear()
-            queue.extend(kept)
+        kept = deque(entry for entry in self._queue if entry[0] is not partition)
+        self.begun += len(self._queue) - len(kept)
+        self._queue = kept
         for task in self._tasks.pop(partition, {}).values():
             if task is not None:
                 task.cancel()
 
     def _begin(self) -> None:
         """Start a task for the queued records, and schedule the next `_begin` for when this task has ended or waits."""
-        self._beginning = bool(self._others or self._paced)
+        self._beginning = bool(self._queue)
         if self._beginning:
             self._turn += 1
             loop = asyncio.get_running_loop()
@@ -136,8 +131,8 @@ class Runner:
     async def _work(self, turn: int) -> None:
         """Run queued records one after the other for a while. Once a handler waits, another task runs the rest."""
         task, began = asyncio.current_task(), time.perf_counter()  # loop.time() may stand still
-        while turn == self._turn and (queue := self._next_queue(time.perf_counter() - began)):
-            partition, record, dispatched_at = queue.popleft()
+        while turn == self._turn and self._queue and time.perf_counter() - began < self._at_a_time_seconds:
+            partition, record, dispatched_at = self._queue.popleft()
             self.begun += 1
             tasks = self._tasks[partition]
             tasks[record.offset] = task
@@ -145,16 +140,6 @@ class Runner:
                 await self._run(partition, record, dispatched_at)
             finally:
                 del tasks[record.offset]
-
-    def _next_queue(self, seconds: float) -> deque[_Dispatched] | None:
-        """Return the queue of the next record to begin; None or an empty queue ends the task."""
-        if seconds >= (AT_A_TIME_SECONDS if self._others else PACED_AT_A_TIME_SECONDS):
-            return None
-        if self._others and self._paced and self._others_in_a_row < OTHERS_TO_ONE_PACED:
-            self._others_in_a_row += 1
-            return self._others
-        self._others_in_a_row = 0
-        return self._paced or self._others
 
     async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
         try:

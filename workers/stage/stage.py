@@ -21,7 +21,7 @@ from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
-from workers.stage.runner import Handled, Runner
+from workers.stage.runner import AT_A_TIME_SECONDS, PACED_AT_A_TIME_SECONDS, Handled, Runner
 from workers.stage.runner_proxy import RunnerProxy
 from workers.stage.settings import StageSettings
 from workers.stage.settle import Settler
@@ -73,12 +73,12 @@ class Stage:
         self.error: Exception | None = None
         """The error that `run` raises after the stage has drained and left the group."""
         self.watch = Watch(intake, settler, clock, metrics)
-        self.proxy = RunnerProxy(Runner(handler, completions, defects, sharing, last_resort))
+        pace = pace or Unpaced()
+        at_a_time = PACED_AT_A_TIME_SECONDS if pace.paced else AT_A_TIME_SECONDS
+        self.proxy = RunnerProxy(Runner(handler, completions, defects, sharing, last_resort, at_a_time))
         self.held = Held(limits.records, intake, settler, self.watch, clock, metrics, identities)
         self.fetching = Fetching(self.held, intake, self.watch, clock)
-        self.dispatching = Dispatching(
-            limits, self.held, self.proxy, defects, clock, metrics, pace or Unpaced(), sharing
-        )
+        self.dispatching = Dispatching(limits, self.held, self.proxy, defects, clock, metrics, pace, sharing)
         self.transactions = Transactions(
             settings.group_commit_seconds, self.held, self.dispatching.isolation, completions, settler, clock, metrics
         )
@@ -139,7 +139,7 @@ class Stage:
     def patience(self) -> float:
         """Return the seconds to wait for a record: 0 if a transaction can begin now."""
         pending, group_commit = self.transactions.pending, self.transactions.group_commit
-        if self._settler.state is SettlerState.SETTLING or group_commit.made_way or self.dispatching.pacing.more_is_due:
+        if self._settler.state is SettlerState.SETTLING or group_commit.made_way:
             return 0.001
         if pending and not self._settler.resting and not group_commit.expects(self._clock.monotonic()):
             return 0.0
@@ -172,7 +172,7 @@ class Stage:
         self.dispatching.died(self.transactions.collect())
 
     def dispatch(self) -> int:
-        """Hand over the records that may run now. Returns how many of these records come from unpaced partitions."""
+        """Hand over the records that may run now. Returns the number of these records."""
         try:
             return self.dispatching.dispatch(len(self.transactions.pending))
         except NothingCompletes as error:
@@ -227,8 +227,7 @@ class Stage:
         log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))
 
     def _assign(self, topic: str, number: int) -> Partition:
-        later, paced = self.dispatching.is_later(topic), self.dispatching.pacing.paces(topic)
-        return self.held.assign(topic, number, later=later, paced=paced)
+        return self.held.assign(topic, number, later=self.dispatching.is_later(topic))
 
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:

@@ -104,7 +104,7 @@ class Transactions:
     def step(self, handed_over: int) -> Undone:
         """Finish the transaction under way, begin a new one, or make one bounded step of repair.
 
-        `handed_over` is the number of unpaced records dispatched in this round. Returns partitions that the caller must
+        `handed_over` is the number of records dispatched in this round. Returns partitions that the caller must
         begin anew.
         """
         if self._settler.state is SettlerState.SETTLING:

@@ -25,7 +25,8 @@ need to deliver."""
 MOST_AT_ONCE = 2_000
 """The most records to fetch in a round."""
 FEW_AT_ONCE = 100
-"""The most records to fetch in a round while some are put off: most of the records behind these are not due soon."""
+"""The most records to fetch in a round while some are put off: most of the records behind these are not due soon, and
+a longer round would delay records that are due."""
 
 
 @dataclass(frozen=True, slots=True)
