@@ -110,8 +110,8 @@ def test_the_numbers_of_the_page_are_those_of_the_settings() -> None:
 
 
 def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_and_the_attempts_before_it() -> None:
-    [days] = map(int, re.findall(r"as long as an event may come back: (\d+) days after it last came\.", DOCUMENT))
-    assert "with each redrive that fails the 45 days begin anew" in DOCUMENT
+    [days] = map(int, re.findall(r"Keep each id for (\d+) days after its event last came: until then the event may come again\.", DOCUMENT))
+    assert "If that redrive fails too, a new dead letter is kept for another 30 days, and your 45 days begin anew" in DOCUMENT
     assert "is kept as a dead letter, for 30 days." in DOCUMENT
     assert "A dead letter may be sent again for 30 days" in DOCUMENT
     assert LETTERS_KEPT_MS == 30 * 86_400_000
@@ -120,8 +120,11 @@ def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_an
 
 
 def test_who_was_away_is_told_to_ask_for_what_was_settled_before() -> None:
-    [advice] = re.findall(r"tell them (.*?)\. Events that still wait", DOCUMENT, re.DOTALL)
-    assert advice.startswith("a time some days before you were away. It is held against when a result was settled")
+    [advice] = re.findall(r"As TIME, (.*?)\nEvents that still wait", DOCUMENT, re.DOTALL)
+    assert advice.startswith(
+        "name a time some days before your outage.\n"
+        "`postback replay` compares TIME with the time at which a result was settled"
+    )
 
 
 def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> None:
