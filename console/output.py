@@ -44,7 +44,7 @@ def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
 
 
 def begin_anew(out: TextIO | None) -> None:
-    """Remove the lines of an earlier run. A pipe or a terminal holds none."""
+    """Remove the lines of an earlier run from a file. A pipe or a terminal keeps no lines."""
     if out is not None and _is_file(out):
         out.truncate(0)
 

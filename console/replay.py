@@ -30,7 +30,7 @@ _LEFT = {
     "unknown": "are older than all records of attempts: without --undelivered they are called back too",
     "waiting": "wait for an attempt, which is left to delivery: --waiting calls them back at once",
     "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
-    "no_callback": "cannot be called back: they have no callback, or are no result of ours",
+    "no_callback": "cannot be called back: they have no callback URL, or Postback did not write them",
 }
 """Obstacles of results, in the order of the report."""
 

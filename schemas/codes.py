@@ -15,8 +15,8 @@ ERROR_CODES: dict[str, str] = {
     "result_too_large": "The result is larger than a result may be; lower `max_tokens` or send less metadata.",
     "engine_error": "The engine failed at the job five times while it answered others.",
     "worker_killed": "The job killed its worker three times while it ran alone.",
-    "internal_error": "Postback has a defect that the job met.",
-    "handler_defect": "Postback has a defect that the job met, and could not even give the job up in the usual way.",
+    "internal_error": "Postback has a defect: the handler failed at the job.",
+    "handler_defect": "Postback has a defect: the handler failed at the job, and then failed to give the job up.",
 }
 """The codes of `error` in a result."""
 
@@ -25,8 +25,8 @@ DEAD_LETTER_REASONS: dict[str, str] = {
     "untrusted": "The record's tenant is not signed by the fleet. It stands in `said-tenant`, and is not believed.",
     "engine_error": ERROR_CODES["engine_error"],
     "worker_killed": "The record killed its worker three times while it ran alone.",
-    "internal_error": "Postback has a defect that the record met.",
-    "handler_defect": "Postback has a defect that the record met, and could not even give it up in the usual way.",
+    "internal_error": "Postback has a defect: the handler failed at the record.",
+    "handler_defect": "Postback has a defect: the handler failed at the record, and then failed to give the record up.",
     "callback_exhausted": "Every attempt of the callback failed, or its origin was dead for as long as that takes.",
     "callback_refused": "The callback's URL may not be called.",
     "endpoint_gone": "The endpoint answered 410.",

@@ -162,7 +162,7 @@ def read_settings(kind: type[Settings]) -> Settings:
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:
-    """Return the name of a field's variable. A part of the field is included if such parts have their own variables."""
+    """Return the name of a field's variable. A nested field's name is included if nested fields have variables."""
     nested = kind.model_config.get("env_nested_delimiter")
     names = [str(part).upper() for part in place] or ["…"]
     return f"{kind.model_config.get('env_prefix')}{nested.join(names) if nested else names[0]}"

@@ -110,8 +110,16 @@ def test_the_numbers_of_the_page_are_those_of_the_settings() -> None:
 
 
 def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_and_the_attempts_before_it() -> None:
-    [days] = map(int, re.findall(r"Keep each id for (\d+) days after its event last came: until then the event may come again\.", DOCUMENT))
-    assert "If that redrive fails too, a new dead letter is kept for another 30 days, and your 45 days begin anew" in DOCUMENT
+    [days] = map(
+        int,
+        re.findall(
+            r"Keep each id for (\d+) days after its event last came: until then the event may come again\.", DOCUMENT
+        ),
+    )
+    assert (
+        "If that redrive fails too, a new dead letter is kept for another 30 days, and your 45 days begin anew"
+        in DOCUMENT
+    )
     assert "is kept as a dead letter, for 30 days." in DOCUMENT
     assert "A dead letter may be sent again for 30 days" in DOCUMENT
     assert LETTERS_KEPT_MS == 30 * 86_400_000

@@ -190,7 +190,7 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Return the error with the seconds until the record's turn; 0, unknown, if the tenant holds no units."""
+        """Return the error with the seconds until the record's turn; 0, for unknown, if the tenant holds no units."""
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)

@@ -62,7 +62,7 @@ _FAILING_MS = 300_000
 _STREAKS = 10_000
 """Limit on endpoints with failure counts. At the limit, the tenant with the most counts loses one."""
 _SAID_MS = 60_000
-"""Longest milliseconds until a decision is read back. Until then, further events do not log and count the decision."""
+"""Longest time until this process reads its own decision. Until then, further events do not log or count it again."""
 
 log = get_logger()
 
@@ -138,7 +138,7 @@ class EndpointStates:
         return endpoint in self._disabled
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
-        """Return the changes to write: for this attempt, for an overdue state, and disablings to write once more."""
+        """Return the changes to write: this attempt's own, an overdue state's tombstone, and disablings to repeat."""
         changes: list[Change] = self._written_again() if self._again else []
         if self._passing:
             changes += self._overdue(now_ms)

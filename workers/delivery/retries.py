@@ -124,8 +124,8 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
     """Return the milliseconds left of a record's wait when the record leaves a tier that is `tier_ms` long.
 
     `left_when_written_ms` is the time left when the record was written; None if the record does not state it. Normally
-    the clock decides, since a tier may release a record late, or early if the stamping clock is wrong. If the clock
-    shows more time left than these causes explain, the clock is wrong, and `left_when_written_ms` decides.
+    the clock decides: a tier may release a record late, or, if the stamping clock is wrong, early. If the clock shows
+    more time left than these two causes explain, the clock is wrong, and `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:

@@ -144,7 +144,7 @@ class Evidence:
     sources: tuple[NumberedSource, ...]
     notes: tuple[str, ...] = ()
     question: str = ""
-    """The job's question. The answer may repeat links from it."""
+    """The job's question. The answer may repeat links from the question."""
     template: str = "plain"
     """The name or path of the prompt's template, see `answering.template`."""
     conversation: str = ""

@@ -286,7 +286,7 @@ class Isolation:
         return drawn
 
     def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
-        """Draw up to `room` records of first windows, as far as the commit of each partition has room."""
+        """Draw up to `room` records of first windows, from each partition only as many as its commit can name."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named() if self._wide else {}
         for partition in list(self._wide):

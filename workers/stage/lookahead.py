@@ -30,7 +30,7 @@ log = get_logger()
 
 
 class Scout:
-    """Reads ahead in partitions, and reports records of parties other than the familiar one.
+    """Reads ahead in partitions that one party fills, and reports the records of other parties.
 
     `config` holds librdkafka properties of the connection. The consumer has the group's name but does not join the
     group. Only the Kafka thread calls the methods.

@@ -54,7 +54,7 @@ _RUNNING = 0b1000_0000
 
 
 def begun_of(records: int) -> int:
-    """Return `records` rounded up to a power of two, at least 2, as commits state `begun`."""
+    """Round `records` up to a power of two, at least 2. A commit states `begun` in this form."""
     return min(_MOST_BEGUN, 1 << max(1, (records - 1).bit_length()))
 
 
@@ -186,11 +186,11 @@ def _of_holes(data: bytes) -> int:
     width = int.from_bytes(data[:_WIDTH_BYTES], "little")
     stream = "".join(f"{byte:08b}" for byte in data[_WIDTH_BYTES:])
     if not _STREAM.fullmatch(stream) or width > MAX_SPAN:
-        raise UndecodableLedger("the commit's metadata has holes that cannot be")
+        raise UndecodableLedger("the commit's metadata has an impossible list of holes")
     runs = [len(many) << _RICE_BITS | int(rest, 2) for many, rest in _CODES.findall(stream)]
     last = width - len(runs) - sum(runs)
     if last < (width > 0) or (width > 0 and (not runs or runs[0])):
-        raise UndecodableLedger("the commit's metadata has holes that cannot be")
+        raise UndecodableLedger("the commit's metadata has an impossible list of holes")
     from_base_on = "".join("1" * run + "0" for run in runs) + "1" * last
     return int(from_base_on[::-1] or "0", 2)
 

@@ -66,9 +66,9 @@ class Settler:
         self._look_again_at = 0.0
         """The monotonic time of the next sweep of topics that had no leader."""
         self._commits_swept = False
-        """True if a sweep with the offsets of an opened partition has ended pending offsets. Commits require it."""
+        """True if a sweep that sent an opened partition's offsets has ended pending offsets. No commit comes earlier."""
         self.offsets_swept = False
-        """True if a sweep has ended pending offsets in the group: before, reading committed progress may fail."""
+        """True if a sweep has ended the group's pending offsets. Before that, reading committed progress may fail."""
         self._failures = 0
         self._rest_until = 0.0
         self._producer = TransactionalProducer(config, transactional_id, clock, make_producer)

@@ -123,8 +123,8 @@ def _negates_otherwise(
 ) -> bool:
     """True if one clause negates words that the other clause asserts.
 
-    `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. A negation of the
-    source may have its counterpart in `beside`, and a negation in `around` may be about `said`.
+    `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. `beside`
+    may hold the counterpart of the source's negation. A negation in `around` may refer to `said`.
     """
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
