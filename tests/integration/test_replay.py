@@ -161,7 +161,7 @@ def test_a_dry_run_counts_by_origin_and_changes_nothing(kept: Kept) -> None:
         "postback: 3 results match and have a callback",
         "postback:   2 to https://hooks.example",
         "postback:   1 to https://other.example:8443",
-        "postback: 1 match too and cannot be called back: they have no callback, or are no result of ours",
+        "postback: 1 match too and cannot be called back: they have no callback URL, or Postback did not write them",
     ]
 
 

@@ -66,7 +66,7 @@ class Settler:
         self._look_again_at = 0.0
         """The monotonic time of the next sweep of topics that had no leader."""
         self._commits_swept = False
-        """True if a sweep that sent an opened partition's offsets has ended pending offsets. No commit comes earlier."""
+        """True if a sweep that sent an opened partition's offsets has ended pending offsets. No commit precedes it."""
         self.offsets_swept = False
         """True if a sweep has ended the group's pending offsets. Before that, reading committed progress may fail."""
         self._failures = 0
