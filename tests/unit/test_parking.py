@@ -217,12 +217,12 @@ def test_who_was_seen_further_on_makes_a_flood_give_way_up_to_there_and_no_furth
     window, flooded, other = shared(), partition(0), partition(1)
     sender = Sender(flooded)
     park(window, sender.send(LEAST_PARKED), A)
-    flooded.foresee(LEAST_PARKED + 9)
+    flooded.note_others(LEAST_PARKED + 9)
     assert not window.wants_pause(flooded)
     assert window.wants_pause(other)
     between = sender.send(9)
     assert park(window, between, A) == between
-    assert flooded.foreseen
+    assert flooded.has_others_ahead
     assert park(window, sender.send(1), A) == []  # another party's record was seen, and is gone
     assert window.wants_pause(flooded)
 

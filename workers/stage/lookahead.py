@@ -131,14 +131,14 @@ class Lookahead:
         for place, offset in self._scout.look().items():
             partition = held.get(place)
             if partition is not None and not partition.ledger.is_done(offset):
-                self._foresee(partition, offset)
+                self._note_others(partition, offset)
 
     def close(self) -> None:
         """Close the consumer."""
         self._scout.close()
 
-    def _foresee(self, partition: Partition, offset: int) -> None:
-        if not partition.foreseen:
+    def _note_others(self, partition: Partition, offset: int) -> None:
+        if not partition.has_others_ahead:
             log.info(
                 "Another tenant is waiting behind this one; deferring the records in between.",
                 action="lookahead-found-others",
@@ -146,7 +146,7 @@ class Lookahead:
                 partition=partition.number,
                 records=offset - partition.ledger.next_offset,
             )
-        partition.foresee(offset)
+        partition.note_others(offset)
 
     def _is_filled(self, lot: Lot) -> bool:
         """Return whether the lot has been full for PATIENCE_SECONDS, apart from shorter breaks."""
@@ -162,4 +162,4 @@ class Lookahead:
 
 def _is_blocked(partition: Partition) -> bool:
     """Return whether the partition may have unread records because the lot is full."""
-    return partition.paused and not partition.later and not partition.foreseen
+    return partition.paused and not partition.later and not partition.has_others_ahead

@@ -157,8 +157,8 @@ class Lot:
         self._capacity_bytes = capacity_bytes
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
         """The room for put-off records, in units."""
-        self._lines: dict[Party, PartyQueue] = {}
-        """The parties' queues, in the order of their turns."""
+        self._parties: dict[Party, PartyQueue] = {}
+        """The queue of each party, in the order of the parties' turns."""
         self._tight_since: float | None = None
         self.full = False
         """True if partitions have to be paused: the lot lacked room for a while, and has not been half empty since."""
@@ -208,45 +208,45 @@ class Lot:
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         self.full = high or (self.full and not low)
         # The filler is determined here, while the lot is full: later in the round other records may be in the lot.
-        self.filler = next(iter(self._lines)) if self.full and not self.contended else None
+        self.filler = next(iter(self._parties)) if self.full and not self.contended else None
 
     @property
     def contended(self) -> bool:
         """True if several parties wait."""
-        return len(self._lines) > 1
+        return len(self._parties) > 1
 
     @property
     def can_give_way(self) -> bool:
         """True if some party has more than one record in the lot: `surplus` never removes a party's only record."""
-        return self.parked > len(self._lines)
+        return self.parked > len(self._parties)
 
     def add(self, partition: Partition, record: Record, party: Party) -> None:
         """Park a record."""
-        line = self._lines.get(party)
-        if line is None:
-            line = self._lines[party] = PartyQueue()
-        line.add(partition, record)
+        queue = self._parties.get(party)
+        if queue is None:
+            queue = self._parties[party] = PartyQueue()
+        queue.add(partition, record)
         partition.parked += 1
         partition.parked_bytes += len(record.value)
         self._count(partition, 1, len(record.value))
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Remove and return up to `room` ready records. The parties take turns."""
-        if room <= 0 or not self._lines:
+        if room <= 0 or not self._parties:
             return []
-        if len(self._lines) > 1:
+        if len(self._parties) > 1:
             drawn = self._in_turn(room, ready)
         else:
-            [(party, line)] = self._lines.items()
-            drawn = line.take(room, ready)
-            if not line.records:
-                del self._lines[party]
+            [(party, queue)] = self._parties.items()
+            drawn = queue.take(room, ready)
+            if not queue.records:
+                del self._parties[party]
         self._left(drawn)
         return drawn
 
     def first(self, partition: Partition) -> Record:
         """Return the partition's first record. Raises KeyError if the partition has no record here."""
-        records = [record for line in self._lines.values() for record in islice(line.of(partition), 1)]
+        records = [record for queue in self._parties.values() for record in islice(queue.of(partition), 1)]
         if not records:
             raise KeyError(partition.id)
         return min(records, key=_offset)
@@ -259,7 +259,7 @@ class Lot:
         """
         found: list[Parked] = []
         while self.crowded:
-            heaviest = max((line for line in self._lines.values() if line.records > 1), key=_cost, default=None)
+            heaviest = max((queue for queue in self._parties.values() if queue.records > 1), key=_cost, default=None)
             if heaviest is None:
                 break
             found.append(heaviest.newest())
@@ -325,26 +325,26 @@ class Lot:
         """Remove and return a partition's records except the first `keep`."""
         if partition.parked <= keep:
             return []
-        offsets = sorted(record.offset for line in self._lines.values() for record in line.of(partition))
+        offsets = sorted(record.offset for queue in self._parties.values() for record in queue.of(partition))
         removed: list[Record] = []
-        for party, line in list(self._lines.items()):
-            removed += line.remove(partition, offsets[keep])
-            if not line.records:
-                del self._lines[party]
+        for party, queue in list(self._parties.items()):
+            removed += queue.remove(partition, offsets[keep])
+            if not queue.records:
+                del self._parties[party]
         self._left([(partition, record) for record in removed])
         return removed
 
     def _in_turn(self, room: int, ready: Ready) -> list[Parked]:
         drawn: list[Parked] = []
         fruitless = 0
-        while len(drawn) < room and fruitless < len(self._lines):
-            party = next(iter(self._lines))
-            line = self._lines.pop(party)
-            line.savings += 1
-            taken = line.spend(room - len(drawn), ready)
-            if line.records:
-                self._lines[party] = line
-            fruitless = 0 if taken or line.savings else fruitless + 1
+        while len(drawn) < room and fruitless < len(self._parties):
+            party = next(iter(self._parties))
+            queue = self._parties.pop(party)
+            queue.savings += 1
+            taken = queue.spend(room - len(drawn), ready)
+            if queue.records:
+                self._parties[party] = queue
+            fruitless = 0 if taken or queue.savings else fruitless + 1
             drawn += taken
         return drawn
 
@@ -369,8 +369,8 @@ class Lot:
             self.bytes += size
 
 
-def _cost(line: PartyQueue) -> int:
-    return line.cost
+def _cost(queue: PartyQueue) -> int:
+    return queue.cost
 
 
 def _parked_units(partition: Partition) -> int:

@@ -61,7 +61,7 @@ class Partition:
         self.fetched_to = 0
         """The client's next record has at least this offset: all records below were delivered."""
         self._gap_since: float | None = None
-        self._foreseen = -1
+        self._others_at = -1
 
         # Written by `Transactions`.
         self.sent: Progress | None = None
@@ -216,11 +216,11 @@ class Partition:
         self.paused, self.rewind_to = False, None
         self.last_seen = now  # a paused partition delivers nothing
 
-    def foresee(self, offset: int) -> None:
+    def note_others(self, offset: int) -> None:
         """Note that the unread record at `offset` belongs to another party than the lot's filler."""
-        self._foreseen = max(self._foreseen, offset)
+        self._others_at = max(self._others_at, offset)
 
     @property
-    def foreseen(self) -> bool:
+    def has_others_ahead(self) -> bool:
         """True if another party's record was found ahead and is not read yet."""
-        return self.ledger.next_offset <= self._foreseen
+        return self.ledger.next_offset <= self._others_at

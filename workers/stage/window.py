@@ -106,12 +106,12 @@ class Window:
     def surplus(self, partitions: Iterable[Partition]) -> list[Parked]:
         """Remove and return the records beyond their party's share if another party waits for the places.
 
-        Returns none if one party is alone: no other party has parked records, or was foreseen in `partitions`.
+        Returns none if one party is alone: no other party has parked records, or was found ahead in `partitions`.
         """
         lot = self.first
         if lot is self.later or not lot.crowded:
             return []
-        if not (lot.contended or any(partition.foreseen for partition in partitions)):
+        if not (lot.contended or any(partition.has_others_ahead for partition in partitions)):
             return []
         return lot.surplus()
 
@@ -173,7 +173,7 @@ class Window:
         lot = self._lot_of(partition)
         if lot is self.later:
             return lot.full
-        return lot.full and not (lot.can_give_way and (lot.contended or partition.foreseen))
+        return lot.full and not (lot.can_give_way and (lot.contended or partition.has_others_ahead))
 
     def _lot_of(self, partition: Partition) -> Lot:
         return self.later if partition.later else self.first
