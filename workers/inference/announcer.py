@@ -12,6 +12,7 @@ from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from workers.kafka.clients import client_config
+from workers.system.side_task import SideTask
 
 ANNOUNCE_SECONDS = 60.0
 _POLL_SECONDS = 1.0
@@ -22,8 +23,8 @@ _FAREWELL_SECONDS = 2.0
 log = get_logger()
 
 
-class Announcer:
-    """A `SideTask` that announces the worker's models when it starts to run, and then every minute.
+class Announcer(SideTask):
+    """Announces the worker's models when it starts to run, and then every minute.
 
     A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """
@@ -36,15 +37,6 @@ class Announcer:
         self._clock = clock
         self._producer: Producer | None = None
         self._failing = False
-
-    @property
-    def alive(self) -> bool:
-        """Always true: `LoopBeat` already reports a blocked event loop."""
-        return True
-
-    def reasons(self) -> list[str]:
-        """Always empty: a worker can answer jobs without announcements."""
-        return []
 
     async def ended(self) -> None:
         """Announce until cancelled."""

@@ -10,6 +10,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.throttle import LogThrottle
 from workers.engines.base import EngineError, EngineLost
+from workers.system.side_task import SideTask
 
 AWAY_SECONDS = 10.0
 """Seconds without an answer after which the worker is not ready; also the pause between two log lines about it."""
@@ -17,8 +18,8 @@ AWAY_SECONDS = 10.0
 log = get_logger()
 
 
-class EngineWatch:
-    """A `SideTask` of the process. The event loop updates it, and the health server's threads read it.
+class EngineWatch(SideTask):
+    """Follows the engine's absence. The event loop updates it, and the health server's threads read it.
 
     Only jobs send requests to the engine, so without a waiting job the watch reports no reason.
     """
@@ -82,11 +83,6 @@ class EngineWatch:
         if isinstance(error, EngineLost):
             self._lost = error
             self._ended.set()
-
-    @property
-    def alive(self) -> bool:
-        """Always true: a restart would not bring the engine's server back, and `ended` reports a lost engine."""
-        return True
 
     def reasons(self) -> list[str]:
         """Return one reason if jobs wait and the engine has been away for more than ten seconds; otherwise none."""

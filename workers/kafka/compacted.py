@@ -24,6 +24,7 @@ from telemetry.logs import get_logger
 from workers.kafka.clients import client_config
 from workers.kafka.topics import BrokerAway, topic_ids
 from workers.system.errors import ProcessError
+from workers.system.side_task import SideTask
 
 START_SECONDS = 60.0
 """The time for which the first reading may bring no record. The open transaction of a killed process delays reading for
@@ -76,8 +77,8 @@ async def until_caught_up(
         each.result()
 
 
-class CompactedTopic:
-    """A `SideTask` that calls `apply` on the event loop for each committed record: present records, then new ones.
+class CompactedTopic(SideTask):
+    """Calls `apply` on the event loop for each committed record: present records, then new ones.
 
     Records that were older than `kept_ms` at the start, by their timestamps, are skipped: these facts have expired.
     """

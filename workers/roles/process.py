@@ -14,9 +14,10 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.kafka.compacted import Apply, CompactedTopic
 from workers.roles.ready_line import ReadyLine
-from workers.roles.supervision import LoopBeat, SideTask, alive, readiness_of, run_stages, stop_signal, unless_stopped
+from workers.roles.supervision import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
 from workers.stage.stage import Stage
 from workers.system.errors import ProcessError
+from workers.system.side_task import SideTask
 from workers.system.tuning import allow_open_files
 
 log = get_logger()

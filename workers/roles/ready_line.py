@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 
 from telemetry.health import Readiness
 from telemetry.logs import get_logger
+from workers.system.side_task import SideTask
 
 LOOK_SECONDS = 0.1
 
 log = get_logger()
 
 
-class ReadyLine:
-    """A `SideTask` that logs once, as soon as `/readyz` would answer 200 for the first time.
+class ReadyLine(SideTask):
+    """Logs once, as soon as `/readyz` would answer 200 for the first time.
 
     `duties` are phrases such as `answers model "big" from topic model_requests`.
     """
@@ -24,15 +25,6 @@ class ReadyLine:
         self._duties = duties
         self._replica = replica
         self._metrics_url = metrics_url
-
-    @property
-    def alive(self) -> bool:
-        """Always True: `LoopBeat` detects a blocked event loop."""
-        return True
-
-    def reasons(self) -> list[str]:
-        """Return an empty list: the missing line does not make the process unready."""
-        return []
 
     async def ended(self) -> None:
         """Wait until the process is ready, log the line, then wait until cancelled."""

@@ -6,12 +6,13 @@ import asyncio
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from telemetry.clock import Clock
 from telemetry.health import Heartbeat, Readiness
 from telemetry.logs import get_logger
 from workers.stage.stage import Stage
+from workers.system.side_task import SideTask
 from workers.system.tuning import collect_garbage_seldom
 
 log = get_logger()
@@ -23,25 +24,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 
 
-class SideTask(Protocol):
-    """A background task that the stages depend on: without it they act on stale data."""
-
-    @property
-    def alive(self) -> bool:
-        """True if the task still runs its loop."""
-        ...
-
-    def reasons(self) -> list[str]:
-        """Return the reasons why the task does not do its work now; an empty list if the task works."""
-        ...
-
-    async def ended(self) -> None:
-        """Run until cancelled. Raises the error that ends the task; this error also ends the process."""
-        ...
-
-
-class LoopBeat:
-    """A `SideTask` that lets `/healthz` detect a blocked event loop. A stage checks only its own Kafka thread."""
+class LoopBeat(SideTask):
+    """Lets `/healthz` detect a blocked event loop. A stage checks only its own Kafka thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._heartbeat = Heartbeat(clock, STUCK_SECONDS)
@@ -50,10 +34,6 @@ class LoopBeat:
     def alive(self) -> bool:
         """True if the loop ran within the last minute."""
         return self._heartbeat()
-
-    def reasons(self) -> list[str]:
-        """Return an empty list: an event loop that is blocked for a moment stays ready."""
-        return []
 
     async def ended(self) -> None:
         """Record a heartbeat every BEAT_SECONDS until cancelled."""

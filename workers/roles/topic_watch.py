@@ -12,14 +12,15 @@ from telemetry.logs import get_logger
 from workers.kafka.clients import asking_config
 from workers.kafka.topics import AccessDenied, BrokerAway, known_ids
 from workers.stage.topic_ids import TopicMadeAnew, require_same
+from workers.system.side_task import SideTask
 
 LOOK_SECONDS = 15.0
 
 log = get_logger()
 
 
-class TopicWatch:
-    """A `SideTask` that ends the process when one of its topics was deleted and created again.
+class TopicWatch(SideTask):
+    """Ends the process when one of its topics was deleted and created again.
 
     A stage checks only the topics that it reads, before the first record of each assignment. A TopicWatch also checks
     topics that the process only writes to, and compacted topics, since their known facts came from the old topic.
@@ -30,11 +31,6 @@ class TopicWatch:
         self._ids = ids
         self._look_seconds = look_seconds
         self._missing: list[str] = []
-
-    @property
-    def alive(self) -> bool:
-        """Always True: `LoopBeat` detects a blocked event loop."""
-        return True
 
     def reasons(self) -> list[str]:
         """Return one reason for each topic that is gone."""

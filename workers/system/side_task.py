@@ -1,0 +1,25 @@
+"""Background tasks that run beside a process's stages."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class SideTask(Protocol):
+    """A background task that the stages depend on: without it they act on stale data.
+
+    The defaults fit a task on the event loop that no job waits for.
+    """
+
+    @property
+    def alive(self) -> bool:
+        """True if the task still runs its loop. By default always: `LoopBeat` detects a blocked event loop."""
+        return True
+
+    def reasons(self) -> list[str]:
+        """Return the reasons why the task does not do its work now. By default there are none."""
+        return []
+
+    async def ended(self) -> None:
+        """Run until cancelled. Raises the error that ends the task; this error also ends the process."""
+        ...
