@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workers.roles.supervision import SideTask
+from workers.system.side_task import SideTask
 
 
 @contextmanager
