@@ -13,8 +13,11 @@ from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
 from gateway.access.gate import Gate
+from gateway.access.quotas import release_answered, release_batch
 from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
+from gateway.access.tenant_settings import TenantSettings
+from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
 from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
@@ -89,7 +92,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         if "view" in options.roles:
             _add_view(process, store, waiting)
         shelf = _shelf(store, options.store_url, process.clock)
-        clerk = Clerk(shelf, fleet.kafka.topics) if "expansion" in options.roles else None
+        clerk = _clerk(process, shelf) if "expansion" in options.roles else None
         if "door" in options.roles:
             _add_door(process, stack, options, waiting, shelf, clerk)
         return [] if clerk is None else [_expansion(process, shelf, clerk)]
@@ -110,7 +113,7 @@ def _add_relay(process: Process, options: Options, store: Store) -> None:
     kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
     process.beside.append(Acceptance(store, kafka, read_settings(StoreSettings), clock, metrics))
     if "relay" in options.roles:
-        process.beside.append(Relay(store, kafka, clock, metrics))
+        process.beside.append(Relay(store, kafka, clock, metrics, process.fleet.trust.secrets))
         process.duties.append("puts accepted records on Kafka")
 
 
@@ -121,6 +124,21 @@ def _shelf(store: Store, store_url: str, clock: Clock) -> Shelf:
         return Shelf(store, open_blobs(settings, store_url), settings, clock)
     except BlobsAway as away:
         raise FilesUnusable(str(away)) from None
+
+
+def _clerk(process: Process, shelf: Shelf) -> Clerk:
+    """Return the clerk of batches, which applies the settings of each batch's tenant. Raises SettingsRefused."""
+    store, defaults = shelf.store, read_settings(AccessSettings).tenant_defaults
+
+    def settings_of(tenant: str) -> TenantSettings:
+        return store.read_now(lambda connection: find_tenant(connection, tenant)) or defaults
+
+    return Clerk(
+        shelf,
+        process.fleet.kafka.topics,
+        settings_of,
+        lambda connection, row: release_batch(connection, row.tenant, row.id),
+    )
 
 
 def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
@@ -147,7 +165,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
 def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     """Add the view, with the functions that follow each result in the transaction of its row."""
     kafka, clock = process.fleet.kafka, process.clock
-    hooks: tuple[OnResults, ...] = (counting(clock),)
+    hooks: tuple[OnResults, ...] = (counting(clock), release_answered)
     process.beside.append(View(store, kafka, hooks, waiting, clock, process.metrics))
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 

@@ -14,10 +14,11 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 from kafka.partitioner.default import murmur2
 
-from gateway.accept.outbox import unpacked
+from gateway.accept.outbox import Header, unpacked
 from gateway.accept.position import PositionReader
 from producers.sharding import shard_of
 from schemas.settings import KafkaSettings
+from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from workers.kafka.clients import client_config
 from workers.stage.record import Output
@@ -29,8 +30,16 @@ from workers.stage.transactional_producer import MakeProducer, TransactionalProd
 class Outlet:
     """Puts rows of the outbox on Kafka. Methods raise KafkaException. A single thread calls all methods."""
 
-    def __init__(self, kafka: KafkaSettings, store: str, clock: Clock, make_producer: MakeProducer = Producer) -> None:
-        """`store` is the store's UUID; all relays of one store share a transactional.id."""
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        store: str,
+        clock: Clock,
+        trust: TrustSecrets | None = None,
+        make_producer: MakeProducer = Producer,
+    ) -> None:
+        """`store` is the store's UUID; all relays of one store share a transactional.id. `trust` signs tenants."""
+        self._trust = trust
         names = kafka.topics
         self._config = client_config(kafka)
         self._clock = clock
@@ -61,11 +70,20 @@ class Outlet:
         self._written = topics
         self._producer.begin()
         for row in rows:
-            output = Output(row.topic, row.value, row.record_key, unpacked(row.headers))
+            output = Output(row.topic, row.value, row.record_key, self._headers(row))
             self._producer.produce(output, self._partition(row))
         self._producer.send_offsets(self._reader.at(position), self._reader.group_metadata())
         self._producer.commit()
         self._written = frozenset()
+
+    def _headers(self, row: Any) -> list[Header]:
+        """Return a row's headers. A row with a shard is a job: its tenant is signed by the newest secret."""
+        headers = unpacked(row.headers)
+        if self._trust is None or row.shard is None:
+            return headers
+        signed = self._trust.signed(row.shard, row.record_key.decode(), row.value)
+        names = {name for name, _ in signed}
+        return [*(header for header in headers if header[0] not in names), *signed]
 
     def listen(self) -> None:
         """Write the client's log lines."""

@@ -25,6 +25,7 @@ from gateway.store.meta import store_id
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import outbox
 from schemas.settings import KafkaSettings
+from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -45,8 +46,12 @@ log = get_logger()
 class Relay(SideThread):
     """A `SideTask`: one relay works at a time, also with several gateways; the others wait for its end."""
 
-    def __init__(self, store: Store, kafka: KafkaSettings, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, kafka: KafkaSettings, clock: Clock, metrics: Metrics, trust: TrustSecrets | None = None
+    ) -> None:
+        """With `trust`, the tenants of jobs are signed."""
         super().__init__("relay", clock)
+        self._trust = trust
         self._store = store
         self._kafka = kafka
         self._metrics = metrics
@@ -81,7 +86,7 @@ class Relay(SideThread):
                 if not begun:
                     self._lease.take()
                     begun = True
-                outlet = outlet or Outlet(self._kafka, self._store.read_now(store_id), self._clock)
+                outlet = outlet or Outlet(self._kafka, self._store.read_now(store_id), self._clock, self._trust)
                 self._round(outlet)
             except (KafkaException, StoreAway) as error:
                 self._failed(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import Connection, case, func, select
 
@@ -32,12 +32,28 @@ class Work(NamedTuple):
     tokens: int
 
 
-class Answered(NamedTuple):
-    """A job's first result: one line of a batch, or a job of its own."""
+class Answered(Protocol):
+    """A result that the view has stored in the present transaction."""
 
-    tenant: str
-    job_id: str
-    batch_id: str | None
+    @property
+    def tenant(self) -> str:
+        """The job's tenant."""
+        ...
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        ...
+
+    @property
+    def batch_id(self) -> str | None:
+        """The batch of a line."""
+        ...
+
+    @property
+    def first(self) -> bool:
+        """True for the job's first result."""
+        ...
 
 
 def tokens_of(value_bytes: int, max_tokens: int) -> int:
@@ -89,12 +105,13 @@ def queued_work(connection: Connection, tenant: str) -> Work:
 
 
 def release_answered(connection: Connection, answered: Sequence[Answered]) -> None:
-    """Give back the reservations of jobs that have their first result now."""
+    """Give back the reservations of jobs that have their first result now. The view calls this with each result."""
     freed: dict[str, Work] = {}
-    lines = Counter((each.tenant, each.batch_id) for each in answered if each.batch_id is not None)
+    first = [each for each in answered if each.first]
+    lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
     for (tenant, batch_id), number in lines.items():
         _add(freed, tenant, _of_batch(connection, tenant, batch_id or "", number))
-    for each in answered:
+    for each in first:
         if each.batch_id is None:
             _add(freed, each.tenant, _of_job(connection, each.tenant, each.job_id))
     for tenant, work in freed.items():

@@ -13,8 +13,11 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from gateway.access.quotas import QuotaExceeded
+from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
-from gateway.batches.checking import Checked, CheckJob, LineError, check_file
+from gateway.batches.allowance import Allowance
+from gateway.batches.checking import Checked, LineError, check_file
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
 from gateway.batches.refused import Refused
@@ -35,8 +38,8 @@ LATE_MS = 30_000
 """Time after a batch's end for results that workers are just writing."""
 RETRY_SECONDS = 2.0
 
-AllowedJobs = Callable[[str], CheckJob]
-"""Returns the check of a tenant's jobs against its allow-lists. Runs in a thread."""
+SettingsOf = Callable[[str], TenantSettings]
+"""Returns a tenant's settings. Runs in a thread. Raises StoreAway."""
 
 log = get_logger()
 
@@ -45,9 +48,9 @@ class Stopping(Exception):  # noqa: N818 - it names what happened
     """The process is to end; the next one does the work."""
 
 
-def everything(_tenant: str) -> CheckJob:
-    """Return the check of a tenant without allow-lists."""
-    return lambda _job: None
+def unlimited(_tenant: str) -> TenantSettings:
+    """Return the settings of a tenant without limits."""
+    return TenantSettings()
 
 
 def ignore(_connection: Connection, _row: BatchRow) -> None:
@@ -61,12 +64,12 @@ class Clerk:
         self,
         shelf: Shelf,
         topics: Topics,
-        allowed: AllowedJobs = everything,
+        settings_of: SettingsOf = unlimited,
         on_ended: OnEnded = ignore,
     ) -> None:
         self._shelf = shelf
         self._topics = topics
-        self._allowed = allowed
+        self._settings_of = settings_of
         self._on_ended = on_ended
         self._working: dict[str, asyncio.Task[None]] = {}
         self._stopping = threading.Event()
@@ -201,20 +204,38 @@ class Clerk:
 
     def _check(self, row: BatchRow) -> None:
         pieces = self._until_stopped(self._shelf.content(row.input_file_id))
+        allowance = Allowance(self._settings_of(row.tenant))
         try:
-            checked = check_file(pieces, row.endpoint, self._allowed(row.tenant))
+            checked = check_file(pieces, row.endpoint, allowance)
         except BlobMissing:
             message = "The input file's content is missing in the storage of files; upload it again."
             checked = Checked(errors=[LineError("input_file_missing", message, param="input_file_id")])
-        now_ms = self._shelf.now_ms()
         if checked.errors:
-            log.info("A batch has unusable lines; ending it as failed.", action="batch-refused", batch_id=row.id)
-            self._shelf.store.write_now(
-                lambda connection: orders.refuse(connection, row, checked, now_ms, self._on_ended)
-            )
+            self._refuse(row, checked)
             return
-        log.info("All lines of a batch are jobs; expanding it.", action="batch-begun", batch_id=row.id)
-        self._shelf.store.write_now(lambda connection: orders.begin(connection, row, checked, now_ms, self._topics))
+        try:
+            begun = self._shelf.store.write_now(lambda connection: self._begun(connection, row, checked, allowance))
+        except QuotaExceeded as exceeded:
+            self._refuse(row, Checked(errors=[LineError("quota_exceeded", str(exceeded))]))
+            return
+        if begun:
+            log.info("All lines of a batch are jobs; expanding it.", action="batch-begun", batch_id=row.id)
+
+    def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: Allowance) -> bool:
+        """Put the batch to work, within its tenant's quota. Raises QuotaExceeded."""
+        begun = orders.begin(connection, row, checked, self._shelf.now_ms(), self._topics)
+        if begun:
+            allowance.reserve(connection, row.tenant, row.id, checked.total)
+        return begun
+
+    def _refuse(self, row: BatchRow, checked: Checked) -> None:
+        log.info(
+            "A batch has unusable lines, or exceeds its tenant's quota; ending it as failed.",
+            action="batch-refused",
+            batch_id=row.id,
+        )
+        now_ms = self._shelf.now_ms()
+        self._shelf.store.write_now(lambda connection: orders.refuse(connection, row, checked, now_ms, self._on_ended))
 
     def _until_stopped(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -11,6 +11,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
+from gateway.access.quotas import queued_work, release_batch
+from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.ranges import read_range
 from gateway.blobs.base import BlobsAway
@@ -108,10 +110,24 @@ async def test_a_file_of_another_systems_editor_is_taken(rig: BatchRig) -> None:
 async def test_a_tenants_allow_lists_hold_for_each_line(rig: BatchRig) -> None:
     content = jsonl([line(0), line(1, body={**line(1)["body"], "model": "secret"})])
 
-    async with rig.clerk(allowed=lambda tenant: lambda job: "no" if job.model_id == "secret" else None):
+    async with rig.clerk(settings_of=lambda tenant: TenantSettings(models=["echo"])):
         ended = await rig.until(await rig.create(content), "failed", "in_progress")
 
     assert [(error["code"], error["line"]) for error in ended["errors"]["data"]] == [("not_allowed", 2)]
+    assert "body.model" in ended["errors"]["data"][0]["message"]
+
+
+async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: BatchRig) -> None:
+    async with rig.clerk(settings_of=lambda tenant: TenantSettings(queued_lines=4)):
+        first = await rig.create(lines(3))
+        await rig.until(first, "in_progress")
+        refused = await rig.until(await rig.create(lines(2)), "failed")
+
+    assert [error["code"] for error in refused["errors"]["data"]] == ["quota_exceeded"]
+    queued = rig.door.store.read_now(lambda connection: queued_work(connection, "acme"))
+    assert (queued.lines, queued.tokens > 3 * 512) == (3, True)
+    rig.door.store.write_now(lambda connection: release_batch(connection, "acme", first))
+    assert rig.door.store.read_now(lambda connection: queued_work(connection, "acme")) == (0, 0)
 
 
 @pytest.mark.parametrize(

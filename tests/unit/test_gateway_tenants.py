@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import example, given
@@ -15,7 +16,6 @@ from yarl import URL
 
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, OF_A_LINE, check_job, may_call
 from gateway.access.quotas import (
-    Answered,
     QuotaExceeded,
     Work,
     queued_work,
@@ -207,6 +207,15 @@ def test_the_command_names_the_wrong_field(settings: str, place: str, tmp_path: 
 # -- quotas --------------------------------------------------------------------------------------------------------
 
 
+class Answered(NamedTuple):
+    """A result as the view passes it."""
+
+    tenant: str
+    job_id: str
+    batch_id: str | None
+    first: bool = True
+
+
 def put_job(store: Store, job_id: str, tokens: int | None, tenant: str = "acme") -> None:
     row = {"tenant": tenant, "job_id": job_id, "url": "/v1/jobs", "status": "queued", "created_at": 0, "metadata": {}}
     store.submit(lambda c: c.execute(jobs.insert(), {**row, "reserved_tokens": tokens})).result()
@@ -246,6 +255,8 @@ def test_a_job_gives_its_reservation_back_once(store: Store) -> None:
     put_job(store, "counted", 10)
     put_job(store, "uncounted", None)
     reserved(store, TenantSettings(queued_lines=9), Work(1, 10))
+    release(store, Answered("acme", "counted", None, first=False))
+    assert queued(store) == Work(1, 10)
     for _ in range(2):
         release(store, *(Answered("acme", name, None) for name in ("counted", "uncounted", "unknown")))
         release(store, Answered("globex", "counted", None))
