@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,11 +25,13 @@ from gateway.door.errors import ApiError
 from gateway.door.head import MALFORMED, RefusedHeadError, check_fields, read_target
 from gateway.door.pace import Pace
 from gateway.door.refusals import refusal_bytes
+from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
 """Requests that wait behind the one in work, on one connection; the connection ends after them."""
 MOST_FIELDS = 256
+GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
 """The most bytes that uvloop hands over at once."""
 _SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
@@ -53,8 +56,9 @@ class Surroundings:
 class DoorConnection(HttpToolsProtocol):
     """A connection. `lost` is called once, when it has ended."""
 
-    def __init__(self, around: Surroundings, lost: Callable[[], None]) -> None:
+    def __init__(self, around: Surroundings, accepted: socket.socket, lost: Callable[[], None]) -> None:
         super().__init__(around.config, around.state, {})
+        self._socket = accepted
         self._limits = around.limits
         self._refused = around.refused
         self._lost = lost
@@ -62,6 +66,7 @@ class DoorConnection(HttpToolsProtocol):
         """True once the TLS handshake is done; from then on `lost` is called at the end."""
         self._peer: bytes | None = None
         self._outlet: Outlet
+        """The transport as the cycles see it."""
         self._head_since: float | None = None
         """Since when the head of a request is awaited; None while none is."""
         self._in_head = True
@@ -73,6 +78,7 @@ class DoorConnection(HttpToolsProtocol):
         self._body_bytes = 0
         self._idle_since: float | None = None
         self._sending: Pace | None = None
+        self._closing_since: float | None = None
         self._running: Cycle | None = None
         self._deaf = False
         """True if further input is discarded."""
@@ -249,7 +255,7 @@ class DoorConnection(HttpToolsProtocol):
                 cycle.fail(error)
             return
         self._refused(error.status)
-        self._outlet.write(refusal_bytes(error, self.server_state.default_headers))
+        self.transport.write(refusal_bytes(error, self.server_state.default_headers))
         self._finish()
 
     def _end_after_response(self) -> None:
@@ -284,7 +290,7 @@ class DoorConnection(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """End what takes too long. `now` is the loop's time."""
         limits = self._limits
-        if self._takes_too_slowly(now):
+        if self._takes_too_slowly(now) or self._says_no_goodbye(now):
             self.transport.abort()
         elif self._linger is not None:
             since, pace = self._linger
@@ -313,12 +319,21 @@ class DoorConnection(HttpToolsProtocol):
 
     def _takes_too_slowly(self, now: float) -> bool:
         """Return whether the peer takes the response too slowly."""
-        if self.transport.get_write_buffer_size() == 0:
+        if unacknowledged_bytes(self._socket) == 0:
             self._sending = None
             return False
+        moved = acknowledged_bytes(self._socket)
         if self._sending is None:
-            self._sending = self._pace(self._outlet.sent)
-        return self._sending.slow(now, self._outlet.sent)
+            self._sending = self._pace(moved)
+        return self._sending.slow(now, moved)
+
+    def _says_no_goodbye(self, now: float) -> bool:
+        """Return whether the peer has everything, and does not answer the end of TLS (`close_notify`)."""
+        if not self.transport.is_closing() or self._sending is not None:
+            return False
+        if self._closing_since is None:
+            self._closing_since = now
+        return now - self._closing_since > GOODBYE_SECONDS
 
     def _pace(self, moved: int) -> Pace:
         limits = self._limits

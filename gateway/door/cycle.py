@@ -16,30 +16,12 @@ from gateway.door.errors import ApiError
 
 
 class Outlet:
-    """A connection's transport as a cycle sees it: it counts bytes, and `close` lets the connection end in order."""
+    """A connection's transport as a cycle sees it: `close` lets the connection end in order."""
 
     def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
-        self._transport = transport
-        self._finish = finish
-        self.written = 0
-
-    @property
-    def sent(self) -> int:
-        """Bytes that the kernel has taken so far."""
-        return self.written - self._transport.get_write_buffer_size()
-
-    def write(self, content: bytes) -> None:
-        """Send bytes, or keep them until the peer takes more."""
-        self.written += len(content)
-        self._transport.write(content)
-
-    def close(self) -> None:
-        """End the connection after its response."""
-        self._finish()
-
-    def is_closing(self) -> bool:
-        """Return whether the connection ends."""
-        return self._transport.is_closing()
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = finish
 
 
 class Cycle(RequestResponseCycle):

@@ -29,6 +29,10 @@ UNREAD = "unread"
 """The metrics' route of a request that no application saw."""
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
+_SHUTDOWN_SECONDS = 3600.0
+"""uvloop would cut off a response that its client still takes; the connection itself notices a slow one."""
+_LOOK_SECONDS = 1.0
+_LOOK_AT_STOP_SECONDS = 0.1
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 log = get_logger()
@@ -89,7 +93,7 @@ class DoorServer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._accept())
-                tasks.create_task(self._watch())
+                tasks.create_task(self._watch(_LOOK_SECONDS))
         finally:
             self._serving = False
             self._socket.close()
@@ -125,15 +129,15 @@ class DoorServer:
 
     async def _begin(self, accepted: socket.socket, address: str) -> None:
         """Do the TLS handshake, and give the connection to its protocol."""
-        connection = DoorConnection(self._around, lambda: self._free(address))
-        seconds = self._limits.head_seconds if self._tls is not None else None
+        connection = DoorConnection(self._around, accepted, lambda: self._free(address))
+        secure = self._tls is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 accepted,
                 ssl=self._tls,
-                ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=seconds,
+                ssl_handshake_timeout=self._limits.head_seconds if secure else None,
+                ssl_shutdown_timeout=_SHUTDOWN_SECONDS if secure else None,
             )
         except OSError:  # ssl.SSLError is one: no TLS 1.3, no certificate where one is required, too slow, gone
             self._metrics.http_connections_refused.labels("handshake").inc()
@@ -155,13 +159,12 @@ class DoorServer:
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
+    async def _watch(self, seconds: float) -> None:
         """Check every connection's time, and renew the date of responses."""
-        limits = self._limits
-        patience = min(limits.head_seconds, limits.transfer_seconds, limits.keep_alive_seconds, 10.0)
-        loop = asyncio.get_running_loop()
+        limits, loop = self._limits, asyncio.get_running_loop()
+        patience = min(limits.head_seconds, limits.transfer_seconds, limits.keep_alive_seconds)
         while True:
-            await asyncio.sleep(patience / 10)
+            await asyncio.sleep(min(seconds, patience / 10))
             self._tell_date()
             now = loop.time()
             for connection in list(self._state.connections):
@@ -187,7 +190,7 @@ class DoorServer:
 
     async def _until_no_connections(self, seconds: float) -> None:
         """Wait until every connection has ended, at most for `seconds`; keep watching their time."""
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(_LOOK_AT_STOP_SECONDS))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._none_open.wait()

@@ -264,6 +264,32 @@ def test_a_handshake_that_does_not_come_ends_the_connection(secure: Served) -> N
     assert statuses_in(trickling) == []
 
 
+def test_a_client_that_does_not_read_its_response_over_tls_is_disconnected(
+    secure: Served, authority: Authority
+) -> None:
+    with secure.connect(client(authority)) as connection:
+        connection.sendall(b"GET /much HTTP/1.1\r\nHost: a\r\n\r\n")
+        eventually(lambda: "/much" in secure.seen, PATIENCE_SECONDS, "the request is not served")
+        wait_until_none_is_open(secure)
+
+
+def test_a_slow_download_over_tls_is_whole_although_the_connection_ends_after_it(authority: Authority) -> None:
+    with (
+        serving(tls=authority.server(), head_seconds=0.5) as served,
+        served.connect(client(authority)) as connection,
+    ):
+        connection.sendall(b"GET /much HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        time.sleep(3)  # longer than any time that a handshake has
+        assert received(connection).endswith(bytes(1000))
+
+
+def test_the_stop_does_not_wait_for_the_goodbye_of_idle_clients(authority: Authority) -> None:
+    with serving(tls=authority.server(), stop_seconds=600) as served, served.connect(client(authority)) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert statuses_in(connection.recv(65536)) == [200]
+        served.stop()
+
+
 def test_tls_1_2_is_refused(secure: Served, authority: Authority) -> None:
     context = client(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2

@@ -1,0 +1,31 @@
+"""The progress of a response, as the kernel knows it: over TLS, buffers below the transport hide it from asyncio.
+
+Source: Linux, `tcp(7)` (SIOCOUTQ, TCP_INFO) and `struct tcp_info` in `include/uapi/linux/tcp.h`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+
+_BYTES_ACKED = struct.Struct("=120xQ")
+"""`tcpi_bytes_acked`, behind 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
+
+
+def unacknowledged_bytes(connection: socket.socket) -> int:
+    """Return the bytes that the kernel holds for the peer. It holds some whenever the process holds more."""
+    try:
+        return int(struct.unpack("=i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, ValueError):
+        return 0  # the socket is closed
+
+
+def acknowledged_bytes(connection: socket.socket) -> int:
+    """Return the bytes that the peer has taken since the connection began."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    except OSError:
+        return 0  # the socket is closed
+    return int(_BYTES_ACKED.unpack(info)[0])
