@@ -12,12 +12,13 @@ from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.limited import Limited
 from gateway.door.observed import Observed
-from gateway.door.routes import admin, batches, completions, files, jobs, models, responses
+from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses
 
 ROUTES = (
     admin.routes,
     batches.routes,
     completions.routes,
+    events.routes,
     files.routes,
     jobs.routes,
     models.routes,

@@ -1,0 +1,94 @@
+"""A stream of a tenant's events in the format of server-sent events.
+
+The stream keeps no events in memory: it reads some from the store, and reads more when the client has taken them. A
+client that takes nothing is disconnected by the server, and goes on later with `Last-Event-ID`.
+Source: WHATWG HTML, section 9.2, "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.door.door import Door
+from gateway.view.stored_events import EventPage, StoredEvent, events_after
+
+READ_TOGETHER = 50
+RECONNECT_MS = 2000
+"""Milliseconds after which a browser connects again."""
+_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+"""The second field forbids nginx to collect events before it sends them."""
+_HEARTBEAT = b": heartbeat\n\n"
+
+
+class EventStream:
+    """A response that ends with its client, or with the server. `ended` is called at its end."""
+
+    def __init__(self, door: Door, tenant: str, after: int, types: Sequence[str], ended: Callable[[], None]) -> None:
+        self._door = door
+        self._tenant = tenant
+        self._read_to = after
+        self._types = types
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the client leaves. The server cancels the stream when it stops."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            if scope["method"] != "HEAD":
+                await self._until_left(receive, send)
+            await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:
+            with suppress(Exception):  # ends the chunks, so that the client sees a whole response
+                await send({"type": "http.response.body", "body": b""})
+            raise
+        finally:
+            self._ended()
+
+    async def _until_left(self, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send_on(send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            done, _ = await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending in done:
+                sending.result()
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+
+    async def _send_on(self, send: Send) -> None:
+        """Send events without end, and a comment where none came for a while."""
+        await send(_part(b"retry: %d\n\n" % RECONNECT_MS))
+        seconds = self._door.settings.heartbeat_seconds
+        while True:
+            page = await self._door.waiting.until((self._tenant, None), self._look, seconds)
+            content = b"".join(map(event_text, page.events)) if page is not None else _HEARTBEAT
+            await send(_part(content))
+
+    async def _look(self) -> EventPage | None:
+        """Return the next events; None if there are none."""
+        page = await self._door.store.read(
+            lambda connection: events_after(connection, self._tenant, self._read_to, self._types, READ_TOGETHER)
+        )
+        self._read_to = page.read_to
+        return page if page.events else None
+
+
+def event_text(event: StoredEvent) -> bytes:
+    """Return an event as lines of the stream. A line break in its JSON begins another `data` line."""
+    data = b"".join(b"data: %b\n" % line for line in event.data.splitlines())
+    return b"id: %d\nevent: %b\n%b\n" % (event.number, event.type.encode(), data)
+
+
+def _part(content: bytes) -> dict[str, object]:
+    return {"type": "http.response.body", "body": content, "more_body": True}
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client ends the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
