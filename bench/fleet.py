@@ -201,14 +201,15 @@ class Command:
 
     def _announced(self) -> str | None:
         self._ensure_alive()
-        found = re.search(r"metrics and health on port (\d+)", self._output())
+        found = re.search(r"metrics and health on port (\d+)", self.output())
         return found[1] if found else None
 
     def _ensure_alive(self) -> None:
         if self._process.poll() is not None:
-            raise RuntimeError(f"postback ended with {self._process.returncode}:\n{self._output()[-3000:]}")
+            raise RuntimeError(f"postback ended with {self._process.returncode}:\n{self.output()[-3000:]}")
 
-    def _output(self) -> str:
+    def output(self) -> str:
+        """Return everything that the process has printed."""
         return Path(self._log.name).read_text()
 
 

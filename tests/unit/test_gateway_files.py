@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -322,3 +323,23 @@ def test_noise_is_a_form_or_is_refused(content_type: str, chunks: list[bytes]) -
             form.finish()
         except ApiError as error:
             assert error.status in (400, 415)
+
+
+async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    piece, count = b"x" * 65_536, 400
+
+    async def body() -> AsyncIterator[bytes]:
+        yield part("purpose", b"batch") + part("file", b"", "large")[:-2]
+        for _ in range(count):
+            yield piece
+        yield b"\r\n" + END
+
+    with gateway_rig(tmp_path) as rig:
+        key = rig.key()
+        tracemalloc.start()
+        answer = await rig.request("POST", "/v1/files", key, content=body(), headers={"content-type": FORM})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+    assert answer.json()["bytes"] == count * len(piece)
+    assert peak < 3 * 1024 * 1024

@@ -1,0 +1,1 @@
+"""Measures the front door: `python -m bench.gateway NAME`, one module a measurement."""

@@ -1,0 +1,31 @@
+// OpenAI's Node SDK: upload, batch, poll, list with paging, both files, cancel. Prints one JSON object.
+import fs from 'node:fs';
+import OpenAI from 'openai';
+
+const client = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: process.env.API_KEY, maxRetries: 0 });
+const input = process.argv[2];
+
+const uploaded = await client.files.create({ file: fs.createReadStream(input), purpose: 'batch' });
+const created = await client.batches.create(
+  { input_file_id: uploaded.id, endpoint: '/v1/chat/completions', completion_window: '24h', metadata: { from: 'node' } },
+  { headers: { 'Idempotency-Key': 'node-1' } },
+);
+const repeated = await client.batches.create(
+  { input_file_id: uploaded.id, endpoint: '/v1/chat/completions', completion_window: '24h', metadata: { from: 'node' } },
+  { headers: { 'Idempotency-Key': 'node-1' } },
+);
+let batch = created;
+while (!['completed', 'failed', 'expired', 'cancelled'].includes(batch.status)) {
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  batch = await client.batches.retrieve(batch.id);
+}
+const listed = [];
+for await (const one of client.batches.list({ limit: 1 })) listed.push(one.id);
+const files = [];
+for await (const one of client.files.list({ limit: 1, order: 'asc' })) files.push(one.id);
+const refused = await client.batches.cancel(batch.id).catch((error) => error.status);
+const lines = async (id) => (await (await client.files.content(id)).text()).trim().split('\n').map((line) => JSON.parse(line));
+console.log(JSON.stringify({
+  uploaded, repeated: repeated.id, batch, listed, files, refused,
+  output: await lines(batch.output_file_id), error: await lines(batch.error_file_id),
+}));
