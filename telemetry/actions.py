@@ -405,6 +405,11 @@ GATEWAY = {
         "Start Redis, or see why it cannot be reached.",
     ),
     "rates-shared": Action("info", "Redis answers again; the gateways count their requests together.", "Nothing."),
+    "connection-failed": Action(
+        "error",
+        "A defect of the gateway: the time of a connection could not be checked, so the connection ends.",
+        "Report the stack in the line.",
+    ),
     "request-failed": Action(
         "error",
         "A request failed by a defect of the gateway; it gets status 500 with the id in the line.",

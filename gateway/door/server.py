@@ -168,7 +168,12 @@ class DoorServer:
             self._tell_date()
             now = loop.time()
             for connection in list(self._state.connections):
-                _ours(connection).check(now)
+                try:
+                    _ours(connection).check(now)
+                except Exception:
+                    # An error here would end the watch, and with it the process, for all other clients.
+                    log.exception("A connection could not be checked; ending it.", action="connection-failed")
+                    connection.transport.abort()
 
     def _tell_date(self) -> None:
         date = formatdate(self._clock.time(), usegmt=True).encode()

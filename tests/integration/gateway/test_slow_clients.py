@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.certificates import Authority
 from tests.integration.gateway.small_door import PATIENCE_SECONDS, Served, received, serving, statuses_in
+from tests.open_files import no_files_left
 from tests.product import eventually
 
 GET = b"GET /hello HTTP/1.1\r\nHost: a\r\n"
@@ -180,6 +181,18 @@ def test_one_client_cannot_take_all_places() -> None:
         with other:
             other.sendall(LAST)
             assert statuses_in(received(other)) == [200]
+
+
+def test_a_process_without_a_free_file_descriptor_serves_once_it_has_one(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = socket.socket()
+    with no_files_left():
+        connection.connect(("127.0.0.1", served.port))
+        connection.sendall(LAST)
+        eventually(lambda: "could not be accepted" in caplog.text, PATIENCE_SECONDS, "the connection is accepted")
+    assert statuses_in(received(connection)) == [200]
+    connection.close()
 
 
 def test_a_defect_gets_500_with_an_id_that_the_log_has_and_no_prompt(
