@@ -4,6 +4,10 @@
 
 A relay that dies anywhere between leaves rows whose records Kafka has, or has not; the next relay reads the position
 and deletes the former. A relay that was stopped and goes on is fenced by Kafka. Rows are accepted while Kafka is away.
+
+Rows are deleted once a later transaction is committed. Kafka confirms a transaction before it has written all markers,
+and a single broker that is killed then may undo the confirmed transaction, records and position alike (see
+`workers.stage.settler_state`). A later transaction begins only after the markers of the one before.
 """
 
 from __future__ import annotations
@@ -108,21 +112,22 @@ class Relay(SideThread):
         """Relay until the stop, or until another relay has taken over. Raises KafkaException and StoreAway."""
         found = outlet.open()
         position, _ = self._store.write_now(lambda connection: adopt(connection, found))
+        safe, self._committed_at = position, self._clock.monotonic()
         log.info("This process puts accepted records on Kafka.", action="relay-leading", position=position)
         while self._goes_on():
             if not self._lease.keep():
                 log.info("Another process puts accepted records on Kafka; waiting.", action="relay-standby")
                 return
-            self._forget(position)
+            self._forget(safe)
             self._accepted.clear()
             rows = self._store.read_now(partial(self._rows, position))
             if rows:
-                position = rows[-1].number + 1
-                outlet.put(rows, position)
+                outlet.put(rows, rows[-1].number + 1)
+                safe, position = position, rows[-1].number + 1
                 self._relayed(rows)
-            elif self._clock.monotonic() - self._committed_at > KEEP_SECONDS:
+            elif safe < position or self._clock.monotonic() - self._committed_at > KEEP_SECONDS:
                 outlet.put((), position)
-                self._committed_at = self._clock.monotonic()
+                safe, self._committed_at = position, self._clock.monotonic()
             else:
                 self._succeeded()
                 outlet.listen()
