@@ -82,7 +82,7 @@ class Index(BaseModel):
     def of_serial(self, text: str) -> list[IssuedCertificate]:
         """Return the certificate with a serial number, in any common notation: with colons, lower case or `0x`."""
         digits = _SEPARATORS.sub("", text).upper().removeprefix("0X").lstrip("0")
-        return [one for one in self.certificates if digits and one.serial.lstrip("0") == digits]
+        return [one for one in self.certificates if one.serial.lstrip("0") == digits]
 
     def newest(self) -> dict[str, IssuedCertificate]:
         """Return the newest certificate of each name."""

@@ -1,4 +1,4 @@
-"""The base install without the worker's extras: a producer needs neither vLLM nor a compiled Kafka client."""
+"""The base install without the extras: a producer needs neither vLLM nor a compiled Kafka client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from tests.postback_command import environment_of
 
-ABSENT = ("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", "Stemmer", "torch", "uvloop", "vllm")
+ABSENT = (
+    *("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", "Stemmer", "torch", "uvloop", "vllm"),
+    *("alembic", "fastapi", "httptools", "joserfc", "psycopg", "sqlalchemy", "starlette", "uvicorn"),
+)
 
 
 def without_extras(code: str, *arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
@@ -34,7 +37,7 @@ def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedPro
     "arguments",
     [
         *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)),
-        *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",), ("results",)),
+        *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",), ("results",), ("certs", "issue")),
     ],
 )
 def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
@@ -55,6 +58,12 @@ def test_the_producer_can_be_imported() -> None:
     others = ("operators.dead_letters", "operators.deliveries", "operators.backlog")
     done = without_extras("\n".join(f"import {name}" for name in modules + others))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> None:
+    assert command("certs", "init", str(tmp_path / "ca")).returncode == 0
+    issued = command("certs", "issue", str(tmp_path / "ca"), "one", "--client", "--tenant", "acme", "--scopes", "read")
+    assert (issued.returncode, issued.stdout) == (0, f"{tmp_path}/ca/one.pem\n{tmp_path}/ca/one.key\n")
 
 
 def test_the_backlog_can_be_read_with_what_the_ledgers_say() -> None:
