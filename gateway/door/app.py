@@ -12,12 +12,13 @@ from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.limited import Limited
 from gateway.door.observed import Observed
-from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses
+from gateway.door.routes import admin, batches, completions, docs, events, files, jobs, models, responses
 
 ROUTES = (
     admin.routes,
     batches.routes,
     completions.routes,
+    docs.routes,
     events.routes,
     files.routes,
     jobs.routes,
@@ -29,7 +30,7 @@ ROUTES = (
 
 def create_app(door: Door) -> ASGIApp:
     """Return the application. The caller runs it on a server."""
-    app = FastAPI(title="Postback", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Postback", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     for make in ROUTES:
         made: Sequence[BaseRoute] = make(door)
         app.router.routes.extend(made)

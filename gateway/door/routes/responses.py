@@ -71,8 +71,9 @@ class ResponseRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """Ask for the job's cancellation, and wait a moment for its end."""
-        door, job_id = self._door, _job_id(request)
+        door = self._door
         principal = await door.principal(request, Scope.CANCEL)
+        job_id = _job_id(request)
         if (await self._found(principal, job_id)).status != Outcome.CANCELLED:
             await cancel(door, principal, job_id)
 
@@ -85,8 +86,9 @@ class ResponseRoutes:
 
     async def delete(self, request: Request) -> Response:
         """Remove a finished response's answer and input from the store."""
-        door, job_id = self._door, _job_id(request)
+        door = self._door
         principal = await door.principal(request, Scope.CANCEL)
+        job_id = _job_id(request)
         found = await self._found(principal, job_id)
         if found.result is None:
             raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")

@@ -1,0 +1,193 @@
+"""The schemas of bodies. Those of jobs, results and settings come from their models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.access.tenant_settings import TenantSettings
+from gateway.door.routes.admin import KeyRequest
+from schemas.job import Job
+from schemas.openai import URLS
+from schemas.outcome import Outcome
+from schemas.result import Result
+
+PLACE = "#/components/schemas/"
+_TEXT: dict[str, Any] = {"type": "string"}
+_WHOLE: dict[str, Any] = {"type": "integer"}
+_TIME: dict[str, Any] = {"type": ["integer", "null"], "description": "Unix seconds."}
+_LABELS: dict[str, Any] = {"type": "object", "additionalProperties": _TEXT}
+_MAYBE: dict[str, Any] = {"type": ["string", "null"]}
+_LISTED = (
+    ("JobList", "JobObject"),
+    ("ItemList", "InputItem"),
+    ("ModelList", "ModelObject"),
+    ("FileList", "FileObject"),
+    ("BatchList", "BatchObject"),
+    ("KeyList", "KeyObject"),
+    ("TenantList", "TenantObject"),
+)
+
+
+def ref(name: str) -> dict[str, str]:
+    """Return a reference to a schema."""
+    return {"$ref": f"{PLACE}{name}"}
+
+
+def _object(kind: str | None, /, **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object; `kind` is the value of its `object`. Every property may be expected."""
+    named = {"id": _TEXT, "object": {"const": kind}} if kind is not None else {}
+    return {"type": "object", "properties": {**named, **properties}, "required": list(named)}
+
+
+def _asked(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+
+
+def _list_of(name: str) -> dict[str, Any]:
+    page = {"first_id": _MAYBE, "last_id": _MAYBE, "has_more": {"type": "boolean"}}
+    said = {"object": {"const": "list"}, "data": {"type": "array", "items": ref(name)}, **page}
+    return {"type": "object", "properties": said, "required": ["object", "data"]}
+
+
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "param": _MAYBE,
+                "code": _MAYBE,
+                "problems": {
+                    "type": "array",
+                    "items": _object(None, index={"type": ["integer", "null"]}, field=_TEXT, reason=_TEXT),
+                },
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+_JOB: dict[str, Any] = {
+    "status": {"enum": ["queued", "cancelling", *map(str, Outcome)]},
+    "created_at": _WHOLE,
+    "finished_at": _TIME,
+    "url": _TEXT,
+    "model_id": _MAYBE,
+    "custom_id": _MAYBE,
+    "batch_id": _MAYBE,
+    "line": {"type": ["integer", "null"]},
+    "metadata": _LABELS,
+    "submitted_by": _MAYBE,
+    "prompt_sha256": _MAYBE,
+}
+_TUNED: dict[str, Any] = {
+    "model": _TEXT,
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "seed": {"type": "integer", "minimum": 0},
+    "metadata": {**_LABELS, "description": "`webhook_url` is the job's callback; results do not repeat it."},
+    "sources": ref("Sources"),
+    "context_window": {"type": "integer", "minimum": 16, "maximum": 10_000_000},
+    "adapter": _TEXT,
+    "priority": {"type": "integer", "minimum": 0, "maximum": 9},
+    "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
+}
+_STOP: dict[str, Any] = {
+    "anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]
+}
+_TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
+_MESSAGES: dict[str, Any] = {"type": "array", "items": ref("Message"), "minItems": 1}
+
+_PLAIN: dict[str, dict[str, Any]] = {
+    "Error": _ERROR,
+    "JobOrJobs": {"anyOf": [ref("Job"), {"type": "array", "items": ref("Job"), "minItems": 1, "maxItems": 1000}]},
+    "JobObject": _object("job", **_JOB),
+    "AcceptedJobs": {"anyOf": [ref("JobObject"), ref("JobList")]},
+    "JobWithResult": _object("job", **_JOB, result={"anyOf": [ref("Result"), {"type": "null"}]}),
+    "ChatRequest": _asked(
+        {"messages": _MESSAGES},
+        **_TUNED,
+        stop=_STOP,
+        max_completion_tokens=_TOKENS,
+        response_format=ref("ResponseFormat"),
+    ),
+    "CompletionRequest": _asked(
+        {"prompt": {"type": "string", "minLength": 1}}, **_TUNED, stop=_STOP, max_tokens=_TOKENS
+    ),
+    "ResponseRequest": _asked(
+        {"input": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}},
+        **_TUNED,
+        instructions=_TEXT,
+        max_output_tokens=_TOKENS,
+        background={"type": "boolean"},
+        store={"type": "boolean"},
+    ),
+    "ChatCompletion": _object("chat.completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
+    "TextCompletion": _object("text_completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
+    "ResponseObject": _object(
+        "response",
+        status={"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},
+        created_at=_WHOLE,
+        completed_at=_TIME,
+        background={"type": "boolean"},
+        error={"type": ["object", "null"]},
+        incomplete_details={"type": ["object", "null"]},
+        metadata=_LABELS,
+        model=_TEXT,
+        output={"type": "array"},
+        output_text=_TEXT,
+        postback={"type": "object", "description": "Postback's own fields: status, sources, citations, notes."},
+    ),
+    "InputItem": _asked({"id": _TEXT, "type": {"const": "message"}}, role=_TEXT, content={"type": "array"}),
+    "ModelObject": _object("model", created=_WHOLE, owned_by=_TEXT),
+    "FileForm": _asked(
+        {"file": {"type": "string", "format": "binary"}, "purpose": _TEXT},
+        **{"expires_after[anchor]": {"const": "created_at"}, "expires_after[seconds]": _WHOLE},
+    ),
+    "FileObject": _object(
+        "file", bytes=_WHOLE, created_at=_WHOLE, filename=_TEXT, purpose=_TEXT, status=_TEXT, expires_at=_TIME
+    ),
+    "BatchRequest": _asked(
+        {"input_file_id": _TEXT, "endpoint": {"enum": list(URLS)}, "completion_window": {"const": "24h"}},
+        metadata=_LABELS,
+    ),
+    "BatchObject": _object(
+        "batch",
+        endpoint=_TEXT,
+        status=_TEXT,
+        input_file_id=_TEXT,
+        output_file_id=_MAYBE,
+        error_file_id=_MAYBE,
+        request_counts=_object(None, total=_WHOLE, completed=_WHOLE, failed=_WHOLE),
+        metadata={"type": ["object", "null"]},
+    ),
+    "KeyObject": _object(
+        "api_key",
+        status={"enum": ["valid", "expired", "revoked"]},
+        tenant=_TEXT,
+        scopes={"type": "array", "items": _TEXT},
+        label=_MAYBE,
+        key={**_TEXT, "description": "The key itself, only in the answer that creates it."},
+        created_at=_TIME,
+        expires_at=_TIME,
+        revoked_at=_TIME,
+        last_used_at=_TIME,
+    ),
+    "TenantObject": _object("tenant", settings=ref("TenantSettings")),
+    "Deleted": _asked({"id": _TEXT, "object": _TEXT, "deleted": {"const": True}}),
+}
+
+
+def schemas() -> dict[str, Any]:
+    """Return all schemas by name."""
+    found = {**_PLAIN, **{name: _list_of(item) for name, item in _LISTED}}
+    models: tuple[type[BaseModel], ...] = (Job, Result, KeyRequest, TenantSettings)
+    for model in models:
+        schema = model.model_json_schema(ref_template=PLACE + "{model}")
+        found |= schema.pop("$defs", {})
+        found[model.__name__] = schema
+    return dict(sorted(found.items()))

@@ -1,0 +1,26 @@
+"""`/openapi.json` and `/docs`: the description of the API, for programs and for people. They need no credential."""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.door.door import Door
+from gateway.door.openapi.document import openapi_document
+from gateway.door.openapi.page import CONTENT_POLICY, openapi_page
+
+
+def routes(_door: Door) -> list[BaseRoute]:
+    """Return the routes of the description."""
+    described = openapi_document()
+    document, page = to_json(described), openapi_page(described)
+
+    async def as_json(_request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def as_page(_request: Request) -> Response:
+        return HTMLResponse(page, headers={"content-security-policy": CONTENT_POLICY})
+
+    return [Route("/openapi.json", as_json), Route("/docs", as_page)]
