@@ -17,6 +17,7 @@ COPY gateway gateway
 COPY operators operators
 COPY producers producers
 COPY schemas schemas
+COPY screening screening
 COPY telemetry telemetry
 COPY workers workers
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .

@@ -23,7 +23,19 @@ from telemetry.clock import SystemClock
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
-COPIED = ("schemas", "telemetry", "producers", "workers", "devkit", "operators", "gateway", "console", "bench", "tests")
+COPIED = (
+    "schemas",
+    "telemetry",
+    "screening",
+    "producers",
+    "workers",
+    "devkit",
+    "operators",
+    "gateway",
+    "console",
+    "bench",
+    "tests",
+)
 TEST_SECONDS = 120
 """Timeout of one test, so that a mutant that makes a test hang is noticed too."""
 RUN_SECONDS = 900

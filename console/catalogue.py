@@ -16,6 +16,7 @@ from gateway.blobs.settings import FilesSettings
 from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
+from screening.settings import ScreeningSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
 from workers.engines.registry import engine_settings
@@ -34,6 +35,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         EnrichmentSettings: "workers",
         SearchSettings: "workers",
         CacheSettings: "workers and `postback cache`",
+        ScreeningSettings: "workers",
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
         GatewaySettings: "the gateway",

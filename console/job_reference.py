@@ -75,6 +75,7 @@ RESULT = {
     ],
     "citations": [{"start": 0, "end": 47, "source": "pmid:10591382", "support": "lexical"}],
     "notes": ["https://example.org/guideline.html: the server answered 404"],
+    "screening": [{"rule": "toxicity", "kind": "words", "verdict": "flag", "field": "prompt", "count": 1}],
     "usage": {"prompt_tokens": 1204, "completion_tokens": 14, "total_tokens": 1218},
     "finish_reason": "stop",
     "timings": {"queued_ms": 12.5, "enrich_ms": 840.0, "infer_ms": 412.3},
@@ -104,7 +105,7 @@ OUTCOMES: dict[Outcome, str] = {
     Outcome.FAILED: "The job was valid, but it has no usable answer; `error` has the reason.",
     Outcome.EXPIRED: "`ttl_seconds` or the `deadline` header passed before the answer was complete.",
     Outcome.CANCELLED: "The job was cancelled before its result was settled.",
-    Outcome.REJECTED: "The record is no valid job; `error` names each field.",
+    Outcome.REJECTED: "The record is no valid job, or the input filter rejects it; `error` names each field.",
 }
 SUPPORT: dict[Support, str] = {
     Support.EXACT: "The source has the sentence word for word.",

@@ -24,6 +24,7 @@ from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId,
 from schemas.outcome import Outcome
 from schemas.problems import Problem, problems_of
 from schemas.result import Result, ResultError
+from schemas.screening import ScreeningFinding
 from schemas.unknown import UnknownFields, taken_from, unknown_fields
 
 __all__ = [
@@ -109,6 +110,8 @@ class ReceivedJob:
     """The producer's name for its submission, otherwise unused: two records with one key are two jobs."""
     unknown: UnknownFields | None = None
     """Ignored fields, which are not part of the job's schema."""
+    screening: tuple[ScreeningFinding, ...] = ()
+    """The input filter's findings, once the job has been screened. `job` has the markers of redacted matches."""
 
 
 class CodecError(Exception):
@@ -126,6 +129,8 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
     """The code of the result's error."""
     letter_reason = "rejected"
     """The reason of the dead letter."""
+    screening: tuple[ScreeningFinding, ...] = ()
+    """The input filter's findings, if the filter rejects the job."""
 
     def __init__(
         self,
@@ -280,6 +285,7 @@ def rejected_result(invalid: InvalidJob, created_at: int) -> Result:
         custom_id=invalid.custom_id,
         outcome=Outcome.REJECTED,
         error=ResultError(code=invalid.code, message=str(invalid)),
+        screening=list(invalid.screening) or None,
         created_at=created_at,
     )
 

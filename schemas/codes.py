@@ -6,6 +6,7 @@ ERROR_CODES: dict[str, str] = {
     "invalid_job": "The record is no valid job, or no engine serves its model. The message names each field.",
     "untrusted_job": "The workers take only jobs whose tenant is signed by the fleet, and the record's signature is "
     "missing or wrong.",
+    "screened": "A rule of the operator's input filter rejects the job; `screening` names the rule.",
     "expired": "`ttl_seconds` passed before the answer was complete.",
     "cancelled": "The job was cancelled before the answer was complete.",
     "no_sources": "`sources.required` is true, and no source could be used.",
@@ -23,6 +24,7 @@ ERROR_CODES: dict[str, str] = {
 DEAD_LETTER_REASONS: dict[str, str] = {
     "rejected": "The record is no valid job.",
     "untrusted": "The record's tenant is not signed by the fleet. It stands in `said-tenant`, and is not believed.",
+    "screened": ERROR_CODES["screened"],
     "engine_error": ERROR_CODES["engine_error"],
     "worker_killed": "The record killed its worker three times while it ran alone.",
     "internal_error": "Postback has a defect: the handler failed at the record.",

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from schemas.job import WireModel
 from schemas.outcome import Outcome
+from schemas.screening import ScreeningFinding
 
 MAX_RESULT_BYTES = 900 * 1024
 """The largest value, in bytes, of a result's record. A larger answer ends as `failed` with `result_too_large`."""
@@ -113,6 +114,8 @@ class Result(WireModel):
     """Places in the text that rest on sources."""
     notes: list[str] = Field(default_factory=list)
     """Notes for the reader, such as a source that was left out, and the reason."""
+    screening: list[ScreeningFinding] | None = None
+    """The input filter's findings; absent if no rule matches the job."""
     usage: Usage | None = None
     """Numbers of tokens; absent where no answer was generated."""
     finish_reason: Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"] | None = (
@@ -131,6 +134,6 @@ class Result(WireModel):
     error: ResultError | None = None
     """The reason why the job did not succeed; absent if it did."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    """The job's metadata, unchanged."""
+    """The job's metadata, unchanged but for markers such as `[redacted:card]` of the operator's input filter."""
     created_at: int
     """The time at which the result was made, in Unix seconds."""

@@ -222,6 +222,26 @@ INFERENCE = {
     ),
 }
 
+SCREENING = {
+    "job-screened": Action("info", "Rules of the input filter match a job; the line names the rules and the verdict."),
+    "classifier-lost": Action(
+        "error",
+        "A classifier's process died or hung; the job follows the rule's `on_failure`, and the next one restarts it.",
+        "If lines repeat, look at the limits of memory, and at the rule's `seconds`.",
+    ),
+    "classifier-failed": Action(
+        "warning",
+        "A classifier gave a job no scores; the job follows the rule's `on_failure`.",
+        "If jobs are long, raise the rule's `seconds`.",
+    ),
+    "classifier-not-started": Action(
+        "error",
+        "A classifier's process did not start; jobs follow the rule's `on_failure`, and the start is tried again.",
+        "The line names the reason; too little memory is the usual one.",
+    ),
+    "classifier-ready": Action("info", "A classifier's model is loaded again."),
+}
+
 ENRICHMENT = {
     "source-name-refused": Action(
         "info",
@@ -421,6 +441,7 @@ SECTIONS: dict[str, dict[str, Action]] = {
     "Every process": PROCESS,
     "Taking and settling records": STAGE,
     "Inference and engines": INFERENCE,
+    "Input filter": SCREENING,
     "Enrichment": ENRICHMENT,
     "Batches": BATCHES,
     "Delivery": DELIVERY,

@@ -126,6 +126,12 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.screened = Counter(
+            "postback_screened_total",
+            "Jobs that the input filter read, by verdict: pass, flag, redact, reject.",
+            ["verdict"],
+            registry=r,
+        )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
         self.cache_lookups = Counter(
             "postback_cache_lookups_total",

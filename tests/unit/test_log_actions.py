@@ -12,7 +12,7 @@ import pytest
 from console.publish import ROOT
 from telemetry.actions import SECTIONS, Action
 
-PACKAGES = ("console", "devkit", "gateway", "operators", "producers", "schemas", "telemetry", "workers")
+PACKAGES = ("console", "devkit", "gateway", "operators", "producers", "schemas", "screening", "telemetry", "workers")
 LEVELS = ["debug", "info", "warning", "error", "critical"]
 LEVEL_OF = {level: level for level in LEVELS} | {"exception": "error"}
 KEBAB = re.compile(r"[a-z]+(-[a-z]+)+")

@@ -20,8 +20,8 @@ from schemas.bounded import BoundedModel
 from schemas.codec import Origin, read_job, read_result
 from workers.engines.settings import EngineSection
 
-PACKAGES: Final = ("schemas", "workers", "producers", "operators", "gateway", "console", "devkit")
-OPERATORS_FILES: Final = ("settings", "keyring", "profile", "template")
+PACKAGES: Final = ("schemas", "screening", "workers", "producers", "operators", "gateway", "console", "devkit")
+OPERATORS_FILES: Final = ("settings", "keyring", "profile", "rules", "template")
 """Modules and packages with models of the operator's own files and environment."""
 NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.vllm.cpu_worker")
 RECORD_BYTES: Final = 300_000

@@ -1,0 +1,52 @@
+"""The input filter's words on the wire: its verdicts, and a finding in a job's result."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.job import WireModel
+
+
+class Verdict(StrEnum):
+    """The input filter's decision about a job; the strictest verdict of its rules, from `pass` to `reject`."""
+
+    PASS = "pass"  # noqa: S105 - a verdict
+    """No rule matches."""
+    FLAG = "flag"
+    """The job runs as it is, and its result names the rule."""
+    REDACT = "redact"
+    """The job runs with a marker, such as `[redacted:card]`, in place of each match."""
+    REJECT = "reject"
+    """The job ends as `rejected` with the error code `screened`."""
+
+    @property
+    def strictness(self) -> int:
+        """0 for `pass` to 3 for `reject`."""
+        return _ORDER.index(self)
+
+
+_ORDER = tuple(Verdict)
+
+FieldName = Literal["prompt", "messages", "search", "metadata"]
+"""A job's text that the filter reads. `search` is `sources.search.query`; of `metadata` it reads the values."""
+
+
+class ScreeningFinding(WireModel):
+    """Matches of one rule in one field. The matched text is in no finding."""
+
+    rule: str
+    """The rule's name in the operator's file."""
+    kind: str
+    """The matcher: `regex`, `words`, `classifier`, or a kind of personal data such as `card` or `email`.
+
+    A classifier that gives no answer is `unavailable`.
+    """
+    verdict: Literal[Verdict.FLAG, Verdict.REDACT, Verdict.REJECT]
+    """The rule's verdict."""
+    field: FieldName
+    """The job's field with the matches."""
+    count: int = Field(ge=1)
+    """Matches, or for `redact` the markers in the text."""

@@ -1,0 +1,126 @@
+"""The loop of a classifier's process: `python -m screening.classifier.child DESCRIPTOR FOLDER`.
+
+The descriptor is a socket that carries JSON as messages of `multiprocessing.connection`. The first message has the
+model's labels, or the reason why it is refused. Then each request has texts and seconds, and each answer has the scores
+of each text by label, or `failed`.
+
+The model is read from the folder alone: safetensors, no code of the model's own, and no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+_MOST_THREADS: Final = 4
+_MOST_TOKENS: Final = 512
+"""Tokens of a window: the cost of a model grows with the square."""
+_OVERLAP_TOKENS: Final = 64
+_WINDOWS_AT_ONCE: Final = 8
+_PIECE_CHARS: Final = 16_384
+"""Characters that are tokenised at once, so that a long text can be left when its time is up."""
+_ALARM_SECONDS: Final = 30.0
+"""Seconds after a request's own when the process ends by itself, since its parent may be dead."""
+_MOST_REASON_CHARS: Final = 200
+
+
+class _Late(Exception):  # noqa: N818 - private
+    """The request's seconds are over."""
+
+
+def main() -> None:
+    """Load the model, and answer requests until the other side closes."""
+    connection = Connection(int(sys.argv[1]))
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process, not its parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    try:
+        model = _Model(sys.argv[2])
+    except ImportError as error:
+        _send(connection, {"refused": f"{error.name} is not installed; install transformers and torch"})
+        return
+    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
+        _send(connection, {"refused": _reason(error)})
+        return
+    _send(connection, {"labels": model.labels})
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            request = json.loads(connection.recv_bytes())
+            signal.setitimer(signal.ITIMER_REAL, request["seconds"] + _ALARM_SECONDS)
+            _send(connection, _answer(model, request))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send(connection: Connection, message: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
+
+
+def _answer(model: _Model, request: dict[str, Any]) -> dict[str, Any]:
+    deadline = time.monotonic() + request["seconds"]
+    try:
+        return {"scores": [model.scores(text, deadline) for text in request["texts"]]}
+    except _Late:
+        return {"failed": "its seconds were over"}
+    except Exception as error:  # one text must not cost all jobs the loaded model
+        return {"failed": type(error).__qualname__}
+
+
+class _Model:
+    """A sequence classification model with its tokenizer."""
+
+    def __init__(self, folder: str) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        torch.set_num_threads(min(_MOST_THREADS, torch.get_num_threads()))
+        local = {"local_files_only": True, "trust_remote_code": False}
+        self._torch = torch
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        self._model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **local).eval()
+        config = self._model.config
+        self.labels = [str(config.id2label[number]) for number in range(config.num_labels)]
+        self._each_alone = config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        positions = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS + 2
+        self._tokens = min(_MOST_TOKENS, self._tokenizer.model_max_length, positions - 2)
+        self.scores("ready", time.monotonic() + _ALARM_SECONDS)
+
+    def scores(self, text: str, deadline: float) -> dict[str, float]:
+        """Return the highest score of each label over the text's windows. Raises _Late."""
+        best = dict.fromkeys(self.labels, 0.0)
+        for batch in self._batches(text):
+            if time.monotonic() > deadline:
+                raise _Late
+            with self._torch.inference_mode():
+                logits = self._model(**batch).logits.float()
+            found = logits.sigmoid() if self._each_alone else logits.softmax(-1)
+            for label, score in zip(self.labels, found.amax(0).tolist(), strict=True):
+                best[label] = max(best[label], score)
+        return best
+
+    def _batches(self, text: str) -> Iterator[Any]:
+        """Return the text as tokens in overlapping windows, some windows at once."""
+        for start in range(0, max(1, len(text)), _PIECE_CHARS):
+            piece = text[max(0, start - _OVERLAP_TOKENS) : start + _PIECE_CHARS].encode("utf-8", "replace").decode()
+            windows = self._tokenizer(
+                piece, truncation=True, max_length=self._tokens, stride=min(_OVERLAP_TOKENS, self._tokens // 4),
+                return_overflowing_tokens=True, padding=True, return_tensors="pt",
+            )  # fmt: skip
+            windows.pop("overflow_to_sample_mapping", None)
+            count = len(windows["input_ids"])
+            for first in range(0, count, _WINDOWS_AT_ONCE):
+                yield {name: values[first : first + _WINDOWS_AT_ONCE] for name, values in windows.items()}
+
+
+if __name__ == "__main__":
+    main()

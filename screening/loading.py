@@ -1,0 +1,23 @@
+"""Loads the filter where the settings ask for one, so that other processes need not have the extra `screening`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from screening.refused import RulesRefused
+from screening.settings import ScreeningSettings
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
+
+
+def load_screen(settings: ScreeningSettings) -> Screen | None:
+    """Return the filter of the settings' rules, or None without rules. Raises RulesRefused, also without the extra."""
+    if settings.rules is None:
+        return None
+    try:
+        from screening.screen import Screen
+    except ModuleNotFoundError as error:
+        needed = f"POSTBACK_SCREENING__RULES needs {error.name}: pip install 'postback[screening]'"
+        raise RulesRefused(settings.rules, [needed]) from None
+    return Screen.load(settings.rules)

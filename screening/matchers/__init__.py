@@ -1,0 +1,1 @@
+"""Matchers: each finds one kind of text, in time linear in the text's length."""

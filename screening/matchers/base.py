@@ -1,0 +1,22 @@
+"""The seam of the matchers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+
+class Match(NamedTuple):
+    """A place in a plain text, [start, end), which is not empty."""
+
+    start: int
+    end: int
+    kind: str
+    """The matcher, as in a finding."""
+
+
+class Matcher(Protocol):
+    """Finds matches in a text that `screening.plain` has folded. Raises nothing for any text."""
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Return the matches in any order; they may overlap."""

@@ -1,0 +1,40 @@
+"""Personal data: one module for each kind, each with a check beyond the form, so that few order numbers match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, Literal, get_args
+
+from screening.matchers.base import Match
+from screening.matchers.pii.addresses import addresses
+from screening.matchers.pii.cards import cards
+from screening.matchers.pii.emails import emails
+from screening.matchers.pii.ibans import ibans
+from screening.matchers.pii.phones import phones
+from screening.matchers.pii.social_security import social_security_numbers
+
+PiiKind = Literal["card", "iban", "email", "phone", "ip", "ssn"]
+PII_KINDS: Final[tuple[PiiKind, ...]] = get_args(PiiKind)
+Spans = Callable[[str], Iterator[tuple[int, int]]]
+
+
+class Pii:
+    """Finds personal data of some kinds. `regions` are the countries whose phone numbers count without `+`."""
+
+    def __init__(self, kinds: tuple[PiiKind, ...], regions: tuple[str, ...] = ()) -> None:
+        finders: dict[PiiKind, Spans] = {
+            "card": cards,
+            "iban": ibans,
+            "email": emails,
+            "phone": partial(phones, regions=regions),
+            "ip": addresses,
+            "ssn": social_security_numbers,
+        }
+        self._finders = [(kind, finders[kind]) for kind in kinds]
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Return the places of the data."""
+        for kind, finder in self._finders:
+            for start, end in finder(text):
+                yield Match(start, end, kind)

@@ -1,0 +1,67 @@
+"""Phone numbers, as Google's libphonenumber validates them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import Final
+
+from phonenumbers import NumberParseException, is_valid_number, parse
+
+_MOST_CHECKS: Final = 20_000
+"""Texts that are validated in one text, at 50 µs each. Further candidates count as numbers: it is a list of them."""
+_LEAST_DIGITS: Final = 7
+_MOST_DIGITS: Final = 15
+"""Digits of a number (E.164)."""
+
+# No part of these patterns may fail after it has matched, so that no text makes them go back.
+_international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")
+_national = re.compile(r"(?<![\w.,+:/-])[0-9(][0-9() ./-]{0,40}")
+_no_phone = re.compile(r"[0-9]+(?:\.[0-9]+)?|\(?[0-9]{4}-[0-9]{2}-[0-9]{2}.*|(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]).*")
+"""Numbers, amounts, dates and IP addresses: no phone numbers without `+`."""
+_goes_on = re.compile(r"[^\W\d]|@|[:,][0-9]")
+_end_of_group = re.compile(r"[0-9]\)?(?![0-9)])")
+
+
+def phones(text: str, regions: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Return the places of phone numbers: with `+`, and those of the regions (ISO 3166-1) written without it."""
+    checks = 0
+    for pattern, given in ((_international, (None,)), (_national, regions)):
+        place = 0
+        while given and (found := pattern.search(text, place)) is not None:
+            start, place = found.span()
+            for end, region in product(_ends(text, found, international=pattern is _international), given):
+                checks += 1
+                if checks > _MOST_CHECKS or _is_number(text[start:end], region):
+                    yield start, end
+                    place = end
+                    break
+
+
+def _ends(text: str, found: re.Match[str], *, international: bool) -> list[int]:
+    """Return the ends of the groups of digits at which a number may end; the longest first.
+
+    A number may be followed by another one, as in `+49 30 1234567 2 times`.
+    """
+    digits = last = 0
+    ends: list[int] = []
+    for group in _end_of_group.finditer(found[0]):
+        digits += sum(map(str.isdigit, found[0][last : group.end()]))
+        last = group.end()
+        if digits > _MOST_DIGITS:
+            break
+        if digits >= _LEAST_DIGITS and (international or not _no_phone.fullmatch(found[0][:last])):
+            ends.append(found.start() + last)
+    if ends and _goes_on.match(text, ends[-1]):
+        ends.pop()  # a word, an address or an amount
+    return ends[::-1]
+
+
+@lru_cache(maxsize=4096)
+def _is_number(written: str, region: str | None) -> bool:
+    try:
+        return is_valid_number(parse(written, region))
+    except NumberParseException:
+        return False

@@ -1,0 +1,123 @@
+"""Words of lists, found with an Aho-Corasick automaton under the foldings that people hide words with.
+
+Three readings of a text: as it is without case (`Bastard`), with digits and symbols read as letters (`b4$tard`), and
+with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that
+Scunthorpe is a town.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import ahocorasick
+
+from screening.matchers.base import Match
+
+_SEPARATORS: Final = {ord(character): " " for character in "\t\n\v\f\r-_\u2010\u2011\u2012\u2013\u2014\u3000"}
+"""Characters read as a space, so that `blow-job` is `blow job`."""
+_AS_LETTERS: Final = str.maketrans("@4831!|l09$57+", "aabeiiiiogsstt")
+"""Digits and symbols with the letter that each replaces. `l` is read as `i`, as `1` stands for both."""
+_SUBSTITUTES: Final = frozenset("@4831!|09$57+")
+_LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
+"""Cyrillic and Greek letters that look like Latin ones, read as these in a word that has Latin letters too."""
+_MOST_AROUND: Final = 64
+"""Letters before and after a run of one letter that belong to its word."""
+_PLURAL_FROM: Final = 4
+"""Length from which a word may have a plural `s`: `as` + `s` is no plural."""
+
+_latin, _lookalike = re.compile("[a-z]"), re.compile("[\u03b1-\u03c9\u0430-\u052f]")
+_word = re.compile(r"\w+")
+_repeated = re.compile(r"([^\W\d_])\1{2,}")
+_doubled = re.compile(r"(.)\1+")
+
+
+class WordLists:
+    """Finds the words and phrases of lists."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        folded = {form for word in words for form in (without_case(word), without_case(word.casefold())) if form}
+        self._plain = _automaton(folded)
+        self._substituted = _automaton({word.translate(_AS_LETTERS) for word in folded})
+        self._squeezed = {_squeezed(word) for word in folded if word.isalpha()}
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Return the places of words. A word that two readings find is returned twice."""
+        lowered = without_case(text)
+        for start, end in self._words(self._plain, lowered, lowered):
+            yield Match(start, end, "words")
+        for start, end in self._words(self._substituted, lowered.translate(_AS_LETTERS), lowered):
+            if _is_substituted(lowered[start:end]):
+                yield Match(start, end, "words")
+        for start, end in self._stretched(lowered):
+            yield Match(start, end, "words")
+
+    def _words(self, automaton: Any, view: str, lowered: str) -> Iterator[tuple[int, int]]:
+        """Return the places in `view` that are whole words of the text."""
+        if not len(automaton):
+            return
+        for last, length in automaton.iter(view):
+            start, end = last - length + 1, last + 1
+            if length >= _PLURAL_FROM and lowered[end : end + 1] == "s":
+                end += 1
+            if _is_whole(lowered, start, end):
+                yield start, end
+
+    def _stretched(self, lowered: str) -> Iterator[tuple[int, int]]:
+        """Return the words with a letter three times or more in a row that are listed once the letters are joined."""
+        done = 0
+        for run in _repeated.finditer(lowered):
+            if run.start() < done:
+                continue
+            start, end = run.start(), run.end()
+            while start > max(done, run.start() - _MOST_AROUND) and lowered[start - 1].isalpha():
+                start -= 1
+            while end < min(len(lowered), run.end() + _MOST_AROUND) and lowered[end].isalpha():
+                end += 1
+            done = end
+            if _squeezed(lowered[start:end]) in self._squeezed and _is_whole(lowered, start, end):
+                yield start, end
+
+
+def without_case(text: str) -> str:
+    """Return the text in lower case, of the same length: separators as spaces, lookalike letters as Latin ones."""
+    lowered = text.lower() if len(text) == len(text.lower()) else "".join(map(_lower, text))
+    lowered = lowered.translate(_SEPARATORS)
+    if not lowered.isascii() and _lookalike.search(lowered) and _latin.search(lowered):
+        lowered = _word.sub(_latinised, lowered)
+    return lowered
+
+
+def _lower(character: str) -> str:
+    lowered = character.lower()
+    return lowered if len(lowered) == 1 else character
+
+
+def _latinised(word: re.Match[str]) -> str:
+    found = word[0]
+    return found.translate(_LOOKALIKES) if _latin.search(found) else found
+
+
+def _automaton(words: Iterable[str]) -> Any:
+    automaton = ahocorasick.Automaton()
+    for word in words:
+        automaton.add_word(word, len(word))
+    automaton.make_automaton()
+    return automaton
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """True if no letter or digit continues the word on either side. A symbol such as an emoji has no sides."""
+    before = text[start - 1 : start] if text[start].isalnum() else ""
+    after = text[end : end + 1] if text[end - 1].isalnum() else ""
+    return not before.isalnum() and not after.isalnum()
+
+
+def _is_substituted(written: str) -> bool:
+    """True if symbols or digits replace letters, of which half are left. A code such as A55 or a price is no word."""
+    return not _SUBSTITUTES.isdisjoint(written) and 2 * sum(map(str.isalpha, written)) >= len(written)
+
+
+def _squeezed(word: str) -> str:
+    return _doubled.sub(r"\1", word)

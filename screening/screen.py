@@ -1,0 +1,218 @@
+"""The input filter as gateway and workers use it: `screening.loading` gives a Screen; then `check(tenant, job)`.
+
+`RulesRefused`, which `load` and `start` raise, names every mistake in the operator's file and in the files that it
+names. A check raises nothing for any job.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from schemas.job import Job
+from schemas.screening import FieldName, ScreeningFinding, Verdict
+from screening.classifier.process import Classifier, ClassifierAway, ModelRefused, check_folder
+from screening.compiled import CompiledRule, RuleRefused, compiled
+from screening.plain import plain
+from screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
+from screening.refused import RulesRefused
+from screening.rules import ClassifierRule
+from screening.rules_file import PlacedRule, read_rules
+from screening.texts import JobText, Place, texts_of, with_texts
+
+_MOST_PASSES = 4
+"""Passes over a text that markers change: text beside a marker may match only then. Two are usual."""
+_TENANTS_KEPT = 1024
+_UNAVAILABLE = "unavailable"
+
+_Counts = Counter[tuple[str, str, FieldName]]
+"""Matches by rule, kind and field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """The filter's answer about one job."""
+
+    verdict: Verdict
+    """The strictest verdict of the rules that match."""
+    findings: tuple[ScreeningFinding, ...]
+    """One for each rule, kind and field with matches, in the file's order."""
+    job: Job
+    """The job with markers in place of redacted matches; the given job if the verdict is `reject`.
+
+    Markers can make a job larger, so a caller with a limit checks it afterwards.
+    """
+
+    @property
+    def refusals(self) -> list[ScreeningFinding]:
+        """The findings of the rules that reject the job."""
+        return [finding for finding in self.findings if finding.verdict is Verdict.REJECT]
+
+
+class Screen:
+    """The rules of an operator's file. Threads may share it."""
+
+    def __init__(self, rules: Sequence[CompiledRule], classifiers: Sequence[tuple[ClassifierRule, Classifier]]) -> None:
+        self._rules = rules
+        self._classifiers = classifiers
+        self._markers = Markers(label for rule in rules if rule.redacts for label in rule.labels)
+        self._rules_for = lru_cache(maxsize=_TENANTS_KEPT)(self._reading)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file of rules. Raises RulesRefused.
+
+        The folder of a classifier is checked, but `start` loads the model.
+        """
+        rules, mistakes = read_rules(path)
+        loaded = _Loaded(mistakes)
+        for placed in rules:
+            loaded.add(placed, path.parent)
+        if loaded.mistakes:
+            raise RulesRefused(path, loaded.mistakes)
+        return cls(loaded.rules, loaded.classifiers)
+
+    @property
+    def waits(self) -> bool:
+        """True if a check may wait for a classifier's process, so that an event loop must not call it."""
+        return bool(self._classifiers)
+
+    def start(self) -> None:
+        """Load the models of classifiers, which takes many seconds. Raises RulesRefused."""
+        for rule, classifier in self._classifiers:
+            try:
+                classifier.start(rule.labels)
+            except ModelRefused as refused:
+                self.close()
+                raise RulesRefused(Path(rule.folder), [f"rule `{rule.name}`: {refused}"]) from None
+
+    def close(self) -> None:
+        """End the processes of classifiers."""
+        for _, classifier in self._classifiers:
+            classifier.close()
+
+    def check(self, tenant: str, job: Job) -> Screened:
+        """Apply the tenant's rules to a job. Each rule sees the job as it was given; the strictest verdict counts.
+
+        Checking `Screened.job` again gives the same job, the same verdict, and the same markers in the findings.
+        """
+        rules, classifiers = self._rules_for(tenant)
+        counts: _Counts = Counter()
+        changed: dict[Place, str | tuple[str, ...]] = {}
+        for text in texts_of(job) if rules else ():
+            reading = [rule for rule in rules if text.field in rule.rule.fields]
+            new = self._read(text, reading, counts) if reading else None
+            if new is not None:
+                changed[text.place] = new
+        findings = [finding for rule in rules for finding in _findings(rule, counts)]
+        screened = with_texts(job, changed) if changed else job
+        if not any(finding.verdict is Verdict.REJECT for finding in findings):
+            findings += [finding for each in classifiers for finding in _judged(*each, screened)]
+        verdict = max((finding.verdict for finding in findings), key=_strictness, default=Verdict.PASS)
+        return Screened(verdict, tuple(findings), job if verdict is Verdict.REJECT else screened)
+
+    def _reading(self, tenant: str) -> tuple[list[CompiledRule], list[tuple[ClassifierRule, Classifier]]]:
+        """Return the rules and classifiers for a tenant."""
+        return (
+            [rule for rule in self._rules if rule.rule.reads(tenant)],
+            [each for each in self._classifiers if each[0].reads(tenant)],
+        )
+
+    def _read(self, text: JobText, rules: Sequence[CompiledRule], counts: _Counts) -> str | tuple[str, ...] | None:
+        """Count the matches in one text; return the text, or its parts, with markers, or None if it has no new ones."""
+        redacting = [rule for rule in rules if rule.redacts]
+        cuts = self._matched(text.text, rules, text.field, counts)
+        current, parts = text.text, text.parts
+        for _ in range(_MOST_PASSES):
+            if not cuts:
+                break
+            parts = redacted_parts(parts, cuts)
+            current = "\n".join(parts) if parts else redacted(current, cuts)
+            if text.most_chars is not None and len(current) > text.most_chars:
+                current = cuts[0].marker
+            cuts = self._matched(current, redacting, text.field, counts)
+        for place in self._markers.places(current) if redacting else ():
+            for rule in redacting:
+                label = next((label for label in rule.labels if marker(label) == place.marker), None)
+                if label is not None:
+                    counts[rule.rule.name, rule.kind(label), text.field] += 1
+                    break
+        if current == text.text:
+            return None
+        return parts or current
+
+    def _matched(self, text: str, rules: Iterable[CompiledRule], field: FieldName, counts: _Counts) -> list[Cut]:
+        """Count the matches of the rules that do not redact, and return the cuts of those that do."""
+        markers = self._markers.places(text)
+        view = plain(text)
+        cuts: list[Cut] = []
+        for rule in rules:
+            spans: dict[str, list[Cut]] = {}
+            for match in rule.matcher.matches(view.text):
+                start, end = view.original(match.start, match.end)
+                spans.setdefault(match.kind, []).append(Cut(start, end, marker(rule.label(match.kind))))
+            for kind, found in spans.items():
+                places = outside(found, markers)
+                if rule.redacts:
+                    cuts += places
+                elif places:
+                    counts[rule.rule.name, kind, field] += len(merged(places))
+        return merged(cuts)
+
+
+class _Loaded:
+    """The rules and classifiers of a file, and its mistakes."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        self.rules: list[CompiledRule] = []
+        self.classifiers: list[tuple[ClassifierRule, Classifier]] = []
+        self.mistakes = mistakes
+        self._models: dict[Path, Classifier] = {}
+
+    def add(self, placed: PlacedRule, folder: Path) -> None:
+        """Add a rule; `folder` is the one of the rules' file."""
+        rule = placed.rule
+        try:
+            if isinstance(rule, ClassifierRule):
+                model = (folder / rule.folder).resolve()
+                check_folder(model, rule.labels)
+                self.classifiers.append((rule, self._models.setdefault(model, Classifier(model))))
+            else:
+                self.rules.append(compiled(rule, folder))
+        except (RuleRefused, ModelRefused) as refused:
+            self.mistakes.append(f"{placed.place}: {refused}")
+
+
+def _strictness(verdict: Verdict) -> int:
+    return verdict.strictness
+
+
+def _findings(rule: CompiledRule, counts: _Counts) -> Iterator[ScreeningFinding]:
+    for (name, kind, field), count in counts.items():
+        if name == rule.rule.name and rule.rule.verdict is not Verdict.PASS:
+            yield ScreeningFinding(rule=name, kind=kind, verdict=rule.rule.verdict, field=field, count=count)
+
+
+def _judged(rule: ClassifierRule, classifier: Classifier, job: Job) -> Iterator[ScreeningFinding]:
+    """Return a finding for each field that the model gives one of the rule's labels."""
+    texts: dict[FieldName, list[str]] = {}
+    for text in texts_of(job):
+        if text.field in rule.fields:
+            texts.setdefault(text.field, []).append(text.text)
+    if not texts or rule.verdict is Verdict.PASS:
+        return
+    try:
+        scores = classifier.scores(["\n".join(parts) for parts in texts.values()], rule.seconds)
+    except ClassifierAway:
+        if rule.on_failure == "reject":
+            field = next(iter(texts))
+            yield ScreeningFinding(rule=rule.name, kind=_UNAVAILABLE, verdict=Verdict.REJECT, field=field, count=1)
+        return
+    for field, found in zip(texts, scores, strict=True):
+        matching = sum(found.get(label, 0.0) >= least for label, least in rule.labels.items())
+        if matching:
+            yield ScreeningFinding(rule=rule.name, kind=rule.kind, verdict=rule.verdict, field=field, count=matching)

@@ -1,0 +1,23 @@
+"""The input filter's settings, read from `POSTBACK_SCREENING__…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ScreeningSettings(BaseSettings):
+    """The input filter for jobs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_SCREENING__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: Path | None = None
+    """Path of a TOML file with the filter's rules; no job is screened if it is absent. A process reads the file at its
+    start and refuses to start with a mistake in it. It needs the extra `screening`."""

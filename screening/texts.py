@@ -1,0 +1,76 @@
+"""The texts of a job that rules read, and the job with other texts in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.job import Job, Message, TextPart
+from schemas.screening import FieldName
+
+Place = tuple[FieldName, str | int]
+"""A field, and the text within it: a message's number, a key of the metadata, or 0."""
+
+_MOST_CHARS: dict[FieldName, int] = {"search": 1024, "metadata": 2048}
+"""Limits of a job's schema that a text with markers must keep too."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobText:
+    """One text of a job."""
+
+    place: Place
+    text: str
+    parts: tuple[str, ...] = ()
+    """The text parts of a message that has some; `text` joins them by line breaks, as the engine does."""
+
+    @property
+    def field(self) -> FieldName:
+        """The job's field."""
+        return self.place[0]
+
+    @property
+    def most_chars(self) -> int | None:
+        """The most characters that the schema allows here; None without a limit."""
+        return _MOST_CHARS.get(self.field)
+
+
+def texts_of(job: Job) -> Iterator[JobText]:
+    """Return the texts of a job that a rule can read."""
+    if job.prompt is not None:
+        yield JobText(("prompt", 0), job.prompt)
+    for number, message in enumerate(job.messages or ()):
+        parts = () if isinstance(message.content, str) else tuple(part.text for part in message.content)
+        yield JobText(("messages", number), message.text, parts)
+    if job.sources is not None and job.sources.search is not None:
+        yield JobText(("search", 0), job.sources.search.query)
+    for key, value in job.metadata.items():
+        yield JobText(("metadata", key), value)
+
+
+def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
+    """Return the job with other texts. A tuple has the text parts of a message."""
+    update: dict[str, Any] = {}
+    prompt = changed.get(("prompt", 0))
+    if prompt is not None:
+        update["prompt"] = prompt
+    if job.messages is not None:
+        update["messages"] = [
+            _with_text(message, changed.get(("messages", number))) for number, message in enumerate(job.messages)
+        ]
+    query = changed.get(("search", 0))
+    if query is not None and job.sources is not None and job.sources.search is not None:
+        search = job.sources.search.model_copy(update={"query": query})
+        update["sources"] = job.sources.model_copy(update={"search": search})
+    values = {str(key): text for (field, key), text in changed.items() if field == "metadata"}
+    if values:
+        update["metadata"] = {**job.metadata, **values}
+    return job.model_copy(update=update)
+
+
+def _with_text(message: Message, text: str | tuple[str, ...] | None) -> Message:
+    if text is None:
+        return message
+    content = text if isinstance(text, str) else [TextPart(type="text", text=part) for part in text]
+    return message.model_copy(update={"content": content})
