@@ -53,6 +53,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         import uvloop
 
     from schemas.settings import SettingsRefused
+    from screening.refused import RulesRefused
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
@@ -76,7 +77,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         NothingCompletes,
         TopicMadeAnew,
     )
-    of_the_jobs = (ProfileRefused, RerankerRefused, SearchMisconfigured, TemplateRefused)
+    of_the_jobs = (ProfileRefused, RerankerRefused, RulesRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
         with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, PropertyRefused, code=BAD_INPUT):

@@ -11,6 +11,7 @@ from schemas.codec import read_result
 from schemas.result import Result
 from schemas.topics import Topics
 from schemas.trust import TrustSecrets
+from screening.screen import Screen
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.messages import in_text
@@ -48,6 +49,7 @@ class Worker:
         models: dict[str, str | None],
         callbacks: EgressPolicy,
         trust: TrustSecrets | None,
+        screen: Screen | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.engine = EchoEngine(EchoSettings(), self.metrics)
@@ -64,6 +66,7 @@ class Worker:
             CLOCK,
             self.metrics,
             trust,
+            screen,
         )
 
     async def outputs(self, given: Record) -> Sequence[Output]:
@@ -86,9 +89,10 @@ async def working(
     models: dict[str, str | None] | None = None,
     callbacks: EgressPolicy | None = None,
     trust: TrustSecrets | None = None,
+    screen: Screen | None = None,
     **settings: Any,
 ) -> AsyncIterator[Worker]:
-    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy(), trust)
+    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy(), trust, screen)
     await worker.engine.start()
     await worker.enricher.start()
     try:

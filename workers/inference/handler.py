@@ -7,6 +7,7 @@ Each step is a module of its own:
               ▼                                      ▼                           ▼
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
+`input_filter` applies the operator's rules to an admitted job, if there are any, before its sources are read.
 Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
 the window between tenants.
 """
@@ -14,6 +15,7 @@ the window between tenants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from schemas.codec import InvalidJob, ReceivedJob
 from schemas.result import Result, Timings
@@ -32,6 +34,7 @@ from workers.inference.engine_watch import EngineWatch
 from workers.inference.fairness import TenantSharing
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
 from workers.inference.ground import Grounder
+from workers.inference.input_filter import InputFilter
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
 from workers.inference.outputs import Outputs
@@ -42,6 +45,9 @@ from workers.inference.results import Results
 from workers.inference.settings import WorkerSettings
 from workers.inference.unknown_fields import UnknownFieldWarnings
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
+
+if TYPE_CHECKING:
+    from screening.screen import Screen  # needs the extra `screening`, which only a worker with rules has
 
 log = get_logger()
 
@@ -64,6 +70,7 @@ class InferenceHandler:
         clock: Clock,
         metrics: Metrics,
         trust: TrustSecrets | None = None,
+        screen: Screen | None = None,
     ) -> None:
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
@@ -74,6 +81,7 @@ class InferenceHandler:
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
+        self._filter = InputFilter(screen, metrics)
         self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead
@@ -98,6 +106,7 @@ class InferenceHandler:
                     return [forwarded]
                 queued_ms = self._phases.queued_ms(received)
                 self._warnings.warn(received.unknown)
+                received = await self._filter.screened(received, len(record.value or b""))
             if self._lifetimes.is_over(received):
                 return self._outputs.settled(received, self._results.cut_off(received))
             return await self._answered(record, received, queued_ms)

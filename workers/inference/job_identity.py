@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from schemas import topics as names
-from schemas.codec import InvalidJob, ReceivedJob
+from schemas.codec import InvalidJob, Origin, ReceivedJob
 from schemas.problems import Problem
+from schemas.screening import ScreeningFinding
 from workers.stage.dead_letters import dead_letter
 from workers.stage.record import Header, Output, Record
 
@@ -50,15 +53,40 @@ def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]
 
 
+class ScreenedJob(InvalidJob):
+    """The input filter rejects a valid job."""
+
+    code = "screened"
+    letter_reason = "screened"
+
+    def __init__(
+        self, received: ReceivedJob, problems: tuple[Problem, ...], findings: tuple[ScreeningFinding, ...]
+    ) -> None:
+        super().__init__(problems, callback_url=received.job.callback_url, **_identity(received))
+        self.screening = findings
+
+
 def invalid_job(received: ReceivedJob, field: str, reason: str, *, callback: bool = True) -> InvalidJob:
     """Return the error for a readable job that cannot be answered. Without `callback`, no result is POSTed."""
-    return InvalidJob(
-        (Problem(field, reason),),
-        job_id=received.job_id,
-        tenant=received.tenant,
-        webhook_id=received.webhook_id,
-        origin=received.origin,
-        custom_id=received.job.custom_id,
-        callback_url=received.job.callback_url if callback else None,
-        traceparent=received.traceparent,
-    )
+    url = received.job.callback_url if callback else None
+    return InvalidJob((Problem(field, reason),), callback_url=url, **_identity(received))
+
+
+class _Identity(TypedDict):
+    job_id: str
+    tenant: str
+    webhook_id: str
+    origin: Origin
+    custom_id: str | None
+    traceparent: str | None
+
+
+def _identity(received: ReceivedJob) -> _Identity:
+    return {
+        "job_id": received.job_id,
+        "tenant": received.tenant,
+        "webhook_id": received.webhook_id,
+        "origin": received.origin,
+        "custom_id": received.job.custom_id,
+        "traceparent": received.traceparent,
+    }

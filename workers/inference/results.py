@@ -98,6 +98,7 @@ class Results:
                 "engine": self._engine.name,
                 "metadata": job.metadata,
                 "notes": list(notes),
+                "screening": list(received.screening) or None,
                 "created_at": int(self._clock.time()),
                 **fields,
             }

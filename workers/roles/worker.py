@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
+from screening.loading import load_screen
+from screening.settings import ScreeningSettings
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
 from workers.engines.registry import create, engine_settings
@@ -32,6 +36,9 @@ from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
 
 
 async def run_worker(
@@ -66,10 +73,11 @@ async def run_worker(
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
     """Return the stage that answers jobs with this engine. `stack` closes the parts that the stage needs.
 
-    Raises ProcessError and SettingsRefused.
+    Raises ProcessError, RulesRefused and SettingsRefused.
     """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
+    screen = await _screen(stack)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
@@ -91,6 +99,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         process.clock,
         process.metrics,
         trust,
+        screen,
     )
     process.beside.append(handler.engine_watch)
     # The topic is read to its end before the first dispatch, so that no cancelled job begins.
@@ -103,6 +112,15 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     parts = handler.pace, handler.sharing
     made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
     return group_stage(stage, kafka, read, *made_of)
+
+
+async def _screen(stack: AsyncExitStack) -> Screen | None:
+    """Return the input filter with its models loaded, or None without rules. Raises RulesRefused."""
+    screen = load_screen(read_settings(ScreeningSettings))
+    if screen is not None:
+        stack.callback(screen.close)
+        await asyncio.to_thread(screen.start)
+    return screen
 
 
 async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:

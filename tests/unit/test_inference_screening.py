@@ -1,0 +1,98 @@
+"""The input filter in a worker: a job is flagged, redacted or rejected before its sources and its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.codec import read_result
+from schemas.outcome import Outcome
+from schemas.screening import ScreeningFinding, Verdict
+from screening.screen import Screen
+from tests.screening_rules import CARD, pii, regex, screen_of, words
+from tests.unit.echo_worker import HOOK, TOPICS, headers_of, record, working
+from workers.inference.input_filter import LONG_JOB_BYTES
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Screen:
+    return screen_of(
+        tmp_path,
+        pii(more='fields = ["prompt", "messages", "search", "metadata"]', name="private"),
+        regex("falcon", "reject", name="project"),
+        words(name="toxicity"),
+    )
+
+
+@pytest.mark.parametrize("filler", ["", " lorem ipsum" * LONG_JOB_BYTES], ids=["short", "long"])
+async def test_a_redacted_job_is_answered_from_its_redacted_text(screen: Screen, filler: str) -> None:
+    async with working(screen=screen) as worker:
+        result = await worker.result(record(prompt=f"pay {CARD}{filler}", metadata={"card": CARD}, max_tokens=100_000))
+
+    assert result.outcome is Outcome.SUCCEEDED
+    assert result.text is not None and "pay [redacted:card]" in result.text
+    assert result.metadata == {"card": "[redacted:card]"}
+    assert result.screening == [
+        ScreeningFinding(rule="private", kind="card", verdict=Verdict.REDACT, field=field, count=1)
+        for field in ("prompt", "metadata")
+    ]
+    assert worker.sample("postback_screened_total", verdict="redact") == 1
+
+
+async def test_a_flagged_job_is_answered_and_its_result_names_the_rule(screen: Screen) -> None:
+    async with working(screen=screen) as worker:
+        result = await worker.result(record(prompt="Who is the bastard?"))
+
+    assert result.outcome is Outcome.SUCCEEDED
+    assert result.text is not None and "bastard" in result.text
+    assert result.screening == [
+        ScreeningFinding(rule="toxicity", kind="words", verdict=Verdict.FLAG, field="prompt", count=1)
+    ]
+
+
+async def test_a_rejected_job_ends_with_its_own_code_and_echoes_no_input(screen: Screen) -> None:
+    async with working(screen=screen) as worker:
+        output, letter = await worker.outputs(
+            record(prompt="the secret falcon", custom_id="row-1", metadata={"a": "b"})
+        )
+
+    result = read_result(output.value)
+    assert (result.outcome, result.custom_id, result.text, result.metadata) == (Outcome.REJECTED, "row-1", None, {})
+    assert result.error is not None and result.error.code == "screened"
+    assert result.error.message == "prompt: the rule project of the input filter rejects it"
+    assert [(found.rule, found.verdict) for found in result.screening or ()] == [("project", Verdict.REJECT)]
+    assert headers_of(output)["callback-url"] == HOOK
+    assert "secret" not in (output.value or b"").decode()
+    assert letter.topic == TOPICS.dead_letters
+    assert headers_of(letter)["reason"] == "screened"
+    assert worker.sample("postback_screened_total", verdict="reject") == 1
+    assert worker.sample("postback_jobs_total", outcome="rejected") == 1
+
+
+async def test_a_search_is_redacted_before_it_leaves(screen: Screen) -> None:
+    """An unknown provider's error would come after the search, and a rejection of the query comes before it."""
+    async with working(screen=screen) as worker:
+        sources = {"search": {"provider": "none", "query": "falcon"}}
+        output, _ = await worker.outputs(record(prompt="hello", sources=sources))
+
+    error = read_result(output.value).error
+    assert error is not None
+    assert error.message == "sources.search.query: the rule project of the input filter rejects it"
+
+
+async def test_a_job_without_a_match_has_no_findings(screen: Screen) -> None:
+    async with working(screen=screen) as worker:
+        [output] = await worker.outputs(record())
+
+    assert b"screening" not in (output.value or b"")
+    assert worker.sample("postback_screened_total", verdict="pass") == 1
+
+
+async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> None:
+    """The other engine's worker screens it: each operator's rules are its own."""
+    async with working({"other": "other"}, screen=screen) as worker:
+        [output] = await worker.outputs(record(model_id="other", prompt="falcon"))
+
+    assert output.topic == TOPICS.requests("other")
+    assert worker.sample("postback_screened_total", verdict="reject") == 0

@@ -1,0 +1,72 @@
+"""The operator's input filter between a job's admission and its sources; without rules it does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from schemas.codec import ReceivedJob
+from schemas.problems import Problem
+from schemas.screening import ScreeningFinding, Verdict
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.inference.job_identity import ScreenedJob
+
+if TYPE_CHECKING:
+    from screening.screen import Screen  # needs the extra `screening`, which only a worker with rules has
+
+log = get_logger()
+
+LONG_JOB_BYTES: Final = 8 * 1024
+"""Size from which a thread reads the job, so that the event loop serves other jobs meanwhile."""
+_THREADS: Final = 2
+_FIELDS: Final = {"search": "sources.search.query"}
+"""Fields that the filter calls by a shorter name."""
+
+
+class InputFilter:
+    """Applies the rules to jobs, and counts the verdicts."""
+
+    def __init__(self, screen: Screen | None, metrics: Metrics) -> None:
+        self._screen = screen
+        self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
+        self._verdicts = {verdict: metrics.screened.labels(verdict) for verdict in Verdict}
+
+    async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:
+        """Return the job with the findings, and with markers in place of redacted matches. `size` is in bytes.
+
+        Raises InvalidJob with the code `screened` for a job that a rule rejects.
+        """
+        screen = self._screen
+        if screen is None:
+            return received
+        if size < LONG_JOB_BYTES and not screen.waits:
+            found = screen.check(received.tenant, received.job)
+        else:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, screen.check, received.tenant, received.job)
+        self._verdicts[found.verdict].inc()
+        if found.verdict is Verdict.PASS:
+            return received
+        log.info(
+            f"Screened job {received.job_id}: {found.verdict}.",
+            action="job-screened",
+            job_id=received.job_id,
+            verdict=str(found.verdict),
+            rules=list(dict.fromkeys(finding.rule for finding in found.findings)),
+        )
+        if found.verdict is Verdict.REJECT:
+            raise ScreenedJob(received, tuple(map(_problem, found.refusals)), found.findings)
+        return replace(received, job=found.job, screening=found.findings)
+
+
+def _problem(finding: ScreeningFinding) -> Problem:
+    """Return the reason of a rejection, without the matched text."""
+    field = _FIELDS.get(finding.field, finding.field)
+    if finding.kind == "unavailable":
+        return Problem(
+            field, f"the rule {finding.rule} of the input filter cannot read it now; send the job again later"
+        )
+    return Problem(field, f"the rule {finding.rule} of the input filter rejects it")
