@@ -3,6 +3,7 @@
     role      the process: door, relay, view and expansion, by `--roles`
     door      HTTP: the server, the application, its routes, and the console page
     batches   OpenAI's files and batches: expansion into jobs, output files
+    webhooks  webhook endpoints of tenants, and their events
     view      follows the fleet's topics and writes rows: results, attempts, events
     accept    accepts work exactly once: rows, idempotency, the outbox and its relay
     access    who may: principals, API keys, tokens, certificates, limits, quotas

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
@@ -21,6 +23,7 @@ from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
 from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
+from gateway.batches.orders import BatchRow
 from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
 from gateway.blobs.opening import open_blobs
@@ -35,10 +38,15 @@ from gateway.tls import DoorTls, TlsFiles
 from gateway.view.results import OnResults
 from gateway.view.view import View
 from gateway.view.waiting import Waiting
+from gateway.webhooks.fan_out import batch_ended, fanning_out
+from gateway.webhooks.sending import Sending
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
 from telemetry.clock import Clock
-from workers.egress import EgressSettings
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy, EgressSettings
 from workers.roles import last_resort
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.build import group_stage
@@ -127,18 +135,18 @@ def _shelf(store: Store, store_url: str, clock: Clock) -> Shelf:
 
 
 def _clerk(process: Process, shelf: Shelf) -> Clerk:
-    """Return the clerk of batches, which applies the settings of each batch's tenant. Raises SettingsRefused."""
-    store, defaults = shelf.store, read_settings(AccessSettings).tenant_defaults
+    """Return the clerk of batches: it applies the tenants' settings, and announces batches. Raises SettingsRefused."""
+    store, topics, clock = shelf.store, process.fleet.kafka.topics, process.clock
+    defaults = read_settings(AccessSettings).tenant_defaults
 
     def settings_of(tenant: str) -> TenantSettings:
         return store.read_now(lambda connection: find_tenant(connection, tenant)) or defaults
 
-    return Clerk(
-        shelf,
-        process.fleet.kafka.topics,
-        settings_of,
-        lambda connection, row: release_batch(connection, row.tenant, row.id),
-    )
+    def ended(connection: Connection, row: BatchRow) -> None:
+        release_batch(connection, row.tenant, row.id)
+        batch_ended(connection, topics, clock, row.tenant, row.id, row.status)
+
+    return Clerk(shelf, topics, settings_of, ended)
 
 
 def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
@@ -165,7 +173,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
 def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     """Add the view, with the functions that follow each result in the transaction of its row."""
     kafka, clock = process.fleet.kafka, process.clock
-    hooks: tuple[OnResults, ...] = (counting(clock), release_answered)
+    hooks: tuple[OnResults, ...] = (counting(clock), release_answered, fanning_out(kafka.topics, clock))
     process.beside.append(View(store, kafka, hooks, waiting, clock, process.metrics))
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 
@@ -181,15 +189,17 @@ def _add_door(
     if tls is None and not (process.development and _is_loopback(bound)):
         raise TlsMissing(TlsMissing.__doc__)
     access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
+    policy = read_settings(EgressSettings).callback_policy(development=process.development)
     door = Door(
         fleet=process.fleet,
         settings=limits,
-        callbacks=read_settings(EgressSettings).callback_policy(development=process.development),
+        callbacks=policy,
         store=shelf.store,
         access=access,
         gate=gate,
         waiting=waiting,
         shelf=shelf,
+        webhooks=_sending(process, stack, policy),
         clock=clock,
         metrics=process.metrics,
         batches_changed=nothing if clerk is None else clerk.wake,
@@ -200,6 +210,15 @@ def _add_door(
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1")
     options.announce(url)
+
+
+def _sending(process: Process, stack: AsyncExitStack, policy: EgressPolicy) -> Sending | None:
+    """Return the keys of webhook endpoints; None if no keyring is set. Raises KeyringError and SettingsRefused."""
+    if process.fleet.keyring is None:
+        return None
+    poster = Poster(read_settings(DeliverySettings), policy, process.clock)
+    stack.push_async_callback(poster.close)
+    return Sending(Keyring.load(process.fleet.keyring), poster, process.clock)
 
 
 def _access(

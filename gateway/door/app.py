@@ -12,7 +12,18 @@ from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.limited import Limited
 from gateway.door.observed import Observed
-from gateway.door.routes import admin, batches, completions, docs, events, files, jobs, models, responses
+from gateway.door.routes import (
+    admin,
+    batches,
+    completions,
+    docs,
+    events,
+    files,
+    jobs,
+    models,
+    responses,
+    webhook_endpoints,
+)
 
 ROUTES = (
     admin.routes,
@@ -24,6 +35,7 @@ ROUTES = (
     jobs.routes,
     models.routes,
     responses.routes,
+    webhook_endpoints.routes,
 )
 """The routes of each file in `routes/`."""
 

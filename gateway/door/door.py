@@ -15,6 +15,7 @@ from gateway.door.errors import ApiError
 from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
+from gateway.webhooks.sending import Sending
 from schemas.settings import FleetSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
@@ -53,6 +54,8 @@ class Door:
     """Files with their contents."""
     clock: Clock
     metrics: Metrics
+    webhooks: Sending | None = None
+    """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing
     """Tells the clerk of batches, if it works in this process, that one was created or cancelled."""
 

@@ -188,11 +188,14 @@ webhook_endpoints = Table(
     Column("events", JSON, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("secret_version", Integer, nullable=False),
+    Column("previous_until", BigInt),
     Column("enabled", Boolean, nullable=False),
     Column("created_at", BigInt, nullable=False),
     Column("updated_at", BigInt, nullable=False),
 )
-"""A tenant's own callbacks. Secrets are derived from the keyring by id and version, and never stored."""
+"""A tenant's own callbacks. Secrets are derived from the keyring by id and version, and never stored.
+
+The version before `secret_version` signs too until `previous_until`. `headers` may hold the consumer's credentials."""
 
 idempotency = Table(
     "idempotency",
@@ -240,8 +243,12 @@ view_offsets = Table(
     Column("partition", Integer, primary_key=True),
     Column("topic_id", Name(64), nullable=False),
     Column("next_offset", BigInt, nullable=False),
+    Column("seen_offset", BigInt, nullable=False),
 )
-"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""
+"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset.
+
+`seen_offset` is the highest `next_offset` so far. A rebuild sets `next_offset` to 0 and keeps `seen_offset`, so that no
+result is announced a second time."""
 
 writers = Table(
     "writers",

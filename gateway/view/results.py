@@ -28,6 +28,10 @@ class StoredResult:
     webhook_id: str | None
     at_ms: int
     """The record's timestamp, Unix milliseconds."""
+    has_callback: bool
+    """True if delivery sends the result to a callback of the job's own."""
+    replayed: bool
+    """True if the view has read the record before: the store is being rebuilt."""
     first: bool
     """True for a job's first result. A job that an operator put back has another result."""
 

@@ -140,12 +140,13 @@ class View(SideThread):
 
     def _write(self, messages: Sequence[Any], hooks: Sequence[OnResults]) -> None:
         results, attempts = self._read(messages)
-        moves = self._moves(messages)
+        moves, results_topic = self._moves(messages), self._kafka.topics.results
 
         def change(connection: Connection) -> None:
-            move(connection, moves)
+            before = move(connection, moves)
+            seen = {partition: offset for (topic, partition), offset in before.items() if topic == results_topic}
             write_attempts(connection, attempts)
-            stored = write_results(connection, results)
+            stored = write_results(connection, results, seen)
             for hook in hooks if stored else ():
                 hook(connection, stored)
 

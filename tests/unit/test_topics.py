@@ -163,8 +163,8 @@ def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_proces
     stamped = {spec.name for spec in topics.specs(3) if spec.config.get("message.timestamp.type") == "LogAppendTime"}
 
     assert stamped == {
-        topics.results, topics.attempts, topics.dead_letters, topics.redriven, topics.control, topics.workers,
-        *topics.tiers.values(),
+        topics.results, topics.events, topics.attempts, topics.dead_letters, topics.redriven, topics.control,
+        topics.workers, *topics.tiers.values(),
     }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
         former_tiers=former_tiers,
     )
     stack.push_async_callback(handler.close)
-    process.duties.append(f"delivers results from topic {kafka.topics.results}")
+    process.duties.append(f"delivers results from topic {kafka.topics.results} and events from {kafka.topics.events}")
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     change_threads_often()
     return stages_of(handler, settings, kafka, process.replica, process.clock, process.metrics, former_tiers, ids)
@@ -99,7 +99,7 @@ def stages_of(
     former_tiers: Iterable[str] = (),
     ids: Mapping[str, str] | None = None,
 ) -> list[Stage]:
-    """Return the stage of the results, and the stage of the tiers. Each stage may hold half of `window_bytes`.
+    """Return the stage of results and events, and the stage of the tiers. Each stage may hold half of `window_bytes`.
 
     Records of tiers become due by the hundred. In a stage of its own, a new result waits for none of them.
     """
@@ -117,6 +117,6 @@ def stages_of(
     resort = last_resort.for_callbacks(topics, metrics)
     parts = replica, handler, clock, metrics
     return [
-        group_stage(for_results, kafka, [topics.results], *parts, None, None, outputs, resort, ids),
+        group_stage(for_results, kafka, [topics.results, topics.events], *parts, None, None, outputs, resort, ids),
         group_stage(for_tiers, kafka, [*tiers, *former_tiers], *parts, handler, None, outputs, resort, ids),
     ]

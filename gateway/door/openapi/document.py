@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.door.openapi import admin, files, jobs
+from gateway.door.openapi import admin, files, jobs, webhooks
 from gateway.door.openapi.operation import Operation, Parameter
 from gateway.door.openapi.schemas import ref, schemas
 
-OPERATIONS: tuple[Operation, ...] = (*jobs.OPERATIONS, *files.OPERATIONS, *admin.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (
+    *jobs.OPERATIONS,
+    *files.OPERATIONS,
+    *webhooks.OPERATIONS,
+    *admin.OPERATIONS,
+)
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _ABOUT = (
     "Asynchronous inference: submit jobs, read their answers, or receive them as signed callbacks. "

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.routes.admin import KeyRequest
+from gateway.webhooks.event_types import EVENT_TYPES
 from schemas.job import Job
 from schemas.openai import URLS
 from schemas.outcome import Outcome
@@ -25,6 +26,7 @@ _LISTED = (
     ("ModelList", "ModelObject"),
     ("FileList", "FileObject"),
     ("BatchList", "BatchObject"),
+    ("WebhookEndpointList", "WebhookEndpoint"),
     ("KeyList", "KeyObject"),
     ("TenantList", "TenantObject"),
 )
@@ -83,6 +85,42 @@ _JOB: dict[str, Any] = {
     "metadata": _LABELS,
     "submitted_by": _MAYBE,
     "prompt_sha256": _MAYBE,
+}
+_EVENT_TYPES: dict[str, Any] = {"type": "array", "items": {"enum": list(EVENT_TYPES)}, "minItems": 1}
+_ENDPOINT: dict[str, Any] = {
+    "name": {"type": "string", "minLength": 1, "maxLength": 256},
+    "url": {"type": "string", "format": "uri"},
+    "event_types": _EVENT_TYPES,
+    "headers": {**_LABELS, "description": "HTTP headers of each request; answers hide their values."},
+    "enabled": {"type": "boolean"},
+}
+_STORED_ENDPOINT: dict[str, Any] = {
+    **_ENDPOINT,
+    "signing_secret_hint": _TEXT,
+    "created_at": _WHOLE,
+    "updated_at": _WHOLE,
+}
+_WEBHOOKS: dict[str, Any] = {
+    "WebhookEndpoint": _object("webhook_endpoint", **_STORED_ENDPOINT),
+    "WebhookEndpointWithSecret": _object("webhook_endpoint", **_STORED_ENDPOINT, signing_secret=_TEXT),
+    "WebhookEndpointRequest": {
+        "type": "object",
+        "properties": _ENDPOINT,
+        "required": ["name", "url", "event_types"],
+        "additionalProperties": False,
+    },
+    "WebhookEndpointChange": {"type": "object", "properties": _ENDPOINT, "additionalProperties": False},
+    "WebhookRotation": _asked({}, keep_old_secret_active_for_24_hours={"type": "boolean"}),
+    "WebhookTestRequest": _asked({"event_type": _EVENT_TYPES["items"]}),
+    "WebhookTest": _object(
+        None,
+        object={"const": "webhook_endpoint.test"},
+        webhook_endpoint_id=_TEXT,
+        event_type=_TEXT,
+        status_code=_WHOLE,
+        success={"const": True},
+    ),
+    "EventTypeList": _asked({"object": {"const": "list"}, "data": _EVENT_TYPES}),
 }
 _TUNED: dict[str, Any] = {
     "model": _TEXT,
@@ -184,7 +222,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
 
 def schemas() -> dict[str, Any]:
     """Return all schemas by name."""
-    found = {**_PLAIN, **{name: _list_of(item) for name, item in _LISTED}}
+    found = {**_PLAIN, **_WEBHOOKS, **{name: _list_of(item) for name, item in _LISTED}}
     models: tuple[type[BaseModel], ...] = (Job, Result, KeyRequest, TenantSettings)
     for model in models:
         schema = model.model_json_schema(ref_template=PLACE + "{model}")

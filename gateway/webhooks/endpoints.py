@@ -1,0 +1,119 @@
+"""Rows of webhook endpoints. Every function runs in a change or a query of the store; times are Unix milliseconds."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from gateway.store.tables import webhook_endpoints as table
+
+MOST_ENDPOINTS = 20
+"""Limit on a tenant's endpoints: each takes a copy of each event."""
+OVERLAP_MS = 24 * 3600 * 1000
+"""The time for which an old secret signs beside its successor, where the tenant asks for it."""
+
+EndpointRow = Row[Any]
+
+
+class TooManyEndpoints(Exception):  # noqa: N818 - named after the refusal
+    """The tenant has as many endpoints as it may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointTerms:
+    """The members of an endpoint that its tenant sets."""
+
+    name: str
+    url: str
+    events: Sequence[str]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """HTTP headers of each request to the endpoint."""
+    enabled: bool = True
+
+
+def create(connection: Connection, tenant: str, terms: EndpointTerms, now_ms: int) -> EndpointRow:
+    """Write a new endpoint. Raises TooManyEndpoints."""
+    mine = select(func.count()).select_from(table).where(table.c.tenant == tenant)
+    if connection.execute(mine).scalar_one() >= MOST_ENDPOINTS:
+        raise TooManyEndpoints
+    identifier = f"we_{now_ms:012x}{secrets.token_hex(10)}"
+    row = {"id": identifier, "tenant": tenant, "secret_version": 1, "created_at": now_ms, "updated_at": now_ms}
+    connection.execute(table.insert().values(**row, **_columns(terms)))
+    return connection.execute(select(table).where(table.c.id == identifier)).one()
+
+
+def find(connection: Connection, tenant: str, identifier: str) -> EndpointRow | None:
+    """Return an endpoint; None if the tenant has no such endpoint."""
+    return connection.execute(select(table).where(*_this(tenant, identifier))).one_or_none()
+
+
+def page(connection: Connection, tenant: str, limit: int, after: str | None) -> tuple[Sequence[EndpointRow], bool]:
+    """Return endpoints behind the id `after`, newest first, and True if there are more."""
+    conditions = [table.c.tenant == tenant, *([] if after is None else [table.c.id < after])]
+    found = select(table).where(*conditions).order_by(table.c.id.desc()).limit(limit + 1)
+    rows = connection.execute(found).all()
+    return rows[:limit], len(rows) > limit
+
+
+def update(
+    connection: Connection, tenant: str, identifier: str, terms: EndpointTerms, now_ms: int
+) -> EndpointRow | None:
+    """Replace an endpoint's terms; None if the tenant has no such endpoint. Equal terms change nothing."""
+    row = find(connection, tenant, identifier)
+    if row is None or terms_of(row) == terms:
+        return row
+    return _changed(connection, tenant, identifier, **_columns(terms), updated_at=now_ms)
+
+
+def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *, overlap: bool) -> EndpointRow | None:
+    """Begin an endpoint's next secret; None if the tenant has no such endpoint.
+
+    The old secret ends at once, or signs beside the new one for OVERLAP_MS.
+    """
+    return _changed(
+        connection,
+        tenant,
+        identifier,
+        secret_version=table.c.secret_version + 1,
+        previous_until=now_ms + OVERLAP_MS if overlap else None,
+        updated_at=now_ms,
+    )
+
+
+def delete(connection: Connection, tenant: str, identifier: str) -> bool:
+    """Delete an endpoint. Events that are on their way are still sent. False if the tenant has no such endpoint."""
+    return connection.execute(table.delete().where(*_this(tenant, identifier))).rowcount == 1
+
+
+def versions(row: EndpointRow, now_ms: int) -> tuple[int, ...]:
+    """Return the versions of the endpoint's secret that sign now, newest first."""
+    overlaps = row.previous_until is not None and now_ms < row.previous_until
+    return (row.secret_version, row.secret_version - 1) if overlaps else (row.secret_version,)
+
+
+def terms_of(row: EndpointRow) -> EndpointTerms:
+    """Return the members that the tenant set."""
+    return EndpointTerms(row.name, row.url, row.events, row.headers, row.enabled)
+
+
+def _this(tenant: str, identifier: str) -> tuple[Any, Any]:
+    return table.c.tenant == tenant, table.c.id == identifier
+
+
+def _columns(terms: EndpointTerms) -> dict[str, Any]:
+    return {
+        "name": terms.name,
+        "url": terms.url,
+        "events": list(terms.events),
+        "headers": dict(terms.headers),
+        "enabled": terms.enabled,
+    }
+
+
+def _changed(connection: Connection, tenant: str, identifier: str, **values: Any) -> EndpointRow | None:
+    connection.execute(table.update().where(*_this(tenant, identifier)).values(**values))
+    return find(connection, tenant, identifier)
