@@ -419,6 +419,12 @@ GATEWAY = {
         "The gateway closes connections at once: too many are open, or the process has no file descriptor left.",
         "Raise POSTBACK_GATEWAY__CONNECTIONS, or POSTBACK_GATEWAY__CONNECTIONS_PER_ADDRESS behind a proxy.",
     ),
+    "issuer-away": Action(
+        "warning",
+        "The keys of POSTBACK_ACCESS__OIDC__ISSUER cannot be fetched; the last ones count for a day by default.",
+        "See the reason in the line, and whether the gateway reaches the issuer.",
+    ),
+    "issuer-back": Action("info", "The issuer's keys are fetched again."),
     "rates-unshared": Action(
         "warning",
         "The Redis of POSTBACK_ACCESS__REDIS_URL does not answer; each gateway counts its own requests until it does.",

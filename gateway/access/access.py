@@ -7,6 +7,7 @@ from typing import Self
 from gateway.access.client_certificates import ClientCertificates, agreed
 from gateway.access.key_text import PREFIX, id_of
 from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
+from gateway.access.oidc.tokens import Tokens, is_token
 from gateway.access.pepper import load_pepper
 from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.recent import Recent
@@ -35,6 +36,7 @@ class Access:
         self._settings = settings
         self._recent = Recent(self._find, settings.key_cache_seconds, clock)
         self._tenants = Recent(self._find_tenant, settings.key_cache_seconds, clock)
+        self._tokens = Tokens(settings.oidc, clock)
         self._last_use_ms: dict[str, float] = {}
 
     @classmethod
@@ -50,12 +52,14 @@ class Access:
     async def principal(self, authorization: str | None, peer: bytes | None) -> Principal:
         """Return the principal of an `Authorization` header, or without one of a TLS client certificate (DER).
 
-        Raises CredentialRefused, StoreAway.
+        Raises CredentialRefused, StoreAway and IssuerAway.
         """
         shown = self._certificates.principal(peer) if peer is not None else None
         if authorization is None and shown is not None:
             return shown
         credential = _bearer(authorization)
+        if credential is not None and self._is_token(credential):
+            return agreed(shown, await self._tokens.principal(credential))
         if credential is None or not credential.startswith(PREFIX):
             raise CredentialRefused(_SENDABLE)
         return agreed(shown, await self._by_key(credential))
@@ -65,10 +69,10 @@ class Access:
         return await self._tenants.get(tenant)
 
     def knows(self, authorization: str | None, peer: bytes | None) -> bool:
-        """True if the credential reads no database: a certificate, or a key whose id was found lately."""
-        if authorization is None and peer is not None:
-            return True
+        """True if the credential reads no database: a certificate, a token, or a key whose id was found lately."""
         key = _bearer(authorization)
+        if (authorization is None and peer is not None) or (key is not None and self._is_token(key)):
+            return True
         identifier = id_of(key) if key is not None else None
         return identifier is not None and self._recent.has(identifier)
 
@@ -79,6 +83,9 @@ class Access:
     def forget_key(self, identifier: str) -> None:
         """Read the key's row anew at its next use, because it was changed."""
         self._recent.forget(identifier)
+
+    def _is_token(self, credential: str) -> bool:
+        return self._settings.oidc.issuer is not None and is_token(credential)
 
     async def _by_key(self, key: str) -> Principal:
         identifier = id_of(key)

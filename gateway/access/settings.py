@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.access.oidc.settings import OidcSettings
 from gateway.access.tenant_settings import TenantSettings
 
 
@@ -29,6 +30,7 @@ class AccessSettings(BaseSettings):
     key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
     """Longest time for which a gateway still accepts a key after it was revoked, and uses a tenant's former settings.
     Keys and settings that were read within this time are not read again."""
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
     """Requests per second of the whole door, with a credential or without. Further ones get status 429."""
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
+from gateway.access.oidc.issuer_keys import IssuerAway
 from gateway.batches.refused import Refused
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.door.errors import ApiError
@@ -21,6 +22,7 @@ def add_handlers(app: FastAPI) -> None:
     """Register the handlers for the errors that routes raise."""
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(StoreAway, _away)
+    app.add_exception_handler(IssuerAway, _issuer_away)
     app.add_exception_handler(BlobsAway, _away)
     app.add_exception_handler(BlobMissing, _content_missing)
     app.add_exception_handler(Refused, _refused_by_batches)
@@ -47,6 +49,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _away(_request: Request, error: Exception) -> Response:
     return error_response(ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"}))
+
+
+async def _issuer_away(_request: Request, error: Exception) -> Response:
+    return error_response(ApiError(503, "issuer_away", f"{error}; repeat the request.", headers={"retry-after": "30"}))
 
 
 async def _refused_by_batches(_request: Request, error: Exception) -> Response:

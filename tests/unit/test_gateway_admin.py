@@ -50,7 +50,7 @@ async def test_a_created_key_works_is_listed_and_stops_when_it_is_revoked(rig: R
     made = (await rig.request("POST", KEYS, admin, json=asked)).json()
     assert id_of(made["key"]) == made["id"]
     assert (made["object"], made["status"], made["expires_at"] - made["created_at"]) == ("api_key", "valid", 60)
-    assert (await rig.request("GET", "/v1/models", made["key"])).status_code == 200
+    assert (await rig.request("GET", "/v1/jobs", made["key"])).status_code == 200
     assert (await rig.request("GET", KEYS, made["key"])).status_code == 403
 
     listed = (await rig.request("GET", f"{KEYS}?tenant=initech", admin)).json()
@@ -59,7 +59,7 @@ async def test_a_created_key_works_is_listed_and_stops_when_it_is_revoked(rig: R
 
     revoked = (await rig.request("DELETE", f"{KEYS}/{made['id']}", admin)).json()
     assert revoked["status"] == "revoked"
-    assert (await rig.request("GET", "/v1/models", made["key"])).status_code == 401
+    assert (await rig.request("GET", "/v1/jobs", made["key"])).status_code == 401
     assert (await rig.request("DELETE", f"{KEYS}/unknown", admin)).json()["error"]["code"] == "api_key_not_found"
 
 

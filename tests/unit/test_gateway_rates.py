@@ -34,7 +34,7 @@ def limit(rig: Rig, settings: TenantSettings, tenant: str = "acme") -> None:
 
 
 async def models(rig: Rig, key: str | None) -> httpx.Response:
-    return await rig.request("GET", "/v1/models", key)
+    return await rig.request("GET", "/v1/jobs", key)
 
 
 async def statuses(rig: Rig, key: str | None, requests: int) -> list[int]:
@@ -48,7 +48,7 @@ def wait_hint(response: httpx.Response) -> int:
 async def test_requests_above_the_rate_of_the_whole_door_are_refused(tmp_path: Path) -> None:
     with gateway_rig(tmp_path, AccessSettings(requests_per_second=2)) as rig:
         key = rig.key()
-        answers = [await rig.request("GET", path, key) for path in ("/v1/models", "/nowhere", "/v1/models") * 20]
+        answers = [await rig.request("GET", path, key) for path in ("/v1/jobs", "/nowhere", "/v1/files") * 20]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused
     error = refused[0].json()["error"]
