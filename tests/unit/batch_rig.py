@@ -169,9 +169,9 @@ class BatchRig:
 
 
 @asynccontextmanager
-async def batch_rig(folder: Path, **settings: Any) -> AsyncIterator[BatchRig]:
-    """Yield a rig with a new store."""
-    with gateway_rig(folder, **settings) as door:
+async def batch_rig(folder: Path, store_url: str | None = None, **settings: Any) -> AsyncIterator[BatchRig]:
+    """Yield a rig with a new store, on SQLite unless a URL is given."""
+    with gateway_rig(folder, store_url=store_url, **settings) as door:
         expansion = ExpansionHandler(TOPICS, door.shelf, door.clock, Metrics())
         yield BatchRig(door, door.key(), expansion)
 

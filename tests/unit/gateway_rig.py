@@ -69,11 +69,13 @@ class Rig:
 
 
 @contextmanager
-def gateway_rig(folder: Path, limits: AccessSettings = UNLIMITED, **settings: Any) -> Iterator[Rig]:
-    """Yield a door; `settings` are those of files."""
+def gateway_rig(
+    folder: Path, limits: AccessSettings = UNLIMITED, store_url: str | None = None, **settings: Any
+) -> Iterator[Rig]:
+    """Yield a door, on SQLite unless `store_url` is given; `settings` are those of files."""
     clock = HandClock(NOW)
     url = f"sqlite:///{folder}/store.db"
-    store = Store.open(url)
+    store = Store.open(store_url or url)
     shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
     access = Access.open(store, url, limits, clock)
     door = Door(

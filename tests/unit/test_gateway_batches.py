@@ -34,7 +34,16 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield made
 
 
-async def test_a_batch_runs_from_its_creation_to_its_files(rig: BatchRig) -> None:
+@pytest_asyncio.fixture
+async def both(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchRig]:
+    """A rig on SQLite, and one on PostgreSQL."""
+    monkeypatch.setattr("gateway.batches.clerk.POLL_SECONDS", 0.02)
+    async with batch_rig(tmp_path, store_url) as made:
+        yield made
+
+
+async def test_a_batch_runs_from_its_creation_to_its_files(both: BatchRig) -> None:
+    rig = both
     async with rig.clerk():
         batch_id = await rig.create(lines(1203), metadata={"a": "b"}, headers={TRACEPARENT: TRACE})
         running = await rig.until(batch_id, "in_progress")
@@ -165,7 +174,8 @@ async def test_only_the_tenants_own_file_of_the_right_purpose_can_be_the_input(r
     assert (await rig.post(vision)).json()["error"]["code"] == "invalid_file_purpose"
 
 
-async def test_a_repeated_create_makes_one_batch(rig: BatchRig) -> None:
+async def test_a_repeated_create_makes_one_batch(both: BatchRig) -> None:
+    rig = both
     file_id, once = await rig.upload(lines(1)), {"idempotency-key": "k1"}
 
     first = await rig.post(file_id, headers=once)
@@ -207,7 +217,8 @@ async def test_an_input_file_stays_while_a_batch_reads_it(rig: BatchRig) -> None
     assert (await rig.door.request("DELETE", f"/v1/files/{file_id}", rig.key)).status_code == 200
 
 
-async def test_a_cancelled_batch_gives_each_line_in_one_file(rig: BatchRig) -> None:
+async def test_a_cancelled_batch_gives_each_line_in_one_file(both: BatchRig) -> None:
+    rig = both
     async with rig.clerk():
         batch_id = await rig.create(lines(40))
         await rig.until(batch_id, "in_progress")
@@ -281,7 +292,8 @@ async def test_cancelling_a_batch_that_has_ended_is_a_conflict(rig: BatchRig) ->
     assert (await rig.cancel("batch_absent")).status_code == 404
 
 
-async def test_a_batch_past_its_end_expires_with_each_line_in_one_file(rig: BatchRig) -> None:
+async def test_a_batch_past_its_end_expires_with_each_line_in_one_file(both: BatchRig) -> None:
+    rig = both
     async with rig.clerk():
         batch_id = await rig.create(lines(6))
         await rig.until(batch_id, "in_progress")
@@ -332,7 +344,8 @@ async def test_a_line_counts_once_however_often_it_is_answered(rig: BatchRig) ->
     await rig.assert_complete(ended, 3)
 
 
-async def test_two_clerks_make_one_pair_of_files(rig: BatchRig) -> None:
+async def test_two_clerks_make_one_pair_of_files(both: BatchRig) -> None:
+    rig = both
     async with rig.clerk(), rig.clerk(), rig.clerk():
         batch_id = await rig.create(lines(30))
         await rig.until(batch_id, "in_progress")
@@ -397,7 +410,8 @@ async def test_a_batch_whose_input_is_lost_before_its_check_fails(rig: BatchRig)
     assert [error["code"] for error in ended["errors"]["data"]] == ["input_file_missing"]
 
 
-async def test_results_that_the_store_has_lost_are_waited_for(rig: BatchRig) -> None:
+async def test_results_that_the_store_has_lost_are_waited_for(both: BatchRig) -> None:
+    rig = both
     async with rig.clerk():
         batch_id = await rig.create(lines(4))
         await rig.until(batch_id, "in_progress")
@@ -449,7 +463,8 @@ async def test_ranges_have_bounded_lines_and_bytes(rig: BatchRig) -> None:
     assert {dict(output.headers or ())[TENANT] for output in made} == {b"acme"}
 
 
-async def test_batches_are_listed_in_pages(rig: BatchRig) -> None:
+async def test_batches_are_listed_in_pages(both: BatchRig) -> None:
+    rig = both
     made = []
     file_id = await rig.upload(lines(1))
     for _ in range(5):
