@@ -58,7 +58,7 @@ from workers.system.errors import ProcessError
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
 
-EXPANDED_AT_ONCE = 8
+EXPANDED_AT_ONCE = 3
 """Ranges of batches in memory at once, each of a few MiB at most."""
 
 

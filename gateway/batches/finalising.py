@@ -30,7 +30,7 @@ from schemas.openai import output_line
 from schemas.outcome import Outcome
 from telemetry.logs import get_logger
 
-PAGE_LINES, PAGE_BYTES = 500, 4 * 1024 * 1024
+PAGE_LINES, PAGE_BYTES = 500, 1024 * 1024
 """Results that are read at once at most."""
 WRITE_BYTES = 256 * 1024
 

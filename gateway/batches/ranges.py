@@ -13,7 +13,7 @@ from schemas.job import Tenant, WireModel
 
 MOST_LINES = 500
 MOST_BYTES = 4 * 1024 * 1024
-"""Bytes of a range: its jobs are written in one transaction, and eight ranges are in memory at once."""
+"""Bytes of a range: its jobs are written in one transaction, and a few ranges are in memory at once."""
 
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
 BatchId = Annotated[str, StringConstraints(pattern=r"^batch_[0-9a-f]{32}$")]
