@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import Connection
@@ -140,15 +141,8 @@ class Clerk:
         """Claim one batch and do its next step. Errors are logged, and the step is tried again."""
         try:
             row = await self._shelf.store.write(lambda connection: self._claim(connection, batch_id))
-            if row is None:
-                return
-            renewing = asyncio.create_task(self._renew(batch_id), name=f"claim-{batch_id}")
-            try:
-                await asyncio.to_thread(self._next_step, row)
-            finally:
-                renewing.cancel()
-        except Stopping:
-            await self._shelf.store.write(lambda connection: orders.renew(connection, batch_id, 0))
+            if row is not None:
+                await self._claimed(row)
         except (BlobError, StoreAway, Refused) as error:
             self._failed(batch_id, str(error))
             await asyncio.sleep(RETRY_SECONDS)
@@ -156,15 +150,27 @@ class Clerk:
             self._failed(batch_id, f"an unexpected {type(error).__qualname__}", defect=True)
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def _claimed(self, row: BatchRow) -> None:
+        """Do the next step of a claimed batch. A stop gives the claim back."""
+        renewing = asyncio.create_task(self._renew(row), name=f"claim-{row.id}")
+        try:
+            await asyncio.to_thread(self._next_step, row)
+        except Stopping:
+            await self._shelf.store.write(partial(orders.renew, row=row, until_ms=0))
+        finally:
+            renewing.cancel()
+
     def _claim(self, connection: Connection, batch_id: str) -> BatchRow | None:
         now_ms = self._shelf.now_ms()
         return orders.claim(connection, batch_id, now_ms, now_ms + CLAIM_MS)
 
-    async def _renew(self, batch_id: str) -> None:
+    async def _renew(self, row: BatchRow) -> None:
+        """Keep the claim until cancelled. Without the store it ends, and another process may do the same work too."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             until = self._shelf.now_ms() + CLAIM_MS
-            await self._shelf.store.write(partial(orders.renew, identifier=batch_id, until_ms=until))
+            with suppress(StoreAway):
+                await self._shelf.store.write(partial(orders.renew, row=row, until_ms=until))
 
     def _failed(self, batch_id: str, reason: str, *, defect: bool = False) -> None:
         log.error(

@@ -212,9 +212,10 @@ def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -
     return connection.execute(select(batches).where(batches.c.id == identifier)).one()
 
 
-def renew(connection: Connection, identifier: str, until_ms: int) -> None:
-    """Keep a claim, or give it back with 0."""
-    connection.execute(batches.update().where(batches.c.id == identifier).values(claimed_until=until_ms))
+def renew(connection: Connection, row: BatchRow, until_ms: int) -> None:
+    """Keep a claim while the batch has the status of its claim, or give it back with 0."""
+    claimed = and_(batches.c.id == row.id, batches.c.status == row.status)
+    connection.execute(batches.update().where(claimed).values(claimed_until=until_ms))
 
 
 def batch_object(row: BatchRow) -> dict[str, Any]:
