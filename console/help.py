@@ -15,6 +15,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback worker --engine vllm --model google/gemma-3-270m-it --with-delivery",
     ),
     "deliver": ("postback deliver --metrics-port 9464",),
+    "store upgrade": ("postback store upgrade --store sqlite:///postback.db",),
+    "store rebuild": ("postback store rebuild --store sqlite:///postback.db",),
     "gateway": (
         "postback gateway --port 8443 --tls-cert door.pem --tls-key door.key",
         "POSTBACK_ENV=development postback gateway --port 8080 --store sqlite:///postback.db",

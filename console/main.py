@@ -23,6 +23,7 @@ from console import (
     receive,
     replay,
     results,
+    store,
     submit,
     tenants,
     topics,
@@ -53,6 +54,7 @@ app.command(rich_help_panel=RUN)(gateway.gateway)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)
+app.add_typer(store.app, name="store", rich_help_panel=RUN)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)

@@ -36,6 +36,7 @@ from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
 from gateway.view.results import OnResults
+from gateway.view.retention import Retention
 from gateway.view.view import View
 from gateway.view.waiting import Waiting
 from gateway.webhooks.fan_out import batch_ended, fanning_out
@@ -175,6 +176,7 @@ def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     kafka, clock = process.fleet.kafka, process.clock
     hooks: tuple[OnResults, ...] = (counting(clock), release_answered, fanning_out(kafka.topics, clock))
     process.beside.append(View(store, kafka, hooks, waiting, clock, process.metrics))
+    process.beside.append(Retention(store, read_settings(StoreSettings).kept_days, clock))
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from gateway.batches.orders import step
 from gateway.batches.ranges import line_of
 from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
-from gateway.store.tables import batches
+from gateway.store.tables import batches, jobs
 from schemas.outcome import Outcome
 from schemas.result import Result
 from telemetry.clock import Clock
@@ -51,6 +51,24 @@ def counting(clock: Clock) -> Callable[[Connection, Sequence[Stored]], None]:
     return count
 
 
+def recounting(clock: Clock) -> Callable[[Connection], None]:
+    """Return the function that counts the results of all running batches anew, from their rows."""
+
+    def recount(connection: Connection) -> None:
+        running = select(batches.c.id, batches.c.tenant, batches.c.total).where(batches.c.status.in_(COUNTING))
+        for batch in connection.execute(running).all():
+            mine = (jobs.c.tenant == batch.tenant) & (jobs.c.batch_id == batch.id) & (jobs.c.line < batch.total)
+            by_status = select(jobs.c.status, func.count()).where(mine, jobs.c.finished_at.is_not(None))
+            found = connection.execute(by_status.group_by(jobs.c.status)).all()
+            counts: dict[str, int] = {row[0]: row[1] for row in found}
+            completed = counts.pop(Outcome.SUCCEEDED, 0)
+            counted = {"completed": completed, "failed": sum(counts.values())}
+            connection.execute(batches.update().where(batches.c.id == batch.id).values(**counted))
+            _end_if_answered(connection, batch.id, int(clock.time() * 1000))
+
+    return recount
+
+
 def _by_batch(results: Sequence[Stored]) -> dict[tuple[str, str], dict[int, Outcome]]:
     """Group first results by tenant and batch; further results of a job that an operator put back do not count."""
     found: defaultdict[tuple[str, str], dict[int, Outcome]] = defaultdict(dict)
@@ -72,6 +90,12 @@ def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, 
     completed = outcomes.count(Outcome.SUCCEEDED)
     added = {"completed": batches.c.completed + completed, "failed": batches.c.failed + len(outcomes) - completed}
     connection.execute(batches.update().where(this).values(**added))
+    _end_if_answered(connection, batch_id, now_ms)
+
+
+def _end_if_answered(connection: Connection, batch_id: str, now_ms: int) -> None:
+    """Let a batch be finalised once all of its lines have results."""
+    this = batches.c.id == batch_id
     answered = select(batches.c.id).where(this, batches.c.completed + batches.c.failed >= batches.c.total)
     if connection.execute(answered).first():
         step(connection, batch_id, IN_PROGRESS, FINALIZING, finalizing_at=now_ms)

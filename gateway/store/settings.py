@@ -20,6 +20,8 @@ class StoreSettings(BaseSettings):
 
     url: str = Field(default="sqlite:///postback.db")
     """SQLAlchemy's URL of the database: `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
+    kept_days: int = Field(default=30, ge=2)
+    """Days for which the gateway keeps finished jobs with their results, callback attempts and events."""
     outbox_rows: int = Field(default=500_000, ge=1)
     """Accepted records that may wait for Kafka. With more, the gateway answers 503 to requests that submit work."""
     outbox_bytes: int = Field(default=2 * 1024**3, ge=1)

@@ -14,7 +14,7 @@ from gateway.store.engine import is_passing, open_engine, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
 from gateway.store.hold import Hold
 from gateway.store.meta import store_id
-from gateway.store.tables import metadata
+from gateway.store.schema import require_current, upgrade
 from gateway.store.writer import Writer
 from telemetry.clock import Clock, SystemClock
 
@@ -46,16 +46,33 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open the database and create missing tables. Raises StoreAway."""
+        """Open the database, and make the tables of an empty one. Raises StoreAway, OtherSchema."""
         engine = open_engine(url)
         try:
             with writing(engine).begin() as connection:
                 take_turn(connection)
-                metadata.create_all(connection)
+                require_current(connection)
                 store_id(connection)
         except SQLAlchemyError as error:
+            engine.dispose()
             raise StoreAway(f"the store cannot be opened ({type(error).__name__}); check POSTBACK_STORE__URL") from None
+        except StoreAway:
+            engine.dispose()
+            raise
         return cls(engine)
+
+    @staticmethod
+    def upgrade(url: str) -> tuple[str | None, str]:
+        """Bring a store to the newest schema. Returns the revisions before and after. Raises StoreAway."""
+        engine = open_engine(url)
+        try:
+            with writing(engine).begin() as connection:
+                take_turn(connection)
+                return upgrade(connection)
+        except SQLAlchemyError as error:
+            raise StoreAway(f"the store cannot be upgraded ({type(error).__name__}); see the database's log") from None
+        finally:
+            engine.dispose()
 
     @property
     def dialect(self) -> str:

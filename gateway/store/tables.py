@@ -85,6 +85,7 @@ jobs = Table(
     Column("deleted_at", BigInt),
     Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
     Index("ix_jobs_batch_line", "batch_id", "line"),
+    Index("ix_jobs_finished_at", "finished_at"),
 )
 """One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
@@ -104,6 +105,7 @@ job_attempts = Table(
     Column("at", BigInt, nullable=False),
     Column("details", JSON, nullable=False),
     Index("ix_job_attempts_job", "tenant", "job_id"),
+    Index("ix_job_attempts_at", "at"),
 )
 """One row a callback attempt, from `callback_attempts`."""
 

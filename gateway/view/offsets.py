@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select
 
 from gateway.store.dialects import insert_new
+from gateway.store.errors import StoreAway
 from gateway.store.tables import view_offsets
 
 _BEGINNING = {"next_offset": 0, "seen_offset": 0}
@@ -22,17 +23,30 @@ class Place(NamedTuple):
     partition: int
 
 
+HELD = -1
+"""The offset while the rows are being rebuilt."""
+
+
+class BeingRebuilt(StoreAway):
+    """`postback store rebuild` is at work, or was cut off and has to be run again."""
+
+
 class OffsetsMoved(Exception):  # noqa: N818 - it names what happened
     """Another view has written the records, or the view is being rebuilt: read the offsets again."""
 
 
 def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int]:
-    """Return the next offset of each partition. New partitions, and topics made anew, begin at 0."""
+    """Return the next offset of each partition. New partitions, and topics made anew, begin at 0.
+
+    Raises BeingRebuilt.
+    """
     wanted = list(places)
     columns = view_offsets.c
     rows = [{"topic": p.topic, "partition": p.partition, "topic_id": p.topic_id, **_BEGINNING} for p in wanted]
     if rows:
         insert_new(connection, view_offsets, rows)
+    if connection.execute(select(columns.topic).where(columns.next_offset == HELD)).first():
+        raise BeingRebuilt("the rows are being rebuilt; if `postback store rebuild` was cut off, run it again")
     found: dict[Place, int] = {}
     for place in wanted:
         this = (columns.topic == place.topic) & (columns.partition == place.partition)

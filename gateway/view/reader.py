@@ -9,10 +9,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from gateway.view.offsets import Place
 from schemas.settings import KafkaSettings
+from telemetry.clock import Deadline, SystemClock
 from workers.kafka.clients import asking_config, client_config
 from workers.kafka.topics import KafkaTopicIds
 
 ASK_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 0.2
+_CLOCK = SystemClock()
 
 
 class TopicReader:
@@ -48,6 +51,29 @@ class TopicReader:
                 raise KafkaException(layout.error)
             found |= {Place(topic, topic_id, number) for number in layout.partitions}
         return found
+
+    def first_kept_ms(self, place: Place) -> int | None:
+        """Return the time of a partition's first record in Unix milliseconds.
+
+        0: the partition never had a record. None: it has none left.
+        """
+        low, high = self._watermarks(TopicPartition(place.topic, place.partition))
+        if low >= high:
+            return 0 if high == 0 else None
+        self.begin({place: low})
+        found = self.records(1, ASK_SECONDS)
+        return found[0].timestamp()[1] if found else None
+
+    def _watermarks(self, partition: TopicPartition) -> tuple[int, int]:
+        """Ask for the first and the next offset, again while a partition has no leader for a moment."""
+        deadline = Deadline.after(_CLOCK, ASK_SECONDS)
+        while True:
+            try:
+                return self._consumer.get_watermark_offsets(partition, timeout=ASK_SECONDS)
+            except KafkaException:
+                if deadline.passed:
+                    raise
+                _CLOCK.sleep(_ASK_AGAIN_SECONDS)
 
     def begin(self, offsets: Mapping[Place, int]) -> None:
         """Read from these offsets on."""

@@ -24,8 +24,10 @@ _UNFINISHED = ("queued", "cancelling")
 _ASKED_TOGETHER = 200
 
 
-def write_results(connection: Connection, found: Sequence[ResultRecord], seen: Mapping[int, int]) -> list[StoredResult]:
-    """Write results into their jobs' rows, and an event for each. A job's last result counts.
+def write_results(
+    connection: Connection, found: Sequence[ResultRecord], seen: Mapping[int, int], *, tell: bool = True
+) -> list[StoredResult]:
+    """Write results into their jobs' rows; with `tell`, also an event for each. A job's last result counts.
 
     `seen` has the offset of each partition below which all records were read before. Returns the results in the order
     of the records.
@@ -43,6 +45,8 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], seen: M
         known[key] = (one.url, False, before[2] if before else False)
         rows[key] = _row(one)
     _upsert(connection, list(rows.values()))
+    if not tell:
+        return stored
     deleted = {key for key, (_, _, is_deleted) in known.items() if is_deleted}
     write_events(connection, [_event(one) for one in stored if (one.tenant, one.job_id) not in deleted])
     return stored

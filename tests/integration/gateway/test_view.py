@@ -20,8 +20,10 @@ from sqlalchemy import Connection, select
 from gateway.accept.jobs import NewJob, accept_jobs
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
+from gateway.batches.counting import recounting
 from gateway.store.store import Store
-from gateway.store.tables import events, job_attempts, jobs
+from gateway.store.tables import batches, events, job_attempts, jobs
+from gateway.view.rebuild import rebuild
 from gateway.view.results import OnResults, StoredResult
 from gateway.view.view import View
 from gateway.view.waiting import Waiting
@@ -37,6 +39,19 @@ from tests.product import PARTITIONS, eventually
 CLOCK = SystemClock()
 BATCH = f"batch_{'0' * 32}"
 LAST = "the-last-of-all"
+BATCH_ROW = {
+    "id": BATCH,
+    "tenant": "acme",
+    "endpoint": "/v1/chat/completions",
+    "input_file_id": "file-1",
+    "status": "in_progress",
+    "total": 3,
+    "completed": 1,
+    "failed": 1,
+    "created_at": 1,
+    "expires_at": 2,
+    "claimed_until": 0,
+}
 
 
 @pytest.fixture
@@ -189,6 +204,47 @@ def test_a_hook_that_fails_at_one_result_leaves_out_only_that_result(store: Stor
     with running_parts(view_of(store, fleet, fails)):
         eventually(lambda: len(statuses(store)) == 6, 60, "results miss")
     assert {each.job_id for each in counts.seen} == {"j0", "j1", "j2", "j4", "j5"}
+
+
+def test_a_rebuild_makes_the_rows_again_and_repeats_no_consequence(store: Store, fleet: KafkaSettings) -> None:
+    principal = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
+    new = [NewJob("accepted", "/v1/jobs", b"{}")]
+    store.write_now(lambda connection: accept_jobs(connection, principal, new, fleet.topics))
+    counts, said = Counts(), {"tenant": "acme", "job_id": "accepted", "webhook_id": "msg_1", "at": 2**41}
+    with running_parts(view_of(store, fleet, counts)):
+        ids = ("accepted", f"{BATCH}.0", f"{BATCH}.1", "foreign")
+        produce(fleet, fleet.topics.results, [result(each) for each in ids])
+        produce(fleet, fleet.topics.attempts, [to_json(said)])
+        eventually(lambda: len(statuses(store)) == 4 and len(attempts(store)) == 1, 60, "rows miss")
+        before = statuses(store)
+        wrong = jobs.update().where(jobs.c.job_id == "foreign").values(status="failed", result=b"")
+        store.write_now(lambda connection: connection.execute(wrong))
+        store.write_now(lambda connection: connection.execute(job_attempts.update().values(webhook_id="wrong")))
+        store.write_now(lambda connection: connection.execute(batches.insert(), BATCH_ROW))
+        assert rebuild(store, fleet, recounting(CLOCK)) == 5
+        produce(fleet, fleet.topics.results, [result("later")])
+        eventually(lambda: "later" in statuses(store), 60, "the view does not go on")
+    assert statuses(store) == {**before, "later": "succeeded"}
+    assert [row.webhook_id for row in attempts(store)] == ["msg_1"]
+    assert sorted(each.job_id for each in counts.seen) == sorted([*before, "later"])
+    told = store.read_now(lambda connection: connection.scalars(select(events.c.object_id)).all())
+    assert sorted(told) == sorted([*before, "later"])
+    counted = select(batches.c.completed, batches.c.failed)
+    assert store.read_now(lambda connection: tuple(connection.execute(counted).one())) == (2, 0)
+
+
+def test_a_rebuild_that_was_cut_off_holds_the_view_until_it_is_run_again(store: Store, fleet: KafkaSettings) -> None:
+    def cut_off(connection: Connection) -> None:
+        raise KeyboardInterrupt
+
+    with running_parts(view_of(store, fleet)):
+        produce(fleet, fleet.topics.results, [result("one")])
+        eventually(lambda: "one" in statuses(store), 60, "no row")
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(store, fleet, cut_off)
+        produce(fleet, fleet.topics.results, [result("two")])
+        rebuild(store, fleet, recounting(CLOCK))
+        eventually(lambda: statuses(store) == {"one": "succeeded", "two": "succeeded"}, 60, "the view does not go on")
 
 
 def test_a_waiting_request_is_woken_by_the_view(store: Store, fleet: KafkaSettings) -> None:

@@ -1,0 +1,55 @@
+"""`postback store`: the gateway's database."""
+
+from __future__ import annotations
+
+import typer
+
+from console.errors import fail, needing, say, telling
+from console.gateway_store import StoreUrl
+from console.settings import checked_settings, fleet_settings
+
+app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and make its rows again from Kafka.")
+
+
+@app.command()
+def upgrade(store: StoreUrl = None) -> None:
+    """Bring the database to this program's schema. Stop the gateways and back the database up before."""
+    with needing("gateway"):
+        from gateway.store.settings import StoreSettings
+        from gateway.store.store import Store, StoreAway
+
+    with telling(StoreAway):
+        before, after = Store.upgrade(store or checked_settings(StoreSettings).url)
+    if before == after:
+        say(f"the store is at schema {after}")
+    else:
+        say(f"upgraded the store from schema {before or 'nothing'} to {after}")
+
+
+@app.command()
+def rebuild(store: StoreUrl = None) -> None:
+    """Make the rows of results and callback attempts again from Kafka, beside running gateways.
+
+    Rows whose records Kafka has deleted stay as they are. Keys, tenants, files and batches are not touched, but for the
+    counts of running batches. No event, webhook or callback is sent again.
+    """
+    with needing("gateway"):
+        from confluent_kafka import KafkaException
+
+        from gateway.batches.counting import recounting
+        from gateway.store.settings import StoreSettings
+        from gateway.store.store import Store, StoreAway
+        from gateway.view import rebuild as rebuilding
+        from telemetry.clock import SystemClock
+        from workers.kafka.topics import unanswered
+
+    kafka = fleet_settings().kafka
+    with telling(StoreAway):
+        opened = Store.open(store or checked_settings(StoreSettings).url)
+        try:
+            count = rebuilding.rebuild(opened, kafka, recounting(SystemClock()))
+        except KafkaException as error:
+            raise fail(f"{unanswered(kafka, error.args[0])}; then run this command again") from None
+        finally:
+            opened.close()
+    say(f"rebuilt the rows from {count} records")

@@ -1,0 +1,8 @@
+"""Alembic runs this file with the connection that `gateway.store.schema` gives it, inside a transaction."""
+
+from alembic import context
+
+from gateway.store.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+context.run_migrations()

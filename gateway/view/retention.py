@@ -1,0 +1,105 @@
+"""Removes old rows in small steps, so that no request waits behind a long deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from sqlalchemy import Connection, and_, or_, select, tuple_
+
+from gateway.accept.side_thread import SideThread
+from gateway.store.store import Store, StoreAway
+from gateway.store.tables import events, idempotency, job_attempts, jobs, writers
+from telemetry.clock import Clock
+
+TOGETHER = 500
+"""Rows that one step removes at most."""
+LOOK_SECONDS = 60.0
+_BETWEEN_SECONDS = 0.05
+_HOUR_MS = 3_600_000
+IDEMPOTENCY_HOURS = 48
+"""OpenAI and others keep keys for 24 hours."""
+LATE_DAYS = 8
+"""Further days for a job without a result: a day more than Kafka keeps a job."""
+
+Step = Callable[[Connection, int], int]
+
+
+class Retention(SideThread):
+    """A `SideTask` that removes rows older than `kept_days`, and the rows of old idempotency keys."""
+
+    def __init__(self, store: Store, kept_days: int, clock: Clock) -> None:
+        super().__init__("retention", clock)
+        self._store = store
+        self._kept_ms = kept_days * 24 * _HOUR_MS
+
+    def reasons(self) -> list[str]:
+        """Return an empty list: old rows do no harm for a time."""
+        return []
+
+    def remove_old(self) -> int:
+        """Remove all old rows; return their number. Raises StoreAway."""
+        now_ms = int(self._clock.time() * 1000)
+        steps: tuple[tuple[Step, int], ...] = (
+            (_jobs, now_ms - self._kept_ms),
+            (_attempts, now_ms - self._kept_ms),
+            (_events, now_ms - self._kept_ms),
+            (_keys, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
+            (_writers, now_ms - 24 * _HOUR_MS),
+        )
+        return sum(self._all(step, before_ms) for step, before_ms in steps)
+
+    def _run(self) -> None:
+        while self._goes_on():
+            with suppress(StoreAway):  # the next round removes more
+                self.remove_old()
+            self._rest(LOOK_SECONDS)
+
+    def _all(self, step: Step, before_ms: int) -> int:
+        removed = TOGETHER
+        total = 0
+        while removed == TOGETHER and self._goes_on():
+            removed = self._store.write_now(lambda connection: step(connection, before_ms))
+            total += removed
+            if removed == TOGETHER:
+                self._rest(_BETWEEN_SECONDS)
+        return total
+
+
+def _jobs(connection: Connection, before_ms: int) -> int:
+    never = before_ms - LATE_DAYS * 24 * _HOUR_MS
+    old = or_(jobs.c.finished_at < before_ms, and_(jobs.c.finished_at.is_(None), jobs.c.created_at < never))
+    keys = connection.execute(select(jobs.c.tenant, jobs.c.job_id).where(old).limit(TOGETHER)).all()
+    if keys:
+        connection.execute(jobs.delete().where(tuple_(jobs.c.tenant, jobs.c.job_id).in_([tuple(key) for key in keys])))
+    return len(keys)
+
+
+def _attempts(connection: Connection, before_ms: int) -> int:
+    place = (job_attempts.c.topic_partition, job_attempts.c.topic_offset)
+    found = connection.execute(select(*place).where(job_attempts.c.at < before_ms).limit(TOGETHER)).all()
+    if found:
+        connection.execute(job_attempts.delete().where(tuple_(*place).in_([tuple(each) for each in found])))
+    return len(found)
+
+
+def _events(connection: Connection, before_ms: int) -> int:
+    """Remove from the lowest number on: an event is younger than those with lower numbers, or nearly so."""
+    first = connection.execute(select(events.c.number, events.c.at).order_by(events.c.number).limit(TOGETHER)).all()
+    old = [row.number for row in first if row.at < before_ms]
+    if old:
+        connection.execute(events.delete().where(events.c.number.in_(old)))
+    return len(old)
+
+
+def _keys(connection: Connection, before_ms: int) -> int:
+    key = (idempotency.c.tenant, idempotency.c.key)
+    found = connection.execute(select(*key).where(idempotency.c.created_at < before_ms).limit(TOGETHER)).all()
+    if found:
+        connection.execute(idempotency.delete().where(tuple_(*key).in_([tuple(each) for each in found])))
+    return len(found)
+
+
+def _writers(connection: Connection, before_ms: int) -> int:
+    connection.execute(writers.delete().where(writers.c.at < before_ms))
+    return 0
