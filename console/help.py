@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback replay --tenant acme --since -7d --undelivered",
     ),
     "backlog": ("postback backlog",),
+    "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),
     "dead-letters show": ("postback dead-letters show 0:7",),
     "dead-letters redrive": ("postback dead-letters redrive --tenant acme --limit 10",),

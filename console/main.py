@@ -27,6 +27,7 @@ from console import (
     submit,
     tenants,
     topics,
+    trace,
     trigger,
     worker,
 )
@@ -62,6 +63,7 @@ app.command(rich_help_panel=TAKE)(results.results)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
+app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
 app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)
 app.add_typer(certs.app, name="certs", rich_help_panel=OPERATE)

@@ -43,6 +43,7 @@ from gateway.webhooks.fan_out import batch_ended, fanning_out
 from gateway.webhooks.sending import Sending
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
+from telemetry.audit import Audit
 from telemetry.clock import Clock
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -69,6 +70,10 @@ class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
 
 class StoreUnusable(ProcessError):  # noqa: N818 - it names what is wrong
     """The store cannot be opened."""
+
+
+class AuditUnusable(ProcessError):  # noqa: N818 - it names what is wrong
+    """The audit's file cannot be opened."""
 
 
 class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
@@ -201,6 +206,7 @@ def _add_door(
         gate=gate,
         waiting=waiting,
         shelf=shelf,
+        audit=_audit(limits, clock, stack),
         webhooks=_sending(process, stack, policy),
         clock=clock,
         metrics=process.metrics,
@@ -212,6 +218,16 @@ def _add_door(
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1")
     options.announce(url)
+
+
+def _audit(limits: GatewaySettings, clock: Clock, stack: AsyncExitStack) -> Audit:
+    """Return the audit. Raises AuditUnusable."""
+    try:
+        audit = Audit.open(limits.audit_file, clock, "gateway")
+    except OSError as error:
+        raise AuditUnusable(f"POSTBACK_GATEWAY__AUDIT_FILE cannot be opened ({error.strerror}); check it") from None
+    stack.callback(audit.close)
+    return audit
 
 
 def _sending(process: Process, stack: AsyncExitStack, policy: EgressPolicy) -> Sending | None:

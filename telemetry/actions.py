@@ -436,6 +436,11 @@ GATEWAY = {
         "A defect of the gateway: the time of a connection could not be checked, so the connection ends.",
         "Report the stack in the line.",
     ),
+    "audit-failed": Action(
+        "error",
+        "An audit line cannot be written; the action goes on without it.",
+        "Mend the file of POSTBACK_GATEWAY__AUDIT_FILE, or its disk.",
+    ),
     "request-failed": Action(
         "error",
         "A request failed by a defect of the gateway; it gets status 500 with the id in the line.",

@@ -18,6 +18,7 @@ from gateway.access.quotas import QuotaExceeded
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError, conflict
+from gateway.door.noted import note_objects
 from gateway.door.submitted import JOBS
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
@@ -65,13 +66,16 @@ async def accept(
         return once(connection, principal.tenant, key, print_of_it, work, door.clock)
 
     try:
-        return await door.store.write(change)
+        stored = await door.store.write(change)
     except KeyReused as error:
         raise conflict("idempotency_key_reused", str(error)) from None
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:
         raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
+    if stored.body == answer:  # a repeat has accepted none of these jobs
+        note_objects(request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
+    return stored
 
 
 def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:

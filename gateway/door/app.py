@@ -47,4 +47,4 @@ def create_app(door: Door) -> ASGIApp:
         made: Sequence[BaseRoute] = make(door)
         app.router.routes.extend(made)
     add_handlers(app)
-    return Observed(Limited(app, door.gate), door.metrics, door.clock)
+    return Observed(Limited(app, door.gate), door.metrics, door.clock, door.audit)

@@ -17,12 +17,15 @@ from gateway.store.store import Store
 from gateway.view.waiting import Waiting
 from gateway.webhooks.sending import Sending
 from schemas.settings import FleetSettings
+from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
 
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
+PRINCIPAL = "principal"
+"""The key of the principal in the ASGI scope's state, for the audit."""
 ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
 
@@ -54,6 +57,8 @@ class Door:
     """Files with their contents."""
     clock: Clock
     metrics: Metrics
+    audit: Audit | None = None
+    """The audit; None writes none."""
     webhooks: Sending | None = None
     """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing
@@ -68,7 +73,7 @@ class Door:
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
         except TooManyRequests as error:
             raise too_many(error) from None
-        found = admitted.principal
+        found = request.scope["state"][PRINCIPAL] = admitted.principal
         if admitted.rate is not None:
             request.scope["state"][ANSWER_HEADERS] = admitted.rate.headers
         if found.kind == "certificate" and request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:

@@ -10,10 +10,12 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.door.audited import audit_event
 from gateway.door.door import ANSWER_HEADERS
 from gateway.door.errors import ApiError
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
+from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -31,8 +33,9 @@ log = get_logger()
 class Observed:
     """Serves each request with an id of its own, and measures it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock, audit: Audit | None = None) -> None:
         self._app = app
+        self._audit = audit
         self._metrics = metrics
         self._clock = clock
 
@@ -60,6 +63,12 @@ class Observed:
         route = _route(scope)
         self._metrics.http_requests.labels(route, exchange.status or CLIENT_GONE).inc()
         self._metrics.http_request_seconds.labels(route).observe(self._clock.monotonic() - begun)
+        self._write_audit(scope, int(exchange.status or CLIENT_GONE))
+
+    def _write_audit(self, scope: Scope, status: int) -> None:
+        event = audit_event(scope, status) if self._audit is not None else None
+        if self._audit is not None and event is not None:
+            self._audit.record(event)
 
 
 _AT_ONCE = {"retry-after": "1"}

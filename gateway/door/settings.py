@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +23,8 @@ class GatewaySettings(BaseSettings):
 
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
     """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
+    audit_file: Path | None = None
+    """The file to which audit lines are appended; standard output where absent."""
     client_certificates: Literal["optional", "required"] = "optional"
     """With `--client-ca`: whether a client may come without a certificate, and show an API key or a token instead."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)

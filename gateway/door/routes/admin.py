@@ -20,6 +20,7 @@ from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, not_found
+from gateway.door.noted import note_objects
 from schemas.job import Tenant
 from telemetry.clock import Clock
 
@@ -64,6 +65,7 @@ class AdminRoutes:
                 connection, door.access.digests, door.clock, asked.tenant, asked.scopes, asked.label, expires_at
             )
         )
+        note_objects(request, [made.id])
         row = ApiKey(made.id, asked.tenant, asked.scopes, asked.label, now_ms, expires_at, None, None)
         return _json({**_shown(row, door.clock), "key": made.key})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic_core import to_json
 from sqlalchemy import Connection
 from starlette.requests import Request
@@ -17,6 +19,7 @@ from gateway.door.accepting import fingerprint, idempotency_key, response_of
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.errors import conflict
+from gateway.door.noted import note_objects
 from producers.identity import new_hex
 from telemetry.traces import TRACEPARENT, is_traceparent
 
@@ -32,6 +35,7 @@ def routes(door: Door) -> list[BaseRoute]:
         body = await read_body(request, MOST_BODY_BYTES)
         made = await _created(door, principal, request, body, batch_terms(parse_json(body)))
         door.batches_changed()
+        note_objects(request, [json.loads(made.body)["id"]])
         return response_of(made)
 
     async def list_batches(request: Request) -> JSONResponse:

@@ -21,6 +21,7 @@ from gateway.door.body import expect_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
 from gateway.door.file_form import OVERHEAD_BYTES, FileForm
+from gateway.door.noted import note_objects
 
 MOST_LISTED = 10_000
 WRITE_BYTES = 256 * 1024
@@ -38,9 +39,11 @@ def routes(door: Door) -> list[BaseRoute]:
         form = FileForm(request.headers.get("content-type"))
         try:
             async with asyncio.timeout(shelf.settings.upload_seconds):
-                return JSONResponse(file_object(await _received(door, principal, request, form)))
+                row = await _received(door, principal, request, form)
         except TimeoutError:
             raise ApiError(408, "upload_too_slow", "The upload took too long; send the file again.") from None
+        note_objects(request, [row.id])
+        return JSONResponse(file_object(row))
 
     async def list_files(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.READ)

@@ -18,6 +18,7 @@ from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, conflict, not_found
+from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
 from gateway.webhooks import endpoints
 from gateway.webhooks.endpoints import MOST_ENDPOINTS, EndpointRow, TooManyEndpoints
@@ -42,6 +43,7 @@ def routes(door: Door) -> list[BaseRoute]:
         except TooManyEndpoints:
             message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
             raise conflict("too_many_webhook_endpoints", message) from None
+        note_objects(request, [row.id])
         return JSONResponse(_with_secret(row, sending))
 
     async def list_endpoints(request: Request) -> JSONResponse:

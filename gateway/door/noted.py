@@ -1,0 +1,21 @@
+"""Notes of a route for the audit line of its request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.requests import Request
+
+OBJECTS: Final = "audit_objects"
+HASHES: Final = "audit_hashes"
+"""Keys of the notes in the ASGI scope's state."""
+MOST_OBJECTS = 1_000
+"""Ids that one line has at most."""
+
+
+def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str | None] = ()) -> None:
+    """Add ids that the path does not have, such as those of created objects, to the request's audit line."""
+    state = request.scope["state"]
+    state[OBJECTS] = list(objects[:MOST_OBJECTS])
+    state[HASHES] = [each for each in hashes[:MOST_OBJECTS] if each is not None]
