@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select
 
 from gateway.store.tables import batches, events, jobs
+from gateway.store.text import storable
 
 LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch and the line from 0."""
@@ -57,7 +58,7 @@ class JobFilter:
     created_after_ms: int | None = None
     created_before_ms: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Keys and values that the job's metadata contains. Keys are `[A-Za-z0-9_-]+`: others need quoting in a path."""
+    """Keys and values that the job's metadata contains. A key has no quotation mark, since SQLite cannot escape it."""
 
 
 def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | None:
@@ -106,7 +107,12 @@ def _conditions(wanted: JobFilter) -> list[Any]:
         found.append(jobs.c.created_at > wanted.created_after_ms)
     if wanted.created_before_ms is not None:
         found.append(jobs.c.created_at < wanted.created_before_ms)
-    return found + [jobs.c.metadata[key].as_string() == value for key, value in wanted.metadata.items()]
+    return found + [_labelled(key, value) for key, value in wanted.metadata.items()]
+
+
+def _labelled(key: str, value: str) -> Any:
+    """Return the condition that a job's metadata has this value; texts are compared as the databases store them."""
+    return jobs.c.metadata[storable(key)].as_string() == storable(value)
 
 
 def _beyond(connection: Connection, tenant: str, after: str, *, ascending: bool) -> Any:
