@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from devkit.committed import committed_records
+from gateway.accept.acceptance import Acceptance
 from gateway.accept.jobs import NewJob, accept_jobs
+from gateway.accept.outbox import put_record
 from gateway.accept.position import waiting
 from gateway.accept.relay import Relay
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
-from gateway.store.store import Store
+from gateway.store.settings import StoreSettings
+from gateway.store.store import Store, StoreAway
 from producers.sharding import shard_of
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.gateway.running_parts import running_parts
 from tests.messages import value_of
+from tests.postgres_server import PostgresServer
 from tests.product import PARTITIONS, eventually
 
 PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
@@ -36,6 +44,22 @@ def store(store_url: str) -> Iterator[Store]:
 
 def relay_of(store: Store, kafka: KafkaSettings) -> Relay:
     return Relay(store, kafka, CLOCK, Metrics())
+
+
+def acceptance_of(store: Store, kafka: KafkaSettings, rows: int = 1_000) -> Acceptance:
+    return Acceptance(store, kafka, StoreSettings(outbox_rows=rows), CLOCK, Metrics())
+
+
+def restored(store_url: str, folder: Path, request: pytest.FixtureRequest) -> str:
+    """Back a store up while it is open, and restore the backup; return its URL."""
+    if store_url.startswith("sqlite"):
+        source, target = sqlite3.connect(store_url.removeprefix("sqlite:///")), sqlite3.connect(folder / "restored.db")
+        with closing(source), closing(target):
+            source.backup(target)
+        return f"sqlite:///{folder / 'restored.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    server.dump(store_url, folder / "backup")
+    return server.restore(folder / "backup")
 
 
 def accept(store: Store, kafka: KafkaSettings, *ids: str) -> None:
@@ -63,3 +87,81 @@ def test_each_accepted_job_is_on_kafka_once_in_the_tenants_partitions(store: Sto
     assert on_kafka(fleet) == Counter([*(f"j{number}" for number in range(60)), "last"])
     places = {message.partition() for message in committed_records(fleet.client_config(), fleet.topics.requests())}
     assert places == set(shard_of("acme", PARTITIONS))
+
+
+def test_a_restored_backup_loses_and_doubles_nothing(
+    store: Store, store_url: str, fleet: KafkaSettings, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    accept(store, fleet, *(f"a{number}" for number in range(20)))
+    restored_url = restored(store_url, tmp_path, request)
+    with running_parts(relay_of(store, fleet)):
+        accept(store, fleet, *(f"b{number}" for number in range(20)))
+        eventually(is_empty(store), 60, "rows wait")
+    again = Store.open(restored_url)
+    try:
+        assert again.read_now(waiting)[0] == 20
+        with running_parts(acceptance_of(again, fleet), relay_of(again, fleet)):
+            eventually(lambda: again.hold.refusal is None, 60, "nothing is accepted")
+            accept(again, fleet, *(f"c{number}" for number in range(20)))
+            eventually(is_empty(again), 60, "rows wait")
+    finally:
+        again.close()
+    assert on_kafka(fleet) == Counter(f"{letter}{number}" for letter in "abc" for number in range(20))
+
+
+def test_a_restored_backup_relays_the_rows_that_kafka_lacks(
+    store: Store, store_url: str, fleet: KafkaSettings, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with running_parts(relay_of(store, fleet)):
+        accept(store, fleet, "before")
+        eventually(is_empty(store), 60, "rows wait")
+    accept(store, fleet, "lost", "with", "the", "machine")
+    again = Store.open(restored(store_url, tmp_path, request))
+    try:
+        with running_parts(acceptance_of(again, fleet), relay_of(again, fleet)):
+            eventually(is_empty(again), 60, "rows wait")
+    finally:
+        again.close()
+    assert on_kafka(fleet) == Counter(["before", "lost", "with", "the", "machine"])
+
+
+def test_no_work_is_accepted_before_kafka_has_told_the_position(store: Store, fleet: KafkaSettings) -> None:
+    nowhere = fleet.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+    acceptance = acceptance_of(store, nowhere)
+    with running_parts(acceptance):
+        with pytest.raises(StoreAway, match="Kafka has not yet told"):
+            accept(store, fleet, "early")
+        with pytest.raises(StoreAway, match="Kafka has not yet told"):
+            store.write_now(lambda connection: put_record(connection, fleet.topics.control, b"k", b"v"))
+        assert acceptance.reasons() == ["no work is accepted: Kafka has not yet told which accepted records it has"]
+    with running_parts(acceptance_of(store, fleet)):
+        eventually(lambda: store.hold.refusal is None, 60, "nothing is accepted")
+        accept(store, fleet, "now")
+
+
+def test_a_full_outbox_takes_no_jobs_until_kafka_has_taken_some(store: Store, fleet: KafkaSettings) -> None:
+    with running_parts(acceptance_of(store, fleet, rows=3)):
+        eventually(lambda: store.hold.refusal is None, 60, "nothing is accepted")
+        accept(store, fleet, "one", "two", "three")
+        eventually(lambda: store.hold.refusal == "3 accepted records wait for Kafka", 60, "the outbox has no bound")
+        with pytest.raises(StoreAway, match="3 accepted records wait for Kafka"):
+            accept(store, fleet, "four")
+        store.write_now(lambda connection: put_record(connection, fleet.topics.control, b"acme", b"{}"))
+        with running_parts(relay_of(store, fleet)):
+            eventually(lambda: store.hold.refusal is None, 60, "nothing is accepted")
+            accept(store, fleet, "four")
+            eventually(is_empty(store), 60, "rows wait")
+    assert on_kafka(fleet) == Counter(["one", "two", "three", "four"])
+
+
+def test_records_of_a_missing_topic_wait_for_it_and_readiness_says_so(store: Store, fleet: KafkaSettings) -> None:
+    missing = f"{fleet.topic_prefix}missing"
+    store.write_now(lambda connection: put_record(connection, missing, b"k", b"v"))
+    relay = relay_of(store, fleet)
+    with running_parts(relay):
+        eventually(lambda: "UNKNOWN_TOPIC" in " ".join(relay.reasons()), 60, "readiness does not say so")
+        assert store.read_now(waiting)[0] == 1
+        admin = AdminClient(fleet.client_config())
+        admin.create_topics([NewTopic(missing, 1, 1)])[missing].result(30)
+        eventually(is_empty(store), 60, "rows wait")
+        assert relay.reasons() == []
