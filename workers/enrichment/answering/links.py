@@ -97,7 +97,7 @@ class _Given:
         return _OPENING.sub(self._opening, self._without_urls(text))
 
     def _in_literal(self, literal: re.Match[str]) -> str:
-        """Clean the value of a JSON string. A string without its end stays without it; invalid JSON stays unchanged."""
+        """Clean the value of a JSON string. An unfinished string stays unfinished; invalid JSON stays unchanged."""
         written, is_whole = literal.group(), literal.group(1) is not None
         try:
             said = json.loads(written if is_whole else f'{written}"', strict=False)

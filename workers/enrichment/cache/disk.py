@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS invalidations (target TEXT PRIMARY KEY, at REAL NOT N
 """
 _PUTS_BETWEEN_SWEEPS: Final = 64
 _USED_SECONDS: Final = 60.0
-"""Resolution of an entry's time of last use, since each update of that time is a write."""
+"""Least time between two updates of an entry's time of last use, since each update is a write."""
 _WAITING: Final = 256
 """Cap on the calls that wait for the thread; further calls fail, since the disk does not keep up."""
 

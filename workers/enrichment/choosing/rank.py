@@ -175,7 +175,7 @@ def _is_said(shingles: frozenset[tuple[str, ...]], said: Sequence[frozenset[tupl
 
 
 def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
-    """Return the BM25 weight for the question of each passage; `passages` holds the counted terms."""
+    """Return each passage's BM25 weight for the question; `passages` holds the counted terms."""
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
