@@ -39,7 +39,7 @@ from workers.system.secrecy import keep_secrets
 
 RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
 OPERATE, DEVELOP = "Operate a fleet", "Develop"
-"""Groups of commands in the help, which shows them in the order in which their first commands are registered."""
+"""Groups of commands in the help. The help lists a group where the group's first command is registered."""
 
 app = typer.Typer(
     name="postback",

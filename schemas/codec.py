@@ -204,7 +204,7 @@ _HEADER_RULES = {
     topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
     topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a version of the job's schema that is known here: 1"),
+    topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a known version of the job's schema: only version 1 is known"),
     topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
     # Any producer can write headers: these two count only if `_origin` can derive the first from the second.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),

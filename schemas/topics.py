@@ -215,7 +215,7 @@ class Topics:
         return {name: delay for name, delay in found.items() if delay is not None and name not in current}
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
-        """Every topic of the fleet. `model_results` has as many partitions as `model_requests` (DESIGN: settle)."""
+        """Every topic of the fleet. `model_results` has as many partitions as `model_requests`."""
         # Retention by age alone, whatever the brokers' defaults are.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}

@@ -97,7 +97,7 @@ def test_a_name_that_no_profile_has_is_answered_with_those_that_there_are() -> N
         ('[search]\nprovider = "brave"', "x.toml: search.provider: no provider brave is configured; there are: libr"),
         ('response_schema = "nosuch.json"', "nosuch.json: it cannot be read: No such file or directory"),
         ('response_schema = "../s.json"', "x.toml: response_schema: must be the name of a file beside it"),
-        ('response_schema = "s.json"\nname = "y"', "x.toml: `name` and `response_format` are no fields"),
+        ('response_schema = "s.json"\nname = "y"', "x.toml: `name` and `response_format` cannot be set"),
         ('evidence_chain = "evidence"', "x.toml: evidence_chain: names an array of the answer, so response_schema is"),
     ],
 )  # fmt: skip

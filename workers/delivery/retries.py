@@ -135,7 +135,7 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
 
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """True if a record must wait on, with `left_ms` of its wait left after `attempt` attempts.
+    """True if the `left_ms` that are left of a record's wait, after `attempt` attempts, are more than the slack.
 
     A time left beyond the longest possible wait comes from a wrong clock, now or at the writing, and counts as zero.
     """

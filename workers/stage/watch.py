@@ -1,4 +1,4 @@
-"""A stage's report on itself: backlog, readiness, liveness, gaps. The report decides nothing about records."""
+"""A stage's report on itself: backlog, readiness, liveness, gaps. The handling of records does not use the report."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _read(path: Path, providers: Collection[str] | None = None) -> Profile:
     schema = data.pop("response_schema", None)
     if "response_format" in data or "name" in data:
         raise ProfileRefused(
-            f"{path}: `name` and `response_format` are no fields: use the file's name, response_schema"
+            f"{path}: `name` and `response_format` cannot be set: use the name of the file, and `response_schema`"
         )
     try:
         profile = Profile.model_validate({**data, "name": path.stem, "response_format": _response_format(path, schema)})
