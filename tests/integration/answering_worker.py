@@ -8,21 +8,17 @@ from typing import Any, Self
 
 from schemas.codec import read_result
 from schemas.result import Result
-from schemas.topics import Topics
 from telemetry.metrics import Metrics
+from tests.handlers import TOPICS, inference_handler
 from tests.integration.raw_server import CLOCK, LOOPBACK
-from workers.egress import EgressPolicy, Guard
+from workers.egress import Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
-from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record
 
-TOPICS = Topics("fleet.")
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
 """Generous time limits, for a machine that is busy with other tests."""
 
@@ -38,11 +34,8 @@ class AnsweringWorker:
     ) -> None:
         self.metrics = Metrics()
         self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
-        self._handler = InferenceHandler(
-            engine or EchoEngine(EchoSettings(), self.metrics), self._enricher,
-            Registry({"echo", "vllm", "default"}, None, {}),
-            EgressPolicy(), TOPICS, {TOPICS.requests(): "uuid"}, WorkerSettings(), CLOCK, self.metrics,
-        )  # fmt: skip
+        engine = engine or EchoEngine(EchoSettings(), self.metrics)
+        self._handler = inference_handler(engine, self._enricher, self.metrics, topic_id="uuid")
         self.engine_watch = self._handler.engine_watch
         self._offset = 0
 

@@ -13,9 +13,8 @@ from schemas.codec import read_result
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.job import DEFAULT_TENANT
 from schemas.result import Result
-from schemas.topics import Topics
-from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.handlers import CLOCK, TOPICS, inference_handler
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
@@ -27,12 +26,8 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
-from workers.inference.settings import WorkerSettings
 from workers.stage.record import Record
 
-CLOCK = SystemClock()
-TOPICS = Topics("fleet.")
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
 
 
@@ -81,9 +76,7 @@ async def working(
     settings = EnrichmentSettings(robots=False, budget_seconds=budget, member_seconds=10.0, search_fresh_seconds=fresh)
     enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
     used = engine or EchoEngine(EchoSettings(), metrics)
-    handler = InferenceHandler(
-        used, enricher, Registry({"default"}, None, {}), EgressPolicy(), TOPICS, {}, WorkerSettings(), CLOCK, metrics
-    )
+    handler = inference_handler(used, enricher, metrics)
     await connections.start()
     await enricher.start()
     await used.start()

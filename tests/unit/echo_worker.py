@@ -9,23 +9,18 @@ from typing import Any
 
 from schemas.codec import read_result
 from schemas.result import Result
-from schemas.topics import Topics
 from schemas.trust import TrustSecrets
 from screening.screen import Screen
-from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.handlers import CLOCK, TOPICS, inference_handler
 from tests.messages import in_text
 from workers.egress import EgressPolicy, Guard
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
 from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record
 
-CLOCK = SystemClock()
-TOPICS = Topics("fleet.")
 TOPIC_ID = "topic-uuid"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 HOOK = "https://example.com/hook?token=secret"
@@ -54,19 +49,16 @@ class Worker:
         self.metrics = Metrics()
         self.engine = EchoEngine(EchoSettings(), self.metrics)
         self.enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, self.metrics)
-        registry = Registry({"echo", "default"}, None, models)
-        self.handler = InferenceHandler(
+        self.handler = inference_handler(
             self.engine,
             self.enricher,
-            registry,
-            callbacks,
-            TOPICS,
-            {TOPICS.requests(): TOPIC_ID},
-            settings,
-            CLOCK,
             self.metrics,
-            trust,
-            screen,
+            settings=settings,
+            lanes=models,
+            callbacks=callbacks,
+            topic_id=TOPIC_ID,
+            trust=trust,
+            screen=screen,
         )
 
     async def outputs(self, given: Record) -> Sequence[Output]:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from schemas import topics as names
 from schemas.outcome import Outcome
 from schemas.result import Result
-from schemas.topics import Topics
-from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.handlers import CLOCK, TOPICS, inference_handler
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
@@ -27,14 +26,9 @@ from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.cancellations import Cancellations
-from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
-from workers.inference.settings import WorkerSettings
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import MAX_OUTPUT_BYTES, is_too_large
 
-CLOCK = SystemClock()
-TOPICS = Topics("fleet.")
 NOBODY = EgressPolicy(ports=frozenset())
 """A policy that refuses every URL, so nothing is called."""
 FAILURE = Failure("worker_killed", "it ended its worker", 3)
@@ -104,17 +98,11 @@ ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_
 
 def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.AbstractEventLoop) -> None:
     metrics = Metrics()
-    handler = InferenceHandler(
+    engine, enricher = (
         EchoEngine(EchoSettings(), metrics),
         Enricher(EnrichmentSettings(), Guard(NOBODY), CLOCK, metrics),
-        Registry({"echo", "default"}, None, {"another": "lane"}),
-        NOBODY,
-        TOPICS,
-        {},
-        WorkerSettings(),
-        CLOCK,
-        metrics,
     )
+    handler = inference_handler(engine, enricher, metrics, lanes={"another": "lane"}, callbacks=NOBODY)
 
     @ANY
     @example(Record(TOPICS.requests(), 3, 7, b'{"prompt":"x","callback_url":"https://[2001:db8::1::2]/hook"}'))

@@ -13,7 +13,8 @@ from schemas.control import ControlState, InvalidControl, JobControl, job_key_by
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.topics import LANES_KEPT_MS
 from telemetry.hand_clock import SetClock
-from tests.unit.echo_worker import CLOCK, HOOK, headers_of, record, working
+from tests.handlers import CLOCK
+from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.cancellations import KEPT_MS, Cancellations
 
 NOW_MS = round(CLOCK.time() * 1000)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from schemas.codec import Origin, read_result
-from tests.unit.echo_worker import CLOCK, TOPIC_ID, TOPICS, TRACE, headers_of, record, working
+from tests.handlers import CLOCK, TOPICS
+from tests.unit.echo_worker import TOPIC_ID, TRACE, headers_of, record, working
 from workers.inference.registry import MAX_FORWARDS
 from workers.stage.record import Record
 

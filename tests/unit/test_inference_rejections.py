@@ -10,7 +10,8 @@ import pytest
 
 from schemas.codec import Origin, read_result
 from schemas.result import MAX_RESULT_BYTES
-from tests.unit.echo_worker import HOOK, TOPIC_ID, TOPICS, headers_of, record, working
+from tests.handlers import TOPICS
+from tests.unit.echo_worker import HOOK, TOPIC_ID, headers_of, record, working
 from workers.egress import EgressPolicy
 from workers.engines.base import Completion, GenerationRequest, RequestRejected
 from workers.inference import admission

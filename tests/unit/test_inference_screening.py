@@ -10,8 +10,9 @@ from schemas.codec import read_result
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding, Verdict
 from screening.screen import Screen
+from tests.handlers import TOPICS
 from tests.screening_rules import CARD, pii, regex, screen_of, words
-from tests.unit.echo_worker import HOOK, TOPICS, headers_of, record, working
+from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.input_filter import LONG_JOB_BYTES
 
 

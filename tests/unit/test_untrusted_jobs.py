@@ -17,7 +17,8 @@ from schemas.settings import SettingsRefused, TrustSettings
 from schemas.trust import TrustSecrets
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from tests.unit.echo_worker import CLOCK, HOOK, TOPICS, headers_of, record, working
+from tests.handlers import CLOCK, TOPICS
+from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.belief import believed_secrets
 from workers.inference.settings import WorkerSettings
 from workers.roles import last_resort

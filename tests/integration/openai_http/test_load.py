@@ -11,7 +11,8 @@ from aiohttp import web
 from schemas.codec import read_result
 from schemas.result import ResultError
 from telemetry.clock import SystemClock
-from tests.integration.answering_worker import TOPICS, AnsweringWorker
+from tests.handlers import TOPICS
+from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import Respond, Server, answers, engine_at, problem, says
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineUnavailable

@@ -1,0 +1,54 @@
+"""Handlers of inference over real parts, with the values that most tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from schemas.topics import Topics
+from schemas.trust import TrustSecrets
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.egress import EgressPolicy
+from workers.engines.base import Engine
+from workers.enrichment.enrich import Enricher
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from screening.screen import Screen  # needs the extra `screening`
+
+CLOCK = SystemClock()
+TOPICS = Topics("fleet.")
+
+
+def inference_handler(
+    engine: Engine,
+    enricher: Enricher,
+    metrics: Metrics,
+    *,
+    settings: WorkerSettings | None = None,
+    lanes: Mapping[str, str | None] | None = None,
+    callbacks: EgressPolicy | None = None,
+    topic_id: str | None = None,
+    trust: TrustSecrets | None = None,
+    screen: Screen | None = None,
+) -> InferenceHandler:
+    """A handler of the default lane whose engine serves the models `echo`, `vllm` and `default`.
+
+    `lanes` maps further models to their lanes, and `topic_id` is the UUID of the default lane.
+    """
+    return InferenceHandler(
+        engine,
+        enricher,
+        Registry({"echo", "vllm", "default"}, None, dict(lanes or {})),
+        callbacks or EgressPolicy(),
+        TOPICS,
+        {} if topic_id is None else {TOPICS.requests(): topic_id},
+        settings or WorkerSettings(),
+        CLOCK,
+        metrics,
+        trust,
+        screen,
+    )
