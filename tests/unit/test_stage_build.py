@@ -59,7 +59,10 @@ def test_results_and_tiers_have_stages_of_their_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(build, "Settler", settler)
     pace: Any = TierPace(kafka.topics, clock)
     results, tiers = stages_of(pace, settings, kafka, "d0", clock, metrics, ["a.callback_retries.7s"])
-    assert read == [[kafka.topics.results], [*kafka.topics.tiers.values(), "a.callback_retries.7s"]]
+    assert read == [
+        [kafka.topics.results, kafka.topics.events],
+        [*kafka.topics.tiers.values(), "a.callback_retries.7s"],
+    ]
     assert identities == ["a.delivery.d0", "a.delivery.d0.tiers"]
     limits = [stage.dispatching.window.limits for stage in (results, tiers)]
     assert [(each.records, each.bytes) for each in limits] == [(settings.window_records, 32 * MIB)] * 2
