@@ -114,7 +114,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     root.handlers[:] = [handler]
     root.setLevel(wanted)
     logging.captureWarnings(True)
-    for chatty in ("aiohttp.access", "kafka", "asyncio", "urllib3"):
+    for chatty in ("aiohttp.access", "alembic", "asyncio", "kafka", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=_OWN_STEPS,

@@ -23,7 +23,7 @@ from tests.integration.certificates import Authority
 from tests.postback_command import environment_of, postback
 from tests.product import Product, Role, eventually
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 
 @dataclass

@@ -1,0 +1,67 @@
+"""The commands and the program of docs/howto/gateway.md, extracted from it and run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.postback_command import POSTBACK
+from tests.product import Product
+
+pytestmark = pytest.mark.broker
+PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "gateway.md").read_text()
+START, KEY, JOB, BATCH, EVENTS, TRACE = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+[PROGRAM] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def served(module_product: Product) -> Iterator[Gateway]:
+    """The page's gateway on a free port, beside an echo worker."""
+    module_product.worker("w")
+    with gateway_process(module_product) as started:
+        yield started
+
+
+def run(gateway: Gateway, *blocks: str) -> str:
+    """Run blocks of the page in one shell, against this gateway; return the output of the last block."""
+    text = f"\necho {'-' * 20}\n".join(blocks).replace("http://127.0.0.1:8080", gateway.url)
+    environment = gateway.environment()
+    environment["PATH"] = f"{POSTBACK.parent}:{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", text],
+        cwd=gateway.product.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout.rpartition("-" * 20)[2]
+
+
+def test_the_page_starts_the_gateway_that_the_contract_names() -> None:
+    assert "postback gateway --port 8080" in START
+
+
+def test_a_job_is_accepted_read_streamed_and_traced(served: Gateway) -> None:
+    accepted, read = run(served, KEY, JOB).replace("}{", "}\n{").strip().splitlines()
+    assert (json.loads(accepted)["id"], json.loads(read)["id"]) == ("sky-1", "sky-1")
+    assert "event: inference.succeeded" in run(served, KEY, EVENTS)
+    assert run(served, TRACE).startswith("job        sky-1, tenant acme, succeeded")
+
+
+def test_a_batch_is_uploaded_run_and_downloaded(served: Gateway) -> None:
+    lines = run(served, KEY, BATCH).strip().splitlines()
+    assert [json.loads(line)["custom_id"] for line in lines] == ["a", "b"]
+
+
+def test_openais_sdk_needs_two_variables_only(served: Gateway) -> None:
+    program = f"python - <<'PROGRAM'\n{PROGRAM}PROGRAM\n"
+    assert "Why is the sky blue?" in run(served, KEY, program)
