@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schemas.codec import read_result
 from schemas.result import Result
 from schemas.trust import TrustSecrets
-from screening.screen import Screen
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS, inference_handler
 from tests.messages import in_text
@@ -20,6 +19,9 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
 
 TOPIC_ID = "topic-uuid"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
