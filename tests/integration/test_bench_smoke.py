@@ -68,6 +68,13 @@ def test_a_workers_memory_is_measured(broker: Broker, clean_processes: None) -> 
     assert [row[0] for row in rows_of(printed)] == ["ready, nothing done", "after 50 jobs"]
 
 
+def test_the_input_filter_is_measured_beside_plain_searches() -> None:
+    command = [sys.executable, "-m", "bench.screening", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rows_of(done.stdout)) == 6
+
+
 def test_pages_are_read_cold_and_from_the_cache(clean_processes: None) -> None:
     command = [sys.executable, "-m", "bench.pages", "--rounds", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
