@@ -5,7 +5,7 @@ interpreter's lock meanwhile, so that no timer of the process could end it. RE2 
 byte once. It has no look-around and no back-references, and the file's reader names such a pattern.
 
 One scan is linear, but a pattern such as `x.*y|x` scans to the end of the text for each of its matches. So a match is
-sought within a window, and a longer match counts as several.
+sought within a window, and a longer match may be cut or missed.
 """
 
 from __future__ import annotations

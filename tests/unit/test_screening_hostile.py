@@ -69,8 +69,18 @@ def test_every_match_of_a_long_text_is_found_also_at_the_edges_of_windows(tmp_pa
     text = "".join(f"{'.' * gap}néééd " for gap in range(200))
 
     assert redacted(screen, text) == text.replace("néééd", "[redacted:need]")
+    assert redacted(screen, "." * 1022 + "nééd.") == "." * 1022 + "[redacted:need]."
     assert redacted(screen, "." * 1020 + "xnééd") == "." * 1020 + "xnééd"
     assert redacted(screen, "." * 2046 + "néédx") == "." * 2046 + "néédx"
+
+
+def test_a_match_is_sought_within_two_windows(tmp_path: Path) -> None:
+    """Else a pattern that reads to the end of the text for each match would take quadratic time."""
+    screen = screen_of(tmp_path, regex("a[^z]*z|b+", name="long"))
+
+    assert redacted(screen, f"a{'.' * 1000}z") == "[redacted:long]"
+    assert redacted(screen, f"a{'.' * 3000}z") == f"a{'.' * 3000}z"
+    assert redacted(screen, "b" * 5000) == "[redacted:long]"
 
 
 def test_anchors_mean_the_whole_text(tmp_path: Path) -> None:

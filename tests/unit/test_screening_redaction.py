@@ -21,7 +21,7 @@ FRAGMENTS = [
     "\u0301",
     "bastard", "b4$t4rd", "x", "é", "ﬁ", "日本", "\n", "İ", "ﷺ", "😀", "\x00",
 ]  # fmt: skip
-MARKER = re.compile(r"\[redacted:[a-z]+\]")
+MARKER = re.compile(r"\[redacted:(?:card|iban|email|phone|ip|ssn|pattern)\]")
 
 texts = st.text(min_size=1, max_size=80) | st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=12).map("".join)
 
@@ -126,6 +126,13 @@ def test_a_marker_that_is_written_by_hand_shields_nothing_else(tmp_path: Path) -
 
     assert redacted(screen, f"[redacted:{CARD}]") == "[redacted:[redacted:card]]"
     assert redacted(screen, "secret [redacted:card] end") == "[redacted:secret]"
+
+
+def test_the_label_of_a_marker_is_no_match(tmp_path: Path) -> None:
+    screen = screen_of(tmp_path, pii(), regex("card", "reject", name="cards"), regex("redacted", name="word"))
+
+    assert redacted(screen, f"pay {CARD}") == "pay [redacted:card]"
+    assert screen.check("acme", Job(prompt="pay [redacted:card]")).verdict is Verdict.REDACT
 
 
 def test_the_strictest_verdict_counts_and_a_rejected_job_is_left_as_it_is(tmp_path: Path) -> None:
