@@ -36,10 +36,18 @@ def check_parts(
     problems = []
     if settings.models is not None and model not in settings.models:
         problems.append(Problem(names.model, _one_of("is none of this tenant's models", settings.models)))
-    if callback_url is not None and not may_call(settings, callback_url):
-        domains = settings.callback_domains or []
-        problems.append(Problem(names.callback, _one_of("has a host outside this tenant's callback domains", domains)))
+    if callback_url is not None:
+        problems += check_callback(settings, callback_url, names.callback)
     return tuple(problems)
+
+
+def check_callback(settings: TenantSettings, url: str, name: str) -> tuple[Problem, ...]:
+    """Return the problem of a callback, or of a webhook endpoint, outside the tenant's domains."""
+    if may_call(settings, url):
+        return ()
+    return (
+        Problem(name, _one_of("has a host outside this tenant's callback domains", settings.callback_domains or [])),
+    )
 
 
 def may_call(settings: TenantSettings, url: str) -> bool:

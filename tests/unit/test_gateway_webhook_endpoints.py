@@ -19,6 +19,8 @@ from sqlalchemy import select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
+from gateway.access.tenant_settings import TenantSettings
+from gateway.access.tenants import put_tenant
 from gateway.door.app import create_app
 from gateway.store.tables import outbox
 from gateway.view.results import StoredResult
@@ -258,3 +260,17 @@ def test_without_a_keyring_the_refusal_names_the_setting(tmp_path: Path) -> None
         answer = ask(bare, "POST", "/v1/webhook_endpoints", bare.key("bare"), json=TERMS)
     assert answer.status_code == 409
     assert "POSTBACK_KEYRING" in answer.text
+
+
+def test_an_endpoint_obeys_its_tenants_callback_domains(rig: Rig) -> None:
+    rules = TenantSettings(callback_domains=["*.example.org"])
+    rig.store.submit(lambda connection: put_tenant(connection, rig.clock, "limited", rules)).result()
+    key = rig.key("limited")
+    path = f"/v1/webhook_endpoints/{made(rig, key, url='https://a.example.org/')['id']}"
+    evil = {"url": "https://example.org.evil.example/"}
+    for answer in (
+        ask(rig, "POST", "/v1/webhook_endpoints", key, json={**TERMS, **evil}),
+        ask(rig, "POST", path, key, json=evil),
+    ):
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, "url")
+    assert ask(rig, "GET", path, key).json()["url"] == "https://a.example.org/"

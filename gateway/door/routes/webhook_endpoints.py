@@ -14,14 +14,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from gateway.access import Principal, Scope
+from gateway.access.allowed import check_callback
+from gateway.access.tenant_settings import TenantSettings
 from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
-from gateway.door.errors import ApiError, conflict, not_found
+from gateway.door.errors import NO_RETRY, ApiError, conflict, not_found
 from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import MOST_ENDPOINTS, EndpointRow, TooManyEndpoints
+from gateway.webhooks.endpoints import MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
 from gateway.webhooks.event_types import EVENT_TYPES
 from gateway.webhooks.sending import Sending
 from workers.delivery.exhaustion import Exhausted
@@ -38,6 +40,7 @@ def routes(door: Door) -> list[BaseRoute]:
     async def create(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
         terms, now_ms = new_terms(await _json(request), door.callbacks), _now_ms(door)
+        _require_allowed(await door.access.tenant(principal.tenant), terms)
         try:
             row = await door.store.write(lambda open_: endpoints.create(open_, principal.tenant, terms, now_ms))
         except TooManyEndpoints:
@@ -64,12 +67,14 @@ def routes(door: Door) -> list[BaseRoute]:
     async def update(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
         body, identifier, now_ms = await _json(request), _id(request), _now_ms(door)
+        settings = await door.access.tenant(principal.tenant)
 
         def change(open_: Connection) -> EndpointRow | None:
             row = endpoints.find(open_, principal.tenant, identifier)
             if row is None:
                 return None
             terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
+            _require_allowed(settings, terms)
             return endpoints.update(open_, principal.tenant, identifier, terms, now_ms)
 
         return JSONResponse(_object(_present(await door.store.write(change), identifier), sending))
@@ -115,6 +120,12 @@ def _secret_routes(door: Door, one: str) -> list[BaseRoute]:
         Route(f"{one}/rotate_secret", rotate, methods=["POST"]),
         Route(f"{one}/test", test, methods=["POST"]),
     ]
+
+
+def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
+    """Refuse an endpoint outside the tenant's callback domains, as a job's callback is refused. Raises ApiError."""
+    for problem in check_callback(settings, terms.url, "url"):
+        raise ApiError(403, "not_allowed", f"{problem}.", param="url", headers=NO_RETRY)
 
 
 def _sending(door: Door) -> Sending:
