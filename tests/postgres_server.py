@@ -63,6 +63,14 @@ class PostgresServer:
             connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
         return f"postgresql+psycopg://postback@127.0.0.1:{self.port}/{name}"
 
+    def command(self, *statements: str) -> object:
+        """Run statements; return the first value of the last one's answer."""
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+            for statement in statements:
+                found = connection.execute(statement.encode())
+            row = found.fetchone()
+        return row[0] if row else None
+
     def start(self) -> None:
         """Start the server, and return when it answers."""
         options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
