@@ -102,7 +102,7 @@ def test_a_national_phone_number_needs_its_region(tmp_path: Path) -> None:
 
 
 def test_phone_numbers_beyond_the_checked_ones_count_unchecked(tmp_path: Path) -> None:
-    """A long list costs bounded time, and none of its numbers passes."""
-    numbers = [f"+49 30 {number}" for number in range(901_000, 923_000)]
+    """A long list costs bounded time, and hides no number behind many others."""
+    no_numbers = "; ".join(["+1 000 0000"] * 20_010)
 
-    assert "901" not in redacted(screen_of(tmp_path, pii()), "; ".join(numbers)).replace("redacted", "")
+    assert redacted(screen_of(tmp_path, pii()), no_numbers).count("[redacted:phone]") == 10
