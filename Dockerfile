@@ -20,7 +20,7 @@ COPY schemas schemas
 COPY screening screening
 COPY telemetry telemetry
 COPY workers workers
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . ./producers/postback_client
 
 FROM ${BASE}
 

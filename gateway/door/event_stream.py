@@ -61,8 +61,12 @@ class EventStream:
             await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send_on(self, send: Send) -> None:
-        """Send events without end, and a comment where none came for a while."""
-        await send(_part(b"retry: %d\n\n" % RECONNECT_MS))
+        """Send events without end, and a comment where none came for a while.
+
+        The first block names the position, so that a client that loses the connection before its first event goes on
+        there.
+        """
+        await send(_part(b"id: %d\nretry: %d\n\n" % (self._read_to, RECONNECT_MS)))
         seconds = self._door.settings.heartbeat_seconds
         while True:
             page = await self._door.waiting.until((self._tenant, None), self._look, seconds)

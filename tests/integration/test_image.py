@@ -81,7 +81,7 @@ def test_the_images_requirements_are_enough_for_every_role(tmp_path: Path) -> No
     commands: tuple[list[str | Path], ...] = (
         [sys.executable, "-m", "venv", tmp_path / "postback"],
         [python, "-m", "pip", *hashed, ROOT / "requirements" / "build.txt"],
-        [python, "-m", "pip", *wheel, "--no-build-isolation", ROOT],
+        [python, "-m", "pip", *wheel, "--no-build-isolation", ROOT, ROOT / "producers" / "postback_client"],
         [python, "-m", "pip", *hashed, ROOT / "requirements" / "worker.txt"],
         ["sh", "-c", f"{python} -m pip install -q --no-deps wheels/*.whl"],
     )

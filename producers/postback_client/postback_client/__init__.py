@@ -1,0 +1,84 @@
+"""Submit prompts to Postback, and take the answers. `HttpClient` and `KafkaClient` have one interface.
+
+`KafkaClient` is imported when it is first used, since it needs kafka-python: `pip install 'postback-client[kafka]'`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from postback_client.batch import Batch, LineCounts, StoredFile
+from postback_client.callbacks import Callback, verify
+from postback_client.client import PostbackClient
+from postback_client.errors import (
+    BatchStillRunning,
+    CallbackRefused,
+    Conflict,
+    Forbidden,
+    GatewayFailed,
+    GatewayRefused,
+    InvalidRequest,
+    KafkaFailed,
+    NotFound,
+    NotTrusted,
+    PostbackError,
+    StillWaiting,
+    SubmitFailed,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+    UnreadableAnswer,
+    UnusableJob,
+    UnusableKey,
+)
+from postback_client.http_client import HttpClient
+from postback_client.job import Job, Lane
+from postback_client.result import CitedPlace, FailureReason, Result, TokenUsage, UsedSource
+
+if TYPE_CHECKING:
+    from postback_client.kafka_client import KafkaClient
+
+__all__ = [
+    "Batch",
+    "BatchStillRunning",
+    "Callback",
+    "CallbackRefused",
+    "CitedPlace",
+    "Conflict",
+    "FailureReason",
+    "Forbidden",
+    "GatewayFailed",
+    "GatewayRefused",
+    "HttpClient",
+    "InvalidRequest",
+    "Job",
+    "KafkaClient",
+    "KafkaFailed",
+    "Lane",
+    "LineCounts",
+    "NotFound",
+    "NotTrusted",
+    "PostbackClient",
+    "PostbackError",
+    "Result",
+    "StillWaiting",
+    "StoredFile",
+    "SubmitFailed",
+    "TokenUsage",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unreachable",
+    "UnreadableAnswer",
+    "UnusableJob",
+    "UnusableKey",
+    "UsedSource",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KafkaClient":
+        from postback_client.kafka_client import KafkaClient
+
+        return KafkaClient
+    raise AttributeError(name)

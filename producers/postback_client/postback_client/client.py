@@ -1,0 +1,65 @@
+"""The interface that both transports have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from postback_client.errors import StillWaiting
+from postback_client.job import Job, Lane
+from postback_client.result import Result
+
+
+class PostbackClient(Protocol):
+    """Submits jobs, and takes their results. One thread at a time may use a client.
+
+    All methods raise PostbackError; `postback_client.errors` draws its subclasses.
+    """
+
+    def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
+        """Submit jobs, and return their ids in the same order once all are accepted durably.
+
+        Repeats within one call never double a job. A job without a `job_id` gets one. Raises SubmitFailed.
+        """
+        ...
+
+    def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
+        """Yield each job's result once, as soon as it is there. Raises StillWaiting after `timeout` seconds."""
+        ...
+
+    def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
+        """Return the results of all jobs, in the order of the ids. Raises StillWaiting with the results so far."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for a job's cancellation. A job that has a result by then keeps it.
+
+        Raises Conflict over HTTPS if the job has its result already; over Kafka, this cannot be known.
+        """
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+        ...
+
+
+def collected(job_ids: Sequence[str], results: Iterator[Result]) -> list[Result]:
+    """Return the streamed results in the order of the ids. Raises StillWaiting with the results so far."""
+    found: dict[str, Result] = {}
+    try:
+        for result in results:
+            found[result.job_id] = result
+    except StillWaiting as waiting:
+        raise StillWaiting(waiting.job_ids, list(found.values())) from None
+    return [found[job_id] for job_id in job_ids]

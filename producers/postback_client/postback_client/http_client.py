@@ -1,0 +1,173 @@
+"""The client over HTTPS.
+
+with HttpClient("https://postback.example", key) as client:
+    job_ids = client.submit([Job(prompt="Why is the sky blue?")])
+    for result in client.stream(job_ids):
+        print(result.text)
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from postback_client.batches import Batches
+from postback_client.client import collected
+from postback_client.clock import ClientClock, MachineClock, TimeLimit
+from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
+from postback_client.http_session import HttpSession
+from postback_client.job import Job, Lane, NamedJob, named_jobs
+from postback_client.result import Result
+from postback_client.server_sent import EventFeed
+from postback_client.shapes import parsed, read
+
+JOBS = "/v1/jobs"
+JOBS_TOGETHER = 500
+"""Jobs in one request; the gateway's default limit is 1000."""
+BYTES_TOGETHER = 8 * 1024 * 1024
+"""Bytes of the jobs in one request; the gateway's default limit is 16 MiB."""
+PATIENCE_SECONDS = 120.0
+_RESULTS = "inference.*"
+_CLOCK = MachineClock()
+
+
+class HttpClient:
+    """A tenant's client of the gateway, for one thread. It keeps connections open.
+
+    `url` is the gateway's, with or without `/v1`. `ca_file` has the CA's certificates, for a private CA. A request that
+    fails for reasons that may pass is repeated for up to `patience_seconds`. Raises ValueError for a URL that is not
+    `https://`, unless it is this machine's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        ca_file: str | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+        jobs_together: int = JOBS_TOGETHER,
+        clock: ClientClock = _CLOCK,
+    ) -> None:
+        self._clock = clock
+        self._jobs_together = jobs_together
+        self._http = HttpSession(url, key, ca_file=ca_file, patience_seconds=patience_seconds, clock=clock)
+        self.batches = Batches(self._http)
+        """Files of up to 50,000 requests."""
+
+    def submit(
+        self,
+        jobs: Iterable[Job | Mapping[str, Any]],
+        *,
+        lane: Lane = "default",
+        idempotency_key: str | None = None,
+    ) -> list[str]:
+        """Submit jobs, and return their ids in the same order once all are accepted durably.
+
+        With an `idempotency_key`, the same call may be repeated later, by another process too: the gateway accepts its
+        jobs once, and the ids are the same. Raises SubmitFailed; the jobs of earlier requests are accepted.
+        """
+        key, accepted = idempotency_key or uuid.uuid4().hex, list[str]()
+        together: list[NamedJob] = []
+        try:
+            for number, together in enumerate(self._parts(named_jobs(jobs, self._clock, idempotency_key))):
+                self._http.call(
+                    "POST",
+                    JOBS,
+                    params={"lane": lane},
+                    body=b"[%b]" % b",".join(job.body for job in together),
+                    headers={"content-type": "application/json", "idempotency-key": f"{key}-{number}"},
+                )
+                accepted += [job.job_id for job in together]
+        except PostbackError as error:
+            doubtful = [job.job_id for job in together] if isinstance(error, Unreachable) else []
+            raise SubmitFailed(accepted, doubtful, error) from error
+        return accepted
+
+    def result(self, job_id: str) -> Result | None:
+        """Return a job's result; None if it has none yet. Raises NotFound."""
+        document = self._http.json("GET", _path(job_id))
+        found = document.get("result") if isinstance(document, dict) else None
+        return read(Result, found) if found is not None else None
+
+    def status(self, job_id: str) -> str:
+        """Return `queued`, `cancelling`, or a job's outcome. Raises NotFound."""
+        document = self._http.json("GET", _path(job_id))
+        if not isinstance(document, dict) or not isinstance(document.get("status"), str):
+            raise UnreadableAnswer("the answer is not a job with a status")
+        return str(document["status"])
+
+    def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
+        """Yield each job's result once, as soon as it is there.
+
+        Each job is asked for once, and then the gateway's events are read. Raises StillWaiting after `timeout` seconds,
+        and NotFound for an unknown job.
+        """
+        limit, awaited = TimeLimit(self._clock, timeout), dict.fromkeys(job_ids)
+        if not awaited:
+            return
+        with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
+            feed.open()  # first, so that no result comes between the question and the events
+            for job_id in list(awaited):
+                if (result := self.result(job_id)) is not None:
+                    del awaited[job_id]
+                    yield result
+            for event in feed.events() if awaited else ():
+                result = _result_of(event.data)
+                if result is not None and result.job_id in awaited:
+                    del awaited[result.job_id]
+                    yield result
+                if not awaited:
+                    return
+        if awaited:
+            raise StillWaiting(list(awaited))
+
+    def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
+        """Return the results of all jobs, in the order of the ids. Raises StillWaiting with the results so far."""
+        wanted = list(job_ids)
+        return collected(wanted, self.stream(wanted, timeout))
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for a job's cancellation. Raises Conflict if the job has its result already, and NotFound."""
+        self._http.call("POST", f"{_path(job_id)}/cancel")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _parts(self, jobs: Iterable[NamedJob]) -> Iterator[list[NamedJob]]:
+        """Divide jobs into requests, by the jobs alone, so that a repeat sends the same requests."""
+        part, size = list[NamedJob](), 0
+        for job in jobs:
+            if part and (len(part) >= self._jobs_together or size + len(job.body) > BYTES_TOGETHER):
+                yield part
+                part, size = [], 0
+            part.append(job)
+            size += len(job.body)
+        if part:
+            yield part
+
+
+def _path(job_id: str) -> str:
+    return f"{JOBS}/{quote(job_id, safe='')}"
+
+
+def _result_of(data: str) -> Result | None:
+    """Return the result of an event; None for an event of another form, which a newer gateway may send."""
+    try:
+        event = parsed(data)
+        return read(Result, event.get("data")) if isinstance(event, dict) else None
+    except UnreadableAnswer:
+        return None

@@ -1,0 +1,177 @@
+"""Requests to the gateway: one connection pool, a limit for each answer, and repeats where they double nothing.
+
+A request is repeated after a lost connection and after 408, 429 and 5xx, unless the answer's `x-should-retry` forbids
+it. A `Retry-After` is honoured up to `MOST_PAUSE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from postback_client.clock import ClientClock, TimeLimit
+from postback_client.errors import (
+    GatewayRefused,
+    NotTrusted,
+    PostbackError,
+    Unreachable,
+    UnreadableAnswer,
+    refusal_class,
+)
+from postback_client.shapes import parsed
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
+"""The longest silence of the gateway within an answer."""
+MOST_PAUSE_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _GROWN_PAUSE_SECONDS = 0.25, 8.0
+_REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+
+Body = bytes | Iterable[bytes] | None
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Sets the key on each request; otherwise a password in the user's .netrc would replace it."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class HttpSession:
+    """Sends requests with the key. Raises ValueError for a URL over which a key must not travel."""
+
+    def __init__(self, url: str, key: str, *, ca_file: str | None, patience_seconds: float, clock: ClientClock) -> None:
+        self.base = _base_of(url)
+        self.clock = clock
+        self._patience_seconds = patience_seconds
+        self._session = requests.Session()
+        self._session.auth = _Bearer(key)
+        self._session.headers["user-agent"] = "postback-client"
+        self._verify: str | bool = ca_file or True
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        stream: bool = False,
+        silence_seconds: float = ANSWER_SECONDS,
+        limit: TimeLimit | None = None,
+    ) -> requests.Response:
+        """Return the answer to a request, which is repeated until the patience or the limit ends.
+
+        The caller gives a request that may be repeated: with an idempotency key, or one that changes nothing twice. An
+        iterable body is sent once. Raises GatewayRefused and Unreachable.
+        """
+        patience = TimeLimit(self.clock, self._patience_seconds)
+        grown = _FIRST_PAUSE_SECONDS
+        while True:
+            failure, pause = self._tried(method, path, body, headers, params, stream, silence_seconds)
+            if isinstance(failure, requests.Response):
+                return failure
+            wait = grown * random.uniform(0.5, 1.0) if pause is None else pause  # noqa: S311 - spreads repeats
+            grown = min(2 * grown, _GROWN_PAUSE_SECONDS)
+            once = body is not None and not isinstance(body, bytes)
+            ends = patience.within(wait) < wait or (limit is not None and limit.within(wait) < wait)
+            if once or ends or not _may_repeat(failure):
+                raise failure
+            self.clock.sleep(wait)
+
+    def json(self, method: str, path: str, **arguments: Any) -> Any:
+        """Return the JSON of the answer. Raises as `call`, and UnreadableAnswer."""
+        return parsed(self.call(method, path, **arguments).content)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _tried(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str] | None,
+        params: Mapping[str, str] | None,
+        stream: bool,
+        silence_seconds: float,
+    ) -> tuple[requests.Response | PostbackError, float | None]:
+        """Send the request once. Return the answer, or the error and the pause that the gateway asks for."""
+        try:
+            response = self._session.request(
+                method,
+                self.base + path,
+                data=body,
+                headers=headers,
+                params=params,
+                stream=stream,
+                timeout=(CONNECT_SECONDS, silence_seconds),
+                verify=self._verify,
+                allow_redirects=False,  # a redirect would carry the key elsewhere
+            )
+            if response.status_code < 300:
+                return response, None
+            return _refusal(response), _pause_of(response)
+        except requests.exceptions.SSLError as error:
+            return NotTrusted(f"{self.base}: TLS fails ({type(error).__name__}); check the CA file and the URL"), None
+        except requests.RequestException as error:
+            return Unreachable(f"{method} {self.base}{path}: no answer ({type(error).__name__})"), None
+
+
+def _may_repeat(failure: PostbackError) -> bool:
+    if isinstance(failure, GatewayRefused):
+        return failure.status in _REPEATED and not failure.final
+    return not isinstance(failure, NotTrusted)
+
+
+def _refusal(response: requests.Response) -> GatewayRefused:
+    """Return the error of an answer in OpenAI's shape; any other body gives an error too."""
+    status, error = response.status_code, {}
+    try:
+        document = parsed(response.content)
+    except UnreadableAnswer:
+        document = None
+    if isinstance(document, dict) and isinstance(document.get("error"), dict):
+        error = document["error"]
+    problems = error.get("problems")
+    return refusal_class(status)(
+        status,
+        str(error.get("message") or f"the gateway answered with status {status}"),
+        code=_text(error.get("code")),
+        param=_text(error.get("param")),
+        problems=[each for each in problems if isinstance(each, dict)] if isinstance(problems, list) else (),
+        request_id=response.headers.get("x-request-id"),
+        final=response.headers.get("x-should-retry") == "false",
+    )
+
+
+def _pause_of(response: requests.Response) -> float | None:
+    said = response.headers.get("retry-after", "")
+    return min(float(said), MOST_PAUSE_SECONDS) if said.isascii() and said.isdecimal() else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _base_of(url: str) -> str:
+    """Return the URL without a path. Over plain HTTP, only this machine is accepted."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.rstrip("/") not in ("", "/v1"):
+        raise ValueError("the gateway's URL is https://host[:port], without a path")
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("the gateway's URL has neither a password nor a query")
+    local = parts.hostname == "localhost" or parts.hostname.startswith("127.") or parts.hostname == "::1"
+    if parts.scheme == "http" and not local:
+        raise ValueError("the gateway's URL begins with http://, over which anybody can read the key; use https://")
+    return f"{parts.scheme}://{parts.netloc}"

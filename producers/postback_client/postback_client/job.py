@@ -1,0 +1,104 @@
+"""Jobs, as they are submitted. The gateway and the workers check them; this library sends what it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from postback_client.clock import ClientClock
+from postback_client.errors import UnusableJob
+
+Lane = Literal["default", "bulk"]
+"""Jobs in the lane `bulk` may wait behind all jobs of the lane `default`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One prompt with its options. `prompt` or `messages` is required; None takes the fleet's default.
+
+    A field that this version of the library does not know can be sent in a mapping, which `submit` takes too. Source:
+    the fleet's published JSON Schema of jobs.
+    """
+
+    prompt: str | None = None
+    """The question as one text."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """The question as a chat in OpenAI's shape."""
+    job_id: str | None = None
+    """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
+    model_id: str | None = None
+    """A model's name; any model where absent."""
+    callback_url: str | None = None
+    """The URL to which the signed result is POSTed."""
+    sources: Mapping[str, Any] | None = None
+    """Pages to read before answering: `urls`, `search`, `profile`, `required`."""
+    max_tokens: int | None = None
+    """The most tokens that the answer may have."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    """The probability of nucleus sampling."""
+    stop: Sequence[str] | None = None
+    """Texts that end the answer."""
+    seed: int | None = None
+    """The seed of random sampling."""
+    response_format: Mapping[str, Any] | None = None
+    """The answer's form, as OpenAI's `response_format`."""
+    context_window: int | None = None
+    """Tokens of prompt and answer together."""
+    adapter: str | None = None
+    """The name of a LoRA adapter."""
+    priority: int | None = None
+    """0 to 9, higher first."""
+    ttl_seconds: float | None = None
+    """Seconds until the job ends as `expired`."""
+    metadata: Mapping[str, str] | None = None
+    """Returned unchanged in the result."""
+    custom_id: str | None = None
+    """The caller's own name for the job, returned in the result."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NamedJob:
+    """A job that has an id, as JSON."""
+
+    job_id: str
+    body: bytes
+
+
+def named_jobs(
+    jobs: Iterable[Job | Mapping[str, Any]], clock: ClientClock, key: str | None = None
+) -> Iterator[NamedJob]:
+    """Yield the jobs as JSON, with ids. With a key, the ids of a repeat are the same.
+
+    Raises UnusableJob.
+    """
+    for index, job in enumerate(jobs):
+        members = dict(job) if isinstance(job, Mapping) else _members(job)
+        if members.get("job_id") is None:
+            members["job_id"] = _new_id(clock) if key is None else f"job_{uuid.uuid5(_NAMES, f'{key}:{index}').hex}"
+        try:
+            body = json.dumps(members, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:  # an unpaired surrogate is a ValueError too
+            raise UnusableJob(index, type(error).__name__) from None
+        yield NamedJob(str(members["job_id"]), body)
+
+
+_NAMES = uuid.UUID("c5f3a2b0-8d2e-4f0b-9d57-6a0a4c1f2e11")
+
+
+def _members(job: Job) -> dict[str, Any]:
+    """Return the members that have a value."""
+    fields = ((each.name, getattr(job, each.name)) for each in dataclasses.fields(job))
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields if value is not None}
+
+
+def _new_id(clock: ClientClock) -> str:
+    """Return `job_` and a UUID version 7 in hexadecimal (RFC 9562, section 5.7): ids sort by their time."""
+    milliseconds = int(clock.time() * 1000) & (1 << 48) - 1
+    number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return f"job_{number:032x}"

@@ -1,0 +1,86 @@
+"""Results of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Numbers of tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CitedPlace:
+    """A place in the answer that rests on a source. `start` and `end` count Unicode code points."""
+
+    start: int
+    end: int
+    source: str
+    """The source's identifier, as in `sources`."""
+    support: str
+    """`exact`, `fuzzy`, `lexical`, `unsupported` or `dangling`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsedSource:
+    """A source that the answer used."""
+
+    id: str
+    url: str
+    canonical_url: str | None = None
+    title: str | None = None
+    published: str | None = None
+    """The date of publication in ISO 8601, as exact as it is known."""
+    doi: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureReason:
+    """The reason why a job did not succeed: `code` is for programs, `message` for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of one job. Source: the fleet's published JSON Schema of results."""
+
+    job_id: str
+    outcome: str
+    """`succeeded`, `failed`, `expired`, `cancelled` or `rejected`."""
+    created_at: int
+    """Unix seconds."""
+    custom_id: str | None = None
+    model_id: str | None = None
+    text: str | None = None
+    """The answer."""
+    confidence: float | None = None
+    """0 to 1."""
+    sources: tuple[str, ...] = ()
+    """Identifiers of the sources that the answer used, in the order of their first use."""
+    source_details: tuple[UsedSource, ...] = ()
+    citations: tuple[CitedPlace, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Notes for the reader, such as a source that was left out."""
+    usage: TokenUsage | None = None
+    finish_reason: str | None = None
+    """`stop` or `length`, among others."""
+    engine: str | None = None
+    error: FailureReason | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The job's metadata."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Everything that the result has, members unknown to this version of the library too."""
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the job has an answer."""
+        return self.outcome == "succeeded"

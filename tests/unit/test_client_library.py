@@ -1,0 +1,320 @@
+"""The client library without a fleet: answers of any form, callbacks, repeats, and no import of the fleet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.door.event_stream import event_text
+from gateway.view.stored_events import StoredEvent
+from postback_client import (
+    CallbackRefused,
+    Conflict,
+    HttpClient,
+    Job,
+    PostbackError,
+    Result,
+    SubmitFailed,
+    TooManyRequests,
+    UnreadableAnswer,
+    UnusableKey,
+    verify,
+)
+from postback_client.server_sent import ServerSentParser
+from postback_client.shapes import parsed, read
+from postback_client.sharding import partitions_of
+from producers.sharding import shard_of
+from schemas import signature
+from schemas.event import event_body
+from schemas.outcome import Outcome
+from schemas.result import Result as FleetResult
+from telemetry.hand_clock import HandClock
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "producers" / "postback_client"
+NOW = 1_800_000_000
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["job_id", "outcome", "data"]), inner),
+)
+RESULT = FleetResult(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Rayleigh", created_at=NOW)
+
+
+@contextmanager
+def scripted(
+    *answers: tuple[int, dict[str, str], bytes],
+) -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
+    """A server that gives these answers in turn, and the last one from then on; with the requests that it got."""
+    got: list[tuple[str, dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            status, headers, content = answers[min(len(got), len(answers)) - 1]
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", got
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def refusal(code: str, **more: Any) -> bytes:
+    return json.dumps({"error": {"message": "no", "code": code, **more}}).encode()
+
+
+def test_a_repeat_sends_the_same_request_with_the_same_key_after_the_pause_that_is_asked_for() -> None:
+    clock = HandClock(NOW)
+    answers = [(429, {"retry-after": "7"}, refusal("rate_limited")), (503, {}, b""), (202, {}, b"{}")]
+    with scripted(*answers) as (url, got), HttpClient(url, "secret", clock=clock) as client:
+        assert client.submit([Job(prompt="q", job_id="a")]) == ["a"]
+    assert [body for _, _, body in got] == [b'[{"prompt":"q","job_id":"a"}]'] * 3
+    assert len({headers["idempotency-key"] for _, headers, _ in got}) == 1
+    assert {headers["authorization"] for _, headers, _ in got} == {"Bearer secret"}
+    assert clock.time() - NOW >= 7
+
+
+def test_a_pause_of_hours_is_cut_and_patience_ends() -> None:
+    clock = HandClock(NOW)
+    with (
+        scripted((429, {"retry-after": "86400"}, refusal("rate_limited"))) as (url, got),
+        HttpClient(url, "k", clock=clock, patience_seconds=100) as client,
+        pytest.raises(TooManyRequests) as error,
+    ):
+        client.status("job_1")
+    assert (error.value.code, len(got), clock.time() - NOW) == ("rate_limited", 2, 60)
+
+
+def test_an_answer_that_forbids_repeats_is_final() -> None:
+    with (
+        scripted((429, {"x-should-retry": "false"}, refusal("quota_exceeded"))) as (url, got),
+        HttpClient(url, "k") as client,
+        pytest.raises(SubmitFailed) as failed,
+    ):
+        client.submit([Job(prompt="q")])
+    assert (len(got), failed.value.accepted, failed.value.doubtful) == (1, [], [])
+
+
+def test_a_failed_submission_names_the_jobs_that_were_accepted() -> None:
+    with (
+        scripted((202, {}, b"{}"), (409, {}, refusal("job_exists", param="job_id"))) as (url, _),
+        HttpClient(url, "k", jobs_together=2) as client,
+        pytest.raises(SubmitFailed) as failed,
+    ):
+        client.submit([{"prompt": "q", "job_id": name} for name in "abcde"])
+    assert failed.value.accepted == ["a", "b"]
+    assert isinstance(failed.value.__cause__, Conflict)
+
+
+def test_jobs_that_are_no_json_end_the_submission_and_name_the_job() -> None:
+    for wrong in (object(), float("nan"), "\ud800"):
+        jobs: list[dict[str, Any]] = [{"prompt": "q", "job_id": "a"}, {"prompt": "q", "job_id": "b"}, {"prompt": wrong}]
+        with scripted((202, {}, b"{}")) as (url, got), HttpClient(url, "k", jobs_together=1) as client:
+            with pytest.raises(SubmitFailed, match="job 2 ") as failed:
+                client.submit(jobs)
+            assert failed.value.accepted == ["a"]
+            assert len(got) == 1
+
+
+def test_an_idempotency_key_gives_the_same_ids_in_every_process() -> None:
+    with scripted((202, {}, b"{}")) as (url, got), HttpClient(url, "k") as client:
+        once = client.submit([Job(prompt="q"), Job(prompt="r")], idempotency_key="import-7")
+        again = client.submit([Job(prompt="q"), Job(prompt="r")], idempotency_key="import-7")
+        other = client.submit([Job(prompt="q")])
+    assert once == again
+    assert len({*once, *other}) == 3
+    assert got[0][2] == got[1][2]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://postback.example", "ftp://127.0.0.1", "https://h/path", "https://h/?q", "https://u:p@h", "", "//"]
+)
+def test_a_key_does_not_travel_to_an_unsafe_url(url: str) -> None:
+    with pytest.raises(ValueError):
+        HttpClient(url, "k")
+
+
+@given(content=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_answer_gives_a_result_or_an_error_of_the_library(content: bytes) -> None:
+    try:
+        read(Result, parsed(content))
+    except UnreadableAnswer as error:
+        assert len(str(error)) < 200
+
+
+def test_a_result_keeps_members_that_this_version_does_not_know() -> None:
+    document = json.loads(RESULT.model_dump_json()) | {"mood": "good"}
+    result = read(Result, document)
+    assert (result.job_id, result.text, result.succeeded, result.raw["mood"]) == ("job_1", "Rayleigh", True, "good")
+
+
+@given(
+    events=st.lists(st.tuples(st.integers(1, 10**9), JSON.map(lambda value: json.dumps(value).encode())), max_size=4),
+    cuts=st.lists(st.integers(1, 40), min_size=1),
+    line_end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_events_are_read_in_pieces_of_any_size(
+    events: list[tuple[int, bytes]], cuts: list[int], line_end: bytes
+) -> None:
+    stored = [StoredEvent(number, "batch.completed", data) for number, data in events]
+    content = b"".join(map(event_text, stored)).replace(b"\n", line_end) + b": heartbeat\n\n"
+    parser, found, place = ServerSentParser(), [], 0
+    while place < len(content):
+        size = cuts[place % len(cuts)]
+        found += parser.feed(content[place : place + size])
+        place += size
+    assert [(each.id, each.data.encode()) for each in found] == [(str(number), data) for number, data in events]
+
+
+@given(pieces=st.lists(st.binary()))
+def test_any_bytes_can_come_as_events(pieces: list[bytes]) -> None:
+    parser = ServerSentParser()
+    for piece in pieces:
+        parser.feed(piece)
+
+
+@given(tenant=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True), partitions=st.integers(1, 60))
+def test_a_tenant_has_the_same_partitions_as_in_other_producers(tenant: str, partitions: int) -> None:
+    assert partitions_of(tenant, partitions) == shard_of(tenant, partitions)
+    assert partitions_of("default", partitions) == shard_of("default", partitions)
+
+
+SECRETS = [signature.generate_secret() for _ in range(2)]
+SIGNING_KEYS = [signature.generate_signing_key() for _ in range(2)]
+BODY = event_body(RESULT, "msg_1", "acme")
+
+
+@given(
+    content=st.just(BODY) | st.binary(),
+    signed=st.just(BODY) | st.binary(),
+    by=st.lists(st.sampled_from([*SECRETS, *SIGNING_KEYS]), min_size=1, max_size=3),
+    secrets=st.lists(st.sampled_from(SECRETS)),
+    keys=st.lists(st.sampled_from(SIGNING_KEYS)),
+    drift=st.floats(-400, 400),
+    noise=st.dictionaries(
+        st.sampled_from(["Webhook-Id", "webhook-timestamp", "webhook-signature"]), st.text(), max_size=1
+    ),
+)
+def test_a_callback_is_trusted_exactly_if_the_fleets_own_check_trusts_it(
+    content: bytes,
+    signed: bytes,
+    by: list[str],
+    secrets: list[str],
+    keys: list[str],
+    drift: float,
+    noise: dict[str, str],
+) -> None:
+    signer = signature.Signer([k for k in by if k in SECRETS], [k for k in by if k in SIGNING_KEYS])
+    headers = signer.headers("msg_1", NOW, signed) | noise
+    public = [signature.public_key_of(key) for key in keys]
+    try:
+        signature.verify(headers, content, secrets, public, NOW + drift)
+    except signature.VerificationError:
+        trusted = False
+    else:
+        trusted = True
+    try:
+        callback = verify(headers, content, secrets=secrets, public_keys=public, clock=HandClock(NOW + drift))
+    except CallbackRefused as refused:
+        assert trusted == (refused.reason == "malformed_event")
+    else:
+        assert trusted
+        assert callback.result is not None
+        assert (callback.id, callback.tenant, callback.result.text) == ("msg_1", "acme", "Rayleigh")
+
+
+def test_an_event_of_another_tenant_is_refused() -> None:
+    headers = signature.Signer(SECRETS).headers("msg_1", NOW, BODY)
+    assert verify(headers, BODY, secrets=SECRETS, tenant="acme", clock=HandClock(NOW)).type == "inference.succeeded"
+    with pytest.raises(CallbackRefused) as refused:
+        verify(headers, BODY, secrets=SECRETS, tenant="other", clock=HandClock(NOW))
+    assert refused.value.reason == "other_tenant"
+
+
+@given(text=st.text() | st.text().map(lambda rest: f"whsec_{rest}") | st.text().map(lambda rest: f"whpk_{rest}"))
+def test_a_text_that_is_no_key_is_refused_and_not_shown(text: str) -> None:
+    for keys in ({"secrets": [text]}, {"public_keys": [text]}):
+        with pytest.raises(PostbackError) as error:
+            verify({}, b"", **keys)  # type: ignore[arg-type]
+        assert isinstance(error.value, UnusableKey | CallbackRefused)
+        assert len(text) < 12 or text not in str(error.value)
+
+
+def alone(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a Python that finds the client library, and nothing of the fleet or of optional libraries."""
+    hidden = "import sys\nfor name in ('kafka', 'lz4', 'nacl', 'pydantic'): sys.modules[name] = None\n"
+    paths = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    begin = f"import sys; sys.path[:] = {[str(FOLDER), *paths]!r}\nsys.meta_path[:] = sys.meta_path[-3:]\n"
+    done = [sys.executable, "-S", "-I", "-c", begin + hidden + code]
+    return subprocess.run(done, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_library_works_without_the_fleet_and_without_optional_libraries() -> None:
+    code = """
+import postback_client
+from postback_client import HttpClient, Job, verify
+fleet = {"schemas", "telemetry", "screening", "producers", "workers", "devkit", "operators", "gateway", "console"}
+print(sorted(fleet & {name.partition(".")[0] for name in sys.modules}))
+try:
+    verify({}, b"", public_keys=["whpk_" + "A" * 43 + "="])
+except postback_client.UnusableKey as error:
+    print(error)
+try:
+    import schemas
+except ModuleNotFoundError:
+    print("no fleet")
+"""
+    done = alone(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    needs = "whpk_ keys need PyNaCl: pip install 'postback-client[ed25519]'"
+    assert done.stdout.splitlines() == ["[]", needs, "no fleet"]
+
+
+def test_the_two_wheels_have_no_file_in_common(tmp_path: Path) -> None:
+    files = []
+    for source in (ROOT, FOLDER):
+        out = tmp_path / source.name
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+        subprocess.run(build, cwd=source, check=True, capture_output=True, timeout=120)
+        (wheel,) = out.glob("*.whl")
+        files.append(set(zipfile.ZipFile(wheel).namelist()))
+    fleet, client = files
+    assert {name.partition("/")[0] for name in client} == {"postback_client", "postback_client-0.1.0.dist-info"}
+    assert {"postback_client/py.typed", "postback_client-0.1.0.dist-info/licenses/LICENSE"} <= client
+    assert not [name for name in fleet if "postback_client" in name]
+
+
+def test_the_two_packages_have_one_version() -> None:
+    versions = {tomllib.loads((each / "pyproject.toml").read_text())["project"]["version"] for each in (ROOT, FOLDER)}
+    assert len(versions) == 1
