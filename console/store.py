@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from console.errors import fail, needing, say, telling
 from console.gateway_store import StoreUrl
 from console.settings import checked_settings, fleet_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and make its rows again from Kafka.")
 
@@ -36,6 +41,7 @@ def rebuild(store: StoreUrl = None) -> None:
     with needing("gateway"):
         from confluent_kafka import KafkaException
 
+        from gateway.access import quotas
         from gateway.batches.counting import recounting
         from gateway.store.settings import StoreSettings
         from gateway.store.store import Store, StoreAway
@@ -43,11 +49,17 @@ def rebuild(store: StoreUrl = None) -> None:
         from telemetry.clock import SystemClock
         from workers.kafka.topics import unanswered
 
+    count_batches = recounting(SystemClock())
+
+    def recount(connection: Connection) -> None:
+        count_batches(connection)
+        quotas.recount(connection)
+
     kafka = fleet_settings().kafka
     with telling(StoreAway):
         opened = Store.open(store or checked_settings(StoreSettings).url)
         try:
-            count = rebuilding.rebuild(opened, kafka, recounting(SystemClock()))
+            count = rebuilding.rebuild(opened, kafka, recount)
         except KafkaException as error:
             raise fail(f"{unanswered(kafka, error.args[0])}; then run this command again") from None
         finally:

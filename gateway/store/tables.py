@@ -245,12 +245,8 @@ view_offsets = Table(
     Column("partition", Integer, primary_key=True),
     Column("topic_id", Name(64), nullable=False),
     Column("next_offset", BigInt, nullable=False),
-    Column("seen_offset", BigInt, nullable=False),
 )
-"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset.
-
-`seen_offset` is the highest `next_offset` so far. A rebuild sets `next_offset` to 0 and keeps `seen_offset`, so that no
-result is announced a second time."""
+"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""
 
 writers = Table(
     "writers",

@@ -11,8 +11,6 @@ from gateway.store.dialects import insert_new
 from gateway.store.errors import StoreAway
 from gateway.store.tables import view_offsets
 
-_BEGINNING = {"next_offset": 0, "seen_offset": 0}
-
 
 class Place(NamedTuple):
     """A partition of one topic."""
@@ -42,7 +40,7 @@ def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int
     """
     wanted = list(places)
     columns = view_offsets.c
-    rows = [{"topic": p.topic, "partition": p.partition, "topic_id": p.topic_id, **_BEGINNING} for p in wanted]
+    rows = [{"topic": p.topic, "partition": p.partition, "topic_id": p.topic_id, "next_offset": 0} for p in wanted]
     if rows:
         insert_new(connection, view_offsets, rows)
     if connection.execute(select(columns.topic).where(columns.next_offset == HELD)).first():
@@ -53,17 +51,14 @@ def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int
         row = connection.execute(select(columns.topic_id, columns.next_offset).where(this)).one()
         found[place] = row.next_offset
         if row.topic_id != place.topic_id:
-            connection.execute(view_offsets.update().where(this).values(topic_id=place.topic_id, **_BEGINNING))
+            connection.execute(view_offsets.update().where(this).values(topic_id=place.topic_id, next_offset=0))
             found[place] = 0
     return found
 
 
-def move(connection: Connection, moves: Mapping[Place, tuple[int, int]]) -> dict[tuple[str, int], int]:
-    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if it is elsewhere.
-
-    Returns, by topic and partition, the offset below which the view has read all records before.
-    """
-    columns, seen = view_offsets.c, {}
+def move(connection: Connection, moves: Mapping[Place, tuple[int, int]]) -> None:
+    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if it is elsewhere."""
+    columns = view_offsets.c
     for place, (before, after) in moves.items():
         this: Any = (
             (columns.topic == place.topic)
@@ -71,11 +66,5 @@ def move(connection: Connection, moves: Mapping[Place, tuple[int, int]]) -> dict
             & (columns.topic_id == place.topic_id)
             & (columns.next_offset == before)
         )
-        before_now = connection.execute(select(columns.seen_offset).where(this)).scalar()
-        if before_now is None:
+        if connection.execute(view_offsets.update().where(this).values(next_offset=after)).rowcount == 0:
             raise OffsetsMoved
-        seen[place.topic, place.partition] = before_now
-        moved = {"next_offset": after, "seen_offset": max(after, before_now)}
-        if connection.execute(view_offsets.update().where(this).values(**moved)).rowcount == 0:
-            raise OffsetsMoved
-    return seen

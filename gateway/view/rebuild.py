@@ -96,7 +96,7 @@ def _read(store: Store, reader: TopicReader, ends: dict[Place, int], results: st
 def _write(messages: Sequence[Any], results: str, connection: Connection) -> None:
     found = [result_of(each) for each in messages if each.topic() == results]
     attempts = [attempt_of(each) for each in messages if each.topic() != results]
-    write_results(connection, [each for each in found if each is not None], {}, tell=False)
+    write_results(connection, [each for each in found if each is not None], tell=False)
     write_attempts(connection, [each for each in attempts if each is not None])
 
 

@@ -29,8 +29,6 @@ class ResultRecord:
     value: bytes
     webhook_id: str | None
     at_ms: int
-    partition: int
-    offset: int
     has_callback: bool
     """True if delivery sends the result to a callback of the job's own."""
 
@@ -66,7 +64,7 @@ def result_of(message: Any) -> ResultRecord | None:
         return None
     known = webhook_id if _WEBHOOK_ID.fullmatch(webhook_id) else None
     at_ms, has_callback = max(0, message.timestamp()[1]), said.get(names.CALLBACK_URL) is not None
-    return ResultRecord(tenant, result, value, known, at_ms, message.partition(), message.offset(), has_callback)
+    return ResultRecord(tenant, result, value, known, at_ms, has_callback)
 
 
 def attempt_of(message: Any) -> AttemptRecord | None:

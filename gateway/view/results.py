@@ -30,8 +30,6 @@ class StoredResult:
     """The record's timestamp, Unix milliseconds."""
     has_callback: bool
     """True if delivery sends the result to a callback of the job's own."""
-    replayed: bool
-    """True if the view has read the record before: the store is being rebuilt."""
     first: bool
     """True for a job's first result. A job that an operator put back has another result."""
 

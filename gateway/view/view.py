@@ -140,13 +140,12 @@ class View(SideThread):
 
     def _write(self, messages: Sequence[Any], hooks: Sequence[OnResults]) -> None:
         results, attempts = self._read(messages)
-        moves, results_topic = self._moves(messages), self._kafka.topics.results
+        moves = self._moves(messages)
 
         def change(connection: Connection) -> None:
-            before = move(connection, moves)
-            seen = {partition: offset for (topic, partition), offset in before.items() if topic == results_topic}
+            move(connection, moves)
             write_attempts(connection, attempts)
-            stored = write_results(connection, results, seen)
+            stored = write_results(connection, results)
             for hook in hooks if stored else ():
                 hook(connection, stored)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, case, null, select, tuple_
@@ -24,13 +24,10 @@ _UNFINISHED = ("queued", "cancelling")
 _ASKED_TOGETHER = 200
 
 
-def write_results(
-    connection: Connection, found: Sequence[ResultRecord], seen: Mapping[int, int], *, tell: bool = True
-) -> list[StoredResult]:
+def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
     """Write results into their jobs' rows; with `tell`, also an event for each. A job's last result counts.
 
-    `seen` has the offset of each partition below which all records were read before. Returns the results in the order
-    of the records.
+    Returns the results in the order of the records.
     """
     if not found:
         return []
@@ -40,7 +37,7 @@ def write_results(
     for record in found:
         key = _key(record)
         before = known.get(key)
-        one = _stored(record, key[1], before, replayed=record.offset < seen.get(record.partition, 0))
+        one = _stored(record, key[1], before)
         stored.append(one)
         known[key] = (one.url, False, before[2] if before else False)
         rows[key] = _row(one)
@@ -92,9 +89,7 @@ def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str
     return found
 
 
-def _stored(
-    record: ResultRecord, job_id: str, before: tuple[str, bool, bool] | None, *, replayed: bool
-) -> StoredResult:
+def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool, bool] | None) -> StoredResult:
     line = LINE_ID.fullmatch(job_id)
     return StoredResult(
         tenant=record.tenant,
@@ -107,7 +102,6 @@ def _stored(
         webhook_id=record.webhook_id,
         at_ms=record.at_ms,
         has_callback=record.has_callback,
-        replayed=replayed,
         first=before is None or before[1],
     )
 

@@ -59,7 +59,7 @@ def fanning_out(topics: Topics, clock: Clock) -> Callable[[Connection, Sequence[
     """Return the function that the view calls with the results of each transaction."""
 
     def fan_out_results(connection: Connection, results: Sequence[StoredResult]) -> None:
-        fresh = [one for one in results if one.first and not one.replayed]
+        fresh = [one for one in results if one.first]
         found = _endpoints(connection, {one.tenant for one in fresh})
         events = (event for one in fresh if one.tenant in found for event in _events_of(one))
         _write(connection, topics, found, events, _now_ms(clock))

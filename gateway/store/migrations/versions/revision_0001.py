@@ -172,7 +172,6 @@ def upgrade() -> None:
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column("topic_id", sa.String(64), nullable=False),
         sa.Column("next_offset", _BIG, nullable=False),
-        sa.Column("seen_offset", _BIG, nullable=False),
         sa.PrimaryKeyConstraint("topic", "partition", name=op.f("pk_view_offsets")),
     )
     op.create_table(
