@@ -11,7 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from console import engine_names, job_reference
 from console.catalogue import Section, names, sections
-from telemetry.actions import SECTIONS, Action
+from telemetry.action import Action
+from telemetry.actions import SECTIONS
 from telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,6 @@ If a field is absent from the body, its header counts. If header and body disagr
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from schemas import openai, topics
-from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId, Identifier, Job, Url
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
+from schemas.job_headers import Headers, read_headers
 from schemas.outcome import Outcome
 from schemas.problems import Problem, problems_of
 from schemas.result import Result, ResultError
@@ -45,9 +44,6 @@ __all__ = [
     "write_result",
 ]
 
-Headers = Sequence[tuple[str, bytes | None]]
-"""Kafka record headers. A name may occur more than once; the last one counts."""
-
 _READABLE_BYTES = 4 * MAX_JOB_BYTES
 """The size up to which an oversized record is parsed, to find its callback for the rejection."""
 
@@ -64,7 +60,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Origin:
-        """Read the text that `str(origin)` writes. The caller has matched the text against `_PLACE`."""
+        """Read the text that `str(origin)` writes. The caller has matched the text against `PLACE`."""
         topic_id, partition, offset = text.rsplit(":", 2)
         return cls(topic_id, int(partition), int(offset))
 
@@ -182,47 +178,12 @@ class InvalidResult(CodecError):  # noqa: N818
     """The record of `model_results` was not written by a worker."""
 
 
-class _HeaderRule(NamedTuple):
-    pattern: re.Pattern[str]
-    reason: str | None
-    """The problem to report. If it is None, a value that does not match counts as absent."""
-
-
-def _rule(pattern: str, reason: str | None) -> _HeaderRule:
-    return _HeaderRule(re.compile(pattern), reason)
-
-
-_PLACE = r"[A-Za-z0-9._+/-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
-"""An origin as text: the topic's UUID, partition and offset.
-
-librdkafka writes a UUID as 22 characters of base64 with `+` and `/` (RFC 4648, section 4); Kafka's tools write `-` and
-`_`.
-"""
-_NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
-_HEADER_RULES = {
-    topics.TENANT: _rule(TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
-    topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
-    topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
-    topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a known version of the job's schema: only version 1 is known"),
-    topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    # Any producer can write headers: these two count only if `_origin` can derive the first from the second.
-    topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
-    topics.JOB_ORIGIN: _rule(_PLACE, None),
-    # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
-    topics.TRACEPARENT: _rule(
-        r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x20-\x7e]{0,256})?",
-        None,
-    ),
-}
-
-
 def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
     """Read the job in a record: a job's own JSON, or a line of an OpenAI Batch. The only error raised is InvalidJob.
 
     `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from it.
     """
-    said, problems = _read_headers(headers) if headers else ({}, ())
+    said, problems = read_headers(headers) if headers else ({}, ())
     try:
         job, unknown = _read_body(value)
     except _Refused as refused:
@@ -251,7 +212,7 @@ def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
     """Read a record's tenant and callback for a rejection, from any bytes. Names no problem; raises nothing."""
-    said, _ = _read_headers(headers) if headers else ({}, ())
+    said, _ = read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
@@ -325,22 +286,6 @@ def _document(value: bytes) -> object:
         return from_json(value)
     except ValueError:
         return None
-
-
-def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]]:
-    """Return the job headers with usable values, by name, and the problems of the others."""
-    said: dict[str, str] = {}
-    problems: list[Problem] = []
-    for name, data in dict(headers).items():
-        rule = _HEADER_RULES.get(name)
-        if rule is None or data is None:
-            continue
-        text = data.decode("latin-1")
-        if rule.pattern.fullmatch(text):
-            said[name] = text
-        elif rule.reason is not None:
-            problems.append(Problem(f"headers.{name}", rule.reason))
-    return said, tuple(problems)
 
 
 def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from console.publish import ROOT
-from telemetry.actions import SECTIONS, Action
+from telemetry.action import Action
+from telemetry.actions import SECTIONS
 
 PACKAGES = ("console", "devkit", "gateway", "operators", "producers", "schemas", "screening", "telemetry", "workers")
 LEVELS = ["debug", "info", "warning", "error", "critical"]
