@@ -35,7 +35,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         EnrichmentSettings: "workers",
         SearchSettings: "workers",
         CacheSettings: "workers and `postback cache`",
-        ScreeningSettings: "workers",
+        ScreeningSettings: "workers and the gateway",
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
         GatewaySettings: "the gateway",

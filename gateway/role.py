@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
@@ -43,6 +45,8 @@ from gateway.webhooks.fan_out import batch_ended, fanning_out
 from gateway.webhooks.sending import Sending
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
+from screening.loading import load_screen
+from screening.settings import ScreeningSettings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
 from workers.delivery.keyring import Keyring
@@ -56,6 +60,9 @@ from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 from workers.system.errors import ProcessError
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
 
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
@@ -108,7 +115,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         shelf = _shelf(store, options.store_url, process.clock)
         clerk = _clerk(process, shelf) if "expansion" in options.roles else None
         if "door" in options.roles:
-            _add_door(process, stack, options, waiting, shelf, clerk)
+            _add_door(process, stack, options, waiting, shelf, clerk, await _screen(stack))
         return [] if clerk is None else [_expansion(process, shelf, clerk)]
 
     await run(fleet, listen, announce, prepare)
@@ -185,8 +192,23 @@ def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 
 
+async def _screen(stack: AsyncExitStack) -> Screen | None:
+    """Return the input filter with its models loaded, or None without rules. Raises RulesRefused."""
+    screen = load_screen(read_settings(ScreeningSettings))
+    if screen is not None:
+        stack.callback(screen.close)
+        await asyncio.to_thread(screen.start)
+    return screen
+
+
 def _add_door(
-    process: Process, stack: AsyncExitStack, options: Options, waiting: Waiting, shelf: Shelf, clerk: Clerk | None
+    process: Process,
+    stack: AsyncExitStack,
+    options: Options,
+    waiting: Waiting,
+    shelf: Shelf,
+    clerk: Clerk | None,
+    screen: Screen | None,
 ) -> None:
     """Bind the door's port, and add its server. Raises ProcessError and SettingsRefused."""
     clock, limits = process.clock, read_settings(GatewaySettings)
@@ -206,6 +228,7 @@ def _add_door(
         gate=gate,
         waiting=waiting,
         shelf=shelf,
+        screen=screen,
         audit=_audit(limits, clock, stack),
         webhooks=_sending(process, stack, policy),
         clock=clock,

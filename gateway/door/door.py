@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -21,6 +22,9 @@ from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
 
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
@@ -57,6 +61,8 @@ class Door:
     """Files with their contents."""
     clock: Clock
     metrics: Metrics
+    screen: Screen | None = None
+    """The operator's input filter; None without rules."""
     audit: Audit | None = None
     """The audit; None writes none."""
     webhooks: Sending | None = None

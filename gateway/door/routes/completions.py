@@ -18,6 +18,7 @@ from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
+from gateway.door.screened import screened
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, answer_body
 from schemas.responses import NOTES
 from schemas.strict import ignored_members
@@ -32,6 +33,7 @@ def routes(door: Door) -> list[BaseRoute]:
         content = await read_body(request, door.settings.body_bytes)
         body = parse_json(content)
         job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
+        [job] = await screened(door, principal, [job])
         new = submitted.new_job(job, url, door.clock, traceparent=submitted.traceparent_of(request))
         stored = await accept(door, request, principal, content, [new], to_json({"job_id": new.job_id}))
         result = await answer_of(door, request, principal, json.loads(stored.body)["job_id"])

@@ -22,6 +22,7 @@ from gateway.door.body import read_body
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
 from gateway.door.errors import not_found
+from gateway.door.screened import screened
 from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
@@ -53,6 +54,7 @@ class JobRoutes:
             jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
         else:
             jobs = [submitted.one_job(body, door.callbacks)]
+        jobs = await screened(door, principal, jobs)
         trace = submitted.traceparent_of(request)
         new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in jobs]
         now = int(door.clock.time())

@@ -26,6 +26,7 @@ from gateway.door.body import parse_json, read_body
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, conflict, not_found
+from gateway.door.screened import screened
 from gateway.view.stored_jobs import StoredJob, delete_job, find_job
 from schemas.codec import read_result
 from schemas.openai import RESPONSES
@@ -51,9 +52,10 @@ class ResponseRoutes:
         background = body.get("background") is True
         if not background:
             job = bounded(job, door.settings.await_seconds)
-        kept = _kept(body)
+        [let_in] = await screened(door, principal, [job])
+        kept = _kept(body) if let_in == job else None  # the body is not stored where a part of it was redacted
         trace = submitted.traceparent_of(request)
-        new = submitted.new_job(job, RESPONSES, door.clock, traceparent=trace, kept=kept)
+        new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
         state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
         stored = await accept(door, request, principal, content, [new], to_json(response_object(state)), 200)
         if background:
