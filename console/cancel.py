@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.lines import IDS, named_jobs, tenant_of
 from console.settings import fleet_settings
+from console.through_gateway import GATEWAY, KEY, gateway_client
 
 
 def cancel(
@@ -20,6 +21,8 @@ def cancel(
     undo: Annotated[
         bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
     ] = False,
+    gateway: Annotated[str | None, GATEWAY] = None,
+    key: Annotated[str | None, KEY] = None,
 ) -> None:
     """Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.
 
@@ -35,8 +38,30 @@ def cancel(
     if not job_ids and ids is None:
         raise fail("say which jobs: ID or --ids", BAD_INPUT)
     named = named_jobs(ids, job_ids or [])
+    if gateway is not None:
+        if undo:
+            raise fail("--undo is for Kafka: a gateway takes no cancellation back", BAD_INPUT)
+        _cancel_through(gateway, key, list(named.entries))
+        return
     whose, wanted = tenant_of(named, tenant), list(named.entries)
     with telling(ProducerError):
         (take_back if undo else put)(fleet_settings().kafka, whose, wanted)
     undone = f"{len(wanted)} cancellations are taken back; jobs of these ids are answered again"
     say(undone if undo else f"{len(wanted)} jobs are to be cancelled, unless they have a result already")
+
+
+def _cancel_through(gateway: str, key: str | None, job_ids: list[str]) -> None:
+    """Cancel jobs through a gateway, and exit with 1 if one of them has ended or is unknown."""
+    left = 0
+    with gateway_client(gateway, key) as client:
+        from postback_client import Conflict, NotFound
+
+        for job_id in job_ids:
+            try:
+                client.cancel(job_id)
+            except (Conflict, NotFound) as error:
+                left += 1
+                say(str(error))
+    say(f"{len(job_ids) - left} jobs are to be cancelled, unless they have a result already")
+    if left:
+        raise typer.Exit(FAILED)

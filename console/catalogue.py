@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from console.gateway_settings import GatewayClientSettings
 from gateway.access.settings import AccessSettings
 from gateway.blobs.settings import FilesSettings
 from gateway.door.settings import GatewaySettings
@@ -42,6 +43,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         StoreSettings: "the gateway",
         AccessSettings: "the gateway",
         FilesSettings: "the gateway",
+        GatewayClientSettings: "commands with `--gateway`",
     }
 
 

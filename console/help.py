@@ -43,11 +43,23 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "submit": (
         "postback submit jobs.jsonl --callback-url https://example.com/hook --receipt receipt.jsonl",
         """echo '{"prompt": "What is a webhook?"}' | postback submit - --wait""",
+        "postback submit jobs.jsonl --gateway https://postback.example --key @key.txt --wait",
     ),
-    "cancel": ("postback cancel job-1 job-2", "postback cancel --ids receipt.jsonl"),
+    "cancel": (
+        "postback cancel job-1 job-2",
+        "postback cancel --ids receipt.jsonl --gateway https://postback.example",
+    ),
+    "batches create": (
+        "postback batches create requests.jsonl --gateway https://postback.example --output answers.jsonl",
+    ),
+    "batches wait": ("postback batches wait batch_1 --gateway https://postback.example --output answers.jsonl",),
+    "batches list": ("postback batches list --gateway https://postback.example --json",),
+    "batches show": ("postback batches show batch_1 --gateway https://postback.example",),
+    "batches cancel": ("postback batches cancel batch_1 --gateway https://postback.example",),
     "results": (
         "postback results --ids receipt.jsonl --wait --output results.jsonl",
         "postback results --since -2h --status",
+        "postback results --id job-1 --gateway https://postback.example --wait",
     ),
     "deliveries": ("postback deliveries job-1",),
     "replay": (

@@ -10,6 +10,7 @@ import typer
 from console import (
     api_keys,
     backlog,
+    batches,
     broker,
     cache,
     cancel,
@@ -59,6 +60,7 @@ app.add_typer(store.app, name="store", rich_help_panel=RUN)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)
+app.add_typer(batches.app, name="batches", rich_help_panel=SEND)
 app.command(rich_help_panel=TAKE)(results.results)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)

@@ -19,9 +19,11 @@ from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import fleet_settings
 from console.terminal import harmless
+from console.through_gateway import GATEWAY, KEY, gateway_client, stored, streamed
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
+    from postback_client import HttpClient
     from producers.receipts import NamedJobs, ReceiptEntry
     from schemas.result import Result
     from schemas.settings import KafkaSettings
@@ -72,6 +74,8 @@ def results(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
     ] = None,
+    gateway: Annotated[str | None, GATEWAY] = None,
+    key: Annotated[str | None, KEY] = None,
 ) -> None:
     """Collect the results that Kafka keeps for seven days, one line for each job.
 
@@ -84,18 +88,19 @@ def results(
     from producers.errors import ProducerError
 
     is_named = ids is not None or bool(wanted)
-    if not is_named and since is None:
-        raise fail("say which: --ids, --id or --since", BAD_INPUT)
-    if wait and not is_named:
-        raise fail("--wait is for jobs that are named: --ids or --id", BAD_INPUT)
-    if timeout is not None and not wait:
-        raise fail("--timeout is for --wait", BAD_INPUT)
-    if ordered and not is_named:
-        raise fail("--ordered is for jobs that are named: --ids or --id", BAD_INPUT)
-    if errors is not None and not openai:
-        raise fail("--errors is for --openai", BAD_INPUT)
-    if errors is not None and output is not None and errors.resolve() == output.resolve():
-        raise fail("--errors: is the file of --output; without it all lines go there", BAD_INPUT)
+    is_one_file = errors is not None and output is not None and errors.resolve() == output.resolve()
+    _refuse_first(
+        (not is_named and since is None, "say which: --ids, --id or --since"),
+        (
+            gateway is not None and since is not None,
+            "--since is for Kafka; with --gateway, name the jobs: --ids or --id",
+        ),
+        (wait and not is_named, "--wait is for jobs that are named: --ids or --id"),
+        (timeout is not None and not wait, "--timeout is for --wait"),
+        (ordered and not is_named, "--ordered is for jobs that are named: --ids or --id"),
+        (errors is not None and not openai, "--errors is for --openai"),
+        (is_one_file, "--errors: is the file of --output; without it all lines go there"),
+    )
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
     kafka = fleet_settings().kafka
@@ -112,7 +117,10 @@ def results(
             answers.ordered = stack.enter_context(OrderedLines(named.entries))
         try:
             try:
-                if wait:
+                if gateway is not None:
+                    client = stack.enter_context(gateway_client(gateway, key))
+                    _through(client, answers, (out, apart), timeout, wait=wait)
+                elif wait:
                     _wait(asked, answers, (out, apart), timeout)
                 else:
                     _collect(asked, answers, (out, apart))
@@ -158,6 +166,26 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
             answers.flush()
             if not answers.open:
                 return
+
+
+def _through(client: HttpClient, answers: Answers, files: Files, timeout: float | None, *, wait: bool) -> None:
+    """Write the results that a gateway has, and wait for the others if asked to."""
+    wanted = list(answers.entries or ())
+    to_terminal = answers.out is not None and answers.out.isatty()
+    with bars(hidden=to_terminal) as progress:
+        for out in files:
+            begin_anew(out)
+        bar = progress.add_task("answered", total=answers.open, awaits="answers")
+        for result in streamed(client, wanted, timeout) if wait else stored(client, wanted):
+            progress.update(bar, advance=answers.add(result), failed=answers.failed)
+            answers.flush()
+
+
+def _refuse_first(*rules: tuple[bool, str]) -> None:
+    """End the command with the text of the first rule that is broken."""
+    for broken, text in rules:
+        if broken:
+            raise fail(text, BAD_INPUT)
 
 
 def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | None], str]:

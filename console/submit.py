@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from console import through_gateway
 from console.answers import Answers, as_line, as_text
 from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
@@ -21,10 +22,12 @@ from console.models import warn_of_unserved
 from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
+from console.through_gateway import GATEWAY, KEY, gateway_client
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from postback_client import HttpClient
     from producers.client import Lane
     from producers.jsonl import JobFile
     from producers.receipts import Receipt, ReceiptEntry
@@ -51,6 +54,8 @@ class Request:
     """The number of invalid lines that were left out."""
     trust: TrustSecrets | None
     """The secrets that sign the tenant, if the fleet has any."""
+    gateway: HttpClient | None = None
+    """The gateway that takes the jobs, if they do not go to Kafka."""
 
     def keep(self) -> None:
         """Write the receipt to its file, if it has one."""
@@ -103,6 +108,8 @@ def submit(
             metavar="FILE", help="Send the valid lines, and write the invalid ones to this file, each with its reasons."
         ),
     ] = None,
+    gateway: Annotated[str | None, GATEWAY] = None,
+    key: Annotated[str | None, KEY] = None,
 ) -> None:
     """Submit jobs from a file: each line is a job, or a line of an OpenAI Batch.
 
@@ -130,24 +137,30 @@ def submit(
     read = checked_jobs(file, callback_url, model, skip_invalid)
     if check:
         begun = _begun(read, tenant, receipt)
-        warn_of_refused(_numbered(begun), fleet)
-        warn_of_unserved(_numbered(begun), fleet.kafka, checking=True)
+        if gateway is None:
+            warn_of_refused(_numbered(begun), fleet)
+            warn_of_unserved(_numbered(begun), fleet.kafka, checking=True)
         say(f"{len(begun.left)} jobs can be sent; nothing was sent")
         if read.invalid:
             raise typer.Exit(FAILED)
         return
-    with _held(receipt):
+    with ExitStack() as stack:
+        client = stack.enter_context(gateway_client(gateway, key)) if gateway is not None else None
+        stack.enter_context(_held(receipt))
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
         request = Request(
-            fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid, trust
+            fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid, trust, client
         )
-        warn_of_refused(_numbered(begun), fleet)
-        warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
+        if client is None:
+            warn_of_refused(_numbered(begun), fleet)
+            warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
         request.keep()
         with telling(ProducerError), written("--results", results) as out:
-            if found := look_up(request.kafka, begun):
-                say(f"{found} jobs of an earlier run that were not known to be accepted are in Kafka")
+            found = look_up(request.kafka, begun) if client is None else through_gateway.look_up(client, begun)
+            if found:
+                place = "Kafka" if client is None else "the gateway"
+                say(f"{found} jobs of an earlier run that were not known to be accepted are in {place}")
             if wait:
                 _submit_and_wait(request, timeout, out)
             else:
@@ -211,9 +224,12 @@ def _send(request: Request, progress: Progress) -> None:
         progress.update(bar, advance=1, failed=failed)
 
     try:
-        with Client(request.kafka, trust=request.trust) as client:
-            jobs = (receipt.jobs[index] for index in left)
-            client.submit(jobs, tenant=request.tenant, lane=request.lane, on_answer=note)
+        if request.gateway is not None:
+            through_gateway.send(request.gateway, receipt, left, bulk=request.lane == "bulk", on_answer=note)
+        else:
+            with Client(request.kafka, trust=request.trust) as client:
+                jobs = (receipt.jobs[index] for index in left)
+                client.submit(jobs, tenant=request.tenant, lane=request.lane, on_answer=note)
     except KeyboardInterrupt:
         progress.stop()
         say(f"stopped; {len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs are known to be accepted")
@@ -240,8 +256,10 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     from telemetry.clock import Deadline, SystemClock
 
     with ExitStack() as stack:
-        # The reader exists before the first job is sent, so it misses no result.
-        reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
+        reader: ResultsReader | None = None
+        if request.gateway is None:
+            # The reader exists before the first job is sent, so it misses no result.
+            reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
         for_a_person = out is None and sys.stdout.isatty()
         progress = stack.enter_context(bars(above=for_a_person))
         _send(request, progress)
@@ -253,7 +271,10 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
             answers = Answers(accepted, sys.stdout, as_text, most=SHOWN)
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:
-            _collect(request.tenant, reader, answers, progress, deadline)
+            if reader is not None:
+                _collect(request.tenant, reader, answers, progress, deadline)
+            elif request.gateway is not None:
+                _collect_through(request.gateway, answers, progress, timeout)
         except KeyboardInterrupt:
             progress.stop()
             answers.settle()
@@ -271,6 +292,13 @@ def _collect(
     bar = progress.add_task("answered", total=answers.open, awaits="answers")
     while answers.open and not (deadline and deadline.passed):
         progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
+
+
+def _collect_through(gateway: HttpClient, answers: Answers, progress: Progress, timeout: float | None) -> None:
+    """Take results from the gateway until every job has one, or the time is up."""
+    bar = progress.add_task("answered", total=answers.open, awaits="answers")
+    for result in through_gateway.streamed(gateway, list(answers.entries or ()), timeout):
+        progress.update(bar, advance=answers.add(result), failed=answers.failed)
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:

@@ -1,0 +1,27 @@
+"""Settings of commands that work through a gateway, from `POSTBACK_GATEWAY_…` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewayClientSettings(BaseSettings):
+    """The credential of commands with `--gateway`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_GATEWAY_",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    key: SecretStr | None = None
+    """The API key. Other users of the machine cannot read it here, but could read it among a command's arguments."""
+    key_file: Path | None = None
+    """The file of the API key, unless the key itself is given."""
+    ca_file: Path | None = None
+    """The certificates of a private CA that issued the gateway's certificate, PEM."""

@@ -1,0 +1,143 @@
+"""Commands with `--gateway`, as their users run them: jobs, results, cancellations and batches over HTTPS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.gateway.gateway_process import Gateway
+from tests.postback_command import environment_of, postback_here
+from tests.product import Product
+from tests.unit.batch_rig import jsonl, line
+
+pytestmark = pytest.mark.broker
+
+
+@dataclass
+class Shell:
+    """Commands of a tenant, whose key is in the environment; Kafka is out of their reach."""
+
+    gateway: Gateway
+    key: str
+    folder: Path
+
+    def run(
+        self, *arguments: str, given: str = "", url: str | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        environment = environment_of(POSTBACK_GATEWAY_KEY=self.key, POSTBACK_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
+        through = ("--gateway", url or self.gateway.url)
+        return postback_here(*arguments, *through, env=environment | variables, given=given)
+
+    def file(self, name: str, content: bytes) -> str:
+        (self.folder / name).write_bytes(content)
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def key(shared_gateway: Gateway, module_product: Product) -> str:
+    """A key of a gateway that has a worker behind it."""
+    module_product.worker("w")
+    return shared_gateway.key()
+
+
+@pytest.fixture
+def shell(shared_gateway: Gateway, key: str, tmp_path: Path) -> Shell:
+    return Shell(shared_gateway, key, tmp_path)
+
+
+def test_jobs_are_submitted_and_awaited_and_their_results_found_again(shell: Shell) -> None:
+    jobs = shell.file("jobs.jsonl", jsonl({"prompt": f"question {number}"} for number in range(20)))
+    receipt, answers = str(shell.folder / "receipt.jsonl"), shell.folder / "answers.jsonl"
+    done = shell.run("submit", jobs, "--receipt", receipt, "--wait", "--results", str(answers))
+    assert (done.returncode, done.stderr) == (
+        0,
+        "postback: 20 of 20 jobs accepted, 20 succeeded\n",
+    )
+    ids = done.stdout.split()
+    assert len(set(ids)) == 20
+    assert sorted(json.loads(text)["job_id"] for text in answers.read_text().splitlines()) == sorted(ids)
+
+    again = shell.run("submit", jobs, "--receipt", receipt)
+    assert again.stderr.splitlines()[0].startswith("postback: 20 of 20 jobs are accepted already")
+    found = shell.run("results", "--ids", receipt, "--ordered")
+    assert [json.loads(text)["job_id"] for text in found.stdout.splitlines()] == ids
+    for more in ((), ("--wait", "--timeout", "60")):
+        named = shell.run("results", "--id", ids[3], *more)
+        assert (named.returncode, json.loads(named.stdout)["job_id"]) == (0, ids[3])
+
+
+def test_a_job_that_the_gateway_lost_the_answer_to_is_looked_up_and_not_sent_again(shell: Shell) -> None:
+    jobs, receipt = shell.file("jobs.jsonl", b'{"prompt": "q"}\n'), shell.folder / "receipt.jsonl"
+    (job_id,) = shell.run("submit", jobs, "--receipt", str(receipt)).stdout.split()
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"accepted": None}) + "\n")
+    done = shell.run("submit", jobs, "--receipt", str(receipt))
+    assert (done.returncode, done.stdout.split()) == (0, [job_id])
+    said = "postback: 1 jobs of an earlier run that were not known to be accepted are in the gateway"
+    assert said in done.stderr.splitlines()
+
+
+def test_a_refused_job_is_named_with_its_line_and_the_reason(shell: Shell) -> None:
+    jobs = shell.file("jobs.jsonl", b'{"prompt": "q", "callback_url": "https://10.0.0.1/hook"}\n')
+    done = shell.run("submit", jobs)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not accepted" in done.stderr
+    assert "callback_url" in done.stderr
+
+
+def test_a_batch_is_created_awaited_shown_and_downloaded(shell: Shell) -> None:
+    requests = shell.file("requests.jsonl", jsonl([*(line(number) for number in range(10)), line(10, body={})]))
+    output, errors = shell.folder / "output.jsonl", shell.folder / "errors.jsonl"
+    failed = shell.run("batches", "create", requests, "--wait", "--output", str(output))
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].split()[2] == "failed"
+
+    good = shell.file("good.jsonl", jsonl(line(number) for number in range(10)))
+    done = shell.run("batches", "create", good, "--output", str(output), "--errors", str(errors))
+    (batch_id,) = done.stdout.split()
+    assert (done.returncode, done.stderr.splitlines()) == (
+        0,
+        [
+            f"postback: the batch has no error file; {errors} stays as it is",
+            f"postback: {batch_id}  completed  10 of 10 succeeded, 0 failed",
+        ],
+    )
+    assert [json.loads(text)["custom_id"] for text in output.read_text().splitlines()] == [
+        f"row-{number}" for number in range(10)
+    ]
+    assert shell.run("batches", "list").stdout.splitlines()[0].split()[:2] == [batch_id, "completed"]
+    assert json.loads(shell.run("batches", "show", batch_id, "--json").stdout)["id"] == batch_id
+    refused = shell.run("batches", "cancel", batch_id)
+    assert (refused.returncode, batch_id in refused.stderr) == (1, True)
+    assert shell.run("batches", "wait", batch_id, "--timeout", "60").returncode == 0
+
+
+def test_a_job_is_cancelled_unless_it_has_ended_or_is_unknown(shell: Shell) -> None:
+    (ended,) = shell.run("submit", "-", "--wait", given='{"prompt": "q"}\n').stdout.split()
+    done = shell.run("cancel", ended, "no-such-job")
+    assert done.returncode == 1
+    assert [ended in each or "no-such-job" in each for each in done.stderr.splitlines()] == [True, True, False]
+
+
+@pytest.mark.parametrize("command", [["submit", "-"], ["results", "--id", "j"], ["batches", "list"], ["cancel", "j"]])
+def test_a_wrong_or_missing_key_or_url_is_told_in_a_line(shell: Shell, command: list[str]) -> None:
+    job = '{"prompt": "q"}\n'
+    wrong = shell.run(*command, given=job, POSTBACK_GATEWAY_KEY="pk_wrong")
+    assert wrong.returncode == 1
+    assert "pk_wrong" not in wrong.stderr
+    missing = shell.run(*command, given=job, POSTBACK_GATEWAY_KEY="")
+    assert (missing.returncode, "POSTBACK_GATEWAY_KEY" in missing.stderr) == (2, True)
+    plain = shell.run(*command, given=job, url="http://postback.example")
+    assert (plain.returncode, "use https://" in plain.stderr) == (2, True)
+
+
+def test_a_key_is_read_from_a_file(shell: Shell) -> None:
+    path = shell.file("key.txt", shell.key.encode() + b"\n")
+    by_option = shell.run("batches", "list", "--key", f"@{path}", POSTBACK_GATEWAY_KEY="")
+    by_variable = shell.run("batches", "list", POSTBACK_GATEWAY_KEY="", POSTBACK_GATEWAY_KEY_FILE=path)
+    assert (by_option.returncode, by_variable.returncode) == (0, 0)
+    absent = shell.run("batches", "list", "--key", f"@{path}.absent")
+    assert (absent.returncode, absent.stderr) == (2, f"postback: --key @{path}.absent: No such file or directory\n")
