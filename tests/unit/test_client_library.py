@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from postback_client import (
     HttpClient,
     Job,
     PostbackError,
+    RateLimited,
     Result,
     SubmitFailed,
-    TooManyRequests,
     UnreadableAnswer,
     UnusableKey,
     verify,
@@ -110,7 +111,7 @@ def test_a_pause_of_hours_is_cut_and_patience_ends() -> None:
     with (
         scripted((429, {"retry-after": "86400"}, refusal("rate_limited"))) as (url, got),
         HttpClient(url, "k", clock=clock, patience_seconds=100) as client,
-        pytest.raises(TooManyRequests) as error,
+        pytest.raises(RateLimited) as error,
     ):
         client.status("job_1")
     assert (error.value.code, len(got), clock.time() - NOW) == ("rate_limited", 2, 60)
@@ -128,12 +129,12 @@ def test_an_answer_that_forbids_repeats_is_final() -> None:
 
 def test_a_failed_submission_names_the_jobs_that_were_accepted() -> None:
     with (
-        scripted((202, {}, b"{}"), (409, {}, refusal("job_exists", param="job_id"))) as (url, _),
+        scripted((202, {}, b"{}"), (202, {}, b"{}"), (409, {}, refusal("job_exists", param="job_id"))) as (url, _),
         HttpClient(url, "k", jobs_together=2) as client,
         pytest.raises(SubmitFailed) as failed,
     ):
         client.submit([{"prompt": "q", "job_id": name} for name in "abcde"])
-    assert failed.value.accepted == ["a", "b"]
+    assert failed.value.accepted == ["a", "b", "c", "d"]
     assert isinstance(failed.value.__cause__, Conflict)
 
 
@@ -171,6 +172,19 @@ def test_any_answer_gives_a_result_or_an_error_of_the_library(content: bytes) ->
         read(Result, parsed(content))
     except UnreadableAnswer as error:
         assert len(str(error)) < 200
+
+
+@given(name=st.sampled_from(sorted(FleetResult.model_fields)), value=JSON)
+def test_a_member_of_another_type_is_refused(name: str, value: Any) -> None:
+    document = json.loads(RESULT.model_dump_json()) | {name: value}
+    try:
+        read(Result, document)
+    except UnreadableAnswer as error:
+        assert name in str(error)
+        return
+    lists, texts = ("sources", "source_details", "citations", "notes"), ("text", "outcome", "engine")
+    assert name not in lists or value is None or isinstance(value, list)
+    assert name not in texts or value is None or isinstance(value, str)
 
 
 def test_a_result_keeps_members_that_this_version_does_not_know() -> None:
@@ -252,6 +266,19 @@ def test_a_callback_is_trusted_exactly_if_the_fleets_own_check_trusts_it(
         assert trusted
         assert callback.result is not None
         assert (callback.id, callback.tenant, callback.result.text) == ("msg_1", "acme", "Rayleigh")
+
+
+def test_a_signature_that_the_content_would_complete_is_refused() -> None:
+    entry = signature.Signer([], SIGNING_KEYS[:1]).sign("msg_1", NOW, BODY)
+    whole = base64.b64decode(entry.removeprefix("v1a,"))
+    headers = {
+        "webhook-id": chr(whole[-1]) + "msg_1",  # the signature's last byte is below 16
+        "webhook-timestamp": str(NOW),
+        "webhook-signature": f"v1a,{base64.b64encode(whole[:-1]).decode()}",
+    }
+    with pytest.raises(CallbackRefused) as refused:
+        verify(headers, BODY, public_keys=[signature.public_key_of(SIGNING_KEYS[0])], clock=HandClock(NOW))
+    assert refused.value.reason == "no_matching_signature"
 
 
 def test_an_event_of_another_tenant_is_refused() -> None:

@@ -22,9 +22,9 @@ from postback_client.errors import (
     NotFound,
     NotTrusted,
     PostbackError,
+    RateLimited,
     StillWaiting,
     SubmitFailed,
-    TooManyRequests,
     Unauthorized,
     Unreachable,
     UnreadableAnswer,
@@ -33,7 +33,7 @@ from postback_client.errors import (
 )
 from postback_client.http_client import HttpClient
 from postback_client.job import Job, Lane
-from postback_client.result import CitedPlace, FailureReason, Result, TokenUsage, UsedSource
+from postback_client.result import CitedPlace, JobFailure, Result, TokenUsage, UsedSource
 
 if TYPE_CHECKING:
     from postback_client.kafka_client import KafkaClient
@@ -45,13 +45,13 @@ __all__ = [
     "CallbackRefused",
     "CitedPlace",
     "Conflict",
-    "FailureReason",
     "Forbidden",
     "GatewayFailed",
     "GatewayRefused",
     "HttpClient",
     "InvalidRequest",
     "Job",
+    "JobFailure",
     "KafkaClient",
     "KafkaFailed",
     "Lane",
@@ -60,12 +60,12 @@ __all__ = [
     "NotTrusted",
     "PostbackClient",
     "PostbackError",
+    "RateLimited",
     "Result",
     "StillWaiting",
     "StoredFile",
     "SubmitFailed",
     "TokenUsage",
-    "TooManyRequests",
     "Unauthorized",
     "Unreachable",
     "UnreadableAnswer",

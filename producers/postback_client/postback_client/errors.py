@@ -1,24 +1,26 @@
 """Errors of this library.
 
-PostbackError
-├── Unreachable              no answer in time, after all repeats
-│   └── NotTrusted           the gateway's certificate or its TLS is not acceptable
-├── GatewayRefused           the gateway answered with an error: `status`, `code`, `param`, `request_id`
-│   ├── InvalidRequest       400, 413, 415, 416, 422: the request must be changed
-│   ├── Unauthorized         401: no key, or one that is not valid
-│   ├── Forbidden            403: the key's scopes or the tenant's settings do not allow it
-│   ├── NotFound             404: no such object, or another tenant's
-│   ├── Conflict             409: the object's state does not allow it, or an idempotency key was used before
-│   ├── TooManyRequests      429, after all repeats
-│   └── GatewayFailed        5xx, after all repeats
-├── UnreadableAnswer         the answer, event or record does not have its documented form
-├── UnusableJob              a job cannot be written as JSON
-├── SubmitFailed             some jobs were not accepted: `accepted`, `doubtful`, and the cause
-├── StillWaiting             the time is up: `results` that came, and `job_ids` that have none
-├── BatchStillRunning        the time is up: `batch` as it was last
-├── KafkaFailed              Kafka refused a request, or does not answer
-├── UnusableKey              a text that is no key for callbacks; the error never shows it
-└── CallbackRefused          a callback that is not to be trusted: `reason`
+A program that catches `PostbackError` catches all of them.
+
+    PostbackError
+    ├── Unreachable              no answer in time, after all repeats
+    │   └── NotTrusted           the gateway's certificate or its TLS is not acceptable
+    ├── GatewayRefused           the gateway answered with an error: `status`, `code`, `param`, `request_id`
+    │   ├── InvalidRequest       400, 413, 415, 416, 422: the request must be changed
+    │   ├── Unauthorized         401: no key, or one that is not valid
+    │   ├── Forbidden            403: the key's scopes or the tenant's settings do not allow it
+    │   ├── NotFound             404: no such object, or another tenant's
+    │   ├── Conflict             409: the object's state does not allow it, or an idempotency key was used before
+    │   ├── RateLimited          429, after all repeats
+    │   └── GatewayFailed        5xx, after all repeats
+    ├── UnreadableAnswer         the answer, event or record does not have its documented form
+    ├── UnusableJob              a job cannot be written as JSON
+    ├── SubmitFailed             some jobs were not accepted: `accepted`, `doubtful`, and the cause
+    ├── StillWaiting             the time is up: `results` that came, and `job_ids` that have none
+    ├── BatchStillRunning        the time is up: `batch` as it was last
+    ├── KafkaFailed              Kafka refused a request, or does not answer
+    ├── UnusableKey              a text that is no key for callbacks; the error never shows it
+    └── CallbackRefused          a callback that is not to be trusted: `reason`
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ class Conflict(GatewayRefused):
     """The object's state does not allow the request, or the idempotency key came with another request before."""
 
 
-class TooManyRequests(GatewayRefused):
+class RateLimited(GatewayRefused):
     """A limit of the tenant or of the gateway was reached."""
 
 
@@ -108,7 +110,7 @@ def refusal_class(status: int) -> type[GatewayRefused]:
         403: Forbidden,
         404: NotFound,
         409: Conflict,
-        429: TooManyRequests,
+        429: RateLimited,
     }
     return known.get(status, InvalidRequest)
 

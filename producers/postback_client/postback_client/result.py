@@ -42,7 +42,7 @@ class UsedSource:
 
 
 @dataclass(frozen=True, slots=True)
-class FailureReason:
+class JobFailure:
     """The reason why a job did not succeed: `code` is for programs, `message` for people."""
 
     code: str
@@ -74,7 +74,7 @@ class Result:
     finish_reason: str | None = None
     """`stop` or `length`, among others."""
     engine: str | None = None
-    error: FailureReason | None = None
+    error: JobFailure | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The job's metadata."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
