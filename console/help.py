@@ -61,6 +61,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback results --since -2h --status",
         "postback results --id job-1 --gateway https://postback.example --wait",
     ),
+    "status": ("postback status job-1 job-2 --gateway https://postback.example",),
     "deliveries": ("postback deliveries job-1",),
     "replay": (
         "postback replay --tenant acme --since -2h --dry-run",

@@ -24,6 +24,7 @@ from console import (
     receive,
     replay,
     results,
+    status,
     store,
     submit,
     tenants,
@@ -62,6 +63,7 @@ app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)
 app.add_typer(batches.app, name="batches", rich_help_panel=SEND)
 app.command(rich_help_panel=TAKE)(results.results)
+app.command(rich_help_panel=TAKE)(status.status)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)

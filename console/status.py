@@ -1,0 +1,41 @@
+"""`postback status`: the state of jobs, as a gateway knows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from console.errors import BAD_INPUT, FAILED, fail, say
+from console.lines import IDS, named_jobs
+from console.through_gateway import GATEWAY, KEY, gateway_client
+
+
+def status(
+    gateway: Annotated[str, GATEWAY],
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.")] = None,
+    ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
+    key: Annotated[str | None, KEY] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
+) -> None:
+    """Show the state of jobs, one a line: `queued`, `cancelling`, or the outcome of a job that has ended.
+
+    Exit status: 0 all jobs are known, 1 some are not, 2 wrong options.
+    """
+    if not job_ids and ids is None:
+        raise fail("say which jobs: ID or --ids", BAD_INPUT)
+    unknown = 0
+    with gateway_client(gateway, key) as client:
+        from postback_client import NotFound
+
+        for job_id in named_jobs(ids, job_ids or []).entries:
+            try:
+                state = client.status(job_id)
+            except NotFound as error:
+                unknown += 1
+                say(str(error))
+                continue
+            typer.echo(json.dumps({"id": job_id, "status": state}) if as_json else f"{job_id}  {state}")
+    if unknown:
+        raise typer.Exit(FAILED)
