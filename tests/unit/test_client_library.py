@@ -138,6 +138,16 @@ def test_a_failed_submission_names_the_jobs_that_were_accepted() -> None:
     assert isinstance(failed.value.__cause__, Conflict)
 
 
+def test_a_stream_that_is_cut_off_before_its_first_event_goes_on_at_its_position() -> None:
+    event = event_text(StoredEvent(6, "inference.succeeded", event_body(RESULT, "msg_1", "acme")))
+    answers = [b"id: 5\nretry: 2000\n\n", b'{"id": "job_1", "result": null}', event]
+    given = [(200, dict[str, str](), answer) for answer in answers]
+    with scripted(*given) as (url, got), HttpClient(url, "k", clock=HandClock(NOW)) as client:
+        assert [result.text for result in client.stream(["job_1"])] == ["Rayleigh"]
+    asked = [(path.partition("?")[0], headers.get("last-event-id")) for path, headers, _ in got]
+    assert asked == [("/v1/events", None), ("/v1/jobs/job_1", None), ("/v1/events", "5")]
+
+
 def test_jobs_that_are_no_json_end_the_submission_and_name_the_job() -> None:
     for wrong in (object(), float("nan"), "\ud800"):
         jobs: list[dict[str, Any]] = [{"prompt": "q", "job_id": "a"}, {"prompt": "q", "job_id": "b"}, {"prompt": wrong}]
