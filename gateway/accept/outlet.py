@@ -45,7 +45,8 @@ class Outlet:
         self._clock = clock
         self._make_producer = make_producer
         self._reader = PositionReader(kafka, store)
-        self._sweeps = Sweeps((names.requests(), names.requests(bulk=True), names.batch_requests, names.control))
+        lanes = (names.requests(), names.requests(bulk=True))
+        self._sweeps = Sweeps((*lanes, names.batch_requests, names.control, names.events))
         self._partitions: dict[str, int] = {}
         self._written: frozenset[str] = frozenset()
         self._turn = counted()

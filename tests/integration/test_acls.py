@@ -28,6 +28,7 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
+from tests.integration.gateway.gateway_process import gateway_process
 from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product, eventually, running
 
@@ -43,6 +44,7 @@ USERS = {
     "who collects results (`results`, `submit --wait`)": ("producer", "collector"),
     "worker": ("worker",),
     "delivery": ("delivery",),
+    "gateway": ("gateway",),
     "`topics create`": ("topics",),
     "operator": ("operator",),
 }
@@ -175,6 +177,33 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
         assert role.ready() == (True, [])
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0
+
+
+def test_a_gateway_does_its_work_with_what_the_table_allows(product: Product) -> None:
+    topics = postback("topics", "create", env=environment_of(product.kafka, **credentials("topics")))
+    assert topics.returncode == 0, topics.stderr
+    product.callbacks.tenants = ("acme",)
+    product.callbacks.up()
+    product.worker("w2", **credentials("worker"))
+    product.deliver("d2", **credentials("delivery"))
+    with gateway_process(product, **credentials("gateway")) as door:
+        key = door.key("acme")
+        told = {"name": "all", "url": product.callbacks.url, "event_types": ["inference.succeeded"]}
+        assert door.post("/v1/webhook_endpoints", key, json=told).status_code == 200
+        assert door.post("/v1/jobs", key, json={"job_id": "by-http", "prompt": "Why?"}).status_code == 202
+        eventually(lambda: bool(product.callbacks.events.get("by-http")), 120, door.role.said)
+        assert [each["id"] for each in door.get("/v1/models", key).json()["data"]] == ["echo"]
+
+        body = {"model": "echo", "messages": [{"role": "user", "content": "Why?"}]}
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        files = {"file": ("in.jsonl", json.dumps(line).encode())}
+        file = door.post("/v1/files", key, files=files, data={"purpose": "batch"}).json()["id"]
+        asked = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        path = f"/v1/batches/{door.post('/v1/batches', key, json=asked).json()['id']}"
+        eventually(lambda: door.get(path, key).json()["status"] == "completed", 120, door.role.said)
+        assert door.post("/v1/jobs", key, json={"job_id": "late", "prompt": "Why?"}).status_code == 202
+        assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
+        assert "AUTHORIZATION" not in door.role.said()
 
 
 def test_a_receipt_asks_to_read_the_lanes_only_after_a_run_that_broke_off_and_says_so_where_it_may_not(

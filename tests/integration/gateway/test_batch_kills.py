@@ -11,7 +11,7 @@ import requests
 
 from tests.integration.gateway.gateway_process import Gateway, start_gateway
 from tests.product import Product, eventually
-from tests.unit.batch_rig import CHAT, lines
+from tests.unit.batches.batch_rig import CHAT, lines
 
 TOTAL = 1500
 STEP_SECONDS = 120

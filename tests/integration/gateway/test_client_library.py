@@ -15,7 +15,7 @@ from postback_client import Batch, HttpClient, Job, KafkaClient, NotFound, Postb
 from tests.integration.gateway.gateway_process import Gateway, gateway_process, start_gateway
 from tests.messages import value_of
 from tests.product import Product, eventually
-from tests.unit.batch_rig import jsonl, line
+from tests.unit.batches.batch_rig import jsonl, line
 
 TENANT = "acme"
 PATIENCE_SECONDS = 120.0

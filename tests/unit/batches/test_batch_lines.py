@@ -23,7 +23,7 @@ from gateway.batches.ranges import (
     read_range,
     write_range,
 )
-from tests.unit.batch_rig import CHAT, jsonl, line, lines
+from tests.unit.batches.batch_rig import CHAT, jsonl, line, lines
 
 BAD_LINES: list[tuple[Any, str, str | None]] = [
     (b"{", "invalid_json_line", None),

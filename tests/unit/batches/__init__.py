@@ -1,0 +1,1 @@
+"""Batches: their life, their ends, their lines."""
