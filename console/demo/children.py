@@ -57,7 +57,7 @@ class ChildProcess:
     @property
     def ready(self) -> bool:
         """True if the process's `/readyz` answers 200."""
-        found = _PORT.search(self._log.read_text(errors="replace"))
+        found = _PORT.search(self.log)
         if found is None:
             return False
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=_ANSWER_SECONDS)
@@ -69,9 +69,14 @@ class ChildProcess:
         finally:
             connection.close()
 
+    @property
+    def log(self) -> str:
+        """Everything that the process has written so far."""
+        return self._log.read_text(errors="replace")
+
     def last_lines(self) -> str:
         """Return the last lines of the process's log as text."""
-        lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        lines = self.log.splitlines()[-_LOG_LINES:]
         return "\n".join(["The end of its log:", *(f"  {line[:_LOG_COLUMNS]}" for line in lines)])
 
     def ask_to_stop(self) -> None:

@@ -21,13 +21,14 @@ def demo(
 ) -> None:
     """Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.
 
-    Only the web site has the answers. Every process that the demo starts ends with the demo.
+    Then a gateway takes a batch from OpenAI's SDK. Only the web site has the answers to the questions. Every process
+    that the demo starts ends with the demo.
     POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a Kafka to use; by default the demo starts one.
 
     Exit status: 0 every callback came, with a valid signature and the right answer; 1 some did not.
     """
     quiet_clients()
-    with needing("worker"):
+    with needing("gateway"):
         from console.demo.play import play
     from console.demo.children import ChildFailed
     from devkit.kafka.errors import BrokerError

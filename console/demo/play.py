@@ -16,6 +16,7 @@ from uuid import uuid4
 import typer
 
 from console.demo.children import POSTBACK, Children
+from console.demo.door import batch_by_sdk, open_door
 from console.demo.next_steps import next_steps
 from console.demo.verdict import DemoJob, DemoTally, EngineName
 from console.settings import fleet_settings
@@ -56,22 +57,24 @@ def play(jobs: int, engine: EngineName) -> bool:
     with TemporaryDirectory(prefix="postback-demo-") as folder, _kafka() as kafka:
         keyring = Keyring.create(Path(folder) / "keyring.json", _CLOCK)
         model = _model() if engine == "vllm" else None
-        with Children(_environment(kafka, Path(folder) / "keyring.json"), Path(folder)) as children:
+        environment = _environment(kafka, Path(folder) / "keyring.json")
+        with Children(environment, Path(folder)) as children:
             _start_roles(children, engine, model)
             with ResultsReader(kafka) as results:
                 tally = asyncio.run(_exchange(kafka, keyring, engine, jobs, children))
                 tally.settled(_settled(results, len(tally.verdicts)))
+            is_served = _show_door(children, Path(folder) / "gateway.db", environment)
             if not tally.complete:
                 tell(children.last_lines())
             tell("Stopping everything …")
     tell("")
     for line in tally.summary(engine):
         tell(line)
-    if tally.well:
+    if tally.well and is_served:
         tell("")
         for line in next_steps(POSTBACK, own_kafka=not _is_kafka_named()):
             tell(line)
-    return tally.well
+    return tally.well and is_served
 
 
 # -- starting -----------------------------------------------------------------------------------------------------
@@ -165,6 +168,15 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
         children.wait_ready(worker, LOAD_SECONDS)
     with _step("Starting delivery"):
         children.wait_ready(delivery, START_SECONDS)
+
+
+def _show_door(children: Children, store: Path, environment: dict[str, str]) -> bool:
+    """Start a gateway, and run a batch through it. True if each line was answered."""
+    with _step("Starting the HTTP gateway"):
+        url = open_door(children, store)
+    tell(f"    the API is at {url}/v1, and {url}/docs describes it")
+    with _step("Submitting a batch with OpenAI's SDK"):
+        return batch_by_sdk(url, store, environment, tell)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
