@@ -128,7 +128,7 @@ class Store:
             raise _away(error) from None
 
     def close(self) -> None:
-        """Write what is queued, then close all connections."""
+        """Write the queued changes, then close all connections."""
         self._writer.close()
         self._readers.shutdown()
         self._engine.dispose()

@@ -96,7 +96,7 @@ class Writer:
         return change.future
 
     def close(self) -> None:
-        """Run what is queued, then end the thread."""
+        """Run the queued changes, then end the thread."""
         self._changes.put(None)
         self._thread.join()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]
-"""Signatures with a private key. HMAC is left out: whoever can verify it can sign it too."""
+"""Signatures with a private key. HMAC is left out: a party that can verify it can also sign."""
 
 Claim = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s?#]+$", max_length=2048)]

@@ -1,4 +1,4 @@
-"""Public IP addresses, of version 4 (RFC 1123) and 6 (RFC 4291). Private addresses identify nobody."""
+"""Public IP addresses, of version 4 (RFC 1123) and 6 (RFC 4291). Private addresses identify no person."""
 
 from __future__ import annotations
 
