@@ -192,7 +192,7 @@ def test_a_gateway_does_its_work_with_what_the_table_allows(product: Product) ->
         assert door.post("/v1/webhook_endpoints", key, json=told).status_code == 200
         assert door.post("/v1/jobs", key, json={"job_id": "by-http", "prompt": "Why?"}).status_code == 202
         eventually(lambda: bool(product.callbacks.events.get("by-http")), 120, door.role.said)
-        assert [each["id"] for each in door.get("/v1/models", key).json()["data"]] == ["echo"]
+        assert "echo" in [each["id"] for each in door.get("/v1/models", key).json()["data"]]
 
         body = {"model": "echo", "messages": [{"role": "user", "content": "Why?"}]}
         line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
