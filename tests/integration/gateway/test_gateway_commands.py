@@ -12,7 +12,7 @@ import pytest
 from tests.integration.gateway.gateway_process import Gateway
 from tests.postback_command import environment_of, postback_here
 from tests.product import Product
-from tests.unit.batch_rig import jsonl, line
+from tests.unit.batches.batch_rig import jsonl, line
 
 pytestmark = pytest.mark.broker
 
