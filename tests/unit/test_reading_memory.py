@@ -21,9 +21,13 @@ from schemas.codec import Origin, read_job, read_result
 from workers.engines.settings import EngineSection
 
 PACKAGES: Final = ("schemas", "screening", "workers", "producers", "operators", "gateway", "console", "devkit")
-OPERATORS_FILES: Final = ("settings", "keyring", "profile", "rules", "template")
+OPERATORS_FILES: Final = ("settings", "gateway_settings", "keyring", "profile", "rules", "template", "certificates")
 """Modules and packages with models of the operator's own files and environment."""
-NEEDS_A_GPU: Final = ("workers.engines.vllm", "workers.engines.vllm.cpu_worker")
+NOT_IMPORTED: Final = (
+    "workers.engines.vllm",  # needs a GPU
+    "workers.engines.vllm.cpu_worker",
+    "gateway.store.migrations.env",  # Alembic runs it
+)
 RECORD_BYTES: Final = 300_000
 MOST_KIB: Final = 96 * 1024
 """Upper bound on growth. Before, such a record took 390 MiB: pydantic's error for each missing field holds the record
@@ -36,7 +40,7 @@ def models() -> list[type[BaseModel]]:
     """Every pydantic model of the program."""
     for name in PACKAGES:
         for module in pkgutil.walk_packages(import_module(name).__path__, f"{name}."):
-            if module.name not in NEEDS_A_GPU and not module.name.endswith("__main__"):
+            if module.name not in NOT_IMPORTED and not module.name.endswith("__main__"):
                 import_module(module.name)
     found, todo = set(), [BaseModel]
     while todo:

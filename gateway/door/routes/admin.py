@@ -21,6 +21,7 @@ from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, not_found
 from gateway.door.noted import note_objects
+from schemas.bounded import BoundedModel
 from schemas.job import Tenant
 from telemetry.clock import Clock
 
@@ -32,7 +33,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(BoundedModel):
     """The body of a new key."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
