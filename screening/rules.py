@@ -19,7 +19,7 @@ ListName = Literal["english", "french", "german", "spanish"]
 
 
 class _Rule(BaseModel):
-    """What every rule has."""
+    """The members that all kinds of rules share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""Who may do what: principals from API keys, tokens and client certificates; limits and quotas."""
+"""Access control: principals from API keys, tokens and client certificates; limits and quotas."""
 
 from __future__ import annotations
 

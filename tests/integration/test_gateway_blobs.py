@@ -47,7 +47,7 @@ def put(blobs: Blobs, name: str, *pieces: bytes) -> None:
 
 
 class Contract:
-    """What every storage does."""
+    """The contract that every storage keeps."""
 
     def test_a_blob_reads_back_whole_and_in_ranges(self, blobs: Blobs) -> None:
         put(blobs, "file-1", b"hello ", b"world")
