@@ -35,6 +35,7 @@ __all__ = [
     "Problem",
     "ReceivedJob",
     "UntrustedJob",
+    "address_in",
     "read_address",
     "read_batch_line",
     "read_job",
@@ -350,20 +351,26 @@ _CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
 _URL: TypeAdapter[str] = TypeAdapter(Url)
 
 
+def address_in(document: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Return the `custom_id` and the callback's URL of a job's JSON, as far as they are valid."""
+    callback = openai.callback_of(document) if openai.is_batch_line(document) else document.get("callback_url")
+    return _valid(_CUSTOM_ID, document.get("custom_id")), _valid(_URL, callback)
+
+
 def _invalid(
     problems: tuple[Problem, ...], document: object, said: dict[str, str], origin: Origin, value: bytes | None
 ) -> InvalidJob:
     """Build the error with the ids and the callback URL that could be read safely."""
     body = document if isinstance(document, dict) else {}
-    callback = openai.callback_of(body) if openai.is_batch_line(body) else body.get("callback_url")
+    custom_id, callback_url = address_in(body)
     return InvalidJob(
         problems,
         job_id=_valid(_IDENTIFIER, body.get("job_id")) or said.get(topics.JOB_ID) or f"job_{origin.digest}",
         tenant=said.get(topics.TENANT, DEFAULT_TENANT),
         webhook_id=origin.webhook_id(value),
         origin=origin,
-        custom_id=_valid(_CUSTOM_ID, body.get("custom_id")),
-        callback_url=_valid(_URL, callback),
+        custom_id=custom_id,
+        callback_url=callback_url,
         traceparent=said.get(topics.TRACEPARENT),
     )
 

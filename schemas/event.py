@@ -53,12 +53,19 @@ def event_body(result: Result | bytes, webhook_id: str, tenant: str) -> bytes:
     Raises InvalidResult if the bytes hold no result.
     """
     if isinstance(result, bytes):
-        stored, result = result, read_result(result)
-        # Only bytes of `write_result` can be embedded. Other bytes are rewritten, which gives equal bytes every time.
-        if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
-            stored = write_result(result)
-    else:
+        return stored_event_body(read_result(result), result, webhook_id, tenant)
+    return _embedded(result, write_result(result), webhook_id, tenant)
+
+
+def stored_event_body(result: Result, stored: bytes, webhook_id: str, tenant: str) -> bytes:
+    """Return the webhook's body for a result that was read from its stored bytes."""
+    # Only bytes of `write_result` can be embedded. Other bytes are rewritten, which gives equal bytes every time.
+    if not (stored.startswith(_STORED_START) and stored.endswith(b"}")):
         stored = write_result(result)
+    return _embedded(result, stored, webhook_id, tenant)
+
+
+def _embedded(result: Result, stored: bytes, webhook_id: str, tenant: str) -> bytes:
     head = b'{"id":%b,"object":"event","created_at":%d,"type":"%b","tenant":%b,"data":{"id":%b,' % (
         to_json(webhook_id),
         result.created_at,

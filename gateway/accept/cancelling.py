@@ -34,7 +34,7 @@ def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics,
     this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.deleted_at.is_(None)
     asked = connection.execute(jobs.update().where(this, jobs.c.status == "queued").values(status=CANCELLING))
     if asked.rowcount:
-        put_control(connection, tenant, job_id, topics, clock)
+        put_control(connection, tenant, job_id, topics, int(clock.time() * 1000))
         return True
     status = connection.execute(select(jobs.c.status).where(this)).scalar()
     if status in _FINISHED:
@@ -42,7 +42,7 @@ def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics,
     return status is not None
 
 
-def put_control(connection: Connection, tenant: str, job_id: str, topics: Topics, clock: Clock) -> None:
-    """Write the workers' order to cancel a job into the outbox."""
-    order = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=int(clock.time() * 1000))
+def put_control(connection: Connection, tenant: str, job_id: str, topics: Topics, at_ms: int) -> None:
+    """Write the workers' order to cancel a job, or all jobs of a batch, into the outbox."""
+    order = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at_ms)
     put_record(connection, topics.control, job_key_bytes(order.key), write_control(order))

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from sqlalchemy import Connection, func, select
 
 from gateway.batches.orders import step
-from gateway.batches.ranges import line_of
 from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
 from gateway.store.tables import batches, jobs
+from gateway.view.results import StoredResult
 from schemas.outcome import Outcome
-from schemas.result import Result
 from telemetry.clock import Clock
 
 
-class Stored(Protocol):
-    """A result that the view has stored in the present transaction."""
-
-    @property
-    def tenant(self) -> str:
-        """The job's tenant."""
-        ...
-
-    @property
-    def job_id(self) -> str:
-        """The job's id."""
-        ...
-
-    @property
-    def result(self) -> Result:
-        """The result."""
-        ...
-
-    @property
-    def first(self) -> bool:
-        """True for the job's first result."""
-        ...
-
-
-def counting(clock: Clock) -> Callable[[Connection, Sequence[Stored]], None]:
+def counting(clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], None]:
     """Return the function that the view calls with the results of each transaction."""
 
-    def count(connection: Connection, results: Sequence[Stored]) -> None:
+    def count(connection: Connection, results: Sequence[StoredResult]) -> None:
         for (tenant, batch_id), lines in _by_batch(results).items():
             _count(connection, tenant, batch_id, lines, int(clock.time() * 1000))
 
@@ -69,13 +43,12 @@ def recounting(clock: Clock) -> Callable[[Connection], None]:
     return recount
 
 
-def _by_batch(results: Sequence[Stored]) -> dict[tuple[str, str], dict[int, Outcome]]:
+def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int, Outcome]]:
     """Group first results by tenant and batch; further results of a job that an operator put back do not count."""
     found: defaultdict[tuple[str, str], dict[int, Outcome]] = defaultdict(dict)
     for one in results:
-        place = line_of(one.job_id) if one.first else None
-        if place is not None:
-            found[one.tenant, place[0]][place[1]] = one.result.outcome
+        if one.first and one.batch_id is not None and one.line is not None:
+            found[one.tenant, one.batch_id][one.line] = one.result.outcome
     return found
 
 

@@ -18,7 +18,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from sqlalchemy import Connection, select
 
@@ -30,10 +29,8 @@ from gateway.batches.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
-from schemas import openai
 from schemas import topics as names
-from schemas.codec import write_result
-from schemas.job import CustomId, Url
+from schemas.codec import address_in, write_result
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError
 from schemas.topics import Topics
@@ -194,10 +191,6 @@ class ExpansionHandler:
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
-_CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
-_URL: TypeAdapter[str] = TypeAdapter(Url)
-
-
 def _batch(connection: Connection, wanted: LineRange) -> BatchRow:
     """Return the batch's row, if the record agrees with it. Raises Unusable."""
     row = connection.execute(select(batches).where(batches.c.id == wanted.batch_id)).one_or_none()
@@ -214,13 +207,4 @@ def _address(content: bytes | None) -> tuple[str | None, str | None]:
         line = from_json(content or b"")
     except ValueError:
         return None, None
-    if not isinstance(line, dict):
-        return None, None
-    return _valid(_CUSTOM_ID, line.get("custom_id")), _valid(_URL, openai.callback_of(line))
-
-
-def _valid(kind: TypeAdapter[str], value: object) -> str | None:
-    try:
-        return kind.validate_python(value, strict=True)
-    except ValidationError:
-        return None
+    return address_in(line) if isinstance(line, dict) else (None, None)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, or_, select
 
+from gateway.accept.cancelling import put_control
 from gateway.accept.outbox import put_record
 from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
@@ -32,7 +33,6 @@ from gateway.batches.states import (
 )
 from gateway.store.tables import batches
 from schemas import topics as names
-from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.openai import URLS
 from schemas.topics import Topics
 
@@ -154,8 +154,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
     if row.status not in CANCELLABLE or not step(connection, identifier, row.status, CANCELLING, cancelling_at=now_ms):
         message = f"Batch {identifier} is `{row.status}`, and cannot be cancelled."
         raise Refused(409, "batch_not_cancellable", message, "batch_id")
-    order = JobControl(tenant=tenant, job_id=identifier, state=ControlState.CANCELLED, at=now_ms)
-    put_record(connection, topics.control, job_key_bytes(order.key), write_control(order))
+    put_control(connection, tenant, identifier, topics, now_ms)
     return find(connection, tenant, identifier)
 
 

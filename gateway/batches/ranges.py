@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -17,8 +16,6 @@ MOST_BYTES = 4 * 1024 * 1024
 
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
 BatchId = Annotated[str, StringConstraints(pattern=r"^batch_[0-9a-f]{32}$")]
-
-_JOB = re.compile(r"(batch_[0-9a-f]{32})\.(0|[1-9][0-9]{0,5})")
 
 
 class InvalidRange(Exception):  # noqa: N818 - named after the record
@@ -48,12 +45,6 @@ class LineRange(WireModel):
 def job_id(batch_id: str, line: int) -> str:
     """Return the id of a line's job."""
     return f"{batch_id}.{line}"
-
-
-def line_of(identifier: str) -> tuple[str, int] | None:
-    """Return the batch and the line of a job's id; None for another job."""
-    found = _JOB.fullmatch(identifier)
-    return (found[1], int(found[2])) if found else None
 
 
 def write_range(range_: LineRange) -> bytes:

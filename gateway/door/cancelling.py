@@ -24,7 +24,7 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
             return False
         if line.status in frozenset(map(str, Outcome)):
             raise JobFinished(job_id, line.status)
-        put_control(connection, principal.tenant, job_id, topics, door.clock)
+        put_control(connection, principal.tenant, job_id, topics, int(door.clock.time() * 1000))
         return True
 
     try:

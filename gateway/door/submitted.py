@@ -11,7 +11,7 @@ from starlette.requests import Request
 from gateway.accept.jobs import NewJob
 from gateway.door.body import parse_json
 from gateway.door.errors import ApiError
-from gateway.view.stored_jobs import LINE_ID
+from gateway.view.stored_jobs import line_of
 from producers.identity import new_job_id
 from schemas import topics
 from schemas.codec import write_job
@@ -72,7 +72,7 @@ def openai_job(url: str, body: Any, policy: EgressPolicy) -> Job:
 
 def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> Job:
     """Return the job, unless a rule beside its schema refuses it. Raises NotAJob."""
-    if job.job_id is not None and LINE_ID.fullmatch(job.job_id):
+    if job.job_id is not None and line_of(job.job_id) is not None:
         raise NotAJob(Problem("job_id", "has the form of a batch line's id; choose another one"))
     if job.callback_url is not None:
         try:

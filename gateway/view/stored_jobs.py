@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, or_, select
 from gateway.store.tables import batches, events, jobs
 from gateway.store.text import storable
 
-LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
+_LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch and the line from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
 _LISTED = [column for column in jobs.c if column.name not in ("result", "request")]
@@ -61,13 +61,19 @@ class JobFilter:
     """Keys and values that the job's metadata contains. A key has no quotation mark, since SQLite cannot escape it."""
 
 
+def line_of(job_id: str) -> tuple[str, int] | None:
+    """Return the batch and the line of a job's id; None for a job that is no line of a batch."""
+    found = _LINE_ID.fullmatch(job_id)
+    return (found[1], int(found[2])) if found else None
+
+
 def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | None:
     """Return a job with its result; None if the tenant has no such job."""
     row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
     if row is not None:
         return None if row.deleted_at is not None else _stored(row)
-    found = LINE_ID.fullmatch(job_id)
-    return _line(connection, tenant, found[1], int(found[2])) if found else None
+    place = line_of(job_id)
+    return _line(connection, tenant, *place) if place is not None else None
 
 
 def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | None:

@@ -13,8 +13,8 @@ from gateway.store.tables import job_attempts, jobs
 from gateway.store.text import storable
 from gateway.view.records import AttemptRecord, ResultRecord
 from gateway.view.results import StoredResult
-from gateway.view.stored_jobs import LINE_ID
-from schemas.event import event_body, event_type
+from gateway.view.stored_jobs import line_of
+from schemas.event import event_type, stored_event_body
 
 KAFKA = "kafka"
 """The `url` of a job that the gateway did not accept."""
@@ -90,13 +90,13 @@ def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str
 
 
 def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool, bool] | None) -> StoredResult:
-    line = LINE_ID.fullmatch(job_id)
+    batch_id, line = line_of(job_id) or (None, None)
     return StoredResult(
         tenant=record.tenant,
         job_id=job_id,
-        batch_id=line[1] if line else None,
-        line=int(line[2]) if line else None,
-        url=before[0] if before else BATCHES if line else KAFKA,
+        batch_id=batch_id,
+        line=line,
+        url=before[0] if before else KAFKA if line is None else BATCHES,
         result=record.result,
         value=record.value,
         webhook_id=record.webhook_id,
@@ -135,5 +135,5 @@ def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 def _event(one: StoredResult) -> NewEvent:
     webhook_id = one.webhook_id or f"msg_{one.job_id}"
-    body = event_body(one.value, webhook_id, one.tenant)
+    body = stored_event_body(one.result, one.value, webhook_id, one.tenant)
     return NewEvent(one.tenant, event_type(one.result.outcome), one.job_id, one.at_ms, body)

@@ -20,7 +20,7 @@ from gateway.view.results import StoredResult
 from gateway.webhooks.endpoints import EndpointRow, versions
 from gateway.webhooks.event_types import response_type
 from schemas import topics as names
-from schemas.event import event_body, event_type
+from schemas.event import event_type, stored_event_body
 from schemas.openai import RESPONSES
 from schemas.topics import Topics
 from telemetry.clock import Clock
@@ -92,7 +92,7 @@ def event_headers(row: EndpointRow, event: TenantEvent, now_ms: int) -> list[Hea
 def _events_of(one: StoredResult) -> Iterable[TenantEvent]:
     """Yield the events of a result. A result with a callback of its own is sent there, and not as `inference.*`."""
     if not one.has_callback and one.webhook_id is not None:
-        body = event_body(one.value, one.webhook_id, one.tenant)
+        body = stored_event_body(one.result, one.value, one.webhook_id, one.tenant)
         yield TenantEvent(one.tenant, event_type(one.result.outcome), one.webhook_id, one.job_id, body)
     if one.url == RESPONSES:
         yield object_event(one.tenant, response_type(one.result), one.job_id, f"resp_{one.job_id}", one.at_ms)

@@ -17,8 +17,10 @@ from gateway.accept.outbox import unpacked
 from gateway.batches.clerk import Clerk
 from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
-from gateway.batches.ranges import line_of
 from gateway.store.tables import jobs, outbox
+from gateway.view.results import StoredResult
+from gateway.view.stored_jobs import line_of
+from gateway.view.writing import BATCHES
 from schemas.codec import Origin, ReceivedJob, read_job, read_result, write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
@@ -142,7 +144,7 @@ class BatchRig:
             for one in answers:
                 if one.first:
                     connection.execute(jobs.insert().values(**_row(one)))
-            counting(self.door.clock)(connection, answers)
+            counting(self.door.clock)(connection, [_stored(one) for one in answers])
 
         self.door.store.submit(change).result()
 
@@ -196,6 +198,23 @@ def _answer(output: Output, outcome: ByLine | Outcome) -> Answer:
     custom_id = None if chosen == Outcome.REJECTED else job_of(output).job.custom_id
     result = Result(job_id=job_id.decode(), custom_id=custom_id, outcome=chosen, text="Because.", created_at=1)
     return Answer(tenant.decode(), job_id.decode(), result)
+
+
+def _stored(one: Answer) -> StoredResult:
+    batch_id, line = line_of(one.job_id) or (None, None)
+    return StoredResult(
+        tenant=one.tenant,
+        job_id=one.job_id,
+        batch_id=batch_id,
+        line=line,
+        url=BATCHES,
+        result=one.result,
+        value=write_result(one.result),
+        webhook_id=None,
+        at_ms=0,
+        has_callback=False,
+        first=one.first,
+    )
 
 
 def _row(one: Answer) -> dict[str, Any]:

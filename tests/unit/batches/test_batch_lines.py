@@ -19,10 +19,10 @@ from gateway.batches.ranges import (
     LineRange,
     cut,
     job_id,
-    line_of,
     read_range,
     write_range,
 )
+from gateway.view.stored_jobs import line_of
 from tests.unit.batches.batch_rig import CHAT, jsonl, line, lines
 
 BAD_LINES: list[tuple[Any, str, str | None]] = [
