@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -45,8 +44,6 @@ from gateway.webhooks.fan_out import batch_ended, fanning_out
 from gateway.webhooks.sending import Sending
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
-from screening.loading import load_screen
-from screening.settings import ScreeningSettings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
 from workers.delivery.keyring import Keyring
@@ -54,6 +51,7 @@ from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, EgressSettings
 from workers.roles import last_resort
+from workers.roles.input_filter import open_screen
 from workers.roles.process import CannotListen, Listen, Process, run
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
@@ -115,7 +113,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         shelf = _shelf(store, options.store_url, process.clock)
         clerk = _clerk(process, shelf) if "expansion" in options.roles else None
         if "door" in options.roles:
-            _add_door(process, stack, options, waiting, shelf, clerk, await _screen(stack))
+            _add_door(process, stack, options, waiting, shelf, clerk, await open_screen(stack))
         return [] if clerk is None else [_expansion(process, shelf, clerk)]
 
     await run(fleet, listen, announce, prepare)
@@ -192,15 +190,6 @@ def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 
 
-async def _screen(stack: AsyncExitStack) -> Screen | None:
-    """Return the input filter with its models loaded, or None without rules. Raises RulesRefused."""
-    screen = load_screen(read_settings(ScreeningSettings))
-    if screen is not None:
-        stack.callback(screen.close)
-        await asyncio.to_thread(screen.start)
-    return screen
-
-
 def _add_door(
     process: Process,
     stack: AsyncExitStack,
@@ -246,7 +235,7 @@ def _add_door(
 def _audit(limits: GatewaySettings, clock: Clock, stack: AsyncExitStack) -> Audit:
     """Return the audit. Raises AuditUnusable."""
     try:
-        audit = Audit.open(limits.audit_file, clock, "gateway")
+        audit = Audit(limits.audit_file, clock, "gateway")
     except OSError as error:
         raise AuditUnusable(f"POSTBACK_GATEWAY__AUDIT_FILE cannot be opened ({error.strerror}); check it") from None
     stack.callback(audit.close)

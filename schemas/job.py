@@ -14,6 +14,10 @@ from schemas.bounded import BoundedModel
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
 
+MAX_QUERY_CHARS = 1024
+MAX_METADATA_CHARS = 2048
+"""The most characters of a search, and of a value of `metadata`."""
+
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
 """The most tokens that an answer may have."""
@@ -119,7 +123,7 @@ class Search(WireModel):
 
     provider: Identifier
     """The search service's name, such as `pubmed`, `arxiv` or `wikipedia`."""
-    query: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS)]
     """The search words."""
     limit: int = Field(default=5, ge=1, le=20)
     """The most results that become sources."""
@@ -177,7 +181,8 @@ class Job(WireModel):
     """Seconds after the record's timestamp until the job ends as `expired`. At most six days, since lanes keep records
     for seven."""
     metadata: dict[
-        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=2048)]
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=MAX_METADATA_CHARS)],
     ] = Field(default_factory=dict, max_length=32)
     """Returned unchanged in the result."""
     custom_id: CustomId | None = None

@@ -57,6 +57,7 @@ _TAKEN_BY_URL = {
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
+_MEMBERS_BY_URL = {url: _TAKEN.union(names) for url, names in _TAKEN_BY_URL.items()}
 MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
 """Members that are not reported as ignored, for at least one of the URLs."""
 NOT_TAKEN: Final = frozenset(
@@ -107,7 +108,7 @@ def job_fields(line: dict[str, Any]) -> dict[str, Any]:
     problems = [*_frame_problems(line), *_unsupported(body if isinstance(body, dict) else {})]
     if problems or not isinstance(body, dict):
         raise UnusableLine(*problems)
-    return {"custom_id": line["custom_id"], **body_fields(line["url"], body)}
+    return {"custom_id": line["custom_id"], **_fields(line["url"], body)}
 
 
 def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +118,11 @@ def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """
     if problems := _unsupported(body):
         raise UnusableLine(*problems)
+    return _fields(url, body)
+
+
+def _fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Convert a body without unsupported members. Raises UnusableLine."""
     fields = {
         "model_id": body.get("model"),
         "callback_url": callback_of({"body": body}),
@@ -130,14 +136,13 @@ def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def members_of(url: str) -> frozenset[str]:
     """Return the members of a body for this URL that a job has fields for, or that change nothing."""
-    return _TAKEN.union(_TAKEN_BY_URL[url])
+    return _MEMBERS_BY_URL[url]
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
     """Return the names of the set members in a usable line's body that are ignored."""
-    return sorted(
-        name for name, value in line["body"].items() if value is not None and name not in members_of(line["url"])
-    )
+    members = members_of(line["url"])
+    return sorted(name for name, value in line["body"].items() if value is not None and name not in members)
 
 
 def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from schemas import openai
+from schemas.codec import read_batch_line
 from schemas.job import Job
 from schemas.openai import (
     CHAT_COMPLETIONS,
@@ -20,7 +21,6 @@ from schemas.openai import (
     UnusableLine,
     body_fields,
     is_batch_line,
-    job_fields,
     problem_in_line,
 )
 from schemas.problems import MAX_PROBLEMS, Problem, problems_of
@@ -76,14 +76,15 @@ def body_job(url: str, body: object) -> Job:
     if not isinstance(body, dict):
         raise NotAJob(Problem("body", "is not a JSON object"))
     line = {"url": url, "body": body}
+    misspelt = _misspelt_members(line)
     try:
         job = Job.model_validate(body_fields(url, body), strict=True)
     except UnusableLine as unusable:
-        raise NotAJob(*_misspelt_members(line), *map(_unframed, unusable.problems)) from None
+        raise NotAJob(*misspelt, *map(_unframed, unusable.problems)) from None
     except ValidationError as error:
         found = (_unframed(problem_in_line(problem, line)) for problem in problems_of(error))
-        raise NotAJob(*_misspelt_members(line), *found) from None
-    return _whole(job, *_misspelt_members(line))
+        raise NotAJob(*misspelt, *found) from None
+    return _whole(job, *misspelt)
 
 
 def ignored_members(url: str, body: dict[str, Any]) -> str | None:
@@ -94,11 +95,9 @@ def ignored_members(url: str, body: dict[str, Any]) -> str | None:
 
 def _line_job(line: dict[str, Any]) -> Job:
     try:
-        job = Job.model_validate(job_fields(line), strict=True)
+        job, _ = read_batch_line(line)
     except UnusableLine as unusable:
         raise NotAJob(*unusable.problems) from None
-    except ValidationError as error:
-        raise NotAJob(*(problem_in_line(problem, line) for problem in problems_of(error))) from None
     frame = unknown_fields(name for name in line if name not in ("custom_id", "method", "url", "body"))
     return _whole(
         job, *refused(frame), *(Problem(f"{_BODY}{each.field}", each.reason) for each in _misspelt_members(line))

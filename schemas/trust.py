@@ -50,7 +50,7 @@ class TrustSecrets:
 
     def signed(self, tenant: str, job_id: str, value: bytes) -> list[Header]:
         """Return a job's headers `tenant`, `job-id` and `tenant-signature`, for the record with this value."""
-        signature = _VERSION + base64.b64encode(_mac(self.secrets[0], tenant, job_id, value))
+        signature = _VERSION + base64.b64encode(_mac(self.secrets[0], tenant, job_id, hashlib.sha256(value).digest()))
         return [
             (topics.TENANT, tenant.encode()),
             (topics.JOB_ID, job_id.encode()),
@@ -62,8 +62,9 @@ class TrustSecrets:
         if value is None or signature is None:
             return False
         stated = hashlib.sha256(signature).digest()  # equal lengths, so that the comparison takes constant time
+        digest = hashlib.sha256(value).digest()
         for secret in self.secrets:
-            expected = _VERSION + base64.b64encode(_mac(secret, tenant, job_id, value))
+            expected = _VERSION + base64.b64encode(_mac(secret, tenant, job_id, digest))
             if hmac.compare_digest(hashlib.sha256(expected).digest(), stated):
                 return True
         return False
@@ -81,7 +82,10 @@ def signature_of(headers: Sequence[tuple[str, bytes | None]] | None) -> bytes | 
     return dict(headers or ()).get(topics.TENANT_SIGNATURE)
 
 
-def _mac(secret: bytes, tenant: str, job_id: str, value: bytes) -> bytes:
-    """Return the MAC. Tenants and job ids have no NUL byte, so the parts cannot run into one another."""
-    parts = (_DOMAIN, tenant.encode(), job_id.encode(), hashlib.sha256(value).digest())
+def _mac(secret: bytes, tenant: str, job_id: str, digest: bytes) -> bytes:
+    """Return the MAC; `digest` is the value's SHA-256.
+
+    Tenants and job ids have no NUL byte, so the parts cannot run into one another.
+    """
+    parts = (_DOMAIN, tenant.encode(), job_id.encode(), digest)
     return hmac.digest(secret, b"\0".join(parts), hashlib.sha256)

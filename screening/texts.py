@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.job import Job, Message, TextPart
+from schemas.job import MAX_METADATA_CHARS, MAX_QUERY_CHARS, Job, Message, TextPart
 from schemas.screening import FieldName
 
 Place = tuple[FieldName, str | int]
 """A field, and the text within it: a message's number, a key of the metadata, or 0."""
 
-_MOST_CHARS: dict[FieldName, int] = {"search": 1024, "metadata": 2048}
+_MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema that a text with markers must keep too."""
 
 

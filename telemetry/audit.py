@@ -53,23 +53,16 @@ class AuditEvent:
 
 
 class Audit:
-    """Writes audit lines to a file, or to standard output. Thread-safe."""
+    """Writes audit lines to a file, or to standard output. Thread-safe. Raises OSError if the file cannot be opened."""
 
     def __init__(self, path: Path | None, clock: Clock, service: str) -> None:
         self._path = path
         self._clock = clock
         self._service = service
         self._lock = threading.Lock()
-        self._file = -1
+        self._file = -1 if path is None else _opened(path)
         self._looked_at = float("-inf")
         self._throttle = LogThrottle(_SAY_SECONDS)
-        if path is not None:
-            self._file = _opened(path)
-
-    @classmethod
-    def open(cls, path: Path | None, clock: Clock, service: str) -> Audit:
-        """Return an audit that appends to the file, or writes to standard output. Raises OSError."""
-        return cls(path, clock, service)
 
     def record(self, event: AuditEvent) -> None:
         """Write one line. A line that cannot be written is reported in the log, and the action goes on."""

@@ -50,6 +50,11 @@ class SystemClock:
     """Seconds since the Unix epoch."""
 
 
+def unix_ms(clock: Clock) -> int:
+    """Return the time in whole Unix milliseconds."""
+    return int(clock.time() * 1000)
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """One time budget for a chain of steps; separate budgets would add up to more."""

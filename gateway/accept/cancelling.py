@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
+from gateway.accept.jobs import QUEUED
 from gateway.accept.outbox import put_record
 from gateway.store.tables import jobs
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.outcome import Outcome
 from schemas.topics import Topics
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 CANCELLING = "cancelling"
-_FINISHED = frozenset(map(str, Outcome))
+FINISHED = frozenset(map(str, Outcome))
+"""The statuses of jobs that have a result."""
 
 
 class JobFinished(Exception):  # noqa: N818 - it names what happened
@@ -32,12 +34,12 @@ def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics,
     Raises JobFinished.
     """
     this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.deleted_at.is_(None)
-    asked = connection.execute(jobs.update().where(this, jobs.c.status == "queued").values(status=CANCELLING))
+    asked = connection.execute(jobs.update().where(this, jobs.c.status == QUEUED).values(status=CANCELLING))
     if asked.rowcount:
-        put_control(connection, tenant, job_id, topics, int(clock.time() * 1000))
+        put_control(connection, tenant, job_id, topics, unix_ms(clock))
         return True
     status = connection.execute(select(jobs.c.status).where(this)).scalar()
-    if status in _FINISHED:
+    if status in FINISHED:
         raise JobFinished(job_id, status)
     return status is not None
 

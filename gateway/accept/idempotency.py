@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from gateway.store.tables import idempotency
-from telemetry.clock import Clock, SystemClock
+from telemetry.clock import Clock, SystemClock, unix_ms
 
 _CLOCK = SystemClock()
 
@@ -58,7 +58,7 @@ def once(
             "fingerprint": fingerprint,
             "status": made.status,
             "response": made.body,
-            "created_at": int(clock.time() * 1000),
+            "created_at": unix_ms(clock),
         },
     )
     return made

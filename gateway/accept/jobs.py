@@ -18,7 +18,7 @@ from gateway.store.tables import jobs, outbox
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS
 from schemas.topics import Topics
-from telemetry.clock import Clock, SystemClock
+from telemetry.clock import Clock, SystemClock, unix_ms
 
 QUEUED = "queued"
 _CLOCK = SystemClock()
@@ -74,7 +74,7 @@ def accept_jobs(
     if not new:
         return
     require_no_hold(connection, new_work=True)
-    now_ms = int(clock.time() * 1000)
+    now_ms = unix_ms(clock)
     counted = settings is not None and has_quota(settings)
     rows = [_job_row(principal, job, now_ms, counted=counted) for job in new]
     if len(new) == 1:

@@ -25,6 +25,7 @@ from gateway.accept.lease import BEAT_SECONDS, Lease
 from gateway.accept.outlet import Outlet
 from gateway.accept.position import adopt, forget
 from gateway.accept.side_thread import SideThread
+from gateway.accept.trouble import Trouble
 from gateway.store.meta import store_id
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import outbox
@@ -40,7 +41,6 @@ POLL_SECONDS = 0.25
 """The wait for rows that another process accepts; this process' own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
 """The time between commits of an idle relay, so that Kafka does not forget its position."""
-LONGEST_REST_SECONDS = 5.0
 SILENT_SECONDS = 5.0
 """The time without success after which readiness says so."""
 
@@ -64,20 +64,16 @@ class Relay(SideThread):
         self._forgetting: Future[None] | None = None
         self._forgotten = 0
         """The position of the last deletion that was submitted."""
-        self._failures = 0
+        self._trouble = Trouble(clock, SILENT_SECONDS)
         self._halvings = 0
         """The exponent of the bounds of a transaction, which a failure raises and a success lowers."""
-        self._failed_since: float | None = None
-        self._problem = ""
         self._committed_at = 0.0
         store.on_commit(self._accepted.set)
 
     def reasons(self) -> list[str]:
         """Return the reason why accepted records do not get to Kafka."""
-        since = self._failed_since
-        if since is None or self._clock.monotonic() - since < SILENT_SECONDS:
-            return []
-        return [f"accepted records wait, since they do not get to Kafka ({self._problem})"]
+        problem = self._trouble.lasting
+        return [] if problem is None else [f"accepted records wait, since they do not get to Kafka ({problem})"]
 
     def _wake(self) -> None:
         self._accepted.set()
@@ -165,22 +161,20 @@ class Relay(SideThread):
         self._forgetting = self._store.submit(lambda connection: forget(connection, position))
 
     def _succeeded(self) -> None:
-        if self._failures:
+        if self._trouble.succeeded():
             log.info("Accepted records get to Kafka again.", action="relay-repaired")
-        self._failures, self._failed_since = 0, None
 
     def _failed(self, error: KafkaException | StoreAway) -> None:
-        self._problem = error.args[0].name() if isinstance(error, KafkaException) else str(error)
+        seconds = self._trouble.failed(error)
         detail = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         log.warning(
             "Accepted records do not get to Kafka; they stay in the outbox, and the relay begins anew.",
             action="relay-failed",
-            error=self._problem,
+            error=self._trouble.problem,
             detail=detail,
         )
-        self._failed_since = self._failed_since or self._clock.monotonic()
-        self._failures, self._halvings = min(self._failures + 1, 10), min(self._halvings + 1, 10)
-        self._rest(min(LONGEST_REST_SECONDS, 0.05 * 2**self._failures))
+        self._halvings = min(self._halvings + 1, 10)
+        self._rest(seconds)
 
     def _end(self) -> None:
         """Let another relay take over at once."""

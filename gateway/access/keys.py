@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, select, tuple_
 from gateway.access.key_text import new_key
 from gateway.access.principal import DEFAULT_SCOPES, Scope
 from gateway.store.tables import api_keys
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def create_key(
             digest=digests.of(key),
             scopes=sorted(scopes),
             label=label,
-            created_at=_now_ms(clock),
+            created_at=unix_ms(clock),
             expires_at=expires_at,
         )
     )
@@ -88,7 +88,7 @@ def create_key(
 def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey | None:
     """Revoke a key for good, and return it; None if there is no such key. A revoked key keeps the time of that."""
     this = api_keys.c.id == identifier
-    connection.execute(api_keys.update().where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=_now_ms(clock)))
+    connection.execute(api_keys.update().where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=unix_ms(clock)))
     row = connection.execute(select(api_keys).where(this)).one_or_none()
     return _of(row) if row is not None else None
 
@@ -117,11 +117,7 @@ def find_key(connection: Connection, identifier: str) -> tuple[ApiKey, bytes] | 
 
 def note_use(connection: Connection, clock: Clock, identifier: str) -> None:
     """Write the time of the key's last use."""
-    connection.execute(api_keys.update().where(api_keys.c.id == identifier).values(last_used_at=_now_ms(clock)))
-
-
-def _now_ms(clock: Clock) -> int:
-    return int(clock.time() * 1000)
+    connection.execute(api_keys.update().where(api_keys.c.id == identifier).values(last_used_at=unix_ms(clock)))
 
 
 def _of(row: Row[Any]) -> ApiKey:

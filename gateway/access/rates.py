@@ -11,8 +11,6 @@ from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.errors import StorageError
 from limits.storage import MemoryStorage
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -138,6 +136,9 @@ class Rates:
 
 
 def _redis_storage(url: str) -> RedisStorage:
+    from redis.asyncio.retry import Retry  # most gateways count in memory
+    from redis.backoff import NoBackoff
+
     options: dict[str, Any] = {
         "socket_connect_timeout": REDIS_SECONDS,
         "socket_timeout": REDIS_SECONDS,

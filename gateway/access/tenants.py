@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from gateway.access.tenant_settings import TenantSettings
 from gateway.store.dialects import insert
 from gateway.store.tables import tenants
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 
 def find_tenant(connection: Connection, tenant: str) -> TenantSettings | None:
@@ -20,7 +20,7 @@ def find_tenant(connection: Connection, tenant: str) -> TenantSettings | None:
 def put_tenant(connection: Connection, clock: Clock, tenant: str, settings: TenantSettings) -> None:
     """Write the tenant's settings, in the place of earlier ones."""
     stored = settings.model_dump(exclude_none=True)
-    row = {"tenant": tenant, "settings": stored, "created_at": int(clock.time() * 1000)}
+    row = {"tenant": tenant, "settings": stored, "created_at": unix_ms(clock)}
     connection.execute(
         insert(connection, tenants).on_conflict_do_update(index_elements=["tenant"], set_={"settings": stored}), row
     )

@@ -28,6 +28,7 @@ from gateway.blobs.base import BlobError, BlobMissing
 from gateway.store.store import StoreAway
 from schemas.topics import Topics
 from telemetry.logs import get_logger
+from workers.system.side_task import SideTask
 
 POLL_SECONDS = 0.5
 SWEEP_SECONDS = 60.0
@@ -58,7 +59,7 @@ def ignore(_connection: Connection, _row: BatchRow) -> None:
     """Do nothing at a batch's end."""
 
 
-class Clerk:
+class Clerk(SideTask):
     """Looks for work every POLL_SECONDS, and at once after `wake`."""
 
     def __init__(
@@ -77,11 +78,6 @@ class Clerk:
         self._woken = asyncio.Event()
         self._away = ""
         self._sweep_at = 0.0
-
-    @property
-    def alive(self) -> bool:
-        """True: the loop's own heartbeat covers the clerk."""
-        return True
 
     def reasons(self) -> list[str]:
         """Return the reason why no batch goes on, if the store does not answer."""

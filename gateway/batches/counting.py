@@ -12,7 +12,7 @@ from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
 from gateway.store.tables import batches, jobs
 from gateway.view.results import StoredResult
 from schemas.outcome import Outcome
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 
 def counting(clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], None]:
@@ -20,7 +20,7 @@ def counting(clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], Non
 
     def count(connection: Connection, results: Sequence[StoredResult]) -> None:
         for (tenant, batch_id), lines in _by_batch(results).items():
-            _count(connection, tenant, batch_id, lines, int(clock.time() * 1000))
+            _count(connection, tenant, batch_id, lines, unix_ms(clock))
 
     return count
 
@@ -38,7 +38,7 @@ def recounting(clock: Clock) -> Callable[[Connection], None]:
             completed = counts.pop(Outcome.SUCCEEDED, 0)
             counted = {"completed": completed, "failed": sum(counts.values())}
             connection.execute(batches.update().where(batches.c.id == batch.id).values(**counted))
-            _end_if_answered(connection, batch.id, int(clock.time() * 1000))
+            _end_if_answered(connection, batch.id, unix_ms(clock))
 
     return recount
 

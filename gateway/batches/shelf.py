@@ -14,7 +14,7 @@ from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
 from gateway.blobs.settings import FilesSettings
 from gateway.store.store import Store, StoreAway
 from producers.identity import new_hex
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 
 log = get_logger()
@@ -31,7 +31,7 @@ class Shelf:
 
     def now_ms(self) -> int:
         """Unix milliseconds."""
-        return int(self.clock.time() * 1000)
+        return unix_ms(self.clock)
 
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
         """Begin a file. Raises Refused (413), BlobsAway and StoreAway.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 from starlette.requests import Request
@@ -41,6 +41,25 @@ def fingerprint(request: Request, body: bytes) -> bytes:
     return hashlib.sha256(said + body).digest()
 
 
+async def write_once(
+    door: Door, request: Request, principal: Principal, body: bytes, work: Callable[[Connection], StoredAnswer]
+) -> StoredAnswer:
+    """Run a change once for an `Idempotency-Key`; a repeat of the request gets the first request's answer.
+
+    Raises ApiError (400, 409), and everything that `work` raises.
+    """
+    key = idempotency_key(request)
+    print_of_it = b"" if key is None else fingerprint(request, body)
+
+    def change(connection: Connection) -> StoredAnswer:
+        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock)
+
+    try:
+        return await door.store.write(change)
+    except KeyReused as error:
+        raise conflict("idempotency_key_reused", str(error)) from None
+
+
 async def accept(
     door: Door,
     request: Request,
@@ -56,19 +75,13 @@ async def accept(
     """
     settings = await door.access.tenant(principal.tenant)
     _require_allowed(settings, jobs)
-    key, print_of_it = idempotency_key(request), fingerprint(request, body)
 
-    def change(connection: Connection) -> StoredAnswer:
-        def work() -> StoredAnswer:
-            accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock, settings)
-            return StoredAnswer(status, answer)
-
-        return once(connection, principal.tenant, key, print_of_it, work, door.clock)
+    def work(connection: Connection) -> StoredAnswer:
+        accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock, settings)
+        return StoredAnswer(status, answer)
 
     try:
-        stored = await door.store.write(change)
-    except KeyReused as error:
-        raise conflict("idempotency_key_reused", str(error)) from None
+        stored = await write_once(door, request, principal, body, work)
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:

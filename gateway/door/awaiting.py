@@ -15,6 +15,7 @@ from gateway.access import Principal
 from gateway.door.accepting import idempotency_key
 from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError
+from gateway.door.leaving import unless_left
 from gateway.view.stored_jobs import find_result
 from schemas.codec import read_result
 from schemas.job import Job
@@ -63,23 +64,8 @@ async def _unless_left(door: Door, request: Request, tenant: str, job_id: str) -
     async def look() -> bytes | None:
         return await door.store.read(lambda connection: find_result(connection, tenant, job_id))
 
-    found = asyncio.ensure_future(door.waiting.until((tenant, job_id), look, door.settings.await_seconds))
-    left = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({found, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not found.done():
-            raise ClientDisconnect
-        return found.result()
-    finally:
-        found.cancel()
-        left.cancel()
-        await asyncio.gather(found, left, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client ends the connection. The body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    waiting = door.waiting.until((tenant, job_id), look, door.settings.await_seconds)
+    return await unless_left(request.receive, waiting)
 
 
 def _cancel(door: Door, tenant: str, job_id: str) -> None:

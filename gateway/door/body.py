@@ -13,9 +13,6 @@ from starlette.requests import Request
 
 from gateway.door.errors import ApiError
 
-JSON_DEPTH = 200
-"""The most levels of nesting that pydantic's JSON parser (jiter) reads; deeper JSON is a syntax error."""
-
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Return the whole body of at most `limit_bytes`.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from gateway.accept.cancelling import JobFinished, cancel_job, put_control
+from gateway.accept.cancelling import FINISHED, JobFinished, cancel_job, put_control
 from gateway.access import Principal
 from gateway.door.door import Door
 from gateway.door.errors import conflict, not_found
 from gateway.view.stored_jobs import find_job
-from schemas.outcome import Outcome
+from telemetry.clock import unix_ms
 
 
 async def cancel(door: Door, principal: Principal, job_id: str) -> None:
@@ -22,9 +22,9 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
         line = find_job(connection, principal.tenant, job_id)  # a batch's line without a row of its own
         if line is None:
             return False
-        if line.status in frozenset(map(str, Outcome)):
+        if line.status in FINISHED:
             raise JobFinished(job_id, line.status)
-        put_control(connection, principal.tenant, job_id, topics, int(door.clock.time() * 1000))
+        put_control(connection, principal.tenant, job_id, topics, unix_ms(door.clock))
         return True
 
     try:

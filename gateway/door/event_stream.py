@@ -7,13 +7,14 @@ Source: WHATWG HTML, section 9.2, "Server-sent events".
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from gateway.door.door import Door
+from gateway.door.leaving import unless_left
 from gateway.view.stored_events import EventPage, StoredEvent, events_after
 
 READ_TOGETHER = 50
@@ -35,30 +36,15 @@ class EventStream:
         self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves. The server cancels the stream when it stops."""
+        """Send events until the client leaves. The server cancels the stream when it stops; `Observed` then ends it."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
             if scope["method"] != "HEAD":
-                await self._until_left(receive, send)
+                with suppress(ClientDisconnect):
+                    await unless_left(receive, self._send_on(send))
             await send({"type": "http.response.body", "body": b""})
-        except asyncio.CancelledError:
-            with suppress(Exception):  # ends the chunks, so that the client sees a whole response
-                await send({"type": "http.response.body", "body": b""})
-            raise
         finally:
             self._ended()
-
-    async def _until_left(self, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_on(send))
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            done, _ = await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending in done:
-                sending.result()
-        finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send_on(self, send: Send) -> None:
         """Send events without end, and a comment where none came for a while.
@@ -90,9 +76,3 @@ def event_text(event: StoredEvent) -> bytes:
 
 def _part(content: bytes) -> dict[str, object]:
     return {"type": "http.response.body", "body": content, "more_body": True}
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client ends the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,7 +26,6 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BlobMissing, _content_missing)
     app.add_exception_handler(Refused, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _defect)
 
 
@@ -89,13 +87,6 @@ def _allowed(routes: Sequence[BaseRoute], scope: object) -> list[str]:
         if isinstance(route, Route) and route.methods and route.matches(scope)[0] is not Match.NONE:
             methods |= route.methods
     return sorted(methods | {"OPTIONS"}) if methods else []
-
-
-async def _invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
-    return error_response(ApiError(400, "invalid_value", f"{param or 'The body'}: {first['msg']}.", param=param))
 
 
 async def _defect(_request: Request, _error: Exception) -> Response:

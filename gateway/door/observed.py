@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -52,7 +53,8 @@ class Observed:
         except asyncio.CancelledError:
             # The server cancels requests at its stop only: streams of events, and requests that took too long.
             if exchange.status:
-                await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+                with suppress(Exception):  # the answer may be whole already, or promise more bytes than were sent
+                    await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
                 stopping = ApiError(503, "stopping", "The gateway stops; repeat the request.", headers=_AT_ONCE)
                 await error_response(stopping)(scope, receive, exchange.send)
@@ -66,8 +68,7 @@ class Observed:
         self._write_audit(scope, int(exchange.status or CLIENT_GONE))
 
     def _write_audit(self, scope: Scope, status: int) -> None:
-        event = audit_event(scope, status) if self._audit is not None else None
-        if self._audit is not None and event is not None:
+        if self._audit is not None and (event := audit_event(scope, status)) is not None:
             self._audit.record(event)
 
 

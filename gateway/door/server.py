@@ -23,6 +23,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.throttle import LogThrottle
+from workers.system.side_task import SideTask
 
 BACKLOG = 1024
 UNREAD = "unread"
@@ -38,7 +39,7 @@ _ACCEPT_PAUSE_SECONDS = 0.1
 log = get_logger()
 
 
-class DoorServer:
+class DoorServer(SideTask):
     """Serves the application on a bound socket until cancelled; then answers the requests in work."""
 
     def __init__(
@@ -74,11 +75,6 @@ class DoorServer:
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._serving = False
-
-    @property
-    def alive(self) -> bool:
-        """True: the loop's own heartbeat covers the server."""
-        return True
 
     def reasons(self) -> list[str]:
         """Return the reason why no request is served, while the server starts or stops."""

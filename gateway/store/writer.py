@@ -28,7 +28,7 @@ from gateway.store.engine import is_passing, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
 from gateway.store.hold import Hold
 from gateway.store.tables import writers
-from telemetry.clock import Clock, Deadline
+from telemetry.clock import Clock, Deadline, unix_ms
 
 MOST_TOGETHER = 256
 """Changes that one transaction carries at most."""
@@ -164,7 +164,7 @@ class Writer:
         take_turn(connection)
         if connection.dialect.name == "postgresql":
             self._transaction += 1
-            row = {"transaction": self._transaction, "at": int(self._clock.time() * 1000)}
+            row = {"transaction": self._transaction, "at": unix_ms(self._clock)}
             upsert = insert(connection, writers).values(id=self._id, **row)
             connection.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=row))
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, or_, select, tuple_
 from gateway.accept.side_thread import SideThread
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, writers
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 TOGETHER = 500
 """Rows that one step removes at most."""
@@ -39,7 +39,7 @@ class Retention(SideThread):
 
     def remove_old(self) -> int:
         """Remove all old rows; return their number. Raises StoreAway."""
-        now_ms = int(self._clock.time() * 1000)
+        now_ms = unix_ms(self._clock)
         steps: tuple[tuple[Step, int], ...] = (
             (_jobs, now_ms - self._kept_ms),
             (_attempts, now_ms - self._kept_ms),

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Connection
 
 from gateway.accept.side_thread import SideThread
+from gateway.accept.trouble import Trouble
 from gateway.store.store import Store, StoreAway
 from gateway.view.offsets import OffsetsMoved, Place, begin_at, move
 from gateway.view.reader import TopicReader
@@ -31,7 +32,6 @@ TOGETHER = 500
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
 """The time between two questions for new partitions, and for topics that were made anew."""
-LONGEST_REST_SECONDS = 5.0
 SILENT_SECONDS = 10.0
 """The time without success after which readiness says so."""
 
@@ -58,16 +58,12 @@ class View(SideThread):
         self._metrics = metrics
         self._next: dict[Place, int] = {}
         self._by_partition: dict[tuple[str, int], Place] = {}
-        self._failures = 0
-        self._failed_since: float | None = None
-        self._problem = ""
+        self._trouble = Trouble(clock, SILENT_SECONDS)
 
     def reasons(self) -> list[str]:
         """Return the reason why results are not read."""
-        since = self._failed_since
-        if since is None or self._clock.monotonic() - since < SILENT_SECONDS:
-            return []
-        return [f"results are not read ({self._problem})"]
+        problem = self._trouble.lasting
+        return [] if problem is None else [f"results are not read ({problem})"]
 
     def _run(self) -> None:
         while self._goes_on():
@@ -170,13 +166,10 @@ class View(SideThread):
         return moves
 
     def _succeeded(self) -> None:
-        if self._failures:
+        if self._trouble.succeeded():
             log.info("Results are read again.", action="view-repaired")
-        self._failures, self._failed_since = 0, None
 
     def _failed(self, error: KafkaException | StoreAway) -> None:
-        self._problem = error.args[0].name() if isinstance(error, KafkaException) else str(error)
-        log.warning("Results are not read; trying again.", action="view-failed", error=self._problem)
-        self._failed_since = self._failed_since or self._clock.monotonic()
-        self._failures = min(self._failures + 1, 10)
-        self._rest(min(LONGEST_REST_SECONDS, 0.05 * 2**self._failures))
+        seconds = self._trouble.failed(error)
+        log.warning("Results are not read; trying again.", action="view-failed", error=self._trouble.problem)
+        self._rest(seconds)

@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, case, null, select, tuple_
 
+from gateway.accept.cancelling import CANCELLING
 from gateway.accept.events import NewEvent, write_events
+from gateway.accept.jobs import QUEUED
 from gateway.store.dialects import insert
 from gateway.store.tables import job_attempts, jobs
 from gateway.store.text import storable
@@ -20,7 +22,7 @@ KAFKA = "kafka"
 """The `url` of a job that the gateway did not accept."""
 BATCHES = "/v1/batches"
 """The `url` of a batch's line."""
-_UNFINISHED = ("queued", "cancelling")
+_UNFINISHED = (QUEUED, CANCELLING)
 _ASKED_TOGETHER = 200
 
 

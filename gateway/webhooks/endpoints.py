@@ -59,14 +59,12 @@ def page(connection: Connection, tenant: str, limit: int, after: str | None) -> 
     return rows[:limit], len(rows) > limit
 
 
-def update(
-    connection: Connection, tenant: str, identifier: str, terms: EndpointTerms, now_ms: int
-) -> EndpointRow | None:
-    """Replace an endpoint's terms; None if the tenant has no such endpoint. Equal terms change nothing."""
-    row = find(connection, tenant, identifier)
-    if row is None or terms_of(row) == terms:
+def update(connection: Connection, row: EndpointRow, terms: EndpointTerms, now_ms: int) -> EndpointRow:
+    """Replace an endpoint's terms. Equal terms change nothing."""
+    if terms_of(row) == terms:
         return row
-    return _changed(connection, tenant, identifier, **_columns(terms), updated_at=now_ms)
+    changed = _changed(connection, row.tenant, row.id, **_columns(terms), updated_at=now_ms)
+    return row if changed is None else changed
 
 
 def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *, overlap: bool) -> EndpointRow | None:

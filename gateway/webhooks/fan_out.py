@@ -23,7 +23,7 @@ from schemas import topics as names
 from schemas.event import event_type, stored_event_body
 from schemas.openai import RESPONSES
 from schemas.topics import Topics
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 _ASKED_TOGETHER = 200
 
@@ -62,14 +62,14 @@ def fanning_out(topics: Topics, clock: Clock) -> Callable[[Connection, Sequence[
         fresh = [one for one in results if one.first]
         found = _endpoints(connection, {one.tenant for one in fresh})
         events = (event for one in fresh if one.tenant in found for event in _events_of(one))
-        _write(connection, topics, found, events, _now_ms(clock))
+        _write(connection, topics, found, events, unix_ms(clock))
 
     return fan_out_results
 
 
 def batch_ended(connection: Connection, topics: Topics, clock: Clock, tenant: str, batch_id: str, status: str) -> None:
     """Store and fan out the event of a batch that has just ended. Call this in the transaction that ends the batch."""
-    now_ms = _now_ms(clock)
+    now_ms = unix_ms(clock)
     event = object_event(tenant, f"batch.{status}", batch_id, batch_id, now_ms)
     write_events(connection, [NewEvent(tenant, event.type, batch_id, now_ms, event.body)])
     _write(connection, topics, _endpoints(connection, {tenant}), [event], now_ms)
@@ -121,7 +121,3 @@ def _write(
             if event.type in row.events:
                 key = f"{row.id}/{event.object_id}".encode()
                 put_record(connection, topics.events, key, event.body, event_headers(row, event, now_ms))
-
-
-def _now_ms(clock: Clock) -> int:
-    return int(clock.time() * 1000)

@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def rig(tmp_path: Path, file: Path) -> Iterator[Rig]:
     with gateway_rig(tmp_path) as made:
-        audit = Audit.open(file, made.clock, "gateway")
+        audit = Audit(file, made.clock, "gateway")
         door = replace(made.door, audit=audit)
         yield replace(made, door=door, app=create_app(door))
         audit.close()
@@ -95,7 +95,7 @@ def test_refusals_are_lines_too(rig: Rig, file: Path) -> None:
 
 def test_a_rotated_file_is_begun_anew(tmp_path: Path, file: Path) -> None:
     with gateway_rig(tmp_path) as made:
-        audit = Audit.open(file, made.clock, "gateway")
+        audit = Audit(file, made.clock, "gateway")
         audit.record(EVENT)
         file.rename(tmp_path / "audit.1")
         made.clock.sleep(2)
@@ -106,7 +106,7 @@ def test_a_rotated_file_is_begun_anew(tmp_path: Path, file: Path) -> None:
 
 
 def test_lines_of_many_threads_do_not_mix(file: Path) -> None:
-    audit = Audit.open(file, SystemClock(), "gateway")
+    audit = Audit(file, SystemClock(), "gateway")
     event = replace(EVENT, objects=[f"job-{number}" for number in range(200)])
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: audit.record(event), range(200)))
@@ -117,7 +117,7 @@ def test_lines_of_many_threads_do_not_mix(file: Path) -> None:
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_text_is_one_line(file: Path, user: str, identifier: str) -> None:
-    audit = Audit.open(file, SystemClock(), "gateway")
+    audit = Audit(file, SystemClock(), "gateway")
     audit.record(replace(EVENT, user=user, objects=[identifier]))
     audit.close()
     assert lines(file)[-1]["postback.objects"] == [identifier]
@@ -126,7 +126,7 @@ def test_any_text_is_one_line(file: Path, user: str, identifier: str) -> None:
 def test_a_line_that_cannot_be_written_is_reported_and_stops_nothing(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    audit = Audit.open(file, SystemClock(), "gateway")
+    audit = Audit(file, SystemClock(), "gateway")
     audit.close()
     audit.record(EVENT)
     assert "audit line cannot be written" in caplog.text

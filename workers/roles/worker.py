@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
-from screening.loading import load_screen
-from screening.settings import ScreeningSettings
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
 from workers.engines.registry import create, engine_settings
@@ -30,15 +26,13 @@ from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
+from workers.roles.input_filter import open_screen
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
-
-if TYPE_CHECKING:
-    from screening.screen import Screen
 
 
 async def run_worker(
@@ -77,7 +71,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
-    screen = await _screen(stack)
+    screen = await open_screen(stack)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
@@ -112,15 +106,6 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     parts = handler.pace, handler.sharing
     made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
     return group_stage(stage, kafka, read, *made_of)
-
-
-async def _screen(stack: AsyncExitStack) -> Screen | None:
-    """Return the input filter with its models loaded, or None without rules. Raises RulesRefused."""
-    screen = load_screen(read_settings(ScreeningSettings))
-    if screen is not None:
-        stack.callback(screen.close)
-        await asyncio.to_thread(screen.start)
-    return screen
 
 
 async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:

@@ -23,7 +23,7 @@ from gateway.door.errors import ApiError, not_found
 from gateway.door.noted import note_objects
 from schemas.bounded import BoundedModel
 from schemas.job import Tenant
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 
 MOST_BODY_BYTES = 1024 * 1024
 _YEAR_SECONDS = 366 * 86_400
@@ -59,7 +59,7 @@ class AdminRoutes:
         door = self._door
         await door.principal(request, Scope.ADMIN)
         asked = _read(KeyRequest, await read_body(request, MOST_BODY_BYTES))
-        now_ms = int(door.clock.time() * 1000)
+        now_ms = unix_ms(door.clock)
         expires_at = now_ms + asked.expires_in_seconds * 1000 if asked.expires_in_seconds is not None else None
         made = await door.store.write(
             lambda connection: create_key(

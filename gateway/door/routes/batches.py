@@ -10,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from gateway.accept.idempotency import KeyReused, StoredAnswer, once
+from gateway.accept.idempotency import StoredAnswer
 from gateway.access import Principal, Scope
 from gateway.batches import orders
 from gateway.batches.orders import BatchTerms, batch_object, batch_terms
 from gateway.batches.paging import list_body, page_query
-from gateway.door.accepting import fingerprint, idempotency_key, response_of
+from gateway.door.accepting import response_of, write_once
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
-from gateway.door.errors import conflict
 from gateway.door.noted import note_objects
 from producers.identity import new_hex
+from telemetry.clock import unix_ms
 from telemetry.traces import TRACEPARENT, is_traceparent
 
 MOST_BODY_BYTES = 64 * 1024
@@ -52,7 +52,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def cancel(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.CANCEL)
-        identifier, now_ms, topics = request.path_params["batch_id"], _now_ms(door), door.fleet.kafka.topics
+        identifier, now_ms, topics = request.path_params["batch_id"], unix_ms(door.clock), door.fleet.kafka.topics
         row = await door.store.write(
             lambda connection: orders.cancel(connection, principal.tenant, identifier, now_ms, topics)
         )
@@ -69,29 +69,19 @@ def routes(door: Door) -> list[BaseRoute]:
 
 async def _created(door: Door, principal: Principal, request: Request, body: bytes, terms: BatchTerms) -> StoredAnswer:
     """Create a batch, once for an `Idempotency-Key`. Raises ApiError and Refused."""
-    key, print_of_it, said = idempotency_key(request), fingerprint(request, body), request.headers.get(TRACEPARENT, "")
+    said = request.headers.get(TRACEPARENT, "")
     traceparent = said if is_traceparent(said) and len(said) <= 64 else None
 
-    def change(connection: Connection) -> StoredAnswer:
-        def work() -> StoredAnswer:
-            row = orders.create(
-                connection,
-                f"batch_{new_hex(door.clock)}",
-                principal.tenant,
-                terms,
-                _now_ms(door),
-                submitted_by=principal.credential,
-                traceparent=traceparent,
-            )
-            return StoredAnswer(200, to_json(batch_object(row)))
+    def work(connection: Connection) -> StoredAnswer:
+        row = orders.create(
+            connection,
+            f"batch_{new_hex(door.clock)}",
+            principal.tenant,
+            terms,
+            unix_ms(door.clock),
+            submitted_by=principal.credential,
+            traceparent=traceparent,
+        )
+        return StoredAnswer(200, to_json(batch_object(row)))
 
-        return once(connection, principal.tenant, key, print_of_it, work, door.clock)
-
-    try:
-        return await door.store.write(change)
-    except KeyReused as error:
-        raise conflict("idempotency_key_reused", str(error)) from None
-
-
-def _now_ms(door: Door) -> int:
-    return int(door.clock.time() * 1000)
+    return await write_once(door, request, principal, body, work)

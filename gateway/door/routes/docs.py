@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -14,13 +16,18 @@ from gateway.door.openapi.page import CONTENT_POLICY, openapi_page
 
 def routes(_door: Door) -> list[BaseRoute]:
     """Return the routes of the description."""
-    described = openapi_document()
-    document, page = to_json(described), openapi_page(described)
 
     async def as_json(_request: Request) -> Response:
-        return Response(document, media_type="application/json")
+        return Response(_described()[0], media_type="application/json")
 
     async def as_page(_request: Request) -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": CONTENT_POLICY})
+        return HTMLResponse(_described()[1], headers={"content-security-policy": CONTENT_POLICY})
 
     return [Route("/openapi.json", as_json), Route("/docs", as_page)]
+
+
+@cache
+def _described() -> tuple[bytes, str]:
+    """Return the document and the page, which are made for the first reader."""
+    described = openapi_document()
+    return to_json(described), openapi_page(described)

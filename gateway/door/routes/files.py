@@ -82,11 +82,10 @@ async def _received(door: Door, principal: Principal, request: Request, form: Fi
         await _write(request, form, draft, door.shelf.settings.most_bytes)
         form.finish()
         return await door.shelf.keep(draft, file_terms(form.filename, form.fields))
-    except ClientDisconnect:
+    except BaseException as error:
         await asyncio.shield(asyncio.to_thread(door.shelf.drop, draft))
-        raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
-    except BaseException:
-        await asyncio.shield(asyncio.to_thread(door.shelf.drop, draft))
+        if isinstance(error, ClientDisconnect):
+            raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
         raise
 
 

@@ -34,6 +34,7 @@ from schemas.outcome import Outcome
 from schemas.responses import NOTES, PREFIX, ResponseState, input_items, kept_members, response_object
 from schemas.result import Result
 from schemas.strict import ignored_members
+from telemetry.clock import unix_ms
 
 
 class ResponseRoutes:
@@ -94,7 +95,7 @@ class ResponseRoutes:
         found = await self._found(principal, job_id)
         if found.result is None:
             raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
-        now_ms = int(door.clock.time() * 1000)
+        now_ms = unix_ms(door.clock)
 
         def change(connection: Connection) -> None:
             delete_job(connection, principal.tenant, job_id, now_ms)

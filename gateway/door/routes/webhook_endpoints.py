@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.access import Principal, Scope
 from gateway.access.allowed import check_callback
 from gateway.access.tenant_settings import TenantSettings
+from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
@@ -26,6 +27,7 @@ from gateway.webhooks import endpoints
 from gateway.webhooks.endpoints import MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
 from gateway.webhooks.event_types import EVENT_TYPES
 from gateway.webhooks.sending import Sending
+from telemetry.clock import unix_ms
 from workers.delivery.exhaustion import Exhausted
 
 MOST_BODY_BYTES = 64 * 1024
@@ -39,7 +41,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def create(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        terms, now_ms = new_terms(await _json(request), door.callbacks), _now_ms(door)
+        terms, now_ms = new_terms(await _json(request), door.callbacks), unix_ms(door.clock)
         _require_allowed(await door.access.tenant(principal.tenant), terms)
         try:
             row = await door.store.write(lambda open_: endpoints.create(open_, principal.tenant, terms, now_ms))
@@ -56,17 +58,15 @@ def routes(door: Door) -> list[BaseRoute]:
         rows, more = await door.store.read(
             lambda open_: endpoints.page(open_, principal.tenant, wanted.limit, wanted.after)
         )
-        objects = [_object(row, sending) for row in rows]
-        ids = {"first_id": objects[0]["id"] if objects else None, "last_id": objects[-1]["id"] if objects else None}
-        return JSONResponse({"object": "list", "data": objects, **ids, "has_more": more})
+        return JSONResponse(list_body([_shown(row, sending) for row in rows], has_more=more))
 
     async def retrieve(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.READ), _sending(door)
-        return JSONResponse(_object(await _found(door, principal, request), sending))
+        return JSONResponse(_shown(await _found(door, principal, request), sending))
 
     async def update(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        body, identifier, now_ms = await _json(request), _id(request), _now_ms(door)
+        body, identifier, now_ms = await _json(request), _id(request), unix_ms(door.clock)
         settings = await door.access.tenant(principal.tenant)
 
         def change(open_: Connection) -> EndpointRow | None:
@@ -75,9 +75,9 @@ def routes(door: Door) -> list[BaseRoute]:
                 return None
             terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
             _require_allowed(settings, terms)
-            return endpoints.update(open_, principal.tenant, identifier, terms, now_ms)
+            return endpoints.update(open_, row, terms, now_ms)
 
-        return JSONResponse(_object(_present(await door.store.write(change), identifier), sending))
+        return JSONResponse(_shown(_present(await door.store.write(change), identifier), sending))
 
     async def delete(request: Request) -> JSONResponse:
         principal, identifier = await door.principal(request, Scope.WEBHOOKS), _id(request)
@@ -104,7 +104,11 @@ def routes(door: Door) -> list[BaseRoute]:
 def _secret_routes(door: Door, one: str) -> list[BaseRoute]:
     async def rotate(request: Request) -> JSONResponse:
         principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        overlap, identifier, now_ms = keeps_old_secret(await _json(request, empty={})), _id(request), _now_ms(door)
+        overlap, identifier, now_ms = (
+            keeps_old_secret(await _json(request, empty={})),
+            _id(request),
+            unix_ms(door.clock),
+        )
         row = await door.store.write(
             lambda open_: endpoints.rotate(open_, principal.tenant, identifier, now_ms, overlap=overlap)
         )
@@ -156,7 +160,7 @@ def _id(request: Request) -> str:
     return str(request.path_params["webhook_endpoint_id"])
 
 
-def _object(row: EndpointRow, sending: Sending) -> dict[str, Any]:
+def _object(row: EndpointRow, secret: str) -> dict[str, Any]:
     return {
         "id": row.id,
         "object": "webhook_endpoint",
@@ -165,14 +169,19 @@ def _object(row: EndpointRow, sending: Sending) -> dict[str, Any]:
         "name": row.name,
         "url": row.url,
         "event_types": row.events,
-        "signing_secret_hint": f"whsec_…{sending.secret(row)[-_HINTED:]}",
+        "signing_secret_hint": f"whsec_…{secret[-_HINTED:]}",
         "headers": dict.fromkeys(row.headers, "…"),
         "enabled": row.enabled,
     }
 
 
+def _shown(row: EndpointRow, sending: Sending) -> dict[str, Any]:
+    return _object(row, sending.secret(row))
+
+
 def _with_secret(row: EndpointRow, sending: Sending) -> dict[str, Any]:
-    return {**_object(row, sending), "signing_secret": sending.secret(row)}
+    secret = sending.secret(row)
+    return {**_object(row, secret), "signing_secret": secret}
 
 
 async def _sent(row: EndpointRow, kind: str, sending: Sending) -> Mapping[str, Any]:
@@ -191,7 +200,3 @@ async def _sent(row: EndpointRow, kind: str, sending: Sending) -> Mapping[str, A
         "status_code": outcome.status,
         "success": True,
     }
-
-
-def _now_ms(door: Door) -> int:
-    return int(door.clock.time() * 1000)

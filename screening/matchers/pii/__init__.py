@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Literal
 
 from screening.matchers.base import Match
 from screening.matchers.pii.addresses import addresses
@@ -15,7 +15,6 @@ from screening.matchers.pii.phones import phones
 from screening.matchers.pii.social_security import social_security_numbers
 
 PiiKind = Literal["card", "iban", "email", "phone", "ip", "ssn"]
-PII_KINDS: Final[tuple[PiiKind, ...]] = get_args(PiiKind)
 Spans = Callable[[str], Iterator[tuple[int, int]]]
 
 

@@ -79,6 +79,10 @@ class KeyringData(FileModel):
         """Return the masters of either format, newest first."""
         return self.masters if self.master is None else (Master(number=1, secret=self.master),)
 
+    def signing_masters(self, now: float) -> list[Master]:
+        """Return the masters of either format that sign now, newest first."""
+        return [master for master in self.all_masters() if master.signs(now)]
+
     def versions(self, tenant: str) -> TenantVersions:
         """Return the versions of a tenant's keys; version 1 for a tenant that is not listed."""
         return self.tenants.get(tenant, TenantVersions())
@@ -106,11 +110,7 @@ class KeyringData(FileModel):
     def endpoint_secrets(self, tenant: str, endpoint_id: str, version: int, now: float) -> list[bytes]:
         """Return the secrets of a version of a tenant's webhook endpoint: one of each master that signs now."""
         owner = f"{tenant}/{endpoint_id}"
-        return [
-            derived(master.secret, "endpoint-secret", owner, version)
-            for master in self.all_masters()
-            if master.ends > now
-        ]
+        return [derived(master.secret, "endpoint-secret", owner, version) for master in self.signing_masters(now)]
 
     def fleet_keys(self, now: float) -> list[FleetKey]:
         """Return the keys that sign now for every tenant, newest first."""
@@ -124,8 +124,7 @@ class KeyringData(FileModel):
 
     def next_endpoint_change(self, tenant: str, now: float) -> float:
         """Return the Unix second at which the next key of the tenant's webhook endpoints stops signing."""
-        masters = (master.ends for master in self.all_masters() if master.ends > now)
-        return min(self.next_change(tenant, now), *masters)
+        return min(self.next_change(tenant, now), *(master.ends for master in self.signing_masters(now)))
 
     def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:
         """Return the data with the tenant's next version; the tenant's imported secrets retire too."""

@@ -320,7 +320,7 @@ def _facts(data: KeyringData, now: float) -> dict[str, Any]:
     """Return public facts about the keys for the log, so that an operator sees that a change arrived."""
     return {
         "format": data.format,
-        "masters": [master.number for master in data.all_masters() if master.signs(now)],
+        "masters": [master.number for master in data.signing_masters(now)],
         "kids": [one["kid"] for one in _fleet_jwk_set(data, now)["keys"]],
     }
 

@@ -1,0 +1,23 @@
+"""The operator's input filter, for the processes that let jobs in or answer them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from schemas.settings import read_settings
+from screening.loading import load_screen
+from screening.settings import ScreeningSettings
+
+if TYPE_CHECKING:
+    from screening.screen import Screen
+
+
+async def open_screen(stack: AsyncExitStack) -> Screen | None:
+    """Return the input filter with its models loaded, or None without rules. Raises RulesRefused, SettingsRefused."""
+    screen = load_screen(read_settings(ScreeningSettings))
+    if screen is not None:
+        stack.callback(screen.close)
+        await asyncio.to_thread(screen.start)
+    return screen
