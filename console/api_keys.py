@@ -121,7 +121,6 @@ def _fields(key: ApiKey) -> dict[str, Any]:
 def _line(key: ApiKey, now_ms: float) -> str:
     from producers.times import show_time
 
-    state = "revoked" if key.revoked_at is not None else "valid" if key.is_valid(now_ms) else "expired"
     used = f"used {show_time(key.last_used_at)}" if key.last_used_at is not None else "never used"
     label = f"  {key.label}" if key.label else ""
-    return f"{key.id}  {key.tenant}  {state}  {','.join(sorted(key.scopes))}  {used}{label}"
+    return f"{key.id}  {key.tenant}  {key.state(now_ms)}  {','.join(sorted(key.scopes))}  {used}{label}"

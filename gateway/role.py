@@ -38,7 +38,7 @@ from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
 from gateway.view.results import OnResults
 from gateway.view.retention import Retention
-from gateway.view.view import View
+from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
 from gateway.webhooks.fan_out import batch_ended, fanning_out
 from gateway.webhooks.sending import Sending
@@ -185,7 +185,7 @@ def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     """Add the view, with the functions that follow each result in the transaction of its row."""
     kafka, clock = process.fleet.kafka, process.clock
     hooks: tuple[OnResults, ...] = (counting(clock), release_answered, fanning_out(kafka.topics, clock))
-    process.beside.append(View(store, kafka, hooks, waiting, clock, process.metrics))
+    process.beside.append(TopicView(store, kafka, hooks, waiting, clock, process.metrics))
     process.beside.append(Retention(store, read_settings(StoreSettings).kept_days, clock))
     process.duties.append(f"reads results from topic {kafka.topics.results}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptography import x509
 
 from operators.certificates.issuing import serial_text
+from operators.certificates.lifetimes import State, state_at
 from operators.certificates.names import identity_of
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -73,15 +74,15 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Expiry:
-    """The end of a certificate or a revocation list, in Unix seconds, and the time from which the log warns of it."""
+    """The lifetime of a certificate or a revocation list."""
 
     file: Path
-    notice_at: float
-    ends_at: float
+    begin: datetime
+    end: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _LoadedTls:
     """A context, and the content of its files that the door needs besides."""
 
     context: ssl.SSLContext
@@ -116,7 +117,7 @@ class DoorTls:
         self._clock = clock
         self._crl = _crl_of(files)
         self._problem: str | None = None
-        self._said: set[tuple[_Expiry, bool]] = set()
+        self._said: set[tuple[_Expiry, State]] = set()
         self._looked_at = clock.monotonic()
         self._loaded = self._load()
         self.context = self._loaded.context
@@ -178,7 +179,7 @@ class DoorTls:
         files = (self._files.certificate, self._files.key, self._files.client_ca, self._crl)
         return tuple(stamp(path) for path in files if path is not None)
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> _LoadedTls:
         stamps = self._stamps()  # taken first, so that the next look notices a change meanwhile
         files, context = self._files, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -195,22 +196,22 @@ class DoorTls:
             load_authorities(context, self._crl)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
             expiries += ends
-        return _Loaded(context, stamps, revoked, tuple(expiries))
+        return _LoadedTls(context, stamps, revoked, tuple(expiries))
 
     def _warn(self) -> None:
         """Log once that a certificate or a list is in the last third of its life, and once that it has expired."""
-        now = self._clock.time()
+        now = datetime.fromtimestamp(self._clock.time(), UTC)
         for expiry in self._loaded.expiries:
-            expired = expiry.ends_at < now
-            if now < expiry.notice_at or (expiry, expired) in self._said:
+            state = state_at(now, expiry.begin, expiry.end)
+            if state is State.VALID or (expiry, state) in self._said:
                 continue
-            self._said.add((expiry, expired))
+            self._said.add((expiry, state))
             log.warning(
                 "A certificate or a revocation list has expired or expires soon; still using it.",
                 action="certificates-expiring",
                 file=str(expiry.file),
-                expires=datetime.fromtimestamp(expiry.ends_at, UTC).isoformat(),
-                expired=expired,
+                expires=expiry.end.isoformat(),
+                expired=state is State.EXPIRED,
             )
 
 
@@ -231,7 +232,7 @@ def _certificates_in(path: Path) -> list[_Expiry]:
             one = x509.load_pem_x509_certificate(block)
         except (ValueError, x509.InvalidVersion):
             raise TlsFileUnusable(path, "it has a certificate that cannot be read") from None
-        found.append(_expiry(path, one.not_valid_before_utc, one.not_valid_after_utc))
+        found.append(_Expiry(path, one.not_valid_before_utc, one.not_valid_after_utc))
     return found
 
 
@@ -252,7 +253,7 @@ def _lists_in(path: Path) -> tuple[frozenset[tuple[str, str]], list[_Expiry]]:
         except (ValueError, TypeError, OverflowError):
             raise TlsFileUnusable(path, "it has a revocation list that cannot be read") from None
         if one.next_update_utc is not None:
-            ends.append(_expiry(path, one.last_update_utc, one.next_update_utc))
+            ends.append(_Expiry(path, one.last_update_utc, one.next_update_utc))
     return frozenset(revoked), ends
 
 
@@ -263,8 +264,3 @@ def _blocks(path: Path) -> list[tuple[bytes, bytes]]:
     except OSError as error:
         raise TlsFileUnusable(path, os.strerror(error.errno).lower() if error.errno else "unreadable") from None
     return [(found[1], found[0]) for found in _BLOCK.finditer(content)]
-
-
-def _expiry(path: Path, begin: datetime, end: datetime) -> _Expiry:
-    first, last = begin.timestamp(), end.timestamp()
-    return _Expiry(path, last - (last - first) / 3, last)

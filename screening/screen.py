@@ -69,7 +69,7 @@ class Screen:
         The folder of a classifier is checked, but `start` loads the model.
         """
         rules, mistakes = read_rules(path)
-        loaded = _Loaded(mistakes)
+        loaded = _LoadedRules(mistakes)
         for placed in rules:
             loaded.add(placed, path.parent)
         if loaded.mistakes:
@@ -164,7 +164,7 @@ class Screen:
         return merged(cuts)
 
 
-class _Loaded:
+class _LoadedRules:
     """The rules and classifiers of a file, and its mistakes."""
 
     def __init__(self, mistakes: list[str]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from devkit.broker import Broker
+from gateway.store.store import Store
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
@@ -108,6 +109,14 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'store.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """An empty store, on each of both databases."""
+    opened = Store.open(store_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -96,16 +96,6 @@ class PostgresServer:
                 process.kill()
         self._process.wait()
 
-    def freeze(self) -> None:
-        """Stop all processes of the server: connections stay open, and nothing answers."""
-        for process in self._all():
-            process.suspend()
-
-    def thaw(self) -> None:
-        """Let all processes of the server go on."""
-        for process in self._all():
-            process.resume()
-
     def dump(self, url: str, into: Path) -> None:
         """Write a backup of a database by `pg_dump`."""
         done = self._run("pg_dump", "-Fc", "-d", url.replace("+psycopg", ""))

@@ -27,7 +27,7 @@ from workers.stage.sweep import LeaderMissing, Sweeps
 from workers.stage.transactional_producer import MakeProducer, TransactionalProducer
 
 
-class Outlet:
+class RecordOutlet:
     """Puts rows of the outbox on Kafka. Methods raise KafkaException. A single thread calls all methods."""
 
     def __init__(

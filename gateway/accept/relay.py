@@ -22,7 +22,7 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Connection, select
 
 from gateway.accept.lease import BEAT_SECONDS, Lease
-from gateway.accept.outlet import Outlet
+from gateway.accept.outlet import RecordOutlet
 from gateway.accept.position import adopt, forget
 from gateway.accept.side_thread import SideThread
 from gateway.accept.trouble import Trouble
@@ -79,14 +79,14 @@ class Relay(SideThread):
         self._accepted.set()
 
     def _run(self) -> None:
-        outlet: Outlet | None = None
+        outlet: RecordOutlet | None = None
         begun = False
         while self._goes_on():
             try:
                 if not begun:
                     self._lease.take()
                     begun = True
-                outlet = outlet or Outlet(self._kafka, self._store.read_now(store_id), self._clock, self._trust)
+                outlet = outlet or RecordOutlet(self._kafka, self._store.read_now(store_id), self._clock, self._trust)
                 self._round(outlet)
             except (KafkaException, StoreAway) as error:
                 self._failed(error)
@@ -94,7 +94,7 @@ class Relay(SideThread):
             outlet.close()
         self._end()
 
-    def _round(self, outlet: Outlet) -> None:
+    def _round(self, outlet: RecordOutlet) -> None:
         """Relay as the holder of the lease, or wait for its end."""
         if self._lease.is_mine():
             self._relay(outlet)
@@ -104,7 +104,7 @@ class Relay(SideThread):
             self._succeeded()
             self._rest(BEAT_SECONDS)
 
-    def _relay(self, outlet: Outlet) -> None:
+    def _relay(self, outlet: RecordOutlet) -> None:
         """Relay until the stop, or until another relay has taken over. Raises KafkaException and StoreAway."""
         found = outlet.open()
         position, _ = self._store.write_now(lambda connection: adopt(connection, found))

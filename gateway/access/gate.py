@@ -47,15 +47,14 @@ class Gate:
         Refused credentials are counted by address. Above the rate, that address may use only credentials that were
         accepted lately: guessing becomes slow and reads no database, and others behind the same proxy go on.
         """
-        network = network_of(address)
         if not self._access.knows(authorization, peer):
-            spent = await self._rates.is_spent(self._failures, "failures", network)
+            spent = await self._rates.is_spent(self._failures, "failures", network_of(address))
             if spent is not None:
                 raise TooManyRequests("This address is refused: it", spent)
         try:
             principal = await self._access.principal(authorization, peer)
         except CredentialRefused:
-            await self._rates.take(self._failures, "failures", network)
+            await self._rates.take(self._failures, "failures", network_of(address))
             raise
         return Admitted(principal, await self._within_rates(principal))
 

@@ -37,6 +37,10 @@ class ApiKey:
     revoked_at: int | None
     last_used_at: int | None
 
+    def state(self, now_ms: float) -> str:
+        """Return `valid`, `revoked` or `expired`."""
+        return "revoked" if self.revoked_at is not None else "valid" if self.is_valid(now_ms) else "expired"
+
     def is_valid(self, now_ms: float) -> bool:
         """True unless the key is revoked or expired."""
         return self.revoked_at is None and (self.expires_at is None or now_ms < self.expires_at)

@@ -1,17 +1,17 @@
 """Quotas: work that a tenant has queued, counted in jobs (lines) and tokens.
 
 Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
-and each batch keeps its own reservation in its row, so that a reservation is given back once, whatever comes twice.
+and each batch keeps its own reservation in its row, so that a reservation is given back once, a repeat.
 Only tenants with a quota reserve anything: others cost no write.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, case, func, select, tuple_
 
 from gateway.access.tenant_settings import TenantSettings
 from gateway.store.dialects import insert
@@ -19,6 +19,9 @@ from gateway.store.tables import batches, jobs, quotas
 
 BYTES_OF_A_TOKEN = 4
 """Bytes of text for one token, about: English text has four characters a token."""
+
+
+_ASKED_TOGETHER = 200
 
 
 class QuotaExceeded(Exception):  # noqa: N818 - it names what happened
@@ -111,9 +114,8 @@ def release_answered(connection: Connection, answered: Sequence[Answered]) -> No
     lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
     for (tenant, batch_id), number in lines.items():
         _add(freed, tenant, _of_batch(connection, tenant, batch_id or "", number))
-    for each in first:
-        if each.batch_id is None:
-            _add(freed, each.tenant, _of_job(connection, each.tenant, each.job_id))
+    for tenant, work in _of_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None]):
+        _add(freed, tenant, work)
     for tenant, work in freed.items():
         _give_back(connection, tenant, work)
 
@@ -125,13 +127,15 @@ def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
         _give_back(connection, tenant, work)
 
 
-def _of_job(connection: Connection, tenant: str, job_id: str) -> Work:
-    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id)
-    tokens = connection.execute(select(jobs.c.reserved_tokens).where(this)).scalar()
-    if tokens is None:
-        return Work(0, 0)
-    connection.execute(jobs.update().where(this).values(reserved_tokens=None))
-    return Work(1, tokens)
+def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Work]]:
+    """Take the reservations of jobs, as (tenant, job id), out of their rows. Most jobs have none."""
+    ordered, key = sorted(set(keys)), tuple_(jobs.c.tenant, jobs.c.job_id)
+    for start in range(0, len(ordered), _ASKED_TOGETHER):
+        these = key.in_(ordered[start : start + _ASKED_TOGETHER]) & jobs.c.reserved_tokens.is_not(None)
+        found = connection.execute(select(jobs.c.tenant, jobs.c.reserved_tokens).where(these)).all()
+        if found:
+            connection.execute(jobs.update().where(these).values(reserved_tokens=None))
+        yield from ((tenant, Work(1, tokens)) for tenant, tokens in found)
 
 
 def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | None) -> Work:

@@ -12,7 +12,7 @@ from schemas.codec import write_job
 from schemas.job import Job
 
 
-class Allowance:
+class LineAllowance:
     """Checks each line of a batch once, and sums the lines up. Implements `checking.CheckJob`."""
 
     def __init__(self, settings: TenantSettings) -> None:

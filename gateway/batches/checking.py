@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from gateway.batches.lines import Line, lines_of
-from gateway.batches.ranges import Cut, cut
+from gateway.batches.ranges import LineCut, cut
 from schemas import openai
 from schemas.codec import read_batch_line
 from schemas.job import MAX_JOB_BYTES, Job
@@ -49,7 +49,7 @@ class Checked:
     """The outcome of a check: either errors, or the ranges of all lines."""
 
     total: int = 0
-    ranges: list[Cut] = field(default_factory=list)
+    ranges: list[LineCut] = field(default_factory=list)
     errors: list[LineError] = field(default_factory=list)
 
 

@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 from gateway.access.quotas import QuotaExceeded
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
-from gateway.batches.allowance import Allowance
+from gateway.batches.allowance import LineAllowance
 from gateway.batches.checking import Checked, LineError, check_file
+from gateway.batches.declined import Declined
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
-from gateway.batches.refused import Refused
 from gateway.batches.shelf import Shelf
 from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.blobs.base import BlobError, BlobMissing
@@ -139,7 +139,7 @@ class Clerk(SideTask):
             row = await self._shelf.store.write(lambda connection: self._claim(connection, batch_id))
             if row is not None:
                 await self._claimed(row)
-        except (BlobError, StoreAway, Refused) as error:
+        except (BlobError, StoreAway, Declined) as error:
             self._failed(batch_id, str(error))
             await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
@@ -184,7 +184,7 @@ class Clerk(SideTask):
             self._away = str(away)
 
     def _next_step(self, row: BatchRow) -> None:
-        """Do a batch's next step. Blocks. Raises BlobError, StoreAway, Refused and Stopping."""
+        """Do a batch's next step. Blocks. Raises BlobError, StoreAway, Declined and Stopping."""
         if row.status == VALIDATING:
             self._check(row)
             return
@@ -206,7 +206,7 @@ class Clerk(SideTask):
 
     def _check(self, row: BatchRow) -> None:
         pieces = self._until_stopped(self._shelf.content(row.input_file_id))
-        allowance = Allowance(self._settings_of(row.tenant))
+        allowance = LineAllowance(self._settings_of(row.tenant))
         try:
             checked = check_file(pieces, row.endpoint, allowance)
         except BlobMissing:
@@ -223,7 +223,7 @@ class Clerk(SideTask):
         if begun:
             log.info("All lines of a batch are jobs; expanding it.", action="batch-begun", batch_id=row.id)
 
-    def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: Allowance) -> bool:
+    def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: LineAllowance) -> bool:
         """Put the batch to work, within its tenant's quota. Raises QuotaExceeded."""
         begun = orders.begin(connection, row, checked, self._shelf.now_ms(), self._topics)
         if begun:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
-from gateway.batches.paging import Page, PageQuery, read_page
-from gateway.batches.refused import Refused, unknown
+from gateway.batches.declined import Declined, unknown
+from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.states import LIVE
 from gateway.store.tables import batches, files
 
@@ -42,28 +42,28 @@ class FileTerms:
 
 
 def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
-    """Check the fields of an upload's form. Raises Refused (400)."""
+    """Check the fields of an upload's form. Raises Declined (400)."""
     purpose = fields.get("purpose")
     if purpose is None:
-        raise Refused(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
+        raise Declined(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
     if purpose not in PURPOSES:
-        raise Refused(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
+        raise Declined(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     return FileTerms(purpose, clean_filename(filename), expiry_seconds(anchor, seconds, "expires_after"))
 
 
 def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
-    """Check the two members of an `expires_after`; both None is no expiry. Raises Refused (400)."""
+    """Check the two members of an `expires_after`; both None is no expiry. Raises Declined (400)."""
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":
-        raise Refused(400, "invalid_value", f"`{name}.anchor` can only be `created_at`.", f"{name}.anchor")
+        raise Declined(400, "invalid_value", f"`{name}.anchor` can only be `created_at`.", f"{name}.anchor")
     if isinstance(seconds, str) and _NUMBER.fullmatch(seconds):
         seconds = int(seconds)
     if type(seconds) is int and SHORTEST_EXPIRY_SECONDS <= seconds <= LONGEST_EXPIRY_SECONDS:
         return seconds
     bounds = f"{SHORTEST_EXPIRY_SECONDS} to {LONGEST_EXPIRY_SECONDS}"
-    raise Refused(400, "invalid_value", f"`{name}.seconds` is a whole number from {bounds}.", f"{name}.seconds")
+    raise Declined(400, "invalid_value", f"`{name}.seconds` is a whole number from {bounds}.", f"{name}.seconds")
 
 
 def clean_filename(given: str | None) -> str:
@@ -80,12 +80,12 @@ def begin(
     submitted_by: str | None,
     tenant_bytes: int | None,
 ) -> None:
-    """Write the row of a file whose first byte is still to come. Raises Refused (413) for a tenant with too many."""
+    """Write the row of a file whose first byte is still to come. Raises Declined (413) for a tenant with too many."""
     held = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
         files.c.tenant == tenant, files.c.deleted_at.is_(None)
     )
     if tenant_bytes is not None and connection.execute(held).scalar_one() >= tenant_bytes:
-        raise Refused(
+        raise Declined(
             413, "storage_full", f"The tenant's files have {tenant_bytes} bytes or more; delete some.", "file"
         )
     row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}
@@ -93,18 +93,18 @@ def begin(
 
 
 def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
-    """Make a file visible. Raises Refused (408) if its row was removed meanwhile, since the write took too long."""
+    """Make a file visible. Raises Declined (408) if its row was removed meanwhile, since the write took too long."""
     expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
     said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
     this = and_(files.c.id == identifier, files.c.deleted_at.is_(None))
     made = files.update().where(this).values(**said, expires_at=expires_at, created_at=now_ms, stored_at=now_ms)
     if connection.execute(made).rowcount == 0:
-        raise Refused(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
+        raise Declined(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
     return connection.execute(select(files).where(this)).one()
 
 
 def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, lock: bool = False) -> FileRow:
-    """Return the row of a tenant's file. `lock` keeps it until the change's end. Raises Refused (404)."""
+    """Return the row of a tenant's file. `lock` keeps it until the change's end. Raises Declined (404)."""
     statement = select(files).where(files.c.id == identifier, *_visible(tenant, now_ms))
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
@@ -112,19 +112,19 @@ def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, l
     return row
 
 
-def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> Page:
+def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> RowPage:
     """Return one page of a tenant's files, of one purpose if given."""
     chosen = [] if purpose is None else [files.c.purpose == purpose]
     return read_page(connection, files, [*_visible(tenant, now_ms), *chosen], query)
 
 
 def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: int) -> None:
-    """Hide a file, so that its blob can be removed. Raises Refused (404; 409 while a batch reads the file)."""
+    """Hide a file, so that its blob can be removed. Raises Declined (404; 409 while a batch reads the file)."""
     find(connection, tenant, identifier, now_ms, lock=True)
     using = select(batches.c.id).where(batches.c.input_file_id == identifier, batches.c.status.in_(LIVE)).limit(1)
     if (user := connection.execute(using).scalar_one_or_none()) is not None:
         message = f"Batch {user} reads the file; wait for its end, or cancel the batch first."
-        raise Refused(409, "file_in_use", message, "file_id")
+        raise Declined(409, "file_in_use", message, "file_id")
     connection.execute(files.update().where(files.c.id == identifier).values(deleted_at=now_ms))
 
 

@@ -15,11 +15,11 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, literal, select
 
 from gateway.batches import files, orders
+from gateway.batches.declined import Declined
 from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
 from gateway.batches.lines import Line, lines_of
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
 from gateway.batches.ranges import job_id
-from gateway.batches.refused import Refused
 from gateway.batches.shelf import Draft, Shelf
 from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing
@@ -56,7 +56,7 @@ class OutOfStep(Exception):  # noqa: N818 - it names what happened
 def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsked) -> None:
     """Write a batch's files and end the batch. Blocks.
 
-    Raises BlobsAway, StoreAway and Refused, after which another attempt may follow.
+    Raises BlobsAway, StoreAway and Declined, after which another attempt may follow.
     """
     now_ms = shelf.now_ms()
     writers: list[FileWriter] = []
@@ -94,7 +94,7 @@ class FileWriter:
         """True while `drop` removes the file."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line. Raises BlobsAway, StoreAway and Refused (413)."""
+        """Append a line. Raises BlobsAway, StoreAway and Declined (413)."""
         content = to_json(line) + b"\n"
         self._waiting.append(content)
         self._waiting_bytes += len(content)
@@ -132,7 +132,7 @@ def _commit(shelf: Shelf, change: Callable[[Connection], None], writers: list[Fi
     """Run the change that ends the batch. A refused change has certainly not happened, so its files are dropped."""
     try:
         shelf.store.write_now(change)
-    except (OutOfStep, Refused):
+    except (OutOfStep, Declined):
         for writer in writers:
             writer.dropped = True
         raise
@@ -293,7 +293,7 @@ def _end(
     error: FileWriter,
     on_ended: OnEnded,
 ) -> None:
-    """End the batch with its files. Raises OutOfStep, and Refused if a file was swept since it took too long."""
+    """End the batch with its files. Raises OutOfStep, and Declined if a file was swept since it took too long."""
     now_ms = shelf.now_ms()
     expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
     kept = {

@@ -16,9 +16,9 @@ from gateway.accept.cancelling import put_control
 from gateway.accept.outbox import put_record
 from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
-from gateway.batches.paging import Page, PageQuery, read_page
+from gateway.batches.declined import Declined, unknown
+from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.ranges import LineRange, write_range
-from gateway.batches.refused import Refused, unknown
 from gateway.batches.states import (
     CANCELLABLE,
     CANCELLED,
@@ -56,19 +56,19 @@ class BatchTerms:
 
 
 def batch_terms(body: object) -> BatchTerms:
-    """Check the body of a request to create a batch. Raises Refused (400)."""
+    """Check the body of a request to create a batch. Raises Declined (400)."""
     if not isinstance(body, dict):
-        raise Refused(400, "invalid_value", "The body is a JSON object.")
+        raise Declined(400, "invalid_value", "The body is a JSON object.")
     file_id, endpoint = body.get("input_file_id"), body.get("endpoint")
     if not isinstance(file_id, str):
-        raise Refused(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
+        raise Declined(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
     if not isinstance(endpoint, str) or endpoint not in URLS:
-        raise Refused(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
+        raise Declined(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
     if body.get("completion_window") != WINDOW:
-        raise Refused(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
+        raise Declined(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
     expiry = body.get("output_expires_after")
     if expiry is not None and not isinstance(expiry, dict):
-        raise Refused(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
+        raise Declined(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
     return BatchTerms(
         file_id,
         endpoint,
@@ -78,7 +78,7 @@ def batch_terms(body: object) -> BatchTerms:
 
 
 def checked_metadata(metadata: object) -> Mapping[str, str] | None:
-    """Check the bounds of OpenAI's `metadata`. Raises Refused (400)."""
+    """Check the bounds of OpenAI's `metadata`. Raises Declined (400)."""
     if metadata is None:
         return None
     if isinstance(metadata, dict) and len(metadata) <= _MOST_METADATA and all(map(_is_pair, metadata.items())):
@@ -87,7 +87,7 @@ def checked_metadata(metadata: object) -> Mapping[str, str] | None:
         f"`metadata` has at most {_MOST_METADATA} texts, with keys of {_LONGEST_KEY} and values of {_LONGEST_VALUE} "
         "characters at most."
     )
-    raise Refused(400, "invalid_value", message, "metadata")
+    raise Declined(400, "invalid_value", message, "metadata")
 
 
 def create(
@@ -100,14 +100,14 @@ def create(
     submitted_by: str | None = None,
     traceparent: str | None = None,
 ) -> BatchRow:
-    """Write the row of a new batch, which is then checked. Raises Refused (400, 404)."""
+    """Write the row of a new batch, which is then checked. Raises Declined (400, 404)."""
     file = files.find(connection, tenant, terms.input_file_id, now_ms, lock=True)
     if file.purpose != "batch":
         message = f"The file's purpose is `{file.purpose}`; upload it with the purpose `batch`."
-        raise Refused(400, "invalid_file_purpose", message, "input_file_id")
+        raise Declined(400, "invalid_file_purpose", message, "input_file_id")
     if file.bytes > MOST_BYTES:
         message = f"The file has more than {MOST_BYTES} bytes; split it."
-        raise Refused(400, "file_too_large", message, "input_file_id")
+        raise Declined(400, "file_too_large", message, "input_file_id")
     row = {
         "id": identifier,
         "tenant": tenant,
@@ -130,7 +130,7 @@ def create(
 
 
 def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
-    """Return the row of a tenant's batch. Raises Refused (404)."""
+    """Return the row of a tenant's batch. Raises Declined (404)."""
     this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
     row = connection.execute(select(batches).where(this)).one_or_none()
     if row is None:
@@ -138,13 +138,13 @@ def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
     return row
 
 
-def page(connection: Connection, tenant: str, query: PageQuery) -> Page:
+def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
     """Return one page of a tenant's batches."""
     return read_page(connection, batches, [batches.c.tenant == tenant], query)
 
 
 def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
-    """Order the end of a batch: one record cancels all of its jobs. Raises Refused (404; 409 for one that has ended).
+    """Order the end of a batch: one record cancels all of its jobs. Raises Declined (404; 409 for one that has ended).
 
     A batch that is being cancelled stays so.
     """
@@ -153,7 +153,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
         return row
     if row.status not in CANCELLABLE or not step(connection, identifier, row.status, CANCELLING, cancelling_at=now_ms):
         message = f"Batch {identifier} is `{row.status}`, and cannot be cancelled."
-        raise Refused(409, "batch_not_cancellable", message, "batch_id")
+        raise Declined(409, "batch_not_cancellable", message, "batch_id")
     put_control(connection, tenant, identifier, topics, now_ms)
     return find(connection, tenant, identifier)
 

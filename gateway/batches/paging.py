@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
 
-from gateway.batches.refused import Refused
+from gateway.batches.declined import Declined
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LIMIT = re.compile(r"[0-9]{1,6}")
@@ -27,9 +27,14 @@ class PageQuery:
     limit: int
     order: Literal["asc", "desc"]
 
+    @property
+    def ascending(self) -> bool:
+        """True if the oldest object comes first."""
+        return self.order == "asc"
+
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class RowPage:
     """The rows of one page."""
 
     rows: Sequence[Row[Any]]
@@ -37,31 +42,31 @@ class Page:
 
 
 def page_query(said: Mapping[str, str], *, most: int, default: int) -> PageQuery:
-    """Read `after`, `limit` and `order` of a query string. Raises Refused (400)."""
+    """Read `after`, `limit` and `order` of a query string. Raises Declined (400)."""
     after, limit, order = said.get("after") or None, said.get("limit", str(default)), said.get("order", "desc")
     if after is not None and not _ID.fullmatch(after):
-        raise Refused(400, "invalid_value", "`after` is not the id of an object; take `last_id` of a page.", "after")
+        raise Declined(400, "invalid_value", "`after` is not the id of an object; take `last_id` of a page.", "after")
     if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= most:
-        raise Refused(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
+        raise Declined(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
     if order == "asc":
         return PageQuery(after, int(limit), "asc")
     if order == "desc":
         return PageQuery(after, int(limit), "desc")
-    raise Refused(400, "invalid_value", "`order` is `asc` or `desc`.", "order")
+    raise Declined(400, "invalid_value", "`order` is `asc` or `desc`.", "order")
 
 
-def read_page(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]], query: PageQuery) -> Page:
+def read_page(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]], query: PageQuery) -> RowPage:
     """Read one page of the rows that match `where`."""
     key = table.c.id
     statement = select(table).where(*where).limit(query.limit + 1)
-    if query.order == "asc":
+    if query.ascending:
         statement = statement.order_by(key.asc())
         statement = statement if query.after is None else statement.where(key > query.after)
     else:
         statement = statement.order_by(key.desc())
         statement = statement if query.after is None else statement.where(key < query.after)
     rows = connection.execute(statement).all()
-    return Page(rows[: query.limit], len(rows) > query.limit)
+    return RowPage(rows[: query.limit], len(rows) > query.limit)
 
 
 def list_body(objects: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def read_range(value: bytes | None) -> LineRange:
         raise InvalidRange("the record does not name a batch and a range of lines") from None
 
 
-class Cut(WireModel):
+class LineCut(WireModel):
     """A range of lines within one file."""
 
     first: int
@@ -69,8 +69,8 @@ class Cut(WireModel):
     length: int
 
 
-def cut(lines: Iterable[Line]) -> Iterator[Cut]:
-    """Cut adjacent lines into ranges of bounded lines and bytes."""
+def cut(lines: Iterable[Line]) -> Iterator[LineCut]:
+    """LineCut adjacent lines into ranges of bounded lines and bytes."""
     first: Line | None = None
     last: Line | None = None
     for line in lines:
@@ -84,7 +84,7 @@ def cut(lines: Iterable[Line]) -> Iterator[Cut]:
         yield _between(first, last)
 
 
-def _between(first: Line, last: Line) -> Cut:
-    return Cut(
+def _between(first: Line, last: Line) -> LineCut:
+    return LineCut(
         first=first.number, lines=last.number - first.number + 1, start=first.start, length=last.end - first.start
     )

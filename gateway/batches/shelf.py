@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Iterator
 
 from gateway.batches import files
+from gateway.batches.declined import Declined
 from gateway.batches.files import FileRow, FileTerms
-from gateway.batches.paging import Page, PageQuery
-from gateway.batches.refused import Refused
+from gateway.batches.paging import PageQuery, RowPage
 from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
 from gateway.blobs.settings import FilesSettings
 from gateway.store.store import Store, StoreAway
@@ -34,7 +34,7 @@ class Shelf:
         return unix_ms(self.clock)
 
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
-        """Begin a file. Raises Refused (413), BlobsAway and StoreAway.
+        """Begin a file. Raises Declined (413), BlobsAway and StoreAway.
 
         Without `bounded`, the tenant's other files may fill its space: a batch's answers are paid for already.
         """
@@ -48,7 +48,7 @@ class Shelf:
             raise
 
     async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
-        """Finish a file: first its blob, then its row. Raises Refused (408), BlobsAway and StoreAway."""
+        """Finish a file: first its blob, then its row. Raises Declined (408), BlobsAway and StoreAway."""
         await asyncio.to_thread(draft.writer.commit)
         now_ms = self.now_ms()
         return await self.store.write(
@@ -61,10 +61,10 @@ class Shelf:
         self.remove(draft.id)
 
     async def find(self, tenant: str, identifier: str) -> FileRow:
-        """Return a file's row. Raises Refused (404)."""
+        """Return a file's row. Raises Declined (404)."""
         return await self.store.read(lambda connection: files.find(connection, tenant, identifier, self.now_ms()))
 
-    async def page(self, tenant: str, query: PageQuery, purpose: str | None) -> Page:
+    async def page(self, tenant: str, query: PageQuery, purpose: str | None) -> RowPage:
         """Return one page of a tenant's files."""
         return await self.store.read(lambda connection: files.page(connection, tenant, query, purpose, self.now_ms()))
 
@@ -73,7 +73,7 @@ class Shelf:
         return self.blobs.read(identifier, start, length)
 
     async def delete(self, tenant: str, identifier: str) -> None:
-        """Delete a file. Raises Refused (404, 409)."""
+        """Delete a file. Raises Declined (404, 409)."""
         now_ms = self.now_ms()
         await self.store.write(lambda connection: files.mark_deleted(connection, tenant, identifier, now_ms))
         await asyncio.to_thread(self.remove, identifier)
@@ -120,9 +120,9 @@ class Draft:
         return self._hash.hexdigest()
 
     def write(self, data: bytes, most: int | None = None) -> None:
-        """Append bytes. Blocks. Raises Refused (413) beyond `most` bytes in all, and BlobsAway."""
+        """Append bytes. Blocks. Raises Declined (413) beyond `most` bytes in all, and BlobsAway."""
         if most is not None and self.size + len(data) > most:
-            raise Refused(413, "file_too_large", f"The file has more than {most} bytes; split it.", "file")
+            raise Declined(413, "file_too_large", f"The file has more than {most} bytes; split it.", "file")
         self.writer.write(data)
         self._hash.update(data)
         self.size += len(data)

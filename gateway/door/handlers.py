@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
 from gateway.access.oidc.issuer_keys import IssuerAway
-from gateway.batches.refused import Refused
+from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.door.errors import ApiError
 from gateway.store.store import StoreAway
@@ -24,7 +24,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(IssuerAway, _issuer_away)
     app.add_exception_handler(BlobsAway, _away)
     app.add_exception_handler(BlobMissing, _content_missing)
-    app.add_exception_handler(Refused, _refused_by_batches)
+    app.add_exception_handler(Declined, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _defect)
 
@@ -54,7 +54,7 @@ async def _issuer_away(_request: Request, error: Exception) -> Response:
 
 
 async def _refused_by_batches(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)  # noqa: S101 - registered for this class
+    assert isinstance(error, Declined)  # noqa: S101 - registered for this class
     return error_response(ApiError(error.status, error.code, error.message, param=error.param))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from gateway.batches.paging import PageQuery
 from gateway.door.errors import ApiError
 from producers.times import NotATime, parse_time
 
@@ -15,16 +15,6 @@ DEFAULT_LIMIT = 20
 MOST_LIMIT = 100
 _UNIX_SECONDS = re.compile(r"[0-9]{1,11}")
 _COUNT = re.compile(r"[0-9]{1,9}")
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """The part of a list that a request asks for."""
-
-    limit: int
-    after: str | None
-    """The id of the last item of the previous page."""
-    ascending: bool
 
 
 def invalid(name: str, reason: str) -> ApiError:
@@ -40,13 +30,14 @@ def only(request: Request, names: Collection[str], prefix: str | None = None) ->
             raise ApiError(400, "unknown_parameter", f"A parameter is unknown; known here: {known}.", param=name[:64])
 
 
-def page(request: Request, default: int = DEFAULT_LIMIT, *, ascending: bool = False) -> Page:
+def page(request: Request, default: int = DEFAULT_LIMIT, *, ascending: bool = False) -> PageQuery:
     """Return the page that `limit`, `after` and `order` ask for."""
     query = request.query_params
     order = query.get("order", "asc" if ascending else "desc")
     if order not in ("asc", "desc"):
         raise invalid("order", "is neither `asc` nor `desc`")
-    return Page(number(request, "limit", default, 1, MOST_LIMIT), query.get("after"), order == "asc")
+    limit = number(request, "limit", default, 1, MOST_LIMIT)
+    return PageQuery(query.get("after"), limit, "asc" if order == "asc" else "desc")
 
 
 def number(request: Request, name: str, default: int, least: int, most: int) -> int:

@@ -12,7 +12,7 @@ from gateway.store.errors import StoreAway
 from gateway.store.tables import view_offsets
 
 
-class Place(NamedTuple):
+class TopicPlace(NamedTuple):
     """A partition of one topic."""
 
     topic: str
@@ -33,7 +33,7 @@ class OffsetsMoved(Exception):  # noqa: N818 - it names what happened
     """Another view has written the records, or the view is being rebuilt: read the offsets again."""
 
 
-def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int]:
+def begin_at(connection: Connection, places: Iterable[TopicPlace]) -> dict[TopicPlace, int]:
     """Return the next offset of each partition. New partitions, and topics made anew, begin at 0.
 
     Raises BeingRebuilt.
@@ -45,7 +45,7 @@ def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int
         insert_new(connection, view_offsets, rows)
     if connection.execute(select(columns.topic).where(columns.next_offset == HELD)).first():
         raise BeingRebuilt("the rows are being rebuilt; if `postback store rebuild` was cut off, run it again")
-    found: dict[Place, int] = {}
+    found: dict[TopicPlace, int] = {}
     for place in wanted:
         this = (columns.topic == place.topic) & (columns.partition == place.partition)
         row = connection.execute(select(columns.topic_id, columns.next_offset).where(this)).one()
@@ -56,7 +56,7 @@ def begin_at(connection: Connection, places: Iterable[Place]) -> dict[Place, int
     return found
 
 
-def move(connection: Connection, moves: Mapping[Place, tuple[int, int]]) -> None:
+def move(connection: Connection, moves: Mapping[TopicPlace, tuple[int, int]]) -> None:
     """Move each partition's offset from the first number to the second. Raises OffsetsMoved if it is elsewhere."""
     columns = view_offsets.c
     for place, (before, after) in moves.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from gateway.view.offsets import Place
+from gateway.view.offsets import TopicPlace
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from workers.kafka.clients import asking_config, client_config
@@ -41,7 +41,7 @@ class TopicReader:
         )
         self._ends: set[tuple[str, int]] = set()
 
-    def places(self) -> set[Place]:
+    def places(self) -> set[TopicPlace]:
         """Ask Kafka for all partitions of the topics."""
         ids = self._ids(self._topics, ASK_SECONDS)
         found = set()
@@ -49,10 +49,10 @@ class TopicReader:
             layout = self._consumer.list_topics(topic, timeout=ASK_SECONDS).topics[topic]
             if layout.error is not None:
                 raise KafkaException(layout.error)
-            found |= {Place(topic, topic_id, number) for number in layout.partitions}
+            found |= {TopicPlace(topic, topic_id, number) for number in layout.partitions}
         return found
 
-    def first_kept_ms(self, place: Place) -> int | None:
+    def first_kept_ms(self, place: TopicPlace) -> int | None:
         """Return the time of a partition's first record in Unix milliseconds.
 
         0: the partition never had a record. None: it has none left.
@@ -75,7 +75,7 @@ class TopicReader:
                     raise
                 _CLOCK.sleep(_ASK_AGAIN_SECONDS)
 
-    def begin(self, offsets: Mapping[Place, int]) -> None:
+    def begin(self, offsets: Mapping[TopicPlace, int]) -> None:
         """Read from these offsets on."""
         self._ends.clear()
         self._consumer.assign([TopicPartition(p.topic, p.partition, offset) for p, offset in offsets.items()])
@@ -96,7 +96,7 @@ class TopicReader:
             # Other errors mean that the broker is away; the client reconnects by itself.
         return found
 
-    def has_ended(self, places: set[Place]) -> bool:
+    def has_ended(self, places: set[TopicPlace]) -> bool:
         """Return whether the reading has come to the end of these partitions."""
         return all((place.topic, place.partition) in self._ends for place in places)
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 from gateway.store.meta import set_value, value_of
 from gateway.store.store import Store
 from gateway.store.tables import job_attempts, jobs, meta, view_offsets
-from gateway.view.offsets import HELD, Place
+from gateway.view.offsets import HELD, TopicPlace
 from gateway.view.reader import TopicReader
 from gateway.view.records import attempt_of, result_of
 from gateway.view.writing import BATCHES, KAFKA, write_attempts, write_results
@@ -51,7 +51,7 @@ def rebuild(store: Store, kafka: KafkaSettings, recount: Callable[[Connection], 
     return count
 
 
-def _first_kept(reader: TopicReader, places: Sequence[Place]) -> int:
+def _first_kept(reader: TopicReader, places: Sequence[TopicPlace]) -> int:
     """Return the time in Unix milliseconds from which Kafka has the records of all partitions."""
     return max((_NEVER if first is None else first for first in map(reader.first_kept_ms, places)), default=_NEVER)
 
@@ -61,7 +61,7 @@ def _begin(results_since: int, attempts_since: int, connection: Connection) -> d
     said = value_of(connection, _TARGETS)
     if said is None:
         rows = connection.execute(select(view_offsets)).all()
-        said = json.dumps({_name(Place(row.topic, row.topic_id, row.partition)): row.next_offset for row in rows})
+        said = json.dumps({_name(TopicPlace(row.topic, row.topic_id, row.partition)): row.next_offset for row in rows})
         set_value(connection, _TARGETS, said)
         connection.execute(view_offsets.update().values(next_offset=HELD))
     recent = jobs.c.finished_at >= results_since
@@ -73,7 +73,7 @@ def _begin(results_since: int, attempts_since: int, connection: Connection) -> d
     return found
 
 
-def _read(store: Store, reader: TopicReader, ends: dict[Place, int], results: str) -> int:
+def _read(store: Store, reader: TopicReader, ends: dict[TopicPlace, int], results: str) -> int:
     """Write all records below the ends."""
     by_partition = {(place.topic, place.partition): place for place in ends}
     reader.begin(dict.fromkeys(ends, 0))
@@ -104,11 +104,11 @@ def _end(targets: dict[str, int], recount: Callable[[Connection], None], connect
     """Let the views go on from their offsets."""
     for row in connection.execute(select(view_offsets)).all():
         this = (view_offsets.c.topic == row.topic) & (view_offsets.c.partition == row.partition)
-        target = targets.get(_name(Place(row.topic, row.topic_id, row.partition)), 0)
+        target = targets.get(_name(TopicPlace(row.topic, row.topic_id, row.partition)), 0)
         connection.execute(view_offsets.update().where(this).values(next_offset=target))
     recount(connection)
     connection.execute(meta.delete().where(meta.c.name == _TARGETS))
 
 
-def _name(place: Place) -> str:
+def _name(place: TopicPlace) -> str:
     return f"{place.topic}:{place.topic_id}:{place.partition}"

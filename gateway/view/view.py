@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from gateway.accept.side_thread import SideThread
 from gateway.accept.trouble import Trouble
 from gateway.store.store import Store, StoreAway
-from gateway.view.offsets import OffsetsMoved, Place, begin_at, move
+from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
 from gateway.view.reader import TopicReader
 from gateway.view.records import AttemptRecord, ResultRecord, attempt_of, result_of
 from gateway.view.results import OnResults
@@ -38,7 +38,7 @@ SILENT_SECONDS = 10.0
 log = get_logger()
 
 
-class View(SideThread):
+class TopicView(SideThread):
     """A `SideTask`. `hooks` are called in the transaction of the results, see `OnResults`."""
 
     def __init__(
@@ -56,8 +56,8 @@ class View(SideThread):
         self._hooks = hooks
         self._waiting = waiting
         self._metrics = metrics
-        self._next: dict[Place, int] = {}
-        self._by_partition: dict[tuple[str, int], Place] = {}
+        self._next: dict[TopicPlace, int] = {}
+        self._by_partition: dict[tuple[str, int], TopicPlace] = {}
         self._trouble = Trouble(clock, SILENT_SECONDS)
 
     def reasons(self) -> list[str]:
@@ -158,8 +158,8 @@ class View(SideThread):
         attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
         return [each for each in results if each is not None], [each for each in attempts if each is not None]
 
-    def _moves(self, messages: Sequence[Any]) -> dict[Place, tuple[int, int]]:
-        moves: dict[Place, tuple[int, int]] = {}
+    def _moves(self, messages: Sequence[Any]) -> dict[TopicPlace, tuple[int, int]]:
+        moves: dict[TopicPlace, tuple[int, int]] = {}
         for message in messages:
             place = self._by_partition[message.topic(), message.partition()]
             moves[place] = (self._next[place], message.offset() + 1)

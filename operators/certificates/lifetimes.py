@@ -56,7 +56,7 @@ def state_at(now: datetime, begin: datetime, end: datetime, notice: timedelta | 
 
 
 def authority_state(now: datetime, begin: datetime, end: datetime) -> State:
-    """Return an authority's state. It expires half a year ahead: its leaves have to be replaced before its end."""
+    """Return an authority's state: expiring for half a year, since its leaves have to be replaced before its end."""
     return state_at(now, begin, end, min(_AUTHORITY_NOTICE, (end - begin) / 3))
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process, not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        model = _Model(sys.argv[2])
+        model = _ClassifierModel(sys.argv[2])
     except ImportError as error:
         _send(connection, {"refused": f"{error.name} is not installed; install transformers and torch"})
         return
@@ -66,7 +66,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
 
 
-def _answer(model: _Model, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(model: _ClassifierModel, request: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + request["seconds"]
     try:
         return {"scores": [model.scores(text, deadline) for text in request["texts"]]}
@@ -76,7 +76,7 @@ def _answer(model: _Model, request: dict[str, Any]) -> dict[str, Any]:
         return {"failed": type(error).__qualname__}
 
 
-class _Model:
+class _ClassifierModel:
     """A sequence classification model with its tokenizer."""
 
     def __init__(self, folder: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import func, select
 
@@ -16,13 +14,6 @@ from gateway.store.tables import jobs, outbox
 from schemas.topics import Topics
 
 PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
 
 
 def accept(store: Store, *ids: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from sqlalchemy import Table, func, select
 
 from gateway.store.store import Store
@@ -14,13 +11,6 @@ from telemetry.hand_clock import HandClock
 
 DAY_MS = 24 * 3600 * 1000
 NOW_MS = 100 * DAY_MS
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
 
 
 def job(job_id: str, created_days: int, finished_days: int | None) -> dict[str, object]:

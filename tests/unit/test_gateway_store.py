@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
@@ -19,13 +19,6 @@ from gateway.store.tables import idempotency, meta
 from gateway.store.text import storable, to_json
 from tests.postgres_server import PostgresServer
 from tests.product import eventually
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:

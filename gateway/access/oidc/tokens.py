@@ -30,11 +30,10 @@ _NO_TENANT = "the token names no tenant of this service"
 _TENANT = re.compile(TENANT_PATTERN)
 _SHOWABLE = re.compile(r"[\x21-\x7e]{1,100}")
 _PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_SCOPES = {str(scope): scope for scope in Scope}
 
 
 def is_token(credential: str) -> bool:
-    """True if the text has the form of a signed token. A token without a signature has not."""
+    """True if the text has the form of a signed token. An unsigned token has another form."""
     return len(credential) <= MOST_TOKEN_BYTES and _PARTS.fullmatch(credential) is not None
 
 
@@ -46,7 +45,7 @@ class Tokens:
         self._clock = clock
         self._keys = keys or IssuerKeys(settings, clock)
         self._registry = JWSRegistry(algorithms=list(settings.algorithms), strict_check_header=False)
-        self._scopes = {f"{settings.scope_prefix}{name}": scope for name, scope in _SCOPES.items()}
+        self._scopes = {f"{settings.scope_prefix}{scope}": scope for scope in Scope}
 
     async def principal(self, token: str) -> Principal:
         """Return the principal of a token. Raises CredentialRefused and IssuerAway."""

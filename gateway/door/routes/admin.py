@@ -154,13 +154,12 @@ def _read(kind: type[Model], body: bytes) -> Model:
 
 def _shown(row: ApiKey, clock: Clock) -> dict[str, Any]:
     """Return a key as the API shows it. Times are Unix seconds."""
-    state = "revoked" if row.revoked_at is not None else "valid" if row.is_valid(clock.time() * 1000) else "expired"
     times = {
         name: value // 1000 if (value := getattr(row, name)) is not None else None
         for name in ("created_at", "expires_at", "revoked_at", "last_used_at")
     }
     said = {"tenant": row.tenant, "scopes": sorted(row.scopes), "label": row.label}
-    return {"id": row.id, "object": "api_key", "status": state, **said, **times}
+    return {"id": row.id, "object": "api_key", "status": row.state(clock.time() * 1000), **said, **times}
 
 
 def _tenant(name: str, settings: TenantSettings) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
 
 async def _created(door: Door, principal: Principal, request: Request, body: bytes, terms: BatchTerms) -> StoredAnswer:
-    """Create a batch, once for an `Idempotency-Key`. Raises ApiError and Refused."""
+    """Create a batch, once for an `Idempotency-Key`. Raises ApiError and Declined."""
     said = request.headers.get(TRACEPARENT, "")
     traceparent = said if is_traceparent(said) and len(said) <= 64 else None
 

@@ -76,7 +76,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
 
 async def _received(door: Door, principal: Principal, request: Request, form: FileForm) -> FileRow:
-    """Write the form's file while it arrives; a file that is not kept is removed. Raises ApiError and Refused."""
+    """Write the form's file while it arrives; a file that is not kept is removed. Raises ApiError and Declined."""
     draft = await asyncio.to_thread(door.shelf.begin, principal.tenant, principal.credential)
     try:
         await _write(request, form, draft, door.shelf.settings.most_bytes)

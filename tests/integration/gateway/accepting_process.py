@@ -27,7 +27,7 @@ from gateway.store.meta import set_value, value_of
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.view.results import StoredResult
-from gateway.view.view import View
+from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
 from schemas.settings import KafkaSettings
 from telemetry import logs
@@ -88,7 +88,7 @@ async def main(url: str, kafka: KafkaSettings) -> None:
     clock, store = SystemClock(), Store.open(url)
     acceptance = Acceptance(store, kafka, StoreSettings(url=url), clock, Metrics())
     relay = Relay(store, kafka, clock, Metrics())
-    view = View(store, kafka, (count,), Waiting(clock), clock, Metrics())
+    view = TopicView(store, kafka, (count,), Waiting(clock), clock, Metrics())
     parts: tuple[SideTask, ...] = (acceptance, relay, view)
     tasks = [asyncio.create_task(part.ended()) for part in parts]
     reading = asyncio.create_task(asyncio.to_thread(Acceptor(store, kafka).accept_all))

@@ -1,4 +1,4 @@
-"""Running gateways: one for a test, or one that the tests of a module share."""
+"""Running gateways that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from schemas.settings import KafkaSettings
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import Gateway, gateway_process
 from tests.product import Product, running
-
-
-@pytest.fixture
-def gateway(product: Product) -> Iterator[Gateway]:
-    """A gateway of the test's own, over plain HTTP, with a new SQLite store."""
-    with gateway_process(product) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A running `postback gateway` with a store of its own, API keys, and requests to it.
 
-    with gateway_process(product) as gateway:            # or the fixtures `gateway` and `shared_gateway`
+    with gateway_process(product) as gateway:            # or the fixture `shared_gateway`
         gateway.get("/v1/models", key=gateway.key("acme"))
 
 `gateway_process(product, tls=authority)` serves over TLS with a certificate for 127.0.0.1.
@@ -20,7 +20,7 @@ from typing import Any
 import requests
 
 from tests.integration.certificates import Authority
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback_here
 from tests.product import Product, Role, eventually
 
 START_SECONDS = 180.0
@@ -49,9 +49,14 @@ class Gateway:
     def key(self, tenant: str = "acme", scopes: str | None = None) -> str:
         """Create an API key with the command; all scopes of a tenant unless `scopes` names some, with commas."""
         chosen = [] if scopes is None else ["--scopes", scopes]
-        made = postback("api-keys", "create", "--tenant", tenant, *chosen, "--json", env=self.environment())
+        return self.created("--tenant", tenant, *chosen)["key"]
+
+    def created(self, *options: str) -> dict[str, str]:
+        """Create an API key with these options of the command; return its `id` and `key`."""
+        made = postback_here("api-keys", "create", "--json", *options, env=self.environment())
         assert made.returncode == 0, made.stderr
-        return str(json.loads(made.stdout)["key"])
+        found: dict[str, str] = json.loads(made.stdout)
+        return found
 
     def environment(self) -> dict[str, str]:
         """The environment of commands that work on the gateway's store and fleet."""
@@ -75,9 +80,6 @@ class Gateway:
 
     def post(self, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
         return self.request("POST", path, key, **arguments)
-
-    def delete(self, path: str, key: str | None = None, **arguments: Any) -> requests.Response:
-        return self.request("DELETE", path, key, **arguments)
 
     def wait_until_ready(self) -> None:
         eventually(lambda: bool(self._announced()), START_SECONDS, lambda: f"no URL is announced: {self._tail()}")

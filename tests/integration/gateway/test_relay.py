@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -33,13 +33,6 @@ from tests.product import PARTITIONS, eventually
 
 PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
 CLOCK = SystemClock()
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
 
 
 def relay_of(store: Store, kafka: KafkaSettings) -> Relay:

@@ -25,7 +25,7 @@ from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
 from gateway.view.results import OnResults, StoredResult
-from gateway.view.view import View
+from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
 from schemas.codec import write_result
 from schemas.outcome import Outcome
@@ -54,15 +54,8 @@ BATCH_ROW = {
 }
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
-
-
-def view_of(store: Store, kafka: KafkaSettings, *hooks: OnResults, waiting: Waiting | None = None) -> View:
-    return View(store, kafka, hooks, waiting or Waiting(CLOCK), CLOCK, Metrics())
+def view_of(store: Store, kafka: KafkaSettings, *hooks: OnResults, waiting: Waiting | None = None) -> TopicView:
+    return TopicView(store, kafka, hooks, waiting or Waiting(CLOCK), CLOCK, Metrics())
 
 
 def result(job_id: str, outcome: Outcome = Outcome.SUCCEEDED) -> bytes:

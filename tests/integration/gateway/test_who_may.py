@@ -13,7 +13,7 @@ import requests
 from gateway.access.key_text import checksum, new_key
 from gateway.door.app import ROUTES
 from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.postback_command import postback
+from tests.postback_command import postback_here
 from tests.product import Product, eventually
 from tests.unit.gateway_rig import gateway_rig
 
@@ -37,13 +37,6 @@ def gateway(module_product: Product, trust: dict[str, str]) -> Iterator[Gateway]
     with gateway_process(module_product, POSTBACK_ACCESS__KEY_CACHE_SECONDS="0.5", **trust) as started:
         module_product.worker("signed", "--engine", "echo", POSTBACK_WORKER__TRUST="signed", **trust)
         yield started
-
-
-def created(gateway: Gateway, *options: str) -> dict[str, str]:
-    made = postback("api-keys", "create", "--json", *options, env=gateway.environment())
-    assert made.returncode == 0, made.stderr
-    found: dict[str, str] = json.loads(made.stdout)
-    return found
 
 
 def status(gateway: Gateway, key: str | None) -> int:
@@ -72,7 +65,7 @@ def test_no_route_answers_without_a_credential(gateway: Gateway, tmp_path: Path)
 
 
 def test_unusable_credentials_are_refused(gateway: Gateway) -> None:
-    key = created(gateway, "--tenant", "acme")["key"]
+    key = gateway.created("--tenant", "acme")["key"]
     start = key[:20] + "A" * 43
     unusable = [
         *("", "x", "pk_", key[:-1], key + "A", key[:-1] + ("A" if key[-1] != "A" else "B"), new_key()[1]),
@@ -87,29 +80,29 @@ def test_unusable_credentials_are_refused(gateway: Gateway) -> None:
 
 
 def test_expired_and_revoked_keys_are_refused(gateway: Gateway) -> None:
-    short = created(gateway, "--tenant", "acme", "--expires", "2s")["key"]
-    revoked = created(gateway, "--tenant", "acme")
+    short = gateway.created("--tenant", "acme", "--expires", "2s")["key"]
+    revoked = gateway.created("--tenant", "acme")
     assert status(gateway, revoked["key"]) == 200
-    assert postback("api-keys", "revoke", revoked["id"], env=gateway.environment()).returncode == 0
+    assert postback_here("api-keys", "revoke", revoked["id"], env=gateway.environment()).returncode == 0
     for key in (short, revoked["key"]):
         eventually(lambda: status(gateway, key) == 401, 30, "the key is still accepted")  # noqa: B023
 
 
 def test_a_key_of_another_door_is_refused(gateway: Gateway, tmp_path: Path) -> None:
     env = {**gateway.environment(), "POSTBACK_STORE__URL": f"sqlite:///{tmp_path / 'other.db'}"}
-    foreign = json.loads(postback("api-keys", "create", "--tenant", "acme", "--json", env=env).stdout)["key"]
+    foreign = json.loads(postback_here("api-keys", "create", "--tenant", "acme", "--json", env=env).stdout)["key"]
     assert status(gateway, foreign) == 401
 
 
 def test_a_credential_does_no_more_than_its_scopes(gateway: Gateway) -> None:
-    reader = created(gateway, "--tenant", "acme", "--scopes", "read")["key"]
-    writer = created(gateway, "--tenant", "acme", "--scopes", "submit")["key"]
+    reader = gateway.created("--tenant", "acme", "--scopes", "read")["key"]
+    writer = gateway.created("--tenant", "acme", "--scopes", "submit")["key"]
     assert gateway.get("/v1/jobs", reader).status_code == 200
     assert gateway.get("/v1/jobs", writer).status_code == 403
     for method, path in [("POST", "/v1/jobs"), ("POST", "/v1/jobs/x/cancel"), ("DELETE", "/v1/files/x")]:
         assert gateway.request(method, path, reader, json={"prompt": "Hello"}).status_code == 403
     for path in ("/v1/admin/api_keys", "/v1/admin/tenants"):
-        assert gateway.get(path, created(gateway, "--tenant", "acme")["key"]).status_code == 403
+        assert gateway.get(path, gateway.created("--tenant", "acme")["key"]).status_code == 403
 
 
 def line(number: int) -> bytes:

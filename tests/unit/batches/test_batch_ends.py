@@ -18,9 +18,6 @@ from schemas.result import Result
 from schemas.topics import DEADLINE, JOB_ID, TENANT
 from tests.unit.batches.batch_rig import CHAT, TOPICS, Answer, BatchRig, job_of, jsonl, line, lines
 
-TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-ALL_BAD = [Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELLED, Outcome.REJECTED]
-
 
 async def test_a_cancelled_batch_gives_each_line_in_one_file(both: BatchRig) -> None:
     rig = both
@@ -234,7 +231,7 @@ async def test_results_that_the_store_has_lost_are_waited_for(both: BatchRig) ->
         rig.answer(made[:1])
         ended = await rig.until(batch_id, "completed")
 
-    assert waiting["status"] == "in_progress"
+    assert (waiting["status"], waiting["request_counts"]["completed"]) == ("in_progress", 3)
     await rig.assert_complete(ended, 4)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refused(Exception):  # noqa: N818 - it names what happened
+class Declined(Exception):  # noqa: N818 - it names what happened
     """The request is refused with this HTTP status, OpenAI's `code` and `param`, and a message for people."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
@@ -14,6 +14,6 @@ class Refused(Exception):  # noqa: N818 - it names what happened
         self.param = param
 
 
-def unknown(kind: str, identifier: str) -> Refused:
+def unknown(kind: str, identifier: str) -> Declined:
     """Return the refusal of an id that is absent, or is another tenant's: the two look alike."""
-    return Refused(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", f"{kind}_id")
+    return Declined(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", f"{kind}_id")
