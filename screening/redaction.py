@@ -1,7 +1,7 @@
 """Puts markers such as `[redacted:card]` in place of matches.
 
 A text that was redacted before, by the gateway, is screened again by the worker. Its markers are left as they are, and
-what lies inside them is no match. So screening a redacted text changes nothing.
+a match inside a marker does not count. So screening a redacted text changes nothing.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Principal:
 
     tenant: str
     credential: str
-    """The credential's public id for logs and the audit, such as `key:pk_…`, `jwt:<subject>` or `cert:<serial>`."""
+    """The credential's public id for logs and the audit, such as `key:<id>`, `jwt:<subject>` or `cert:<serial>`."""
     kind: Literal["api_key", "jwt", "certificate"]
     scopes: frozenset[Scope]
 

@@ -117,7 +117,7 @@ class DoorConnection(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived."""
+        """Parse the bytes that arrived."""
         self._idle_since = None
         if self._deaf:
             self._discarded += len(data)
@@ -228,7 +228,7 @@ class DoorConnection(HttpToolsProtocol):
             super().on_message_complete()
         if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
             self._deaf = True
-            raise RefusedHeadError  # ends the parsing of what follows, which gets no answer
+            raise RefusedHeadError  # ends the parsing of the input behind it, which gets no answer
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class DoorConnection(HttpToolsProtocol):
         self._finish()
 
     def _end_after_response(self) -> None:
-        """Ignore an `Upgrade`: answer the request, and discard whatever follows it (RFC 9110, section 7.8)."""
+        """Ignore an `Upgrade`: answer the request, and discard all input behind it (RFC 9110, section 7.8)."""
         self._deaf = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -288,7 +288,7 @@ class DoorConnection(HttpToolsProtocol):
     # -- the clock -------------------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """End what takes too long. `now` is the loop's time."""
+        """End the connection if its present step takes too long. `now` is the loop's time."""
         limits = self._limits
         if self._takes_too_slowly(now) or self._says_no_goodbye(now):
             self.transport.abort()

@@ -31,7 +31,7 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
 _SHUTDOWN_SECONDS = 3600.0
-"""uvloop counts this time from the close, whatever is still on its way; the connection itself ends a slow peer."""
+"""uvloop counts this time from the close, even while bytes are on their way; the connection ends a slow peer."""
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1
 _ACCEPT_PAUSE_SECONDS = 0.1

@@ -22,7 +22,7 @@ MOST_BYTES = 256 * 1024
 MOST_KEYS = 100
 LEAST_RSA_BITS = 2048
 _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
-"""Keys of other kinds are passed over: a symmetric key among public ones would let anyone sign."""
+"""Keys of other kinds are passed over: every reader of a symmetric key among public ones could sign."""
 
 log = get_logger()
 

@@ -1,4 +1,4 @@
-"""`GET /v1/events`: the tenant's events as they happen, for who cannot receive callbacks.
+"""`GET /v1/events`: the tenant's events as they happen, for clients that cannot receive callbacks.
 
 The stream begins after `Last-Event-ID`, else after the parameter `after`, else with the next event. `after=0` begins
 with the oldest event that is stored. `types` chooses by type: `types=inference.failed,batch.*`.

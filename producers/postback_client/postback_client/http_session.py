@@ -173,5 +173,5 @@ def _base_of(url: str) -> str:
         raise ValueError("the gateway's URL has neither a password nor a query")
     local = parts.hostname == "localhost" or parts.hostname.startswith("127.") or parts.hostname == "::1"
     if parts.scheme == "http" and not local:
-        raise ValueError("the gateway's URL begins with http://, over which anybody can read the key; use https://")
+        raise ValueError("the gateway's URL begins with http://, which does not encrypt the key; use https://")
     return f"{parts.scheme}://{parts.netloc}"
