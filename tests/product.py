@@ -303,8 +303,8 @@ class Product:
         have = self.callbacks.events
         eventually(lambda: len(self.callbacks.events) >= jobs, seconds, lambda: f"{len(have)} of {jobs} were called")
 
-    def lag(self, group: str, topics: Iterable[str]) -> int:
-        """Number of records at or above the group's committed offsets."""
+    def lag(self, group: str, topics: Iterable[str]) -> dict[str, int]:
+        """Number of records at or above the group's committed offsets, of each partition that has any."""
         consumer = Consumer({**self.kafka.client_config(), "group.id": "lag"})
         ends = {}
         for topic in topics:
@@ -316,7 +316,8 @@ class Product:
         )
         admin = AdminClient(self.kafka.client_config())
         committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
-        return sum(ends[p.topic, p.partition] - max(0, p.offset) for p in committed)
+        behind = {f"{p.topic}-{p.partition}": ends[p.topic, p.partition] - max(0, p.offset) for p in committed}
+        return {place: records for place, records in behind.items() if records}
 
     def wait_until_nothing_is_left(self) -> None:
         """Wait until inference has no lag, nor delivery if the test has a receiver."""
@@ -326,7 +327,15 @@ class Product:
             self._wait_for_no_lag("delivery", [topics.results, *topics.tiers.values()])
 
     def _wait_for_no_lag(self, group: str, topics: list[str]) -> None:
-        eventually(lambda: self.lag(group, topics) == 0, 30, f"the lag of {group} does not return to 0")
+        eventually(
+            lambda: not self.lag(group, topics),
+            60,
+            lambda: f"the lag of {group} is {self.lag(group, topics)}, not 0\n{self.last_lines()}",
+        )
+
+    def last_lines(self) -> str:
+        """The last log lines of each process, for the message of a failed test."""
+        return "\n".join(line for role in self.roles for line in role.said().splitlines()[-20:])
 
     # -- whole-state assertions ------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""The demo's HTTP gateway: OpenAI's own SDK uploads a batch, waits for it, and downloads the answers."""
+"""The demo's HTTP gateway: OpenAI's own SDK uploads a batch, waits for it, and downloads the answers.
+
+The lines ask for answers that only a page has. A base model has no chat template, so the lines are completions.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from console.demo.children import POSTBACK, ChildFailed, Children
+from console.demo.verdict import DemoJob, has_answer
 from telemetry.clock import Deadline, SystemClock
 
-QUESTIONS = ("What is a webhook?", "What is a batch?", "What is a topic?")
 START_SECONDS = 120.0
 BATCH_SECONDS = 300.0
 _URL = re.compile(r"the API is at (http://\S+)/v1")
@@ -30,8 +33,15 @@ def open_door(children: Children, store: Path) -> str:
     return found[1]
 
 
-def batch_by_sdk(url: str, store: Path, environment: dict[str, str], tell: Callable[[str], None]) -> bool:
-    """Run a batch with OpenAI's SDK. True if each line has its answer in the output file.
+def batch_by_sdk(
+    url: str,
+    store: Path,
+    environment: dict[str, str],
+    asked: Sequence[DemoJob],
+    max_tokens: int,
+    tell: Callable[[str], None],
+) -> bool:
+    """Run a batch with OpenAI's SDK. True if each line's answer in the output file is right.
 
     Without the SDK (`pip install openai`), nothing is run.
     """
@@ -42,11 +52,9 @@ def batch_by_sdk(url: str, store: Path, environment: dict[str, str], tell: Calla
         return True
     client = OpenAI(base_url=f"{url}/v1", api_key=_key(store, environment))
     with client:
-        uploaded = client.files.create(file=("questions.jsonl", io.BytesIO(_lines())), purpose="batch")
-        batch = client.batches.create(
-            input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
-        )
-        tell(f"    {batch.id} of {len(QUESTIONS)} lines is accepted")
+        uploaded = client.files.create(file=("questions.jsonl", io.BytesIO(_lines(asked, max_tokens))), purpose="batch")
+        batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h")
+        tell(f"    {batch.id} of {len(asked)} lines is accepted")
         deadline = Deadline.after(_CLOCK, BATCH_SECONDS)
         while batch.status not in ("completed", "failed", "expired", "cancelled") and not deadline.passed:
             _CLOCK.sleep(0.2)
@@ -54,10 +62,14 @@ def batch_by_sdk(url: str, store: Path, environment: dict[str, str], tell: Calla
         if batch.status != "completed" or batch.output_file_id is None:
             tell(f"WRONG: the batch is {batch.status}")
             return False
-        answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
-    answered = {line["custom_id"] for line in answers if line["response"]["body"]["choices"][0]["message"]["content"]}
-    tell(f"    {batch.status}: {len(answered)} of {len(QUESTIONS)} lines are answered in {batch.output_file_id}")
-    return len(answered) == len(QUESTIONS)
+        lines = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    answers = {line["custom_id"]: line["response"]["body"]["choices"][0]["text"] for line in lines}
+    right = [one for one in asked if has_answer(answers.get(one.job_id, ""), one.question.answer)]
+    for one in asked:
+        if one not in right:
+            tell(f'WRONG: the answer to {one.job_id} lacks "{one.question.answer}"')
+    tell(f"    {batch.status}: {len(right)} of {len(asked)} lines are answered rightly in {batch.output_file_id}")
+    return len(right) == len(asked)
 
 
 def _key(store: Path, environment: dict[str, str]) -> str:
@@ -69,15 +81,20 @@ def _key(store: Path, environment: dict[str, str]) -> str:
     return str(json.loads(made.stdout)["key"])
 
 
-def _lines() -> bytes:
+def _lines(asked: Sequence[DemoJob], max_tokens: int) -> bytes:
     """Return the lines of the batch, one question each."""
     lines = (
         {
-            "custom_id": f"question-{number}",
+            "custom_id": one.job_id,
             "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": {"messages": [{"role": "user", "content": question}], "max_tokens": 32},
+            "url": "/v1/completions",
+            "body": {
+                "prompt": one.question.text,
+                "sources": {"urls": [one.source], "required": True},
+                "max_tokens": max_tokens,
+                "temperature": 0.0,
+            },
         }
-        for number, question in enumerate(QUESTIONS, start=1)
+        for one in asked
     )
     return "".join(f"{json.dumps(line)}\n" for line in lines).encode()

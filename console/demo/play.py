@@ -37,6 +37,7 @@ from workers.delivery.keyring import Keyring
 PARTITIONS = 4
 ANSWER_TOKENS: dict[EngineName, int] = {"vllm": 24, "echo": 512}
 """Tokens of an answer: enough for every answer on the site (vllm), or for the whole prompt (echo)."""
+BATCH_LINES = 3
 LOAD_SECONDS = 900.0
 """The most seconds for loading a model. A small machine takes about a minute; a large model takes many."""
 START_SECONDS = 60.0
@@ -63,7 +64,7 @@ def play(jobs: int, engine: EngineName) -> bool:
             with ResultsReader(kafka) as results:
                 tally = asyncio.run(_exchange(kafka, keyring, engine, jobs, children))
                 tally.settled(_settled(results, len(tally.verdicts)))
-            is_served = _show_door(children, Path(folder) / "gateway.db", environment)
+            is_served = asyncio.run(_show_door(children, Path(folder) / "gateway.db", environment, engine))
             if not tally.complete:
                 tell(children.last_lines())
             tell("Stopping everything …")
@@ -170,13 +171,15 @@ def _start_roles(children: Children, engine: EngineName, model: Path | None) -> 
         children.wait_ready(delivery, START_SECONDS)
 
 
-def _show_door(children: Children, store: Path, environment: dict[str, str]) -> bool:
-    """Start a gateway, and run a batch through it. True if each line was answered."""
+async def _show_door(children: Children, store: Path, environment: dict[str, str], engine: EngineName) -> bool:
+    """Start a gateway, and run a batch through it. True if each line was answered rightly."""
     with _step("Starting the HTTP gateway"):
         url = open_door(children, store)
     tell(f"    the API is at {url}/v1, and {url}/docs describes it")
-    with _step("Submitting a batch with OpenAI's SDK"):
-        return batch_by_sdk(url, store, environment, tell)
+    async with Site() as site:
+        asked = _asked(site, BATCH_LINES)
+        with _step("Submitting a batch with OpenAI's SDK"):
+            return await asyncio.to_thread(batch_by_sdk, url, store, environment, asked, ANSWER_TOKENS[engine], tell)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -190,15 +193,19 @@ async def _exchange(
     keys = Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now), DEFAULT_TENANT)
     callbacks: asyncio.Queue[Received] = asyncio.Queue()
     async with Site() as site, Receiver(lambda: keys, callbacks.put_nowait) as receiver:
-        asked = [
-            DemoJob(f"demo-{number}", question, site.url(question.path))
-            for number, question in enumerate(islice(cycle(questions()), jobs), start=1)
-        ]
+        asked = _asked(site, jobs)
         tell(f"Submitting {jobs} jobs; only {site.url('/')} has their answers …")
         tally = DemoTally({one.job_id: one for one in asked})
         await asyncio.to_thread(_submit, kafka, asked, engine, receiver.url)
         await _collect(tally, callbacks, children)
     return tally
+
+
+def _asked(site: Site, jobs: int) -> list[DemoJob]:
+    return [
+        DemoJob(f"demo-{number}", question, site.url(question.path))
+        for number, question in enumerate(islice(cycle(questions()), jobs), start=1)
+    ]
 
 
 def _submit(kafka: KafkaSettings, asked: list[DemoJob], engine: EngineName, callback_url: str) -> None:

@@ -60,7 +60,7 @@ def judged(asked: DemoJob, received: Received) -> DemoVerdict:
     text, sources = result.get("text") or "", result.get("sources") or []
     problems = [
         *_outcome_problems(received.event["type"], result),
-        *([] if _has(text, asked.question.answer) else [f'the answer lacks "{asked.question.answer}"']),
+        *([] if has_answer(text, asked.question.answer) else [f'the answer lacks "{asked.question.answer}"']),
         *([] if asked.source in sources else [f"{asked.source} is not among the sources"]),
     ]
     return DemoVerdict(asked, text, sources, received.received_at - asked.sent_at, tuple(problems))
@@ -72,7 +72,7 @@ def _outcome_problems(kind: str, result: Mapping[str, Any]) -> Iterator[str]:
         yield f"the outcome is {result.get('outcome')}: {error.get('message', 'no reason given')}"
 
 
-def _has(text: str, answer: str) -> bool:
+def has_answer(text: str, answer: str) -> bool:
     """True if the text has the answer, ignoring case. A number inside a longer number does not count."""
     return _found(text, answer) is not None
 
