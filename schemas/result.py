@@ -31,7 +31,7 @@ class Citation(WireModel):
     start: int = Field(ge=0)
     """The place's first code point."""
     end: int = Field(ge=0)
-    """The code point after the place's last."""
+    """The first code point after the place."""
     source: str
     """The source's identifier, as in `sources`; `[n]` where no source has the cited number n."""
     support: Support

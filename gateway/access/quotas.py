@@ -171,7 +171,7 @@ def _give_back(connection: Connection, tenant: str, work: Work) -> None:
 
 
 def recount(connection: Connection) -> None:
-    """Count all reservations anew from the rows of jobs and batches, after rows were removed or restored."""
+    """Rebuild all reservations from the rows of jobs and batches, after rows were removed or restored."""
     kept: dict[str, Work] = {}
     of_jobs = select(jobs.c.tenant, func.count(), func.sum(jobs.c.reserved_tokens)).where(
         jobs.c.reserved_tokens.is_not(None)

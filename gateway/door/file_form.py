@@ -66,7 +66,7 @@ class FileForm:
             raise ApiError(400, "invalid_form", "The body is not a well-formed multipart form.") from None
 
     def take(self) -> bytes:
-        """Return the file's bytes since the last call."""
+        """Return the bytes of the file that arrived since the last call."""
         taken, self._pieces, self.pending_bytes = b"".join(self._pieces), [], 0
         return taken
 

@@ -24,7 +24,7 @@ class Asker:
 
 
 class Turns:
-    """A fixed number of places: `kept` are reserved for tenants without one, and as many again for jobs without one."""
+    """A fixed number of places. Of these, `kept` are reserved for tenants that hold none, and `kept` for such jobs."""
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
         self._free = places

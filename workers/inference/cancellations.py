@@ -75,7 +75,7 @@ class Cancellations:
         return [self._running.get(job, []), *lines]
 
     def _dated(self, at: int) -> int:
-        """Return `at`, a record's own time. Replace a time in the future by the previous record's, or by the present.
+        """Return `at`, the record's time in Unix ms. A later time than now becomes the previous record's, or now.
 
         A cancellation dated in the future would stay at the front of `_since`, so that `_forget` drops none behind it.
         """
