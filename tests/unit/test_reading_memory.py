@@ -21,7 +21,16 @@ from schemas.codec import Origin, read_job, read_result
 from workers.engines.settings import EngineSection
 
 PACKAGES: Final = ("schemas", "screening", "workers", "producers", "operators", "gateway", "console", "devkit")
-OPERATORS_FILES: Final = ("settings", "gateway_settings", "keyring", "profile", "rules", "template", "certificates")
+OPERATORS_FILES: Final = (
+    "settings",
+    "gateway_settings",
+    "keyring",
+    "profile",
+    "rules",
+    "template",
+    "certificates",
+    "families",
+)
 """Modules and packages with models of the operator's own files and environment."""
 NOT_IMPORTED: Final = (
     "workers.engines.vllm",  # needs a GPU

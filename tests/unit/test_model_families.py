@@ -1,0 +1,142 @@
+"""Each model family's row, and the names in it that vLLM must know."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from workers.engines.families import families, family_of
+
+NAMES = {
+    "deepseek-v3": ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324"),
+    "deepseek-v3-1": ("deepseek-ai/DeepSeek-V3.1", "deepseek-ai/DeepSeek-V3.1-Terminus"),
+    "deepseek-r1": ("deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-0528"),
+    "deepseek-r1-distill": ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+    "deepseek-v3-2": ("deepseek-ai/DeepSeek-V3.2", "deepseek-ai/DeepSeek-V3.2-Exp"),
+    "deepseek-v4": ("deepseek-ai/DeepSeek-V4",),
+    "llama-2": ("meta-llama/Llama-2-7b-chat-hf",),
+    "llama-3": ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.3-70B-Instruct"),
+    "llama-4": ("meta-llama/Llama-4-Scout-17B-16E-Instruct",),
+    "qwen-2-5": ("Qwen/Qwen2.5-7B-Instruct",),
+    "qwq": ("Qwen/QwQ-32B",),
+    "qwen-3": ("Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    "qwen-3-coder": ("Qwen/Qwen3-Coder-30B-A3B-Instruct",),
+    "mistral": ("mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Ministral-8B-Instruct-2410"),
+    "magistral": ("mistralai/Magistral-Small-2506",),
+    "mixtral": ("mistralai/Mixtral-8x7B-Instruct-v0.1",),
+    "gemma-2": ("google/gemma-2-9b-it",),
+    "gemma-3": ("google/gemma-3-270m-it", "google/gemma-3n-E4B-it"),
+    "gemma-4": ("google/gemma-4-31b-it",),
+    "phi-3": ("microsoft/Phi-3-mini-4k-instruct", "microsoft/Phi-3.5-MoE-instruct"),
+    "phi-4": ("microsoft/phi-4",),
+    "phi-4-mini": ("microsoft/Phi-4-mini-instruct",),
+    "glm-4": ("zai-org/GLM-4-9B-0414",),
+    "glm-4-5": ("zai-org/GLM-4.5-Air", "zai-org/GLM-4.6"),
+    "chatglm": ("zai-org/chatglm3-6b",),
+    "gpt-oss": ("openai/gpt-oss-20b",),
+    "yi": ("01-ai/Yi-1.5-9B-Chat",),
+    "internlm": ("internlm/internlm3-8b-instruct",),
+    "command-r": ("CohereLabs/c4ai-command-r-v01", "CohereLabs/c4ai-command-a-03-2025"),
+    "command-a-reasoning": ("CohereLabs/command-a-reasoning-08-2025",),
+    "granite": ("ibm-granite/granite-3.3-8b-instruct", "ibm-granite/granite-4.0-h-small"),
+    "olmo": ("allenai/OLMo-2-1124-7B-Instruct",),
+    "olmo-3": ("allenai/Olmo-3-7B-Think",),
+    "falcon": ("tiiuae/Falcon3-7B-Instruct", "tiiuae/falcon-7b-instruct"),
+    "baichuan": ("baichuan-inc/Baichuan2-7B-Chat",),
+    "minicpm": ("openbmb/MiniCPM3-4B",),
+    "kimi-k2": ("moonshotai/Kimi-K2-Instruct", "moonshotai/Kimi-K2-Thinking"),
+    "nemotron": ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", "nvidia/Llama-3_3-Nemotron-Super-49B-v1"),
+    "minimax-m2": ("MiniMaxAI/MiniMax-M2",),
+    "seed-oss": ("ByteDance-Seed/Seed-OSS-36B-Instruct",),
+    "gpt": ("gpt-4o-mini", "gpt-4.1", "gpt-5", "chatgpt-4o-latest"),
+    "o-series": ("o3", "o4-mini"),
+    "claude": ("claude-sonnet-4-5", "claude-3-5-haiku-latest"),
+    "gemini": ("gemini-2.5-flash",),
+}
+"""Published names of models of each family."""
+BY_ARCHITECTURE = {
+    "Gemma2ForCausalLM": "gemma-2",
+    "GptOssForCausalLM": "gpt-oss",
+    "InternLM3ForCausalLM": "internlm",
+    "DeepseekV32ForCausalLM": "deepseek-v3-2",
+    "ChatGLMModel": "chatglm",
+    "LlamaForCausalLM": None,
+    "UnheardOfForCausalLM": None,
+}
+ONLY_BY_API = {"gpt", "o-series", "claude", "gemini"}
+
+
+def vllm_file(name: str) -> ast.Module:
+    """A file of the installed vLLM as a syntax tree: an import of vLLM would take half a minute."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None and found.submodule_search_locations is not None
+    return ast.parse((Path(found.submodule_search_locations[0]) / name).read_text())
+
+
+def keys_of(module: ast.Module, dictionary: str) -> Mapping[str, ast.expr]:
+    for node in module.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and target.id == dictionary and isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            return {
+                key.value: item for key, item in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            }
+    raise AssertionError(f"vLLM has no {dictionary}")
+
+
+def test_the_table_has_at_least_24_families_each_with_names_that_this_test_tries() -> None:
+    assert len(families()) >= 24
+    assert {*families()} == {*NAMES}
+
+
+@pytest.mark.parametrize(("model", "family"), [(model, name) for name, models in NAMES.items() for model in models])
+def test_a_published_name_finds_its_family_and_no_other(model: str, family: str) -> None:
+    name = model.lower().split("/")[-1]
+    found = [each.name for each in families().values() if re.search(each.ids, name)]
+    first = family_of(model)
+    assert first is not None and first.name == family
+    assert found == [family] or family == "nemotron"  # NVIDIA's names contain the base model's name too
+
+
+@pytest.mark.parametrize(("architecture", "family"), BY_ARCHITECTURE.items())
+def test_a_model_of_another_name_is_found_by_an_architecture_of_one_family(
+    architecture: str, family: str | None
+) -> None:
+    found = family_of("acme/our-own-model", [architecture])
+    assert (found.name if found is not None else None) == family
+
+
+def test_a_name_counts_only_with_one_of_the_familys_architectures() -> None:
+    found = family_of("acme/llama-3-gemma-merge", ["Gemma2ForCausalLM"])
+    assert found is not None and found.name == "gemma-2"
+
+
+@pytest.mark.parametrize("name", families())
+def test_vllm_has_every_architecture_parser_and_tokenizer_of_a_family(name: str) -> None:
+    family = families()[name]
+    registry = vllm_file("model_executor/models/registry.py")
+    if name in ONLY_BY_API:
+        assert not family.architectures and family.engines and family.template == "api"
+        return
+    known = {*keys_of(registry, "_TEXT_GENERATION_MODELS"), *keys_of(registry, "_MULTIMODAL_MODELS")}
+    known |= {*keys_of(registry, "_TRANSFORMERS_SUPPORTED_MODELS")}
+    if family.vllm_until is None:
+        assert {*family.architectures} <= known
+    else:
+        gone = keys_of(registry, "_PREVIOUSLY_SUPPORTED_MODELS")
+        assert {ast.literal_eval(gone[each]) for each in family.architectures} == {family.vllm_until}
+    if family.reasoning is not None:
+        parsers = keys_of(vllm_file("reasoning/__init__.py"), "_REASONING_PARSERS_TO_REGISTER")
+        assert family.reasoning.parser in parsers
+        assert family.reasoning.opening != family.reasoning.closing
+    if family.tools is not None:
+        assert family.tools in keys_of(vllm_file("tool_parsers/__init__.py"), "_TOOL_PARSERS_TO_REGISTER")
+    if family.template != "tokenizer":
+        assert family.template.removeprefix("vllm:") in keys_of(vllm_file("tokenizers/registry.py"), "_VLLM_TOKENIZERS")
+    assert family.stop

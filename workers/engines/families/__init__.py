@@ -1,0 +1,96 @@
+"""Model families as data: how the models of one family write and read. `families.toml` is the table.
+
+Each table of the file has these fields, all optional but `ids`:
+
+    ids             a regular expression that finds the family in a model's name: in lower case, without its folder
+    architectures   names under `architectures` in config.json; absent for models that only an API serves
+    engines         the engines that serve such models; absent for every engine that loads or reaches open models
+    template        source of the chat template: `tokenizer`, `vllm:<tokenizer mode>` (vLLM's code), or `api`
+    reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, and `opened_by`, which
+                    is `template` where the prompt already ends with the opening mark, `template_if_asked` where it
+                    does only if thinking is asked for, else `model`
+    tools           name of vLLM's tool parser
+    json            `guided` (the engine holds the answer to the schema), `api` (the service does), or `prompt` (only
+                    the prompt asks for JSON)
+    fences          true if the model puts JSON into a Markdown fence where nothing guides it
+    stop            tokens that end a turn
+    system          `role`, `developer`, `parameter` (of the API), `folded` (the template puts it into the user's
+                    turn), or `none` (the template refuses it)
+    vllm_until      last vLLM version with these architectures
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FILE: Final = Path(__file__).with_name("families.toml")
+
+
+class _FamilyPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ReasoningMarks(_FamilyPart):
+    """The texts around a model's reasoning, and the name of vLLM's parser for them."""
+
+    opening: str
+    closing: str
+    parser: str
+    opened_by: Literal["template", "template_if_asked", "model"]
+
+
+class Family(_FamilyPart):
+    """One family; the package's docstring explains the fields."""
+
+    name: str
+    ids: str
+    architectures: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    template: str = "tokenizer"
+    reasoning: ReasoningMarks | None = None
+    tools: str | None = None
+    json_by: Literal["guided", "api", "prompt"] = "guided"
+    fences: bool = False
+    stop: tuple[str, ...] = ()
+    system: Literal["role", "developer", "parameter", "folded", "none"] = "role"
+    vllm_until: str | None = None
+
+
+@lru_cache
+def families() -> Mapping[str, Family]:
+    """Return all families by name, in the order of the file."""
+    return {name: _family(name, table) for name, table in tomllib.loads(FILE.read_text(encoding="utf-8")).items()}
+
+
+def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
+    """Return the family of a model by its name, else by its architectures; None if neither names just one family.
+
+    A name counts only where the family has one of the architectures, if architectures are given.
+    """
+    given = frozenset(architectures)
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    named = [each for each in families().values() if _pattern(each.ids).search(name)]
+    fitting = [each for each in named if not given or given & {*each.architectures}]
+    if fitting:
+        return fitting[0]
+    built = [each for each in families().values() if given & {*each.architectures}]
+    return built[0] if len(built) == 1 else None
+
+
+def _family(name: str, table: dict[str, object]) -> Family:
+    values = {field: tuple(value) if isinstance(value, list) else value for field, value in table.items()}
+    if "json" in values:
+        values["json_by"] = values.pop("json")
+    return Family.model_validate({"name": name, **values})
+
+
+@lru_cache
+def _pattern(ids: str) -> re.Pattern[str]:
+    return re.compile(ids)
