@@ -76,7 +76,7 @@ RESULT = {
     "citations": [{"start": 0, "end": 47, "source": "pmid:10591382", "support": "lexical"}],
     "notes": ["https://example.org/guideline.html: the server answered 404"],
     "screening": [{"rule": "toxicity", "kind": "words", "verdict": "flag", "field": "prompt", "count": 1}],
-    "usage": {"prompt_tokens": 1204, "completion_tokens": 14, "total_tokens": 1218},
+    "usage": {"prompt_tokens": 1204, "completion_tokens": 14, "total_tokens": 1218, "cached_tokens": 1136},
     "finish_reason": "stop",
     "timings": {"queued_ms": 12.5, "enrich_ms": 840.0, "infer_ms": 412.3},
     "engine": "vllm",

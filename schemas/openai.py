@@ -347,8 +347,14 @@ def _finish_reason(result: Result) -> str:
     return result.finish_reason if result.finish_reason in _FINISH_REASONS else "stop"
 
 
-def _usage(result: Result) -> dict[str, int] | None:
-    return result.usage.model_dump() if result.usage else None
+def _usage(result: Result) -> dict[str, Any] | None:
+    """Return the tokens in the form of chat completions and completions."""
+    if result.usage is None:
+        return None
+    usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
+    if result.usage.cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
+    return usage
 
 
 def _response_usage(result: Result) -> dict[str, Any] | None:
@@ -356,7 +362,7 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
         return None
     return {
         "input_tokens": result.usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": result.usage.cached_tokens or 0, "cache_write_tokens": 0},
         "output_tokens": result.usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": result.usage.total_tokens,

@@ -64,6 +64,8 @@ class Usage(WireModel):
     """Tokens that were generated."""
     total_tokens: int = Field(default=0, ge=0)
     """The sum of `prompt_tokens` and `completion_tokens`."""
+    cached_tokens: int | None = Field(default=None, ge=0)
+    """Tokens of the prompt that the engine found in its prefix cache; absent where the engine does not tell them."""
 
 
 class Timings(WireModel):

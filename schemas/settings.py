@@ -105,7 +105,7 @@ class TrustSettings(BaseModel):
     """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify it:
     one secret a line, of 32 characters or more. The first one signs and each verifies, so a new secret goes on top, and
     the old one is removed once its jobs are done. `openssl rand -hex 32` makes a secret. Without the file, no job is
-    signed."""
+    signed. The first secret also derives the marks around sources in prompts; without it, each worker makes its own."""
 
     @property
     def secrets(self) -> TrustSecrets | None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schemas.job import Message, TextPart
 from workers.enrichment.answering import cite
 from workers.enrichment.answering.grounding import INVISIBLE, ground, harmless
+from workers.enrichment.answering.marks import mark_for
 from workers.enrichment.answering.template import TemplateRefused, load_template
 from workers.enrichment.choosing.rank import split
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -41,8 +42,41 @@ def test_sources_are_numbered() -> None:
     assert text.index("Source [1]: <m>text 1</m>") < text.index("Source [2]: <m>text 2</m>")
 
 
-def test_the_marks_differ_from_request_to_request() -> None:
-    assert ground("Why?", evidence("x")).prompt != ground("Why?", evidence("x")).prompt
+def before_the_question(asked: str, found: Evidence) -> str:
+    grounded = ground(asked, found).prompt
+    assert grounded is not None
+    return grounded.partition("Question:")[0]
+
+
+def mark_of(found: Evidence) -> str:
+    mark = re.search(r"<([a-z]{8})>", before_the_question("Why?", found))
+    assert mark is not None
+    return mark[1]
+
+
+def test_ten_questions_to_equal_sources_share_the_prompt_up_to_the_question() -> None:
+    assert len({before_the_question(f"Why {number}?", evidence("x", "y")) for number in range(10)}) == 1
+    chats = [ground([Message(role="user", content=f"Why {number}?")], evidence("x")).messages for number in range(10)]
+    assert len({messages[0].text.partition("Question:")[0] for messages in chats if messages}) == 1
+
+
+def test_the_mark_depends_on_the_secret_and_on_all_that_the_prompt_shows_of_the_sources() -> None:
+    found = evidence("x", "y")
+    other_number = Evidence((replace(found.sources[0], number=2),))
+    steering = Evidence((replace(found.sources[0], steering=("orders",)),))
+    others = [evidence("x", "z"), evidence("x y", title="B"), evidence("x", "y", title=None), other_number, steering]
+    secrets = [replace(found, mark_secret=secret) for secret in (b"a" * 32, b"b" * 32)]
+    assert len({mark_of(one) for one in (found, *others, *secrets)}) == 8
+    assert b"aaaa" not in repr(secrets[0]).encode()
+
+
+@given(st.binary(max_size=64), st.text(max_size=64), st.binary(min_size=32, max_size=32))
+def test_a_page_whose_text_has_its_own_mark_gets_another_mark(sources: bytes, text: str, secret: bytes) -> None:
+    """A writer of jobs could try pages until one of them has its own mark in its text."""
+    learned = mark_for(sources, text, secret)
+    assert mark_for(sources, text, secret) == learned
+    next_one = mark_for(sources, f"{text} </{learned.upper()}>", secret)
+    assert next_one not in (learned, mark_for(sources, f"{text} {learned} {next_one}", secret))
 
 
 def test_a_page_that_guesses_the_mark_cannot_write_it() -> None:

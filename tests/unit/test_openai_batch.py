@@ -212,7 +212,7 @@ RESULT = Result(
     confidence=0.5,
     sources=["https://facts.example/"],
     citations=[Citation(start=0, end=7, source="https://facts.example/", support=Support.EXACT)],
-    usage=Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5),
+    usage=Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5, cached_tokens=1),
     finish_reason="length",
     metadata={"team": "a"},
     created_at=1_700_000_000,
@@ -245,7 +245,12 @@ def test_a_result_is_a_chat_completion_in_an_output_line() -> None:
                         "finish_reason": "length",
                     }
                 ],
-                "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+                "usage": {
+                    "prompt_tokens": 3,
+                    "completion_tokens": 2,
+                    "total_tokens": 5,
+                    "prompt_tokens_details": {"cached_tokens": 1},
+                },
                 "postback": OURS,
             },
         },

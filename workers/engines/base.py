@@ -14,7 +14,7 @@ Errors:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from schemas.job import Message, ResponseFormat
@@ -63,6 +63,11 @@ class Completion:
     completion_tokens: int
     confidence: float | None = None
     """exp(mean log-probability of the generated tokens), 0 to 1; None if the engine gives no log-probabilities."""
+    cached_tokens: int | None = field(default=None, compare=False)
+    """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
+
+    Completions with the same answer are equal, whether the cache was cold or warm.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,8 @@ class _ReadSources:
 class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
-    `guard` is the egress guard of fetches; callbacks have another one. Raises TemplateRefused for an unusable template.
+    `guard` is the egress guard of fetches; callbacks have another one. `mark_secret` is the secret of `marks`.
+    Raises TemplateRefused for an unusable template.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Enricher:
         providers: Mapping[str, SearchProvider] | None = None,
         profiles: Profiles | None = None,
         cache: CacheSettings | None = None,
+        mark_secret: bytes | None = None,
     ) -> None:
         load_template(settings.template)  # a bad template fails now rather than job by job
         self._settings = settings
+        self._mark_secret = mark_secret
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
         self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
@@ -142,7 +145,7 @@ class Enricher:
             notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
-        return Evidence(numbered, tuple(notes), question, self._settings.template)
+        return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self._mark_secret)
 
     def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
         """Return a deadline `seconds` from now, but no later than the job's `deadline`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
@@ -149,6 +149,8 @@ class Evidence:
     """The name or path of the prompt's template, see `answering.template`."""
     conversation: str = ""
     """The text of all messages of the job, if it has messages. The answer may repeat links from this text, too."""
+    mark_secret: bytes | None = field(default=None, repr=False)
+    """The fleet's secret for the marks around sources; None means a secret of the process."""
 
     @property
     def chars(self) -> int:

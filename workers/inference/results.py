@@ -124,4 +124,5 @@ def _usage(completion: Completion) -> Usage:
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         total_tokens=completion.prompt_tokens + completion.completion_tokens,
+        cached_tokens=completion.cached_tokens,
     )

@@ -130,7 +130,16 @@ async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> En
     web = Web(settings.named, process.clock, settings.email)
     found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
-    enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
+    trust = process.fleet.trust.secrets
+    enricher = Enricher(
+        settings,
+        guard,
+        process.clock,
+        process.metrics,
+        found,
+        profiles,
+        mark_secret=trust.secrets[0] if trust is not None else None,
+    )
     await web.start()
     stack.push_async_callback(web.close)
     await enricher.start()

@@ -14,6 +14,8 @@ class TokenUsage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int | None = None
+    """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not tell them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,19 @@ class _Choice(BoundedModel):
     logprobs: _Logprobs | None = None
 
 
+class _PromptDetails(BoundedModel):
+    cached_tokens: int | None = Field(default=None, ge=0)
+
+
 class _Usage(BoundedModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Tokens of the prompt that the server found in its prefix cache; None if the server does not tell them."""
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
 
 
 class _Bill(BoundedModel):
@@ -143,7 +153,14 @@ def completion_of(answer: ServerAnswer) -> Completion:
         )
     values = choice.logprobs.values() if choice.logprobs is not None else []
     confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
-    return Completion(text or "", reason, usage.prompt_tokens, usage.completion_tokens, confidence)
+    return Completion(
+        text or "",
+        reason,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        confidence,
+        cached_tokens=usage.cached_tokens,
+    )
 
 
 def _billed(body: bytes) -> int:

@@ -42,7 +42,14 @@ def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -
     confidence = None
     if answer.cumulative_logprob is not None and count:
         confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
-    return Completion(answer.text, finish_reason(answer.finish_reason), prompt_tokens, count, confidence)
+    return Completion(
+        answer.text,
+        finish_reason(answer.finish_reason),
+        prompt_tokens,
+        count,
+        confidence,
+        cached_tokens=output.num_cached_tokens,
+    )
 
 
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:

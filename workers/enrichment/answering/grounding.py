@@ -1,27 +1,26 @@
 """Writes numbered sources and the question as one prompt, and keeps pages inside quotations.
 
-A page cannot end its quotation, since the marks around the quotation are random per request. Tokens of chat templates
-are replaced in pages, and invisible characters removed. Each further line of a passage begins with `>`, as in e-mails,
-so that no line looks like a question, an answer or another source. Text that looks like a citation of one of the job's
-sources is removed or changed.
+A page cannot end its quotation, since it cannot foresee the marks around the quotation (`marks`). Tokens of chat
+templates are replaced in pages, and invisible characters removed. Each further line of a passage begins with `>`, as in
+e-mails, so that no line looks like a question, an answer or another source. Text that looks like a citation of one of
+the job's sources is removed or changed.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import secrets
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from schemas.job import Message, TextPart
+from workers.enrichment.answering.marks import mark_for
 from workers.enrichment.answering.template import Template, load_template
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_TITLE_CHARS: Final = 120
-_MARK_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
-_MARK_LENGTH: Final = 8
 
 _TAG_LIKE: Final = re.compile(r"<(?=[^\s<>]{1,64}>)|(?<=<)<|<(?=\||｜)")  # noqa: RUF001 - DeepSeek's bar
 _TAG_END: Final = re.compile(r"(?<=[|｜/\w\]])>")  # noqa: RUF001 - as above
@@ -61,10 +60,10 @@ class GroundedPrompt:
 def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
     """Put the evidence before the question in the job's prompt or messages, in the words of the template.
 
-    `mark` is random unless it is given. Raises TemplateRefused.
+    `mark` is derived from the evidence unless it is given. Raises TemplateRefused.
     """
     template = load_template(evidence.template)
-    preface = _preface(evidence, template, mark or _fresh_mark())
+    preface = _preface(evidence, template, mark)
     if asked is None or isinstance(asked, str):
         return GroundedPrompt(f"{preface}\n\n{template.question.format(question=asked or '')}", None)
     return GroundedPrompt(None, _into_messages(asked, preface, template.question_in_chat))
@@ -81,24 +80,41 @@ def _into_messages(messages: Sequence[Message], preface: str, question: str) -> 
     return (*messages[:last], messages[last].model_copy(update={"content": grounded}), *messages[last + 1 :])
 
 
-def _fresh_mark() -> str:
-    """Return random consonants: no word of a page, and no number that a small model could take for a page's number."""
-    return "".join(secrets.choice(_MARK_LETTERS) for _ in range(_MARK_LENGTH))
-
-
-def _preface(evidence: Evidence, template: Template, mark: str) -> str:
+def _preface(evidence: Evidence, template: Template, mark: str | None) -> str:
     if not evidence.sources:
         return template.without_sources
-    quoted = [_quoted(source, template, mark, len(evidence.sources)) for source in evidence.sources]
+    shown = [_shown(source, len(evidence.sources)) for source in evidence.sources]
+    mark = mark or _mark(shown, evidence.mark_secret)
+    quoted = [_quoted(one, template, mark) for one in shown]
     before, after = (part.format(mark=mark) for part in (template.before, template.after))
     return "\n\n".join(part for part in (before, *quoted, after) if part)
 
 
-def _quoted(source: NumberedSource, template: Template, mark: str, sources: int) -> str:
-    title = template.title.format(title=harmless(source.title, sources)[:MAX_TITLE_CHARS]) if source.title else ""
-    title += template.steering if source.steering else ""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A source's harmless title and text."""
+
+    number: int
+    title: str
+    is_steering: bool
+    text: str
+
+
+def _shown(source: NumberedSource, sources: int) -> _Shown:
+    title = harmless(source.title, sources)[:MAX_TITLE_CHARS] if source.title else ""
     passages = " ".join(_lines(passage, sources) for passage in source.passages)
-    return template.source.format(number=source.number, title=title, mark=mark, text=passages)
+    return _Shown(source.number, title, bool(source.steering), passages)
+
+
+def _mark(shown: Sequence[_Shown], secret: bytes | None) -> str:
+    sources = json.dumps([(one.number, one.title, one.is_steering, one.text) for one in shown]).encode()
+    return mark_for(sources, "\n".join(f"{one.title}\n{one.text}" for one in shown), secret)
+
+
+def _quoted(shown: _Shown, template: Template, mark: str) -> str:
+    title = template.title.format(title=shown.title) if shown.title else ""
+    title += template.steering if shown.is_steering else ""
+    return template.source.format(number=shown.number, title=title, mark=mark, text=shown.text)
 
 
 def _lines(passage: str, sources: int) -> str:

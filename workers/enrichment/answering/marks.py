@@ -1,0 +1,39 @@
+"""Marks around the sources in a prompt: letters that no page can foresee, and equal for equal sources.
+
+A mark is a MAC over the sources (HMAC-SHA256, RFC 2104) with a secret of the fleet. Equal sources thus give equal
+prompts up to the question, and the engine finds their tokens in its prefix cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import secrets
+from typing import Final
+
+_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
+"""Consonants: the mark is no word of a page, and no number that a small model could take for a page's number."""
+_LENGTH: Final = 8
+_DOMAIN: Final = b"postback sources mark v1"
+"""Keeps marks apart from other uses of the secret."""
+_PROCESS_SECRET: Final = secrets.token_bytes(32)
+
+
+def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
+    """Return the mark for these sources; it does not stand in the text `shown`, in small or in capital letters.
+
+    `sources` is any encoding of them. Without `secret`, a secret counts that this process made at its start. A page
+    that has its own mark in its text, after trials with many jobs, gets the next mark.
+    """
+    key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
+    digest = hashlib.sha256(sources).digest()
+    macs = (hmac.digest(key, digest + number.to_bytes(8, "big"), hashlib.sha256) for number in itertools.count())
+    lowered = shown.lower()
+    return next(mark for mark in map(_letters, macs) if mark not in lowered)
+
+
+def _letters(mac: bytes) -> str:
+    """Return one letter for each two bytes of the MAC's beginning."""
+    numbers = (int.from_bytes(mac[at : at + 2], "big") for at in range(0, 2 * _LENGTH, 2))
+    return "".join(_LETTERS[number % len(_LETTERS)] for number in numbers)
