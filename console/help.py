@@ -67,6 +67,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback replay --tenant acme --since -2h --dry-run",
         "postback replay --tenant acme --since -7d --undelivered",
     ),
+    "verify-answer": ("postback verify-answer result.json", "postback verify-answer event.json --json"),
     "backlog": ("postback backlog",),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),

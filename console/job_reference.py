@@ -73,7 +73,19 @@ RESULT = {
             "doi": "10.1000/182",
         }
     ],
-    "citations": [{"start": 0, "end": 47, "source": "pmid:10591382", "support": "lexical"}],
+    "citations": [
+        {
+            "start": 0,
+            "end": 47,
+            "source": "pmid:10591382",
+            "support": "lexical",
+            "quote": {
+                "exact": "Aspirin reduced the risk of a second stroke",
+                "prefix": "follow-up. ",
+                "suffix": " by a fifth.",
+            },
+        }
+    ],
     "notes": ["https://example.org/guideline.html: the server answered 404"],
     "screening": [{"rule": "toxicity", "kind": "words", "verdict": "flag", "field": "prompt", "count": 1}],
     "usage": {"prompt_tokens": 1204, "completion_tokens": 14, "total_tokens": 1218, "cached_tokens": 1136},

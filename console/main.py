@@ -31,6 +31,7 @@ from console import (
     topics,
     trace,
     trigger,
+    verify_answer,
     worker,
 )
 from console.demo import command as demo
@@ -66,6 +67,7 @@ app.command(rich_help_panel=TAKE)(results.results)
 app.command(rich_help_panel=TAKE)(status.status)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
+app.command(rich_help_panel=TAKE)(verify_answer.verify_answer)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
 app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)

@@ -25,6 +25,17 @@ class Support(StrEnum):
     DANGLING = "dangling"
 
 
+class Quote(WireModel):
+    """Words of a source and the text around them, as in a TextQuoteSelector (W3C Web Annotation Data Model, 4.2.4)."""
+
+    exact: str
+    """The words as the source writes them; links are replaced by `(link removed)`."""
+    prefix: str = ""
+    """Up to 32 code points of the source's text before the words."""
+    suffix: str = ""
+    """Up to 32 code points of the source's text after the words."""
+
+
 class Citation(WireModel):
     """A cited place in `text`, with its source. `start` and `end` count Unicode code points of `text`."""
 
@@ -36,6 +47,8 @@ class Citation(WireModel):
     """The source's identifier, as in `sources`; `[n]` where no source has the cited number n."""
     support: Support
     """The closeness of the source's text to the sentence."""
+    quote: Quote | None = None
+    """The source's words that are nearest to the sentence; absent if the citation has no support."""
 
 
 class SourceDetails(WireModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.result import Citation, Support
+from schemas.result import Citation, Quote, Support
 from workers.enrichment.answering.answer import answered
 from workers.enrichment.answering.cite import MAX_ALIGNED, cited, supported_share
 from workers.enrichment.answering.profile import Profile
@@ -88,10 +88,11 @@ def test_a_source_that_is_cited_and_does_not_support_is_not_used() -> None:
 
 
 def test_an_answer_without_marks_is_put_down_to_the_source_that_supports_it() -> None:
+    quote = Quote(exact="1987", prefix="rsen bridge in Tarnby opened in ", suffix=". It carries the coast road over")
     assert cited("1987", BOTH) == (
         "1987",
         [BRIDGE.id],
-        [Citation(start=0, end=4, source=BRIDGE.id, support=Support.EXACT)],
+        [Citation(start=0, end=4, source=BRIDGE.id, support=Support.EXACT, quote=quote)],
     )
 
 

@@ -29,7 +29,9 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       links     removes links that neither the job nor a source gave         str, Evidence → str
       cite      the source of each sentence of the answer                    str, Evidence → Citation
         contradiction, clauses   sources that contradict a sentence in its own words; negation: lists of words
+      quotes    the source's words that are nearest to a sentence            str, Evidence → Quote
       answer    the checks of an answer, and the notes of its result         str, Evidence, Profile → Answer
+    standing    quotes of a result, looked for in its sources again            Result → CheckedCitation
 
 Every fault of a source is a note in the result. A job fails only if it sets `sources.required` and no source can be
 used.

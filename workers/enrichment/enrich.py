@@ -147,6 +147,16 @@ class Enricher:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self._mark_secret)
 
+    async def read(
+        self, urls: Sequence[str], seconds: float, *, tenant: str = DEFAULT_TENANT
+    ) -> list[Document | LeftOut]:
+        """Read these pages as a job's sources are read. A late or unreadable page is a LeftOut with its reason."""
+        wanted = [Wanted(position, url) for position, url in enumerate(urls, start=1)]
+        read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
+        found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
+        found |= {one.position: one for one in read.left_out}
+        return [found[one.position] for one in wanted]
+
     def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
         """Return a deadline `seconds` from now, but no later than the job's `deadline`."""
         return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))

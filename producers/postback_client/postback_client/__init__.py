@@ -33,7 +33,7 @@ from postback_client.errors import (
 )
 from postback_client.http_client import HttpClient
 from postback_client.job import Job, Lane
-from postback_client.result import CitedPlace, JobFailure, Result, TokenUsage, UsedSource
+from postback_client.result import CitedPlace, JobFailure, Result, SourceQuote, TokenUsage, UsedSource
 
 if TYPE_CHECKING:
     from postback_client.kafka_client import KafkaClient
@@ -62,6 +62,7 @@ __all__ = [
     "PostbackError",
     "RateLimited",
     "Result",
+    "SourceQuote",
     "StillWaiting",
     "StoredFile",
     "SubmitFailed",

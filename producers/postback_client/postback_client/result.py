@@ -19,6 +19,15 @@ class TokenUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceQuote:
+    """Words of a source, and up to 32 code points before and after them (W3C TextQuoteSelector)."""
+
+    exact: str
+    prefix: str = ""
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CitedPlace:
     """A place in the answer that rests on a source. `start` and `end` count Unicode code points."""
 
@@ -28,6 +37,8 @@ class CitedPlace:
     """The source's identifier, as in `sources`."""
     support: str
     """`exact`, `fuzzy`, `lexical`, `unsupported` or `dangling`."""
+    quote: SourceQuote | None = None
+    """The source's words that are nearest to the place; None without support."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
         behind = place[1] if place is not None else behind
         start, end = place or (0, len(text))
         name, support = sources.name(number), sources.support(quote, number)
-        citations.append(Citation(start=start, end=end, source=name, support=support))
+        citation = Citation(start=start, end=end, source=name, support=support)
+        citations.append(sources.quoted(citation, quote, number))
     return citations
 
 

@@ -14,7 +14,6 @@ If a sentence has quotations, the source must contain them exactly or nearly; el
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -24,7 +23,9 @@ from typing import Final
 from schemas.result import Citation, Support
 from workers.enrichment.answering.clauses import Clause, clauses
 from workers.enrichment.answering.contradiction import Source
-from workers.enrichment.answering.links import LINK_REMOVED, URL, without_unknown_links
+from workers.enrichment.answering.grounding import visible
+from workers.enrichment.answering.links import without_unknown_links
+from workers.enrichment.answering.quotes import quote, without_links, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 FUZZY_SHARE: Final = 0.8
@@ -50,7 +51,6 @@ _BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{CITATION.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\n)")  # noqa: RUF001 - full-width marks
-_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
 _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
 _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
@@ -112,13 +112,14 @@ class _SourceWords:
 
     def clauses(self) -> Source:
         """Split the source into clauses. The split is costly, and needed only for a source with a sentence's words."""
-        return Source([_without_links(text) for text in self.texts], _COMMON)
+        return Source([without_links(text) for text in self.texts], _COMMON)
 
 
 class SourceTexts:
     """The sources of one answer, split into words once, and the remaining budget for aligning sentences."""
 
     def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
         self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
         self._clauses_of: dict[int, Source] = {}
@@ -147,9 +148,19 @@ class SourceTexts:
             self._clauses_of[number] = read.clauses()
         return Support.UNSUPPORTED if self._clauses_of[number].denies(self._clauses(text)) else level
 
+    def quoted(self, citation: Citation, text: str, number: int) -> Citation:
+        """Return the citation with the words of source `number` that are nearest to the text, if it has support."""
+        if citation.support not in BEARING:
+            return citation
+        found = quote(words(text), self._sources[number].texts, _COMMON)
+        if found is None:
+            return citation
+        clean = {name: without_unknown_links(visible(part), self._evidence) for name, part in found}
+        return citation.model_copy(update={"quote": found.model_copy(update=clean)})
+
     def _clauses(self, text: str) -> list[Clause]:
         if self._said[0] != text:
-            self._said = text, clauses(_without_links(text), _COMMON)
+            self._said = text, clauses(without_links(text), _COMMON)
         return self._said[1]
 
     def _by_words(self, said: Sequence[str], read: _SourceWords) -> Support:
@@ -211,14 +222,14 @@ def supported_share(text: str, citations: Sequence[Citation]) -> float:
 
 def _claimed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
     for number in dict.fromkeys(sentence.numbers):
-        yield _citation(sentence, number, sources)
+        yield sources.quoted(_citation(sentence, number, sources), sentence.text, number)
 
 
 def _attributed(sentence: _Sentence, sources: SourceTexts) -> Iterator[Citation]:
-    citations = [_citation(sentence, number, sources) for number in sources.numbers]
-    best = min(citations, key=lambda citation: _STRENGTH.index(citation.support), default=None)
+    citations = [(_citation(sentence, number, sources), number) for number in sources.numbers]
+    best, number = min(citations, key=lambda pair: _STRENGTH.index(pair[0].support), default=(None, 0))
     if best is not None and best.support is not Support.UNSUPPORTED:
-        yield best
+        yield sources.quoted(best, sentence.text, number)
 
 
 def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citation:
@@ -279,18 +290,6 @@ def _sentence(text: str, start: int, stop: int) -> Iterator[_Sentence]:
         begin = start + len(part) - len(part.lstrip())
         quotes = tuple(quote for quote in _QUOTED.findall(part) if len(words(quote)) >= _QUOTE_WORDS)
         yield _Sentence(begin, begin + len(part.strip()), found, numbers, plain, quotes)
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Return words and numbers, compatibility forms and case folded; single characters in scripts without spaces.
-
-    Links are left out, since most links are removed from an answer but remain in its sources.
-    """
-    return tuple(_WORD.findall(unicodedata.normalize("NFKC", _without_links(text)).casefold()))
-
-
-def _without_links(text: str) -> str:
-    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
 
 
 def _line(some: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
 
     `sources` is the number of the job's sources: with five of them, a page's `[18, 27]` cites none, and stays.
     """
-    seen = _SPACES.sub(" ", "".join(_visible(character) for character in text)).strip()
+    seen = _SPACES.sub(" ", visible(text)).strip()
     while (rest := _without_markers(seen, sources)) != seen:  # the text around a removed marker may form a new one
         seen = rest
     seen = _TAG_END.sub("›", _TAG_LIKE.sub("‹", seen))  # noqa: RUF001 - look-alikes that no tokenizer knows
@@ -166,6 +166,11 @@ def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
         return found.group()
     is_index = before.isalnum() or before in ("_", ")", "]")
     return f"({said})" if (is_list or is_index) and not behind.isalnum() else ""
+
+
+def visible(text: str) -> str:
+    """Return the text without invisible characters, each blank as a space."""
+    return "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:

@@ -1,0 +1,115 @@
+"""`postback verify-answer`: the cited words, looked for in sources that are read again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from devkit.site import Site, questions
+from schemas.codec import write_result
+from schemas.event import event_body
+from schemas.outcome import Outcome
+from schemas.result import Citation, Quote, Result, SourceDetails, Support
+from tests.postback_command import environment_of, postback_here
+
+LOOPBACK = {"POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.0/8", "POSTBACK_ENV": "development"}
+HALVORSEN = next(one for one in questions() if "Halvorsen" in one.text)
+
+
+def result_of(url: str, *quotes: str | None) -> Result:
+    """A result whose only source is at `url`, with a citation for each quote."""
+    citations = [
+        Citation(
+            start=0,
+            end=5,
+            source="s",
+            support=Support.EXACT if quote else Support.UNSUPPORTED,
+            quote=None if quote is None else Quote(exact=quote),
+        )
+        for quote in quotes
+    ]
+    return Result(
+        job_id="job-1",
+        outcome=Outcome.SUCCEEDED,
+        text="words",
+        sources=["s"],
+        source_details=[SourceDetails(id="s", url=url)],
+        citations=citations,
+        created_at=1,
+    )
+
+
+def verified(content: bytes, folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    (folder / "result.json").write_bytes(content)
+    return postback_here(
+        "verify-answer", str(folder / "result.json"), *options, env=environment_of(**{**LOOPBACK, **env})
+    )
+
+
+async def test_words_that_stand_and_words_that_are_gone_are_told_apart(tmp_path: Path) -> None:
+    async with Site() as site:
+        result = result_of(site.url(HALVORSEN.path), HALVORSEN.answer.upper(), "a bridge of cheese", None)
+        for content in (write_result(result), event_body(result, "msg_1", "acme")):
+            done = await asyncio.to_thread(verified, content, tmp_path, "--json")
+            said = json.loads(done.stdout)
+            assert [one["standing"] for one in said["citations"]] == ["stands", "gone", "unquoted"]
+            assert (done.returncode, done.stderr) == (1, "")
+        done = await asyncio.to_thread(
+            verified, write_result(result_of(result.source_details[0].url, "bridge")), tmp_path
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "job-1: 1 stands"
+
+
+def test_a_source_that_is_away_or_forbidden_is_told_with_its_reason(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/gone"
+        away = verified(write_result(result_of(url, "words")), tmp_path, "--json")
+        forbidden = verified(write_result(result_of(url, "words")), tmp_path, "--json", POSTBACK_EGRESS__ALLOW_FETCH="")
+    for done, part in ((away, "could not be reached"), (forbidden, "may not be fetched")):
+        [citation] = json.loads(done.stdout)["citations"]
+        assert (done.returncode, citation["standing"]) == (1, "unread")
+        assert part in citation["reason"], citation
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "not one JSON object"),
+        (b"[" * 5000, "not one JSON object"),
+        (b"{}{}", "not one JSON object"),
+        (b"[]", ""),
+        (b'{"job_id": 7}', "job_id"),
+        (b'{"object": "event", "data": null}', ""),
+    ],
+)
+def test_another_file_is_refused_with_its_fault(content: bytes, told: str, tmp_path: Path) -> None:
+    done = verified(content, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("postback: ")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_noise_is_refused(tmp_path: Path, content: bytes) -> None:
+    done = verified(content, tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,116 @@
+"""Finds the words of a source on which a sentence rests. Pure.
+
+A quote names its place by the words before and after it, as a TextQuoteSelector does (W3C, "Web Annotation Data Model",
+section 4.2.4). An offset would hold only for one version of the page and of this program.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.result import Quote
+from workers.enrichment.answering.links import LINK_REMOVED, URL
+
+WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
+CONTEXT_CHARS: Final = 32
+"""The most code points of a quote's prefix, and of its suffix."""
+MAX_QUOTE_CHARS: Final = 500
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return words and numbers, compatibility forms and case folded; single characters in scripts without spaces.
+
+    Links are left out, since most links are removed from an answer but remain in its sources.
+    """
+    return tuple(WORD.findall(unicodedata.normalize("NFKC", without_links(text)).casefold()))
+
+
+def without_links(text: str) -> str:
+    """Replace each link, and each mark of a removed link, by a space."""
+    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
+
+
+def contains(text: str, quoted: str) -> bool:
+    """Return whether the text has the quoted words in one run; case, punctuation and links do not count."""
+    wanted = words(quoted)
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(text))} "
+
+
+def quote(said: Sequence[str], passages: Sequence[str], common: Collection[str]) -> Quote | None:
+    """Return the part of the passages that is nearest to the words `said`; None if no passage has an uncommon one.
+
+    This is the first run of exactly these words, else the part with most of the uncommon ones close together.
+    """
+    read = [_Placed.of(passage) for passage in passages]
+    for passage in read:
+        at = passage.run(said)
+        if at is not None:
+            return passage.quote(at, at + len(said))
+    wanted = frozenset(said).difference(common) or frozenset(said)
+    best = max(((*passage.densest(wanted, 2 * len(said)), passage) for passage in read), default=None, key=_found)
+    if best is None or not best[0]:
+        return None
+    _, start, end, passage = best
+    return passage.quote(start, end)
+
+
+def _found(part: tuple[int, int, int, _Placed]) -> tuple[int, int]:
+    found, start, end, _ = part
+    return found, start - end
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A passage as words, each with its span in code points of the passage."""
+
+    text: str
+    words: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, text: str) -> _Placed:
+        """Split the text. A character is folded by itself, so that each folded character knows its place."""
+        blank = URL.sub(lambda link: " " * len(link.group()), text.replace(LINK_REMOVED, " " * len(LINK_REMOVED)))
+        folded = [unicodedata.normalize("NFKC", character).casefold() for character in blank]
+        places = [at for at, piece in enumerate(folded) for _ in piece]
+        found = list(WORD.finditer("".join(folded)))
+        spans = tuple((places[one.start()], places[one.end() - 1] + 1) for one in found)
+        return cls(text, tuple(one.group() for one in found), spans)
+
+    def run(self, said: Sequence[str]) -> int | None:
+        """Return the index of the first run of exactly these words."""
+        line, wanted = f" {' '.join(self.words)} ", f" {' '.join(said)} "
+        at = line.find(wanted) if said else -1
+        return line[: at + 1].count(" ") - 1 if at >= 0 else None
+
+    def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
+        """Return the part of at most `width` words with most of the wanted words: their number, its start and end."""
+        best: tuple[int, int, int] = (0, 0, 0)
+        inside: Counter[str] = Counter()
+        hits = [at for at, word in enumerate(self.words) if word in wanted]
+        first = 0
+        for at in hits:
+            inside[self.words[at]] += 1
+            while at - hits[first] >= width:
+                left = self.words[hits[first]]
+                inside[left] -= 1
+                if not inside[left]:
+                    del inside[left]
+                first += 1
+            start = hits[first]
+            if (len(inside), start - at - 1) > (best[0], best[1] - best[2]):
+                best = len(inside), start, at + 1
+        return best
+
+    def quote(self, first: int, behind: int) -> Quote:
+        """Return the words from `first` to before `behind` as the passage writes them; a long part is cut at a word."""
+        start = self.spans[first][0]
+        ends = [end for _, end in self.spans[first:behind] if end <= start + MAX_QUOTE_CHARS]
+        end = ends[-1] if ends else start + MAX_QUOTE_CHARS
+        prefix, suffix = self.text[max(0, start - CONTEXT_CHARS) : start], self.text[end : end + CONTEXT_CHARS]
+        return Quote(exact=self.text[start:end], prefix=prefix, suffix=suffix)
