@@ -33,6 +33,8 @@ from gateway.door.app import create_app
 from gateway.door.door import Door, nothing
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
+from gateway.page.rendering import CONSOLE
+from gateway.page.routes import page_routes
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
@@ -225,10 +227,10 @@ def _add_door(
         batches_changed=nothing if clerk is None else clerk.wake,
     )
     context = None if tls is None else tls.context
-    process.fronts.append(DoorServer(create_app(door), bound, context, limits, clock, process.metrics))
+    process.fronts.append(DoorServer(create_app(door, [page_routes]), bound, context, limits, clock, process.metrics))
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
-    process.duties.append(f"serves the API at {url}/v1")
+    process.duties.append(f"serves the API at {url}/v1 and the console page at {url}{CONSOLE}")
     options.announce(url)
 
 

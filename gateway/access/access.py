@@ -64,6 +64,13 @@ class Access:
             raise CredentialRefused(_SENDABLE)
         return agreed(shown, await self._by_key(credential))
 
+    def beside(self, peer: bytes | None, found: Principal) -> Principal:
+        """Return the principal of a browser's session, if the connection's certificate (DER) is of the same tenant.
+
+        Raises CredentialRefused.
+        """
+        return agreed(self._certificates.principal(peer) if peer is not None else None, found)
+
     async def tenant(self, tenant: str) -> TenantSettings:
         """Return the tenant's settings, or the defaults. Raises StoreAway."""
         return await self._tenants.get(tenant)

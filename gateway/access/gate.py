@@ -56,6 +56,10 @@ class Gate:
         except CredentialRefused:
             await self._rates.take(self._failures, "failures", network_of(address))
             raise
+        return await self.admit_known(principal)
+
+    async def admit_known(self, principal: Principal) -> Admitted:
+        """Count a request of a known principal, such as a browser's session. Raises TooManyRequests and StoreAway."""
         return Admitted(principal, await self._within_rates(principal))
 
     async def _within_rates(self, principal: Principal) -> Taken | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -41,6 +41,8 @@ class Principal:
     """The credential's public id for logs and the audit, such as `key:<id>`, `jwt:<subject>` or `cert:<serial>`."""
     kind: Literal["api_key", "jwt", "certificate"]
     scopes: frozenset[Scope]
+    expires_at: int | None = field(default=None, compare=False)
+    """The end of a token, in Unix seconds; None for a credential whose end is looked up at each use."""
 
     def may(self, scope: Scope) -> bool:
         """Return whether the principal has the scope."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
@@ -39,11 +39,13 @@ ROUTES = (
 )
 """The routes of each file in `routes/`."""
 
+MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 
-def create_app(door: Door) -> ASGIApp:
-    """Return the application. The caller runs it on a server."""
+
+def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
+    """Return the application: the API, and the routes of rooms above the door. The caller runs it on a server."""
     app = FastAPI(title="Postback", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for make in ROUTES:
+    for make in (*ROUTES, *beside):
         made: Sequence[BaseRoute] = make(door)
         app.router.routes.extend(made)
     add_handlers(app)

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from gateway.access import Principal
 from gateway.door.door import PRINCIPAL
-from gateway.door.noted import HASHES, OBJECTS
+from gateway.door.noted import ACTION, HASHES, OBJECTS
 from gateway.door.openapi.document import OPERATIONS
 from telemetry.audit import AuditEvent, Type
 
@@ -20,7 +20,7 @@ def audit_event(scope: Scope, status: int) -> AuditEvent | None:
     """Return the audit event of an answered request; None for a page without a credential, such as `/docs`."""
     state, route = scope["state"], getattr(scope.get("route"), "path", None)
     principal: Principal | None = state.get(PRINCIPAL)
-    action = _NAMES.get((scope["method"], (route or "").replace(":path}", "}")))
+    action = state.get(ACTION) or _NAMES.get((scope["method"], (route or "").replace(":path}", "}")))
     if action is None or (principal is None and status not in _DENIED):
         return None
     known = [str(value) for value in scope.get("path_params", {}).values()]

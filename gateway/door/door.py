@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
-from gateway.access.gate import Gate, TooManyRequests
+from gateway.access.gate import Admitted, Gate, TooManyRequests
 from gateway.batches.shelf import Shelf
 from gateway.door.errors import ApiError
 from gateway.door.settings import GatewaySettings
@@ -79,6 +79,17 @@ class Door:
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
         except TooManyRequests as error:
             raise too_many(error) from None
+        return self._entered(request, admitted, scope)
+
+    async def known(self, request: Request, principal: Principal, scope: Scope) -> Principal:
+        """Return the principal of a browser's session, as `principal` does. Raises ApiError: 403, 429 and 503."""
+        try:
+            admitted = await self.gate.admit_known(principal)
+        except TooManyRequests as error:
+            raise too_many(error) from None
+        return self._entered(request, admitted, scope)
+
+    def _entered(self, request: Request, admitted: Admitted, scope: Scope) -> Principal:
         found = request.scope["state"][PRINCIPAL] = admitted.principal
         if admitted.rate is not None:
             request.scope["state"][ANSWER_HEADERS] = admitted.rate.headers

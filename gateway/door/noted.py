@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 OBJECTS: Final = "audit_objects"
 HASHES: Final = "audit_hashes"
+ACTION: Final = "audit_action"
 """Keys of the notes in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
 """Ids that one line has at most."""
@@ -19,3 +20,8 @@ def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str 
     state = request.scope["state"]
     state[OBJECTS] = list(objects[:MOST_OBJECTS])
     state[HASHES] = [each for each in hashes[:MOST_OBJECTS] if each is not None]
+
+
+def note_action(request: Request, action: str) -> None:
+    """Name the action of a request that is no operation of the API: one of the console page."""
+    request.scope["state"][ACTION] = action

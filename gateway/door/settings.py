@@ -57,6 +57,8 @@ class GatewaySettings(BaseSettings):
     await_seconds: float = Field(default=120.0, gt=0, le=3600)
     """Seconds that a request waits for its answer (`/v1/chat/completions`, `/v1/completions`, and `/v1/responses`
     without `background`). Then the job is cancelled, and the request gets status 504."""
+    session_seconds: int = Field(default=8 * 3600, ge=60, le=30 * 86_400)
+    """Seconds after which a browser has to sign in at the console page again."""
     cancel_seconds: float = Field(default=2.0, ge=0, le=60)
     """Seconds that a request to cancel a response waits for the response's end."""
     event_streams: int = Field(default=32, ge=1, le=10_000)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 from gateway.store.text import Name
@@ -63,6 +64,22 @@ api_keys = Table(
 )
 """HMAC-SHA256 digests of API keys, never the keys."""
 
+UNFINISHED = "finished_at IS NULL"
+"""The condition of the index by which a tenant's waiting jobs are counted."""
+
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    Column("digest", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False),
+    Column("credential", Name(128), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", BigInt, nullable=False),
+    Column("expires_at", BigInt, nullable=False, index=True),
+    Index("ix_console_sessions_credential", "tenant", "credential"),
+)
+"""Browsers that are signed in at the console page. `digest` is the SHA-256 of the cookie's token."""
+
 jobs = Table(
     "jobs",
     metadata,
@@ -86,6 +103,7 @@ jobs = Table(
     Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
     Index("ix_jobs_batch_line", "batch_id", "line"),
     Index("ix_jobs_finished_at", "finished_at"),
+    Index("ix_jobs_unfinished", "tenant", sqlite_where=text(UNFINISHED), postgresql_where=text(UNFINISHED)),
 )
 """One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 

@@ -68,6 +68,7 @@ class Tokens:
         try:
             claims = jwt.decode(token, key, registry=self._registry).claims
             rules.validate(claims)
+            claims["exp"] = int(claims["exp"])
         except Exception:  # any text may come as a token, and each error of its reading refuses it
             raise CredentialRefused(_REFUSED) from None
         return claims
@@ -79,7 +80,7 @@ class Tokens:
         said = claims.get(self._settings.scope_claim, ())
         names = said.split(" ") if isinstance(said, str) else said if isinstance(said, list) else ()
         scopes = frozenset(self._scopes[name] for name in names if isinstance(name, str) and name in self._scopes)
-        return Principal(tenant, f"jwt:{_shown(claims['sub'])}", "jwt", scopes)
+        return Principal(tenant, f"jwt:{_shown(claims['sub'])}", "jwt", scopes, claims["exp"])
 
 
 def _header(token: str) -> dict[str, Any]:

@@ -60,6 +60,18 @@ def upgrade() -> None:
     op.create_index(op.f("ix_batches_status"), "batches", ["status"], unique=False)
     op.create_index("ix_batches_tenant_id", "batches", ["tenant", "id"], unique=False)
     op.create_table(
+        "console_sessions",
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("tenant", sa.String(63), nullable=False),
+        sa.Column("credential", sa.String(128), nullable=False),
+        sa.Column("scopes", sa.JSON(), nullable=False),
+        sa.Column("created_at", _BIG, nullable=False),
+        sa.Column("expires_at", _BIG, nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_console_sessions")),
+    )
+    op.create_index("ix_console_sessions_credential", "console_sessions", ["tenant", "credential"], unique=False)
+    op.create_index(op.f("ix_console_sessions_expires_at"), "console_sessions", ["expires_at"], unique=False)
+    op.create_table(
         "events",
         sa.Column("number", _BIG, autoincrement=False, nullable=False),
         sa.Column("tenant", sa.String(63), nullable=False),
@@ -133,6 +145,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_batch_line", "jobs", ["batch_id", "line"], unique=False)
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"], unique=False)
+    op.create_index(
+        "ix_jobs_unfinished",
+        "jobs",
+        ["tenant"],
+        unique=False,
+        sqlite_where=sa.text("finished_at IS NULL"),
+        postgresql_where=sa.text("finished_at IS NULL"),
+    )
     op.create_index("ix_jobs_tenant_created", "jobs", ["tenant", "created_at", "job_id"], unique=False)
     op.create_table(
         "meta",

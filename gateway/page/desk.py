@@ -1,0 +1,108 @@
+"""Every page goes over the desk: it lets the visitor in, reads forms, and shows errors as pages."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.access.oidc.issuer_keys import IssuerAway
+from gateway.batches.declined import Declined
+from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.door.errors import ApiError
+from gateway.door.noted import note_action
+from gateway.page.rendering import HEADERS, link, page
+from gateway.page.visitors import NotSignedIn, Visitor, Visitors, read_form
+from gateway.store.store import StoreAway
+
+SIGN_IN = "/sign-in"
+_MOST_NEXT = 2000
+
+
+class Shown(NamedTuple):
+    """A page to show: its template, and the template's names."""
+
+    template: str
+    values: Mapping[str, Any]
+
+
+Form = Mapping[str, str]
+Show = Callable[[Request, Visitor], Awaitable[Shown | Response]]
+Act = Callable[[Request, Visitor, Form], Awaitable[str]]
+
+
+class Desk:
+    """Makes the routes of pages."""
+
+    def __init__(self, visitors: Visitors) -> None:
+        self._visitors = visitors
+
+    def shows(self, path: str, scope: Scope, action: str, show: Show) -> Route:
+        """Return the route of a page. `action` is its name in the audit."""
+
+        async def serve(request: Request) -> Response:
+            note_action(request, action)
+            visitor = await self._visitors.of(request, scope)
+            shown = await show(request, visitor)
+            if isinstance(shown, Response):
+                return shown
+            return page(shown.template, visitor=visitor, path=path, **shown.values)
+
+        return Route(link(path), guarded(serve), methods=["GET"])
+
+    def acts(self, path: str, scope: Scope, action: str, act: Act) -> Route:
+        """Return the route of a form. `act` returns the address that the browser goes on to."""
+
+        async def serve(request: Request) -> Response:
+            note_action(request, action)
+            visitor = await self._visitors.of(request, scope)
+            form = await read_form(request)
+            self._visitors.require_token(visitor, form)
+            return going_to(await act(request, visitor, form))
+
+        return Route(link(path), guarded(serve), methods=["POST"])
+
+
+def going_to(address: str) -> Response:
+    """Return the answer that sends a browser on, by GET."""
+    return RedirectResponse(address, 303, HEADERS)
+
+
+def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler with its refusals as pages."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await serve(request)
+        except NotSignedIn as error:
+            return _to_sign_in(request, str(error))
+        except ApiError as error:
+            return _refusal(error.status, error.message, error.headers)
+        except Declined as error:
+            return _refusal(error.status, error.message)
+        except BlobMissing:
+            return _refusal(404, "The storage has lost the file's content.")
+        except (StoreAway, IssuerAway, BlobsAway) as error:
+            return _refusal(503, f"{error}; load the page again.", {"retry-after": "5"})
+
+    return answer
+
+
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    response = page("error", status, code=status, message=message)
+    response.headers.update({name: value for name, value in (headers or {}).items() if name == "retry-after"})
+    return response
+
+
+def _to_sign_in(request: Request, reason: str) -> Response:
+    """Send the browser to the form, and back to this page afterwards. A page that refreshes itself leaves too."""
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    back = asked if request.method in ("GET", "HEAD") and len(asked) <= _MOST_NEXT else None
+    address = link(SIGN_IN, next=back, reason="ended" if reason else None)
+    if request.headers.get("hx-request") == "true":
+        return Response(status_code=401, headers={**HEADERS, "hx-redirect": address})
+    return going_to(address)

@@ -1,0 +1,98 @@
+"""A tenant's figures for the overview: waiting work, and the results of the last minutes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, func, select
+
+from gateway.batches.orders import BatchRow
+from gateway.batches.states import COUNTING, LIVE
+from gateway.store.tables import batches, jobs
+from schemas.outcome import Outcome
+
+MINUTES: Final = 15
+"""Minutes of results that the overview shows."""
+MOST_BATCHES: Final = 10
+_MINUTE_MS: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """The results of one minute."""
+
+    at_ms: int
+    succeeded: int
+    others: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A tenant's figures at one time."""
+
+    jobs: int
+    """Single jobs that were accepted here and have no result yet."""
+    lines: int
+    """Lines of batches in work without a result."""
+    outcomes: Mapping[str, int]
+    """Results of the last minutes by outcome."""
+    minutes: Sequence[Minute]
+    """The last minutes, oldest first. The last one is not over."""
+    batches: Sequence[BatchRow]
+    """Batches in work, newest first."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs and lines without a result."""
+        return self.jobs + self.lines
+
+    @property
+    def finished(self) -> int:
+        """Results of the last minutes."""
+        return sum(self.outcomes.values())
+
+    @property
+    def busiest(self) -> int:
+        """The most results of a minute, at least 1."""
+        return max(1, *(minute.succeeded + minute.others for minute in self.minutes))
+
+
+def read_figures(connection: Connection, tenant: str, now_ms: int) -> Figures:
+    """Return the tenant's figures."""
+    mine = jobs.c.tenant == tenant
+    waiting = select(func.count()).select_from(jobs).where(mine, jobs.c.finished_at.is_(None))
+    open_lines = select(func.sum(batches.c.total - batches.c.completed - batches.c.failed)).where(
+        batches.c.tenant == tenant, batches.c.status.in_(COUNTING)
+    )
+    live = select(batches).where(batches.c.tenant == tenant, batches.c.status.in_(LIVE))
+    first = now_ms // _MINUTE_MS - MINUTES + 1
+    found = _finished(connection, tenant, first)
+    by_outcome: Counter[str] = Counter(dict.fromkeys(map(str, Outcome), 0))
+    for (_, status), number in found.items():
+        by_outcome[status] += number
+    return Figures(
+        jobs=connection.execute(waiting).scalar_one(),
+        lines=int(connection.execute(open_lines).scalar() or 0),
+        outcomes=dict(by_outcome),
+        minutes=[_minute(found, minute) for minute in range(first, first + MINUTES)],
+        batches=connection.execute(live.order_by(batches.c.id.desc()).limit(MOST_BATCHES)).all(),
+    )
+
+
+def _finished(connection: Connection, tenant: str, first: int) -> Counter[tuple[int, str]]:
+    """Return the numbers of results by minute and outcome, from the minute `first` of the epoch on."""
+    minute = (jobs.c.finished_at // _MINUTE_MS).label("minute")
+    recent = select(minute, jobs.c.status, func.count()).where(
+        jobs.c.tenant == tenant, jobs.c.finished_at >= first * _MINUTE_MS
+    )
+    grouped = connection.execute(recent.group_by(minute, jobs.c.status))
+    return Counter({(int(at), status): number for at, status, number in grouped})
+
+
+def _minute(found: Counter[tuple[int, str]], minute: int) -> Minute:
+    succeeded = found[minute, Outcome.SUCCEEDED]
+    others = sum(found[minute, each] for each in Outcome if each is not Outcome.SUCCEEDED)
+    return Minute(minute * _MINUTE_MS, succeeded, others)

@@ -1,0 +1,63 @@
+"""An answer's text in pieces, so that a page can mark the places that rest on sources."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from schemas.result import Citation, Result, Support
+
+_WEAKEST_FIRST = tuple(reversed(Support))
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A citation's source, shown behind the cited place."""
+
+    number: int | None
+    """The source's place in the list of sources, from 1; None if the source is not in the list."""
+    source: str
+    support: Support
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the text, without overlap."""
+
+    text: str
+    support: Support | None
+    """The weakest support of the citations that cover the piece; None for a piece without a citation."""
+    references: Sequence[Reference]
+    """The citations that end with the piece."""
+
+
+def pieces(result: Result) -> Iterator[Piece]:
+    """Yield the answer's text. The pieces together are the text, whatever places the citations name."""
+    text = result.text or ""
+    numbers = {source: number for number, source in reversed(list(enumerate(result.sources, 1)))}
+    begins, ends = _edges(result.citations, len(text))
+    covering: Counter[Support] = Counter()
+    place = 0
+    for edge in sorted({0, len(text), *begins, *ends}):
+        if edge > place:
+            support = next((each for each in _WEAKEST_FIRST if covering[each]), None)
+            ending = [Reference(numbers.get(each.source), each.source, each.support) for each in ends.get(edge, ())]
+            yield Piece(text[place:edge], support, ending)
+        for each in ends.get(edge, ()):
+            covering[each.support] -= 1
+        for each in begins.get(edge, ()):
+            covering[each.support] += 1
+        place = edge
+
+
+def _edges(citations: Sequence[Citation], length: int) -> tuple[dict[int, list[Citation]], dict[int, list[Citation]]]:
+    """Return the citations by their first and by their last place within the text; an empty place has none."""
+    begins: dict[int, list[Citation]] = {}
+    ends: dict[int, list[Citation]] = {}
+    for each in citations:
+        end = min(each.end, length)
+        if each.start < end:
+            begins.setdefault(each.start, []).append(each)
+            ends.setdefault(end, []).append(each)
+    return begins, ends

@@ -1,0 +1,32 @@
+"""The first page: waiting work, throughput, outcomes, batches in work."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.access.recent import Recent
+from gateway.door.door import Door
+from gateway.page.desk import Desk, Shown
+from gateway.page.figures import MINUTES, Figures, read_figures
+from gateway.page.visitors import Visitor
+from telemetry.clock import unix_ms
+
+FRESH_SECONDS = 1.5
+"""The age up to which figures are shown again, so that many open pages of a tenant ask the store once."""
+
+
+def overview_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the route of the first page."""
+
+    async def read(tenant: str) -> Figures:
+        return await door.store.read(lambda connection: read_figures(connection, tenant, unix_ms(door.clock)))
+
+    recent = Recent(read, FRESH_SECONDS, door.clock)
+
+    async def show(_request: Request, visitor: Visitor) -> Shown:
+        figures = await recent.get(visitor.principal.tenant)
+        return Shown("overview", {"figures": figures, "minutes": MINUTES, "now_ms": unix_ms(door.clock)})
+
+    return [desk.shows("", Scope.READ, "readOverview", show)]

@@ -1,0 +1,106 @@
+"""Pages from templates. Every text is escaped, and a browser runs and loads nothing but this folder's static files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import Response
+
+from gateway.page.marked import pieces
+from gateway.page.static_files import address_of
+
+CONSOLE: Final = "/console"
+CONTENT_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS: Final = {
+    "content-security-policy": CONTENT_POLICY,
+    "referrer-policy": "same-origin",  # with `no-referrer`, a form's request would have the Origin `null`
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_WEB = ("http", "https")
+_LONGEST_ID = 40
+
+
+def page(name: str, status: int = 200, **values: Any) -> Response:
+    """Return the response with a template's page. `values` are the template's names."""
+    text = _environment().get_template(f"{name}.html").render(values)
+    content = text.encode("utf-8", "replace")  # a lone surrogate in a stored text has no encoding
+    return Response(content, status, HEADERS, media_type="text/html")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gateway.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters |= {
+        "time": time,
+        "counted": counted,
+        "duration": duration,
+        "web": web_address,
+        "short": shortened,
+        "pieces": pieces,
+    }
+    environment.globals |= {"static": address_of, "link": link}
+    return environment
+
+
+def link(path: str, **query: object) -> str:
+    """Return the address of a page of the console; None in the query is left out."""
+    said = {name: str(value) for name, value in query.items() if value is not None}
+    return CONSOLE + path + (f"?{urlencode(said, errors='replace')}" if said else "")
+
+
+def time(milliseconds: int | None) -> str:
+    """Return a time of Unix milliseconds in UTC, to the second."""
+    if milliseconds is None:
+        return "not yet"
+    try:
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms"
+
+
+def counted(number: int) -> str:
+    """Return a number with thin spaces between groups of three digits."""
+    return f"{number:,}".replace(",", "\u2009")
+
+
+def duration(milliseconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    if milliseconds < 1000:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def web_address(text: str | None) -> str | None:
+    """Return an address that a link may lead to: http or https with a host. Any other text is no link."""
+    if text is None:
+        return None
+    try:
+        parts = urlsplit(text)
+        return text if parts.scheme in _WEB and parts.hostname else None
+    except ValueError:
+        return None
+
+
+def shortened(text: str) -> str:
+    """Return a long id with an ellipsis in its middle."""
+    return text if len(text) <= _LONGEST_ID else f"{text[:24]}…{text[-12:]}"
