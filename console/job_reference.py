@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
-from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Identifier, Job, Url
+from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Identifier, Job, MediaType, Url
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 
@@ -30,6 +30,10 @@ JOB = {
     "callback_url": "https://consumer.example/hook",
     "sources": {
         "urls": ["https://example.org/guideline.html"],
+        "documents": [
+            {"id": "ward-letter", "title": "Letter of 3 May", "text": "Aspirin was paused before the operation."},
+            {"id": "ward-scan", "base64": "JVBERi0xLjcK", "media_type": "application/pdf"},
+        ],
         "search": {"provider": "pubmed", "query": "aspirin stroke prevention", "limit": 5},
         "profile": "medical",
         "required": True,
@@ -130,6 +134,8 @@ SUPPORT: dict[Support, str] = {
 _PATTERNS = {
     TypeAdapter(Identifier).json_schema()["pattern"]: "printable ASCII without spaces",
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
+    TypeAdapter(Base64).json_schema()["pattern"]: "base64 with padding",
+    TypeAdapter(MediaType).json_schema()["pattern"]: "a media type without parameters",
     f"^{TENANT_PATTERN}$": "1 to 63 letters, digits, `_` or `-`, a letter or digit first",
 }
 """The schema's patterns, in words. An unknown pattern raises KeyError."""

@@ -14,6 +14,8 @@ from schemas.bounded import BoundedModel
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
 
+MAX_DOCUMENTS = 20
+"""The most documents of a job; together they are limited by the job's size."""
 MAX_QUERY_CHARS = 1024
 MAX_METADATA_CHARS = 2048
 """The most characters of a search, and of a value of `metadata`."""
@@ -44,6 +46,19 @@ Url = Annotated[
     StringConstraints(min_length=1, max_length=2048, pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(?::{_PORT})?{_REST}$"),
 ]
 """An http or https URL (RFC 3986) without credentials. The egress guard decides if its address may be reached."""
+
+
+_BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+Base64 = Annotated[str, StringConstraints(min_length=4, pattern=_BASE64)]
+"""Bytes in base64 with padding (RFC 4648, section 4)."""
+_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+MediaType = Annotated[str, StringConstraints(max_length=255, pattern=rf"^{_NAME}/{_NAME}$")]
+"""A media type (RFC 6838, section 4.2) without parameters."""
+
+
+def _only(named: str, other: str) -> dict[str, Any]:
+    """Return the JSON Schema of an object that has a text as `named`, and no `other`."""
+    return {"required": [named], "properties": {named: {"type": "string"}, other: {"type": "null"}}}
 
 
 class WireModel(BoundedModel):
@@ -129,11 +144,36 @@ class Search(WireModel):
     """The most results that become sources."""
 
 
+class SourceDocument(WireModel):
+    """A document that the job itself carries. It is read like a page: in the same processes, between the same marks."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("text", "base64"), _only("base64", "text")]})
+
+    id: Identifier
+    """The document's name within the job; citations and `source_details` repeat it."""
+    title: str | None = None
+    """The title that the model sees; where absent, the title that the document itself states."""
+    text: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The document as text; either this or `base64`."""
+    base64: Base64 | None = None
+    """The document's bytes in base64 (RFC 4648, section 4), such as those of a PDF; either this or `text`."""
+    media_type: MediaType | None = None
+    """The media type (RFC 6838). Where absent, `text` is `text/plain`, and the type of bytes follows from them."""
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if (self.text is None) == (self.base64 is None):
+            raise ValueError("exactly one of `text` and `base64` is required")
+        return self
+
+
 class Sources(WireModel):
     """The sources of the answer's evidence."""
 
     urls: list[Url] = Field(default_factory=list, max_length=20)
     """Pages to fetch."""
+    documents: list[SourceDocument] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
+    """Documents of the job itself. Of documents with the same `id`, the first one counts."""
     search: Search | None = None
     """A search whose results become sources too."""
     profile: Identifier = "default"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
+from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, SourceDocument, Sources, TextPart
 
 MAX_PROBLEMS = 8
 """Enough problems to repair a record; a hostile record may have thousands."""
 
-_MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search)
+_MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument)
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
 
 _NOT_A_URL = "is not an http or https URL without credentials"
@@ -19,7 +19,9 @@ _NOT_AN_IDENTIFIER = "has a space or a character outside printable ASCII"
 _MISMATCHES = {
     "callback_url": _NOT_A_URL,
     "urls": _NOT_A_URL,
-    **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile"), _NOT_AN_IDENTIFIER),
+    **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile", "id"), _NOT_AN_IDENTIFIER),
+    "base64": "is not base64 with padding (RFC 4648, section 4)",
+    "media_type": "is not a media type without parameters, such as application/pdf",
 }
 
 

@@ -56,8 +56,8 @@ class SourceDetails(WireModel):
 
     id: str
     """The source's identifier, as in `sources`."""
-    url: str
-    """The source's address after redirects."""
+    url: str | None = None
+    """The source's address after redirects; absent for a document of the job itself."""
     canonical_url: str | None = None
     """The page's canonical address (RFC 6596), where it differs and has the same origin."""
     title: str | None = None

@@ -30,8 +30,12 @@ class Verdict(StrEnum):
 
 _ORDER = tuple(Verdict)
 
-FieldName = Literal["prompt", "messages", "search", "metadata"]
-"""A job's text that the filter reads. `search` is `sources.search.query`; of `metadata` it reads the values."""
+FieldName = Literal["prompt", "messages", "search", "documents", "metadata"]
+"""A job's text that the filter reads.
+
+`search` is `sources.search.query`. The filter reads `title` and `text` of `sources.documents`, and the values of
+`metadata`.
+"""
 
 
 class ScreeningFinding(WireModel):

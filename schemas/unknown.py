@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from schemas import openai
-from schemas.job import Job, JsonSchemaFormat, ResponseFormat, Search, Sources, WireModel
+from schemas.job import Job, JsonSchemaFormat, ResponseFormat, Search, SourceDocument, Sources, WireModel
 from schemas.problems import Problem
 
 MAX_NAMES = 5
@@ -25,6 +25,7 @@ _MODELS: dict[str, type[WireModel]] = {
     "": Job,
     "sources": Sources,
     "sources.search": Search,
+    "sources.documents": SourceDocument,
     "response_format": ResponseFormat,
     "response_format.json_schema": JsonSchemaFormat,
 }
@@ -69,6 +70,8 @@ def taken_from(job: Job) -> UnknownFields | None:
     if job.sources is not None:
         names += _below("sources", job.sources)
         names += _below("sources.search", job.sources.search)
+        for document in job.sources.documents:
+            names += _below("sources.documents", document)
     if job.response_format is not None:
         names += _below("response_format", job.response_format)
         names += _below("response_format.json_schema", job.response_format.json_schema)

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.job import MAX_METADATA_CHARS, MAX_QUERY_CHARS, Job, Message, TextPart
+from schemas.job import MAX_METADATA_CHARS, MAX_QUERY_CHARS, Job, Message, SourceDocument, Sources, TextPart
 from schemas.screening import FieldName
 
 Place = tuple[FieldName, str | int]
-"""A field, and the text within it: a message's number, a key of the metadata, or 0."""
+"""A field, and the text within it: a message's number, a document's member, a key of the metadata, or 0."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema that a text with markers must keep too."""
+_MEMBERS = ("title", "text")
+"""The members of a document that the filter reads; the bytes of `base64` are read later, in confined processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ def texts_of(job: Job) -> Iterator[JobText]:
         yield JobText(("messages", number), message.text, parts)
     if job.sources is not None and job.sources.search is not None:
         yield JobText(("search", 0), job.sources.search.query)
+    for number, document in enumerate(job.sources.documents if job.sources is not None else ()):
+        for member in _MEMBERS:
+            text = getattr(document, member)
+            if text is not None:
+                yield JobText(("documents", f"{number}.{member}"), text)
     for key, value in job.metadata.items():
         yield JobText(("metadata", key), value)
 
@@ -59,14 +66,28 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
         update["messages"] = [
             _with_text(message, changed.get(("messages", number))) for number, message in enumerate(job.messages)
         ]
-    query = changed.get(("search", 0))
-    if query is not None and job.sources is not None and job.sources.search is not None:
-        search = job.sources.search.model_copy(update={"query": query})
-        update["sources"] = job.sources.model_copy(update={"search": search})
+    if job.sources is not None:
+        update["sources"] = _with_source_texts(job.sources, changed)
     values = {str(key): text for (field, key), text in changed.items() if field == "metadata"}
     if values:
         update["metadata"] = {**job.metadata, **values}
     return job.model_copy(update=update)
+
+
+def _with_source_texts(sources: Sources, changed: Mapping[Place, str | tuple[str, ...]]) -> Sources:
+    query = changed.get(("search", 0))
+    search = sources.search
+    if query is not None and search is not None:
+        search = search.model_copy(update={"query": query})
+    documents = [_with_members(number, document, changed) for number, document in enumerate(sources.documents)]
+    return sources.model_copy(update={"search": search, "documents": documents})
+
+
+def _with_members(
+    number: int, document: SourceDocument, changed: Mapping[Place, str | tuple[str, ...]]
+) -> SourceDocument:
+    places = {member: changed.get(("documents", f"{number}.{member}")) for member in _MEMBERS}
+    return document.model_copy(update={member: text for member, text in places.items() if text is not None})
 
 
 def _with_text(message: Message, text: str | tuple[str, ...] | None) -> Message:

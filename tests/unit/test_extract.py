@@ -11,7 +11,7 @@ from devkit.site import HIDDEN_SENTENCE
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.extract import MAX_DEPTH, depth_exceeds, extract
+from workers.enrichment.reading.extract import MAX_DEPTH, MAX_TEXT_CHARS, depth_exceeds, extract
 
 SEEN = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla to this day."
 
@@ -233,7 +233,7 @@ def test_a_long_page_is_not_a_deep_one(html: str) -> None:
 
 def test_many_short_paragraphs_are_read_up_to_a_bound() -> None:
     body = ("<html><body><article>" + "<p>A short paragraph.</p>" * 40_000 + "</article></body></html>").encode()
-    assert 0 < len(text_of(body)) <= 300_000
+    assert 0 < len(text_of(body)) <= MAX_TEXT_CHARS
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from schemas.job import DEFAULT_TENANT, Search, Sources
+from schemas.job import DEFAULT_TENANT, Search, SourceDocument, Sources
 from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
-from telemetry.logs import origin_of
 from telemetry.metrics import Metrics
 from workers.egress import Guard
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
@@ -154,7 +154,7 @@ class Enricher:
         wanted = [Wanted(position, url) for position, url in enumerate(urls, start=1)]
         read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
-        found |= {one.position: one for one in read.left_out}
+        found |= {one.source.position: one for one in read.left_out}
         return [found[one.position] for one in wanted]
 
     def _within(self, seconds: float, deadline: Deadline | None) -> Deadline:
@@ -169,22 +169,23 @@ class Enricher:
         Both are read concurrently: a search that hangs must not take time from the job's own sources. The
         own sources come first in the result.
         """
-        urls = list(dict.fromkeys(sources.urls))
-        own = self._read([Wanted(position, url) for position, url in enumerate(urls, start=1)], asker, reading)
+        wanted = _named_by(sources)
+        own = self._read(wanted, asker, reading)
         if sources.search is None:
             return await own, []
-        searched = self._search_and_read(sources.search, urls, asker, reading.remaining, deadline)
+        searched = self._search_and_read(sources.search, wanted, asker, reading.remaining, deadline)
         read, (more, notes) = await asyncio.gather(own, searched)
         return _ReadSources(read.documents + more.documents, read.left_out + more.left_out), notes
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[str], asker: Asker, seconds: float, deadline: Deadline | None
+        self, wanted: Search, known: Sequence[Wanted], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
         """Run the search, and read its results in the part of `seconds` that the search leaves."""
         findings, notes = await self._find(wanted, deadline)
         new: dict[str, Found] = {}
+        names = {name for one in known for name in (one.url, one.id)}
         for one in findings.found:
-            if one.url not in known:
+            if one.url not in names and one.id not in names:
                 new.setdefault(one.url, one)
         more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
         return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
@@ -222,11 +223,11 @@ class Enricher:
     def _left_out(self, one: Wanted, result: BaseException) -> LeftOut:
         if isinstance(result, asyncio.CancelledError):
             self._fetched["late"].inc()
-            return LeftOut(one.position, origin_of(one.url), LATE)
+            return LeftOut(one, LATE)
         if not isinstance(result, Unreadable):
             raise result  # a defect of ours: the stage reports it
         self._fetched["left_out"].inc()
-        return LeftOut(one.position, origin_of(one.url), str(result))
+        return LeftOut(one, str(result))
 
     async def _document(self, one: Wanted, asker: Asker, deadline: Deadline) -> Document:
         """Read one source into a document. Raises Unreadable."""
@@ -237,11 +238,15 @@ class Enricher:
             # An abstract has the service's title. A page's own title beats a search engine's title, which may be cut.
             title = title or one.found.title if one.found.text is None else one.found.title
             particulars = particulars.under(one.found.particulars)
+        if one.document is not None:
+            title = one.document.title or title
         steering = tuple(answer["steering"])
         return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
-        """Read the source's page, or the text that the search returned. Raises Unreadable."""
+        """Read the source's page, the job's document, or the text that the search returned. Raises Unreadable."""
+        if one.document is not None:
+            return Reading(one.url, await self._reader.extracted(_as_page(one.document), asker))
         if one.found is not None and one.found.text is not None:
             page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
             return Reading(one.url, await self._reader.extracted(page, asker))
@@ -279,7 +284,7 @@ class Enricher:
             NumberedSource(
                 number,
                 document.source.id,
-                document.url,
+                document.url or None,
                 document.title,
                 tuple(passages),
                 document.steering,
@@ -288,7 +293,7 @@ class Enricher:
             for number, (document, passages) in enumerate(kept, start=1)
         )
         crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [*notes, *(str(LeftOut(one.position, origin_of(one.url), CROWDED)) for one in crowded)]
+        return numbered, [*notes, *(str(LeftOut(one, CROWDED)) for one in crowded)]
 
     def _wording_tokens(self) -> tuple[int, int]:
         """Count the tokens of the template's wording: once for all sources together, and once for each source."""
@@ -301,9 +306,27 @@ class Enricher:
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
+def _named_by(sources: Sources) -> list[Wanted]:
+    """Return the sources that the job itself names, each once: its documents, then its URLs."""
+    documents: dict[str, SourceDocument] = {}
+    for document in sources.documents:
+        documents.setdefault(document.id, document)
+    own = [Wanted(position, "", document=one) for position, one in enumerate(documents.values(), start=1)]
+    urls = (url for url in dict.fromkeys(sources.urls) if url not in documents)
+    return own + [Wanted(position, url) for position, url in enumerate(urls, start=len(own) + 1)]
+
+
+def _as_page(document: SourceDocument) -> Page:
+    """Return the document as if a server had sent it."""
+    media_type = (document.media_type or "").lower()
+    if document.text is not None:
+        return Page("", media_type or "text/plain", "utf-8", document.text.encode("utf-8", "replace"))
+    return Page("", media_type, None, b64decode(document.base64 or ""))
+
+
 def _remarks(document: Document) -> Iterator[str]:
     """Yield notes about a page for the result's reader."""
-    name = f"source {document.source.position} ({origin_of(document.source.url)})"
+    name = f"source {document.source.position} ({document.source.name})"
     if document.older is not None:
         yield f"{name} is an older copy: {document.older}"
     if document.steering:

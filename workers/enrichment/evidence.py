@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from schemas.job import SourceDocument
+from telemetry.logs import origin_of
+
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
     """The job requires sources, and none could be read. The text gives each source's origin and reason."""
@@ -60,17 +63,27 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One URL to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
+    """One source to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
 
     position: int
     url: str
+    """Empty for a document of the job."""
     found: Found | None = None
-    """The search result that names this URL; None if the job names it."""
+    """The search result that names this URL; None if the job names the source."""
+    document: SourceDocument | None = None
+    """The job's own document, which needs no fetching."""
 
     @property
     def id(self) -> str:
         """The source's id in the job's result."""
+        if self.document is not None:
+            return self.document.id
         return self.url if self.found is None or self.found.id is None else self.found.id
+
+    @property
+    def name(self) -> str:
+        """The source's name in notes. Only the origin of a URL is named, since the rest of a URL may be a secret."""
+        return f"document {self.document.id}" if self.document is not None else origin_of(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +123,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source that was not used, with the reason. Only the origin is kept, since the rest of a URL may be a secret."""
+    """A source that was not used, with the reason."""
 
-    position: int
-    origin: str
+    source: Wanted
     reason: str
 
     def __str__(self) -> str:
-        return f"source {self.position} ({self.origin}) was left out: {self.reason}"
+        return f"source {self.source.position} ({self.source.name}) was left out: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +140,8 @@ class NumberedSource:
     """The n of `[n]` in the answer; from 1."""
     id: str
     """The source's id in the result: the URL as the job gave it, or an identifier such as `arxiv:2305.12345`."""
-    url: str
+    url: str | None
+    """None for a document of the job."""
     title: str | None
     passages: tuple[str, ...]
     """The passages put before the question, in the order of the page."""

@@ -38,7 +38,7 @@ class CheckedCitation:
 
 async def checked_citations(result: Result, enricher: Enricher, seconds: float) -> list[CheckedCitation]:
     """Read the sources of a result's quotes once more, within `seconds`, and check each citation."""
-    urls = {source.id: source.url for source in result.source_details}
+    urls = {source.id: source.url for source in result.source_details if source.url is not None}
     quoted = {urls[one.source]: None for one in result.citations if one.quote is not None and one.source in urls}
     found = dict(zip(quoted, await enricher.read(list(quoted), seconds), strict=True))
     return [_checked(one, urls.get(one.source), found) for one in result.citations]
@@ -48,7 +48,7 @@ def _checked(citation: Citation, url: str | None, found: dict[str, Document | Le
     if citation.quote is None:
         return CheckedCitation(citation, Standing.UNQUOTED, url)
     if url is None:
-        return CheckedCitation(citation, Standing.UNREAD, reason="the result has no details of this source")
+        return CheckedCitation(citation, Standing.UNREAD, reason="the result has no address of this source")
     source = found[url]
     if isinstance(source, LeftOut):
         return CheckedCitation(citation, Standing.UNREAD, url, source.reason)

@@ -22,7 +22,7 @@ log = get_logger()
 LONG_JOB_BYTES: Final = 8 * 1024
 """Size from which a thread reads the job, so that the event loop serves other jobs meanwhile."""
 _THREADS: Final = 2
-_FIELDS: Final = {"search": "sources.search.query"}
+_FIELDS: Final = {"search": "sources.search.query", "documents": "sources.documents"}
 """Fields that the filter calls by a shorter name."""
 
 

@@ -46,7 +46,7 @@ class UsedSource:
     """A source that the answer used."""
 
     id: str
-    url: str
+    url: str | None = None
     canonical_url: str | None = None
     title: str | None = None
     published: str | None = None

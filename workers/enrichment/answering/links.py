@@ -83,7 +83,7 @@ class _Given:
     @classmethod
     def of(cls, evidence: Evidence) -> _Given:
         own = [found.group() for text in (evidence.question, evidence.conversation) for found in URL.finditer(text)]
-        sources = [url for one in evidence.sources for url in (one.id, one.url) if URL.match(url)]
+        sources = [url for one in evidence.sources for url in (one.id, one.url) if url and URL.match(url)]
         return cls(frozenset(map(_plain, [*own, *sources])), frozenset(map(_plain, own)))
 
     @cached_property

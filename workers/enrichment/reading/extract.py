@@ -11,6 +11,7 @@ from typing import Any, Final
 from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
 
+from schemas.job import MAX_JOB_BYTES
 from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
 from workers.enrichment.reading.hidden import remove_hidden
@@ -18,7 +19,8 @@ from workers.enrichment.reading.particulars import of_html, of_json
 
 MAX_DEPTH = 1000
 """Cap on the depth of nested elements. Browsers stop at 512; parsing time grows with the square of the depth."""
-MAX_TEXT_CHARS = 300_000
+MAX_TEXT_CHARS = MAX_JOB_BYTES
+"""Cap on a text's code points: the largest document that a job can carry is read whole."""
 MAX_TITLE_CHARS = 200
 _THIN_CHARS = 200
 """A main text shorter than this is compared with the text of the whole page."""
