@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from gateway.store.dialects import insert, write_rows
 from gateway.store.meta import set_value, value_of
 from gateway.store.tables import events
 
@@ -23,8 +24,10 @@ class NewEvent:
     object_id: str
     """The id of the job or of the batch."""
     at_ms: int
-    data: bytes
-    """The event's JSON, as a webhook's body."""
+    data: bytes | None = None
+    """The event's JSON, as a webhook's body; None for the result in the job's row."""
+    webhook_id: str | None = None
+    """The `webhook-id` of a result's callback."""
 
 
 def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
@@ -32,8 +35,9 @@ def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
     if not new:
         return
     last = int(value_of(connection, _COUNTER) or 0)
-    connection.execute(
-        events.insert(),
+    write_rows(
+        connection,
+        insert(connection, events),
         [
             {
                 "number": number,
@@ -41,6 +45,7 @@ def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
                 "type": event.type,
                 "object_id": event.object_id,
                 "at": event.at_ms,
+                "webhook_id": event.webhook_id,
                 "data": event.data,
             }
             for number, event in enumerate(new, last + 1)

@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from sqlalchemy import Connection, case, func, select, tuple_
+from sqlalchemy import Connection, case, func, select
 
 from gateway.access.tenant_settings import TenantSettings
-from gateway.store.dialects import insert
+from gateway.store.dialects import insert, pair_in
 from gateway.store.tables import batches, jobs, quotas
 
 BYTES_OF_A_TOKEN = 4
 """Bytes of text for one token, about: English text has four characters a token."""
-
-
-_ASKED_TOGETHER = 200
 
 
 class QuotaExceeded(Exception):  # noqa: N818 - it names what happened
@@ -129,13 +126,14 @@ def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
 
 def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Work]]:
     """Take the reservations of jobs, as (tenant, job id), out of their rows. Most jobs have none."""
-    ordered, key = sorted(set(keys)), tuple_(jobs.c.tenant, jobs.c.job_id)
-    for start in range(0, len(ordered), _ASKED_TOGETHER):
-        these = key.in_(ordered[start : start + _ASKED_TOGETHER]) & jobs.c.reserved_tokens.is_not(None)
-        found = connection.execute(select(jobs.c.tenant, jobs.c.reserved_tokens).where(these)).all()
-        if found:
-            connection.execute(jobs.update().where(these).values(reserved_tokens=None))
-        yield from ((tenant, Work(1, tokens)) for tenant, tokens in found)
+    if not keys:
+        return
+    named = pair_in(connection, (jobs.c.tenant, jobs.c.job_id), set(keys))
+    these = named & jobs.c.reserved_tokens.is_not(None)
+    found = connection.execute(select(jobs.c.tenant, jobs.c.reserved_tokens).where(these)).all()
+    if found:
+        connection.execute(jobs.update().where(these).values(reserved_tokens=None))
+    yield from ((tenant, Work(1, tokens)) for tenant, tokens in found)
 
 
 def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | None) -> Work:

@@ -135,10 +135,14 @@ events = Table(
     Column("type", Name(64), nullable=False),
     Column("object_id", Name(256), nullable=False),
     Column("at", BigInt, nullable=False),
-    Column("data", LargeBinary, nullable=False),
+    Column("webhook_id", Name(128)),
+    Column("data", LargeBinary),
     Index("ix_events_tenant_number", "tenant", "number"),
 )
-"""Events for `GET /v1/events`, numbered in the order of their commits."""
+"""Events for `GET /v1/events`, numbered in the order of their commits.
+
+An event without `data` tells of the result in its job's row, and is no event any more once that result is replaced by
+another outcome, or removed."""
 
 files = Table(
     "files",

@@ -13,6 +13,7 @@ from sqlalchemy import Dialect, String
 from sqlalchemy.types import TypeDecorator
 
 _REPLACEMENT = "\ufffd"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def storable(text: str) -> str:
@@ -39,5 +40,5 @@ class Name(TypeDecorator[str]):
 
 def to_json(value: Any) -> str:
     """Return compact JSON in which both databases find every member."""
-    text = storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    text = storable(_ENCODER.encode(value))
     return text.replace("\\u0000", _REPLACEMENT)

@@ -43,7 +43,7 @@ def begin_at(connection: Connection, places: Iterable[TopicPlace]) -> dict[Topic
     rows = [{"topic": p.topic, "partition": p.partition, "topic_id": p.topic_id, "next_offset": 0} for p in wanted]
     if rows:
         insert_new(connection, view_offsets, rows)
-    if connection.execute(select(columns.topic).where(columns.next_offset == HELD)).first():
+    if being_rebuilt(connection):
         raise BeingRebuilt("the rows are being rebuilt; if `postback store rebuild` was cut off, run it again")
     found: dict[TopicPlace, int] = {}
     for place in wanted:
@@ -54,6 +54,12 @@ def begin_at(connection: Connection, places: Iterable[TopicPlace]) -> dict[Topic
             connection.execute(view_offsets.update().where(this).values(topic_id=place.topic_id, next_offset=0))
             found[place] = 0
     return found
+
+
+def being_rebuilt(connection: Connection) -> bool:
+    """Return whether rows of jobs are missing or emptied for a time."""
+    held = select(view_offsets.c.topic).where(view_offsets.c.next_offset == HELD)
+    return connection.execute(held).first() is not None
 
 
 def move(connection: Connection, moves: Mapping[TopicPlace, tuple[int, int]]) -> None:

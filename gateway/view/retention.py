@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from sqlalchemy import Connection, and_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tuple_
 
 from gateway.accept.side_thread import SideThread
 from gateway.store.store import Store, StoreAway
@@ -69,18 +69,11 @@ class Retention(SideThread):
 def _jobs(connection: Connection, before_ms: int) -> int:
     never = before_ms - LATE_DAYS * 24 * _HOUR_MS
     old = or_(jobs.c.finished_at < before_ms, and_(jobs.c.finished_at.is_(None), jobs.c.created_at < never))
-    keys = connection.execute(select(jobs.c.tenant, jobs.c.job_id).where(old).limit(TOGETHER)).all()
-    if keys:
-        connection.execute(jobs.delete().where(tuple_(jobs.c.tenant, jobs.c.job_id).in_([tuple(key) for key in keys])))
-    return len(keys)
+    return _remove(connection, jobs, old)
 
 
 def _attempts(connection: Connection, before_ms: int) -> int:
-    place = (job_attempts.c.topic_partition, job_attempts.c.topic_offset)
-    found = connection.execute(select(*place).where(job_attempts.c.at < before_ms).limit(TOGETHER)).all()
-    if found:
-        connection.execute(job_attempts.delete().where(tuple_(*place).in_([tuple(each) for each in found])))
-    return len(found)
+    return _remove(connection, job_attempts, job_attempts.c.at < before_ms)
 
 
 def _events(connection: Connection, before_ms: int) -> int:
@@ -93,13 +86,16 @@ def _events(connection: Connection, before_ms: int) -> int:
 
 
 def _keys(connection: Connection, before_ms: int) -> int:
-    key = (idempotency.c.tenant, idempotency.c.key)
-    found = connection.execute(select(*key).where(idempotency.c.created_at < before_ms).limit(TOGETHER)).all()
-    if found:
-        connection.execute(idempotency.delete().where(tuple_(*key).in_([tuple(each) for each in found])))
-    return len(found)
+    return _remove(connection, idempotency, idempotency.c.created_at < before_ms)
 
 
 def _writers(connection: Connection, before_ms: int) -> int:
     connection.execute(writers.delete().where(writers.c.at < before_ms))
     return 0
+
+
+def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
+    """Remove some rows that are old. The database finds them by the index of their times, and then by their keys."""
+    key = list(table.primary_key.columns)
+    some = select(*key).where(old).limit(TOGETHER)
+    return connection.execute(table.delete().where(tuple_(*key).in_(some))).rowcount

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
 
-from gateway.store.tables import batches, events, jobs
+from gateway.store.tables import batches, jobs
 from gateway.store.text import storable
 
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
@@ -84,11 +84,9 @@ def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | Non
 
 
 def delete_job(connection: Connection, tenant: str, job_id: str, now_ms: int) -> None:
-    """Remove a finished job's answer, input and events. Its row stays, so that its id is not used again."""
+    """Remove a finished job's answer and input, and so its events. Its row stays: its id is not used again."""
     this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.result.is_not(None)
-    gone = connection.execute(jobs.update().where(this).values(deleted_at=now_ms, result=None, request=None))
-    if gone.rowcount:
-        connection.execute(events.delete().where(events.c.tenant == tenant, events.c.object_id == job_id))
+    connection.execute(jobs.update().where(this).values(deleted_at=now_ms, result=None, request=None))
 
 
 def list_jobs(

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, null, select, tuple_
+from sqlalchemy import Connection, case, null, select
 
 from gateway.accept.cancelling import CANCELLING
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.jobs import QUEUED
-from gateway.store.dialects import insert
+from gateway.store.dialects import insert, pair_in, write_rows
 from gateway.store.tables import job_attempts, jobs
 from gateway.store.text import storable
 from gateway.view.records import AttemptRecord, ResultRecord
 from gateway.view.results import StoredResult
 from gateway.view.stored_jobs import line_of
-from schemas.event import event_type, stored_event_body
+from schemas.event import event_type
 
 KAFKA = "kafka"
 """The `url` of a job that the gateway did not accept."""
 BATCHES = "/v1/batches"
 """The `url` of a batch's line."""
 _UNFINISHED = (QUEUED, CANCELLING)
-_ASKED_TOGETHER = 200
 
 
 def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
@@ -41,13 +40,11 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
         before = known.get(key)
         one = _stored(record, key[1], before)
         stored.append(one)
-        known[key] = (one.url, False, before[2] if before else False)
+        known[key] = (one.url, False)
         rows[key] = _row(one)
     _upsert(connection, list(rows.values()))
-    if not tell:
-        return stored
-    deleted = {key for key, (_, _, is_deleted) in known.items() if is_deleted}
-    write_events(connection, [_event(one) for one in stored if (one.tenant, one.job_id) not in deleted])
+    if tell:
+        write_events(connection, [_event(one) for one in stored])
     return stored
 
 
@@ -79,19 +76,14 @@ def _key(record: ResultRecord) -> tuple[str, str]:
     return record.tenant, storable(record.result.job_id)[:256]
 
 
-def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, bool, bool]]:
-    """Return of each job with a row: its url, whether it has no result yet, and whether it is deleted."""
-    ordered, found = sorted(keys), {}
-    columns = (jobs.c.tenant, jobs.c.job_id, jobs.c.url, jobs.c.status, jobs.c.deleted_at)
-    for start in range(0, len(ordered), _ASKED_TOGETHER):
-        some = ordered[start : start + _ASKED_TOGETHER]
-        asked = select(*columns).where(tuple_(jobs.c.tenant, jobs.c.job_id).in_(some))
-        for tenant, job_id, url, status, deleted_at in connection.execute(asked):
-            found[tenant, job_id] = (url, status in _UNFINISHED, deleted_at is not None)
-    return found
+def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, bool]]:
+    """Return of each job with a row: its url, and whether it has no result yet."""
+    columns = (jobs.c.tenant, jobs.c.job_id, jobs.c.url, jobs.c.status)
+    asked = select(*columns).where(pair_in(connection, (jobs.c.tenant, jobs.c.job_id), keys))
+    return {(tenant, job_id): (url, status in _UNFINISHED) for tenant, job_id, url, status in connection.execute(asked)}
 
 
-def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool, bool] | None) -> StoredResult:
+def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool] | None) -> StoredResult:
     batch_id, line = line_of(job_id) or (None, None)
     return StoredResult(
         tenant=record.tenant,
@@ -132,10 +124,9 @@ def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
     new = statement.excluded
     kept = case((jobs.c.deleted_at.is_(None), new.result), else_=null())
     finished = {"status": new.status, "finished_at": new.finished_at, "model_id": new.model_id, "result": kept}
-    connection.execute(statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished), rows)
+    write_rows(connection, statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished), rows)
 
 
 def _event(one: StoredResult) -> NewEvent:
-    webhook_id = one.webhook_id or f"msg_{one.job_id}"
-    body = stored_event_body(one.result, one.value, webhook_id, one.tenant)
-    return NewEvent(one.tenant, event_type(one.result.outcome), one.job_id, one.at_ms, body)
+    kind = event_type(one.result.outcome)
+    return NewEvent(one.tenant, kind, one.job_id, one.at_ms, webhook_id=one.webhook_id)

@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
+from sqlalchemy import Connection
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.store.store import Store
-from gateway.store.tables import batches, jobs
-from gateway.view.stored_events import events_after
+from gateway.store.tables import batches, jobs, view_offsets
+from gateway.view.offsets import HELD
+from gateway.view.stored_events import EventPage, events_after, last_number
 from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, delete_job, find_job, list_jobs
+from schemas.codec import write_result
+from schemas.event import event_body
+from schemas.outcome import Outcome
+from schemas.result import Result
 
 TENANT = "acme"
 TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
@@ -140,15 +147,71 @@ def test_a_line_without_a_result_has_the_state_of_its_batch(store: Store, status
 
 
 def test_a_deleted_job_is_in_no_list_and_its_events_are_gone(store: Store) -> None:
-    tenant, ours = "deleting", row(0, "deleting")
-    store.submit(lambda at: at.execute(jobs.insert(), ours) and None).result()
-    new = [NewEvent(tenant, "inference.succeeded", name, 1, b"{}") for name in (ours["job_id"], "another")]
-    store.submit(lambda at: write_events(at, new)).result()
+    tenant = "deleting"
+    ours, another = told(store, tenant, 1), told(store, tenant, 2)
+    assert told_of(store, tenant) == [ours["job_id"], another["job_id"]]
     store.submit(lambda at: delete_job(at, tenant, ours["job_id"], 7)).result()
 
     assert store.read_now(lambda at: find_job(at, tenant, ours["job_id"])) is None
-    assert store.read_now(lambda at: list_jobs(at, tenant, JobFilter(), 5, None, ascending=True)) == ([], False)
-    assert len(store.read_now(lambda at: events_after(at, tenant, 0, (), 9)).events) == 1
+    page, _ = store.read_now(lambda at: list_jobs(at, tenant, JobFilter(), 5, None, ascending=True))
+    assert ids(page) == told_of(store, tenant) == [another["job_id"]]
+
+
+def told(store: Store, tenant: str, number: int, outcome: Outcome = Outcome.SUCCEEDED) -> dict[str, Any]:
+    """Store a job with a result and its event, as the view does; return the job's row."""
+    made = row(number, tenant)
+    made |= {"status": str(outcome), "result": result_bytes(made["job_id"], outcome)}
+    event = NewEvent(tenant, f"inference.{outcome}", made["job_id"], 1, webhook_id=f"msg_{number}")
+
+    def change(at: Connection) -> None:
+        at.execute(jobs.insert(), made)
+        write_events(at, [event])
+
+    store.submit(change).result()
+    return made
+
+
+def result_bytes(job_id: str, outcome: Outcome) -> bytes:
+    return write_result(Result(job_id=job_id, outcome=outcome, text="the answer", created_at=1))
+
+
+def told_of(store: Store, tenant: str) -> list[str]:
+    """The ids of the jobs that a tenant's events tell of."""
+    return [from_json(each.data)["data"]["id"] for each in page_of(store, tenant).events]
+
+
+def page_of(store: Store, tenant: str) -> EventPage:
+    return store.read_now(lambda at: events_after(at, tenant, 0, (), 9))
+
+
+def test_an_event_of_a_result_is_the_webhooks_body(store: Store) -> None:
+    job_id = told(store, "telling", 3)["job_id"]
+    (event,) = page_of(store, "telling").events
+    assert event.data == event_body(result_bytes(job_id, Outcome.SUCCEEDED), "msg_3", "telling")
+
+
+@pytest.mark.parametrize("result", [b"", b"{}", b"{", result_bytes("job", Outcome.FAILED), None])
+def test_an_event_whose_result_is_gone_or_another_one_is_left_out(store: Store, result: bytes | None) -> None:
+    tenant = f"gone{len(result or ())}{result is None}"
+    gone, kept = told(store, tenant, 1), told(store, tenant, 2)
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == gone["job_id"])
+    store.submit(lambda at: at.execute(jobs.update().where(this).values(result=result)) and None).result()
+    assert told_of(store, tenant) == [kept["job_id"]]
+    store.submit(lambda at: at.execute(jobs.delete().where(this)) and None).result()
+    assert (told_of(store, tenant), page_of(store, tenant).read_to) == ([kept["job_id"]], last(store, tenant))
+
+
+def last(store: Store, tenant: str) -> int:
+    return store.read_now(lambda at: last_number(at, tenant))
+
+
+def test_events_wait_while_the_rows_of_results_are_rebuilt(store: Store) -> None:
+    job_id = told(store, "waiting", 4)["job_id"]
+    held = {"topic": "t", "partition": 0, "topic_id": "", "next_offset": HELD}
+    store.submit(lambda at: at.execute(view_offsets.insert(), held) and None).result()
+    assert page_of(store, "waiting") == EventPage((), 0)
+    store.submit(lambda at: at.execute(view_offsets.delete()) and None).result()
+    assert told_of(store, "waiting") == [job_id]
 
 
 @given(

@@ -25,6 +25,7 @@ from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
 from gateway.view.results import OnResults, StoredResult
+from gateway.view.stored_events import StoredEvent, events_after
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
 from schemas.codec import write_result
@@ -100,6 +101,10 @@ def views(store_url: str, kafka: KafkaSettings, count: int) -> Iterator[list[Sto
         yield stores
 
 
+def events_of(store: Store) -> Sequence[StoredEvent]:
+    return store.read_now(lambda connection: events_after(connection, "acme", 0, (), 100)).events
+
+
 def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettings) -> None:
     principal = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
     new = [NewJob("accepted", "/v1/responses", b"{}", custom_id="mine", metadata={"a": "b"})]
@@ -126,9 +131,9 @@ def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettin
         (f"{BATCH}.7", "/v1/batches", True),
         ("foreign", "kafka", True),
     ]
-    told = store.read_now(lambda connection: connection.execute(select(events).order_by(events.c.number)).all())
+    told = events_of(store)
     assert [each.number for each in told] == [1, 2, 3]
-    assert {each.object_id: from_json(each.data)["data"]["id"] for each in told} == {each: each for each in rows}
+    assert {from_json(each.data)["data"]["id"] for each in told} == rows.keys()
 
 
 def test_a_second_result_replaces_the_first_and_is_no_first_one(store: Store, fleet: KafkaSettings) -> None:
@@ -139,6 +144,7 @@ def test_a_second_result_replaces_the_first_and_is_no_first_one(store: Store, fl
         produce(fleet, fleet.topics.results, [result("again")])
         eventually(lambda: statuses(store).get("again") == "succeeded", 60, "the row is not written again")
     assert [each.first for each in counts.seen] == [True, False]
+    assert [(each.number, each.type) for each in events_of(store)] == [(2, "inference.succeeded")]
 
 
 def test_attempts_become_rows(store: Store, fleet: KafkaSettings) -> None:

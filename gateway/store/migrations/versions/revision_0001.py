@@ -78,7 +78,8 @@ def upgrade() -> None:
         sa.Column("type", sa.String(64), nullable=False),
         sa.Column("object_id", sa.String(256), nullable=False),
         sa.Column("at", _BIG, nullable=False),
-        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("webhook_id", sa.String(128), nullable=True),
+        sa.Column("data", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_events")),
     )
     op.create_index("ix_events_tenant_number", "events", ["tenant", "number"], unique=False)
