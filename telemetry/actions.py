@@ -183,6 +183,11 @@ INFERENCE = {
         "vLLM could not be loaded; a failed first load ends the worker, and so do five failed reloads in a row.",
         "The line has vLLM's stack; out of memory is the usual reason.",
     ),
+    "adapter-refused": Action(
+        "error",
+        "A LoRA adapter could not be loaded; its jobs are rejected, and other jobs go on.",
+        "Mend its folder in POSTBACK_ENGINE__VLLM__ADAPTERS and restart the worker.",
+    ),
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
         "warning",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,39 +15,48 @@ from telemetry.metrics import Metrics
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
-ADAPTER = "polite"
+ADAPTERS = ("missing", "weightless", "unsupported", "polite", "wide")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
-    """The tiny model in vLLM, with one adapter. Its tests run in the session's event loop."""
-    adapter = tmp_path_factory.mktemp("adapters") / ADAPTER
-    _write_adapter(adapter)
-    settings = VllmSettings(
-        model=str(tiny_model()), max_model_len=512, max_num_seqs=16, adapters={ADAPTER: str(adapter)}
-    )
+    """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
+
+    The folders of the adapters are gone once the engine has started.
+    """
+    folder = tmp_path_factory.mktemp("adapters")
+    adapters = {name: str(folder / name) for name in ADAPTERS}
+    _write_adapter(folder / "polite", rank=8)
+    _write_adapter(folder / "wide", rank=24)
+    _write_adapter(folder / "weightless", rank=8)
+    (folder / "weightless" / WEIGHTS).unlink()
+    _write_adapter(folder / "unsupported", rank=8, use_dora=True)
+    settings = VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, adapters=adapters)
     engine = VllmEngine(settings, Metrics())
     await engine.start()
+    shutil.rmtree(folder)
     yield engine
     await engine.close()
 
 
-def _write_adapter(folder: Path) -> None:
+def _write_adapter(folder: Path, rank: int, **config: object) -> None:
     """Write a LoRA adapter for the tiny model, with weights large enough to change its answers."""
     import torch
     from safetensors.torch import save_file
 
     folder.mkdir()
     target = "base_model.model.model.layers.0.self_attn.q_proj"
-    torch.manual_seed(1)
+    torch.manual_seed(rank)
     save_file(
-        {f"{target}.lora_A.weight": torch.randn(8, 128), f"{target}.lora_B.weight": torch.randn(128, 8)},
-        folder / "adapter_model.safetensors",
+        {f"{target}.lora_A.weight": torch.randn(rank, 128), f"{target}.lora_B.weight": torch.randn(128, rank)},
+        folder / WEIGHTS,
     )
     config = {
+        **config,
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": 8,
+        "r": rank,
         "lora_alpha": 64,
         "target_modules": ["q_proj"],
         "bias": "none",

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -19,6 +20,8 @@ from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine, loading
+from workers.engines.vllm.adapters import MAX_RANKS
+from workers.engines.vllm.arguments import engine_arguments
 from workers.engines.vllm.guardian import Guardian, marked
 from workers.engines.vllm.settings import VllmSettings
 from workers.enrichment.answering.grounding import ground
@@ -26,7 +29,6 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
-ADAPTER = "polite"
 SCHEMA = {
     "type": "object",
     "properties": {"known": {"type": "boolean"}},
@@ -223,10 +225,47 @@ async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache
     assert min(shares[1:]) > 0.5
 
 
-async def test_an_adapter_changes_the_answer(vllm_engine: VllmEngine) -> None:
-    plain = await vllm_engine.generate(request(max_tokens=16))
-    adapted = await vllm_engine.generate(request(max_tokens=16, adapter=ADAPTER))
-    assert adapted.text != plain.text
+async def test_each_adapter_changes_the_answer_though_its_folder_is_gone(vllm_engine: VllmEngine) -> None:
+    requests = [request(f"a{n}", max_tokens=16, adapter=name) for n, name in enumerate((None, "polite", "wide"))]
+    for _ in range(2):
+        together = await asyncio.gather(*map(vllm_engine.generate, requests))
+        assert len({one.text for one in together}) == 3
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reason"),
+    [
+        ("missing", "could not be loaded: its folder does not exist"),
+        ("weightless", "could not be loaded: .*weightless"),
+        ("unsupported", "could not be loaded: .*DoRA"),
+        ("unknown", "no adapter of this name"),
+    ],
+)
+async def test_an_adapter_that_cannot_be_loaded_ends_its_own_jobs_only(
+    vllm_engine: VllmEngine, adapter: str, reason: str
+) -> None:
+    """vLLM loads an adapter at its first request; one without a folder then ended the engine for everyone."""
+    with pytest.raises(RequestRejected, match=reason) as rejected:
+        await vllm_engine.generate(request(adapter=adapter))
+    assert rejected.value.field == "adapter"
+    assert "/" not in rejected.value.reason
+    assert (await vllm_engine.generate(request(adapter="polite"))).text
+
+
+async def test_the_ranks_that_vllm_takes_are_known(vllm_engine: VllmEngine) -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == MAX_RANKS
+
+
+async def test_vllm_fills_its_batches_as_it_does_offline(vllm_engine: VllmEngine) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    settings = VllmSettings(model=str(tiny_model()))
+    arguments = AsyncEngineArgs(**engine_arguments(settings, {}))
+    batches = arguments.create_engine_config(UsageContext.LLM_CLASS).scheduler_config
+    assert (batches.max_num_batched_tokens, batches.max_num_seqs) == (4096, 256)
 
 
 async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -30,15 +30,19 @@ class WorkerSettings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    window_records: int = Field(default=1024, ge=1, le=8192)
-    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs."""
+    window_records: int = Field(default=2048, ge=1, le=8192)
+    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
+
+    The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, for those that wait in it, and
+    for those in enrichment.
+    """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
     waiting_target: int = Field(default=256, ge=1, le=8192)
     """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
 
-    The default is the number of requests that vLLM generates at once. With fewer, a batch whose requests all end at
-    once is followed by a small batch.
+    The default is the number of requests that vLLM generates at once on most devices. With fewer, a batch whose
+    requests all end at once is followed by a small batch.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.

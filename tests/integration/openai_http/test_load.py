@@ -18,7 +18,6 @@ from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineUnavailable
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.openai_http.settings import OpenAISettings
-from workers.engines.vllm.settings import VllmSettings
 from workers.inference import generate
 
 
@@ -63,7 +62,7 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
 
 async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unless_a_setting_says_otherwise() -> None:
     """Before, it got 64, and three quarters of its places stayed empty."""
-    free, places = asyncio.Event(), VllmSettings().max_num_seqs
+    free, places = asyncio.Event(), OpenAISettings().max_concurrency
 
     async def when_free(request: web.Request) -> web.StreamResponse:
         await free.wait()

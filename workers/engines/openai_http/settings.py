@@ -23,7 +23,8 @@ class OpenAISettings(EngineSection):
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller one counts."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
-    """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`.
+    """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`
+    on most devices.
 
     Fewer requests leave the server's GPU partly idle. Requests beyond the server's capacity wait at the server, within
     `request_timeout_seconds`.

@@ -1,9 +1,9 @@
 """The engine that runs vLLM in the worker's process.
 
-`engine` is the engine. `arguments` builds start arguments, `tokens` makes a prompt of tokens, `sampling` translates
-requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading` reloads an engine that died.
-`load_failures` explains a failed load, `guardian` ends the engine's processes when the worker ends, and `cpu_worker`
-asks Linux for AMX.
+`engine` is the engine. `arguments` builds start arguments, `adapters` loads LoRA adapters, `tokens` makes a prompt of
+tokens, `sampling` translates requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading`
+reloads an engine that died. `load_failures` explains a failed load, `guardian` ends the engine's processes when the
+worker ends, and `cpu_worker` asks Linux for AMX.
 """
 
 from __future__ import annotations

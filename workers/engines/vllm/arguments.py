@@ -11,8 +11,8 @@ from typing import Any
 from workers.engines.vllm.settings import VllmSettings
 
 
-def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
-    """Return the arguments of `AsyncEngineArgs`. Imports vLLM."""
+def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `AsyncEngineArgs`, with those of the adapters. Imports vLLM."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
@@ -22,12 +22,11 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
         # -1: the longest that fits into memory
         "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
-        "max_num_seqs": settings.max_num_seqs,
+        "max_num_seqs": settings.max_num_seqs,  # None: vLLM's own number for the device and our usage
         "enforce_eager": on_cpu if eager is None else eager,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "enable_lora": bool(settings.adapters),
         # Compact JSON: if white space is allowed, some models write only white space until max_tokens.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
@@ -35,7 +34,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
     elif _cpu_has_amx():
         arguments["worker_cls"] = "workers.engines.vllm.cpu_worker.AmxWorker"
-    return arguments | settings.extra
+    return arguments | adapters | settings.extra
 
 
 def prepare_environment(model: str) -> None:

@@ -33,9 +33,9 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
-    RequestRejected,
 )
 from workers.engines.prompts import prompt_room
+from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.load_failures import known_reason, reason
@@ -67,12 +67,13 @@ class VllmEngine:
         self._guardian = guardian or Guardian()
         self._llm: Any = None
         self._context_tokens = settings.max_model_len
+        self._places = settings.max_num_seqs
         self._loading: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._closing = asyncio.Event()
         self._is_started = False
         self._lost: str | None = None
-        self._adapters = {name: (number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)}
+        self._adapters = Adapters(settings.adapters)
         # One thread, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
@@ -98,7 +99,7 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
-        lora = self._adapter(request.adapter)
+        lora = self._adapters.requested(request.adapter) if request.adapter is not None else None
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
         try:
@@ -122,7 +123,7 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """Return the numbers of requests that vLLM generates and queues, by this engine's own count."""
         count = len(self._in_flight)
-        running = min(count, self._settings.max_num_seqs)
+        running = min(count, self._places) if self._places is not None else count
         return EngineLoad(running=running, waiting=count - running)
 
     async def close(self) -> None:
@@ -167,7 +168,9 @@ class VllmEngine:
     async def _load(self) -> None:
         await asyncio.to_thread(self._build)
         self._context_tokens = self._llm.model_config.max_model_len
+        self._places = self._llm.vllm_config.scheduler_config.max_num_seqs
         await _warm(self._llm)
+        await self._adapters.add(self._llm)
         self._is_started = True
         log.info("The engine is ready.", action="engine-ready", model=self._model)
 
@@ -205,11 +208,14 @@ class VllmEngine:
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
+            arguments = engine_arguments(self._settings, self._adapters.arguments())
+            # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
 
     def _discard(self) -> None:
         """End the rest of the engine, so that its memory is free for the next engine. Blocks."""
@@ -251,16 +257,6 @@ class VllmEngine:
         if output is None:
             return Completion("", "abort", len(tokens), 0)
         return completion_of(output, request, len(tokens))
-
-    def _adapter(self, name: str | None) -> Any:
-        if name is None:
-            return None
-        if name not in self._adapters:
-            raise RequestRejected("adapter", "this engine has no adapter of this name")
-        from vllm.lora.request import LoRARequest
-
-        number, path = self._adapters[name]
-        return LoRARequest(name, number, path)
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 

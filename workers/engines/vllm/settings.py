@@ -18,8 +18,8 @@ class VllmSettings(EngineSection):
     """The type of weights and activations. `auto` is the model's type, or float32 on a CPU without bfloat16."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together; if absent, the most that the model and the memory allow."""
-    max_num_seqs: int = Field(default=256, ge=1, le=8192)
-    """Requests that vLLM generates at once."""
+    max_num_seqs: int | None = Field(default=None, ge=1, le=8192)
+    """Requests that vLLM generates at once; if absent, vLLM's number for the device: 1,024 on an H100, 256 on a CPU."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """The fraction of a GPU's memory that vLLM takes for itself."""
     enforce_eager: bool | None = None
@@ -29,6 +29,9 @@ class VllmSettings(EngineSection):
     stop: tuple[str, ...] = ()
     """Texts that end every answer. A base model without instruction tuning would go on after its answer."""
     adapters: dict[str, str] = Field(default_factory=dict)
-    """LoRA adapters as JSON: each name with its directory."""
+    """LoRA adapters as JSON: each name with its directory.
+
+    The worker loads them at its start. It refuses one that cannot be loaded, and rejects the jobs for that adapter.
+    """
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""
