@@ -106,16 +106,21 @@ class Scanner(CommittedReader):
         super().__init__(settings)
         self._clock = clock
 
-    def ranges(self, topic: str, since_ms: int | None = None, until_ms: int | None = None) -> list[Range]:
-        """Return the ranges that may hold records of this time. The caller still checks each record's time."""
+    def ranges(
+        self, topic: str, since_ms: int | None = None, until_ms: int | None = None, skew_ms: int = SKEW_MS
+    ) -> list[Range]:
+        """Return the ranges that may hold records of this time. The caller still checks each record's time.
+
+        `skew_ms` widens the ranges. With 0 they hold each record whose own timestamp is `since_ms` or later.
+        """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
         with kafka_errors_translated(self._settings):
             starts, stops = self._consumer.beginning_offsets(partitions), self._consumer.end_offsets(partitions)
             if since_ms is not None:
-                starts = self._at(partitions, max(0, since_ms - SKEW_MS), stops)
+                starts = self._at(partitions, max(0, since_ms - skew_ms), stops)
             if until_ms is not None:
-                stops = self._at(partitions, until_ms + SKEW_MS, stops)
+                stops = self._at(partitions, until_ms + skew_ms, stops)
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
     def topics(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Cancels a job for a request."""
+"""Cancels a job or a batch for a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from sqlalchemy import Connection
 
 from gateway.accept.cancelling import FINISHED, JobFinished, cancel_job, put_control
 from gateway.access import Principal
+from gateway.batches import orders
+from gateway.batches.orders import BatchRow
 from gateway.door.door import Door
 from gateway.door.errors import conflict, not_found
 from gateway.view.stored_jobs import find_job
@@ -33,3 +35,13 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
         raise conflict("job_finished", str(error)) from None
     if not known:
         raise not_found("job", job_id)
+
+
+async def cancel_batch(door: Door, principal: Principal, batch_id: str) -> BatchRow:
+    """Order the end of a batch, and return its row. Raises Declined: 404, and 409 for a batch that has ended."""
+    now_ms, topics = unix_ms(door.clock), door.fleet.kafka.topics
+    row = await door.store.write(
+        lambda connection: orders.cancel(connection, principal.tenant, batch_id, now_ms, topics)
+    )
+    door.batches_changed()
+    return row

@@ -26,7 +26,7 @@ HEADERS: Final = {
     "cache-control": "no-store",
 }
 _WEB = ("http", "https")
-_LONGEST_ID = 40
+_LONGEST_ID = 28
 
 
 def page(name: str, status: int = 200, **values: Any) -> Response:
@@ -92,7 +92,7 @@ def duration(milliseconds: float) -> str:
 
 def web_address(text: str | None) -> str | None:
     """Return an address that a link may lead to: http or https with a host. Any other text is no link."""
-    if text is None:
+    if text is None or any(character <= " " for character in text):  # browsers and parsers drop some of them
         return None
     try:
         parts = urlsplit(text)
@@ -103,4 +103,4 @@ def web_address(text: str | None) -> str | None:
 
 def shortened(text: str) -> str:
     """Return a long id with an ellipsis in its middle."""
-    return text if len(text) <= _LONGEST_ID else f"{text[:24]}…{text[-12:]}"
+    return text if len(text) <= _LONGEST_ID else f"{text[:16]}…{text[-8:]}"

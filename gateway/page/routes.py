@@ -8,7 +8,11 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.access.sessions import Sessions
 from gateway.door.door import Door
+from gateway.page.batches import batch_routes
+from gateway.page.callbacks import callback_routes
 from gateway.page.desk import Desk, going_to, guarded
+from gateway.page.endpoints import endpoint_routes
+from gateway.page.jobs import job_routes
 from gateway.page.overview import overview_routes
 from gateway.page.rendering import CONSOLE, page
 from gateway.page.sign_in import sign_in_routes
@@ -25,6 +29,10 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *static_routes(),
         *sign_in_routes(door, sessions, visitors),
         *overview_routes(door, desk),
+        *batch_routes(door, desk),
+        *job_routes(door, desk),
+        *callback_routes(door, desk),
+        *endpoint_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 

@@ -124,6 +124,7 @@ job_attempts = Table(
     Column("details", JSON, nullable=False),
     Index("ix_job_attempts_job", "tenant", "job_id"),
     Index("ix_job_attempts_at", "at"),
+    Index("ix_job_attempts_tenant_at", "tenant", "at"),
 )
 """One row a callback attempt, from `callback_attempts`."""
 

@@ -85,11 +85,12 @@ def _trace(connection: Connection, tenant: str, job: StoredJob) -> Trace:
         batch_file = connection.execute(select(batches.c.input_file_id).where(this)).scalar()
     mine = (job_attempts.c.tenant == tenant) & (job_attempts.c.job_id == job.job_id)
     rows = connection.execute(select(job_attempts).where(mine).order_by(job_attempts.c.at))
-    attempts = [_attempt(row) for row in rows]
+    attempts = [attempt_of(row) for row in rows]
     return Trace(tenant, job, batch_file, read_result(job.result) if job.result is not None else None, attempts)
 
 
-def _attempt(row: Any) -> Attempt:
+def attempt_of(row: Any) -> Attempt:
+    """Return a row of `job_attempts`. Members that delivery did not write as it does now are None."""
     said = row.details
     return Attempt(
         at_ms=row.at,

@@ -17,6 +17,7 @@ from gateway.batches.orders import BatchTerms, batch_object, batch_terms
 from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import response_of, write_once
 from gateway.door.body import parse_json, read_body
+from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
 from producers.identity import new_hex
@@ -52,12 +53,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def cancel(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.CANCEL)
-        identifier, now_ms, topics = request.path_params["batch_id"], unix_ms(door.clock), door.fleet.kafka.topics
-        row = await door.store.write(
-            lambda connection: orders.cancel(connection, principal.tenant, identifier, now_ms, topics)
-        )
-        door.batches_changed()
-        return JSONResponse(batch_object(row))
+        return JSONResponse(batch_object(await cancel_batch(door, principal, request.path_params["batch_id"])))
 
     return [
         Route("/v1/batches", create, methods=["POST"]),

@@ -58,7 +58,7 @@ def routes(door: Door) -> list[BaseRoute]:
     async def content(request: Request) -> Response:
         principal = await door.principal(request, Scope.READ)
         row = await shelf.find(principal.tenant, request.path_params["file_id"])
-        return await _content(door, row, request.headers.get("range"))
+        return await content_response(door, row, request.headers.get("range"))
 
     async def delete(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.CANCEL)
@@ -101,7 +101,7 @@ async def _write(request: Request, form: FileForm, draft: Draft, most: int) -> N
     await asyncio.to_thread(draft.write, form.take(), most)
 
 
-async def _content(door: Door, row: FileRow, wanted: str | None) -> Response:
+async def content_response(door: Door, row: FileRow, wanted: str | None) -> Response:
     """Return a file's bytes, or the range that the request asks for (RFC 9110, section 14)."""
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(row.filename, safe='')}",

@@ -30,9 +30,9 @@ from schemas.outcome import Outcome
 LANE = "lane"
 LANE_HEADER = "x-postback-lane"
 _LANES: tuple[submitted.Lane, ...] = ("default", "bulk")
-_STATUSES = ("queued", "cancelling", *map(str, Outcome))
-_METADATA = "metadata."
-_FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
+STATUSES = ("queued", "cancelling", *map(str, Outcome))
+METADATA = "metadata."
+FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
 _MOST_KEYS = 8
 
 
@@ -70,8 +70,8 @@ class JobRoutes:
     async def list(self, request: Request) -> Response:
         """Answer with a page of jobs, without their results."""
         principal = await self._door.principal(request, Scope.READ)
-        query.only(request, _FILTERS, _METADATA)
-        page, wanted = query.page(request), self._filter(request)
+        query.only(request, FILTERS, METADATA)
+        page, wanted = query.page(request), job_filter(request, self._door.clock.time())
         try:
             found, more = await self._door.store.read(
                 lambda connection: list_jobs(
@@ -97,16 +97,17 @@ class JobRoutes:
             raise not_found("job", job_id)
         return found
 
-    def _filter(self, request: Request) -> JobFilter:
-        now = self._door.clock.time()
-        return JobFilter(
-            status=query.one_of(request, "status", _STATUSES),
-            batch_id=request.query_params.get("batch"),
-            model_id=request.query_params.get("model"),
-            created_after_ms=query.time_ms(request, "created_after", now),
-            created_before_ms=query.time_ms(request, "created_before", now),
-            metadata=_metadata(request),
-        )
+
+def job_filter(request: Request, now: float) -> JobFilter:
+    """Return the conditions that the query sets. `now` is in Unix seconds. Raises ApiError (400)."""
+    return JobFilter(
+        status=query.one_of(request, "status", STATUSES),
+        batch_id=request.query_params.get("batch"),
+        model_id=request.query_params.get("model"),
+        created_after_ms=query.time_ms(request, "created_after", now),
+        created_before_ms=query.time_ms(request, "created_before", now),
+        metadata=_metadata(request),
+    )
 
 
 def shown(job: StoredJob) -> dict[str, Any]:
@@ -158,9 +159,7 @@ def _lane(request: Request) -> submitted.Lane:
 
 def _metadata(request: Request) -> dict[str, str]:
     found = {
-        name.removeprefix(_METADATA): value
-        for name, value in request.query_params.items()
-        if name.startswith(_METADATA)
+        name.removeprefix(METADATA): value for name, value in request.query_params.items() if name.startswith(METADATA)
     }
     if len(found) > _MOST_KEYS:
         raise query.invalid("metadata", f"filters by more than {_MOST_KEYS} keys")

@@ -122,6 +122,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("topic_partition", "topic_offset", name=op.f("pk_job_attempts")),
     )
     op.create_index("ix_job_attempts_at", "job_attempts", ["at"], unique=False)
+    op.create_index("ix_job_attempts_tenant_at", "job_attempts", ["tenant", "at"], unique=False)
     op.create_index("ix_job_attempts_job", "job_attempts", ["tenant", "job_id"], unique=False)
     op.create_table(
         "jobs",

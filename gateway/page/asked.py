@@ -1,0 +1,36 @@
+"""Reads the queries and forms of pages: an empty field of a form asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+
+from gateway.door.errors import ApiError
+from gateway.door.routes.jobs import METADATA
+
+_LABEL = "metadata"
+
+
+def asked(request: Request) -> Request:
+    """Return the request with a query as the API takes it: no empty fields, and `metadata=key=value` by its key."""
+    said: list[tuple[str, str]] = []
+    for name, value in request.query_params.multi_items():
+        if not value:
+            continue
+        if name == _LABEL:
+            key, equals, wanted = value.partition("=")
+            if not equals:
+                raise ApiError(400, "invalid_parameter", "metadata: write the key and its value as `key=value`.")
+            name, value = f"{METADATA}{key}", wanted
+        said.append((name, value))
+    return Request({**request.scope, "query_string": urlencode(said, errors="replace").encode()})
+
+
+def identifier_of(said: Mapping[str, str], kind: str) -> str:
+    """Return the field `id`. Raises ApiError (404) without one."""
+    identifier = said.get("id")
+    if not identifier:
+        raise ApiError(404, f"{kind}_not_found", f"The address names no {kind}.")
+    return identifier

@@ -1,0 +1,76 @@
+"""Batches with their progress, one batch with its counts and files, and its cancellation."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.batches import orders
+from gateway.batches.orders import BatchRow
+from gateway.batches.paging import page_query
+from gateway.batches.states import CANCELLABLE, ENDED
+from gateway.door.cancelling import cancel_batch
+from gateway.door.door import Door
+from gateway.door.noted import note_objects
+from gateway.door.routes.batches import LISTED, MOST_LISTED
+from gateway.door.routes.files import content_response
+from gateway.page.asked import asked, identifier_of
+from gateway.page.desk import Desk, Form, Shown
+from gateway.page.rendering import link
+from gateway.page.visitors import Visitor
+
+_STEPS: Final = (
+    ("Created", "created_at"),
+    ("In progress", "in_progress_at"),
+    ("Finalizing", "finalizing_at"),
+    ("Cancelling", "cancelling_at"),
+    ("Completed", "completed_at"),
+    ("Failed", "failed_at"),
+    ("Expired", "expired_at"),
+    ("Cancelled", "cancelled_at"),
+)
+MOST_ERRORS: Final = 20
+"""Errors of an input file that the page shows."""
+
+
+def batch_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the routes of batches and their files."""
+
+    async def several(request: Request, visitor: Visitor) -> Shown:
+        wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED)
+        found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
+        return Shown("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
+
+    async def one(request: Request, visitor: Visitor) -> Shown:
+        row = await _found(request, visitor)
+        steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
+        values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
+        return Shown("batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE})
+
+    async def _found(request: Request, visitor: Visitor) -> BatchRow:
+        identifier = identifier_of(request.query_params, "batch")
+        note_objects(request, [identifier])
+        return await door.store.read(lambda connection: orders.find(connection, visitor.principal.tenant, identifier))
+
+    async def file(request: Request, visitor: Visitor) -> Response:
+        identifier = identifier_of(request.query_params, "file")
+        note_objects(request, [identifier])
+        row = await door.shelf.find(visitor.principal.tenant, identifier)
+        return await content_response(door, row, request.headers.get("range"))
+
+    async def cancel(request: Request, visitor: Visitor, form: Form) -> str:
+        identifier = identifier_of(form, "batch")
+        note_objects(request, [identifier])
+        await cancel_batch(door, visitor.principal, identifier)
+        return link("/batch", id=identifier)
+
+    return [
+        desk.shows("/batches", Scope.READ, "listBatches", several),
+        desk.shows("/batch", Scope.READ, "getBatch", one),
+        desk.shows("/file", Scope.READ, "getFileContent", file),
+        desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", cancel),
+    ]

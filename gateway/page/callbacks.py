@@ -1,0 +1,60 @@
+"""Callbacks whose last attempt failed, and the order to send one again."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.door.door import Door
+from gateway.door.errors import ApiError
+from gateway.door.noted import note_objects
+from gateway.page.asked import identifier_of
+from gateway.page.desk import Desk, Form, Shown
+from gateway.page.rendering import link
+from gateway.page.undelivered import MOST_LOOKED_AT, failed_callbacks
+from gateway.page.visitors import Visitor
+from gateway.webhooks.resending import NoSuchCallback, find_records, find_tried, resend
+from producers.errors import ProducerError
+
+_SOON = {"retry-after": "5"}
+_RESENT = "The callback is on its way again."
+_AT_ONCE = 2
+"""Searches of Kafka at once."""
+
+
+def callback_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the routes of callbacks."""
+    kafka, searching = door.fleet.kafka, asyncio.Semaphore(_AT_ONCE)
+
+    async def failed(request: Request, visitor: Visitor) -> Shown:
+        found = await door.store.read(lambda connection: failed_callbacks(connection, visitor.principal.tenant))
+        said = _RESENT if request.query_params.get("done") == "resent" else ""
+        return Shown("callbacks", {"found": found, "most": MOST_LOOKED_AT, "said": said})
+
+    async def again(request: Request, visitor: Visitor, form: Form) -> str:
+        identifier = identifier_of(form, "callback")
+        webhook_id, origin = form.get("webhook_id", ""), form.get("origin", "")
+        note_objects(request, [identifier])
+        if searching.locked():
+            raise ApiError(503, "busy", "Other callbacks are being looked for; send it again.", headers=_SOON)
+        try:
+            tried = await door.store.read(
+                lambda connection: find_tried(connection, visitor.principal.tenant, identifier, webhook_id, origin)
+            )
+            async with searching:
+                records = await asyncio.to_thread(partial(find_records, kafka, tried, door.clock))
+        except NoSuchCallback:
+            raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
+        except ProducerError as error:
+            raise ApiError(503, "kafka_away", f"The callback cannot be read: {error}.", headers=_SOON) from None
+        await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
+        return link("/callbacks", done="resent")
+
+    return [
+        desk.shows("/callbacks", Scope.READ, "listFailedCallbacks", failed),
+        desk.acts("/callbacks/resend", Scope.REDRIVE, "resendCallback", again),
+    ]

@@ -1,0 +1,147 @@
+"""Jobs with the filters of `GET /v1/jobs`, one job's timeline with its answer, and its cancellation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.accept.cancelling import FINISHED
+from gateway.access import Scope
+from gateway.door import query
+from gateway.door.cancelling import cancel
+from gateway.door.door import Door
+from gateway.door.errors import not_found
+from gateway.door.noted import note_objects
+from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
+from gateway.page.asked import asked, identifier_of
+from gateway.page.desk import Desk, Form, Shown
+from gateway.page.rendering import duration, link, web_address
+from gateway.page.visitors import Visitor
+from gateway.view.stored_jobs import NoSuchCursor, list_jobs
+from gateway.view.trace import Attempt, Trace, trace
+from schemas.result import Result, SourceDetails
+
+_FIELDS: Final = ("status", "batch", "model", "created_after", "created_before", "metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a job's way."""
+
+    name: str
+    at_ms: int | None
+    """The time, Unix milliseconds; None for a phase, which has a duration only."""
+    detail: str
+    is_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSource:
+    """One source of an answer."""
+
+    name: str
+    address: str | None
+    """The address that its link leads to; None without a link."""
+    title: str | None = None
+    published: str | None = None
+    doi: str | None = None
+
+
+def job_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the routes of jobs."""
+
+    async def several(request: Request, visitor: Visitor) -> Shown:
+        said = asked(request)
+        query.only(said, FILTERS, METADATA)
+        paging, wanted = query.page(said), job_filter(said, door.clock.time())
+        try:
+            found, more = await door.store.read(
+                lambda connection: list_jobs(
+                    connection,
+                    visitor.principal.tenant,
+                    wanted,
+                    paging.limit,
+                    paging.after,
+                    ascending=paging.ascending,
+                )
+            )
+        except NoSuchCursor:
+            raise not_found("job", str(paging.after)) from None
+        fields = {name: value for name in _FIELDS if (value := request.query_params.get(name, ""))}
+        values = {"rows": found, "has_more": more, "after": paging.after, "fields": fields, "statuses": STATUSES}
+        return Shown("jobs", values)
+
+    async def one(request: Request, visitor: Visitor) -> Shown:
+        identifier = identifier_of(request.query_params, "job")
+        note_objects(request, [identifier])
+        found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
+        if not found:
+            raise not_found("job", identifier)
+        shown = found[0]
+        values = {
+            "one": shown,
+            "job": shown.job,
+            "result": shown.result,
+            "steps": steps_of(shown),
+            "sources": sources_of(shown.result),
+        }
+        return Shown("job", {**values, "is_over": shown.job.status in FINISHED})
+
+    async def end(request: Request, visitor: Visitor, form: Form) -> str:
+        identifier = identifier_of(form, "job")
+        note_objects(request, [identifier])
+        await cancel(door, visitor.principal, identifier)
+        return link("/job", id=identifier)
+
+    return [
+        desk.shows("/jobs", Scope.READ, "listJobs", several),
+        desk.shows("/job", Scope.READ, "getJob", one),
+        desk.acts("/job/cancel", Scope.CANCEL, "cancelJob", end),
+    ]
+
+
+def steps_of(one: Trace) -> list[Step]:
+    """Return the job's way from its acceptance to the last callback attempt."""
+    job, result = one.job, one.result
+    steps = [Step("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
+    if result is None:
+        return steps
+    if (spent := result.timings) is not None:
+        number = len(result.sources)
+        used = {0: "no source", 1: "1 source"}.get(number, f"{number} sources")
+        tokens = f", {result.usage.completion_tokens} tokens" if result.usage is not None else ""
+        steps += [
+            Step("Queued", None, f"for {duration(spent.queued_ms)}"),
+            Step("Enriched", None, f"in {duration(spent.enrich_ms)}, with {used}"),
+            Step("Generated", None, f"in {duration(spent.infer_ms)} by {result.model_id or 'the model'}{tokens}"),
+        ]
+    is_bad = result.error is not None
+    detail = f"{result.error.code}: {result.error.message}" if result.error is not None else "the result is stored"
+    steps.append(Step(str(result.outcome).capitalize(), job.finished_ms, detail, is_bad))
+    return steps + [_callback(each) for each in one.attempts]
+
+
+def sources_of(result: Result | None) -> list[ShownSource]:
+    """Return the sources of an answer, in the order of `sources`."""
+    if result is None:
+        return []
+    details = {each.id: each for each in result.source_details}
+    return [_source(name, details.get(name)) for name in result.sources]
+
+
+def _source(name: str, details: SourceDetails | None) -> ShownSource:
+    if details is None:
+        return ShownSource(name, web_address(name))
+    return ShownSource(name, web_address(details.url), details.title, details.published, details.doi)
+
+
+def _callback(attempt: Attempt) -> Step:
+    status = f", status {attempt.status}" if attempt.status is not None else ""
+    end = f"failed, {attempt.error.replace('_', ' ')}" if attempt.error is not None else "delivered"
+    name = f"Callback {attempt.attempt}" if attempt.attempt is not None else "Callback"
+    return Step(
+        name, attempt.at_ms, f"to {attempt.origin or 'an unknown origin'}: {end}{status}", attempt.error is not None
+    )
