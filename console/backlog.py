@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.errors import quiet_clients, telling
+from console.ledgers import done_offsets
 from console.settings import fleet_settings
 from schemas.groups import INFERENCE_GROUP
 
@@ -69,10 +70,5 @@ def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
 
 def _waiting(standing: GroupProgress) -> int:
     """Return the number of records that are not done: all from the base on, except those marked done in the ledger."""
-    from workers.stage.progress import Progress, UndecodableLedger
-
-    try:
-        done = Progress.decode(standing.base, standing.metadata).done.bit_count()
-    except UndecodableLedger:
-        done = 0  # the stage handles every record of such a partition again
+    done = done_offsets(standing.base, standing.metadata).bit_count()
     return max(0, standing.end - standing.base - done)

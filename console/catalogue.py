@@ -16,6 +16,7 @@ from gateway.access.settings import AccessSettings
 from gateway.blobs.settings import FilesSettings
 from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
+from operators.exporter.settings import ExporterSettings
 from schemas.settings import FleetSettings
 from screening.settings import ScreeningSettings
 from workers.delivery.settings import DeliverySettings
@@ -39,6 +40,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         ScreeningSettings: "workers and the gateway",
         EgressSettings: "workers and delivery",
         DeliverySettings: "delivery, also in a worker `--with-delivery`",
+        ExporterSettings: "the exporter",
         GatewaySettings: "the gateway",
         StoreSettings: "the gateway",
         AccessSettings: "the gateway",

@@ -21,6 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback gateway --port 8443 --tls-cert door.pem --tls-key door.key",
         "POSTBACK_ENV=development postback gateway --port 8080 --store sqlite:///postback.db",
     ),
+    "exporter": ("postback exporter --port 9465", "postback exporter --host 0.0.0.0 --port 9465"),
     "api-keys create": (
         "postback api-keys create --tenant acme --expires 90d --label ci",
         "postback api-keys create --tenant acme --scopes submit,read --json",

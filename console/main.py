@@ -19,6 +19,7 @@ from console import (
     deliver,
     deliveries,
     endpoints,
+    exporter,
     gateway,
     keys,
     receive,
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command(rich_help_panel=RUN)(worker.worker)
 app.command(rich_help_panel=RUN)(deliver.deliver)
 app.command(rich_help_panel=RUN)(gateway.gateway)
+app.command(rich_help_panel=RUN)(exporter.exporter)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)

@@ -28,6 +28,8 @@ class GroupProgress:
     """The offset after the last record. Transaction markers count like records until the group has passed them."""
     metadata: str
     """The commit's metadata: the ledger of records above the base that are done."""
+    topic_id: str = ""
+    """The topic's UUID, which another topic of the same name does not have."""
 
 
 def standings(settings: KafkaSettings) -> list[GroupProgress]:
@@ -35,33 +37,40 @@ def standings(settings: KafkaSettings) -> list[GroupProgress]:
 
     This includes all engines' lanes, and tiers of earlier schedules.
     """
-    names = settings.topics
     with admin_client(settings) as admin:
-        existing = admin.list_topics()
-        if names.requests() not in existing:  # a missing fleet is an error, not an empty backlog
-            raise TopicMissing(names.requests())
-        tiers = [*names.tiers.values(), *names.former_tiers(existing)]
-        read = {
-            **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),
-            **{topic: DELIVERY_GROUP for topic in (names.results, names.events, *tiers) if topic in existing},
-        }
-        places = _places(admin, list(read))
-        starts = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
-        ends = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
-        committed = {
-            group: group_offsets(admin, f"{settings.topic_prefix}{group}")
-            for group in (INFERENCE_GROUP, DELIVERY_GROUP)
-        }
+        return standings_by(admin, settings)
+
+
+def standings_by(admin: Any, settings: KafkaSettings) -> list[GroupProgress]:
+    """Return the same as `standings`, by an open admin client. Raises TopicMissing and kafka-python's errors."""
+    names, existing = settings.topics, admin.list_topics()
+    if names.requests() not in existing:  # a missing fleet is an error, not an empty backlog
+        raise TopicMissing(names.requests())
+    tiers = [*names.tiers.values(), *names.former_tiers(existing)]
+    read = {
+        **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),
+        **{topic: DELIVERY_GROUP for topic in (names.results, names.events, *tiers) if topic in existing},
+    }
+    described = _described(admin, list(read))
+    places = [TopicPartition(topic, number) for topic in read for number in range(described[topic][1])]
+    starts = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
+    ends = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+    committed = {
+        group: group_offsets(admin, f"{settings.topic_prefix}{group}") for group in (INFERENCE_GROUP, DELIVERY_GROUP)
+    }
     found = []
     for place in places:
         group, start = read[place.topic], starts[place].offset
         said = committed[group].get((place.topic, place.partition), Committed(start, ""))
         base = max(said.offset, start)  # retention removed the records between the commit and the start
         metadata = said.metadata if base == said.offset else ""
-        found.append(GroupProgress(group, place.topic, place.partition, base, ends[place].offset, metadata))
+        end, topic_id = ends[place].offset, described[place.topic][0]
+        found.append(GroupProgress(group, place.topic, place.partition, base, end, metadata, topic_id))
     return found
 
 
-def _places(admin: Any, topics: list[str]) -> list[TopicPartition]:
-    counts = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(topics)} if topics else {}
-    return [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
+def _described(admin: Any, topics: list[str]) -> dict[str, tuple[str, int]]:
+    """Return each topic's UUID and number of partitions."""
+    return {
+        topic["name"]: (str(topic["topic_id"]), len(topic["partitions"])) for topic in admin.describe_topics(topics)
+    }

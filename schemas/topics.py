@@ -149,6 +149,10 @@ class Topics:
                 found.append(name)
         return found
 
+    def engine_of(self, lane: str) -> str | None:
+        """Return the engine of one of `lanes`; None for the lanes of the whole fleet."""
+        return lane.removeprefix(self.requests()).removesuffix(".batch").removeprefix(".") or None
+
     @property
     def results(self) -> str:
         """One record per job, for delivery and for clients that read results without a callback."""

@@ -332,6 +332,21 @@ DELIVERY = {
 }
 
 
+EXPORTER = {
+    "exporter-reading-works": Action("info", "The exporter has read Kafka, for the first time or after a failure."),
+    "exporter-reading-failed": Action(
+        "warning",
+        "The exporter could not read Kafka; its figures are stale, and `/backlog` answers 503.",
+        "Look at the line's `problem`, then at the brokers or at the exporter's ACLs.",
+    ),
+    "exporter-reading-raised": Action(
+        "error",
+        "A reading of Kafka raised an unexpected error; the exporter connects again.",
+        "Report the stack in the line.",
+    ),
+}
+
+
 SECTIONS: dict[str, dict[str, Action]] = {
     "Every process": PROCESS,
     "Taking and settling records": STAGE,
@@ -341,5 +356,6 @@ SECTIONS: dict[str, dict[str, Action]] = {
     "Batches": BATCHES,
     "Delivery": DELIVERY,
     "The gateway": GATEWAY,
+    "The exporter": EXPORTER,
 }
 """All actions, by the part of the system that logs them. The keys are the titles on the published page."""

@@ -52,6 +52,7 @@ class HealthPage:
     body: bytes
     max_age_seconds: int = 0
     """Seconds for which readers and proxies may cache the page (RFC 9111, section 5.2.2.1); 0 forbids caching."""
+    status: HTTPStatus = HTTPStatus.OK
 
 
 Pages = Mapping[str, Callable[[str], HealthPage | None]]
@@ -214,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self, page: HealthPage) -> None:
         caching = f"public, max-age={page.max_age_seconds}" if page.max_age_seconds else "no-store"
-        self._send(HTTPStatus.OK, page.content_type, page.body, caching)
+        self._send(page.status, page.content_type, page.body, caching)
 
     def _send_json(self, status: HTTPStatus, value: dict[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(value).encode() + b"\n")

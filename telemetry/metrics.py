@@ -184,3 +184,56 @@ class Metrics:
             ["reason"],
             registry=r,
         )
+        self.waiting_records = Gauge(
+            "postback_waiting_records",
+            "Records of a topic that are not done, by the ledgers. The exporter reports this and the following, also "
+            "while no worker runs.",
+            ["topic"],
+            registry=r,
+        )
+        self.waiting_jobs = Gauge(
+            "postback_waiting_jobs",
+            "Jobs that are not done, by the lane of their engine; the lane is empty for the whole fleet's lanes.",
+            ["lane"],
+            registry=r,
+        )
+        self.oldest_job_seconds = Gauge(
+            "postback_oldest_job_seconds",
+            "Age of the oldest job that is not done; 0 without one.",
+            ["lane"],
+            registry=r,
+        )
+        self.tightest_deadline_seconds = Gauge(
+            "postback_tightest_deadline_seconds",
+            "Seconds until the first deadline of a job that is not done, negative once it has passed.",
+            ["lane"],
+            registry=r,
+        )
+        self.waiting_callbacks = Gauge(
+            "postback_waiting_callbacks",
+            "Results and callbacks that are not delivered, including those that wait for their next attempt.",
+            registry=r,
+        )
+        self.open_dead_letters = Gauge(
+            "postback_open_dead_letters", "Dead letters that can be put back and were not, up to 100,000.", registry=r
+        )
+        self.workers = Gauge(
+            "postback_workers", "Workers that announced themselves within three minutes.", ["lane"], registry=r
+        )
+        self.model_workers = Gauge(
+            "postback_model_workers", "Workers that answer for a model, for up to 256 models.", ["model"], registry=r
+        )
+        self.worker_jobs_per_second = Gauge(
+            "postback_worker_jobs_per_second", "Jobs that one worker answers in a second.", ["lane"], registry=r
+        )
+        self.wanted_replicas = Gauge(
+            "postback_wanted_replicas", "Workers that answer all jobs before their deadlines.", ["lane"], registry=r
+        )
+        self.figures_timestamp_seconds = Gauge(
+            "postback_figures_timestamp_seconds", "Unix time of the exporter's last reading of Kafka.", registry=r
+        )
+        self.figures_stale = Gauge(
+            "postback_figures_stale",
+            "1 while the exporter cannot read Kafka, or its figures are too old; its other metrics keep their values.",
+            registry=r,
+        )

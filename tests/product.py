@@ -168,6 +168,11 @@ class Role:
     def alive(self) -> bool:
         return self._get("/healthz")[0] == 200
 
+    def page(self, path: str) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON of a page of its own."""
+        status, body = self._get(path)
+        return status, json.loads(body)
+
     def metrics(self) -> dict[str, float]:
         """Samples by name, or by `name{value}` and `name{value,value}` if they have labels."""
         samples = {}
@@ -218,6 +223,9 @@ class Product:
     def gateway(self, replica: str, *arguments: str, **settings: str) -> Role:
         """Start `postback gateway`; tests/integration/gateway/gateway_process.py says more."""
         return self._start("gateway", replica, arguments, settings)
+
+    def exporter(self, replica: str, **settings: str) -> Role:
+        return self._start("exporter", replica, (), settings)
 
     def _start(self, role: str, replica: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> Role:
         environment = {

@@ -45,6 +45,7 @@ USERS = {
     "worker": ("worker",),
     "delivery": ("delivery",),
     "gateway": ("gateway",),
+    "exporter": ("exporter",),
     "`topics create`": ("topics",),
     "operator": ("operator",),
 }
@@ -153,6 +154,7 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
     product.callbacks.up()
     worker = product.worker("w1", **credentials("worker"))
     delivery = product.deliver("d1", **credentials("delivery"))
+    exporter = product.exporter("e1", **credentials("exporter"))
     jobs = b"".join(json.dumps({"job_id": f"job_{number}", "prompt": "Why?"}).encode() + b"\n" for number in range(6))
     answered = run("producer", "submit", "-", "--callback-url", product.callbacks.url, "--wait", given=jobs)
     assert "6 of 6" in answered
@@ -173,7 +175,8 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
     assert run("operator", "replay", "--tenant", "default", "--undelivered", "--yes")
     assert run("operator", "dead-letters", "redrive", "--yes")
     eventually(lambda: len(product.callbacks.received) >= 12, 60, "what was replayed is not called back")
-    for role in (worker, delivery):
+    assert exporter.page("/backlog")[1]["models"] == {"default": 1, "echo": 1}
+    for role in (worker, delivery, exporter):
         assert role.ready() == (True, [])
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0

@@ -36,7 +36,7 @@ def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedPro
 @pytest.mark.parametrize(
     "arguments",
     [
-        *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",)),
+        *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",), ("exporter",)),
         *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",), ("results",), ("certs", "issue")),
     ],
 )
@@ -67,7 +67,8 @@ def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> N
 
 
 def test_the_backlog_can_be_read_with_what_the_ledgers_say() -> None:
-    done = without_extras("import console.backlog, workers.stage.progress")
+    modules = "console.backlog, console.ledgers, operators.exporter.exporter, operators.exporter.reading"
+    done = without_extras(f"import {modules}, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import lz4.frame
 import pytest
 
+from console.ledgers import done_offsets
+from operators.exporter.reading import connected
+from operators.exporter.settings import ExporterSettings
 from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
@@ -141,6 +144,17 @@ def test_endpoints_are_listed_what_waits_is_counted_and_jobs_are_cancelled(forei
     assert [each["url"] for each in json.loads(foreign.run("endpoints", "list", "--json"))] == [HOOK]
     assert foreign.run("backlog")
     foreign.run("cancel", "named")
+
+
+def test_the_exporter_reads_past_all_of_them(foreign: Fleet) -> None:
+    with connected(foreign.kafka, ExporterSettings(), done_offsets) as reader:
+        for _ in range(2):
+            waiting = reader.read(NOW_MS)
+    topics = foreign.kafka.topics
+    assert (waiting[topics.requests()], reader.facts.dead_letters) == (2, 2)
+    assert reader.facts.models() == {"small": 1}
+    partitions = reader.lanes.by_pool()[None][topics.requests()]
+    assert [(each.known, each.unread) for each in partitions] == [(2, 0), (0, 0), (0, 0), (0, 0)]
 
 
 def test_announced_models_are_found(foreign: Fleet) -> None:

@@ -1,0 +1,56 @@
+"""`postback exporter`: the fleet's backlog and state as metrics, and as JSON for autoscalers."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from threading import Event, Thread
+from typing import Annotated
+
+import typer
+
+from console.errors import BAD_INPUT, fail, quiet_clients
+from console.ledgers import done_offsets
+from console.roles import HOST, announce, starting
+from console.settings import checked_settings
+
+
+def exporter(
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", "--metrics-port", min=0, max=65535, help="The port of all pages; 0 is any free one."),
+    ] = 0,
+) -> None:
+    """Serve the fleet's figures at /metrics and /backlog until SIGTERM, also while no worker runs.
+
+    The process reads Kafka and writes nothing. While Kafka cannot be read, /backlog and /readyz answer 503.
+    Settings: POSTBACK_EXPORTER__….
+    """
+    fleet = starting("exporter")
+    from operators.exporter.exporter import Exporter
+    from operators.exporter.reading import connected
+    from operators.exporter.settings import ExporterSettings
+    from telemetry.clock import SystemClock
+    from telemetry.health import HealthServer
+    from telemetry.logs import get_logger
+    from telemetry.metrics import Metrics
+
+    quiet_clients()
+    settings, metrics, stop = checked_settings(ExporterSettings), Metrics(), Event()
+    connect = partial(connected, fleet.kafka, settings, done_offsets)
+    role = Exporter(fleet.kafka.topics, connect, settings, metrics, SystemClock())
+    try:
+        server = HealthServer(metrics, role.readiness, host, port, alive=role.alive, pages={"/backlog": role.backlog})
+    except OSError as error:
+        raise fail(
+            f"--port: port {port} of {host} cannot be used ({error.strerror}); choose another", BAD_INPUT
+        ) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with server:
+        announce(server.port)
+        # A reading may wait for a silent broker for a minute. It changes nothing, so the process ends without it.
+        Thread(target=role.run, args=(stop,), name="exporter", daemon=True).start()
+        stop.wait()
+    get_logger().info("Stopped.", action="stopped")

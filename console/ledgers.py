@@ -1,0 +1,16 @@
+"""Reads ledgers for commands of operators, which know nothing of the stage."""
+
+from __future__ import annotations
+
+
+def done_offsets(base: int, metadata: str) -> int:
+    """Return a commit's bitmap of done offsets: bit i stands for offset base + i.
+
+    A ledger that cannot be read has none: the stage handles every record from the base on again.
+    """
+    from workers.stage.progress import Progress, UndecodableLedger
+
+    try:
+        return Progress.decode(base, metadata).done
+    except UndecodableLedger:
+        return 0

@@ -1,0 +1,146 @@
+"""The exporter's loop: it reads Kafka every few seconds, and keeps the last figures for its pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from http import HTTPStatus
+from threading import Event
+from typing import Protocol
+
+from operators.exporter.facts import Facts
+from operators.exporter.figures import Figures, PoolFigures
+from operators.exporter.lanes import Lanes
+from operators.exporter.pool import Moment, Pool
+from operators.exporter.settings import ExporterSettings
+from operators.exporter.shown import Shown
+from producers.errors import ProducerError
+from schemas.topics import Topics
+from telemetry.clock import Clock, unix_ms
+from telemetry.health import HealthPage, Heartbeat, Readiness
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+
+STUCK_SECONDS = 300.0
+"""The longest time between two readings before `/healthz` fails. A silent broker ends a reading within a minute."""
+
+log = get_logger()
+
+
+class Reader(Protocol):
+    """A connection to Kafka and the state that was read over it, see `reading.Connected`."""
+
+    @property
+    def lanes(self) -> Lanes:
+        """The waiting jobs."""
+        ...
+
+    @property
+    def facts(self) -> Facts:
+        """Letters, endpoints and workers."""
+        ...
+
+    def read(self, now_ms: int) -> dict[str, int]:
+        """Read all new records; return the number of waiting records by topic. Raises ProducerError."""
+        ...
+
+
+class Exporter:
+    """Keeps the fleet's figures up to date. Any thread may ask for the pages; one thread calls `run`."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        connect: Callable[[], AbstractContextManager[Reader]],
+        settings: ExporterSettings,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._topics = topics
+        self._connect = connect
+        self._settings = settings
+        self._shown = Shown(metrics)
+        self._clock = clock
+        self._pools: dict[str | None, Pool] = {}
+        self._figures: Figures | None = None
+        self._read_at = 0.0
+        self._problem = "No reading of Kafka is complete yet."
+        self.alive = Heartbeat(clock, STUCK_SECONDS)
+
+    def run(self, stop: Event) -> None:
+        """Read until `stop` is set. An error closes the connection; the next reading opens a new one."""
+        while not stop.is_set():
+            try:
+                with self._connect() as reader:
+                    while not stop.is_set():
+                        self.read(reader)
+                        stop.wait(self._settings.interval_seconds)
+            except ProducerError as error:
+                self._fail(str(error))
+            except Exception as error:
+                # An exporter that ends tells an autoscaler nothing, so it goes on after any error.
+                log.exception("A reading of Kafka raised; reading again.", action="exporter-reading-raised")
+                self._fail(f"The reading raised {type(error).__name__}; see the log.")
+            stop.wait(self._settings.interval_seconds)
+
+    def read(self, reader: Reader) -> None:
+        """Read once, and publish the figures. Raises ProducerError."""
+        self.alive.beat()
+        now = Moment(unix_ms(self._clock), self._clock.monotonic())
+        waiting = reader.read(now.unix_ms)
+        self._figures = self._figures_of(reader, waiting, now)
+        self._read_at = now.monotonic
+        self._shown.show(self._figures)
+        if self._problem:
+            log.info("Kafka was read; publishing fresh figures.", action="exporter-reading-works")
+        self._problem = ""
+        self.alive.beat()
+
+    def _fail(self, problem: str) -> None:
+        self.alive.beat()
+        if problem != self._problem:
+            log.warning(
+                "Kafka could not be read; the figures are stale until a reading succeeds.",
+                action="exporter-reading-failed",
+                problem=problem,
+            )
+        self._problem = problem
+        self._shown.stale(True)
+
+    def _figures_of(self, reader: Reader, waiting: dict[str, int], now: Moment) -> Figures:
+        workers, by_pool = reader.facts.workers(), reader.lanes.by_pool()
+        lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
+        self._pools = {lane: self._pools.get(lane) or Pool(lane, self._settings) for lane in lanes}
+        pools: list[PoolFigures] = [
+            self._pools[lane].figures(list(by_pool.get(lane, {}).values()), workers[lane], now) for lane in lanes
+        ]
+        fresh = sum(waiting.get(topic, 0) for topic in (self._topics.results, self._topics.events))
+        in_lanes = sum(waiting[topic] for topics in by_pool.values() for topic in topics)
+        return Figures(
+            at=now.unix_ms / 1000,
+            waiting=waiting,
+            callbacks=sum(waiting.values()) - in_lanes,
+            fresh_callbacks=fresh,
+            dead_letters=reader.facts.dead_letters,
+            disabled_endpoints=reader.facts.disabled_endpoints,
+            models=reader.facts.models(),
+            pools=tuple(pools),
+        )
+
+    def readiness(self) -> Readiness:
+        """Return the reason why the figures are stale, if they are."""
+        if self._problem:
+            return Readiness((self._problem,))
+        if self._clock.monotonic() - self._read_at > self._settings.stale_seconds:
+            self._shown.stale(True)
+            return Readiness((f"No reading of Kafka ended within {self._settings.stale_seconds:g} s.",))
+        return Readiness()
+
+    def backlog(self, _: str) -> HealthPage:
+        """Return the page `/backlog`. Stale figures have status 503, so that an autoscaler keeps the replicas."""
+        readiness, figures = self.readiness(), self._figures
+        said = figures.document(stale=not readiness.ready) if figures is not None else {"stale": True}
+        body = json.dumps({**said, "reasons": list(readiness.reasons)}).encode() + b"\n"
+        status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return HealthPage("application/json", body, status=status)

@@ -1,0 +1,136 @@
+"""Facts that the exporter follows in small topics: dead letters, endpoints and workers.
+
+Each topic is read from its start once, and then from the last position on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+
+from pydantic_core import to_json
+
+from operators.exporter.visible import Visible
+from producers.scan import Place, Range, Scanner, Stored
+from producers.workers import LIVE_SECONDS
+from schemas.endpoint import EndpointKey, EndpointState, InvalidEndpointRecord, ends_disabling, read_endpoint, read_key
+from schemas.topics import LETTERS_KEPT_MS, Topics
+from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
+
+MOST_LETTERS = 100_000
+"""Dead letters that are counted; the count stays at this number if there are more."""
+MOST_ENDPOINTS = 100_000
+"""Disabled endpoints that are counted."""
+MOST_WORKERS = 1_000
+"""Workers that are counted. Any program that may write to the topic could announce any number of them, each with 64 kB
+of names."""
+MOST_MODELS = 256
+"""Models that are named."""
+
+_CLOCKS_DIFFER_MS = 60_000
+
+
+class Facts:
+    """The dead letters that were not put back, the disabled endpoints and the announced workers."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._takers: dict[str, Callable[[Stored], None]] = {
+            topics.dead_letters: self.add_letter,
+            topics.redriven: self.add_mark,  # after the letters, so that each mark finds its letter
+            topics.endpoints: self.add_endpoint,
+            topics.workers: self.add_worker,
+        }
+        self._positions: dict[tuple[str, int], int] = {}
+        self._letters: dict[Place, int] = {}
+        """The time of each letter, Unix milliseconds, by place."""
+        self._disabled: set[bytes] = set()
+        """Digests of the disabled endpoints, since URLs may be long."""
+        self._workers: dict[bytes | None, tuple[int, WorkerAnnouncement]] = {}
+        """The last announcement with its time by the broker's clock, by key."""
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are followed."""
+        return list(self._takers)
+
+    def read(self, scanner: Scanner, visible: Visible, now_ms: int) -> None:
+        """Read the new records of all topics, and forget letters and workers that are too old. Raises ProducerError."""
+        for topic, take in self._takers.items():
+            ranges = []
+            for (name, partition), (start, stop) in visible.items():
+                if name == topic:
+                    position = max(start, self._positions.get((topic, partition), 0))
+                    # A position behind the end belongs to a deleted topic of the same name.
+                    ranges.append(Range(topic, partition, position if position <= stop else start, stop))
+            unread = [each for each in ranges if each.start < each.stop]
+            for record in scanner.read(unread):
+                take(record)
+            self._positions.update({(topic, each.partition): each.stop for each in unread})
+        self.forget(now_ms)
+
+    def add_letter(self, record: Stored) -> None:
+        """Add a record of `dead_letters`."""
+        if len(self._letters) < MOST_LETTERS:
+            self._letters[record.place] = record.at_ms
+
+    def add_mark(self, record: Stored) -> None:
+        """Add a record of `dead_letters.redriven`. A mark that is older than its letter is of a deleted topic."""
+        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        if place is not None and self._letters.get(place, record.at_ms) <= record.at_ms + _CLOCKS_DIFFER_MS:
+            self._letters.pop(place, None)
+
+    def add_endpoint(self, record: Stored) -> None:
+        """Add a record of `callback_endpoints`."""
+        try:
+            endpoint = _digest(read_key(record.key))
+            said = read_endpoint(record.value) if record.value is not None else None
+        except InvalidEndpointRecord:
+            return
+        if said is not None and said.state is EndpointState.DISABLED:
+            if len(self._disabled) < MOST_ENDPOINTS:
+                self._disabled.add(endpoint)
+        elif ends_disabling(said):
+            self._disabled.discard(endpoint)
+
+    def add_worker(self, record: Stored) -> None:
+        """Add a record of `fleet_workers`."""
+        if record.value is None:
+            self._workers.pop(record.key, None)
+        elif record.key in self._workers or len(self._workers) < MOST_WORKERS:
+            try:
+                self._workers[record.key] = record.at_ms, read_announcement(record.key, record.value)
+            except InvalidAnnouncement:
+                return
+
+    def forget(self, now_ms: int) -> None:
+        """Forget letters that can no longer be put back, and workers that have been silent for three minutes."""
+        oldest_ms = now_ms - LETTERS_KEPT_MS
+        for place in [place for place, at_ms in self._letters.items() if at_ms < oldest_ms]:
+            del self._letters[place]
+        silent_ms = now_ms - round(LIVE_SECONDS * 1000)
+        for key in [key for key, (at_ms, _) in self._workers.items() if at_ms < silent_ms]:
+            del self._workers[key]
+
+    @property
+    def dead_letters(self) -> int:
+        """The number of letters that can be put back and were not."""
+        return len(self._letters)
+
+    @property
+    def disabled_endpoints(self) -> int:
+        """The number of disabled endpoints."""
+        return len(self._disabled)
+
+    def workers(self) -> Counter[str | None]:
+        """Count the workers by the engine whose lanes they read; None for the lanes of the whole fleet."""
+        return Counter(said.lane for _, said in self._workers.values())
+
+    def models(self) -> Counter[str]:
+        """Count the workers that answer for each model, of the models with the most workers."""
+        found = Counter(model for _, said in self._workers.values() for model in dict.fromkeys(said.models))
+        return Counter(dict(found.most_common(MOST_MODELS)))
+
+
+def _digest(endpoint: EndpointKey) -> bytes:
+    return hashlib.blake2b(to_json(endpoint), digest_size=16).digest()

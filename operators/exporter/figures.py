@@ -1,0 +1,68 @@
+"""The figures of one reading, as the exporter publishes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """One pool of workers: those of the whole fleet's lanes, or of one engine's lanes."""
+
+    lane: str | None
+    """The engine's name; None for the lanes of the whole fleet."""
+    jobs: int
+    oldest_job_seconds: float
+    """Age of the oldest waiting job; 0 without one."""
+    tightest_deadline_seconds: float | None
+    """Seconds until the first deadline of a waiting job, negative if it has passed; None without a known one."""
+    workers: int
+    """Workers that announced themselves within three minutes and have not withdrawn."""
+    jobs_per_second: float
+    """Jobs that one worker answers in a second."""
+    wanted_replicas: int
+    """Workers that answer all waiting jobs before their deadlines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All figures of one reading."""
+
+    at: float
+    """Time of the reading, Unix seconds."""
+    waiting: Mapping[str, int]
+    """Records that are not done, by topic: lanes, results, events and tiers."""
+    callbacks: int
+    """Results and callbacks that are not delivered, including those that wait for their next attempt."""
+    fresh_callbacks: int
+    """The part of `callbacks` without an attempt, which delivery can make now."""
+    dead_letters: int
+    disabled_endpoints: int
+    models: Mapping[str, int]
+    """Workers by model."""
+    pools: tuple[PoolFigures, ...]
+    """The whole fleet's pool first."""
+
+    def document(self, *, stale: bool) -> dict[str, Any]:
+        """Return the JSON of `/backlog`. `wanted_replicas` at the top is of the whole fleet's lanes."""
+        deadlines = [
+            pool.tightest_deadline_seconds for pool in self.pools if pool.tightest_deadline_seconds is not None
+        ]
+        return {
+            "jobs": sum(pool.jobs for pool in self.pools),
+            "callbacks": self.callbacks,
+            "fresh_callbacks": self.fresh_callbacks,
+            "oldest_job_seconds": max((pool.oldest_job_seconds for pool in self.pools), default=0.0),
+            "tightest_deadline_seconds": min(deadlines, default=None),
+            "wanted_replicas": self.pools[0].wanted_replicas if self.pools else 0,
+            "dead_letters": self.dead_letters,
+            "disabled_endpoints": self.disabled_endpoints,
+            "workers": sum(pool.workers for pool in self.pools),
+            "models": dict(self.models),
+            "lanes": [asdict(pool) for pool in self.pools],
+            "topics": dict(self.waiting),
+            "read_at": self.at,
+            "stale": stale,
+        }

@@ -1,0 +1,63 @@
+"""The waiting jobs of all lanes. Each record of a lane is read once, and never if it is done before its turn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from operators.backlog import GroupProgress
+from operators.exporter.open_jobs import OpenJobs
+from operators.exporter.visible import Visible
+from producers.scan import Range, Scanner
+from schemas.topics import Topics
+
+DoneOffsets = Callable[[int, str], int]
+"""Reads a ledger: takes a base and a commit's metadata, and returns a bitmap whose bit i stands for offset base + i."""
+
+
+class Lanes:
+    """Follows the partitions of all lanes."""
+
+    def __init__(self, topics: Topics, done_offsets: DoneOffsets, read_records: int, known_jobs: int) -> None:
+        self._topics = topics
+        self._done_offsets = done_offsets
+        self._read_records = read_records
+        self._known_jobs = known_jobs
+        self._partitions: dict[tuple[str, int], OpenJobs] = {}
+
+    def advance(self, found: Sequence[GroupProgress]) -> None:
+        """Take in the present ledgers of the lanes' partitions."""
+        partitions: dict[tuple[str, int], OpenJobs] = {}
+        for each in found:
+            place = each.topic, each.partition
+            known = self._partitions.get(place)
+            if known is None or known.topic_id != each.topic_id or each.base < known.base:
+                known = OpenJobs(each.topic_id, each.base)  # a new topic, or a commit that was undone: read again
+            known.advance(each.base, self._done_offsets(each.base, each.metadata), each.end)
+            partitions[place] = known
+        self._partitions = partitions
+
+    def read(self, scanner: Scanner, visible: Visible) -> None:
+        """Read the next jobs, the same number in each partition. Raises ProducerError."""
+        unread = {
+            place: (each.position, stop)
+            for place, each in self._partitions.items()
+            if each.position < (stop := visible.get(place, (0, 0))[1])
+        }
+        room = self._known_jobs - sum(each.known for each in self._partitions.values())
+        share = min(self._read_records, room) // max(1, len(unread))
+        if share <= 0:
+            return
+        ranges = [Range(*place, start, min(stop, start + share)) for place, (start, stop) in unread.items()]
+        for record in scanner.read(ranges):
+            self._partitions[record.topic, record.place.partition].add(record)
+        for one in ranges:
+            each = self._partitions[one.topic, one.partition]
+            each.position = max(each.position, one.stop)
+
+    def by_pool(self) -> dict[str | None, dict[str, list[OpenJobs]]]:
+        """Return the partitions by the engine whose workers read them, then by topic. None: the lanes of all."""
+        found: dict[str | None, dict[str, list[OpenJobs]]] = defaultdict(lambda: defaultdict(list))
+        for (topic, _), each in sorted(self._partitions.items()):
+            found[self._topics.engine_of(topic)][topic].append(each)
+        return found

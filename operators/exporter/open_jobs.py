@@ -1,0 +1,82 @@
+"""The waiting jobs of one partition of a lane, with their times and deadlines, in 24 bytes a job."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+
+from producers.scan import Stored
+from schemas.codec import InvalidJob, Origin, read_job
+
+NO_DEADLINE = 2**62
+"""Stands for the deadline of a record that is no valid job: a worker rejects it whenever it comes to it."""
+
+
+class OpenJobs:
+    """Knows the jobs from the ledger's base to `position`, as far as they are not done."""
+
+    def __init__(self, topic_id: str, base: int) -> None:
+        self.topic_id = topic_id
+        self.position = base
+        """The next offset to read."""
+        self.end = base
+        """The offset after the partition's last record."""
+        self.base = base
+        self.done = 0
+        """The ledger's bitmap: bit i stands for offset base + i."""
+        self._offsets, self._arrived_ms, self._deadlines_ms = array("q"), array("q"), array("q")
+
+    def advance(self, base: int, done: int, end: int) -> None:
+        """Take in the ledger's present state, and forget the jobs that are done. The base never goes back."""
+        self.base, self.done, self.end = base, done, end
+        self.position = max(self.position, base)
+        below = bisect_left(self._offsets, base)
+        marks = done.to_bytes((done.bit_length() + 7) // 8, "little")
+        reach = len(marks) * 8
+        kept = [
+            index
+            for index in range(below, len(self._offsets))
+            if (above := self._offsets[index] - base) >= reach or not marks[above >> 3] >> (above & 7) & 1
+        ]
+        if len(kept) < len(self._offsets):
+            for name in ("_offsets", "_arrived_ms", "_deadlines_ms"):
+                column = getattr(self, name)
+                setattr(self, name, array("q", (column[index] for index in kept)))
+
+    def add(self, record: Stored) -> None:
+        """Take in the next record, unless it is done. Any record is taken, also one that is no job."""
+        offset = record.place.offset
+        if offset < self.position:
+            return
+        self.position = offset + 1
+        if self.done >> (offset - self.base) & 1:
+            return
+        try:
+            job = read_job(
+                record.value, record.headers, Origin(self.topic_id, record.place.partition, offset), record.at_ms
+            )
+            deadline_ms = min(max(job.deadline_ms, 0), NO_DEADLINE)
+        except InvalidJob:
+            deadline_ms = NO_DEADLINE
+        self._offsets.append(offset)
+        self._arrived_ms.append(min(max(record.at_ms, 0), NO_DEADLINE))
+        self._deadlines_ms.append(deadline_ms)
+
+    @property
+    def known(self) -> int:
+        """The number of waiting jobs that were read."""
+        return len(self._offsets)
+
+    @property
+    def unread(self) -> int:
+        """The number of later offsets. Transaction markers count like jobs until they are read."""
+        return max(0, self.end - self.position - (self.done >> (self.position - self.base)).bit_count())
+
+    @property
+    def finished(self) -> int:
+        """The number of offsets that are done."""
+        return self.base + self.done.bit_count()
+
+    def times(self) -> list[tuple[int, int]]:
+        """Return the time of arrival and the deadline of each known job, Unix milliseconds, in the order of offsets."""
+        return list(zip(self._arrived_ms, self._deadlines_ms, strict=True))

@@ -1,0 +1,91 @@
+"""The number of workers that answers all waiting jobs before their deadlines. Pure functions, without clock and I/O.
+
+Kafka gives jobs to workers in the order of their arrival. So a job is answered in time if it and all jobs before it in
+its lane are answered in the time that the job has left. Each job thus demands a rate, the job's place in its lane
+divided by its time; a lane demands the highest rate of its jobs, and the lanes of one pool of workers add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+LEAST_HORIZON_SECONDS = 30.0
+"""The time for jobs that are due now or late: more workers than for this horizon would start too late anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How workers are planned."""
+
+    min_replicas: int = 0
+    max_replicas: int = 100
+    start_seconds: float = 120.0
+    """Seconds from the wish for a worker to its first job."""
+    margin_seconds: float = 60.0
+    """Seconds before its deadline at which each job should be answered."""
+    time_share: float = 0.25
+    """The share of a job's time in which the job should be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The jobs that wait in one lane."""
+
+    seconds_left: Sequence[float]
+    """Seconds to each known job's deadline, in the order of arrival. Negative if the deadline has passed."""
+    unread: int = 0
+    """Further jobs, which arrived after the known ones."""
+
+    @property
+    def jobs(self) -> int:
+        """The number of all jobs."""
+        return len(self.seconds_left) + self.unread
+
+
+def wanted_replicas(lanes: Iterable[Waiting], jobs_per_second: float, plan: Plan) -> int:
+    """Return the number of workers for the lanes of one pool, each worker answering `jobs_per_second`.
+
+    One worker is wanted for any waiting job; the plan's bounds come last.
+    """
+    found = [lane for lane in lanes if lane.jobs]
+    rate = sum(_rate_of(lane, plan) for lane in found)
+    needed = max(math.ceil(rate / jobs_per_second - 1e-9), 1 if found else 0)
+    return max(plan.min_replicas, min(plan.max_replicas, needed))
+
+
+def _rate_of(lane: Waiting, plan: Plan) -> float:
+    """Return the jobs per second that this lane demands."""
+    rate = max(
+        (place / _horizon(seconds, plan) for place, seconds in enumerate(lane.seconds_left, start=1)), default=0.0
+    )
+    if lane.unread:
+        # Jobs arrive with about the same time to live, so unread jobs are due after the known ones.
+        latest = max(lane.seconds_left, default=0.0)
+        rate = max(rate, lane.jobs / _horizon(latest, plan))
+    return rate
+
+
+def _horizon(seconds_left: float, plan: Plan) -> float:
+    free = seconds_left - plan.margin_seconds - plan.start_seconds
+    return max(LEAST_HORIZON_SECONDS, free * plan.time_share)
+
+
+class Hysteresis:
+    """Follows a rising number at once, and a falling one only once it has been lower for `down_seconds`."""
+
+    def __init__(self, down_seconds: float) -> None:
+        self._down_seconds = down_seconds
+        self._peaks: deque[tuple[float, int]] = deque()
+        """Times and numbers of the window; each number is above all later ones."""
+
+    def follow(self, at: float, number: int) -> int:
+        """Return the highest number of the last `down_seconds`, this one included. Times never run backwards."""
+        while self._peaks and self._peaks[-1][1] <= number:
+            self._peaks.pop()
+        self._peaks.append((at, number))
+        while self._peaks[0][0] < at - self._down_seconds:
+            self._peaks.popleft()
+        return self._peaks[0][1]

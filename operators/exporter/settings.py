@@ -1,0 +1,55 @@
+"""Settings of the exporter, read from `POSTBACK_EXPORTER__…`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ExporterSettings(BaseSettings):
+    """The exporter's reading of Kafka, and the bounds of the wanted number of workers."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_EXPORTER__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    interval_seconds: float = Field(default=5.0, ge=0.1, le=300)
+    """Seconds between two readings of Kafka."""
+    stale_seconds: float = Field(default=60.0, ge=1, le=3600)
+    """Age in seconds at which figures are stale: `/readyz` and `/backlog` then answer 503. A failed reading makes
+    them stale at once."""
+    read_records: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Jobs that one reading takes in from the lanes, for their age and deadline. More jobs are counted, and read
+    later."""
+    known_jobs: int = Field(default=200_000, ge=1000, le=10_000_000)
+    """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. More jobs are counted, and expected after
+    the known ones."""
+    min_replicas: int = Field(default=0, ge=0, le=10_000)
+    """The least number of workers of a lane that is wanted, also without jobs."""
+    max_replicas: int = Field(default=100, ge=1, le=10_000)
+    """The largest number of workers of a lane that is wanted. The partitions of the lane are a bound too."""
+    jobs_per_second: float = Field(default=1.0, gt=0, le=100_000)
+    """Jobs that one worker answers in a second, until a measurement of busy workers replaces this assumption."""
+    busy_jobs: int = Field(default=64, ge=1, le=100_000)
+    """Waiting jobs for each worker from which workers count as busy. Only busy workers show how fast a worker is."""
+    start_seconds: float = Field(default=120.0, ge=0, le=7200)
+    """Seconds from the wish for a worker to its first job: a machine, the image, and the load of the model."""
+    margin_seconds: float = Field(default=60.0, ge=0, le=7200)
+    """Seconds before its deadline at which each job should be answered; longer than the longest answer."""
+    time_share: float = Field(default=0.25, gt=0, le=1)
+    """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs
+    that arrive meanwhile: with 1, workers start so late that a rush finds a full backlog."""
+    down_seconds: float = Field(default=300.0, ge=0, le=3600)
+    """Seconds for which fewer workers have to suffice before fewer are wanted."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("MIN_REPLICAS is above MAX_REPLICAS; lower it")
+        return self

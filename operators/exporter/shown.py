@@ -1,0 +1,58 @@
+"""Figures as Prometheus gauges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import Gauge
+
+from operators.exporter.figures import Figures
+from telemetry.metrics import Metrics
+
+WHOLE_FLEET = ""
+"""The label `lane` of the workers of the whole fleet's lanes."""
+
+
+class Shown:
+    """Writes figures into the gauges of the exporter."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._labels: dict[Gauge, set[str]] = {}
+
+    def show(self, figures: Figures) -> None:
+        """Show new figures. Series without a figure vanish."""
+        metrics = self._metrics
+        pools = {pool.lane or WHOLE_FLEET: pool for pool in figures.pools}
+        self._set(metrics.waiting_records, figures.waiting)
+        self._set(metrics.oldest_job_seconds, {lane: pool.oldest_job_seconds for lane, pool in pools.items()})
+        self._set(
+            metrics.tightest_deadline_seconds,
+            {
+                lane: pool.tightest_deadline_seconds
+                for lane, pool in pools.items()
+                if pool.tightest_deadline_seconds is not None
+            },
+        )
+        self._set(metrics.waiting_jobs, {lane: pool.jobs for lane, pool in pools.items()})
+        self._set(metrics.workers, {lane: pool.workers for lane, pool in pools.items()})
+        self._set(metrics.worker_jobs_per_second, {lane: pool.jobs_per_second for lane, pool in pools.items()})
+        self._set(metrics.wanted_replicas, {lane: pool.wanted_replicas for lane, pool in pools.items()})
+        self._set(metrics.model_workers, figures.models)
+        metrics.waiting_callbacks.set(figures.callbacks)
+        metrics.open_dead_letters.set(figures.dead_letters)
+        metrics.disabled_endpoints.set(figures.disabled_endpoints)
+        metrics.figures_timestamp_seconds.set(figures.at)
+        self.stale(False)
+
+    def stale(self, is_stale: bool) -> None:
+        """Show whether the figures are stale."""
+        self._metrics.figures_stale.set(is_stale)
+
+    def _set(self, gauge: Gauge, values: Mapping[str, float]) -> None:
+        # New values are set before old series are removed: a scrape in between misses none.
+        for label, value in values.items():
+            gauge.labels(label).set(value)
+        for label in self._labels.get(gauge, set()) - values.keys():
+            gauge.remove(label)
+        self._labels[gauge] = set(values)

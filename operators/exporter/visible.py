@@ -1,0 +1,26 @@
+"""The offsets of topics that a read_committed reader sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.admin import OffsetSpec
+from kafka.protocol.consumer import IsolationLevel
+
+Visible = Mapping[tuple[str, int], tuple[int, int]]
+"""The first offset, and the offset after the last visible record, by topic and partition."""
+
+
+def visible_offsets(admin: Any, topics: Sequence[str]) -> Visible:
+    """Return the offsets of all partitions of these topics, without missing topics. Raises kafka-python's errors."""
+    described = [topic for topic in admin.describe_topics(list(topics)) if not topic["error_code"]]
+    places = [
+        TopicPartition(topic["name"], number) for topic in described for number in range(len(topic["partitions"]))
+    ]
+    starts = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
+    stops = admin.list_partition_offsets(
+        dict.fromkeys(places, OffsetSpec.LATEST), isolation_level=IsolationLevel.READ_COMMITTED
+    )
+    return {(place.topic, place.partition): (starts[place].offset, stops[place].offset) for place in places}

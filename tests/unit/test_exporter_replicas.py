@@ -1,0 +1,103 @@
+"""The number of workers that answers the waiting jobs in time, and the measurement of one worker."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.exporter.replicas import LEAST_HORIZON_SECONDS, Hysteresis, Plan, Waiting, wanted_replicas
+from operators.exporter.throughput import Throughput
+
+PLAN = Plan(max_replicas=1000, start_seconds=100, margin_seconds=50, time_share=0.5)
+SECONDS = st.floats(-1e15, 1e15)
+LANES = st.lists(st.builds(Waiting, st.lists(SECONDS, max_size=20), st.integers(0, 10**9)), max_size=3)
+
+
+def due_in(seconds: float, jobs: int) -> Waiting:
+    return Waiting([seconds] * jobs)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "wanted"),
+    [
+        ([], 0),
+        ([Waiting([])], 0),
+        ([due_in(1e6, 1)], 1),
+        ([due_in(1150, 500)], 1),  # half of the 1,000 s that are left after the start and the margin
+        ([due_in(1150, 501)], 2),
+        ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
+        ([Waiting([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
+        ([Waiting([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent one do not hurry
+        ([Waiting([1150.0] * 100, unread=900)], 2),  # unread jobs count, due with the last known one
+        ([Waiting([], unread=1)], 1),
+        ([due_in(-5, 300)], 300 // LEAST_HORIZON_SECONDS),
+    ],
+)
+def test_enough_workers_are_wanted_for_the_tightest_deadline(lanes: list[Waiting], wanted: int) -> None:
+    assert wanted_replicas(lanes, 1.0, PLAN) == wanted
+
+
+def test_a_faster_worker_needs_fewer_like_it() -> None:
+    lanes = [due_in(1150, 5000)]
+
+    assert [wanted_replicas(lanes, speed, PLAN) for speed in (0.5, 1, 10, 100)] == [20, 10, 1, 1]
+
+
+@given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9))
+def test_any_jobs_want_a_number_within_the_bounds(lanes: list[Waiting], speed: float, least: int, more: int) -> None:
+    wanted = wanted_replicas(lanes, speed, Plan(min_replicas=least, max_replicas=least + more))
+
+    assert least <= wanted <= least + more
+    assert wanted > 0 or least + more == 0 or not any(lane.jobs for lane in lanes)
+
+
+def test_a_rise_is_followed_at_once_and_a_fall_after_its_time() -> None:
+    hysteresis = Hysteresis(60)
+    wanted = [(0, 2), (10, 5), (20, 1), (69, 3), (70, 3), (71, 1), (130, 1), (131, 0), (200, 0)]
+
+    assert [hysteresis.follow(at, number) for at, number in wanted] == [2, 5, 5, 5, 5, 3, 3, 1, 0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 9)), max_size=40))
+def test_the_hysteresis_is_the_highest_number_of_its_window(steps: list[tuple[float, int]]) -> None:
+    hysteresis, seen, at = Hysteresis(60), [], 0.0
+    for after, number in steps:
+        at += after
+        seen.append((at, number))
+        assert hysteresis.follow(at, number) == max(value for when, value in seen if when >= at - 60)
+
+
+def test_busy_workers_replace_the_assumption_within_a_minute_or_two() -> None:
+    throughput = Throughput(assumed=1.0, busy_jobs=10)
+    for second in range(0, 125, 5):
+        throughput.observe(second, done=second * 40, waiting=100_000, workers=2)
+
+    assert throughput.jobs_per_second == pytest.approx(20, rel=0.15)
+
+
+def test_workers_without_enough_jobs_do_not_count_as_slow() -> None:
+    throughput = Throughput(assumed=20.0, busy_jobs=10)
+    for second in range(0, 3600, 5):
+        throughput.observe(second, done=second, waiting=3, workers=2)
+
+    assert throughput.jobs_per_second == 20.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((0, 0, 500, 2), (5, 500, 500, 3)),  # a worker came
+        ((0, 900, 500, 2), (5, 500, 500, 2)),  # progress was lost
+        ((5, 0, 500, 2), (5, 500, 500, 2)),  # no time passed
+        ((0, 0, 500, 0), (5, 500, 500, 0)),  # no worker is known
+    ],
+)
+def test_readings_that_cannot_be_compared_show_nothing(
+    before: tuple[int, int, int, int], after: tuple[int, int, int, int]
+) -> None:
+    throughput = Throughput(assumed=1.0, busy_jobs=10)
+    throughput.observe(*before)
+    throughput.observe(*after)
+
+    assert throughput.jobs_per_second == 1.0
