@@ -18,6 +18,7 @@ from gateway.access.quotas import QuotaExceeded
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
 from gateway.batches.allowance import LineAllowance
+from gateway.batches.assembly import Assembly
 from gateway.batches.checking import Checked, LineError, check_file
 from gateway.batches.declined import Declined
 from gateway.batches.finalising import finalise
@@ -180,6 +181,7 @@ class Clerk(SideTask):
     async def _sweep(self) -> None:
         try:
             await asyncio.to_thread(self._shelf.sweep)
+            await asyncio.to_thread(Assembly(self._shelf).sweep)
         except StoreAway as away:
             self._away = str(away)
 

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 from gateway.batches.declined import Declined, unknown
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.states import LIVE
-from gateway.store.tables import batches, files
+from gateway.store.tables import batches, files, upload_parts, uploads
 
 PURPOSES: Final = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
 """The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`). Only files of `batch` are used here; others are
@@ -43,13 +43,18 @@ class FileTerms:
 
 def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
     """Check the fields of an upload's form. Raises Declined (400)."""
-    purpose = fields.get("purpose")
-    if purpose is None:
-        raise Declined(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
-    if purpose not in PURPOSES:
-        raise Declined(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
+    purpose = checked_purpose(fields.get("purpose"))
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     return FileTerms(purpose, clean_filename(filename), expiry_seconds(anchor, seconds, "expires_after"))
+
+
+def checked_purpose(purpose: object) -> str:
+    """Check the purpose of a file. Raises Declined (400)."""
+    if purpose is None:
+        raise Declined(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
+    if not isinstance(purpose, str) or purpose not in PURPOSES:
+        raise Declined(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
+    return purpose
 
 
 def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
@@ -81,15 +86,26 @@ def begin(
     tenant_bytes: int | None,
 ) -> None:
     """Write the row of a file whose first byte is still to come. Raises Declined (413) for a tenant with too many."""
-    held = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
-        files.c.tenant == tenant, files.c.deleted_at.is_(None)
-    )
-    if tenant_bytes is not None and connection.execute(held).scalar_one() >= tenant_bytes:
-        raise Declined(
-            413, "storage_full", f"The tenant's files have {tenant_bytes} bytes or more; delete some.", "file"
-        )
+    if tenant_bytes is not None:
+        require_room(connection, tenant, 1, tenant_bytes, "file")
     row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}
     connection.execute(files.insert().values(**row, purpose="", filename="", bytes=0, sha256=""))
+
+
+def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_bytes: int, param: str) -> None:
+    """Raise Declined (413) if the tenant's space has no room. Parts of pending uploads take space as files do."""
+    of_files = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
+        files.c.tenant == tenant, files.c.deleted_at.is_(None)
+    )
+    of_parts = (
+        select(func.coalesce(func.sum(upload_parts.c.bytes), 0))
+        .join(uploads, uploads.c.id == upload_parts.c.upload_id)
+        .where(uploads.c.tenant == tenant, uploads.c.status == "pending")
+    )
+    held = connection.execute(of_files).scalar_one() + connection.execute(of_parts).scalar_one()
+    if held + more_bytes > tenant_bytes:
+        message = f"The tenant's files have {held} bytes, and may have {tenant_bytes}; delete some."
+        raise Declined(413, "storage_full", message, param)
 
 
 def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:

@@ -94,7 +94,7 @@ class FileWriter:
         """True while `drop` removes the file."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line. Raises BlobsAway, StoreAway and Declined (413)."""
+        """Append a line. Raises BlobsAway and StoreAway."""
         content = to_json(line) + b"\n"
         self._waiting.append(content)
         self._waiting_bytes += len(content)

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator
 
 from gateway.batches import files
-from gateway.batches.declined import Declined
 from gateway.batches.files import FileRow, FileTerms
 from gateway.batches.paging import PageQuery, RowPage
 from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
@@ -106,7 +105,7 @@ class Shelf:
 
 
 class Draft:
-    """A file that is being written: its bytes are hashed and counted while they are written, once."""
+    """A file, or a part of one, that is being written. Its bytes are hashed and counted while they are written."""
 
     def __init__(self, identifier: str, writer: BlobWriter) -> None:
         self.id = identifier
@@ -119,10 +118,8 @@ class Draft:
         """The hexadecimal SHA-256 of the bytes so far."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes, most: int | None = None) -> None:
-        """Append bytes. Blocks. Raises Declined (413) beyond `most` bytes in all, and BlobsAway."""
-        if most is not None and self.size + len(data) > most:
-            raise Declined(413, "file_too_large", f"The file has more than {most} bytes; split it.", "file")
+    def write(self, data: bytes) -> None:
+        """Append bytes. Blocks. Raises BlobsAway."""
         self.writer.write(data)
         self._hash.update(data)
         self.size += len(data)

@@ -22,6 +22,7 @@ from gateway.door.routes import (
     jobs,
     models,
     responses,
+    uploads,
     webhook_endpoints,
 )
 
@@ -35,6 +36,7 @@ ROUTES = (
     jobs.routes,
     models.routes,
     responses.routes,
+    uploads.routes,
     webhook_endpoints.routes,
 )
 """The routes of each file in `routes/`."""

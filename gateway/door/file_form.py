@@ -16,14 +16,14 @@ OVERHEAD_BYTES = 64 * 1024
 MOST_PARTS = 32
 MOST_FIELD_BYTES = 4096
 _FORM = b"multipart/form-data"
-_FILE = "file"
 
 
 class FileForm:
     """A push parser for one form. After each `feed`, `take` returns the file's new bytes."""
 
-    def __init__(self, content_type: str | None) -> None:
-        """Raises ApiError (400, 415) for a body that is no form."""
+    def __init__(self, content_type: str | None, file: str = "file") -> None:
+        """Expect the file in the part with this name. Raises ApiError (400, 415) for a body that is no form."""
+        self.file = file
         kind, options = parse_options_header(content_type or "")
         boundary = options.get(b"boundary", b"")
         if kind != _FORM or not boundary:
@@ -75,7 +75,7 @@ class FileForm:
         if not self.complete:
             raise ApiError(400, "invalid_form", "The body ended before the form's last boundary.")
         if not self.has_file:
-            raise ApiError(400, "missing_required_parameter", "The form has no part `file`.", param="file")
+            raise ApiError(400, "missing_required_parameter", f"The form has no part `{self.file}`.", param=self.file)
 
     def _begin(self) -> None:
         self._parts += 1
@@ -97,16 +97,17 @@ class FileForm:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get("content-disposition", b""))
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name != _FILE:
+        if self._name != self.file:
             return
         if self.has_file:
-            raise ApiError(400, "invalid_form", "The form has more than one part `file`.", param="file")
+            message = f"The form has more than one part `{self.file}`."
+            raise ApiError(400, "invalid_form", message, param=self.file)
         self.has_file = True
         filename = options.get(b"filename")
         self.filename = None if filename is None else filename.decode("utf-8", "replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == _FILE:
+        if self._name == self.file:
             self._pieces.append(data[start:end])
             self.pending_bytes += end - start
             return
@@ -115,7 +116,7 @@ class FileForm:
             raise ApiError(400, "invalid_form", f"A field of the form has more than {MOST_FIELD_BYTES} bytes.")
 
     def _end(self) -> None:
-        if self._name != _FILE:
+        if self._name != self.file:
             self.fields[self._name] = self._value.decode("utf-8", "replace")
 
     def _finish(self) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match, Route
 from gateway.access.oidc.issuer_keys import IssuerAway
 from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
-from gateway.door.errors import ApiError
+from gateway.door.errors import NO_RETRY, ApiError
 from gateway.store.store import StoreAway
 
 
@@ -55,7 +55,8 @@ async def _issuer_away(_request: Request, error: Exception) -> Response:
 
 async def _refused_by_batches(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Declined)  # noqa: S101 - registered for this class
-    return error_response(ApiError(error.status, error.code, error.message, param=error.param))
+    headers = NO_RETRY if error.status == 409 else {}
+    return error_response(ApiError(error.status, error.code, error.message, param=error.param, headers=headers))
 
 
 async def _content_missing(_request: Request, _error: Exception) -> Response:

@@ -166,6 +166,40 @@ files = Table(
 The row is written before the first byte of the blob, and is removed after the blob: no blob is without a row. A row
 without `stored_at` is a write in work, or one that was cut off; one with `deleted_at` waits for its blob's removal."""
 
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Name(64), primary_key=True),
+    Column("tenant", Name(63), nullable=False),
+    Column("status", Name(16), nullable=False),
+    Column("purpose", Name(32), nullable=False),
+    Column("filename", Name(512), nullable=False),
+    Column("bytes", BigInt, nullable=False),
+    Column("created_at", BigInt, nullable=False),
+    Column("expires_at", BigInt, nullable=False),
+    Column("file_expires_seconds", Integer),
+    Column("file_id", Name(64)),
+    Column("part_ids_sha256", Name(64)),
+    Index("ix_uploads_tenant_status", "tenant", "status"),
+    Index("ix_uploads_expires_at", "expires_at"),
+)
+"""Files that arrive in parts. `status` is `pending`, `completed`, `cancelled` or `expired`.
+
+A completed upload has the `file_id` of its file, and the hash of the ordered list of its parts' ids."""
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", Name(64), primary_key=True),
+    Column("upload_id", Name(64), nullable=False, index=True),
+    Column("bytes", BigInt, nullable=False),
+    Column("created_at", BigInt, nullable=False),
+    Column("stored_at", BigInt),
+)
+"""Parts of uploads; their contents are blobs, named by the id. As with files, no blob is without a row.
+
+A row without `stored_at` is a write in work, or one that was cut off."""
+
 batches = Table(
     "batches",
     metadata,

@@ -8,14 +8,20 @@ from pathlib import Path
 import boto3
 import pytest
 
+from gateway.batches.assembly import Assembly
+from gateway.batches.shelf import Shelf
+from gateway.batches.uploads import completion, upload_terms
 from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
 from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.opening import open_blobs
 from gateway.blobs.s3 import PART_BYTES
 from gateway.blobs.settings import FilesSettings
+from gateway.store.store import Store
+from telemetry.clock import SystemClock
 from tests.s3_server import ACCESS, SECRET, s3_server
 
 BUCKET = "fleet"
+UPLOAD = {"filename": "in.jsonl", "mime_type": "application/jsonl", "purpose": "batch"}
 NAMES_THAT_ARE_PATHS = ["", ".", "..", "../x", "a/b", "a.b", "a\\b", "a\0b", "ä", "a" * 65]
 
 
@@ -111,6 +117,24 @@ class Contract:
         blobs.delete("alike")
 
         assert b"".join(blobs.read("alike-too")) == b"2"
+
+    async def test_parts_of_an_upload_become_one_blob(self, blobs: Blobs, tmp_path: Path) -> None:
+        store, asked = Store.open(f"sqlite:///{tmp_path}/store.db"), {**UPLOAD, "bytes": PART_BYTES + 3}
+        assembly = Assembly(Shelf(store, blobs, FilesSettings(), SystemClock()))
+        upload = await assembly.create("acme", upload_terms(asked, PART_BYTES + 3))
+        contents, part_ids = [b"x" * PART_BYTES, b"end"], []
+        for content in contents:
+            draft = assembly.begin_part("acme", upload.id)
+            draft.write(content)
+            part_ids.append((await assembly.keep_part("acme", upload.id, draft)).id)
+
+        done = await assembly.complete("acme", upload.id, completion({"part_ids": part_ids}), None)
+
+        assert b"".join(blobs.read(done.file_id)) == b"".join(contents)
+        for part_id in part_ids:
+            with pytest.raises(BlobMissing):
+                list(blobs.read(part_id))
+        store.close()
 
     @pytest.mark.parametrize("name", NAMES_THAT_ARE_PATHS)
     def test_a_name_is_never_a_path(self, blobs: Blobs, name: str) -> None:

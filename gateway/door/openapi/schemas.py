@@ -189,6 +189,26 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "FileObject": _object(
         "file", bytes=_WHOLE, created_at=_WHOLE, filename=_TEXT, purpose=_TEXT, status=_TEXT, expires_at=_TIME
     ),
+    "UploadRequest": _asked(
+        {"bytes": {"type": "integer", "minimum": 1}, "filename": _TEXT, "mime_type": _TEXT, "purpose": _TEXT},
+        expires_after=_asked({"anchor": {"const": "created_at"}, "seconds": _WHOLE}),
+    ),
+    "UploadObject": _object(
+        "upload",
+        bytes=_WHOLE,
+        created_at=_WHOLE,
+        expires_at=_WHOLE,
+        filename=_TEXT,
+        purpose=_TEXT,
+        status={"enum": ["pending", "completed", "cancelled", "expired"]},
+        file={"anyOf": [ref("FileObject"), {"type": "null"}]},
+    ),
+    "PartForm": _asked({"data": {"type": "string", "format": "binary"}}),
+    "UploadPart": _object("upload.part", created_at=_WHOLE, upload_id=_TEXT),
+    "UploadCompletion": _asked(
+        {"part_ids": {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True}},
+        md5={"type": "string", "pattern": "^[0-9A-Fa-f]{32}$"},
+    ),
     "BatchRequest": _asked(
         {"input_file_id": _TEXT, "endpoint": {"enum": list(URLS)}, "completion_window": {"const": "24h"}},
         metadata=_LABELS,

@@ -9,23 +9,19 @@ from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from gateway.access import Principal, Scope
+from gateway.access import Scope
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
-from gateway.batches.shelf import Draft
-from gateway.door.body import expect_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
-from gateway.door.file_form import OVERHEAD_BYTES, FileForm
 from gateway.door.noted import note_objects
+from gateway.door.receiving import Receiving, file_form
 
 MOST_LISTED = 10_000
-WRITE_BYTES = 256 * 1024
-"""Bytes that are collected before a thread writes them."""
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 
 
@@ -35,14 +31,16 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def upload(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.SUBMIT)
-        expect_body(request, shelf.settings.most_bytes + OVERHEAD_BYTES)
-        form = FileForm(request.headers.get("content-type"))
-        try:
-            async with asyncio.timeout(shelf.settings.upload_seconds):
-                row = await _received(door, principal, request, form)
-        except TimeoutError:
-            raise ApiError(408, "upload_too_slow", "The upload took too long; send the file again.") from None
-        note_objects(request, [row.id])
+        most = shelf.settings.most_bytes
+        form = file_form(request, "file", most)
+        draft = await asyncio.to_thread(shelf.begin, principal.tenant, principal.credential)
+
+        async def keep() -> FileRow:
+            return await shelf.keep(draft, file_terms(form.filename, form.fields))
+
+        received = Receiving(draft, form, most, shelf.settings.upload_seconds)
+        row = await received.kept(request, keep, lambda: shelf.drop(draft))
+        note_objects(request, [row.id], [row.sha256])
         return JSONResponse(file_object(row))
 
     async def list_files(request: Request) -> JSONResponse:
@@ -73,32 +71,6 @@ def routes(door: Door) -> list[BaseRoute]:
         Route("/v1/files/{file_id}", delete, methods=["DELETE"]),
         Route("/v1/files/{file_id}/content", content),
     ]
-
-
-async def _received(door: Door, principal: Principal, request: Request, form: FileForm) -> FileRow:
-    """Write the form's file while it arrives; a file that is not kept is removed. Raises ApiError and Declined."""
-    draft = await asyncio.to_thread(door.shelf.begin, principal.tenant, principal.credential)
-    try:
-        await _write(request, form, draft, door.shelf.settings.most_bytes)
-        form.finish()
-        return await door.shelf.keep(draft, file_terms(form.filename, form.fields))
-    except BaseException as error:
-        await asyncio.shield(asyncio.to_thread(door.shelf.drop, draft))
-        if isinstance(error, ClientDisconnect):
-            raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
-        raise
-
-
-async def _write(request: Request, form: FileForm, draft: Draft, most: int) -> None:
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > most + OVERHEAD_BYTES:
-            raise ApiError(413, "file_too_large", f"The file has more than {most} bytes; split it.", param="file")
-        form.feed(chunk)
-        if form.pending_bytes >= WRITE_BYTES:
-            await asyncio.to_thread(draft.write, form.take(), most)
-    await asyncio.to_thread(draft.write, form.take(), most)
 
 
 async def content_response(door: Door, row: FileRow, wanted: str | None) -> Response:

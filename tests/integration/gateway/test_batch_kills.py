@@ -68,14 +68,19 @@ def cut_off_upload(gateway: Gateway, key: str) -> Iterator[bytes]:
 
 
 def test_a_batch_survives_the_kill_of_its_gateway_at_each_step(killed: Killed, product: Product) -> None:
-    form = {"content-type": "multipart/form-data; boundary=b"}
+    form, content = {"content-type": "multipart/form-data; boundary=b"}, lines(TOTAL)
+    terms = {"bytes": len(content), "filename": "in.jsonl", "mime_type": "text/plain", "purpose": "batch"}
+    upload = f"/v1/uploads/{killed.now.post('/v1/uploads', killed.key, json=terms).json()['id']}"
+    parts = [killed.now.post(f"{upload}/parts", killed.key, files={"data": content[:5000]}).json()["id"]]
     with pytest.raises(requests.ConnectionError):
         killed.now.post("/v1/files", killed.key, data=cut_off_upload(killed.now, killed.key), headers=form)
     killed.again()
     assert killed.now.get("/v1/files", killed.key).json()["data"] == []
 
-    upload = {"file": ("in.jsonl", lines(TOTAL))}
-    file_id = killed.now.post("/v1/files", killed.key, files=upload, data={"purpose": "batch"}).json()["id"]
+    parts += [killed.now.post(f"{upload}/parts", killed.key, files={"data": content[5000:]}).json()["id"]]
+    joined = [killed.now.post(f"{upload}/complete", killed.key, json={"part_ids": parts}).json() for _ in range(2)]
+    file_id = joined[0]["file"]["id"]
+    assert joined[0] == joined[1]
     body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
     batch_id = killed.now.post("/v1/batches", killed.key, json=body).json()["id"]
     killed.again()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import ConflictError, NotFoundError, OpenAI
+from openai import BadRequestError, ConflictError, NotFoundError, OpenAI
 from openai.types import Batch
 
 from tests.integration.certificates import Authority
@@ -97,6 +99,42 @@ def test_a_bad_line_is_named_to_pythons_sdk(client: OpenAI) -> None:
     assert [(error.code, error.line) for error in failed.errors.data or []] == [("duplicate_custom_id", 2)]
 
 
+def test_a_file_from_pythons_sdk_arrives_in_parts(client: OpenAI, tmp_path: Path) -> None:
+    source = tmp_path / "input.jsonl"
+    source.write_bytes(INPUT)
+    md5 = hashlib.md5(INPUT, usedforsecurity=False).hexdigest()
+
+    done = client.uploads.upload_file_chunked(
+        file=source, mime_type="application/jsonl", purpose="batch", part_size=1000, md5=md5
+    )
+
+    assert (done.status, done.bytes, done.filename) == ("completed", len(INPUT), "input.jsonl")
+    assert done.file is not None
+    assert client.files.content(done.file.id).read() == INPUT
+    assert client.files.retrieve(done.file.id) == done.file
+
+
+def test_parts_from_pythons_sdk_are_ordered_joined_once_or_cancelled(client: OpenAI) -> None:
+    def begun() -> str:
+        return client.uploads.create(bytes=6, filename="x", mime_type="text/plain", purpose="user_data").id
+
+    upload_id, doomed = begun(), begun()
+    late, early = (client.uploads.parts.create(upload_id, data=data) for data in (b"def", b"abc"))
+    with pytest.raises(BadRequestError):
+        client.uploads.complete(upload_id, part_ids=[late.id])
+    with ThreadPoolExecutor(4) as threads:
+        completes = [threads.submit(client.uploads.complete, upload_id, part_ids=[early.id, late.id]) for _ in range(4)]
+        done = [each.result() for each in completes]
+
+    assert {each.status for each in done} == {"completed"}
+    (file,) = {each.file.id for each in done if each.file is not None}
+    assert client.files.content(file).read() == b"abcdef"
+    assert client.uploads.cancel(doomed).status == "cancelled"
+    for call in (lambda: client.uploads.parts.create(doomed, data=b"abc"), lambda: client.uploads.cancel(upload_id)):
+        with pytest.raises(ConflictError):
+            call()
+
+
 def test_a_batch_from_nodes_sdk_runs(tls_gateway: Gateway, authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "input.jsonl").write_bytes(INPUT)
     script = tmp_path / "client.mjs"
@@ -114,6 +152,7 @@ def test_a_batch_from_nodes_sdk_runs(tls_gateway: Gateway, authority: Authority,
 
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
+    assert (said["joined"]["status"], said["joined"]["file"]["bytes"]) == ("completed", len(INPUT))
     assert (said["uploaded"]["bytes"], said["uploaded"]["filename"]) == (len(INPUT), "input.jsonl")
     assert said["batch"]["status"] == "completed"
     assert said["batch"]["request_counts"] == {"total": 21, "completed": 20, "failed": 1}

@@ -189,6 +189,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", name=op.f("pk_tenants")),
     )
     op.create_table(
+        "upload_parts",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("upload_id", sa.String(64), nullable=False),
+        sa.Column("bytes", _BIG, nullable=False),
+        sa.Column("created_at", _BIG, nullable=False),
+        sa.Column("stored_at", _BIG, nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_upload_parts")),
+    )
+    op.create_index(op.f("ix_upload_parts_upload_id"), "upload_parts", ["upload_id"], unique=False)
+    op.create_table(
+        "uploads",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("tenant", sa.String(63), nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("purpose", sa.String(32), nullable=False),
+        sa.Column("filename", sa.String(512), nullable=False),
+        sa.Column("bytes", _BIG, nullable=False),
+        sa.Column("created_at", _BIG, nullable=False),
+        sa.Column("expires_at", _BIG, nullable=False),
+        sa.Column("file_expires_seconds", sa.Integer(), nullable=True),
+        sa.Column("file_id", sa.String(64), nullable=True),
+        sa.Column("part_ids_sha256", sa.String(64), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
+    )
+    op.create_index("ix_uploads_expires_at", "uploads", ["expires_at"], unique=False)
+    op.create_index("ix_uploads_tenant_status", "uploads", ["tenant", "status"], unique=False)
+    op.create_table(
         "view_offsets",
         sa.Column("topic", sa.String(249), nullable=False),
         sa.Column("partition", sa.Integer(), nullable=False),
