@@ -36,6 +36,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tenants list": ("postback tenants list",),
     "tenants remove": ("postback tenants remove acme",),
     "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
+    "models list": ("POSTBACK_WORKER__REGISTRY=models.toml postback models list",),
+    "models check": (
+        "postback models check --file models.toml",
+        "postback models check --file models.toml --without-secrets --json",
+    ),
+    "models show": ("postback models show small --file models.toml",),
     "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
     "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),
     "keys rotate": ("postback keys rotate --tenant acme --overlap 48h",),

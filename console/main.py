@@ -22,6 +22,7 @@ from console import (
     exporter,
     gateway,
     keys,
+    model_registry,
     receive,
     replay,
     results,
@@ -58,6 +59,7 @@ app.command(rich_help_panel=RUN)(deliver.deliver)
 app.command(rich_help_panel=RUN)(gateway.gateway)
 app.command(rich_help_panel=RUN)(exporter.exporter)
 app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
+app.add_typer(model_registry.app, name="models", rich_help_panel=RUN)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)
 app.add_typer(store.app, name="store", rich_help_panel=RUN)

@@ -57,6 +57,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from telemetry.traces import set_up
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
+    from workers.engines.models.mistakes import RegistryRefused
     from workers.enrichment.answering.profile import ProfileRefused
     from workers.enrichment.answering.template import TemplateRefused
     from workers.enrichment.choosing.embedder import RerankerRefused
@@ -77,7 +78,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         NothingCompletes,
         TopicMadeAnew,
     )
-    of_the_jobs = (ProfileRefused, RerankerRefused, RulesRefused, SearchMisconfigured, TemplateRefused)
+    of_the_jobs = (ProfileRefused, RegistryRefused, RerankerRefused, RulesRefused, SearchMisconfigured, TemplateRefused)
     flush = set_up(service)
     try:
         with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, PropertyRefused, code=BAD_INPUT):

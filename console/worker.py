@@ -18,7 +18,10 @@ else:
 
 
 def worker(
-    engine: Annotated[Engine, typer.Option(help="The engine that generates the answers.")],
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="The engine that generates the answers; POSTBACK_WORKER__REGISTRY may name several."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model's name or folder; echo needs none.")] = None,
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
@@ -36,14 +39,23 @@ def worker(
         from workers.roles.process import Listen
         from workers.roles.worker import run_worker
 
-    _check_model(engine, model)
+    _check_engine(engine, model)
     run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
 
 
-def _check_model(engine: str, model: str | None) -> None:
-    """End the command if the engine needs a model and none is named."""
+def _check_engine(engine: str | None, model: str | None) -> None:
+    """End the command unless either an engine with its model or a model registry is named."""
     from workers.engines.registry import engine_settings
+    from workers.inference.settings import WorkerSettings
 
+    registry = checked_settings(WorkerSettings).registry
+    if (engine is None) == (registry is None):
+        both = "both an engine and a model registry are named" if registry is not None else "no engine is named"
+        raise fail(f"{both}: give --engine or POSTBACK_WORKER__REGISTRY, one of the two", BAD_INPUT)
+    if engine is None:
+        if model is not None:
+            raise fail("--model goes with --engine; the model registry names the models itself", BAD_INPUT)
+        return
     section = checked_settings(engine_settings()).section(engine)
     if section.needs_model and not (model or section.model):
         variable = f"POSTBACK_ENGINE__{engine.upper()}__MODEL"

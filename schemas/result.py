@@ -79,6 +79,10 @@ class Usage(WireModel):
     """The sum of `prompt_tokens` and `completion_tokens`."""
     cached_tokens: int | None = Field(default=None, ge=0)
     """Tokens of the prompt that the engine found in its prefix cache; absent where the engine does not tell them."""
+    cost: float | None = Field(default=None, ge=0)
+    """The price of these tokens in units of `currency`; absent where the model registry has no price for the model."""
+    currency: str | None = None
+    """The currency of `cost`, an ISO 4217 code."""
 
 
 class Timings(WireModel):

@@ -195,6 +195,23 @@ INFERENCE = {
         "Look at the engine's server; the line has its last answer.",
     ),
     "engine-back": Action("info", "The engine answers again."),
+    "engine-address-refused": Action(
+        "error",
+        "One of a model's addresses refuses the worker; the model's other addresses answer.",
+        "Correct the address or its key in the model registry, then start the worker again.",
+    ),
+    "circuit-open": Action(
+        "warning",
+        "An address of a model failed repeatedly; it gets no request for the circuit's `seconds`, and then one to try.",
+        "Look at the server behind the address.",
+    ),
+    "circuit-closed": Action("info", "An address of a model answers again, and gets requests again."),
+    "registry-reloaded": Action("info", "The model registry's file changed; the worker uses its new content."),
+    "registry-reload-failed": Action(
+        "error",
+        "The model registry's file changed and cannot be used; the worker goes on with the content in memory.",
+        "Correct the mistakes that `postback models check` names, or restart the worker if the line asks for it.",
+    ),
     "engine-model-unlisted": Action(
         "warning",
         "The engine's server does not list the model, but answers requests that name it; the worker goes on.",

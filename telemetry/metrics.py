@@ -114,6 +114,24 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.model_requests = Counter(
+            "postback_model_requests_total",
+            "Requests to a model of the registry, by result: answered, refused (the request is at fault), failed.",
+            ["model", "result"],
+            registry=r,
+        )
+        self.model_cost = Counter(
+            "postback_model_cost_total",
+            "Price of a registry model's answers by its `cost`, in units of the currency.",
+            ["model", "currency"],
+            registry=r,
+        )
+        self.model_circuits = Gauge(
+            "postback_model_circuits_open",
+            "Addresses of a registry model that get no requests, since they failed repeatedly.",
+            ["model"],
+            registry=r,
+        )
         self.outbox_records = Gauge(
             "postback_outbox_records", "Records that the gateway accepted and Kafka does not have yet.", registry=r
         )

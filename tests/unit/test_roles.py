@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from schemas.topics import Topics
-from workers.inference.settings import WorkerSettings
 from workers.roles.worker import lanes_of
 
 
@@ -19,5 +18,4 @@ from workers.roles.worker import lanes_of
 def test_a_worker_asks_for_both_lanes_of_every_engine_that_it_forwards_to(
     lane: str | None, expected: list[str]
 ) -> None:
-    settings = WorkerSettings(lane=lane, models={"big": "gpu", "lost": "gpu", "small": None})
-    assert lanes_of(settings, Topics()) == expected
+    assert lanes_of({"big": "gpu", "lost": "gpu", "small": None}, lane, Topics()) == expected

@@ -116,7 +116,7 @@ def test_a_worker_announces_the_models_that_it_routes_and_no_folder_where_one_is
 
 async def test_a_worker_whose_broker_is_away_is_neither_ended_nor_unready_nor_kept_from_ending() -> None:
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
-    announcer = Announcer(nowhere, "w1", None, ["echo"], SystemClock())
+    announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], SystemClock())
     await announcer.close()  # before its first announcement
     running = asyncio.create_task(announcer.ended())
     await asyncio.wait([running], timeout=1.5)

@@ -51,6 +51,16 @@ FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
+class ServedBy:
+    """The registry's model that answered, its engine's name, and the price of the answer if the registry has one."""
+
+    model: str
+    engine: str
+    cost: float | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
@@ -68,6 +78,8 @@ class Completion:
 
     Completions with the same answer are equal, whether the cache was cold or warm.
     """
+    served_by: ServedBy | None = None
+    """The model behind the answer, in a worker with a model registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +88,6 @@ class EngineLoad:
 
     running: int
     waiting: int
-    free: int
-    """The number of further requests that would start at once."""
 
 
 class EngineError(Exception):

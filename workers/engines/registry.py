@@ -37,6 +37,11 @@ def create(name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, 
     return _module(name).create(section.model_copy(update={"model": model or section.model}), metrics, clock)
 
 
+def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> Engine:
+    """Make an engine with these settings, which name the model, not started yet. Raises as `create` does."""
+    return _module(name).create(section, metrics, clock)
+
+
 def engine_settings() -> type[EngineSettings]:
     """Return the settings class with a section for each registered engine. Imports all engines' modules."""
     return _settings_class(tuple(ENGINES))

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class UnsupportedByEngine(Exception):  # noqa: N818 - named after the field's fault
+    """An engine cannot do what a model's table in the registry asks for."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
 
 
 class EngineSection(BaseModel):
@@ -22,8 +32,24 @@ class EngineSection(BaseModel):
     needs_model: ClassVar[bool] = True
     """True if the engine cannot start without a model's name."""
 
+    registry_fields: ClassVar[Mapping[str, str]] = {}
+    """Fields of a model's table in the registry that the engine takes, each with the name of its setting."""
+
     model: str | None = None
     """The model's name, unless `--model` gives one."""
+
+    def for_model(
+        self, model: str, revision: str | None, context_tokens: int | None, adapters: Mapping[str, str]
+    ) -> Self:
+        """Return the settings for a model of the registry. Raises UnsupportedByEngine."""
+        given = {"revision": revision, "context_tokens": context_tokens, "adapters": dict(adapters)}
+        update: dict[str, object] = {"model": model}
+        for field, value in given.items():
+            if value and field not in self.registry_fields:
+                raise UnsupportedByEngine(field, "has no meaning for this engine")
+            if value:
+                update[self.registry_fields[field]] = value
+        return self.model_copy(update=update)
 
 
 class EngineSettings(BaseSettings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -29,7 +29,9 @@ class Announcer(SideTask):
     A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """
 
-    def __init__(self, kafka: KafkaSettings, replica: str, lane: str | None, models: Sequence[str], clock: Clock):
+    def __init__(
+        self, kafka: KafkaSettings, replica: str, lane: str | None, models: Callable[[], Sequence[str]], clock: Clock
+    ):
         self._kafka = kafka
         self._replica = replica
         self._lane = lane
@@ -46,7 +48,7 @@ class Announcer(SideTask):
             if self._clock.monotonic() >= next_at:
                 next_at = self._clock.monotonic() + ANNOUNCE_SECONDS
                 at = int(self._clock.time() * 1000)
-                said = announcement(self._replica, self._lane, self._models, at)
+                said = announcement(self._replica, self._lane, self._models(), at)
                 self._put(self._producer, write_announcement(said))
             self._producer.poll(0)
             await asyncio.sleep(_POLL_SECONDS)

@@ -49,22 +49,26 @@ class Generator:
         self._numbers = itertools.count()
 
     async def generated(
-        self, received: ReceivedJob, asked: GroundedRequest
+        self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None = None
     ) -> tuple[GroundedRequest, Completion | None]:
         """Return the request and its completion. If the prompt was too long, the returned request has less evidence.
+
+        `model_id` takes the place of the job's own.
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
         cut the completion off. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
             try:
-                return asked, await self._completion(received, asked)
+                return asked, await self._completion(received, asked, model_id)
             except PromptTooLong as too_long:
                 asked = with_less_evidence(received, asked, too_long)
 
-    async def _completion(self, received: ReceivedJob, asked: GroundedRequest) -> Completion | None:
+    async def _completion(
+        self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None
+    ) -> Completion | None:
         """Ask until the engine answers. Return None if the job is cancelled or expires between two tries."""
-        request = _request(received, asked, next(self._numbers))
+        request = _request(received, asked, next(self._numbers), model_id)
         wait = FIRST_RETRY_SECONDS
         tries = _Tries(self._watch)
         abort = _Abort(self._engine, request.request_id)
@@ -144,7 +148,7 @@ def _report(task: asyncio.Future[None]) -> None:
         )
 
 
-def _request(received: ReceivedJob, asked: GroundedRequest, number: int) -> GenerationRequest:
+def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_id: str | None) -> GenerationRequest:
     """Return the engine's request for a job.
 
     The request's id contains no text from the producer; otherwise one job's abort could end another job's request.
@@ -160,7 +164,7 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int) -> Gene
         temperature_is_default="temperature" not in job.model_fields_set,
         top_p=job.top_p,
         stop=tuple(job.stop),
-        model_id=job.model_id,
+        model_id=model_id or job.model_id,
         context_window=job.context_window,
         seed=job.seed,
         priority=received.priority,

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from schemas.codec import InvalidJob, ReceivedJob
+from schemas.outcome import Outcome
 from schemas.result import Result, Timings
 from schemas.topics import Topics
 from schemas.trust import TrustSecrets
@@ -33,10 +34,11 @@ from workers.inference.cancellations import Cancellations
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.fairness import TenantSharing
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
-from workers.inference.ground import Grounder
+from workers.inference.ground import GroundedRequest, Grounder
 from workers.inference.input_filter import InputFilter
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
+from workers.inference.model_rules import Escalate, ModelRules
 from workers.inference.outputs import Outputs
 from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
@@ -71,17 +73,19 @@ class InferenceHandler:
         metrics: Metrics,
         trust: TrustSecrets | None = None,
         screen: Screen | None = None,
+        rules: ModelRules | None = None,
     ) -> None:
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
         self.engine_watch = EngineWatch(clock)
         """The engine's health, as a side task of the process."""
-        self.pace = EnginePace(engine.load, settings.waiting_target, clock)
+        self.pace = EnginePace(engine, settings.waiting_target, clock)
         """The stage's back-pressure, by the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
         self._filter = InputFilter(screen, metrics)
+        self._rules = rules or ModelRules()
         self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead
@@ -104,6 +108,7 @@ class InferenceHandler:
                 forwarded = self._admission.forwarded(record, received)
                 if forwarded is not None:
                     return [forwarded]
+                received = self._rules.with_defaults(received)
                 queued_ms = self._phases.queued_ms(received)
                 self._warnings.warn(received.unknown)
                 received = await self._filter.screened(received, len(record.value or b""))
@@ -117,8 +122,10 @@ class InferenceHandler:
         """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
         try:
             asked = await self._grounder.grounded(received)
-            with self._phases.timed("infer", received) as infer:
-                asked, completion = await self._generator.generated(received, asked)
+            result, failure = await self._tried(record, received, asked, queued_ms)
+            escalate = self._rules.after(received, result)
+            if escalate is not None:
+                result, failure = await self._escalated(escalate, record, received, asked, queued_ms, result, failure)
         except NothingFound as nothing:
             return self._outputs.settled(received, self._without_sources(received, nothing))
         except RequestRejected as rejected:
@@ -126,23 +133,59 @@ class InferenceHandler:
             return self._outputs.rejected(record, invalid, by_engine=True)
         except EngineDied as died:
             raise HandlerCrashed from died
+        if failure is None:
+            return self._outputs.settled(received, result)
+        log.warning(
+            f"Gave up job {received.job_id}: {failure.message}.",
+            action="job-given-up",
+            job_id=received.job_id,
+            why=failure.message,
+        )
+        return self._outputs.given_up(record, received, failure)
+
+    async def _tried(
+        self,
+        record: Record,
+        received: ReceivedJob,
+        asked: GroundedRequest,
+        queued_ms: float,
+        model_id: str | None = None,
+    ) -> tuple[Result, Failure | None]:
+        """Generate an answer, by this model if one is given. Return the result, and the failure that gives the job up.
+
+        Raises NothingFound, EngineDied and RequestRejected.
+        """
+        try:
+            with self._phases.timed("infer", received) as infer:
+                asked, completion = await self._generator.generated(received, asked, model_id)
         except EngineKeepsFailing as failing:
             failure = Failure("engine_error", str(failing), FAILURES)
-            log.warning(
-                f"Gave up job {received.job_id}: {failure.message}.",
-                action="job-given-up",
-                job_id=received.job_id,
-                why=failure.message,
-            )
-            return self._outputs.given_up(record, received, failure)
+            return self._results.failed(received, failure.code, failure.message), failure
         self.pace.answered(asked.enrich_ms / 1000)
         if completion is None or completion.finish_reason == "abort":
-            return self._outputs.settled(received, self._results.cut_off(received, completion))
+            return self._results.cut_off(received, completion), None
         record.shows_health = True
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(infer.ms, 3)
         )
-        return self._outputs.settled(received, await self._results.answered(received, asked, completion, timings))
+        return await self._results.answered(received, asked, completion, timings), None
+
+    async def _escalated(
+        self,
+        escalate: Escalate,
+        record: Record,
+        received: ReceivedJob,
+        asked: GroundedRequest,
+        queued_ms: float,
+        first: Result,
+        failure: Failure | None,
+    ) -> tuple[Result, Failure | None]:
+        """Try the job once more with the other model. Return the better result, and the failure that remains."""
+        try:
+            second, still_failing = await self._tried(record, received, asked, queued_ms, escalate.to)
+        except (NothingFound, RequestRejected):
+            return escalate.refused(first), failure
+        return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
     def _without_sources(self, received: ReceivedJob, nothing: NothingFound) -> Result:
         """Return a `no_sources` failure, unless the job was cancelled or expired while it waited for the web."""

@@ -40,6 +40,10 @@ class Registry:
     """
 
     def __init__(self, served: Iterable[str], lane: str | None, models: Mapping[str, str | None]) -> None:
+        self.replace(served, lane, models)
+
+    def replace(self, served: Iterable[str], lane: str | None, models: Mapping[str, str | None]) -> None:
+        """Route by these names from now on."""
         names = tuple(served)
         self._served = frozenset(names)
         self.shown = tuple(dict.fromkeys((*names[:1], *models)))

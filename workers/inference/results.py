@@ -41,7 +41,13 @@ class Results:
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
-        common = {"usage": _usage(completion), "finish_reason": completion.finish_reason, "timings": timings}
+        common: dict[str, object] = {
+            "usage": _usage(completion),
+            "finish_reason": completion.finish_reason,
+            "timings": timings,
+        }
+        if completion.served_by is not None:
+            common["engine"] = completion.served_by.engine
         if completion.finish_reason not in ("stop", "length"):
             why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
             error = ResultError(code="unfinished", message=why)
@@ -125,4 +131,6 @@ def _usage(completion: Completion) -> Usage:
         completion_tokens=completion.completion_tokens,
         total_tokens=completion.prompt_tokens + completion.completion_tokens,
         cached_tokens=completion.cached_tokens,
+        cost=completion.served_by.cost if completion.served_by is not None else None,
+        currency=completion.served_by.currency if completion.served_by is not None else None,
     )

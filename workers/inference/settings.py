@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.topics import is_engine_lane
@@ -38,10 +39,11 @@ class WorkerSettings(BaseSettings):
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
-    waiting_target: int | None = Field(default=None, ge=1, le=8192)
-    """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
+    waiting_target: int = Field(default=256, ge=1, le=8192)
+    """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
 
-    By default the number follows the engine: as many as it answers while a refill is under way, and at most eight more.
+    The default is the number of requests that vLLM generates at once on most devices. With fewer, a batch whose
+    requests all end at once is followed by a small batch.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.
@@ -72,3 +74,15 @@ class WorkerSettings(BaseSettings):
     """
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
     """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""
+    registry: Path | None = None
+    """The file of the model registry, TOML; it takes the place of `--engine` and of `models`.
+
+    `postback models check` names the file's mistakes. A worker reads a changed file again within seconds: aliases,
+    defaults, prices, limits and escalations change without a restart.
+    """
+
+    @model_validator(mode="after")
+    def _one_registry(self) -> Self:
+        if self.registry is not None and self.models:
+            raise ValueError("`registry` and `models` are both set; move the models into the registry's file")
+        return self

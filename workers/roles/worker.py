@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from schemas.groups import INFERENCE_GROUP
@@ -10,6 +10,7 @@ from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
+from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.registry import create, engine_settings
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
@@ -21,12 +22,14 @@ from workers.inference.announcer import Announcer
 from workers.inference.belief import believed_secrets
 from workers.inference.cancellations import KEPT_MS
 from workers.inference.handler import InferenceHandler
+from workers.inference.model_rules import ModelRules
 from workers.inference.registry import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
 from workers.roles.input_filter import open_screen
+from workers.roles.model_registry import registry_engine, registry_watch
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
@@ -37,7 +40,7 @@ from workers.stage.window import Limits
 
 async def run_worker(
     fleet: FleetSettings,
-    engine_name: str,
+    engine_name: str | None,
     model: str | None,
     listen: Listen,
     announce: Callable[[int], None],
@@ -46,12 +49,13 @@ async def run_worker(
 ) -> None:
     """Load the engine, join the group, and answer jobs until a stop signal.
 
-    Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused, the
-    EngineError of an engine that does not start, and the error that ended a stage.
+    Without an engine's name, the model registry of POSTBACK_WORKER__REGISTRY says which engines the worker loads.
+    Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused,
+    RegistryRefused, the EngineError of an engine that does not start, and the error that ended a stage.
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        engine = create(engine_name, read_settings(engine_settings()), process.metrics, process.clock, model=model)
+        engine = _engine(engine_name, model, process)
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, stack)]
         if with_delivery:
@@ -62,6 +66,13 @@ async def run_worker(
         return stages
 
     await run(fleet, listen, announce, prepare)
+
+
+def _engine(name: str | None, model: str | None, process: Process) -> Engine:
+    """Make the engine of this name, or the engines of the registry. Raises RegistryRefused and SettingsRefused."""
+    if name is not None:
+        return create(name, read_settings(engine_settings()), process.metrics, process.clock, model=model)
+    return registry_engine(read_settings(WorkerSettings), process.clock, process.metrics)
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
@@ -75,11 +86,16 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
     lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
-    others = lanes_of(settings, kafka.topics)
+    lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
+    others = lanes_of(lanes, settings.lane, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
-    registry = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models)
+    registry, rules = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models), ModelRules()
+    if isinstance(engine, RegistryEngine) and settings.registry is not None:
+        registry = Registry(engine.models, settings.lane, lanes)
+        rules = ModelRules(lambda: engine.registry, settings.lane)
+        process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
     await _announce(process, registry, settings.lane, stack)
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
@@ -94,6 +110,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         process.metrics,
         trust,
         screen,
+        rules,
     )
     process.beside.append(handler.engine_watch)
     # The topic is read to its end before the first dispatch, so that no cancelled job begins.
@@ -113,14 +130,14 @@ async def _announce(process: Process, registry: Registry, lane: str | None, stac
     kafka = process.fleet.kafka
     # The topic is checked now, but not watched later: a worker answers jobs without it.
     await topic_ids(kafka, [kafka.topics.workers])
-    announcer = Announcer(kafka, process.replica, lane, registry.announced, process.clock)
+    announcer = Announcer(kafka, process.replica, lane, lambda: registry.announced, process.clock)
     stack.push_async_callback(announcer.close)
     process.beside.append(announcer)
 
 
-def lanes_of(settings: WorkerSettings, topics: Topics) -> list[str]:
-    """Return the default and bulk lanes of the other engines in the registry: this worker forwards jobs to them."""
-    others = [lane for lane in dict.fromkeys(settings.models.values()) if lane != settings.lane]
+def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) -> list[str]:
+    """Return the default and bulk lanes of the models that other workers serve: this worker forwards jobs to them."""
+    others = [lane for lane in dict.fromkeys(models.values()) if lane != own]
     return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
 
 

@@ -15,6 +15,8 @@ class TokenUsage:
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int | None = None
+    cost: float | None = None
+    currency: str | None = None
     """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not tell them."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -11,6 +12,8 @@ from workers.engines.settings import EngineSection
 
 class OpenAISettings(EngineSection):
     """Settings of a server that speaks OpenAI's protocol."""
+
+    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens"}
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""

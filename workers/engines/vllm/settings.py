@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,8 +13,16 @@ from workers.engines.settings import EngineSection
 class VllmSettings(EngineSection):
     """Settings of vLLM in the worker's process."""
 
+    registry_fields: ClassVar[Mapping[str, str]] = {
+        "revision": "revision",
+        "context_tokens": "max_model_len",
+        "adapters": "adapters",
+    }
+
     model: str | None = None
     """A directory, or a name on the Hugging Face hub, unless `--model` gives one."""
+    revision: str | None = None
+    """The branch, tag or commit of a model from the Hugging Face hub; if absent, the hub's default."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The type of weights and activations. `auto` is the model's type, or float32 on a CPU without bfloat16."""
     max_model_len: int | None = Field(default=None, ge=16)

@@ -97,6 +97,12 @@ class Profile(_ProfileSection):
         return GroundedPrompt(None, (*grounded.messages[:at], message, *grounded.messages[at + 1 :]))
 
 
+def profile_names(folder: Path | None = None) -> frozenset[str]:
+    """Return the names of the built-in profiles, and of those in the operator's folder, without reading them."""
+    folders = [FOLDER, *([folder] if folder is not None else [])]
+    return frozenset(path.stem for each in folders for path in each.glob("*.toml"))
+
+
 class Profiles:
     """All profiles by name. A profile in the operator's folder replaces a built-in profile of the same name."""
 

@@ -1,1 +1,0 @@
-"""Compares ways of scaling workers over traces of a day, by simulation: `python -m bench.scaling`."""

@@ -1,0 +1,60 @@
+"""A worker process with a model registry on a real broker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.product import Product, eventually
+
+pytestmark = pytest.mark.broker
+
+FILE = """
+[engines.here]
+kind = "echo"
+[models.small]
+engine = "here"
+aliases = ["gpt-4o-mini"]
+cost = { prompt = 1, completion = 2 }
+[models.other]
+engine = "here"
+"""
+
+
+def test_a_worker_answers_for_each_model_of_its_registry_and_follows_the_files_aliases(
+    product: Product, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(FILE)
+    worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
+    topic = product.kafka.topics.workers
+    eventually(lambda: bool(product.read(topic)), 60, "the worker does not announce itself")
+    assert json.loads(product.read(topic)[-1].value() or b"")["models"] == ["small", "gpt-4o-mini", "other"]
+
+    def answered(job_id: str, model: str) -> dict[str, object]:
+        product.submit([{"job_id": job_id, "prompt": "one two three", "model_id": model}])
+        eventually(lambda: job_id in product.outcomes(), 60, f"no result of {job_id}")
+        [result] = [each for each in product.results() if each["job_id"] == job_id]
+        return {name: result.get(name) for name in ("model_id", "outcome", "usage")}
+
+    usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    priced = {**usage, "cost": 9e-06, "currency": "USD"}
+    assert answered("a", "gpt-4o-mini") == {"model_id": "gpt-4o-mini", "outcome": "succeeded", "usage": priced}
+    assert answered("b", "other") == {"model_id": "other", "outcome": "succeeded", "usage": usage}
+    assert answered("c", "new-name")["outcome"] == "rejected"
+
+    file.write_text(FILE.replace('["gpt-4o-mini"]', '["new-name"]'))
+    eventually(lambda: "registry-reloaded" in worker.said(), 60, "the worker does not read the file again")
+    assert answered("d", "new-name")["outcome"] == "succeeded"
+    assert answered("e", "gpt-4o-mini")["outcome"] == "rejected"
+    assert worker.terminate() == 0
+
+
+def test_a_worker_refuses_a_registry_with_mistakes_and_names_them(product: Product, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(FILE.replace('"gpt-4o-mini"', '"other"'))
+    worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
+    assert worker.process.wait(60) == 1
+    assert 'line 8: models.other.aliases: "other" is a name of "small", "other" too' in worker.said()

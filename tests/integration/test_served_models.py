@@ -1,0 +1,324 @@
+"""Models of a registry over servers on real sockets: addresses, circuits, limits, prices and second tries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from schemas.codec import read_result
+from schemas.job import Message, ResponseFormat
+from schemas.result import Result
+from telemetry.metrics import Metrics
+from tests.handlers import CLOCK, TOPICS
+from tests.integration.openai_http.servers import Server, answers, lists, openai_server, says
+from tests.unit.echo_worker import record
+from workers.egress import EgressPolicy, Guard
+from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
+from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.models.registry_file import ModelRegistry, read_registry
+from workers.engines.registry import engine_settings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.inference.model_rules import ModelRules
+from workers.inference.registry import Ours, Registry
+from workers.inference.registry_watch import RegistryWatch
+from workers.inference.settings import WorkerSettings
+
+ASKED = GenerationRequest("r1", "Hello?", None, 16, 0.0)
+
+
+class Rig:
+    """A registry's engine over scripted servers. `{name}` in the file's text becomes the URL of that server."""
+
+    def __init__(self, path: Path, urls: dict[str, str]) -> None:
+        self.file = path / "models.toml"
+        self.urls = urls
+        self.metrics = Metrics()
+
+    def read(self, text: str | None = None) -> ModelRegistry:
+        if text is not None:
+            for name, url in self.urls.items():
+                text = text.replace("{" + name + "}", json.dumps(url))
+            self.file.write_text(text)
+        return read_registry(self.file, engine_settings()())
+
+    def engine(self, text: str, lane: str | None = None) -> RegistryEngine:
+        return RegistryEngine(self.read(text), lane, CLOCK, self.metrics)
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def rig(path: Path, **servers: Server) -> AsyncIterator[Rig]:
+    async with AsyncExitStack() as stack:
+        models = [{"id": name} for name in ("m1", "small", "large")]
+        urls = {
+            name: await stack.enter_async_context(openai_server(server, Server(lists(*models))))
+            for name, server in servers.items()
+        }
+        yield Rig(path, urls)
+
+
+@asynccontextmanager
+async def started(engine: RegistryEngine) -> AsyncIterator[RegistryEngine]:
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+TWO_ADDRESSES = """
+[engines.e]
+kind = "openai"
+addresses = [{a}, {b}]
+attempts = 1
+[models.m1]
+engine = "e"
+aliases = ["other-name"]
+circuit = { failures = 2, seconds = 3600 }
+cost = { prompt = 1000, completion = 2000, currency = "EUR" }
+"""
+
+
+async def test_a_failing_address_is_passed_over_and_its_circuit_opens(tmp_path: Path) -> None:
+    broken, good = Server(answers(503, {})), Server(says("yes"))
+    async with rig(tmp_path, a=broken, b=good) as around, started(around.engine(TWO_ADDRESSES)) as engine:
+        for number in range(4):
+            completion = await engine.generate(replace(ASKED, request_id=f"r{number}", model_id="other-name"))
+            assert completion.text == "yes"
+        assert completion.served_by is not None
+        assert completion.served_by.model == "m1"
+        assert (len(broken.bodies), len(good.bodies)) == (2, 4)
+        assert around.sample("postback_model_circuits_open", model="m1") == 1
+        assert around.sample("postback_model_requests_total", model="m1", result="answered") == 4
+        assert around.sample("postback_model_requests_total", model="m1", result="failed") == 2
+
+
+async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> None:
+    async with (
+        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
+        started(around.engine(TWO_ADDRESSES)) as engine,
+    ):
+        served = (await engine.generate(ASKED)).served_by
+        assert served is not None
+        assert served.cost == pytest.approx(0.009)  # 5 tokens and 2 tokens
+        assert served.currency == "EUR"
+        assert around.sample("postback_model_cost_total", model="m1", currency="EUR") == pytest.approx(0.009)
+
+
+async def test_failures_of_a_server_that_answers_nothing_are_not_the_requests_fault(tmp_path: Path) -> None:
+    """Otherwise a job would be given up, since another model's server answers meanwhile."""
+    broken, good = Server(answers(500, {})), Server(says("yes"))
+    text = """
+[engines.a]
+kind = "openai"
+addresses = [{a}]
+attempts = 1
+[engines.b]
+kind = "openai"
+addresses = [{b}]
+[models.m1]
+engine = "a"
+[models.small]
+engine = "b"
+"""
+    async with rig(tmp_path, a=broken, b=good) as around, started(around.engine(text)) as engine:
+        for _ in range(4):
+            await engine.generate(replace(ASKED, model_id="small"))
+            with pytest.raises(EngineUnavailable) as failed:
+                await engine.generate(replace(ASKED, model_id="m1"))
+            assert not isinstance(failed.value, EngineFailed)
+        broken.responses = [says("x"), answers(500, {})]
+        broken.bodies.clear()
+        await engine.generate(replace(ASKED, model_id="m1"))
+        with pytest.raises(EngineFailed):
+            await engine.generate(replace(ASKED, model_id="m1"))
+
+
+async def test_a_model_starts_with_one_address_and_the_others_join_later(tmp_path: Path) -> None:
+    async with rig(tmp_path, a=Server(says("x"))) as around:
+        around.urls["b"] = "http://127.0.0.1:9/v1"  # nothing listens there
+        text = TWO_ADDRESSES.replace("attempts = 1", "attempts = 1\nstart_timeout_seconds = 30")
+        async with asyncio.timeout(20), started(around.engine(text)) as engine:
+            assert (await engine.generate(ASKED)).text == "x"
+
+
+async def test_a_server_that_refuses_the_key_ends_the_start(tmp_path: Path) -> None:
+    async with rig(tmp_path, a=Server(says("x"))) as around:
+        locked = Server(answers(401, {}))
+        async with openai_server(locked, locked) as url:
+            around.urls["b"] = url
+            text = TWO_ADDRESSES.replace("[{a}, {b}]", "[{b}]")
+            with pytest.raises(EngineRefused):
+                await around.engine(text).start()
+
+
+async def test_a_request_that_waits_for_its_turn_counts_as_waiting_and_can_be_aborted(tmp_path: Path) -> None:
+    server = Server(says("x"))
+    text = TWO_ADDRESSES.replace("[{a}, {b}]", "[{a}]") + "limits = { requests_per_second = 0.001 }\n"
+    async with rig(tmp_path, a=server) as around, started(around.engine(text)) as engine:
+        await engine.generate(ASKED)
+        waiting = asyncio.create_task(engine.generate(replace(ASKED, request_id="r2")))
+        async with asyncio.timeout(30):
+            while not engine.load().waiting:
+                await asyncio.sleep(0.01)
+        await engine.abort("r2")
+        assert (await waiting).finish_reason == "abort"
+        assert len(server.bodies) == 1
+
+
+async def test_a_family_without_a_system_role_gets_its_rules_in_the_users_message(tmp_path: Path) -> None:
+    server = Server(says('```json\n{"a": 1}\n```'))
+    text = TWO_ADDRESSES.replace("[{a}, {b}]", "[{a}]") + 'family = "gemma-2"\n'
+    messages = (Message(role="system", content="Be brief."), Message(role="user", content="Hello?"))
+    asked = replace(ASKED, prompt=None, messages=messages, response_format=ResponseFormat(type="json_object"))
+    async with rig(tmp_path, a=server) as around, started(around.engine(text)) as engine:
+        completion = await engine.generate(asked)
+        assert server.bodies[0]["messages"] == [{"role": "user", "content": "Be brief.\n\nHello?"}]
+        assert completion.text == '{"a": 1}'
+        plain = await engine.generate(replace(asked, response_format=None))
+        assert plain.text.startswith("```json")
+
+
+# -- through the handler ---------------------------------------------------------------------------------------------
+
+ESCALATING = """
+[engines.a]
+kind = "openai"
+addresses = [{a}]
+attempts = 1
+[engines.b]
+kind = "openai"
+addresses = [{b}]
+attempts = 1
+[models.small]
+engine = "a"
+max_tokens = 7
+temperature = 0.5
+cost = { prompt = 1000, completion = 1000 }
+escalate = { to = "large", on = ["not_json", "low_confidence"], below = 0.5 }
+[models.large]
+engine = "b"
+cost = { prompt = 2000, completion = 2000 }
+escalate = { to = "small", on = ["failed"] }
+"""
+JSON = {"response_format": {"type": "json_object"}}
+
+
+async def result_of(around: Rig, **job: object) -> Result:
+    async with started(around.engine(ESCALATING)) as engine:
+        enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, around.metrics)
+        await enricher.start()
+        handler = InferenceHandler(
+            engine,
+            enricher,
+            Registry(engine.models, None, engine.registry.lanes()),
+            EgressPolicy(),
+            TOPICS,
+            {},
+            WorkerSettings(),
+            CLOCK,
+            around.metrics,
+            rules=ModelRules(lambda: engine.registry),
+        )
+        outputs = await handler.handle(record({"prompt": "Hello?", **job}))
+        await enricher.close()
+    return read_result(outputs[0].value)
+
+
+async def test_a_job_gets_its_models_defaults_and_its_price(tmp_path: Path) -> None:
+    small, large = Server(says("fine")), Server(says("no"))
+    async with rig(tmp_path, a=small, b=large) as around:
+        result = await result_of(around)
+        assert (result.text, result.engine, result.model_id, result.notes) == ("fine", "openai", "small", [])
+        assert result.usage is not None
+        assert result.usage.cost == pytest.approx(0.007)
+        assert result.usage.currency == "USD"
+        assert (small.bodies[0]["max_tokens"], small.bodies[0]["temperature"]) == (7, 0.5)
+        await result_of(around, max_tokens=3, temperature=0)
+        assert (small.bodies[1]["max_tokens"], small.bodies[1]["temperature"]) == (3, 0)
+
+
+async def test_an_answer_that_is_not_json_is_tried_once_more_with_the_next_model(tmp_path: Path) -> None:
+    small, large = Server(says("no JSON")), Server(says('{"a": 1}'))
+    async with rig(tmp_path, a=small, b=large) as around:
+        result = await result_of(around, **JSON)
+        assert (result.outcome, result.text) == ("succeeded", '{"a": 1}')
+        assert result.notes == ["escalated: not_json with model small; model large answered"]
+        assert result.usage is not None
+        assert result.usage.total_tokens == 14
+        assert result.usage.cost == pytest.approx(0.021)
+
+
+async def test_a_job_is_escalated_at_most_once(tmp_path: Path) -> None:
+    small, large = Server(says("no JSON")), Server(says("none either"))
+    async with rig(tmp_path, a=small, b=large) as around:
+        result = await result_of(around, **JSON)
+        assert result.error is not None
+        assert (result.outcome, result.error.code) == ("failed", "not_json")
+        assert result.notes == ["escalated: not_json with model small; model large gave no answer either"]
+        assert (len(small.bodies), len(large.bodies)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("second", "text", "end"),
+    [
+        (says("sure"), "sure", "model large answered"),
+        (
+            says("", finish_reason="content_filter"),
+            "unsure",
+            "model large gave no answer, so that the first one stands",
+        ),
+        (answers(400, {}), "unsure", "model large refused the job, so that the first result stands"),
+    ],
+)
+async def test_an_unsure_answer_stands_if_the_next_model_has_none(
+    second: object, text: str, end: str, tmp_path: Path
+) -> None:
+    unsure = says("unsure", logprobs={"content": [{"logprob": -2.0}]})
+    async with rig(tmp_path, a=Server(unsure), b=Server(second)) as around:  # type: ignore[arg-type] # a response
+        result = await result_of(around)
+        assert (result.outcome, result.text) == ("succeeded", text)
+        assert result.notes == [f"escalated: the confidence was below 0.5 with model small; {end}"]
+
+
+# -- a changed file --------------------------------------------------------------------------------------------------
+
+
+async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+    async with (
+        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
+        started(around.engine(ESCALATING)) as engine,
+    ):
+        routes = Registry(engine.models, None, engine.registry.lanes())
+        watch = RegistryWatch(around.file, around.read, engine, routes, None)
+        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
+        await watch.look()
+        assert routes.route("gpt-4o", None) == Ours()
+        assert "gpt-4o" in routes.announced
+        assert (await engine.generate(replace(ASKED, model_id="gpt-4o"))).text == "x"
+        around.file.write_text("[models]\nwrong = 1\n")
+        await watch.look()
+        assert routes.route("gpt-4o", None) == Ours()
+        with pytest.raises(NeedsRestart, match="other models"):
+            engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
+        with pytest.raises(NeedsRestart, match="settings of small"):
+            engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
+
+
+async def test_a_lanes_worker_serves_the_models_of_its_lane_only(tmp_path: Path) -> None:
+    text = ESCALATING.replace("escalate", "# escalate").replace('engine = "b"', 'engine = "b"\nlane = "big"')
+    async with rig(tmp_path, a=Server(says("x")), b=Server(says("y"))) as around:
+        assert around.engine(text).models == ("small",)
+        assert around.engine(text, "big").models == ("large",)
+        with pytest.raises(ValueError, match="no model of lane other"):
+            around.engine(text, "other")

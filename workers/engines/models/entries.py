@@ -1,0 +1,122 @@
+"""Shapes of the registry's file: its engines and its models."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_TOKENS, Identifier
+from schemas.topics import is_engine_lane
+from workers.engines.families import families
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+Folder = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://[^\s/@]+(?:/[^\s@]*)?$")]
+"""A server's URL, without credentials."""
+Trigger = Literal["failed", "not_json", "low_confidence"]
+MOST_ADDRESSES = 64
+
+
+class RegistryPart(BoundedModel):
+    """A table of the file. Unknown fields are mistakes, and types are strict."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+class Cost(RegistryPart):
+    """Prices of a million tokens."""
+
+    prompt: float = Field(ge=0, le=1_000_000)
+    completion: float = Field(ge=0, le=1_000_000)
+    currency: str = "USD"
+    """An ISO 4217 code."""
+
+    @field_validator("currency")
+    @classmethod
+    def _is_a_code(cls, currency: str) -> str:
+        if re.fullmatch("[A-Z]{3}", currency) is None:
+            raise ValueError("must be three capital letters (ISO 4217), such as USD")
+        return currency
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return the price of one answer."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1_000_000
+
+
+class RateLimits(RegistryPart):
+    """Limits that requests wait for in the worker, so that a service does not refuse them."""
+
+    requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=10**12)
+    """Tokens of prompts and answers together."""
+
+
+class Circuit(RegistryPart):
+    """After `failures` failed requests in a row, an address gets no request for `seconds`, and then one to try."""
+
+    failures: int = Field(default=5, ge=1, le=1000)
+    seconds: float = Field(default=30.0, gt=0, le=3600)
+
+
+class Escalation(RegistryPart):
+    """A second try with another model, at most once a job."""
+
+    to: Name
+    on: list[Trigger] = Field(min_length=1, max_length=3)
+    below: float | None = Field(default=None, gt=0, le=1)
+    """The confidence below which `low_confidence` holds."""
+
+    @model_validator(mode="after")
+    def _confidence_has_a_bound(self) -> Self:
+        if ("low_confidence" in self.on) != (self.below is not None):
+            raise ValueError("`below` is required with low_confidence, such as below = 0.4, and only there")
+        return self
+
+
+class ModelEntry(RegistryPart):
+    """One `[models.NAME]` table."""
+
+    engine: Name
+    model: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    """The engine's name for the model, or a folder; absent: the table's name."""
+    aliases: list[Identifier] = Field(default_factory=list, max_length=64)
+    lane: str | None = None
+    """The engine lane whose workers serve the model; absent for the shared lane."""
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    family: str | None = None
+    context_tokens: int | None = Field(default=None, ge=16, le=10_000_000)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    """Default of jobs without `max_tokens`."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Default of jobs without `temperature`."""
+    profile: Identifier | None = None
+    """Default of jobs with sources and without a profile."""
+    adapters: dict[Name, Folder] = Field(default_factory=dict, max_length=64)
+    cost: Cost | None = None
+    limits: RateLimits = RateLimits()
+    circuit: Circuit = Circuit()
+    escalate: Escalation | None = None
+
+    @field_validator("lane")
+    @classmethod
+    def _is_a_lane(cls, lane: str | None) -> str | None:
+        if lane is not None and not is_engine_lane(lane):
+            raise ValueError("must be 1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow")
+        return lane
+
+    @field_validator("family")
+    @classmethod
+    def _is_known(cls, family: str | None) -> str | None:
+        if family is not None and family not in families():
+            raise ValueError(f"is no family that Postback knows; there are: {', '.join(families())}")
+        return family

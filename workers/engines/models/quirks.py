@@ -1,0 +1,36 @@
+"""Requests and answers of a family's models, changed where its quirks need it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from schemas.job import Message
+from workers.engines.base import Completion, GenerationRequest
+from workers.engines.families import Family
+
+_FENCE = re.compile(r"\s*```[A-Za-z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+
+
+def with_quirks(request: GenerationRequest, family: Family | None) -> GenerationRequest:
+    """Return the request; the user's first message begins with the system messages if the family takes none."""
+    if family is None or family.system != "none" or request.messages is None:
+        return request
+    of_system = [message.text for message in request.messages if message.role in ("system", "developer")]
+    others = [message for message in request.messages if message.role in ("user", "assistant")]
+    at = next((at for at, message in enumerate(others) if message.role == "user"), None)
+    if not of_system:
+        return request
+    if at is None:
+        return replace(request, messages=(Message(role="user", content="\n\n".join(of_system)), *others))
+    others[at] = Message(role="user", content="\n\n".join([*of_system, others[at].text]))
+    return replace(request, messages=tuple(others))
+
+
+def without_fence(completion: Completion, request: GenerationRequest, family: Family | None) -> Completion:
+    """Return the completion; JSON that the job asked for leaves the Markdown fence that the family puts around it."""
+    form = request.response_format
+    if family is None or not family.fences or form is None or form.type == "text":
+        return completion
+    found = _FENCE.fullmatch(completion.text)
+    return replace(completion, text=found[1]) if found is not None else completion

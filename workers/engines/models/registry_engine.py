@@ -1,0 +1,129 @@
+"""The engine of a worker with a registry: it passes each request to the model that the request names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest
+from workers.engines.models.registry_file import ModelRegistry, RegistryModel
+from workers.engines.models.served_model import ServedModel
+from workers.engines.registry import create_of
+
+
+class NeedsRestart(Exception):  # noqa: N818 - named after the fix
+    """A changed registry has models, engines or lanes that only a restarted worker can use."""
+
+
+class RegistryEngine:
+    """Implements `Engine` for the models of one lane. Raises ValueError if the lane has no model."""
+
+    def __init__(self, registry: ModelRegistry, lane: str | None, clock: Clock, metrics: Metrics) -> None:
+        self._lane = lane
+        self._served = {
+            name: ServedModel(model, _engines(model, clock, metrics), clock, metrics)
+            for name, model in registry.of_lane(lane).items()
+        }
+        if not self._served:
+            raise ValueError(f"the registry has no model of lane {lane or 'shared'}")
+        self.registry = registry
+        self._names: Mapping[str, ServedModel] = self._by_name()
+        self._asked: dict[str, ServedModel] = {}
+
+    @property
+    def name(self) -> str:
+        """The kind of the models' engines; `several` if they differ."""
+        kinds = {served.model.engine.kind for served in self._served.values()}
+        return next(iter(kinds)) if len(kinds) == 1 else "several"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names and aliases, first the name of the model that answers jobs without `model_id`."""
+        return tuple(self._names)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The smallest window of the models, so that a job with sources fits into each of them."""
+        windows = [served.context_tokens for served in self._served.values()]
+        return min((tokens for tokens in windows if tokens is not None), default=None)
+
+    def change(self, registry: ModelRegistry) -> None:
+        """Use a changed file: its aliases, defaults, prices, limits and escalations. Raises NeedsRestart."""
+        models = registry.of_lane(self._lane)
+        if {*models} != {*self._served}:
+            raise NeedsRestart("it has other models")
+        changed = [name for name, model in models.items() if not _same_engine(model, self._served[name].model)]
+        if changed:
+            raise NeedsRestart(f"the engine's settings of {', '.join(sorted(changed))} have changed")
+        if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
+            raise NeedsRestart("it has a new lane")
+        for name, model in models.items():
+            self._served[name].change(model)
+        self._served = {name: self._served[name] for name in models}
+        self.registry, self._names = registry, self._by_name()
+
+    async def start(self) -> None:
+        """Start all models at once. Raises EngineError if one of them cannot start."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_started(served)) for served in self._served.values()]
+        errors = [error for task in tasks if (error := task.result()) is not None]
+        if errors:
+            await self.close()
+            raise errors[0]
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request with the model that it names, else with the default model. Raises EngineError."""
+        served = self._names.get(request.model_id) if request.model_id is not None else None
+        if served is None:
+            served = next(iter(self._served.values()))
+        self._asked[request.request_id] = served
+        try:
+            return await served.generate(request)
+        finally:
+            self._asked.pop(request.request_id, None)
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request. Unknown ids are ignored."""
+        served = self._asked.get(request_id)
+        if served is not None:
+            await served.abort(request_id)
+
+    def load(self) -> EngineLoad:
+        """Return the running requests of all models, and the waiting ones of the busy model that has the fewest.
+
+        The worker then takes more jobs while one model is fast, although another model has a queue.
+        """
+        loads = [served.load() for served in self._served.values()]
+        busy = [load.waiting for load in loads if load.running or load.waiting]
+        return EngineLoad(sum(load.running for load in loads), min(busy, default=0))
+
+    async def close(self) -> None:
+        """End all engines."""
+        for served in self._served.values():
+            await served.close()
+
+    def _by_name(self) -> dict[str, ServedModel]:
+        return {name: served for served in self._served.values() for name in served.model.names}
+
+
+def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[Engine]:
+    return [create_of(model.engine.kind, section, metrics, clock) for section in model.sections]
+
+
+def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:
+    def engine(model: RegistryModel) -> tuple[Any, ...]:
+        return model.engine.kind, model.engine.addresses, model.sections
+
+    return engine(one) == engine(other)
+
+
+async def _started(served: ServedModel) -> Exception | None:
+    """Start a model and return its error: an error inside a TaskGroup would be wrapped, and hide its text."""
+    try:
+        await served.start()
+    except Exception as error:
+        return error
+    return None

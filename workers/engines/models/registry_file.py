@@ -1,0 +1,316 @@
+"""Reads the registry's file, and checks it against the engines' own settings. All mistakes are named at once."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+
+from workers.engines import ENGINES
+from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
+from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, quoted, reasons
+from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
+from workers.engines.models.toml_lines import TomlLines
+from workers.engines.settings import EngineSection, EngineSettings, UnsupportedByEngine
+
+MOST_BYTES: Final = 256 * 1024
+_LONGEST_LINE: Final = 4096
+"""Characters. Python's parser takes a time that is quadratic in the names of one heading, half a minute for 100 kB."""
+_MOST_MODELS: Final = 1024
+_TOP: Final = ("default", "engines", "models")
+_ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """One `[engines.NAME]` table: the engine's kind, and one group of settings for each address."""
+
+    name: str
+    kind: str
+    sections: tuple[EngineSection, ...]
+    addresses: tuple[str, ...]
+    """The servers' URLs; empty for an engine without a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryModel:
+    """One model: its table, its engine, and the engine's settings with the model, one group for each address."""
+
+    name: str
+    entry: ModelEntry
+    engine: EngineEntry
+    sections: tuple[EngineSection, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a job may give in `model_id`."""
+        return (self.name, *self.entry.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRegistry:
+    """The whole file. `default` is the model of jobs without `model_id`."""
+
+    models: Mapping[str, RegistryModel]
+    default: str
+
+    def of_lane(self, lane: str | None) -> dict[str, RegistryModel]:
+        """Return the models that the workers of this engine lane serve, the default model first."""
+        mine = [model for model in self.models.values() if model.entry.lane == lane]
+        return {model.name: model for model in sorted(mine, key=lambda model: model.name != self.default)}
+
+    def lanes(self) -> dict[str, str | None]:
+        """Map each name and alias to its model's lane."""
+        return {name: model.entry.lane for model in self.models.values() for name in model.names}
+
+
+def read_registry(
+    path: Path,
+    settings: EngineSettings,
+    *,
+    profiles: Collection[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    with_secrets: bool = True,
+) -> ModelRegistry:
+    """Read and check the file. Raises RegistryRefused with all mistakes.
+
+    `settings` has the engines' settings of the environment, which the file's settings replace one by one. `profiles`
+    are the known profiles, if they are to be checked. Without `with_secrets`, keys are not looked up.
+    """
+    text, document = _document(path)
+    reader = _Reader(settings, profiles, environment if with_secrets else None)
+    registry = reader.read(document)
+    if registry is not None and not reader.found:
+        return registry
+    lines = _lines(text)
+    mistakes = [Mistake(lines.of(place) if lines else None, ".".join(place), reason) for place, reason in reader.found]
+    raise RegistryRefused(path, sorted(mistakes, key=lambda each: each.line or 0))
+
+
+def _document(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        text = content.decode().replace("\r\n", "\n")
+        if len(content) > MOST_BYTES:
+            raise RegistryRefused(path, [Mistake(None, "", f"is larger than {MOST_BYTES} bytes; remove unused models")])
+        for number, line in enumerate(text.split("\n"), 1):
+            if len(line) > _LONGEST_LINE:
+                reason = f"is longer than {_LONGEST_LINE} characters; break the value into several lines"
+                raise RegistryRefused(path, [Mistake(number, "", reason)])
+        return text, tomllib.loads(text)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); POSTBACK_WORKER__REGISTRY names it"
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except tomllib.TOMLDecodeError as error:
+        reason = f"is not TOML: {error}"
+    except (RecursionError, ValueError):  # a ValueError: an integer with thousands of digits
+        reason = "is not TOML that can be read: a value is nested too deeply or too long; write it shorter"
+    raise RegistryRefused(path, [Mistake(None, "", reason)])
+
+
+def _lines(text: str) -> TomlLines | None:
+    try:
+        return TomlLines(text)
+    except RecursionError:
+        return None
+
+
+class _Reader:
+    """Collects the mistakes of one document in `found`, each with its path."""
+
+    def __init__(
+        self, settings: EngineSettings, profiles: Collection[str] | None, environment: Mapping[str, str] | None
+    ) -> None:
+        self.found: list[tuple[tuple[str, ...], str]] = []
+        self._settings = settings
+        self._profiles = profiles
+        self._environment = environment
+
+    def read(self, document: dict[str, Any]) -> ModelRegistry | None:
+        for name in document:
+            if name not in _TOP:
+                self._wrong((name,), f"is not known here: {nearest(name, _TOP)}")
+        engines = {name: self._engine(name, table) for name, table in self._tables(document, "engines").items()}
+        entries = {name: self._entry(name, table) for name, table in self._tables(document, "models").items()}
+        models = {
+            name: model
+            for name, entry in entries.items()
+            if entry is not None and (model := self._model(name, entry, engines)) is not None
+        }
+        self._check_names(models)
+        self._check_escalations(models, entries)
+        self._check_in_process(models)
+        default = document.get("default", next(iter(entries), ""))
+        if not isinstance(default, str) or (entries and default not in entries):
+            self._wrong(("default",), f"must be the name of a model; there are: {listed(entries)}")
+        return ModelRegistry(models, default) if isinstance(default, str) else None
+
+    def _wrong(self, path: tuple[str, ...], reason: str) -> None:
+        self.found.append((path, reason))
+
+    def _tables(self, document: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+        """Return the tables below `engines` or `models`."""
+        tables = document.get(name)
+        if not isinstance(tables, dict) or not tables:
+            self._wrong((name,), f"has no table; write [{name}.NAME] for each {name.removesuffix('s')}")
+            return {}
+        if len(tables) > _MOST_MODELS:
+            self._wrong((name,), f"has {len(tables)} tables, and {_MOST_MODELS} are allowed; remove unused ones")
+            return {}
+        for key, table in tables.items():
+            if not isinstance(table, dict):
+                self._wrong((name, key), f"must be a table; write [{name}.{key}]")
+        return {key: table for key, table in tables.items() if isinstance(table, dict)}
+
+    # -- engines -------------------------------------------------------------------------------------------------
+
+    def _engine(self, name: str, table: dict[str, Any]) -> EngineEntry | None:
+        place, before = ("engines", name), len(self.found)
+        options = dict(table)
+        kind, addresses = options.pop("kind", None), options.pop("addresses", None)
+        if not isinstance(kind, str) or kind not in ENGINES:
+            why = "is missing; add it" if kind is None else f"is no engine: {nearest(str(kind), [*ENGINES])}"
+            self._wrong((*place, "kind"), why)
+            return None
+        section = self._settings.section(kind)
+        settings = type(section)
+        for option in options:
+            if option in settings.model_fields and _is_secret(settings, option):
+                options[option] = self._secret((*place, option), options[option])
+        for option in {"model", "base_url", "adapters"} & {*options}:
+            instead = "`addresses`" if option == "base_url" else "the tables of the models"
+            self._wrong((*place, option), f"stands in {instead}; move it there")
+            del options[option]
+        checked = self._addresses(place, addresses, settings)
+        try:
+            base = settings.model_validate({**_given(section), **options})
+        except ValidationError as error:
+            for path, reason in reasons(error, settings):
+                self._wrong((*place, *path), reason)
+            return None
+        if len(self.found) > before:
+            return None
+        sections = tuple(base.model_copy(update={"base_url": each}) for each in checked) or (base,)
+        return EngineEntry(name, kind, sections, checked or _own_address(base))
+
+    def _addresses(self, place: tuple[str, ...], addresses: object, kind: type[EngineSection]) -> tuple[str, ...]:
+        if addresses is None:
+            return ()
+        path = (*place, "addresses")
+        if "base_url" not in kind.model_fields:
+            self._wrong(path, "has no meaning for an engine inside the worker; delete it")
+            return ()
+        if not isinstance(addresses, list) or not 1 <= len(addresses) <= MOST_ADDRESSES:
+            self._wrong(path, f"must be a list of 1 to {MOST_ADDRESSES} URLs")
+            return ()
+        for number, address in enumerate(addresses, 1):
+            try:
+                _ADDRESS.validate_python(address, strict=True)
+            except ValidationError:
+                self._wrong(path, f"entry {number} must be an http or https URL without credentials")
+        if len({str(each) for each in addresses}) < len(addresses):
+            self._wrong(path, "has one URL twice; delete one of them")
+        return tuple(cast("list[str]", addresses))
+
+    def _secret(self, path: tuple[str, ...], reference: object) -> SecretStr:
+        try:
+            if self._environment is None:
+                checked_reference(reference)
+                return SecretStr("")
+            return SecretStr(secret(reference, self._environment))
+        except SecretMistake as mistake:
+            self._wrong(path, str(mistake))
+            return SecretStr("")
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def _entry(self, name: str, table: dict[str, Any]) -> ModelEntry | None:
+        place = ("models", name)
+        if not 1 <= len(name) <= 256 or not all("!" <= each <= "~" for each in name):
+            self._wrong(place, "is no name that a job can give; use printable ASCII without spaces")
+            return None
+        try:
+            return ModelEntry.model_validate(table)
+        except ValidationError as error:
+            for path, reason in reasons(error, ModelEntry):
+                self._wrong((*place, *path), reason)
+            return None
+
+    def _model(self, name: str, entry: ModelEntry, engines: Mapping[str, EngineEntry | None]) -> RegistryModel | None:
+        place = ("models", name)
+        if entry.engine not in engines:
+            self._wrong((*place, "engine"), f"is no table of [engines]: {nearest(entry.engine, engines)}")
+            return None
+        if entry.profile is not None and self._profiles is not None and entry.profile not in self._profiles:
+            self._wrong((*place, "profile"), f"is no profile: {nearest(entry.profile, self._profiles)}")
+        engine = engines[entry.engine]
+        if engine is None:
+            return None
+        try:
+            sections = tuple(
+                each.for_model(entry.model or name, entry.revision, entry.context_tokens, entry.adapters)
+                for each in engine.sections
+            )
+        except UnsupportedByEngine as unsupported:
+            self._wrong((*place, unsupported.field), f"{unsupported.reason} ({quoted(engine.kind)}); delete it")
+            return None
+        return RegistryModel(name, entry, engine, sections)
+
+    def _check_names(self, models: Mapping[str, RegistryModel]) -> None:
+        """Find names that two models claim."""
+        claims: defaultdict[str, list[str]] = defaultdict(list)
+        for model in models.values():
+            for name in model.names:
+                claims[name].append(model.name)
+        for name, owners in claims.items():
+            if len(owners) > 1:
+                path = ("models", owners[-1], "aliases")
+                self._wrong(path, f"{quoted(name)} is a name of {listed(dict.fromkeys(owners))} too; keep it once")
+
+    def _check_escalations(self, models: Mapping[str, RegistryModel], entries: Mapping[str, ModelEntry | None]) -> None:
+        for model in models.values():
+            if model.entry.escalate is None:
+                continue
+            path, to = ("models", model.name, "escalate", "to"), model.entry.escalate.to
+            target = models.get(to)
+            if to == model.name:
+                self._wrong(path, "is the model itself; name another model")
+            elif to not in entries:
+                self._wrong(path, f"is no model: {nearest(to, entries)}")
+            elif target is not None and target.entry.lane != model.entry.lane:
+                self._wrong(
+                    path, "is a model of another lane, which this model's workers do not serve; name one of its own"
+                )
+
+    def _check_in_process(self, models: Mapping[str, RegistryModel]) -> None:
+        """Find second models of one lane that would run in the worker's own process and share its GPU."""
+        first: dict[tuple[str | None, str], str] = {}
+        for model in models.values():
+            if model.engine.kind == "vllm":
+                owner = first.setdefault((model.entry.lane, "vllm"), model.name)
+                if owner != model.name:
+                    reason = f"is the second model of vLLM in one worker, beside {quoted(owner)}; give one a lane"
+                    self._wrong(("models", model.name, "engine"), reason)
+
+
+def _given(section: EngineSection) -> dict[str, Any]:
+    """Return the settings that the environment gives, without its server, the server's key, and its model."""
+    names = section.model_fields_set - {"model", "base_url", "adapters"}
+    return {name: getattr(section, name) for name in names if not _is_secret(type(section), name)}
+
+
+def _own_address(section: EngineSection) -> tuple[str, ...]:
+    address = getattr(section, "base_url", None)
+    return (address,) if address is not None else ()
+
+
+def _is_secret(model: type[BaseModel], name: str) -> bool:
+    return "SecretStr" in str(model.model_fields[name].annotation)

@@ -1,0 +1,264 @@
+"""One model of the registry, behind one address or several: its circuits, its rate limits and its prices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.engines.base import (
+    Completion,
+    Engine,
+    EngineFailed,
+    EngineLoad,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+    ServedBy,
+)
+from workers.engines.families import Family, families, family_of
+from workers.engines.models.circuit import AddressCircuit
+from workers.engines.models.pacing import RateGate
+from workers.engines.models.quirks import with_quirks, without_fence
+from workers.engines.models.registry_file import RegistryModel
+
+_CHARS_PER_TOKEN = 4
+"""An estimate for rate limits, corrected by the answer's usage."""
+_START_AGAIN_SECONDS = 5.0
+
+log = get_logger()
+
+
+@dataclass
+class _Address:
+    engine: Engine
+    circuit: AddressCircuit
+    name: str
+    asking: int = 0
+    is_up: bool = False
+
+
+class ServedModel:
+    """Answers requests for one model. A request goes to the address with the fewest requests in flight."""
+
+    def __init__(self, model: RegistryModel, engines: Sequence[Engine], clock: Clock, metrics: Metrics) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        names = model.engine.addresses or (model.engine.name,)
+        self._addresses = [
+            _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
+            for engine, name in zip(engines, names, strict=True)
+        ]
+        self._starting: set[asyncio.Task[None]] = set()
+        self._asked: dict[str, Engine] = {}
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self.model = model
+        self._gate = RateGate(model.entry.limits, clock)
+        self._family = _family(model)
+
+    def change(self, model: RegistryModel) -> None:
+        """Use the limits, prices and circuit of a changed file. The engine's own settings must be the same."""
+        if model.entry.limits != self.model.entry.limits:
+            self._gate = RateGate(model.entry.limits, self._clock)
+        for address in self._addresses:
+            address.circuit.settings = model.entry.circuit
+        self.model, self._family = model, _family(model)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The smallest window of the addresses; None if none is known."""
+        windows = [address.engine.context_tokens for address in self._addresses]
+        return min((tokens for tokens in windows if tokens is not None), default=None)
+
+    async def start(self) -> None:
+        """Return when one address can answer; the others join later. Raises EngineError if none can."""
+        tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
+        self._starting = {*tasks}
+        try:
+            while not any(address.is_up for address in self._addresses):
+                done, self._starting = await asyncio.wait(self._starting, return_when=asyncio.FIRST_COMPLETED)
+                failures = [error for task in done if (error := task.exception()) is not None]
+                refused = [error for error in failures if isinstance(error, EngineRefused)]
+                if refused or (failures and not self._starting):
+                    raise (refused or failures)[0]
+        except BaseException:
+            await self._stop_starting()
+            raise
+        for task in self._starting:
+            task.add_done_callback(_report)
+
+    async def _bring_up(self, address: _Address) -> None:
+        """Start an address's engine. Once another address answers, try again for as long as it takes."""
+        while True:
+            try:
+                await address.engine.start()
+            except EngineUnavailable as away:
+                if not any(other.is_up for other in self._addresses):
+                    raise
+                log.info("An engine's server does not answer yet; asking again.", action="engine-wait", error=str(away))
+                await asyncio.sleep(_START_AGAIN_SECONDS)
+            else:
+                address.is_up = True
+                return
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Answer one request, after its turn by the rate limits. Raises EngineError."""
+        request = with_quirks(request, self._family)
+        tokens = _estimate(request)
+        if not await self._turn(request, tokens):
+            self._gate.settle(tokens, 0)
+            return Completion("", "abort", 0, 0)
+        used = 0
+        try:
+            completion = await self._answered(request)
+            used = completion.prompt_tokens + completion.completion_tokens
+        finally:
+            self._gate.settle(tokens, used or tokens)
+        return self._priced(without_fence(completion, request, self._family))
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request, also while it waits for its turn."""
+        waiting = self._waiting.get(request_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        elif request_id in self._asked:
+            await self._asked[request_id].abort(request_id)
+
+    def load(self) -> EngineLoad:
+        """Return the sums over the addresses; a request that waits for its turn counts as waiting."""
+        loads = [address.engine.load() for address in self._addresses]
+        waiting = len(self._waiting) + sum(load.waiting for load in loads)
+        return EngineLoad(sum(load.running for load in loads), waiting)
+
+    async def close(self) -> None:
+        """End the engines of all addresses."""
+        await self._stop_starting()
+        for address in self._addresses:
+            await address.engine.close()
+
+    # -- one request ---------------------------------------------------------------------------------------------
+
+    async def _turn(self, request: GenerationRequest, tokens: int) -> bool:
+        """Wait for the request's turn. False if the request is aborted meanwhile."""
+        seconds = self._gate.reserve(tokens)
+        if not seconds:
+            return True
+        aborted = self._waiting[request.request_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await aborted
+        except TimeoutError:
+            return True
+        except asyncio.CancelledError:
+            self._gate.settle(tokens, 0)
+            raise
+        finally:
+            del self._waiting[request.request_id]
+        return False
+
+    async def _answered(self, request: GenerationRequest) -> Completion:
+        """Ask one address after the other until one answers. Raises EngineError."""
+        away: EngineUnavailable | None = None
+        tried: list[_Address] = []
+        while (address := self._next(tried)) is not None:
+            tried.append(address)
+            try:
+                return await self._ask(address, request)
+            except EngineFailed:
+                raise
+            except EngineUnavailable as error:
+                away = error
+        raise away or EngineUnavailable(f"every address of model {self.model.name} failed lately; waiting for one")
+
+    def _next(self, tried: Sequence[_Address]) -> _Address | None:
+        free = [each for each in self._addresses if each.is_up and each.circuit.admits and each not in tried]
+        return min(free, key=lambda each: each.asking, default=None)
+
+    async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
+        """Ask one address. Raises EngineError; EngineFailed only if the request may be to blame."""
+        circuit, number = address.circuit, address.circuit.begin()
+        was_open = circuit.is_open
+        address.asking += 1
+        self._asked[request.request_id] = address.engine
+        try:
+            completion = await address.engine.generate(request)
+        except (RequestRejected, PromptTooLong):
+            circuit.answered(number)
+            self._count("refused")
+            raise
+        except EngineUnavailable as error:
+            too_long = isinstance(error, EngineFailed) and error.took_too_long
+            to_blame = circuit.failed(number, took_too_long=too_long)
+            self._count("failed")
+            if isinstance(error, EngineFailed) and not to_blame:
+                self._metrics.tokens.labels("wasted").inc(error.wasted_tokens)
+                raise EngineUnavailable(str(error)) from error
+            raise
+        else:
+            if completion.finish_reason != "abort":  # an aborted request may never have reached the server
+                circuit.answered(number)
+                self._count("answered")
+            return completion
+        finally:
+            circuit.ended(number)
+            address.asking -= 1
+            self._asked.pop(request.request_id, None)
+            self._tell(address, was_open)
+
+    def _tell(self, address: _Address, was_open: bool) -> None:
+        """Log and count a circuit that has opened or closed."""
+        if address.circuit.is_open == was_open:
+            return
+        open_now = sum(each.circuit.is_open for each in self._addresses)
+        self._metrics.model_circuits.labels(self.model.name).set(open_now)
+        common = {"model": self.model.name, "address": address.name}
+        if was_open:
+            log.info("An address answers again; it gets requests again.", action="circuit-closed", **common)
+        else:
+            log.warning(
+                "An address failed repeatedly; it gets no request for a while.", action="circuit-open", **common
+            )
+
+    def _count(self, result: str) -> None:
+        self._metrics.model_requests.labels(self.model.name, result).inc()
+
+    def _priced(self, completion: Completion) -> Completion:
+        cost = self.model.entry.cost
+        price = cost.of(completion.prompt_tokens, completion.completion_tokens) if cost is not None else None
+        if cost is not None and price is not None:
+            self._metrics.model_cost.labels(self.model.name, cost.currency).inc(price)
+        currency = cost.currency if cost is not None else None
+        served = ServedBy(self.model.name, self.model.engine.kind, price, currency)
+        return replace(completion, served_by=served)
+
+    async def _stop_starting(self) -> None:
+        tasks, self._starting = self._starting, set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _family(model: RegistryModel) -> Family | None:
+    named = model.entry.family
+    return families()[named] if named is not None else family_of(model.entry.model or model.name)
+
+
+def _estimate(request: GenerationRequest) -> int:
+    chars = len(request.prompt or "") + sum(len(message.text) for message in request.messages or ())
+    return chars // _CHARS_PER_TOKEN + request.max_tokens
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Log an address that refuses us while another address answers."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error(
+            "An address refused the worker; the model's other addresses answer.",
+            action="engine-address-refused",
+            error=str(error),
+        )

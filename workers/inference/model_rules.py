@@ -1,0 +1,99 @@
+"""The registry's rules for jobs: defaults of their models, and a second try with another model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from schemas.codec import ReceivedJob
+from schemas.outcome import Outcome
+from schemas.result import Result, Usage
+from workers.engines.models.entries import Escalation
+from workers.engines.models.registry_file import ModelRegistry, RegistryModel
+
+_OF_THE_MODEL = frozenset(("engine_error", "unfinished", "unsupported", "not_json"))
+"""Codes of failures that another model may not have. A cancelled or expired job is never tried again."""
+
+
+class ModelRules:
+    """The rules of the registry that `current` returns, for the models of one lane. Without one, there are none."""
+
+    def __init__(self, current: Callable[[], ModelRegistry] | None = None, lane: str | None = None) -> None:
+        self._current = current
+        self._lane = lane
+
+    def with_defaults(self, received: ReceivedJob) -> ReceivedJob:
+        """Return the job with its model's defaults in the place of absent options."""
+        model = self._model(received.job.model_id)
+        if model is None:
+            return received
+        job, entry = received.job, model.entry
+        options = {"max_tokens": entry.max_tokens, "temperature": entry.temperature}
+        changes: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None and name not in job.model_fields_set
+        }
+        if entry.profile and job.sources is not None and "profile" not in job.sources.model_fields_set:
+            changes["sources"] = job.sources.model_copy(update={"profile": entry.profile})
+        return replace(received, job=job.model_copy(update=changes)) if changes else received
+
+    def after(self, received: ReceivedJob, result: Result) -> Escalate | None:
+        """Return the model that tries the job again after this result; None if the result stands."""
+        model = self._model(received.job.model_id)
+        rule = model.entry.escalate if model is not None else None
+        why = _reason(rule, result) if rule is not None else None
+        return Escalate(model.name, rule.to, why) if model is not None and rule is not None and why else None
+
+    def _model(self, model_id: str | None) -> RegistryModel | None:
+        if self._current is None:
+            return None
+        models = self._current().of_lane(self._lane)
+        named = (model for model in models.values() if model_id in model.names)
+        return next(named, None) or next(iter(models.values()), None)
+
+
+class Escalate:
+    """A second try of a job: the first model, the second one, and the reason."""
+
+    def __init__(self, first: str, to: str, why: str) -> None:
+        self.to = to
+        self._tried = f"escalated: {why} with model {first}"
+
+    def chosen(self, first: Result, second: Result) -> Result:
+        """Return the second result, or the first one if only that succeeded, with a note and the usage of both."""
+        if second.outcome is Outcome.SUCCEEDED:
+            kept, end = second, f"model {self.to} answered"
+        elif first.outcome is Outcome.SUCCEEDED:
+            kept, end = first, f"model {self.to} gave no answer, so that the first one stands"
+        else:
+            kept, end = second, f"model {self.to} gave no answer either"
+        usage = _sum(first.usage, second.usage)
+        return kept.model_copy(update={"notes": [*kept.notes, f"{self._tried}; {end}"], "usage": usage})
+
+    def refused(self, first: Result) -> Result:
+        """Return the first result, with a note that the second model does not take the job."""
+        note = f"{self._tried}; model {self.to} refused the job, so that the first result stands"
+        return first.model_copy(update={"notes": [*first.notes, note]})
+
+
+def _reason(rule: Escalation, result: Result) -> str | None:
+    """Return the trigger that holds, for the note; None if none does."""
+    code = result.error.code if result.error is not None else None
+    watched = _OF_THE_MODEL if "failed" in rule.on else frozenset(("not_json",)) & {*rule.on}
+    if result.outcome is Outcome.FAILED and code in watched:
+        return code
+    low = rule.below is not None and result.confidence is not None and result.confidence < rule.below
+    if result.outcome is Outcome.SUCCEEDED and low:
+        return f"the confidence was below {rule.below:g}"
+    return None
+
+
+def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
+    """Return the tokens of both tries, and their price where both have one currency."""
+    if first is None or second is None:
+        return first or second
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    sums: dict[str, Any] = {name: getattr(first, name) + getattr(second, name) for name in names}
+    if first.currency == second.currency and first.currency is not None:
+        sums["cost"] = (first.cost or 0.0) + (second.cost or 0.0)
+    return second.model_copy(update=sums)

@@ -1,0 +1,58 @@
+"""Reads the model registry's file again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from telemetry.logs import get_logger
+from workers.engines.models.mistakes import RegistryRefused
+from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.models.registry_file import ModelRegistry
+from workers.inference.registry import Registry
+from workers.system.side_task import SideTask
+from workers.system.tls_files import Stamp, stamp
+
+LOOK_SECONDS = 5.0
+
+log = get_logger()
+
+
+class RegistryWatch(SideTask):
+    """Looks every five seconds. A file with mistakes, or one that needs a restart, changes nothing."""
+
+    def __init__(
+        self, path: Path, read: Callable[[], ModelRegistry], engine: RegistryEngine, routes: Registry, lane: str | None
+    ) -> None:
+        self._path = path
+        self._read = read
+        self._engine = engine
+        self._routes = routes
+        self._lane = lane
+        self._seen: Stamp | None = stamp(path)
+
+    async def ended(self) -> None:
+        """Watch the file until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        """Use the file if it has changed since the last look."""
+        seen = stamp(self._path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            registry = await asyncio.to_thread(self._read)
+            self._engine.change(registry)
+        except (RegistryRefused, NeedsRestart) as why:
+            log.error(
+                "The model registry's file changed and cannot be used; going on with the one in memory.",
+                action="registry-reload-failed",
+                problem=str(why),
+            )
+            return
+        self._routes.replace(self._engine.models, self._lane, registry.lanes())
+        log.info("The model registry's file changed; using its new content.", action="registry-reloaded")
