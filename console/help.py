@@ -75,6 +75,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback replay --tenant acme --since -7d --undelivered",
     ),
     "verify-answer": ("postback verify-answer result.json", "postback verify-answer event.json --json"),
+    "doctor": (
+        "postback doctor",
+        "postback doctor --role worker --engine vllm --model ./model --json",
+        "postback doctor --role deliver --callback-url https://example.com/hook",
+    ),
     "backlog": ("postback backlog",),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),

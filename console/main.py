@@ -37,6 +37,7 @@ from console import (
     worker,
 )
 from console.demo import command as demo
+from console.doctor import command as doctor
 from console.errors import say
 from console.help import complete_help
 from console.variables import complaints
@@ -72,6 +73,7 @@ app.command(rich_help_panel=TAKE)(status.status)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=TAKE)(verify_answer.verify_answer)
+app.command(rich_help_panel=OPERATE)(doctor.doctor)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
 app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)

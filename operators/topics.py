@@ -111,7 +111,8 @@ def create_topics(
     specs = settings.topics.specs(settings.partitions, tuple(engines))
     with admin_client(settings) as admin:
         found = _found(admin, [spec.name for spec in specs])
-        report = TopicsReport(_replicas(admin, settings), existing=[spec.name for spec in specs if spec.name in found])
+        existing = [spec.name for spec in specs if spec.name in found]
+        report = TopicsReport(wanted_replicas(admin, settings), existing=existing)
         _create(admin, [spec for spec in specs if spec.name not in found], report)
         were_there = [spec for spec in specs if spec.name in found]
         for spec in were_there:
@@ -126,8 +127,8 @@ def create_topics(
     return report
 
 
-def _replicas(admin: Any, settings: KafkaSettings) -> int:
-    """Return the number in the settings; without one, the number of brokers, at most three.
+def wanted_replicas(admin: Any, settings: KafkaSettings) -> int:
+    """Return the number of copies in the settings; without one, the number of brokers, at most three.
 
     The brokers' own default (KIP-464) is not used, since it is one unless an operator sets it.
     """

@@ -24,6 +24,8 @@ class WorkerAnnouncement(WireModel):
     """Models that a job in these lanes may name in `model_id`: the worker answers for them, or forwards the job."""
     more: bool = False
     """True if the worker has more names than `models` may hold."""
+    version: str | None = Field(default=None, max_length=64)
+    """The worker's version of Postback; absent in announcements of versions that did not state it."""
     at: int
     """Time of the announcement by the worker's clock, Unix milliseconds."""
 
@@ -32,11 +34,15 @@ class InvalidAnnouncement(Exception):  # noqa: N818 - named after the record
     """A record of `fleet_workers` that cannot be read."""
 
 
-def announcement(replica: str, lane: str | None, names: Iterable[str], at: int) -> WorkerAnnouncement:
+def announcement(
+    replica: str, lane: str | None, names: Iterable[str], at: int, version: str | None = None
+) -> WorkerAnnouncement:
     """Announce the first `MAX_MODELS` of these names, without names that are not valid in `model_id`."""
     usable = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
     more = len(usable) > MAX_MODELS
-    return WorkerAnnouncement(replica=replica, lane=lane, models=tuple(usable[:MAX_MODELS]), more=more, at=at)
+    return WorkerAnnouncement(
+        replica=replica, lane=lane, models=tuple(usable[:MAX_MODELS]), more=more, version=version, at=at
+    )
 
 
 def worker_key(replica: str) -> bytes:

@@ -20,10 +20,10 @@ class OtherSchema(StoreAway):
 
 def require_current(connection: Connection) -> None:
     """Make the tables of an empty database. Raises OtherSchema if the store has another revision."""
-    newest, present = _newest(), revision_of(connection)
+    newest, present = newest_revision(), revision_of(connection)
     if present == newest:
         return
-    if present is None and not _has_tables(connection):
+    if present is None and not has_tables(connection):
         metadata.create_all(connection)
         MigrationContext.configure(connection).stamp(ScriptDirectory.from_config(_config()), newest)
         return
@@ -40,8 +40,8 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
 
     Raises OtherSchema if the store is newer than this program, or has tables of no revision.
     """
-    newest, present = _newest(), revision_of(connection)
-    if (present is None and _has_tables(connection)) or (present is not None and present > newest):
+    newest, present = newest_revision(), revision_of(connection)
+    if (present is None and has_tables(connection)) or (present is not None and present > newest):
         raise OtherSchema("the store's schema is of another program; check POSTBACK_STORE__URL")
     if present != newest:
         config = _config()
@@ -55,7 +55,8 @@ def revision_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def _newest() -> str:
+def newest_revision() -> str:
+    """Return the revision of this program."""
     newest = ScriptDirectory.from_config(_config()).get_current_head()
     assert newest is not None  # noqa: S101 - the folder has revisions
     return newest
@@ -67,5 +68,6 @@ def _config() -> Config:
     return config
 
 
-def _has_tables(connection: Connection) -> bool:
+def has_tables(connection: Connection) -> bool:
+    """Return whether the database has tables of a store."""
     return bool(inspect(connection).has_table(meta.name))

@@ -112,9 +112,14 @@ def guarded() -> Iterator[KafkaSettings]:
             )
 
 
+def documented_rows() -> list[re.Match[str]]:
+    """The rows of the document's table."""
+    return [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
+
+
 def documented(prefix: str) -> list[AclBinding]:
     """The document's table as Kafka's ACL bindings."""
-    rows = [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
+    rows = documented_rows()
     assert {row["who"] for row in rows} == USERS.keys()
     return [
         _binding(prefix, row, may, user) for row in rows for may in row["may"].split(", ") for user in USERS[row["who"]]
@@ -167,6 +172,7 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
 
     assert "delivered" in run("operator", "deliveries", "job_0")
     assert "in all" in run("operator", "backlog")
+    assert "faults: 0, warnings: 1" in run("operator", "doctor")  # the dead letter
     assert run("operator", "cancel", "job_of_tomorrow")
     assert run("operator", "endpoints", "disable", "https://hooks.example/")
     assert run("operator", "endpoints", "list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -48,7 +49,7 @@ class Announcer(SideTask):
             if self._clock.monotonic() >= next_at:
                 next_at = self._clock.monotonic() + ANNOUNCE_SECONDS
                 at = int(self._clock.time() * 1000)
-                said = announcement(self._replica, self._lane, self._models(), at)
+                said = announcement(self._replica, self._lane, self._models(), at, version("postback"))
                 self._put(self._producer, write_announcement(said))
             self._producer.poll(0)
             await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,1 @@
+"""`postback doctor`: the checks of `operators/doctor/`, and those that need higher floors."""

@@ -1,0 +1,94 @@
+"""`postback doctor`: names each fault of a set-up, and its fix."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from console.errors import FAILED, quiet_clients, say
+from console.terminal import harmless
+from workers.engines import ENGINES
+
+if TYPE_CHECKING:
+    from operators.doctor.findings import Examined, Finding
+
+    Engine = str
+else:
+    Engine = Literal[tuple(ENGINES)]
+
+
+class Role(StrEnum):
+    """A role whose needs are checked."""
+
+    WORKER = "worker"
+    DELIVER = "deliver"
+    GATEWAY = "gateway"
+    EXPORTER = "exporter"
+
+
+def doctor(
+    role: Annotated[
+        list[Role] | None, typer.Option(help="A role of this machine, whose needs are checked too; may be repeated.")
+    ] = None,
+    engine: Annotated[Engine | None, typer.Option(help="The engine of the workers on this machine.")] = None,
+    model: Annotated[str | None, typer.Option(help="The engine's model, instead of the one in the settings.")] = None,
+    callback_url: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="A callback to reach from here; may be repeated.")
+    ] = None,
+    certificate: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="One more file of certificates, such as the door's.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 for warnings too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Examine Kafka, the fleet, the settings and this machine. Each line names a fault and its fix.
+
+    The command reads the same variables as the roles, so run it where they run. It changes nothing but one tombstone in
+    fleet_workers, by which it learns the broker's time. A sound set-up prints nothing.
+
+    Exit status: 0 no fault, 1 a fault was found.
+    """
+    quiet_clients()
+    from console.doctor.checks import Asked, checks
+    from operators.doctor.findings import Level, examine
+
+    asked = Asked(tuple(role or ()), engine, model, tuple(callback_url or ()), tuple(certificate or ()))
+    done = examine(checks(asked))
+    found = [(each.check, finding) for each in done for finding in each.findings]
+    faults = sum(finding.level is Level.FAULT for _, finding in found)
+    if as_json:
+        typer.echo(json.dumps(_report(done, faults), indent=1))
+    else:
+        for check, finding in found:
+            typer.echo(_line(check, finding))
+        say(_summary(done, faults, len(found) - faults))
+    if faults or (strict and found):
+        raise typer.Exit(FAILED)
+
+
+def _line(check: str, finding: Finding) -> str:
+    return harmless(f"{finding.level:7}  {check}: {finding.problem}; fix: {finding.fix}")
+
+
+def _summary(done: list[Examined], faults: int, warnings: int) -> str:
+    skipped = sum(each.skipped for each in done)
+    after = f"; {skipped} checks were skipped until these faults are mended" if skipped else ""
+    said = f"faults: {faults}, warnings: {warnings}" if faults or warnings else "nothing is wrong"
+    return f"{len(done) - skipped} checks; {said}{after}"
+
+
+def _report(done: list[Examined], faults: int) -> dict[str, object]:
+    return {
+        "ok": faults == 0,
+        "checks": [each.check for each in done if not each.skipped],
+        "skipped": [each.check for each in done if each.skipped],
+        "findings": [
+            {"check": each.check, "level": str(finding.level), "problem": finding.problem, "fix": finding.fix}
+            for each in done
+            for finding in each.findings
+        ],
+    }

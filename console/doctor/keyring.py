@@ -1,0 +1,29 @@
+"""The keyring: missing, unreadable, open to others, without keys, or of the first format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from operators.doctor.findings import Finding, fault, warning
+
+
+def check_keyring(path: str | None, *, required: bool) -> Iterator[Finding]:
+    """Yield the faults of the keyring. Without a path, a keyring is missing only where a role requires it."""
+    from workers.delivery.keyring import Keyring, KeyringError, KeyringMissing
+
+    if not path:
+        if required:
+            yield fault("POSTBACK_KEYRING is not set, and delivery signs with its keys", "set it to the keyring's path")
+        return
+    try:
+        keyring = Keyring.load(Path(path), by_root=True)
+    except KeyringMissing:
+        yield fault(f"there is no keyring at {path}", "run `postback keys init`, or correct POSTBACK_KEYRING")
+        return
+    except KeyringError as error:
+        problem, _, fix = str(error).rpartition("; ")
+        yield fault(problem, fix)
+        return
+    if keyring.format == 1:
+        yield warning(f"the keyring {path} has format 1: one key pair for all tenants", "run `postback keys migrate`")

@@ -1,0 +1,70 @@
+"""Services beside Kafka: the gateway's store and Redis, and the packages of a role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+
+from operators.doctor.findings import Finding, fault
+from schemas.settings import read_settings
+
+ROLES = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
+"""Each role that needs more than the base install, with the extra that installs its packages."""
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "fastapi", "sqlalchemy")}
+_REDIS_SECONDS = 3.0
+
+
+def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
+    """Yield the roles whose packages are not installed."""
+    for role in roles:
+        extra = ROLES.get(role)
+        absent = [name for name in _PACKAGES.get(extra or "", ()) if find_spec(name) is None]
+        if absent:
+            yield fault(f"`postback {role}` needs {absent[0]}", f"run `pip install 'postback[{extra}]'`")
+
+
+def check_store() -> Iterator[Finding]:
+    """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
+    from gateway.store.errors import StoreAway
+    from gateway.store.examine import examine_store
+    from gateway.store.settings import StoreSettings
+
+    try:
+        state = examine_store(read_settings(StoreSettings).url)
+    except StoreAway as away:
+        problem, _, fix = str(away).partition("; ")
+        yield fault(problem, fix or "start the database, or correct POSTBACK_STORE__URL")
+        return
+    if state.revision is None and state.has_tables:
+        yield fault("the database of POSTBACK_STORE__URL is of another program", "correct POSTBACK_STORE__URL")
+    elif state.revision is not None and state.revision < state.newest:
+        yield fault(
+            f"the store has schema {state.revision}, older than this program's {state.newest}",
+            "stop the gateways, back the store up, and run `postback store upgrade`",
+        )
+    elif state.revision is not None and state.revision > state.newest:
+        yield fault(
+            f"the store has schema {state.revision}, newer than this program's {state.newest}",
+            "install the newer Postback here too",
+        )
+
+
+def check_redis(variable: str, url: str) -> Iterator[Finding]:
+    """Yield the fault of a Redis that a setting names. The URL, which may hold a password, is not shown."""
+    if find_spec("redis") is None:
+        yield fault(
+            f"{variable} is set, and the package redis is not installed", "run `pip install 'postback[worker]'`"
+        )
+        return
+    from redis import Redis
+    from redis.exceptions import AuthenticationError, RedisError
+
+    try:
+        with Redis.from_url(url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS) as client:
+            client.ping()
+    except AuthenticationError:
+        yield fault(f"the Redis of {variable} refuses the password", f"correct the password in {variable}")
+    except (RedisError, OSError) as error:
+        yield fault(f"the Redis of {variable} fails ({type(error).__name__})", f"start it, or correct {variable}")
+    except ValueError:
+        yield fault(f"{variable} is no URL of a Redis", f"set {variable}=redis://HOST:6379/0")

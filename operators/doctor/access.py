@@ -1,0 +1,94 @@
+"""Operations on topics that the brokers' ACLs deny to this user. Brokers tell them themselves (KIP-430)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kafka import errors as kafka_errors
+
+from operators.doctor.findings import Finding, fault, warning
+from producers.connection import admin_client
+from schemas.settings import KafkaSettings
+
+_FORBIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
+
+NEEDED: dict[str, dict[str, frozenset[str]]] = {
+    "worker": {
+        "model_requests*": frozenset({"READ", "WRITE"}),
+        "job_control": frozenset({"READ"}),
+        "fleet_workers": frozenset({"WRITE"}),
+        "model_results": frozenset({"WRITE"}),
+        "dead_letters": frozenset({"WRITE"}),
+    },
+    "deliver": {
+        "model_results": frozenset({"READ"}),
+        "callback_events": frozenset({"READ"}),
+        "callback_retries.*": frozenset({"READ", "WRITE"}),
+        "callback_endpoints": frozenset({"READ", "WRITE"}),
+        "callback_attempts": frozenset({"WRITE"}),
+        "dead_letters": frozenset({"WRITE"}),
+    },
+    "gateway": {
+        "model_requests*": frozenset({"READ", "WRITE"}),
+        "batch_requests": frozenset({"READ", "WRITE"}),
+        "job_control": frozenset({"WRITE"}),
+        "callback_events": frozenset({"READ", "WRITE"}),
+        "callback_retries.*": frozenset({"WRITE"}),
+        "callback_attempts": frozenset({"READ"}),
+        "model_results": frozenset({"READ", "WRITE"}),
+        "fleet_workers": frozenset({"READ"}),
+        "dead_letters": frozenset({"WRITE"}),
+    },
+    "exporter": {
+        "model_requests*": frozenset({"READ"}),
+        "model_results": frozenset({"DESCRIBE"}),
+        "callback_*": frozenset({"READ"}),
+        "dead_letters*": frozenset({"READ"}),
+        "fleet_workers": frozenset({"READ"}),
+    },
+}
+"""Each role's operations by topic, without the prefix, as in the table of docs/DEPLOY.md; a test compares them."""
+
+
+def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator[Finding]:
+    """Yield the operations that ACLs deny to this user and that one of the roles needs. Raises ProducerError.
+
+    Without a role, topics that are hidden from this user are a warning: no check sees them.
+    """
+    names = [spec.name for spec in settings.topics.specs(1)]
+    with admin_client(settings) as admin:
+        described = {topic["name"]: topic for topic in admin.describe_topics(names)}
+    user = settings.client_config().get("sasl.username", "ANONYMOUS")
+    for name in names:
+        needed = _needed(name.removeprefix(settings.topic_prefix), roles)
+        denied = _denied(described[name], needed)
+        if denied and not roles:
+            yield warning(
+                f"{name} is hidden from User:{user}, so it is not checked", "grant Describe on it to this user"
+            )
+        elif denied and needed:
+            operations = " ".join(f"--operation {each.capitalize()}" for each in denied)
+            yield fault(
+                f"ACLs deny {', '.join(each.capitalize() for each in denied)} on {name} to User:{user}",
+                f"run `kafka-acls.sh --bootstrap-server HOST:PORT --add --allow-principal User:{user} {operations} "
+                f"--topic {name}`, and remove rules that deny it",
+            )
+
+
+def _needed(topic: str, roles: Sequence[str]) -> frozenset[str]:
+    return frozenset(
+        operation
+        for role in roles
+        for pattern, operations in NEEDED[role].items()
+        if topic == pattern or (pattern.endswith("*") and topic.startswith(pattern[:-1]))
+        for operation in operations
+    )
+
+
+def _denied(described: Any, needed: frozenset[str]) -> list[str]:
+    """Return the denied operations; Describe alone if no role needs more, and the topic is hidden."""
+    if described["error_code"] == _FORBIDDEN:
+        return sorted(needed) or ["DESCRIBE"]
+    allowed = described.get("authorized_operations")
+    return [] if allowed is None else sorted(needed.difference(allowed))

@@ -1,0 +1,72 @@
+"""Clocks of this machine and of the workers, against the brokers' clocks that stamp the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kafka import KafkaProducer
+
+from operators.doctor.findings import Finding, fault, warning
+from producers.connection import abandon, connect, kafka_errors_translated, needed, partition_counts
+from producers.scan import Scanner
+from producers.workers import LIVE_SECONDS
+from schemas.settings import KafkaSettings
+from schemas.worker import InvalidAnnouncement, read_announcement
+from telemetry.clock import Clock, SystemClock
+
+WARN_SECONDS = 2.0
+"""Deadlines and times to live are whole seconds, so a smaller difference changes nothing."""
+FAULT_SECONDS = 30.0
+_SENT_SECONDS = 10.0
+_KEY = b" doctor"
+"""The key of the record that asks for the broker's time. No worker has a name with a space."""
+_FIX = "let NTP set its clock: `timedatectl set-ntp true`, then look at `timedatectl`"
+_CLOCK = SystemClock()
+
+
+def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
+    """Yield this machine's difference from the broker's clock. Raises ProducerError.
+
+    The broker stamps a tombstone in `fleet_workers`, which every reader skips and compaction removes.
+    """
+    topic = settings.topics.workers
+    partition_counts(settings, [topic])
+    with needed("a record there shows the broker's time (Write)"):
+        producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)
+        try:
+            with kafka_errors_translated(settings):
+                before = clock.time()
+                stamped = producer.send(topic, value=None, key=_KEY, partition=0).get(timeout=_SENT_SECONDS)
+                after = clock.time()
+        finally:
+            abandon(producer)
+    broker = stamped.timestamp / 1000
+    ahead = before - broker if before > broker else min(0.0, after - broker)  # the stamp lies between the two
+    yield from skew_findings("this machine's clock", ahead)
+
+
+def check_worker_clocks(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
+    """Yield the differences of the live workers' clocks, from their announcements. Raises ProducerError."""
+    ahead: dict[str, float] = {}
+    since_ms = int((clock.time() - LIVE_SECONDS) * 1000)
+    with Scanner(settings, clock) as scanner:
+        for record in scanner.read(scanner.ranges(settings.topics.workers, since_ms)):
+            try:
+                said = read_announcement(record.key, record.value or b"")
+            except InvalidAnnouncement:
+                continue
+            ahead[said.replica] = (said.at - record.at_ms) / 1000
+    for replica, seconds in sorted(ahead.items()):
+        # An announcement may wait 30 s for a broker, so a worker's clock seems slow then; only a fast one is certain.
+        if seconds > 0 or seconds < -2 * FAULT_SECONDS:
+            yield from skew_findings(f"the clock of worker {replica}", seconds)
+
+
+def skew_findings(whose: str, ahead: float) -> Iterator[Finding]:
+    """Yield the finding of a clock that is `ahead` seconds before the broker's; negative seconds are behind."""
+    if abs(ahead) <= WARN_SECONDS:
+        return
+    side = "ahead of" if ahead > 0 else "behind"
+    weigh = fault if abs(ahead) > FAULT_SECONDS else warning
+    yield weigh(f"{whose} is {abs(ahead):.0f} s {side} the broker's: deadlines and signatures are judged wrongly", _FIX)

@@ -1,0 +1,128 @@
+"""Checks and their findings. A check that hangs or raises becomes a finding, and holds up no other check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from threading import Thread
+
+from producers.errors import AccessRefused, BrokerUnreachable, ProducerError, TopicMissing
+from schemas.settings import SettingsRefused
+from telemetry.clock import Clock, Deadline, SystemClock
+
+CHECK_SECONDS = 30.0
+"""Longest time of the checks of one round. All checks of a round run at once."""
+_NAMED = 3
+_CLOCK = SystemClock()
+
+
+class Level(StrEnum):
+    """The weight of a finding."""
+
+    WARNING = "warning"
+    """The fleet works, and an operator should look at it."""
+    FAULT = "fault"
+    """Something does not work, or loses work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fault with its fix, each a phrase without a full stop."""
+
+    level: Level
+    problem: str
+    fix: str
+
+
+def fault(problem: str, fix: str) -> Finding:
+    """Return a finding of something that does not work."""
+    return Finding(Level.FAULT, problem, fix)
+
+
+def warning(problem: str, fix: str) -> Finding:
+    """Return a finding of something that works and needs an operator's look."""
+    return Finding(Level.WARNING, problem, fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One subject to examine. `look` may block, and may raise ProducerError and SettingsRefused."""
+
+    name: str
+    look: Callable[[], Iterable[Finding]]
+    needs: str | None = None
+    """The check without whose success this one can say nothing new, and is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A check's findings; none if all is well. A skipped check was not made."""
+
+    check: str
+    findings: tuple[Finding, ...] = ()
+    skipped: bool = False
+
+    @property
+    def has_fault(self) -> bool:
+        """True if one of the findings is a fault."""
+        return any(finding.level is Level.FAULT for finding in self.findings)
+
+
+def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Clock = _CLOCK) -> list[Examined]:
+    """Make the checks in two rounds, first those that others need. Return their findings in the given order."""
+    first = _round([check for check in checks if check.needs is None], seconds, clock)
+    failed = {name for name, examined in first.items() if examined.has_fault}
+    ready = [check for check in checks if check.needs is not None and check.needs not in failed]
+    second = _round(ready, seconds, clock)
+    done = first | second
+    return [done.get(check.name, Examined(check.name, skipped=True)) for check in checks]
+
+
+def _round(checks: Sequence[Check], seconds: float, clock: Clock) -> dict[str, Examined]:
+    """Make the checks at once, each in a thread of its own, which a hanging check cannot hold past the deadline."""
+    done: dict[str, Examined] = {}
+
+    def make(check: Check) -> None:
+        done[check.name] = _made(check)
+
+    # Daemons: a thread that hangs in a library's call must not keep the command from ending.
+    threads = {check.name: Thread(target=make, args=(check,), daemon=True) for check in checks}
+    for thread in threads.values():
+        thread.start()
+    deadline = Deadline.after(clock, seconds)
+    for thread in threads.values():
+        thread.join(deadline.remaining)
+    late = fault(f"this check had no end after {seconds:g} s", "run the command again; if it repeats, look for a hang")
+    ended = dict(done)
+    return {name: ended.get(name, Examined(name, (late,))) for name in threads}
+
+
+def _made(check: Check) -> Examined:
+    try:
+        return Examined(check.name, tuple(check.look()))
+    except (TopicMissing, SettingsRefused):
+        return Examined(check.name, skipped=True)  # the checks of topics and of settings name it
+    except ProducerError as error:
+        return Examined(check.name, (finding_of(error),))
+    except Exception as error:
+        # The error's text may hold a setting's value, so only its type is shown.
+        defect = fault(f"this check itself failed ({type(error).__name__})", "report it as a defect of Postback")
+        return Examined(check.name, (defect,))
+
+
+def finding_of(error: ProducerError) -> Finding:
+    """Return the finding of an error between this machine and Kafka."""
+    match error:
+        case AccessRefused():
+            return fault(f"Kafka refuses access ({error.reason})", "grant the operations of docs/DEPLOY.md#acls")
+        case BrokerUnreachable():
+            return fault("Kafka stopped answering", "run the command again; look at the brokers' logs if it repeats")
+    problem, _, fix = str(error).partition(": ")
+    return fault(problem, fix or "look at the brokers' logs")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names and the number of the others, as text."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,346 @@
+"""`postback doctor` on this machine: wrong files, settings and services are named with their fixes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from console.catalogue import names, rooms
+from console.doctor.checks import Asked, checks
+from console.doctor.machine import check_disk, check_files_limit, check_memory
+from console.doctor.settings import ROOMS
+from gateway.store.store import Store
+from operators.doctor.access import NEEDED
+from operators.doctor.brokers import parsed_addresses, settings_findings, version_finding
+from operators.doctor.files import check_certificates
+from operators.doctor.findings import Check, Finding, Level, examine, fault
+from telemetry.clock import SystemClock
+from tests.integration.certificates import Authority
+from tests.integration.test_acls import documented_rows
+from tests.postback_command import environment_of, postback_here
+
+NO_KAFKA = "127.0.0.1:9"
+SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+
+
+def findings(check: str, *options: str, **variables: str | Path) -> list[tuple[str, str]]:
+    """The problems and fixes that a check tells, by the command, on a machine without a Kafka."""
+    env = environment_of(POSTBACK_KAFKA__BOOTSTRAP_SERVERS=NO_KAFKA, **variables)
+    done = postback_here("doctor", "--json", *options, env=env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    found = json.loads(done.stdout)["findings"]
+    return [(each["problem"], each["fix"]) for each in found if each["check"] == check]
+
+
+def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
+    return any(problem in each and fix in mended for each, mended in found)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "check", "problem", "fix"),
+    [
+        ("POSTBACK_KEYRINGS", "x", "settings-names", "POSTBACK_KEYRINGS is ignored", "rename it to POSTBACK_KEYRING"),
+        ("POSTBACK_COLOUR", "x", "settings-names", "POSTBACK_COLOUR is ignored", "docs/reference/settings.md"),
+        ("POSTBACK_KAFKA__PARTITIONS", "many", "settings-values", "POSTBACK_KAFKA__PARTITIONS: ", "correct it"),
+        ("POSTBACK_DELIVERY__JITTER", "9", "settings-values", "POSTBACK_DELIVERY__JITTER: ", "correct it"),
+        ("POSTBACK_KEYRING", "/nowhere/k.json", "keyring", "no keyring at /nowhere/k.json", "`postback keys init`"),
+        (
+            "POSTBACK_TRUST__SECRET_FILE",
+            "/nowhere",
+            "secret-files",
+            "POSTBACK_TRUST__SECRET_FILE cannot",
+            "correct the",
+        ),
+        ("POSTBACK_DELIVERY__CA_FILE", __file__, "certificates", "holds no certificate in PEM", "correct the path"),
+        ("POSTBACK_ACCESS__REDIS_URL", f"redis://{NO_KAFKA}/0", "redis-access", "fails (ConnectionError)", "start it"),
+        ("POSTBACK_CACHE__REDIS_URL", "http://x", "redis-cache", "POSTBACK_CACHE__REDIS_URL is no URL", "redis://HOST"),
+        ("POSTBACK_STORE__URL", "mysql://x", "store", "the store's URL cannot be used", "write sqlite:///FILE"),
+        (
+            *("POSTBACK_STORE__URL", f"postgresql+psycopg://a:{SECRET}@{NO_KAFKA}/x", "store"),
+            *("the store cannot be opened (OperationalError)", "start the database"),
+        ),
+        ("POSTBACK_STORE__URL", "sqlite:////nowhere/at/all.db", "store", "the store's folder is missing", "make it"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_fix(variable: str, value: str, check: str, problem: str, fix: str) -> None:
+    found = findings(check, **{variable: value})
+    assert told(found, problem, fix), found
+
+
+def test_a_keyring_that_others_may_read_or_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    env = environment_of(POSTBACK_KEYRING=path)
+    assert postback_here("keys", "init", env=env).returncode == 0
+    assert findings("keyring", POSTBACK_KEYRING=path) == []
+    path.chmod(0o644)
+    [(problem, fix)] = findings("keyring", POSTBACK_KEYRING=path)
+    assert problem.endswith("it is open to other users of this machine")
+    assert fix == f"run `chmod 600 {path}`"
+    path.write_text('{"format": 2, "masters": []}')
+    path.chmod(0o600)
+    [(problem, fix)] = findings("keyring", POSTBACK_KEYRING=path)
+    assert "it is not a keyring" in problem
+    assert fix == "put the file back from a backup"
+    assert told(findings("keyring", "--role", "deliver"), "POSTBACK_KEYRING is not set", "the keyring's path")
+
+
+def test_a_file_of_a_secret_that_others_may_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}{SECRET}")
+    file.chmod(0o640)
+    found = findings("secret-files", POSTBACK_TRUST__SECRET_FILE=file)
+    assert told(found, "POSTBACK_TRUST__SECRET_FILE: it is open to other users", f"`chmod 600 {file}`") == (
+        os.geteuid() != 0
+    )
+    file.chmod(0o604)
+    found = findings("secret-files", POSTBACK_TRUST__SECRET_FILE=file)
+    assert told(found, "POSTBACK_TRUST__SECRET_FILE: it is open to other users", f"`chmod 600 {file}`")
+
+
+def test_certificates_that_are_expired_or_expire_soon_are_named(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    expired = authority.chain_file(expired=True)
+    [(problem, fix)] = findings("certificates", "--certificate", str(expired))
+    assert problem == f"a certificate of --certificate {expired} (without a name) expired 1 day ago"
+    assert "`postback certs renew`" in fix
+
+    class Later(SystemClock):
+        @staticmethod
+        def time() -> float:
+            return SystemClock.time() + 12 * 3600
+
+    [soon] = check_certificates({"door": authority.client_file("acme")}, Later())
+    assert (soon.level, soon.problem) == (
+        Level.WARNING,
+        "a certificate of door (acme) expires in less than a day",
+    )
+
+
+def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    assert findings("store", POSTBACK_STORE__URL=url) == []
+    assert list(tmp_path.iterdir()) == []  # a look makes no file
+    Store.open(url).close()
+    assert findings("store", POSTBACK_STORE__URL=url) == []
+    engine = create_engine(url)
+    for revision, problem, fix in (
+        ("'0000'", "older than this program's", "`postback store upgrade`"),
+        ("'9999'", "newer than this program's", "install the newer Postback"),
+    ):
+        with engine.begin() as connection:
+            connection.execute(text(f"UPDATE alembic_version SET version_num = {revision}"))
+        assert told(findings("store", POSTBACK_STORE__URL=url), problem, fix)
+    engine.dispose()
+
+
+def test_a_model_that_is_not_on_the_disk_is_named(tmp_path: Path) -> None:
+    engine = ("--engine", "vllm", "--model")
+    missing, empty = tmp_path / "missing", tmp_path / "empty"
+    empty.mkdir()
+    assert told(
+        findings("engine", *engine, str(missing)), "cannot be read (no such file", "POSTBACK_ENGINE__VLLM__MODEL"
+    )
+    assert told(findings("engine", *engine, str(empty)), f"the model is empty: {empty}", "download the model again")
+    (empty / "config.json").write_text("{}")
+    assert told(findings("engine", *engine, str(empty)), "holds no weights", "download the model again")
+    (empty / "model.safetensors").write_bytes(b"")
+    assert not told(findings("engine", *engine, str(empty)), "model", "")
+    hub: dict[str, str | Path] = {"HF_HUB_CACHE": tmp_path, "HF_HUB_OFFLINE": "1"}
+    assert told(findings("engine", *engine, "acme/tiny", **hub), "HF_HUB_OFFLINE forbids", "`hf download acme/tiny`")
+    assert told(findings("engine", "--engine", "vllm"), "the engine vllm has no model", "--model")
+
+
+def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    found = findings("engine", "--engine", "vllm", "--model", "/nowhere")
+    assert told(found, "needs the package vllm", "`pip install 'postback[vllm]'`")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert told(findings("packages", "--role", "gateway"), "`postback gateway` needs fastapi", "postback[gateway]")
+
+
+class Models(BaseHTTPRequestHandler):
+    """A server that lists one model, for the right key only."""
+
+    def do_GET(self) -> None:
+        is_known = self.headers["Authorization"] == f"Bearer {SECRET}"
+        body = json.dumps({"data": [{"id": "small"}]}).encode()
+        self.send_response(200 if is_known else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Models) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+        thread.join()
+
+
+def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> None:
+    def asked(model: str, url: str, key: str) -> list[tuple[str, str]]:
+        settings = {"BASE_URL": url, "API_KEY": key}
+        variables = {f"POSTBACK_ENGINE__OPENAI__{name}": value for name, value in settings.items()}
+        return findings("engine", "--engine", "openai", "--model", model, **variables)
+
+    assert asked("small", f"{server}/v1", SECRET) == []
+    assert told(asked("big", f"{server}/v1", SECRET), "does not serve the model big", "one of its models: small")
+    assert told(asked("small", f"{server}/v1", "other"), f"{server} refuses the key (401)", "OPENAI__API_KEY")
+    assert told(
+        asked("small", f"http://{NO_KAFKA}/v1", SECRET), f"http://{NO_KAFKA} does not answer", "OPENAI__BASE_URL"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "problem", "fix"),
+    [
+        (
+            "https://10.1.2.3/hook?t=token",
+            "callbacks to https://10.1.2.3: the address is not public",
+            "ALLOW_CALLBACKS",
+        ),
+        ("http://example.com/", "callbacks to http://example.com: https is required", "POSTBACK_ENV=development"),
+        ("https://example.com:22/", "this port is not allowed", "POSTBACK_EGRESS__PORTS"),
+        ("https://nowhere.invalid/hook", "the name of https://nowhere.invalid does not resolve", "this machine's DNS"),
+        ("ftp://x", "the guard refuses callbacks to", "https"),
+    ],
+)
+def test_a_callback_that_delivery_would_not_reach_is_named_without_its_path(url: str, problem: str, fix: str) -> None:
+    found = findings("callback-1", "--callback-url", url)
+    assert told(found, problem, fix), found
+    assert "hook" not in str(found)
+
+
+def test_a_callback_that_is_allowed_is_reached_or_named() -> None:
+    allowed = {"POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.1/32"}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert findings("callback-1", "--callback-url", f"http://127.0.0.1:{port}/", **allowed) == []
+    found = findings("callback-1", "--callback-url", f"http://127.0.0.1:{port}/", **allowed)
+    assert told(found, "cannot be reached: 127.0.0.1 refuses connections", "start it")
+
+
+def test_low_limits_of_the_machine_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(check_memory()) == []
+    group = tmp_path / "sys/fs/cgroup/memory.max"
+    group.parent.mkdir(parents=True)
+    group.write_text(str(128 * 1024 * 1024))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    assert [found.problem for found in check_memory(tmp_path)] == [
+        "the memory limit is 128 MiB, and a process needs 320 MiB"
+    ]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    assert [found.problem for found in check_files_limit()] == [
+        "a process here may open 1024 files, and 4096 are needed"
+    ]
+    for free, level in ((100, Level.FAULT), (1024, Level.WARNING)):
+        bytes_free = free * 1024 * 1024
+        [found] = check_disk({"POSTBACK_STORE__URL": tmp_path / "none"}, {tmp_path: bytes_free}.__getitem__)
+        assert (found.level, found.problem) == (level, f"the disk of POSTBACK_STORE__URL has {free} MiB free")
+        assert str(tmp_path) in found.fix
+    assert list(check_disk({"x": tmp_path}, lambda _: 1 << 40)) == []
+
+
+def test_an_old_broker_and_its_settings_are_named() -> None:
+    assert version_finding(1, (4, 3)) is None
+    old = version_finding(1, (3, 9))
+    assert old == fault(
+        "broker 1 runs Kafka 3.9, whose groups cannot be joined", "upgrade it to Apache Kafka 4.0 or later"
+    )
+    [classic] = settings_findings(1, {"group.coordinator.rebalance.protocols": "classic"})
+    assert classic.fix == "set group.coordinator.rebalance.protocols=classic,consumer on the brokers"
+
+
+def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other() -> None:
+    def raise_secret() -> list[Finding]:
+        raise ValueError(SECRET)
+
+    def hang() -> list[Finding]:
+        threading.Event().wait(30)
+        return []
+
+    done = examine(
+        [
+            *(Check("hangs", hang), Check("raises", raise_secret), Check("sound", list)),
+            *(Check("later", list, needs="sound"), Check("skipped", list, needs="raises")),
+        ],
+        seconds=0.5,
+    )
+    said = {each.check: [finding.problem for finding in each.findings] for each in done}
+    assert said == {
+        "hangs": ["this check had no end after 0.5 s"],
+        "raises": ["this check itself failed (ValueError)"],
+        "sound": [],
+        "later": [],
+        "skipped": [],
+    }
+    assert [each.check for each in done if each.skipped] == ["skipped"]
+
+
+def test_every_settings_class_is_read_and_every_role_needs_the_acls_of_the_document() -> None:
+    assert {made.rpartition(":")[2].lower().replace("_", "") for made in ROOMS} == {
+        room.__name__.lower() for room in rooms()
+    }
+    by_role = {"worker": "worker", "delivery": "deliver", "gateway": "gateway", "exporter": "exporter"}
+    rows = {
+        (by_role[row["who"]], row["name"], frozenset(row["may"].upper().split(", ")))
+        for row in documented_rows()
+        if row["on"] == "topic" and row["who"] in by_role
+    }
+    assert rows == {(role, topic, may) for role, topics in NEEDED.items() for topic, may in topics.items()}
+
+
+NOISE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+LOCAL = [name for name in names() if not name.endswith("*") and "BOOTSTRAP" not in name and "REDIS" not in name]
+
+
+@given(st.dictionaries(st.sampled_from(LOCAL), NOISE, max_size=6), st.binary(max_size=300), NOISE)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
+    tmp_path: Path, variables: dict[str, str], content: bytes, url: str
+) -> None:
+    file = tmp_path / "noise"
+    file.write_bytes(content)
+    files = {
+        "POSTBACK_KEYRING": str(file),
+        "POSTBACK_TRUST__SECRET_FILE": str(file),
+        "POSTBACK_DELIVERY__CA_FILE": str(file),
+        "POSTBACK_STORE__URL": f"sqlite:///{file}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("POSTBACK_")]:
+            patch.delenv(name)
+        for name, value in {**files, **variables}.items():
+            patch.setenv(name, value)
+        asked = Asked(("worker", "deliver", "gateway"), "vllm", url or None, (url,), (file,))
+        local = [check for check in checks(asked) if check.needs is None and check.name != "brokers"]
+        problems = [finding.problem for each in examine(local) for finding in each.findings]
+    assert not [problem for problem in problems if "this check" in problem]
+
+
+@given(NOISE)
+def test_any_text_of_addresses_is_read_or_refused(text: str) -> None:
+    for address in parsed_addresses(text) or []:
+        assert 0 < address.port < 65_536
