@@ -18,6 +18,8 @@ from telemetry.metrics import Metrics
 ROOT = Path(__file__).parents[1]
 
 REFERENCE = ROOT / "docs" / "reference"
+RULES = ROOT / "deploy" / "prometheus" / "postback.rules.yml"
+"""Prometheus' rules, which are copied into the chart: Helm reads no file outside it."""
 
 _GENERATED = "`python -m console.publish` writes this page; a test compares it with the code."
 
@@ -62,6 +64,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "jobs.md": job_reference.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
+        ROOT / "helm" / "postback" / "files" / "postback.rules.yml": RULES.read_text(encoding="utf-8"),
         **engine_names.documents(),
     }
 

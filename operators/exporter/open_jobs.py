@@ -59,7 +59,7 @@ class OpenJobs:
         except InvalidJob:
             deadline_ms = NO_DEADLINE
         self._offsets.append(offset)
-        self._arrived_ms.append(min(max(record.at_ms, 0), NO_DEADLINE))
+        self._arrived_ms.append(record.at_ms)
         self._deadlines_ms.append(deadline_ms)
 
     @property
