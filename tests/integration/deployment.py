@@ -100,12 +100,22 @@ AUTHORITIES: Manifest = yaml.safe_load(
 )
 """The last example of docs/DEPLOY.md: a private authority and client certificates for delivery."""
 AT_REST = {"topics": {"create": False}, "worker": {"replicas": 0}, "delivery": {"replicas": 0}}
+SCALED: Manifest = {
+    "kafka": {"partitions": 24},
+    "worker": {
+        "drainSeconds": 120,
+        "autoscaling": {"enabled": True, "maxReplicas": 24, "longestJobSeconds": 600, "startSeconds": 240},
+    },
+    "delivery": {"autoscaling": {"enabled": True, "minReplicas": 2}},
+    "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True, "labels": {"release": "kps"}}},
+}
 VALUE_SETS = {
     "defaults": DEFAULTS,
     "secured": SECURED,
     "on-gpus": ON_GPUS,
     "at-rest": AT_REST,
     "authorities": AUTHORITIES,
+    "scaled": SCALED,
 }
 every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 
@@ -146,7 +156,8 @@ def environment(container: Manifest) -> dict[str, Any]:
 
 
 def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
-    yield from (m["spec"]["template"]["spec"] for m in manifests if m["kind"] in ("StatefulSet", "Job"))
+    kinds = ("StatefulSet", "Deployment", "Job")
+    yield from (m["spec"]["template"]["spec"] for m in manifests if m["kind"] in kinds)
 
 
 @cache

@@ -11,6 +11,7 @@ import yaml
 
 from producers.connection import connection_config
 from schemas.settings import FleetSettings
+from tests import custom_resources
 from tests.integration.deployment import (
     AT_REST,
     AUTHORITIES,
@@ -53,6 +54,8 @@ def test_what_the_chart_renders_is_valid_for_kubernetes(values: Manifest) -> Non
     manifests = render(values)
 
     for manifest in manifests:
+        if custom_resources.is_custom(manifest):
+            continue  # tests/integration/test_chart_scaling.py validates them
         kubernetes_validate.validate(manifest, "1.30", strict=True)
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
     assert {m["kind"] for m in manifests} >= {"StatefulSet", "Service", "PodDisruptionBudget", "ServiceAccount"}
@@ -309,7 +312,7 @@ def test_every_process_is_told_the_waits_between_attempts_and_the_job_that_makes
         told = environment(pod["containers"][0])["POSTBACK_KAFKA__TIER_DELAYS_SECONDS"]
         monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", told)
         assert FleetSettings().kafka.tier_delays_seconds == (0.5, 60, 432_000)
-    assert len([*pods(manifests)]) == 3
+    assert len([*pods(manifests)]) == 4
     job = next(m for m in manifests if m["kind"] == "Job")["spec"]["template"]["spec"]["containers"][0]
     assert job["envFrom"] == [{"secretRef": {"name": "more"}}]
     for pod in pods(render(DEFAULTS)):

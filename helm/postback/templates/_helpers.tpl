@@ -176,7 +176,9 @@ metadata:
   labels:
     {{- include "postback.labels" . | nindent 4 }}
 spec:
+  {{- if not $role.autoscaling.enabled }}
   replicas: {{ $role.replicas }}
+  {{- end }}
   serviceName: {{ $name }}
   # Replicas are peers: none waits for another, neither to start nor to stop.
   podManagementPolicy: Parallel

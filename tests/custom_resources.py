@@ -1,0 +1,72 @@
+"""Validates custom resources by the schemas of their own projects, from Go modules at pinned versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from tests.go_tools import go
+
+_KEDA = ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases")
+_PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd")
+_DEFINED = {
+    "ScaledObject": (*_KEDA, "keda.sh_scaledobjects.yaml"),
+    "PodMonitor": (*_PROMETHEUS, "monitoring.coreos.com_podmonitors.yaml"),
+    "PrometheusRule": (*_PROMETHEUS, "monitoring.coreos.com_prometheusrules.yaml"),
+}
+
+
+def is_custom(manifest: dict[str, Any]) -> bool:
+    """True for a resource that no Kubernetes has by itself."""
+    return manifest["kind"] in _DEFINED
+
+
+def validate(manifest: dict[str, Any]) -> None:
+    """Raise jsonschema.ValidationError for a wrong or unknown field, which an API server would refuse or drop."""
+    group, _, version = manifest["apiVersion"].partition("/")
+    definition = _definition(manifest["kind"])
+    assert definition["spec"]["group"] == group
+    [schema] = [each["schema"]["openAPIV3Schema"] for each in definition["spec"]["versions"] if each["name"] == version]
+    jsonschema.validate({**manifest, "metadata": {}}, _strict(schema))
+
+
+@cache
+def _definition(kind: str) -> dict[str, Any]:
+    module, folder, name = _DEFINED[kind]
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [str(go()), "mod", "download", "-json", module],
+            cwd=empty,
+            env={**os.environ, "GOTOOLCHAIN": "local"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert done.returncode == 0, f"{module} cannot be downloaded; GOPROXY has to be reachable. {done.stderr[-1000:]}"
+    found: dict[str, Any] = yaml.safe_load((Path(json.loads(done.stdout)["Dir"]) / folder / name).read_text())
+    return found
+
+
+def _strict(schema: Any) -> Any:
+    """Return the schema without unknown fields, and with Kubernetes' own extensions in JSON Schema's words."""
+    if isinstance(schema, list):
+        return [_strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {}
+    inner = {name: _strict(each) for name, each in schema.items()}
+    if isinstance(pattern := schema.get("pattern"), str) and "(?i)" in pattern:
+        inner["pattern"] = "(?i)" + pattern.replace("(?i)", "")  # Go takes a flag anywhere, Python at the start
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        inner.setdefault("additionalProperties", False)
+    return inner

@@ -1,0 +1,132 @@
+"""The chart's exporter, its ScaledObjects and the objects for Prometheus' operator."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+import yaml
+
+from console.publish import RULES
+from operators.exporter.settings import ExporterSettings
+from schemas.settings import FleetSettings
+from tests import custom_resources
+from tests.integration.deployment import (
+    CHART,
+    DEFAULTS,
+    ROLES,
+    SCALED,
+    SECURED,
+    Manifest,
+    environment,
+    every_value_set,
+    find,
+    helm,
+    render,
+)
+
+# The first run builds Helm, which takes minutes.
+pytestmark = pytest.mark.timeout(1800)
+
+
+def exporter_of(manifests: list[Manifest]) -> Manifest:
+    container: Manifest = find(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+@every_value_set
+def test_custom_resources_are_valid_by_their_own_schemas(values: Manifest) -> None:
+    custom = [manifest for manifest in render(values) if custom_resources.is_custom(manifest)]
+
+    for manifest in custom:
+        custom_resources.validate(manifest)
+    kinds = {"ScaledObject", "PodMonitor", "PrometheusRule"} if values is SCALED else set()
+    assert {manifest["kind"] for manifest in custom} == kinds
+
+
+def test_a_misspelt_field_of_a_custom_resource_is_noticed() -> None:
+    scaled = find(render(SCALED), "ScaledObject", "worker")
+    scaled["spec"]["maxReplicas"] = 4
+
+    with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
+        custom_resources.validate(scaled)
+
+
+@pytest.mark.parametrize(("role", "stable", "bounds"), [("worker", 720, (0, 24)), ("delivery", 60, (2, 4))])
+def test_no_pod_goes_before_the_longest_job_and_the_drain_are_over_and_one_at_a_time(
+    role: str, stable: int, bounds: tuple[int, int]
+) -> None:
+    manifests = render(SCALED)
+    spec = find(manifests, "ScaledObject", role)["spec"]
+
+    down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert (down["stabilizationWindowSeconds"], spec["cooldownPeriod"]) == (stable, stable)
+    assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 60}]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == bounds
+    assert spec["fallback"] == {"failureThreshold": 3, "behavior": "currentReplicasIfHigher", "replicas": 1}
+    target = find(manifests, "StatefulSet", role)
+    assert spec["scaleTargetRef"]["name"] == target["metadata"]["name"]
+    assert "replicas" not in target["spec"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_without_autoscaling_the_values_set_the_replicas(role: str) -> None:
+    manifests = render(DEFAULTS)
+
+    assert find(manifests, "StatefulSet", role)["spec"]["replicas"] == {"worker": 1, "delivery": 2}[role]
+    assert not [manifest for manifest in manifests if custom_resources.is_custom(manifest)]
+
+
+def test_keda_asks_the_exporters_service_for_figures_that_its_page_has() -> None:
+    manifests = render({**SCALED, "worker": {"autoscaling": {"enabled": True, "lane": "big"}}})
+    service = find(manifests, "Service", "exporter")
+    container = exporter_of(manifests)
+
+    triggers = {role: find(manifests, "ScaledObject", role)["spec"]["triggers"] for role in ROLES}
+    for [trigger] in triggers.values():
+        assert trigger["type"] == "metrics-api"
+        assert trigger["metadata"]["url"] == f"http://{service['metadata']['name']}.inference.svc:9100/backlog"
+    assert triggers["worker"][0]["metadata"]["valueLocation"] == 'lanes.#(lane=="big").wanted_replicas'
+    assert triggers["delivery"][0]["metadata"]["valueLocation"] == "fresh_callbacks"
+    [ours] = find(render(SCALED), "ScaledObject", "worker")["spec"]["triggers"]
+    assert (ours["metadata"]["valueLocation"], ours["metadata"]["targetValue"]) == ("wanted_replicas", "1")
+    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9100, "targetPort": "metrics"}]
+    assert {"name": "metrics", "containerPort": 9100} in container["ports"]
+    labels = find(manifests, "Deployment", "exporter")["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_exporter_reads_what_the_values_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = environment(exporter_of(render({**SECURED, "worker": SCALED["worker"], "kafka": {"partitions": 24}})))
+    for name, value in told.items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "from-a-secret")
+
+    settings = ExporterSettings()
+    assert (settings.min_replicas, settings.max_replicas) == (0, 24)
+    assert (settings.start_seconds, settings.margin_seconds) == (240, 600)
+    assert FleetSettings().kafka.partitions == 24
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"worker": {"autoscaling": {"enabled": True, "maxReplicas": 13}}}, "13 replicas cannot share 12 partitions"),
+        ({"worker": {"autoscaling": {"enabled": True, "minReplicas": 5}}}, "worker.autoscaling.minReplicas"),
+        ({"worker": {"autoscaling": {"enabled": True, "longestJobSeconds": 3590}}}, "longestJobSeconds"),
+        ({"delivery": {"autoscaling": {"enabled": True}}, "exporter": {"enabled": False}}, "set exporter.enabled"),
+        ({"delivery": {"autoscaling": {"lane": "big"}}}, "lane"),
+        ({"worker": {"autoscaling": {"lane": "batch"}}}, "lane"),
+        ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
+    ],
+)
+def test_values_that_cannot_scale_are_refused_by_name(values: Manifest, named: str) -> None:
+    done = helm("template", "fleet", str(CHART), values=values)
+
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_the_operators_rules_are_those_that_promtool_tested() -> None:
+    [rule] = [manifest for manifest in render(SCALED) if manifest["kind"] == "PrometheusRule"]
+
+    assert rule["spec"] == yaml.safe_load(RULES.read_text())
+    assert rule["metadata"]["labels"]["release"] == "kps"
