@@ -49,9 +49,12 @@ def deliveries(
         raise fail(f"nothing is kept of {wanted}", FAILED)
 
 
-def timeline(steps: list[Step]) -> list[str]:
-    """Return one line per step, with the job if the steps belong to several. Control characters are escaped."""
-    several = len({(step.tenant, step.job_id) for step in steps}) > 1
+def timeline(steps: list[Step], *, named: bool = False) -> list[str]:
+    """Return one line per step, with the job if the steps belong to several. Control characters are escaped.
+
+    With `named`, each line has its job.
+    """
+    several = named or len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
     for step in steps:
         said = step.said()

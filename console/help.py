@@ -80,6 +80,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback doctor --role worker --engine vllm --model ./model --json",
         "postback doctor --role deliver --callback-url https://example.com/hook",
     ),
+    "tail": ("postback tail --tenant acme --outcome failed", "postback tail --since -10m --json"),
     "backlog": ("postback backlog",),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),

@@ -29,6 +29,7 @@ from console import (
     status,
     store,
     submit,
+    tail,
     tenants,
     topics,
     trace,
@@ -74,6 +75,7 @@ app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=TAKE)(verify_answer.verify_answer)
 app.command(rich_help_panel=OPERATE)(doctor.doctor)
+app.command(rich_help_panel=OPERATE)(tail.tail)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
 app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
