@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from telemetry.clock import Deadline
 
 
+BULK_FROM = 1_000
+"""The largest file that uses the default lane by itself. A larger one would hold up the jobs of people who wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """The command line's options, checked."""
@@ -78,8 +82,13 @@ def submit(
         typer.Option(metavar="NAME|any", help="Ask for this model in every line; `any` takes whichever model answers."),
     ] = None,
     bulk: Annotated[
-        bool, typer.Option("--bulk", help="Use the bulk lane, for jobs that may wait behind all others.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--bulk/--no-bulk",
+            help="Use the bulk lane, where jobs wait behind all others. "
+            f"Files of over {BULK_FROM:,} jobs use it unless --no-bulk is given.",
+        ),
+    ] = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -150,7 +159,7 @@ def submit(
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
         request = Request(
-            fleet.kafka, begun, tenant, "bulk" if bulk else "default", receipt, unnamed, read.invalid, trust, client
+            fleet.kafka, begun, tenant, _lane(bulk, len(read.jobs)), receipt, unnamed, read.invalid, trust, client
         )
         if client is None:
             warn_of_refused(_numbered(begun), fleet)
@@ -167,6 +176,10 @@ def submit(
                 with bars() as progress:
                     _send(request, progress)
                 _end(request)
+
+
+def _lane(bulk: bool | None, jobs: int) -> Lane:
+    return "bulk" if bulk or (bulk is None and jobs > BULK_FROM) else "default"
 
 
 def _numbered(receipt: Receipt) -> Iterator[tuple[int, Job]]:

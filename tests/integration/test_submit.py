@@ -24,10 +24,24 @@ def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaS
     given = b"".join(b'{"prompt": "q%d"}\n' % number for number in range(5000))
     done = postback("submit", "-", "--callback-url", "https://example.com/hook", env=environment_of(fleet), given=given)
     assert (done.returncode, done.stderr) == (0, "postback: 5000 of 5000 jobs accepted\n")
-    records = records_of(fleet, fleet.topics.requests())
+    records = records_of(fleet, fleet.topics.requests(bulk=True))
     assert sorted(done.stdout.splitlines()) == sorted(record.key.decode() for record in records)
     assert len(records) == 5000
     assert {json.loads(record.value)["callback_url"] for record in records} == {"https://example.com/hook"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "options", "is_bulk"),
+    [(1_000, (), False), (1_001, (), True), (1, ("--bulk",), True), (1_001, ("--no-bulk",), False)],
+)
+def test_a_large_file_takes_the_bulk_lane_unless_it_is_told_otherwise(
+    fleet: KafkaSettings, jobs: int, options: tuple[str, ...], is_bulk: bool
+) -> None:
+    done = postback_here("submit", "-", *options, env=environment_of(fleet), given='{"prompt": "q"}\n' * jobs)
+    assert done.returncode == 0, done.stderr
+    assert [len(records_of(fleet, fleet.topics.requests(bulk=bulk))) for bulk in (False, True)] == (
+        [0, jobs] if is_bulk else [jobs, 0]
+    )
 
 
 def test_nothing_is_sent_where_a_line_is_bad(fleet: KafkaSettings, tmp_path: Path) -> None:
