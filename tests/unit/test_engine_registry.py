@@ -81,8 +81,8 @@ def test_the_settings_page_the_chart_and_its_documentation_have_a_new_engine() -
     assert "POSTBACK_ENGINE__FAKE__SPEED\n" in texts["variables.txt"]
     schema = json.loads(texts["values.schema.json"])
     assert schema["properties"]["worker"]["properties"]["engine"] == {"enum": [*ENGINES]}
-    assert "openai or fake.\n  engine: echo\n" in texts["values.yaml"]
-    assert "`openai` or `fake` |" in texts["DEPLOY.md"]
+    assert "gemini or fake.\n  engine: echo\n" in texts["values.yaml"]
+    assert "`gemini` or `fake` |" in texts["DEPLOY.md"]
     assert 'has .engine (list "echo")' in texts["_helpers.tpl"], "the chart asks for the model of any other engine"
 
 

@@ -15,11 +15,11 @@ from workers.inference import generate as generating
 WORDS: dict[str, FinishReason] = {
     **dict.fromkeys(["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE"], "stop"),
     **dict.fromkeys(["length", "model_length", "max_tokens", "MAX_TOKENS"], "length"),
-    **dict.fromkeys(["content_filter", "SAFETY", "refusal"], "content_filter"),
+    **dict.fromkeys(["content_filter", "RECITATION", "SAFETY", "refusal"], "content_filter"),
     **dict.fromkeys(["tool_calls", "function_call", "tool_use"], "tool_calls"),
     **dict.fromkeys(["abort"], "abort"),
     **dict.fromkeys(["repetition"], "repetition"),
-    **dict.fromkeys(["load", "RECITATION", "pause_turn", "unknown", "halt"], "other"),
+    **dict.fromkeys(["load", "pause_turn", "unknown", "halt"], "other"),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from workers.engines import ENGINES
 from workers.engines.families import families, family_of
 
 NAMES = {
@@ -122,7 +123,10 @@ def test_vllm_has_every_architecture_parser_and_tokenizer_of_a_family(name: str)
     family = families()[name]
     registry = vllm_file("model_executor/models/registry.py")
     if name in ONLY_BY_API:
-        assert not family.architectures and family.engines and family.template == "api"
+        assert not family.architectures
+        assert family.template == "api"
+        assert family.engines
+        assert {*family.engines} <= {*ENGINES}
         return
     known = {*keys_of(registry, "_TEXT_GENERATION_MODELS"), *keys_of(registry, "_MULTIMODAL_MODELS")}
     known |= {*keys_of(registry, "_TRANSFORMERS_SUPPORTED_MODELS")}

@@ -11,5 +11,7 @@ ENGINES = {
     "echo": "workers.engines.echo",
     "vllm": "workers.engines.vllm",
     "openai": "workers.engines.openai_http",
+    "anthropic": "workers.engines.online.anthropic",
+    "gemini": "workers.engines.online.gemini",
 }
 """Name to module. Modules are imported on use, and this file has no imports, since the command's help loads it."""

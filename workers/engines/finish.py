@@ -6,9 +6,9 @@ from workers.engines.base import FinishReason
 
 _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "stop": ("eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed"),
-    "length": ("max_tokens", "model_length"),
+    "length": ("max_tokens", "model_length", "model_context_window_exceeded"),
     "abort": ("cancelled",),
-    "content_filter": ("safety", "refusal"),
+    "content_filter": ("safety", "refusal", "recitation", "blocklist", "prohibited_content", "spii"),
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Protocol
 
 from telemetry.clock import Clock
 from workers.engines.base import (
@@ -20,23 +21,46 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
+from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import TryAgain
 from workers.engines.openai_http.server import OpenAIServer, pauses
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import prompt_room
 
 
-class OpenAIEngine:
-    """Implements `Engine`."""
+class HttpServer(Protocol):
+    """A server of one model."""
 
-    name = "openai"
+    @property
+    def origin(self) -> str:
+        """The server's scheme, host and port, for logs and errors."""
+        ...
 
-    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
-        if settings.model is None:
-            raise ValueError("the openai engine needs the name of the server's model")
-        self.models = (settings.model,)
+    def open(self) -> None:
+        """Make the session, without a request."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+    async def window(self) -> int | None:
+        """Wait until the server answers for the model, and return the model's window. Raises EngineRefused."""
+        ...
+
+    async def post(self, request: GenerationRequest) -> Completion | TryAgain:
+        """Send one request once. Raises EngineError."""
+        ...
+
+
+class HttpEngine:
+    """Implements `Engine` for one model of a server."""
+
+    def __init__(self, name: str, model: str, settings: OpenAISettings | OnlineSettings, server: HttpServer) -> None:
+        self.name = name
+        self.models = (model,)
         self._settings = settings
-        self._server = OpenAIServer(settings.model, settings, clock)
+        self._server = server
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._asking: dict[str, asyncio.Task[Completion]] = {}
         self._aborted: set[str] = set()
@@ -64,7 +88,7 @@ class OpenAIEngine:
             await self.close()
             raise EngineUnavailable(
                 f"no server answered at {self._server.origin} within {self._settings.start_timeout_seconds:g} s; "
-                "POSTBACK_ENGINE__OPENAI__BASE_URL says where it is"
+                f"POSTBACK_ENGINE__{self.name.upper()}__BASE_URL says where it is"
             ) from None
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
 
@@ -124,6 +148,15 @@ class OpenAIEngine:
             if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
                 break
         raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
+
+
+class OpenAIEngine(HttpEngine):
+    """The engine of a server that speaks OpenAI's protocol."""
+
+    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
+        if settings.model is None:
+            raise ValueError("the openai engine needs the name of the server's model")
+        super().__init__("openai", settings.model, settings, OpenAIServer(settings.model, settings, clock))
 
 
 def _is_cancelled() -> bool:

@@ -1,0 +1,121 @@
+"""Anthropic's Messages API (`POST /v1/messages`), without streaming."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import Field
+
+from schemas.bounded import BoundedModel
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, GenerationRequest, RequestRejected
+from workers.engines.finish import finish_reason
+from workers.engines.online.service import Service
+from workers.engines.online.settings import OnlineSettings
+from workers.engines.online.turns import parted
+from workers.engines.openai_http.engine import HttpEngine
+
+_MOST_BLOCKS = 4096
+
+
+class AnthropicSettings(OnlineSettings):
+    """Settings of Anthropic's Messages API."""
+
+    base_url: str = Field(default="https://api.anthropic.com/v1", pattern=r"^https?://[^\s]+$")
+    """The service's URL, with the version of its API."""
+    version: str = Field(default="2023-06-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """The value of the header `anthropic-version`."""
+
+
+class _Block(BoundedModel):
+    type: str
+    text: str = ""
+
+
+class _AnthropicUsage(BoundedModel):
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    cache_creation_input_tokens: int | None = Field(default=None, ge=0)
+    cache_read_input_tokens: int | None = Field(default=None, ge=0)
+
+
+class AnthropicAnswer(BoundedModel):
+    """The fields of a message that this engine reads."""
+
+    content: list[_Block] = Field(max_length=_MOST_BLOCKS)
+    stop_reason: str
+    usage: _AnthropicUsage
+
+
+class AnthropicModel(BoundedModel):
+    """The answer to `GET /v1/models/{id}`."""
+
+    id: str
+    max_input_tokens: int | None = Field(default=None, ge=1)
+
+
+class MessagesApi:
+    """Implements `Api`."""
+
+    generation_path = "messages"
+
+    def __init__(self, model: str, version: str) -> None:
+        self._model = model
+        self._version = version
+        self.model_path = f"models/{quote(model, safe='')}"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the key and the API's version."""
+        return {"x-api-key": key, "anthropic-version": self._version}
+
+    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+        """Return the JSON of a message request. Raises RequestRejected for a seed and for a temperature above 1."""
+        if request.seed is not None:
+            raise RequestRejected("seed", "this service takes none")
+        system, turns = parted(request)
+        body: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": request.max_tokens,
+            "messages": [{"role": role, "content": text} for role, text in turns],
+        }
+        if system:
+            body["system"] = system
+        if with_temperature and request.temperature is not None:
+            if request.temperature > 1:
+                raise RequestRejected("temperature", "this service takes 0 to 1")
+            body["temperature"] = request.temperature
+        if request.top_p not in (None, 1.0):
+            body["top_p"] = request.top_p
+        if request.stop:
+            body["stop_sequences"] = list(request.stop)
+        form = request.response_format
+        if form is not None and form.json_schema is not None:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": form.json_schema.schema_}}
+        return body
+
+    def completion(self, body: bytes) -> Completion:
+        """Return the message's text blocks as one text. Raises ValidationError."""
+        answer = AnthropicAnswer.model_validate_json(body)
+        usage = answer.usage
+        cached = usage.cache_read_input_tokens
+        prompt_tokens = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + (cached or 0)
+        text = "".join(block.text for block in answer.content if block.type == "text")
+        reason = finish_reason(answer.stop_reason)
+        return Completion(text, reason, prompt_tokens, usage.output_tokens, cached_tokens=cached)
+
+    def window(self, body: bytes) -> int | None:
+        """Return the most tokens of a prompt, if the description has them. Raises ValidationError."""
+        return AnthropicModel.model_validate_json(body).max_input_tokens
+
+
+Settings = AnthropicSettings
+
+
+def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
+    """Make the engine of a worker; see `EngineModule`."""
+    if settings.model is None:
+        raise ValueError("the anthropic engine needs the name of a model")
+    api = MessagesApi(settings.model, settings.version)
+    return HttpEngine("anthropic", settings.model, settings, Service("anthropic", settings, api, clock))

@@ -1,0 +1,140 @@
+"""Google's Gemini API (`POST /v1beta/models/{model}:generateContent`), without streaming."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import Field
+
+from schemas.bounded import BoundedModel
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, GenerationRequest
+from workers.engines.finish import finish_reason
+from workers.engines.online.service import Service
+from workers.engines.online.settings import OnlineSettings
+from workers.engines.online.turns import parted
+from workers.engines.openai_http.engine import HttpEngine
+
+_MOST_PARTS = 4096
+_ROLES = {"user": "user", "assistant": "model"}
+Count = Annotated[int, Field(ge=0)]
+
+
+class GeminiSettings(OnlineSettings):
+    """Settings of the Gemini API."""
+
+    base_url: str = Field(default="https://generativelanguage.googleapis.com/v1beta", pattern=r"^https?://[^\s]+$")
+    """The service's URL, with the version of its API."""
+
+
+class _Part(BoundedModel):
+    text: str = ""
+    thought: bool = False
+    """True if the part is a summary of the model's reasoning."""
+
+
+class _Content(BoundedModel):
+    parts: list[_Part] = Field(default_factory=list, max_length=_MOST_PARTS)
+
+
+class _Candidate(BoundedModel):
+    content: _Content = _Content()
+    finish_reason: str | None = Field(default=None, alias="finishReason")
+    mean_logprob: float | None = Field(default=None, alias="avgLogprobs", le=0, allow_inf_nan=False)
+
+
+class _PromptFeedback(BoundedModel):
+    block_reason: str | None = Field(default=None, alias="blockReason")
+
+
+class _GeminiUsage(BoundedModel):
+    prompt: Count = Field(default=0, alias="promptTokenCount")
+    candidates: Count = Field(default=0, alias="candidatesTokenCount")
+    thoughts: Count = Field(default=0, alias="thoughtsTokenCount")
+    cached: Count | None = Field(default=None, alias="cachedContentTokenCount")
+
+
+class GeminiAnswer(BoundedModel):
+    """The fields of a GenerateContentResponse that this engine reads. A blocked prompt has no candidates."""
+
+    candidates: list[_Candidate] = Field(default_factory=list, max_length=64)
+    feedback: _PromptFeedback = Field(default=_PromptFeedback(), alias="promptFeedback")
+    usage: _GeminiUsage = Field(default=_GeminiUsage(), alias="usageMetadata")
+
+
+class GeminiModel(BoundedModel):
+    """The answer to `GET /v1beta/models/{model}`."""
+
+    name: str
+    input_limit: int | None = Field(default=None, ge=1, alias="inputTokenLimit")
+    output_limit: int | None = Field(default=None, ge=0, alias="outputTokenLimit")
+
+
+class GenerateContentApi:
+    """Implements `Api`."""
+
+    def __init__(self, model: str) -> None:
+        self.model_path = f"models/{quote(model.removeprefix('models/'), safe='')}"
+        self.generation_path = f"{self.model_path}:generateContent"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the key."""
+        return {"x-goog-api-key": key}
+
+    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+        """Return the JSON of a GenerateContentRequest."""
+        system, turns = parted(request)
+        options: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
+        if with_temperature and request.temperature is not None:
+            options["temperature"] = request.temperature
+        if request.top_p not in (None, 1.0):
+            options["topP"] = request.top_p
+        if request.stop:
+            options["stopSequences"] = list(request.stop)
+        if request.seed is not None:
+            options["seed"] = request.seed % 2**31  # the API's seed is an int32
+        form = request.response_format
+        if form is not None and form.type != "text":
+            options["responseMimeType"] = "application/json"
+        if form is not None and form.json_schema is not None:
+            options["responseJsonSchema"] = form.json_schema.schema_
+        contents = [{"role": _ROLES[role], "parts": [{"text": text}]} for role, text in turns]
+        body: dict[str, Any] = {"contents": contents, "generationConfig": options}
+        if system:
+            body["systemInstruction"] = {"parts": [{"text": system}]}
+        return body
+
+    def completion(self, body: bytes) -> Completion:
+        """Return the first candidate's text. Raises ValueError."""
+        answer = GeminiAnswer.model_validate_json(body)
+        usage = answer.usage
+        tokens = usage.prompt, usage.candidates + usage.thoughts
+        if not answer.candidates and answer.feedback.block_reason is None:
+            raise ValueError("the answer has neither a candidate nor a reason for none")
+        if not answer.candidates:
+            return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
+        first = answer.candidates[0]
+        text = "".join(part.text for part in first.content.parts if not part.thought)
+        confidence = math.exp(first.mean_logprob) if first.mean_logprob is not None else None
+        reason = finish_reason(first.finish_reason or "unknown")
+        return Completion(text, reason, *tokens, confidence, cached_tokens=usage.cached)
+
+    def window(self, body: bytes) -> int | None:
+        """Return the tokens of prompt and answer together, if the description has them. Raises ValidationError."""
+        model = GeminiModel.model_validate_json(body)
+        return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
+
+
+Settings = GeminiSettings
+
+
+def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
+    """Make the engine of a worker; see `EngineModule`."""
+    if settings.model is None:
+        raise ValueError("the gemini engine needs the name of a model")
+    return HttpEngine(
+        "gemini", settings.model, settings, Service("gemini", settings, GenerateContentApi(settings.model), clock)
+    )

@@ -1,0 +1,233 @@
+"""HTTP to an online service: POSTs, the outcomes of its errors, and the check of key and model at the start.
+
+Statuses follow the services' own pages: Anthropic's "Errors" and Gemini's "Troubleshooting guide".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+import aiohttp
+from pydantic import ValidationError
+
+from schemas.bounded import BoundedModel
+from telemetry.clock import Clock
+from telemetry.logs import get_logger, origin_of
+from workers.egress.retry_after import parse_retry_after
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+)
+from workers.engines.online.settings import OnlineSettings
+from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
+from workers.engines.openai_http.server import CONNECT_SECONDS, pauses
+
+_OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
+"""Statuses that concern the whole service; 529 is Anthropic's word for too many requests of all customers."""
+_NOT_LET_IN: Final = frozenset((401, 402, 403))
+"""402 is Anthropic's word for a problem with the payment."""
+_OF_THE_ACCOUNT: Final = ("api key", "credit balance", "api usage limits", "billing", "user location")
+"""Texts in a 400 that concern the operator's account: Gemini has no other status for a wrong key."""
+_OF_LENGTH: Final = ("prompt is too long", "exceeds the maximum number of tokens", "exceed context limit")
+_LESS: Final = 0.6
+"""The fraction of a too long prompt to try next, since the services do not tell it in one form."""
+
+log = get_logger()
+
+
+class _Problem(BoundedModel):
+    message: str = ""
+
+
+class _Refusal(BoundedModel):
+    error: _Problem = _Problem()
+
+
+class Api(Protocol):
+    """One service's paths and JSON."""
+
+    @property
+    def generation_path(self) -> str:
+        """The path of generation requests, below `base_url`."""
+        ...
+
+    @property
+    def model_path(self) -> str:
+        """The path of the model's description, below `base_url`."""
+        ...
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers of each request."""
+        ...
+
+    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+        """Return a generation request's JSON. Raises RequestRejected for an option that the service lacks."""
+        ...
+
+    def completion(self, body: bytes) -> Completion:
+        """Return the answer. Raises ValueError for another form."""
+        ...
+
+    def window(self, body: bytes) -> int | None:
+        """Return the model's window from its description; None if that does not tell it. Raises ValidationError."""
+        ...
+
+
+class Service:
+    """One service and one of its models. Call `open` before any other method."""
+
+    def __init__(self, engine: str, settings: OnlineSettings, api: Api, clock: Clock) -> None:
+        self._variable = f"POSTBACK_ENGINE__{engine.upper()}"
+        self._settings = settings
+        self._api = api
+        self._clock = clock
+        self._base = settings.base_url.rstrip("/")
+        self._takes_temperature = True
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def origin(self) -> str:
+        """The service's scheme, host and port, for logs and errors."""
+        return origin_of(self._base)
+
+    def open(self) -> None:
+        """Make the session, without a request."""
+        key = self._settings.api_key
+        self._session = aiohttp.ClientSession(
+            headers=self._api.headers(key.get_secret_value() if key is not None else ""),
+            trust_env=False,
+            connector=aiohttp.TCPConnector(limit=self._settings.max_concurrency),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, request: GenerationRequest) -> Completion | TryAgain:
+        """POST the request, once more if the service takes no temperature. Raises EngineError."""
+        try:
+            while True:
+                sent = self._api.body(request, with_temperature=self._sends_temperature(request))
+                url = f"{self._base}/{self._api.generation_path}"
+                async with self._http.post(url, json=sent, allow_redirects=False) as response:
+                    body = await self._read(response)
+                if response.status != 400 or not self._learns(request, _message(body)):
+                    return self._outcome(request, response, body)
+        except aiohttp.ClientError as error:
+            return TryAgain(f"the service was not reached: {type(error).__name__}")
+
+    async def window(self) -> int | None:
+        """Wait until the service describes our model. Return the tokens of its window, None if it does not tell them.
+
+        Raises EngineRefused if the service refuses our key or does not have the model.
+        """
+        waits = pauses()
+        while True:
+            try:
+                async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
+                    body = await self._read(response)
+                if response.status == 200:
+                    return self._api.window(body)
+                if 400 <= response.status < 500 and response.status not in _OVERLOADED:
+                    raise self._refused(response.status, _message(body))
+                error = str(response.status)
+            except ValidationError:
+                raise EngineRefused(f"{self.origin} gives no description of a model; mend {self._where}") from None
+            except aiohttp.ClientError as failed:
+                error = type(failed).__name__
+            log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
+            await asyncio.sleep(next(waits))
+
+    # -- outcomes ------------------------------------------------------------------------------------------------
+
+    def _outcome(
+        self, request: GenerationRequest, response: aiohttp.ClientResponse, body: bytes
+    ) -> Completion | TryAgain:
+        status, message = response.status, _message(body)
+        if status == 504:
+            raise EngineFailed("the service answered 504: the request took too long", took_too_long=True)
+        if status in _OVERLOADED or status >= 500:
+            after = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
+            return TryAgain(f"the service answered {status}", after, status in _OVERLOADED)
+        if status in _NOT_LET_IN or (status == 400 and _is_of_the_account(message)):
+            raise EngineUnavailable(f"the service refuses {self._where} ({status})")
+        if status in (400, 413, 422):
+            raise _refusal(request, status, message)
+        if status != 200:
+            raise EngineUnavailable(f"the service answered {status}: look at the model's name and at {self._where}")
+        try:
+            return self._api.completion(body)
+        except ValueError:
+            raise EngineFailed("the service's answer has another form than its API describes") from None
+
+    def _refused(self, status: int, message: str) -> EngineRefused:
+        if status == 404:
+            return EngineRefused(
+                f"{self.origin} has no model of this name (404); mend --model or the registry's `model`"
+            )
+        if status in _NOT_LET_IN or _is_of_the_account(message):
+            return EngineRefused(f"{self.origin} refuses the key ({status}): set {self._where} to a key that it takes")
+        return EngineRefused(f"{self.origin} answered {status} to a question about the model; mend {self._where}")
+
+    @property
+    def _where(self) -> str:
+        return f"{self._variable}__API_KEY (`api_key` in the registry)"
+
+    def _sends_temperature(self, request: GenerationRequest) -> bool:
+        return self._takes_temperature or not request.temperature_is_default
+
+    def _learns(self, request: GenerationRequest, message: str) -> bool:
+        """Remember that the model takes no temperature. True if no job asked for one: the request may go again."""
+        if "temperature" not in message.lower() or not self._takes_temperature or not request.temperature_is_default:
+            return False
+        self._takes_temperature = False
+        log.warning(
+            "The server does not take a parameter; it is not sent any more.",
+            action="engine-parameter-refused",
+            parameter="temperature",
+        )
+        return True
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            body += chunk
+            if len(body) > self._settings.max_response_bytes:
+                raise RequestRejected("max_tokens", "the service's answer is larger than this engine reads")
+        return bytes(body)
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise EngineUnavailable("the engine is not started")
+        return self._session
+
+
+def _message(body: bytes) -> str:
+    """Return the error's text; both services put it into `error.message`."""
+    try:
+        return _Refusal.model_validate_json(body).error.message
+    except ValidationError:
+        return ""
+
+
+def _is_of_the_account(message: str) -> bool:
+    return any(words in message.lower() for words in _OF_THE_ACCOUNT)
+
+
+def _refusal(request: GenerationRequest, status: int, message: str) -> RequestRejected | PromptTooLong:
+    """Return the service's refusal as an error with the job's field and the service's own text."""
+    if request.is_whole and any(words in message for words in _OF_LENGTH):
+        return PromptTooLong(_LESS)
+    field = "messages" if request.messages is not None else "prompt"
+    reason = " ".join(message.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(field, reason or f"the service answered {status}")

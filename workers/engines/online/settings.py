@@ -1,0 +1,33 @@
+"""Settings that the engines of online services share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from workers.engines.settings import EngineSection
+
+
+class OnlineSettings(EngineSection):
+    """Settings of an online service."""
+
+    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens"}
+
+    base_url: str = Field(default="", pattern=r"^https?://[^\s]+$")
+    """The service's URL, with the version of its API."""
+    api_key: SecretStr | None = None
+    """The service's key."""
+    context_tokens: int | None = Field(default=None, ge=16)
+    """Tokens of prompt and answer together, where the service does not tell them."""
+    max_concurrency: int = Field(default=32, ge=1, le=8192)
+    """Requests at the service at once; further requests wait in the worker."""
+    attempts: int = Field(default=4, ge=1, le=20)
+    """Tries of one request before it fails."""
+    request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
+    """Seconds for one request with all its attempts."""
+    start_timeout_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    """Seconds that the service may be away at the start before the worker gives up."""
+    max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """Largest answer that the engine reads, in bytes."""
