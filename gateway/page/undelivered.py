@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
 
-MOST_LOOKED_AT: Final = 5_000
+MOST_LOOKED_AT: Final = 2_000
 """The newest attempts among which the page looks."""
 MOST_SHOWN: Final = 100
 

@@ -17,7 +17,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    text,
 )
 
 from gateway.store.text import Name
@@ -64,9 +63,6 @@ api_keys = Table(
 )
 """HMAC-SHA256 digests of API keys, never the keys."""
 
-UNFINISHED = "finished_at IS NULL"
-"""The condition of the index by which a tenant's waiting jobs are counted."""
-
 console_sessions = Table(
     "console_sessions",
     metadata,
@@ -103,7 +99,7 @@ jobs = Table(
     Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
     Index("ix_jobs_batch_line", "batch_id", "line"),
     Index("ix_jobs_finished_at", "finished_at"),
-    Index("ix_jobs_unfinished", "tenant", sqlite_where=text(UNFINISHED), postgresql_where=text(UNFINISHED)),
+    Index("ix_jobs_tenant_finished", "tenant", "finished_at", "status"),
 )
 """One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
