@@ -50,6 +50,7 @@ class KnownEngine:
     def __init__(self, places: int, seconds: float) -> None:
         self.places = places
         self._seconds = seconds
+        self._places = places
         self._free = asyncio.Semaphore(places)
         self._waiting = 0
         self._running = 0
@@ -87,7 +88,7 @@ class KnownEngine:
 
     def load(self) -> EngineLoad:
         """Return the number of requests in progress, and the number that wait for a place."""
-        return EngineLoad(running=self._running, waiting=self._waiting)
+        return EngineLoad(running=self._running, waiting=self._waiting, free=self._places - self._running)
 
     async def close(self) -> None:
         """Close nothing: this engine has no process and no connection."""

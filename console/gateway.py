@@ -48,6 +48,6 @@ def gateway(
         tls_key=tls_key,
         client_ca=client_ca,
         roles=chosen,
-        announce=lambda url: say(f"the API is at {url}/v1"),
+        announce=lambda url: say(f"the API is at {url}/v1, the console page at {url}/console"),
     )
     run("gateway", run_gateway(fleet, Listen(host, metrics_port), announce, options))

@@ -176,6 +176,7 @@ async def _show_door(children: Children, store: Path, environment: dict[str, str
     with _step("Starting the HTTP gateway"):
         url = open_door(children, store)
     tell(f"    the API is at {url}/v1, and {url}/docs describes it")
+    tell(f"    the console page is at {url}/console")
     async with Site() as site:
         asked = _asked(site, BATCH_LINES)
         with _step("Submitting a batch with OpenAI's SDK"):

@@ -67,6 +67,7 @@ def test_twenty_jobs_come_back_signed_with_their_page_in_the_prompt(env: dict[st
     assert re.search(
         r"the API is at http://127\.0\.0\.1:\d+/v1, and http://127\.0\.0\.1:\d+/docs describes it", done.stdout
     )
+    assert re.search(r"the console page is at http://127\.0\.0\.1:\d+/console\n", done.stdout)
     assert "completed: 3 of 3 lines are answered rightly" in done.stdout
     assert sorted(ANSWERED.findall(done.stdout)) == sorted(question.text for question in questions())
     assert all(f"    {command}\n" in done.stdout for command in commands(POSTBACK, own_kafka=True))

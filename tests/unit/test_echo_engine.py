@@ -78,10 +78,27 @@ async def test_a_schema_is_rejected_since_echo_cannot_follow_one(engine: EchoEng
 async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None:
     generating = asyncio.create_task(engine.generate(request("wait [[sleep 600]]")))
     await asyncio.sleep(0)
-    assert engine.load() == EngineLoad(running=1, waiting=0)
+    assert engine.load() == EngineLoad(running=1, waiting=0, free=1023)
     await engine.abort("r1")
     assert await generating == Completion("", "abort", 3, 0)
-    assert engine.load() == EngineLoad(running=0, waiting=0)
+    assert engine.load() == EngineLoad(running=0, waiting=0, free=1024)
+
+
+async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
+    engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
+    tasks = {f"r{n}": asyncio.create_task(engine.generate(request("hello", request_id=f"r{n}"))) for n in range(5)}
+    await asyncio.sleep(0)
+    assert engine.load() == EngineLoad(running=2, waiting=3, free=0)
+    await engine.abort("r2")  # while it waits
+    assert (await tasks["r2"]).finish_reason == "abort"
+    assert engine.load() == EngineLoad(running=2, waiting=2, free=0)
+    for name in ("r0", "r1", "r3"):
+        await engine.abort(name)
+        await tasks[name]
+    assert engine.load() == EngineLoad(running=1, waiting=0, free=1)
+    await engine.close()
+    await tasks["r4"]
+    assert engine.load() == EngineLoad(running=0, waiting=0, free=2)
 
 
 async def test_a_short_sleep_ends_with_the_answer(engine: EchoEngine) -> None:

@@ -88,6 +88,8 @@ class EngineLoad:
 
     running: int
     waiting: int
+    free: int
+    """The number of further requests that would start at once."""
 
 
 class EngineError(Exception):

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import signal
+from collections import deque
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -42,6 +43,8 @@ class EchoSettings(EngineSection):
     """The model's name in results, unless `--model` gives one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
+    places: int = Field(default=1024, ge=1, le=8192)
+    """Answers that may take their seconds at once; further requests wait for a place, as in front of a GPU."""
 
 
 class EchoEngine:
@@ -54,7 +57,13 @@ class EchoEngine:
         self.models: tuple[str, ...] = (settings.model,) if settings.model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
+        self._places = settings.places
         self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
+        """Requests that sleep or wait for a place."""
+        self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
+        """The requests that have a place."""
+        self._queue: deque[tuple[asyncio.Future[_Woken], float]] = deque()
+        """Requests that wait for a place, with their seconds; some may have ended."""
 
     async def start(self) -> None:
         """Do nothing: this engine loads no model."""
@@ -84,8 +93,9 @@ class EchoEngine:
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Return the load: sleeping requests count as running, and requests never wait."""
-        return EngineLoad(running=len(self._sleeping), waiting=0)
+        """Return the load: sleeping requests run. A request that does not sleep needs no place."""
+        running = len(self._alarms)
+        return EngineLoad(running, waiting=len(self._sleeping) - running, free=self._places - running)
 
     async def close(self) -> None:
         """Abort the requests that still sleep."""
@@ -108,15 +118,25 @@ class EchoEngine:
         raise EngineDied("the engine died with this request in flight")
 
     async def _sleep(self, request_id: str, seconds: float) -> _Woken:
-        loop = asyncio.get_running_loop()
-        sleeping: asyncio.Future[_Woken] = loop.create_future()
+        sleeping: asyncio.Future[_Woken] = asyncio.get_running_loop().create_future()
         self._sleeping[request_id] = sleeping
-        alarm = loop.call_later(seconds, _wake, sleeping)
+        self._queue.append((sleeping, seconds))
+        self._fill()
         try:
             return await sleeping
         finally:
-            alarm.cancel()
             del self._sleeping[request_id]
+            alarm = self._alarms.pop(sleeping, None)
+            if alarm is not None:
+                alarm.cancel()
+                self._fill()
+
+    def _fill(self) -> None:
+        """Give the free places to the requests that wait for one."""
+        while self._queue and len(self._alarms) < self._places:
+            sleeping, seconds = self._queue.popleft()
+            if not sleeping.done():
+                self._alarms[sleeping] = asyncio.get_running_loop().call_later(seconds, _wake, sleeping)
 
 
 Settings = EchoSettings

@@ -79,7 +79,7 @@ class InferenceHandler:
         """The cancelled jobs, kept up to date by the process from `job_control`."""
         self.engine_watch = EngineWatch(clock)
         """The engine's health, as a side task of the process."""
-        self.pace = EnginePace(engine, settings.waiting_target, clock)
+        self.pace = EnginePace(engine.load, settings.waiting_target, clock)
         """The stage's back-pressure, by the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)

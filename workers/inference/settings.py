@@ -39,11 +39,10 @@ class WorkerSettings(BaseSettings):
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
-    waiting_target: int = Field(default=256, ge=1, le=8192)
-    """Jobs kept waiting inside the engine, so that it never runs dry; Kafka holds the rest.
+    waiting_target: int | None = Field(default=None, ge=1, le=8192)
+    """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
 
-    The default is the number of requests that vLLM generates at once on most devices. With fewer, a batch whose
-    requests all end at once is followed by a small batch.
+    By default the number follows the engine: as many as it answers while a refill is under way, and at most eight more.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.

@@ -98,7 +98,8 @@ class RegistryEngine:
         """
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]
-        return EngineLoad(sum(load.running for load in loads), min(busy, default=0))
+        running, free = sum(load.running for load in loads), sum(load.free for load in loads)
+        return EngineLoad(running, min(busy, default=0), free)
 
     async def close(self) -> None:
         """End all engines."""

@@ -133,7 +133,8 @@ class ServedModel:
         """Return the sums over the addresses; a request that waits for its turn counts as waiting."""
         loads = [address.engine.load() for address in self._addresses]
         waiting = len(self._waiting) + sum(load.waiting for load in loads)
-        return EngineLoad(sum(load.running for load in loads), waiting)
+        free = 0 if self._waiting else sum(load.free for load in loads)
+        return EngineLoad(sum(load.running for load in loads), waiting, free)
 
     async def close(self) -> None:
         """End the engines of all addresses."""

@@ -117,8 +117,9 @@ class HttpEngine:
 
     def load(self) -> EngineLoad:
         """Return the numbers of requests at the server, and of requests that wait here for a slot."""
-        running = min(len(self._asking), self._settings.max_concurrency)
-        return EngineLoad(running=running, waiting=len(self._asking) - running)
+        places, count = self._settings.max_concurrency, len(self._asking)
+        running = min(count, places)
+        return EngineLoad(running=running, waiting=count - running, free=places - running)
 
     async def close(self) -> None:
         """Abort the requests in flight and close the connections."""

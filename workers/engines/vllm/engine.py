@@ -122,9 +122,9 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """Return the numbers of requests that vLLM generates and queues, by this engine's own count."""
-        count = len(self._in_flight)
-        running = min(count, self._places) if self._places is not None else count
-        return EngineLoad(running=running, waiting=count - running)
+        places, count = self._places or 1, len(self._in_flight)
+        running = min(count, places)
+        return EngineLoad(running=running, waiting=count - running, free=places - running)
 
     async def close(self) -> None:
         """End the engine's processes, even during a load. May be called twice."""

@@ -1,0 +1,1 @@
+"""Compares ways of scaling workers over traces of a day, by simulation: `python -m bench.scaling`."""

@@ -1,0 +1,59 @@
+"""Runs each trace under each way of scaling: `python -m bench.scaling`. It takes minutes, and no I/O.
+
+*Lag* is the usual rule: one worker for a number of records after the committed offsets. The first number is the jobs
+that one worker answers at once; larger numbers save workers until jobs miss their deadlines. *Deadlines* is the number
+that `postback exporter` wants. Both go through the same simulated autoscaler, with the same bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from bench.scaling.cluster import Outcome, simulate
+from bench.scaling.traces import DAY_SECONDS, NAMES, trace
+from bench.scaling.ways import by_deadlines, by_lag
+from bench.table import table, title, verdict
+
+THRESHOLDS = (8, 32, 128)
+"""Records of lag for each worker."""
+MOST_SHARE = 0.8
+
+
+def compare(name: str, seconds: float) -> tuple[Outcome, list[Outcome]]:
+    """Return the outcomes of one trace: by deadlines, and by lag with each threshold."""
+    jobs = trace(name, seconds)
+    return simulate(jobs, by_deadlines(), seconds), [simulate(jobs, by_lag(each), seconds) for each in THRESHOLDS]
+
+
+def row(name: str, ours: Outcome, others: Sequence[Outcome]) -> list[str]:
+    """Return a row of the table."""
+    cells = [f"{each.replica_hours:.1f} h, {len(each.missed)} missed" for each in (*others, ours)]
+    kept = len(ours.missed - others[0].missed)
+    return [name, *cells, f"{ours.replica_hours / others[0].replica_hours:.2f}", str(kept)]
+
+
+def main() -> None:
+    """Compare on all traces, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=DAY_SECONDS / 3600, help="the length of each trace")
+    parser.add_argument("--traces", nargs="+", choices=NAMES, default=NAMES)
+    options = parser.parse_args()
+    title("replica-hours and missed deadlines of workers that are scaled by lag and by deadlines")
+    rows, shares, worse = [], [], 0
+    for name in options.traces:
+        begun = time.monotonic()
+        ours, others = compare(name, options.hours * 3600)
+        rows.append(row(name, ours, others))
+        shares.append(ours.replica_hours / others[0].replica_hours)
+        worse += len(ours.missed - others[0].missed)
+        print(*rows[-1], f"({time.monotonic() - begun:.0f} s)", sep=" | ", flush=True)
+    columns = [f"lag, {each} a worker" for each in THRESHOLDS]
+    table(("trace", *columns, "deadlines", "share of the first", "missed by deadlines alone"), rows)
+    verdict("largest share of lag's replica-hours", max(shares), MOST_SHARE, at_least=False)
+    verdict("jobs that lag answers in time and deadlines do not", worse, 0, at_least=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The ways of scaling that are compared."""
+
+from __future__ import annotations
+
+import math
+
+from bench.scaling.cluster import PARTITIONS, START_SECONDS, WORKER_JOBS, Sight, Wish
+from operators.exporter.replicas import Hysteresis, Plan, wanted_replicas
+from operators.exporter.settings import ExporterSettings
+from operators.exporter.throughput import Throughput
+
+ASSUMED_JOBS_PER_SECOND = 1.0
+"""The assumption before the first measurement; a worker really answers 0.4 jobs/s in most traces."""
+
+
+def by_lag(records: int) -> Wish:
+    """Want one worker for so many records of Kafka's lag, as KEDA's scaler for Kafka does."""
+    return lambda sight: math.ceil(sight.kafka_lag / records)
+
+
+def by_deadlines() -> Wish:
+    """Want the number of workers that the exporter wants, from the same parts and with its default settings."""
+    settings = ExporterSettings(jobs_per_second=ASSUMED_JOBS_PER_SECOND, busy_jobs=2 * WORKER_JOBS)
+    plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, settings.time_share)
+    throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
+    hysteresis = Hysteresis(settings.down_seconds)
+
+    def wish(sight: Sight) -> int:
+        jobs = sum(lane.jobs for lane in sight.lanes)
+        throughput.observe(sight.at, sight.done, jobs, sight.workers)
+        return hysteresis.follow(sight.at, wanted_replicas(sight.lanes, throughput.jobs_per_second, plan))
+
+    return wish

@@ -1,0 +1,214 @@
+"""The console page in Debian's Chromium, over real TLS: every page, wide and narrow, light and dark, with true figures.
+
+Screenshots lie in the test's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from devkit.kafka.jars import program
+from devkit.receiver import Behaviour
+from tests.integration.gateway.gateway_process import Gateway
+from tests.product import eventually
+
+pytestmark = pytest.mark.broker
+TENANT = "seen"
+SECONDS = 60.0
+SIZES = {"wide": 1280, "phone": 390}
+SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]
+FACT = "The lighthouse of Kell was built in 1874 and is 41 metres tall."
+
+
+@dataclass
+class Work:
+    """What the tenant has submitted."""
+
+    key: str
+    job: str = ""
+    batch: str = ""
+    problems: list[str] = field(default_factory=list)
+    """Errors that the browser reported."""
+
+
+@contextmanager
+def site() -> Iterator[str]:
+    """A web page with one fact; yields its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = f"<html><title>Kell</title><body><p>{FACT}</p></body></html>".encode()
+            self.send_response(200 if self.path == "/kell" else 404)
+            self.send_header("content-type", "text/html")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/kell"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def work(tls_gateway: Gateway) -> Iterator[Work]:
+    """A job with sources whose callback failed, a finished batch, and an endpoint that refuses its event."""
+    fleet, key = tls_gateway.product, tls_gateway.key(TENANT)
+    fleet.callbacks.tenants = (TENANT,)
+    fleet.callbacks.up(Behaviour(status=404))
+    fleet.worker("w", "--engine", "echo", "--model", "small", POSTBACK_EGRESS__ALLOW_FETCH="127.0.0.1/32")
+    fleet.deliver("d")
+    made = Work(key)
+    endpoint = {"name": "Mine", "url": fleet.callbacks.url, "event_types": ["batch.completed"]}
+    assert tls_gateway.post("/v1/webhook_endpoints", key, json=endpoint).status_code == 200
+    with site() as url:
+        prompt = {"prompt": "How tall is the lighthouse of Kell?", "sources": {"urls": [url]}}
+        sent = tls_gateway.post("/v1/jobs", key, json={**prompt, "callback_url": fleet.callbacks.url})
+        made.job = sent.json()["id"]
+        body = {"model": "small", "prompt": "x", "max_tokens": 5}
+        line = {"method": "POST", "url": "/v1/completions", "body": body}
+        lines = "".join(json.dumps({"custom_id": f"{number}", **line}) + "\n" for number in range(3))
+        files = {"file": ("in.jsonl", lines.encode())}
+        file = tls_gateway.post("/v1/files", key, files=files, data={"purpose": "batch"}).json()["id"]
+        order = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+        made.batch = tls_gateway.post("/v1/batches", key, json=order).json()["id"]
+        eventually(lambda: len(fleet.attempts()) >= 2, SECONDS, fleet.last_lines)
+        eventually(lambda: batch_of(tls_gateway, made)["status"] == "completed", SECONDS, fleet.last_lines)
+        yield made
+
+
+def batch_of(gateway: Gateway, work: Work) -> dict[str, Any]:
+    found: dict[str, Any] = gateway.get(f"/v1/batches/{work.batch}", work.key).json()
+    return found
+
+
+@contextmanager
+def signed_in(chromium: Browser, gateway: Gateway, work: Work) -> Iterator[Page]:
+    """A page of a browser that has signed in by the form."""
+    context = chromium.new_context(base_url=gateway.url, ignore_https_errors=True)
+    page = context.new_page()
+    page.on("console", lambda message: work.problems.append(message.text) if message.type != "debug" else None)
+    page.on("pageerror", lambda error: work.problems.append(str(error)))
+    page.goto("/console/jobs")
+    page.get_by_label("API key or token").fill(work.key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/console/jobs")
+    yield page
+    context.close()
+
+
+def test_every_page_is_shown_without_an_error(
+    chromium: Browser, tls_gateway: Gateway, work: Work, tmp_path: Path
+) -> None:
+    work.problems.clear()
+    pages = {
+        "overview": "/console",
+        "batches": "/console/batches",
+        "batch": f"/console/batch?id={work.batch}",
+        "jobs": "/console/jobs",
+        "job": f"/console/job?id={work.job}",
+        "callbacks": "/console/callbacks",
+        "endpoints": "/console/endpoints",
+    }
+    with signed_in(chromium, tls_gateway, work) as page:
+        for name, path in pages.items():
+            answer = page.goto(path)
+            assert answer is not None
+            assert answer.status == 200
+            for size, scheme in product(SIZES, SCHEMES):
+                page.set_viewport_size({"width": SIZES[size], "height": 800})
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=tmp_path / f"{name}-{size}-{scheme}.png", full_page=True)
+                assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size], f"{name} is too wide"
+        [cookie] = page.context.cookies()
+        assert (cookie["name"], cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (
+            *("__Host-postback", True, True, "Strict"),
+        )
+        assert page.evaluate("document.cookie") == ""
+    assert work.problems == []
+
+
+def test_the_pages_show_the_figures_of_the_api_and_follow_them(
+    chromium: Browser, tls_gateway: Gateway, work: Work
+) -> None:
+    work.problems.clear()
+    with signed_in(chromium, tls_gateway, work) as page:
+        page.goto(f"/console/batch?id={work.batch}")
+        counts = batch_of(tls_gateway, work)["request_counts"]
+        for name, number in counts.items():
+            expect(page.locator(f"[data-figure={name}]")).to_have_text(str(number))
+        with page.expect_download() as downloading:
+            page.get_by_role("link", name="file-").nth(1).click()
+        assert len(downloading.value.path().read_text().splitlines()) == counts["completed"]
+
+        page.goto("/console")
+        jobs = tls_gateway.get("/v1/jobs", work.key).json()["data"]
+        expect(page.locator("[data-figure=finished]")).to_have_text(str(len(jobs)))
+        sent = tls_gateway.post("/v1/jobs", work.key, json={"prompt": "one more"})
+        expect(page.locator("[data-figure=finished]")).to_have_text(str(len(jobs) + 1), timeout=SECONDS * 1000)
+        expect(page.locator("[data-figure=waiting]")).to_have_text("0", timeout=SECONDS * 1000)
+
+        page.goto(f"/console/job?id={work.job}")
+        answer = tls_gateway.get(f"/v1/jobs/{work.job}", work.key).json()["result"]
+        assert FACT in answer["text"]
+        marked = [answer["text"][cited["start"] : cited["end"]] for cited in answer["citations"]]
+        assert marked
+        assert page.locator(".answer mark").all_text_contents() == marked
+        expect(page.locator(".sources a").first).to_have_attribute("href", answer["source_details"][0]["url"])
+        assert sent.status_code == 202
+    assert work.problems == []
+
+
+def test_a_failed_callback_is_sent_again_by_a_click(chromium: Browser, tls_gateway: Gateway, work: Work) -> None:
+    fleet = tls_gateway.product
+    fleet.callbacks.up()
+    with signed_in(chromium, tls_gateway, work) as page:
+        for object_id in (work.job, work.batch):
+            page.goto("/console/callbacks")
+            row = page.locator("tr", has=page.locator(f"[title='{object_id}']"))
+            row.get_by_role("button", name="Resend").click()
+            expect(page.get_by_role("status").first).to_have_text("The callback is on its way again.")
+
+            def has_begun_anew(sent: str = object_id) -> bool:
+                tries = [each["attempt"] for each in fleet.attempts() if each["job_id"] == sent]
+                return tries.count(1) == 2
+
+            eventually(has_begun_anew, SECONDS, fleet.last_lines)
+        eventually(lambda: work.job in fleet.callbacks.events, SECONDS, fleet.last_lines)
+        page.goto(f"/console/job?id={work.job}")
+        expect(page.locator(".detail", has_text="delivered, status 200").first).to_be_visible()
+
+
+def test_a_session_ends_with_its_key_and_a_page_that_refreshes_itself_leaves(
+    chromium: Browser, tls_gateway: Gateway, work: Work
+) -> None:
+    made = tls_gateway.created("--tenant", TENANT)
+    with signed_in(chromium, tls_gateway, Work(made["key"])) as page:
+        page.goto("/console")
+        admin = tls_gateway.key("ops", scopes="admin")
+        assert tls_gateway.request("DELETE", f"/v1/admin/api_keys/{made['id']}", admin).status_code == 200
+        page.wait_for_url("**/console/sign-in*", timeout=SECONDS * 1000)
+        expect(page.get_by_role("alert")).to_have_text("The session has ended. Sign in again.")

@@ -1,0 +1,51 @@
+"""Workers scaled by deadlines cost less than workers scaled by lag, and miss no deadline that lag keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.scaling.__main__ import MOST_SHARE, compare
+from bench.scaling.cluster import START_SECONDS, WORKER_JOBS, Sight, simulate
+from bench.scaling.traces import NAMES, SimulatedJob, trace
+
+SHORT_SECONDS = 7200.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deadlines_cost_less_than_lag_and_miss_nothing_that_lag_keeps(name: str) -> None:
+    ours, (lag, *_) = compare(name, SHORT_SECONDS)
+
+    assert ours.missed <= lag.missed
+    assert ours.replica_hours <= MOST_SHARE * lag.replica_hours
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trace_is_the_same_each_time_and_in_order(name: str) -> None:
+    jobs = trace(name, SHORT_SECONDS)
+
+    assert jobs == trace(name, SHORT_SECONDS)
+    assert jobs == sorted(jobs, key=lambda job: job.arrival)
+    assert all(job.service_seconds > 0 and job.deadline > job.arrival for job in jobs)
+
+
+def test_the_simulated_lag_is_counted_from_the_slowest_job_of_a_partition() -> None:
+    seen: list[Sight] = []
+
+    def wish(sight: Sight) -> int:
+        seen.append(sight)
+        return 5
+
+    slow = SimulatedJob(1.0, 1000.0, 9000.0)
+    jobs = [slow, *(SimulatedJob(2.0 + n / 100, 1.0, 9000.0) for n in range(159))]
+    outcome = simulate(jobs, wish, 600)
+
+    late = next(sight for sight in seen if sight.at == 600)
+    assert (late.kafka_lag, sum(lane.jobs for lane in late.lanes), late.done) == (10, 1, 159)
+    assert outcome.missed == set()
+    assert outcome.replica_seconds >= 5 * 1000
+
+
+def test_a_job_that_no_worker_could_take_in_time_is_missed() -> None:
+    jobs = [SimulatedJob(0.0, 1.0, START_SECONDS / 2)] * (WORKER_JOBS + 1)
+
+    assert len(simulate(jobs, lambda _: 1, 300).missed) == WORKER_JOBS + 1
