@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,19 @@ def test_a_command_without_a_file_asks_for_one() -> None:
     listed = postback_here("models", "list", env=environment_of())
     assert listed.returncode == 2
     assert "POSTBACK_WORKER__REGISTRY" in listed.stderr
+
+
+def test_the_page_for_operators_has_a_valid_file_and_commands_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "models.md").read_text()
+    [file] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    [console] = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "key").write_text("sk-of-a-file")
+    (tmp_path / "models.toml").write_text(file.replace("/run/secrets/anthropic", str(tmp_path / "key")))
+    monkeypatch.chdir(tmp_path)
+    for command in console.splitlines():
+        program, *arguments = shlex.split(command)
+        done = postback_here(*arguments, env=environment_of(HOSTED_KEY="sk-hosted"))
+        assert (program, done.returncode) == ("postback", 0), done.stderr
+        assert "sk-" not in done.stdout + done.stderr
