@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ from console.errors import BAD_INPUT, FAILED, fail, say
 from console.progress import INTERRUPTED, bars, counting
 from console.terminal import harmless
 from console.through_gateway import GATEWAY, KEY, gateway_client
+from console.transfers import GATEWAY_NAME, files_told, uploading
 
 if TYPE_CHECKING:
     from postback_client import Batch, HttpClient
@@ -39,13 +38,14 @@ def create(
 ) -> None:
     """Upload a file and begin a batch of it; the id goes to standard output. --output and --errors imply --wait.
 
-    The gateway checks the lines after the upload, and ends the batch as `failed` if a line is no request.
+    A large file goes in parts: the same command, run again within an hour, goes on with an upload that was cut off. The
+    gateway checks the lines after the upload, and ends the batch as `failed` if a line is no request.
 
     Exit status: 0 the batch has begun (with --wait: it is completed, and every line succeeded), 1 not, 2 bad input.
     """
-    with _files_told(), gateway_client(gateway, key) as client:
-        with counting("uploaded bytes", file.stat().st_size) as progress:
-            batch = client.batches.create(file, on_bytes=progress)
+    with files_told(), gateway_client(gateway, key) as client:
+        with uploading(file, "batch") as (state, progress):
+            batch = client.batches.create(file, state=state, on_bytes=progress)
         if not as_json:
             typer.echo(batch.id)
         if wait or output is not None or errors is not None:
@@ -68,7 +68,7 @@ def wait(
 
     Exit status: 0 the batch is completed, and every line succeeded, 1 not, or the time is up.
     """
-    with _files_told(), gateway_client(gateway, key) as client:
+    with files_told(), gateway_client(gateway, key) as client:
         _finish(client, batch_id, timeout, output, errors, as_json=as_json)
 
 
@@ -120,8 +120,8 @@ def _finish(
         if file_id is None:
             say(f"the batch has no {name} file; {path} stays as it is")
             continue
-        with counting(f"{name} bytes", client.batches.file(file_id).bytes) as progress:
-            client.batches.download(file_id, path, on_bytes=progress)
+        with counting(f"{name} bytes", client.files.retrieve(file_id).bytes, awaits=GATEWAY_NAME) as progress:
+            client.files.download(file_id, path, on_bytes=progress)
     say(_line(batch))
     if as_json:
         typer.echo(json.dumps(batch.raw))
@@ -150,12 +150,3 @@ def _line(batch: Batch) -> str:
     counts = batch.request_counts
     done = f"{counts.completed} of {counts.total} succeeded, {counts.failed} failed"
     return harmless(f"{batch.id}  {batch.status}  {done}")
-
-
-@contextmanager
-def _files_told() -> Iterator[None]:
-    """End the command if one of the caller's files cannot be read or written."""
-    try:
-        yield
-    except OSError as error:
-        raise fail(f"{error.filename}: {error.strerror}", BAD_INPUT) from None

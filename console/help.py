@@ -63,6 +63,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batches list": ("postback batches list --gateway https://postback.example --json",),
     "batches show": ("postback batches show batch_1 --gateway https://postback.example",),
     "batches cancel": ("postback batches cancel batch_1 --gateway https://postback.example",),
+    "files list": ("postback files list --gateway https://postback.example --purpose batch_output",),
+    "files upload": ("postback files upload requests.jsonl --gateway https://postback.example --key @key.txt",),
+    "files show": ("postback files show file-1 --gateway https://postback.example",),
+    "files download": ("postback files download file-1 --gateway https://postback.example --output answers.jsonl",),
+    "files delete": ("postback files delete file-1 --gateway https://postback.example",),
     "results": (
         "postback results --ids receipt.jsonl --wait --output results.jsonl",
         "postback results --since -2h --status",

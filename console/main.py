@@ -20,6 +20,7 @@ from console import (
     deliveries,
     endpoints,
     exporter,
+    files,
     gateway,
     keys,
     model_registry,
@@ -69,6 +70,7 @@ app.add_typer(tenants.app, name="tenants", rich_help_panel=RUN)
 app.command(rich_help_panel=SEND)(submit.submit)
 app.command(rich_help_panel=SEND)(cancel.cancel)
 app.add_typer(batches.app, name="batches", rich_help_panel=SEND)
+app.add_typer(files.app, name="files", rich_help_panel=SEND)
 app.command(rich_help_panel=TAKE)(results.results)
 app.command(rich_help_panel=TAKE)(status.status)
 app.command(rich_help_panel=TAKE)(deliveries.deliveries)

@@ -29,10 +29,10 @@ class Counting:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Counting]:
-    """Show a bar for `total` steps."""
+def counting(what: str, total: int, *, awaits: str = "Kafka") -> Iterator[Counting]:
+    """Show a bar for `total` steps; `awaits` names the cause of a standstill."""
     with bars() as bar:
-        yield Counting(bar, bar.add_task(what, total=total))
+        yield Counting(bar, bar.add_task(what, total=total, awaits=awaits))
 
 
 def bars(*, hidden: bool = False, above: bool = False) -> Progress:

@@ -19,6 +19,7 @@ from postback_client.batches import Batches
 from postback_client.client import collected
 from postback_client.clock import ClientClock, MachineClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
+from postback_client.files import Files
 from postback_client.http_session import HttpSession
 from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
@@ -56,7 +57,9 @@ class HttpClient:
         self._clock = clock
         self._jobs_together = jobs_together
         self._http = HttpSession(url, key, ca_file=ca_file, patience_seconds=patience_seconds, clock=clock)
-        self.batches = Batches(self._http)
+        self.files = Files(self._http)
+        """Files: requests and answers of batches."""
+        self.batches = Batches(self._http, self.files)
         """Files of up to 50,000 requests."""
 
     def submit(

@@ -86,7 +86,7 @@ def test_a_batch_is_uploaded_followed_and_downloaded(
     with HttpClient(shared_gateway.url, shared_gateway.key("batcher")) as client:
         batch = client.batches.create(source, metadata={"a": "b"}, on_bytes=sent.append)
         ended = client.batches.wait(batch.id, PATIENCE_SECONDS, on_batch=seen.append)
-        client.batches.download(ended.output_file_id or "", target, on_bytes=received.append)
+        client.files.download(ended.output_file_id or "", target, on_bytes=received.append)
         assert [each.id for each in client.batches.list()] == [batch.id]
     assert (ended.status, ended.request_counts.completed, ended.metadata) == ("completed", 20, {"a": "b"})
     assert (sent[-1], received[-1]) == (source.stat().st_size, target.stat().st_size)
@@ -96,8 +96,16 @@ def test_a_batch_is_uploaded_followed_and_downloaded(
     assert list(tmp_path.iterdir()) in ([source, target], [target, source])
 
 
-def test_a_gateway_that_is_killed_amid_a_submission_doubles_no_job(product: Product) -> None:
-    begun, killed = Event(), Event()
+def test_a_gateway_that_is_killed_amid_a_submission_doubles_no_job_and_loses_no_part(
+    product: Product, tmp_path: Path
+) -> None:
+    begun, killed, sent = Event(), Event(), list[int]()
+    large, state = tmp_path / "large.bin", tmp_path / "state"
+    large.write_bytes(bytes(5 * 1024 * 1024))
+
+    def end(done: int) -> None:
+        if done:
+            raise ZeroDivisionError("stands for the end of the process")
 
     def jobs() -> Iterator[Job]:
         for number in range(600):
@@ -110,12 +118,18 @@ def test_a_gateway_that_is_killed_amid_a_submission_doubles_no_job(product: Prod
     with gateway_process(product) as first, ThreadPoolExecutor(1) as thread:
         port, topic = str(first.port), product.kafka.topics.requests()
         with HttpClient(first.url, first.key(TENANT), jobs_together=5) as client:
+            with pytest.raises(ZeroDivisionError):
+                client.files.upload(large, state=state, on_bytes=end)
             submitting = thread.submit(client.submit, jobs())
             assert begun.wait(PATIENCE_SECONDS)
             first.role.kill()
             killed.set()
             start_gateway(product, "--port", port, store=first.store).wait_until_ready()
             job_ids = submitting.result(PATIENCE_SECONDS)
+            file = client.files.upload(large, state=state, on_bytes=sent.append)
+            client.files.download(file.id, tmp_path / "again.bin")
+        assert (sent[0], sent[-1]) == (4 * 1024 * 1024, 5 * 1024 * 1024)
+        assert (tmp_path / "again.bin").read_bytes() == large.read_bytes()
         eventually(lambda: len(product.read(topic)) >= len(job_ids), 60, "jobs are missing in Kafka")
     assert len(job_ids) == 600
     assert Counter(json.loads(value_of(message))["job_id"] for message in product.read(topic)) == Counter(job_ids)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.integration.gateway.gateway_process import Gateway
-from tests.postback_command import environment_of, postback_here
-from tests.product import Product
+from tests.postback_command import environment_of, postback_here, started
+from tests.product import Product, eventually
 from tests.unit.batches.batch_rig import jsonl, line
 
 pytestmark = pytest.mark.broker
+
+HUGE_BYTES = 120 * 1024 * 1024
 
 
 @dataclass
@@ -115,6 +119,48 @@ def test_a_batch_is_created_awaited_shown_and_downloaded(shell: Shell) -> None:
     assert shell.run("batches", "wait", batch_id, "--timeout", "60").returncode == 0
 
 
+def test_a_file_is_uploaded_listed_shown_downloaded_and_deleted(shell: Shell) -> None:
+    content = b"x" * (5 * 1024 * 1024)
+    source, target = shell.file("large.bin", content), shell.folder / "again.bin"
+    uploaded = shell.run("files", "upload", source, "--purpose", "user_data", XDG_STATE_HOME=str(shell.folder))
+    (file_id,) = uploaded.stdout.split()
+    assert (uploaded.returncode, uploaded.stderr) == (0, "")
+    line = f"{file_id}  user_data  {len(content)} bytes  large.bin\n"
+    assert shell.run("files", "list", "--purpose", "user_data").stdout == line
+    assert shell.run("files", "show", file_id).stdout == line
+    assert json.loads(shell.run("files", "show", file_id, "--json").stdout)["bytes"] == len(content)
+    downloaded = shell.run("files", "download", file_id, "--output", str(target))
+    assert (downloaded.returncode, target.read_bytes() == content) == (0, True)
+    assert shell.run("files", "delete", file_id).returncode == 0
+    assert shell.run("files", "delete", file_id).returncode == 1
+    assert shell.run("files", "upload", f"{source}.absent").returncode == 2
+
+
+def test_an_upload_goes_on_after_its_command_was_killed(shell: Shell, shared_gateway: Gateway) -> None:
+    path = Path(shell.file("huge.bin", b""))
+    os.truncate(path, HUGE_BYTES)
+    command = ["files", "upload", str(path), "--purpose", "vision", "--gateway", shell.gateway.url]
+    environment = environment_of(POSTBACK_GATEWAY_KEY=shell.key, XDG_STATE_HOME=str(shell.folder))
+    states = shell.folder / "postback" / "uploads"
+
+    def has_a_part() -> bool:
+        return any(json.loads(state.read_text())["part_ids"] for state in states.glob("*.json"))
+
+    with started(*command, env=environment) as killed:
+        eventually(has_a_part, 60, "no part is uploaded")
+        killed.kill()
+    (kept,) = states.glob("*.json")
+    begun = json.loads(kept.read_text())
+    done = shell.run(*command[:-2], XDG_STATE_HOME=str(shell.folder))
+
+    assert (done.returncode, kept.exists()) == (0, False)
+    assert 4 * 1024 * 1024 * len(begun["part_ids"]) < HUGE_BYTES
+    with sqlite3.connect(shared_gateway.store.removeprefix("sqlite:///")) as store:
+        uploads = store.execute("SELECT id, status FROM uploads WHERE purpose = 'vision'").fetchall()
+    assert uploads == [(begun["upload_id"], "completed")]
+    assert json.loads(shell.run("files", "show", done.stdout.strip(), "--json").stdout)["bytes"] == HUGE_BYTES
+
+
 def test_a_job_is_cancelled_unless_it_has_ended_or_is_unknown(shell: Shell) -> None:
     (ended,) = shell.run("submit", "-", "--wait", given='{"prompt": "q"}\n').stdout.split()
     done = shell.run("cancel", ended, "no-such-job")
@@ -122,7 +168,9 @@ def test_a_job_is_cancelled_unless_it_has_ended_or_is_unknown(shell: Shell) -> N
     assert [ended in each or "no-such-job" in each for each in done.stderr.splitlines()] == [True, True, False]
 
 
-@pytest.mark.parametrize("command", [["submit", "-"], ["results", "--id", "j"], ["batches", "list"], ["cancel", "j"]])
+@pytest.mark.parametrize(
+    "command", [["submit", "-"], ["results", "--id", "j"], ["batches", "list"], ["files", "list"], ["cancel", "j"]]
+)
 def test_a_wrong_or_missing_key_or_url_is_told_in_a_line(shell: Shell, command: list[str]) -> None:
     job = '{"prompt": "q"}\n'
     wrong = shell.run(*command, given=job, POSTBACK_GATEWAY_KEY="pk_wrong")
