@@ -86,6 +86,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback doctor --role deliver --callback-url https://example.com/hook",
     ),
     "tail": ("postback tail --tenant acme --outcome failed", "postback tail --since -10m --json"),
+    "top": ("postback top", "postback top --once --metrics http://127.0.0.1:9464/metrics"),
     "backlog": ("postback backlog",),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),

@@ -32,6 +32,7 @@ from console import (
     submit,
     tail,
     tenants,
+    top,
     topics,
     trace,
     trigger,
@@ -77,6 +78,7 @@ app.command(rich_help_panel=TAKE)(deliveries.deliveries)
 app.command(rich_help_panel=TAKE)(replay.replay)
 app.command(rich_help_panel=TAKE)(verify_answer.verify_answer)
 app.command(rich_help_panel=OPERATE)(doctor.doctor)
+app.command(rich_help_panel=OPERATE)(top.top)
 app.command(rich_help_panel=OPERATE)(tail.tail)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
 app.command(rich_help_panel=OPERATE)(trace.trace)
