@@ -30,6 +30,7 @@ def inference_handler(
     *,
     settings: WorkerSettings | None = None,
     lanes: Mapping[str, str | None] | None = None,
+    registry: Registry | None = None,
     callbacks: EgressPolicy | None = None,
     topic_id: str | None = None,
     trust: TrustSecrets | None = None,
@@ -37,12 +38,13 @@ def inference_handler(
 ) -> InferenceHandler:
     """A handler of the default lane whose engine serves the models `echo`, `vllm` and `default`.
 
-    `lanes` maps further models to their lanes, and `topic_id` is the UUID of the default lane.
+    `lanes` maps further models to their lanes, `registry` takes the place of all of them, and `topic_id` is the UUID
+    of the default lane.
     """
     return InferenceHandler(
         engine,
         enricher,
-        Registry({"echo", "vllm", "default"}, None, dict(lanes or {})),
+        registry or Registry({"echo", "vllm", "default"}, None, dict(lanes or {})),
         callbacks or EgressPolicy(),
         TOPICS,
         {} if topic_id is None else {TOPICS.requests(): topic_id},

@@ -86,7 +86,9 @@ async def working(
     screen: Screen | None = None,
     **settings: Any,
 ) -> AsyncIterator[Worker]:
-    worker = Worker(WorkerSettings(**settings), models or {}, callbacks or EgressPolicy(), trust, screen)
+    worker = Worker(
+        WorkerSettings(**{"unserved_seconds": 0, **settings}), models or {}, callbacks or EgressPolicy(), trust, screen
+    )
     await worker.engine.start()
     await worker.enricher.start()
     try:

@@ -14,6 +14,7 @@ from workers.inference.belief import require_signature
 from workers.inference.job_identity import invalid_job
 from workers.inference.outputs import moved
 from workers.inference.registry import Forward, Registry, UnknownModel
+from workers.inference.unserved import UnservedModel
 from workers.stage.record import Output, Record, size_of
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -75,15 +76,19 @@ class Admission:
             raise invalid_job(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
         return received
 
+    def is_served(self, received: ReceivedJob) -> bool:
+        """True if an engine of this fleet has the job's model by now."""
+        return self._registry.knows(received.job.model_id)
+
     def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:
         """Return the record for another engine's lane; None if this worker's engine has the job's model.
 
-        Raises InvalidJob for an unknown model.
+        Raises UnservedModel for an unknown model.
         """
         try:
             where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
         except UnknownModel as unknown:
-            raise invalid_job(received, "model_id", str(unknown)) from None
+            raise UnservedModel(received, invalid_job(received, "model_id", str(unknown))) from None
         if not isinstance(where, Forward):
             return None
         lane = self._topics.requests(where.lane, bulk=is_bulk_lane(record.topic))

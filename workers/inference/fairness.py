@@ -13,6 +13,7 @@ from workers.inference.admission import Admission, is_bulk_lane
 from workers.inference.outputs import Outputs, moved
 from workers.inference.registry import times_in
 from workers.inference.settings import WorkerSettings
+from workers.inference.unserved import UnservedModel
 from workers.stage.record import Headers, Output, Record
 
 _NO_TENANT = DEFAULT_TENANT.encode()
@@ -56,6 +57,8 @@ class TenantSharing:
             forwarded = self._admission.forwarded(record, received)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
+        except UnservedModel:
+            forwarded = None  # its model may be served by the time of its turn
         if forwarded is not None:
             return [forwarded]
         self._deferred.inc()

@@ -15,6 +15,7 @@ the window between tenants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from schemas.codec import InvalidJob, ReceivedJob
@@ -46,6 +47,7 @@ from workers.inference.registry import Registry
 from workers.inference.results import Results
 from workers.inference.settings import WorkerSettings
 from workers.inference.unknown_fields import UnknownFieldWarnings
+from workers.inference.unserved import UnservedJobs, UnservedModel
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class InferenceHandler:
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
+        self._unserved = UnservedJobs(settings.unserved_seconds, clock)
         self._filter = InputFilter(screen, metrics)
         self._rules = rules or ModelRules()
         self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
@@ -102,6 +105,26 @@ class InferenceHandler:
         Raises HandlerCrashed if the engine's process dies with the job in flight.
         """
         record.shows_health = False  # only an answer of the engine shows health
+        try:
+            return await self._handled(record)
+        except UnservedModel as unserved:
+            received = unserved.received
+            if not await self._is_served_later(record, received):
+                return self._outputs.rejected(record, unserved.invalid)
+        if self._lifetimes.is_over(received):
+            return self._outputs.settled(received, self._results.cut_off(received))
+        try:
+            return await self._handled(record)
+        except UnservedModel as unserved:
+            return self._outputs.rejected(record, unserved.invalid)
+
+    async def _is_served_later(self, record: Record, received: ReceivedJob) -> bool:
+        """Wait until a job's model is served or the job is over. False if it stays unserved."""
+        is_served, is_over = partial(self._admission.is_served, received), partial(self._lifetimes.is_over, received)
+        return await self._unserved.served_later(record, is_served, is_over)
+
+    async def _handled(self, record: Record) -> Sequence[Output]:
+        """Take one job to its end. Raises UnservedModel, and HandlerCrashed as `handle` does."""
         try:
             with self.pace.preparing():
                 received = self._admission.admitted(record)

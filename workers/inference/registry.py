@@ -66,6 +66,10 @@ class Registry:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)
 
+    def knows(self, model_id: str | None) -> bool:
+        """True if an engine of this fleet has the model."""
+        return model_id is None or model_id in self._served or model_id in self._models
+
     def _why_unknown(self, model_id: str) -> str:
         """Return the error's text for the job's author, with the unknown name, the known names and the fix."""
         return (

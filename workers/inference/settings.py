@@ -73,6 +73,12 @@ class WorkerSettings(BaseSettings):
     """
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
     """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""
+    unserved_seconds: float = Field(default=5.0, ge=0, le=600)
+    """Seconds from a job's record until the job is rejected if no worker serves its model.
+
+    A worker that begins to serve a model, or a changed registry, may be late by this time. At most 64 jobs wait at
+    once; further ones are rejected at once.
+    """
     registry: Path | None = None
     """The file of the model registry, TOML; it takes the place of `--engine` and of `models`.
 
