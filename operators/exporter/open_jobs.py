@@ -28,7 +28,10 @@ class OpenJobs:
 
     def advance(self, base: int, done: int, end: int) -> None:
         """Take in the ledger's present state, and forget the jobs that are done. The base never goes back."""
-        self.base, self.done, self.end = base, done, end
+        same, self.end = (base, done) == (self.base, self.done), end
+        if same:
+            return
+        self.base, self.done = base, done
         self.position = max(self.position, base)
         below = bisect_left(self._offsets, base)
         marks = done.to_bytes((done.bit_length() + 7) // 8, "little")

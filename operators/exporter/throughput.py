@@ -8,6 +8,9 @@ _MEMORY_SECONDS = 900.0
 """The time after which a measurement has lost 63 % of its weight."""
 _ASSUMED_WEIGHT = 60.0
 """The weight of the assumption, in seconds of one busy worker."""
+_MOST_AT_ONCE = 4.0
+"""The largest rate of one reading, as a multiple of the average. Thousands of jobs may expire or be cancelled within a
+second, which says nothing about a worker's answers."""
 
 
 class Throughput:
@@ -42,5 +45,5 @@ class Throughput:
         is_busy = min(waiting, last[2]) >= self._busy_jobs * workers
         if is_busy or jobs > self.jobs_per_second * seconds:
             kept = math.exp(-(at - last[0]) / _MEMORY_SECONDS)
-            self._jobs = self._jobs * kept + jobs
+            self._jobs = self._jobs * kept + min(jobs, _MOST_AT_ONCE * self.jobs_per_second * seconds)
             self._seconds = self._seconds * kept + seconds

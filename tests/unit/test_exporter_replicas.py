@@ -76,6 +76,16 @@ def test_busy_workers_replace_the_assumption_within_a_minute_or_two() -> None:
     assert throughput.jobs_per_second == pytest.approx(20, rel=0.15)
 
 
+def test_thousands_of_jobs_that_expire_at_once_do_not_make_a_worker_fast() -> None:
+    throughput, done = Throughput(assumed=1.0, busy_jobs=10), 0
+    for second in range(0, 1800, 5):
+        done += 20_000 if second == 900 else 10
+        throughput.observe(second, done=done, waiting=100_000, workers=2)
+        assert throughput.jobs_per_second < 1.1
+
+    assert throughput.jobs_per_second == pytest.approx(1, rel=0.05)
+
+
 def test_workers_without_enough_jobs_do_not_count_as_slow() -> None:
     throughput = Throughput(assumed=20.0, busy_jobs=10)
     for second in range(0, 3600, 5):
