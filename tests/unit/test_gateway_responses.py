@@ -160,6 +160,20 @@ async def test_a_repeated_request_gets_the_answer_of_the_first(rig: Rig, key: st
     assert (await again).json()["id"] == f"chatcmpl-{job}"
 
 
+async def test_a_repeat_after_the_gateways_stop_gets_the_same_jobs_answer(rig: Rig, key: str) -> None:
+    once = {"idempotency-key": "chat-stop"}
+    asking, job = await asked(rig, key, CHAT_COMPLETIONS, headers=once)
+    assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"
+    asking.cancel()  # as the server does with requests that still wait when it stops
+    stopped = await asking
+    assert (refused(stopped, 503)["code"], stopped.headers["retry-after"]) == ("stopping", "1")
+    assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"
+
+    again = asyncio.create_task(rig.request("POST", CHAT_COMPLETIONS, key, json=BODIES[CHAT_COMPLETIONS], headers=once))
+    finish(rig, job)
+    assert (await again).json()["id"] == f"chatcmpl-{job}"
+
+
 @pytest.mark.parametrize(
     ("outcome", "more", "status"),
     [

@@ -9,7 +9,8 @@ from schemas.outcome import Outcome
 _LANE = {"enum": ["default", "bulk"]}
 _AWAITED = (
     "The request waits for the answer. When its time is over, the job is cancelled and the status is 504. "
-    "A job that did not succeed is an error with its code."
+    "A job that did not succeed is an error with its code. When the gateway stops, the status is 503: "
+    "a repeat with the same `Idempotency-Key` gets the answer of the same job."
 )
 _TIME = "as Unix seconds, ISO 8601, or a duration before now such as `-2h`"
 

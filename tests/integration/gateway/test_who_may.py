@@ -23,6 +23,11 @@ SECRET = "s" * 32
 PUBLIC = {"/docs", "/openapi.json"}
 CHAT = "/v1/chat/completions"
 ENDPOINT = {"name": "hooks", "url": "https://example.com/in", "event_types": ["batch.completed"]}
+UPLOAD = {"bytes": 3, "filename": "x", "mime_type": "text/plain", "purpose": "user_data"}
+PART = {
+    "data": '--b\r\nContent-Disposition: form-data; name="data"; filename="x"\r\n\r\nabc\r\n--b--\r\n',
+    "headers": {"content-type": "multipart/form-data; boundary=b"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,9 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def gateway(module_product: Product, trust: dict[str, str]) -> Iterator[Gateway]:
-    with gateway_process(module_product, POSTBACK_ACCESS__KEY_CACHE_SECONDS="0.5", **trust) as started:
+    # More failures than by default: the tests of refused credentials come from one address.
+    limits = {"POSTBACK_ACCESS__KEY_CACHE_SECONDS": "0.5", "POSTBACK_ACCESS__FAILURES_PER_MINUTE": "10000"}
+    with gateway_process(module_product, **limits, **trust) as started:
         module_product.worker("signed", "--engine", "echo", POSTBACK_WORKER__TRUST="signed", **trust)
         yield started
 
@@ -132,10 +139,13 @@ def owned(gateway: Gateway) -> dict[str, str]:
     asked = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
     batch = gateway.post("/v1/batches", key, json=asked).json()["id"]
     endpoint = gateway.post("/v1/webhook_endpoints", key, json=ENDPOINT).json()["id"]
+    uploading = gateway.post("/v1/uploads", key, json=UPLOAD).json()["id"]
+    part = gateway.post(f"/v1/uploads/{uploading}/parts", key, files={"data": b"abc"}).json()["id"]
     answered(gateway, f"/v1/jobs/{job}", key, "succeeded")
     answered(gateway, f"/v1/responses/{response['id']}", key, "completed")
     output = answered(gateway, f"/v1/batches/{batch}", key, "completed")["output_file_id"]
     ids = {"job": job, "response": response["id"], "file": file, "output": output, "batch": batch}
+    ids |= {"upload": uploading, "part": part}
     return ids | {"endpoint": endpoint, "line": f"{batch}.0", "key": key}
 
 
@@ -166,10 +176,15 @@ def tries(owned: dict[str, str]) -> list[Request]:
         ("POST", "/v1/webhook_endpoints/ID/test", {"json": {"event_type": "batch.completed"}}),
         ("DELETE", "/v1/webhook_endpoints/ID", {}),
     ]
+    of_uploads: list[Request] = [
+        ("POST", "/v1/uploads/ID/parts", PART),
+        ("POST", "/v1/uploads/ID/complete", {"json": {"part_ids": [owned["part"]]}}),
+        ("POST", "/v1/uploads/ID/cancel", {}),
+    ]
     of_batches: list[Request] = [("GET", "/v1/batches/ID", {}), ("POST", "/v1/batches/ID/cancel", {})]
     named: dict[str, list[Request]]
     named = {"job": of_jobs, "line": of_jobs, "response": of_responses, "file": of_files, "output": of_files}
-    named |= {"batch": of_batches, "endpoint": of_endpoints}
+    named |= {"batch": of_batches, "endpoint": of_endpoints, "upload": of_uploads}
     return [
         (method, path.replace("ID", owned[kind]), json.loads(json.dumps(arguments).replace("ID", owned[kind])))
         for kind, requests_ in named.items()
@@ -179,7 +194,7 @@ def tries(owned: dict[str, str]) -> list[Request]:
 
 def absent(text: str, owned: dict[str, str]) -> str:
     """The request for an object that does not exist: the last letters of each id are others."""
-    for name in ("line", "job", "response", "file", "output", "batch", "endpoint"):
+    for name in ("line", "job", "response", "file", "output", "batch", "endpoint", "upload", "part"):
         identifier = owned[name].removesuffix(".0")
         text = text.replace(identifier, identifier[:-8] + "00000000")
     return text
@@ -212,6 +227,12 @@ def test_another_tenants_objects_look_like_absent_ones(gateway: Gateway, owned: 
     assert tried >= 30
     assert before == {path: gateway.get(path, owned["key"]).content for path in before}
     assert gateway.get(f"/v1/jobs/{owned['job']}", owned["key"]).json()["status"] == "succeeded"
+    mine = gateway.post("/v1/uploads", stranger, json=UPLOAD).json()["id"]
+    parts = {"part_ids": [owned["part"]]}
+    taken = gateway.post(f"/v1/uploads/{mine}/complete", stranger, json=parts)
+    assert (taken.status_code, taken.json()["error"]["code"]) == (400, "part_not_found")
+    completed = gateway.post(f"/v1/uploads/{owned['upload']}/complete", owned["key"], json=parts)
+    assert completed.json()["status"] == "completed"
 
 
 def test_the_body_and_the_headers_of_a_request_choose_no_tenant(gateway: Gateway, owned: dict[str, str]) -> None:
