@@ -25,7 +25,7 @@ def asked(request: Request) -> Request:
                 raise ApiError(400, "invalid_parameter", "metadata: write the key and its value as `key=value`.")
             name, value = f"{METADATA}{key}", wanted
         said.append((name, value))
-    return Request({**request.scope, "query_string": urlencode(said, errors="replace").encode()})
+    return Request({**request.scope, "query_string": urlencode(said).encode()})
 
 
 def identifier_of(said: Mapping[str, str], kind: str) -> str:

@@ -32,8 +32,7 @@ _LONGEST_ID = 28
 def page(name: str, status: int = 200, **values: Any) -> Response:
     """Return the response with a template's page. `values` are the template's names."""
     text = _environment().get_template(f"{name}.html").render(values)
-    content = text.encode("utf-8", "replace")  # a lone surrogate in a stored text has no encoding
-    return Response(content, status, HEADERS, media_type="text/html")
+    return Response(text, status, HEADERS, media_type="text/html")
 
 
 @cache
@@ -61,7 +60,7 @@ def _environment() -> Environment:
 def link(path: str, **query: object) -> str:
     """Return the address of a page of the console; None in the query is left out."""
     said = {name: str(value) for name, value in query.items() if value is not None}
-    return CONSOLE + path + (f"?{urlencode(said, errors='replace')}" if said else "")
+    return CONSOLE + path + (f"?{urlencode(said)}" if said else "")
 
 
 def time(milliseconds: int | None) -> str:
