@@ -12,7 +12,7 @@ from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
 from gateway.access.quotas import Work, has_quota, reserve, tokens_of, total_of
 from gateway.access.tenant_settings import TenantSettings
-from gateway.store.dialects import insert_new
+from gateway.store.dialects import insert, insert_new, write_rows
 from gateway.store.hold import require_no_hold
 from gateway.store.tables import jobs, outbox
 from schemas import topics as names
@@ -82,7 +82,7 @@ def accept_jobs(
             raise JobExists(new[0].job_id)
     else:
         _insert_all(connection, principal.tenant, rows)
-    connection.execute(outbox.insert(), [_outbox_row(principal.tenant, job, topics) for job in new])
+    write_rows(connection, insert(connection, outbox), [_outbox_row(principal.tenant, job, topics) for job in new])
     if settings is not None and counted:
         reserve(connection, principal.tenant, settings, total_of([job.work for job in new]))
 

@@ -200,14 +200,14 @@ def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tup
 
 def _sizes(connection: Connection, row: BatchRow, following: int) -> list[tuple[int, int]]:
     statement = select(jobs.c.line, func.length(jobs.c.result)).where(_answered_lines(row, following, row.total))
-    found = connection.execute(statement.order_by(jobs.c.line).limit(PAGE_LINES))
-    return [(line, length) for line, length in found]
+    return [
+        (line, length) for line, length in connection.execute(statement.order_by(jobs.c.line).limit(PAGE_LINES)).all()
+    ]
 
 
 def _page(connection: Connection, row: BatchRow, following: int, until: int) -> list[tuple[int, bytes]]:
     statement = select(jobs.c.line, jobs.c.result).where(_answered_lines(row, following, until))
-    found = connection.execute(statement.order_by(jobs.c.line))
-    return [(line, value) for line, value in found]
+    return [(line, value) for line, value in connection.execute(statement.order_by(jobs.c.line)).all()]
 
 
 def _answered_lines(row: BatchRow, following: int, until: int) -> ColumnElement[bool]:

@@ -37,8 +37,8 @@ def idempotency_key(request: Request) -> str | None:
 
 def fingerprint(request: Request, body: bytes) -> bytes:
     """Return a hash of the method, the path, the query and the body."""
-    said = f"{request.method}\n{request.url.path}\n{request.url.query}\n".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(said + body).digest()
+    named = f"{request.method}\n{request.scope['path']}\n".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(b"%b%b\n%b" % (named, request.scope["query_string"], body)).digest()
 
 
 async def write_once(

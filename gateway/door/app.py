@@ -27,19 +27,19 @@ from gateway.door.routes import (
 )
 
 ROUTES = (
-    admin.routes,
-    batches.routes,
-    completions.routes,
-    docs.routes,
-    events.routes,
-    files.routes,
     jobs.routes,
-    models.routes,
     responses.routes,
+    completions.routes,
+    batches.routes,
+    files.routes,
     uploads.routes,
+    events.routes,
+    models.routes,
     webhook_endpoints.routes,
+    admin.routes,
+    docs.routes,
 )
-"""The routes of each file in `routes/`."""
+"""The routes of each file in `routes/`, the most frequent ones first: a request tries one after the other."""
 
 MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from gateway.store.dialects import insert_new
 from gateway.store.errors import StoreAway
@@ -63,14 +63,19 @@ def being_rebuilt(connection: Connection) -> bool:
 
 
 def move(connection: Connection, moves: Mapping[TopicPlace, tuple[int, int]]) -> None:
-    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if it is elsewhere."""
+    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if one is elsewhere."""
+    if not moves:
+        return
     columns = view_offsets.c
-    for place, (before, after) in moves.items():
-        this: Any = (
-            (columns.topic == place.topic)
-            & (columns.partition == place.partition)
-            & (columns.topic_id == place.topic_id)
-            & (columns.next_offset == before)
-        )
-        if connection.execute(view_offsets.update().where(this).values(next_offset=after)).rowcount == 0:
-            raise OffsetsMoved
+    at = {name: columns[name] == bindparam(f"at_{name}") for name in ("topic", "partition", "topic_id", "next_offset")}
+    rows = [
+        {f"at_{name}": value for name, value in (*place._asdict().items(), ("next_offset", before))} | {"after": after}
+        for place, (before, after) in moves.items()
+    ]
+    moved = connection.execute(
+        view_offsets.update().where(*at.values()).values(next_offset=bindparam("after")),
+        rows,
+        execution_options={"preserve_rowcount": True},
+    )
+    if moved.rowcount != len(rows):
+        raise OffsetsMoved

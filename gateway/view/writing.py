@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, case, null, select
+from sqlalchemy.dialects.sqlite import Insert
 
 from gateway.accept.cancelling import CANCELLING
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.jobs import QUEUED
-from gateway.store.dialects import insert, pair_in, write_rows
+from gateway.store.dialects import insert, insert_of, pair_in, write_rows
 from gateway.store.tables import job_attempts, jobs
 from gateway.store.text import storable
 from gateway.view.records import AttemptRecord, ResultRecord
@@ -42,7 +44,7 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
         stored.append(one)
         known[key] = (one.url, False)
         rows[key] = _row(one)
-    _upsert(connection, list(rows.values()))
+    write_rows(connection, _upsert(connection.dialect.name), list(rows.values()))
     if tell:
         write_events(connection, [_event(one) for one in stored])
     return stored
@@ -118,13 +120,14 @@ def _row(one: StoredResult) -> dict[str, Any]:
     }
 
 
-def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Insert rows of jobs that the gateway did not accept, and finish the rows of the others."""
-    statement = insert(connection, jobs)
+@lru_cache(maxsize=8)
+def _upsert(dialect: str) -> Insert:
+    """Return the statement that inserts jobs that the gateway did not accept, and finishes the others."""
+    statement = insert_of(dialect, jobs)
     new = statement.excluded
     kept = case((jobs.c.deleted_at.is_(None), new.result), else_=null())
     finished = {"status": new.status, "finished_at": new.finished_at, "model_id": new.model_id, "result": kept}
-    write_rows(connection, statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished), rows)
+    return statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished)
 
 
 def _event(one: StoredResult) -> NewEvent:

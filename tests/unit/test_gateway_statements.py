@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, select
 
 from gateway.access.quotas import release_answered
 from gateway.batches.counting import counting
-from gateway.store.dialects import insert, pair_in, write_rows
+from gateway.store.dialects import insert, insert_new, pair_in, write_rows
 from gateway.store.store import Store
 from gateway.store.tables import jobs
 from gateway.store.text import storable
@@ -36,8 +36,8 @@ def job(tenant: str, job_id: str, **others: Any) -> dict[str, Any]:
     return {"tenant": tenant, "job_id": job_id, **base, **others}
 
 
-def write(store: Store, rows: list[dict[str, Any]]) -> None:
-    store.write_now(lambda connection: write_rows(connection, insert(connection, jobs), rows))
+def write(store: Store, rows: list[dict[str, Any]]) -> int:
+    return store.write_now(lambda connection: write_rows(connection, insert(connection, jobs), rows))
 
 
 def clear(store: Store) -> None:
@@ -63,8 +63,11 @@ def test_rows_are_written_as_one_by_one(
         store.write_now(lambda connection, row=row: connection.execute(jobs.insert(), row))  # type: ignore[misc]
     one_by_one = written()
     clear(store)
-    write(store, rows)
+    assert write(store, rows) == len(rows)
     assert written() == one_by_one
+    new = {**rows[0], "job_id": "another" * 8}
+    assert store.write_now(lambda connection: insert_new(connection, jobs, [*rows, new])) == 1
+    assert store.write_now(lambda connection: insert_new(connection, jobs, [new])) == 0
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
