@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from bench.gateway import batches
+from bench.gateway import accepting, batches, tracing
+from bench.gateway.running import SMOKE, Sizes
 
-MEASUREMENTS: dict[str, Callable[[], None]] = {"batches": batches.main}
+MEASUREMENTS: dict[str, Callable[[str | None, Sizes], None]] = {
+    "batches": batches.main,
+    "accepting": accepting.main,
+    "tracing": tracing.main,
+}
 
 
 def main() -> None:
     """Run the measurements one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *MEASUREMENTS], help="by default all")
-    for name in parser.parse_args().names or MEASUREMENTS:
-        MEASUREMENTS[name]()
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use; by default the bench starts one")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that the bench works")
+    chosen = parser.parse_args()
+    for name in chosen.names or MEASUREMENTS:
+        MEASUREMENTS[name](chosen.bootstrap_servers, SMOKE if chosen.smoke else Sizes())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ request that creates the batch, and stops when the batch has ended and its outpu
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,45 +16,55 @@ from typing import Any
 
 import requests
 
-from bench.fleet import POSTBACK, START_SECONDS, Command, broker, new_fleet, wait_for
+from bench.fleet import START_SECONDS, Command, Kafka, broker, new_fleet, wait_for
+from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_key, url_of
 from bench.table import table, title, verdict
-from schemas.settings import KafkaSettings
 
-LINES = 50_000
-LINE_BYTES = 4_100
-"""200 MB in all, almost OpenAI's bound for a file."""
-PARTITIONS = 12
+SHORT_LINE_BYTES = 300
 GOAL = 5_000
 GOAL_MIB = 50
 MIB = 1024 * 1024
 WAIT_SECONDS = 900.0
+_STEPS = ("upload", "checked", "answered", "ended", "read")
 
 
-def main() -> None:
+def main(servers: str | None, sizes: Sizes) -> None:
     """Measure a file of short lines, for the rate, and a large one, for the memory; print both."""
-    title(f"A batch of {LINES:,} lines over HTTP, engine echo, one gateway and one worker")
-    rows = []
-    with broker(None) as used, TemporaryDirectory() as folder:
-        kafka = new_fleet(used, PARTITIONS)
-        with _gateway(kafka, Path(folder)) as gateway, Command(kafka, "worker", "--engine", "echo") as worker:
+    title(f"A batch of {sizes.lines:,} lines over HTTP, engine echo, one gateway and one worker")
+    with broker(servers) as used, TemporaryDirectory() as name:
+        kafka, folder = new_fleet(used, PARTITIONS), Path(name)
+        with gateway_command(kafka, folder) as gateway, Command(kafka, "worker", "--engine", "echo") as worker:
             wait_for(gateway.ready, START_SECONDS)
             wait_for(worker.ready, START_SECONDS)
-            client = _Client(_url(gateway), _key(kafka, Path(folder)))
-            client.run(_file(Path(folder), 1_000, 300))
-            short = _measured(gateway, client, _file(Path(folder), LINES, 300))
-            large = _measured(gateway, client, _file(Path(folder), LINES, LINE_BYTES))
-    for name, run in (("300 bytes", short), (f"{LINE_BYTES} bytes", large)):
-        times = [f"{run[step]:.1f}" for step in ("upload", "checked", "answered", "ended", "read")]
-        rows.append((name, f"{run['rate']:,.0f}", *times, f"{run['idle']:.0f}", f"{run['peak']:.0f}"))
-    steps = ("upload s", "checked s", "answered s", "ended s", "read s")
-    table(("a line", "lines/s", *steps, "MiB idle", "MiB at most"), rows)
+            client = _Client(url_of(gateway), new_key(folder))
+            client.run(_file(folder, min(1_000, sizes.lines), SHORT_LINE_BYTES))
+            runs = [
+                (size, _measured(gateway, worker, used, client, _file(folder, sizes.lines, size)))
+                for size in (SHORT_LINE_BYTES, sizes.large_line_bytes)
+            ]
+    rows, costs = [], []
+    for line_bytes, run in runs:
+        times = [f"{run[step]:.1f}" for step in _STEPS]
+        rows.append((f"{line_bytes} bytes", f"{run['rate']:,.0f}", *times, f"{run['idle']:.0f}", f"{run['peak']:.0f}"))
+        costs.append((f"{line_bytes} bytes", *(f"{run[name] / sizes.lines * 1e6:.0f}" for name in _SPENDERS)))
+    table(("a line", "lines/s", *(f"{step} s" for step in _STEPS), "MiB idle", "MiB at most"), rows)
+    table(("µs of CPU for a line of", *_SPENDERS), costs)
+    (_, short), (_, large) = runs
     verdict("lines/s from create to the last output line", short["rate"], GOAL, at_least=True)
-    verdict("memory over idle, 200 MB", large["peak"] - large["idle"], GOAL_MIB, at_least=False, unit=" MiB")
+    verdict("memory over idle, large lines", large["peak"] - large["idle"], GOAL_MIB, at_least=False, unit=" MiB")
 
 
-def _measured(gateway: Command, client: _Client, file: Path) -> dict[str, float]:
+_SPENDERS = ("gateway", "worker", "Kafka", "client")
+
+
+def _spent(gateway: Command, worker: Command, used: Kafka) -> list[float]:
+    """Return the seconds of CPU so far, in the order of _SPENDERS."""
+    return [gateway.cpu_seconds(), worker.cpu_seconds(), used.cpu_seconds(), time.process_time()]
+
+
+def _measured(gateway: Command, worker: Command, used: Kafka, client: _Client, file: Path) -> dict[str, float]:
     """Run one batch, and watch the gateway's memory. Times are seconds from the request that creates the batch."""
-    idle = gateway.rss_bytes() / MIB
+    idle, before = gateway.rss_bytes() / MIB, _spent(gateway, worker, used)
     peaks, done = [idle], threading.Event()
 
     def watch() -> None:
@@ -69,7 +78,8 @@ def _measured(gateway: Command, client: _Client, file: Path) -> dict[str, float]
     finally:
         done.set()
         watcher.join()
-    return {**run, "idle": idle, "peak": max(peaks)}
+    spent = (after - start for after, start in zip(_spent(gateway, worker, used), before, strict=True))
+    return {**run, **dict(zip(_SPENDERS, spent, strict=True)), "idle": idle, "peak": max(peaks)}
 
 
 class _Client:
@@ -138,27 +148,3 @@ def _file(folder: Path, lines: int, line_bytes: int) -> Path:
             line = {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line).encode() + b"\n")
     return path
-
-
-def _gateway(kafka: KafkaSettings, folder: Path) -> Command:
-    store = f"sqlite:///{folder}/store.db"
-    return Command(kafka, "gateway", "--port", "0", POSTBACK_STORE__URL=store, POSTBACK_REPLICA="door")
-
-
-def _url(gateway: Command) -> str:
-    return next(line for line in gateway.output().split() if line.startswith("http://") and line.endswith("/v1"))[:-3]
-
-
-def _key(kafka: KafkaSettings, folder: Path) -> str:
-    command = [
-        str(POSTBACK),
-        "api-keys",
-        "create",
-        "--tenant",
-        "bench",
-        "--json",
-        "--store",
-        f"sqlite:///{folder}/store.db",
-    ]
-    made = subprocess.run(command, capture_output=True, check=True, text=True)
-    return str(json.loads(made.stdout)["key"])

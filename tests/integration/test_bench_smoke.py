@@ -100,6 +100,15 @@ def test_an_engine_is_measured_while_jobs_wait_for_slow_pages(broker: Broker, cl
     assert [row[1] for row in rows] == ["40", "40", "12"]
 
 
+@pytest.mark.timeout(600)
+def test_the_gateway_takes_a_batch_and_jobs_and_finds_one_among_many(broker: Broker, clean_processes: None) -> None:
+    printed = bench("gateway", broker.bootstrap_servers, "--smoke")
+    named = [row[0] for row in rows_of(printed)]
+    sides = ["300 bytes", "1000 bytes", "empty handler", "POST /v1/jobs", "with --tenant", "without"]
+    assert [name for name in dict.fromkeys(named) if name in sides] == sides
+    assert re.search(r"accept to a readable answer, 3 jobs one by one: p50 \d+ ms, p99 \d+ ms", printed)
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:
