@@ -133,6 +133,20 @@ class ResponseFormat(WireModel):
         return self
 
 
+class Reasoning(WireModel):
+    """Bounds of a model's reasoning before its answer."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """The effort, in OpenAI's words; `none` asks for no reasoning. Some models know only some of the words."""
+    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
+    """The most tokens of reasoning; they count towards the job's `max_tokens` too. 0 asks for no reasoning."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """False if the job asks for no reasoning."""
+        return self.effort != "none" and self.max_tokens != 0
+
+
 class Search(WireModel):
     """A search whose results become sources."""
 
@@ -190,15 +204,23 @@ class Job(WireModel):
     model_id: Identifier | None = None
     """A model's name or alias; the worker's own model where absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """The question as one text; either this or `messages`."""
+    """The question as one text; either this or `messages`. It is one user message, unless `raw` is set."""
+    raw: bool = False
+    """If true, the model continues `prompt` as it stands. A model without a chat template always does so."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """0 (greedy) by default, so that a job repeated after a crash gets the same answer."""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability."""
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    """The randomness of sampling; 0 is greedy. Where absent, the profile's, which is 0 in ours, else the model's own.
+
+    vLLM takes the model's own from `generation_config.json`, and 0 if that has none.
+    """
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
+
+    The model's own value where absent.
+    """
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=4
     )
@@ -209,6 +231,8 @@ class Job(WireModel):
     """The seed of random sampling."""
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
+    reasoning: Reasoning | None = None
+    """Bounds of the model's reasoning; as the model likes where absent. For models that reason."""
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
@@ -243,4 +267,6 @@ class Job(WireModel):
     def _one_question(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("exactly one of `prompt` and `messages` is required")
+        if self.raw and self.prompt is None:
+            raise ValueError("`raw` goes with `prompt` and not with `messages`")
         return self

@@ -50,10 +50,18 @@ _INSTEAD = {
 
 _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Members that inform OpenAI and do not change the answer."""
+_REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
+"""OpenAI's member of chats for the effort of reasoning, and vLLM's for its most tokens."""
 _TAKEN_BY_URL = {
-    CHAT_COMPLETIONS: ("messages", "max_tokens", "max_completion_tokens", "response_format"),
+    CHAT_COMPLETIONS: (
+        "messages",
+        "max_tokens",
+        "max_completion_tokens",
+        "response_format",
+        *_REASONING_PLACES.values(),
+    ),
     COMPLETIONS: ("prompt", "max_tokens"),
-    RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt"),
+    RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
@@ -154,6 +162,8 @@ def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
     if first == "messages" and rest and line["url"] == RESPONSES and line["body"].get("instructions") is not None:
         # Instructions became the first message, so each of the input's own messages moved by one.
         first, rest = ("instructions", []) if rest[0] == "0" else (first, [str(int(rest[0]) - 1), *rest[1:]])
+    if first == "reasoning" and rest and line["url"] == CHAT_COMPLETIONS:
+        first, rest = _REASONING_PLACES[rest[0]], []
     return dataclasses.replace(problem, field=".".join(("body", names.get(first, first), *rest)))
 
 
@@ -216,7 +226,12 @@ def _chat_question(body: dict[str, Any]) -> dict[str, Any]:
         "messages": messages,
         "max_tokens": body.get("max_tokens") if limit is None else limit,
         "response_format": body.get("response_format"),
+        "reasoning": _reasoning_asked(body.get("reasoning_effort"), body.get("thinking_token_budget")),
     }
+
+
+def _reasoning_asked(effort: object, max_tokens: object = None) -> dict[str, object] | None:
+    return None if effort is None and max_tokens is None else {"effort": effort, "max_tokens": max_tokens}
 
 
 def _completion_question(body: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +240,7 @@ def _completion_question(body: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise UnusableLine(Problem("body.prompt", "is required and is one string"))
-    return {"prompt": prompt, "max_tokens": body.get("max_tokens")}
+    return {"prompt": prompt, "raw": True, "max_tokens": body.get("max_tokens")}
 
 
 def _response_question(body: dict[str, Any]) -> dict[str, Any]:
@@ -243,8 +258,14 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
     return {
         "messages": messages,
         "max_tokens": body.get("max_output_tokens"),
+        "reasoning": _reasoning_of_response(body.get("reasoning")),
         "response_format": _response_format(body.get("text")),
     }
+
+
+def _reasoning_of_response(asked: object) -> object:
+    """Return the effort; `summary`, which only OpenAI's models write, has no effect."""
+    return _reasoning_asked(asked.get("effort")) if isinstance(asked, dict) else asked
 
 
 def _response_message(item: object, place: str) -> dict[str, Any]:
@@ -280,6 +301,9 @@ _QUESTIONS = {
 
 def _chat_answer(result: Result) -> dict[str, Any]:
     message = {"role": "assistant", "content": result.text or "", "refusal": None}
+    if result.reasoning is not None:
+        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
+        message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
     return {
         "id": f"chatcmpl-{result.job_id}",
         "object": "chat.completion",
@@ -325,7 +349,7 @@ def _response_answer(result: Result) -> dict[str, Any]:
         "instructions": None,
         "metadata": result.metadata,
         "model": result.model_id or "",
-        "output": [message],
+        "output": [*_reasoning_items(result), message],
         "parallel_tool_calls": False,
         "temperature": None,
         "tool_choice": "none",
@@ -334,6 +358,15 @@ def _response_answer(result: Result) -> dict[str, Any]:
         "usage": _response_usage(result),
         **_ours(result),
     }
+
+
+def _reasoning_items(result: Result) -> list[dict[str, Any]]:
+    """Return the reasoning as an item of a Response's output, as vLLM's servers show it."""
+    if result.reasoning is None:
+        return []
+    content = [{"type": "reasoning_text", "text": result.reasoning}]
+    item = {"id": f"rs_{result.job_id}", "type": "reasoning", "summary": [], "content": content, "status": "completed"}
+    return [item]
 
 
 _ANSWERS = {
@@ -354,6 +387,8 @@ def _usage(result: Result) -> dict[str, Any] | None:
     usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
     if result.usage.cached_tokens is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
+    if result.usage.reasoning_tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": result.usage.reasoning_tokens}
     return usage
 
 
@@ -364,7 +399,7 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
         "input_tokens": result.usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": result.usage.cached_tokens or 0, "cache_write_tokens": 0},
         "output_tokens": result.usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": result.usage.reasoning_tokens or 0},
         "total_tokens": result.usage.total_tokens,
     }
 

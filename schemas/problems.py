@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from schemas.job import Job, JsonSchemaFormat, Message, ResponseFormat, Search, SourceDocument, Sources, TextPart
+from schemas.job import (
+    Job,
+    JsonSchemaFormat,
+    Message,
+    Reasoning,
+    ResponseFormat,
+    Search,
+    SourceDocument,
+    Sources,
+    TextPart,
+)
 
 MAX_PROBLEMS = 8
 """Enough problems to repair a record; a hostile record may have thousands."""
 
-_MODELS = (Job, Message, TextPart, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument)
+_MODELS = (Job, Message, TextPart, Reasoning, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument)
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
 
 _NOT_A_URL = "is not an http or https URL without credentials"

@@ -83,6 +83,8 @@ class Usage(WireModel):
     """The price of these tokens in units of `currency`; absent where the model registry has no price for the model."""
     currency: str | None = None
     """The currency of `cost`, an ISO 4217 code."""
+    reasoning_tokens: int | None = Field(default=None, ge=0)
+    """Tokens of the reasoning, a part of `completion_tokens`; absent where there is none or the engine tells none."""
 
 
 class Timings(WireModel):
@@ -118,6 +120,8 @@ class Result(WireModel):
     """The end of the job."""
     text: str | None = None
     """The answer."""
+    reasoning: str | None = None
+    """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave it out."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     """exp(mean log-probability of the answer's tokens): the geometric mean of the tokens' probabilities.
 

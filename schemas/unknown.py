@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from schemas import openai
-from schemas.job import Job, JsonSchemaFormat, ResponseFormat, Search, SourceDocument, Sources, WireModel
+from schemas.job import Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources, WireModel
 from schemas.problems import Problem
 
 MAX_NAMES = 5
@@ -28,6 +28,7 @@ _MODELS: dict[str, type[WireModel]] = {
     "sources.documents": SourceDocument,
     "response_format": ResponseFormat,
     "response_format.json_schema": JsonSchemaFormat,
+    "reasoning": Reasoning,
 }
 _KNOWN = {
     place: tuple(info.alias or name for name, info in model.model_fields.items()) for place, model in _MODELS.items()
@@ -72,6 +73,7 @@ def taken_from(job: Job) -> UnknownFields | None:
         names += _below("sources.search", job.sources.search)
         for document in job.sources.documents:
             names += _below("sources.documents", document)
+    names += _below("reasoning", job.reasoning)
     if job.response_format is not None:
         names += _below("response_format", job.response_format)
         names += _below("response_format.json_schema", job.response_format.json_schema)

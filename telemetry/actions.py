@@ -188,6 +188,11 @@ INFERENCE = {
         "A LoRA adapter could not be loaded; its jobs are rejected, and other jobs go on.",
         "Mend its folder in POSTBACK_ENGINE__VLLM__ADAPTERS and restart the worker.",
     ),
+    "reasoning-marks-missing": Action(
+        "info",
+        "The model's name is of a family that reasons, and its tokenizer lacks the family's marks, as of a distilled "
+        "model; its reasoning cannot be bounded.",
+    ),
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
         "warning",

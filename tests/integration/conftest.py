@@ -16,6 +16,7 @@ from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
 ADAPTERS = ("missing", "weightless", "unsupported", "polite", "wide")
+MARKS = ("<think>", "</think>")
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -32,12 +33,30 @@ async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     _write_adapter(folder / "weightless", rank=8)
     (folder / "weightless" / WEIGHTS).unlink()
     _write_adapter(folder / "unsupported", rank=8, use_dora=True)
-    settings = VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, adapters=adapters)
+    model = _reasoning_model(tmp_path_factory.mktemp("models") / "nemotron-tiny")
+    settings = VllmSettings(model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters)
     engine = VllmEngine(settings, Metrics())
     await engine.start()
     shutil.rmtree(folder)
     yield engine
     await engine.close()
+
+
+def _reasoning_model(folder: Path) -> Path:
+    """Copy the tiny model as one of a family that reasons: with its marks as tokens, and sampling of its own."""
+    shutil.copytree(tiny_model(), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for mark, replaced in zip(MARKS, sorted(vocabulary, key=vocabulary.__getitem__)[-2:], strict=True):
+        tokenizer["added_tokens"].append({"id": vocabulary.pop(replaced), "content": mark, **plain})
+        merges[:] = [pair for pair in merges if "".join(pair) != replaced]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with (folder / "chat_template.jinja").open("a") as template:
+        template.write("{% if enable_thinking %}<think>{% endif %}")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.9}))
+    return folder
 
 
 def _write_adapter(folder: Path, rank: int, **config: object) -> None:

@@ -88,8 +88,8 @@ def _request(body: dict[str, Any]) -> GenerationRequest:
         prompt=body.get("prompt"),
         messages=messages or None,
         max_tokens=body["max_tokens"],
-        temperature=body["temperature"],
-        top_p=body.get("top_p", 1.0),
+        temperature=body.get("temperature"),
+        top_p=body.get("top_p"),
         stop=tuple(body.get("stop", ())),
     )
 

@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 
 from devkit.model import tiny_model
-from schemas.job import Message, ResponseFormat
+from schemas.job import Message, Reasoning, ResponseFormat
 from telemetry.metrics import Metrics
 from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
@@ -23,12 +23,15 @@ from workers.engines.vllm import VllmEngine, loading
 from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
 from workers.engines.vllm.guardian import Guardian, marked
+from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.tokens import Prompts
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
+SETTINGS = VllmSettings(model=str(tiny_model()))
 SCHEMA = {
     "type": "object",
     "properties": {"known": {"type": "boolean"}},
@@ -42,15 +45,44 @@ def as_schema(schema: dict[str, object]) -> ResponseFormat:
 
 
 async def test_the_beginning_of_sentence_is_there_once(vllm_engine: VllmEngine) -> None:
-    without = await vllm_engine.generate(request())
-    assert await vllm_engine.generate(request(prompt=f"<s>{QUESTION}")) == without
+    without = await vllm_engine.generate(request(is_raw=True))
+    assert await vllm_engine.generate(request(prompt=f"<s>{QUESTION}", is_raw=True)) == without
 
 
-async def test_a_chat_is_rendered_by_the_models_template(vllm_engine: VllmEngine) -> None:
+async def test_a_chat_and_a_prompt_are_rendered_by_the_models_template_and_a_raw_prompt_is_not(
+    vllm_engine: VllmEngine,
+) -> None:
     message = Message(role="user", content=QUESTION)
     rendered = f"<|user|>{QUESTION}\n<|assistant|>"
-    by_template = await vllm_engine.generate(request(prompt=None, messages=(message,)))
-    assert by_template == await vllm_engine.generate(request(prompt=rendered))
+    by_template = await vllm_engine.generate(request(prompt=rendered, is_raw=True))
+    assert await vllm_engine.generate(request(prompt=None, messages=(message,))) == by_template
+    assert await vllm_engine.generate(request()) == by_template
+    assert await vllm_engine.generate(request(is_raw=True)) != by_template
+
+
+async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(vllm_engine: VllmEngine) -> None:
+    """DeepSeek V3.2 has no template in its files, so its chats went to the model as plain text."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers import renderer_from_config
+
+    arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}), tokenizer_mode="deepseek_v32")
+    renderer = renderer_from_config(arguments.create_engine_config())
+    prompt = renderer.get_tokenizer().decode(Prompts(renderer).tokens(request()))
+    assert f"<｜User｜>{QUESTION}<｜Assistant｜>" in prompt  # noqa: RUF001 - DeepSeek's bar
+
+
+async def test_the_model_s_own_sampling_counts_where_a_request_says_nothing(vllm_engine: VllmEngine) -> None:
+    unsaid = [request(f"u{seed}", temperature=None, seed=seed, max_tokens=16) for seed in range(3)]
+    greedy = [request(f"g{seed}", seed=seed, max_tokens=16) for seed in range(3)]
+    assert len({(await vllm_engine.generate(one)).text for one in unsaid}) == 3
+    assert len({(await vllm_engine.generate(one)).text for one in greedy}) == 1
+
+    params = sampling_params(request(temperature=None), SETTINGS, {"temperature": 0.6, "top_k": 20, "max_tokens": 9})
+    assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.6, 20, 1.0, 8)
+    params = sampling_params(request(temperature=None, top_p=0.5), SETTINGS, {"repetition_penalty": 1.1, "top_p": 0.9})
+    assert (params.temperature, params.repetition_penalty) == (0.0, 1.1)
+    params = sampling_params(request(temperature=0.7, top_p=0.5), SETTINGS, {"temperature": 0.6, "top_p": 0.9})
+    assert (params.temperature, params.top_p) == (0.7, 0.5)
 
 
 async def test_a_long_prompt_keeps_its_end(vllm_engine: VllmEngine) -> None:
@@ -258,12 +290,34 @@ async def test_the_ranks_that_vllm_takes_are_known(vllm_engine: VllmEngine) -> N
     assert get_args(MaxLoRARanks) == MAX_RANKS
 
 
+async def test_reasoning_is_a_part_of_its_own_with_its_tokens_and_a_bound(vllm_engine: VllmEngine) -> None:
+    """The tiny model never closes its reasoning; the bound makes vLLM write the closing mark."""
+    bounded = await vllm_engine.generate(request(max_tokens=24, reasoning=Reasoning(max_tokens=6)))
+    endless = await vllm_engine.generate(request(max_tokens=24, reasoning=Reasoning(effort="low")))
+    none = await vllm_engine.generate(request(max_tokens=24, reasoning=Reasoning(effort="none")))
+    assert bounded.reasoning and bounded.text
+    assert "think>" not in bounded.reasoning + bounded.text
+    assert bounded.reasoning_tokens is not None and 6 <= bounded.reasoning_tokens <= 8
+    assert bounded.confidence is not None and 0 < bounded.confidence <= 1
+    assert (endless.text, endless.reasoning_tokens, endless.confidence) == ("", 24, None)
+    assert endless.reasoning is not None and endless.reasoning.startswith(bounded.reasoning)
+    assert none == await vllm_engine.generate(request(max_tokens=24))
+    assert none.reasoning is None
+
+
+async def test_a_json_answer_follows_the_reasoning_or_begins_at_once(vllm_engine: VllmEngine) -> None:
+    form = as_schema(SCHEMA)
+    for asked in (Reasoning(max_tokens=6), None):
+        completion = await vllm_engine.generate(request(response_format=form, max_tokens=100, reasoning=asked))
+        assert list(json.loads(completion.text)) == ["known"]
+        assert (completion.reasoning is not None) == (asked is not None)
+
+
 async def test_vllm_fills_its_batches_as_it_does_offline(vllm_engine: VllmEngine) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    settings = VllmSettings(model=str(tiny_model()))
-    arguments = AsyncEngineArgs(**engine_arguments(settings, {}))
+    arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}))
     batches = arguments.create_engine_config(UsageContext.LLM_CLASS).scheduler_config
     assert (batches.max_num_batched_tokens, batches.max_num_seqs) == (4096, 256)
 

@@ -59,6 +59,7 @@ def test_a_chat_line_is_a_job_as_it_stands() -> None:
 def test_a_completions_line_asks_its_prompt() -> None:
     for prompt in ("Why?", ["Why?"]):
         job = job_from(line({"model": "small", "prompt": prompt, "max_tokens": 9}, COMPLETIONS))
+        assert job.raw
 
         assert (job.prompt, job.messages, job.max_tokens) == ("Why?", None, 9)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from schemas.job import Message, ResponseFormat
+from schemas.job import Message, Reasoning, ResponseFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,22 @@ class GenerationRequest:
     prompt: str | None
     messages: tuple[Message, ...] | None
     max_tokens: int
-    temperature: float
+    temperature: float | None
+    """None means the model's own; 0 is greedy."""
     temperature_is_default: bool = False
     """True if the job sets no temperature. The engine may then omit the parameter if the model does not take it."""
+    is_raw: bool = False
+    """True if the prompt goes to the model as it stands, for completion, even if the model has a chat template."""
     model_id: str | None = None
     context_window: int | None = None
-    top_p: float = 1.0
-    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability."""
+    top_p: float | None = None
+    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
+
+    None means the model's own.
+    """
     seed: int | None = None
+    reasoning: Reasoning | None = None
+    """Bounds of the reasoning before the answer; None leaves it to the model."""
     priority: int = 0
     """0 to 9, higher runs first."""
     response_format: ResponseFormat | None = None
@@ -64,7 +72,7 @@ class ServedBy:
 class Completion:
     """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
-    `text` is an answer only after `stop` and `length`.
+    `text` is an answer only after `stop` and `length`, and has no reasoning in it.
     """
 
     text: str
@@ -72,7 +80,11 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     confidence: float | None = None
-    """exp(mean log-probability of the generated tokens), 0 to 1; None if the engine gives no log-probabilities."""
+    """exp(mean log-probability of the answer's tokens), 0 to 1; None if the engine gives no log-probabilities."""
+    reasoning: str | None = None
+    """The model's reasoning before its answer; None if there is none."""
+    reasoning_tokens: int | None = None
+    """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
     cached_tokens: int | None = field(default=None, compare=False)
     """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
 

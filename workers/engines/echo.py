@@ -72,6 +72,8 @@ class EchoEngine:
         """Answer at once, or after the latency or `[[sleep]]`. Raises EngineError; EngineDied at `[[crash-engine]]`."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
+        if request.reasoning is not None and request.reasoning.is_wanted:
+            raise RequestRejected("reasoning", "this engine does not reason")
         text = last_user_text(request)
         seconds = self._latency
         if "[[" in text:

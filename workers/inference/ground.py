@@ -38,6 +38,11 @@ class GroundedRequest:
     """The job's response format, or else its profile's."""
 
     @property
+    def temperature(self) -> float | None:
+        """The profile's temperature, for a job that sets none; None without a profile, or if the profile sets none."""
+        return self.profile.temperature if self.profile is not None else None
+
+    @property
     def chars(self) -> int:
         """Characters of the prompt, or of all messages together."""
         return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())

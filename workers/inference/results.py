@@ -13,6 +13,7 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine
 from workers.enrichment.answering.answer import Answer, Unsupported, answered
+from workers.enrichment.answering.links import without_unknown_links
 from workers.inference.ground import GroundedRequest
 from workers.inference.json_answers import NotJson, require_json
 from workers.inference.lifetime import Lifetimes
@@ -54,6 +55,7 @@ class Results:
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         try:
             answer = await _answer(completion, asked, received.job.max_tokens)
+            reasoning = await _reasoning(completion.reasoning, asked)
         except (NotJson, Unsupported) as wrong:
             code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
             error = ResultError(code=code, message=str(wrong))
@@ -62,6 +64,7 @@ class Results:
             received,
             Outcome.SUCCEEDED,
             text=answer.text,
+            reasoning=reasoning,
             confidence=answer.lowered(completion.confidence),
             sources=[source.id for source in answer.sources],
             source_details=list(answer.sources),
@@ -125,6 +128,14 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
     return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
+async def _reasoning(reasoning: str | None, asked: GroundedRequest) -> str | None:
+    """Return the reasoning without links that a page could have put into it, as `_answer` returns the answer."""
+    if reasoning is None or asked.evidence is None:
+        return reasoning
+    read = partial(without_unknown_links, reasoning, asked.evidence)
+    return read() if len(reasoning) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+
+
 def _usage(completion: Completion) -> Usage:
     return Usage(
         prompt_tokens=completion.prompt_tokens,
@@ -133,4 +144,5 @@ def _usage(completion: Completion) -> Usage:
         cached_tokens=completion.cached_tokens,
         cost=completion.served_by.cost if completion.served_by is not None else None,
         currency=completion.served_by.currency if completion.served_by is not None else None,
+        reasoning_tokens=completion.reasoning_tokens,
     )

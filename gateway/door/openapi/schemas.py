@@ -152,6 +152,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
         stop=_STOP,
         max_completion_tokens=_TOKENS,
         response_format=ref("ResponseFormat"),
+        reasoning_effort=_TEXT,
     ),
     "CompletionRequest": _asked(
         {"prompt": {"type": "string", "minLength": 1}}, **_TUNED, stop=_STOP, max_tokens=_TOKENS
@@ -161,6 +162,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
         **_TUNED,
         instructions=_TEXT,
         max_output_tokens=_TOKENS,
+        reasoning={"type": "object"},
         background={"type": "boolean"},
         store={"type": "boolean"},
     ),

@@ -25,7 +25,9 @@ class Job:
     """
 
     prompt: str | None = None
-    """The question as one text."""
+    """The question as one text: one user message, unless `raw` is set."""
+    raw: bool | None = None
+    """If true, the model continues the prompt as it stands."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """The question as a chat in OpenAI's shape."""
     job_id: str | None = None
@@ -39,7 +41,7 @@ class Job:
     max_tokens: int | None = None
     """The most tokens that the answer may have."""
     temperature: float | None = None
-    """0 is greedy."""
+    """0 is greedy; the profile's or the model's own where absent."""
     top_p: float | None = None
     """The probability of nucleus sampling."""
     stop: Sequence[str] | None = None
@@ -50,6 +52,8 @@ class Job:
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None
     """Tokens of prompt and answer together."""
+    reasoning: Mapping[str, Any] | None = None
+    """Bounds of the model's reasoning: `effort`, `max_tokens`."""
     adapter: str | None = None
     """The name of a LoRA adapter."""
     priority: int | None = None

@@ -18,6 +18,8 @@ class TokenUsage:
     cost: float | None = None
     currency: str | None = None
     """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not tell them."""
+    reasoning_tokens: int | None = None
+    """Tokens of the reasoning, a part of `completion_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Result:
     model_id: str | None = None
     text: str | None = None
     """The answer."""
+    reasoning: str | None = None
+    """The model's reasoning before the answer."""
     confidence: float | None = None
     """0 to 1."""
     sources: tuple[str, ...] = ()

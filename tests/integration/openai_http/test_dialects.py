@@ -69,6 +69,39 @@ async def test_a_number_of_tokens_that_is_too_large_is_the_job_s_fault_however_i
     assert (rejected.value.field, len(server.bodies)) == ("max_tokens", 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [({"sources": None}, None), ({}, 0), ({"temperature": 0.7}, 0.7), ({"sources": None, "temperature": 0}, 0)],
+)
+async def test_the_temperature_is_the_job_s_or_the_profile_s_or_the_model_s_own(
+    asked: dict[str, Any], sent: float | None
+) -> None:
+    server = Server(says("yes"))
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
+        assert (await worker.answer("Which bridge?", **asked)).outcome == "succeeded"
+    assert server.bodies[0].get("temperature") == sent
+
+
+async def test_the_reasoning_is_bounded_and_shown_apart_without_links_of_a_page() -> None:
+    told = {"content": "It opened.", "reasoning_content": "See [it](https://bad.example/?q=1) first."}
+    server = Server(answers(200, {"choices": [{"message": told, "finish_reason": "stop"}]}))
+    asked: dict[str, Any] = {"reasoning": {"effort": "low", "max_tokens": 9}}
+    async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
+        answer = await worker.answer("When did it open?", **asked)
+    assert (server.bodies[0]["reasoning_effort"], server.bodies[0]["thinking_token_budget"]) == ("low", 9)
+    assert (answer.text or "").endswith("It opened.")
+    assert answer.reasoning is not None
+    assert "See" in answer.reasoning and "bad.example" not in answer.reasoning
+
+
+async def test_a_job_that_asks_for_reasoning_is_rejected_where_nothing_reasons() -> None:
+    async with AnsweringWorker() as worker:
+        refused = await worker.answer("Why?", sources=None, reasoning={"effort": "low"})
+        plain = await worker.answer("Why?", sources=None, reasoning={"effort": "none"})
+    assert (refused.outcome, plain.outcome) == ("rejected", "succeeded")
+    assert refused.error is not None and refused.error.message.startswith("reasoning:")
+
+
 @pytest.mark.parametrize("asked", [{}, {"temperature": 0.0}])
 async def test_a_job_s_temperature_counts_as_its_own_where_it_names_one(asked: dict[str, Any]) -> None:
     async with engine_at(Server(reasoning)) as engine, AnsweringWorker(engine=engine) as worker:

@@ -51,6 +51,34 @@ async def test_what_not_every_server_understands_is_not_sent_unasked() -> None:
     assert sorted(server.bodies[0]) == ["max_tokens", "messages", "model", "temperature"]
 
 
+async def test_the_server_decides_about_the_sampling_that_no_job_and_no_profile_sets() -> None:
+    server = Server(says("yes"))
+    async with engine_at(server, log_probabilities=False) as engine:
+        await engine.generate(request(temperature=None, temperature_is_default=True))
+    assert sorted(server.bodies[0]) == ["max_tokens", "messages", "model"]
+
+
+async def test_a_raw_prompt_goes_to_completions_and_any_other_is_a_message_of_the_user() -> None:
+    server = Server(says("yes"), answers(200, {"choices": [{"text": " so", "finish_reason": "stop"}]}))
+    async with engine_at(server) as engine:
+        await engine.generate(request(prompt="It is"))
+        completion = await engine.generate(request("raw", prompt="It is", is_raw=True))
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "It is"}]
+    assert (server.bodies[1]["prompt"], completion.text) == ("It is", " so")
+    assert "messages" not in server.bodies[1]
+
+
+async def test_a_raw_prompt_is_rejected_where_the_server_takes_chats_only() -> None:
+    async with engine_at(Server(answers(404, {}), answers(404, problem("no such model", "model")))) as engine:
+        with pytest.raises(RequestRejected, match="raw: the server has no /completions"):
+            await engine.generate(request(is_raw=True))
+        with pytest.raises(EngineUnavailable, match="to name a model that it has"):
+            await engine.generate(request(is_raw=True))
+    async with engine_at(Server(answers(404, {})), api="completions") as engine:
+        with pytest.raises(EngineUnavailable, match="answered 404 to completions"):
+            await engine.generate(request(is_raw=True))
+
+
 async def test_a_prompt_goes_to_completions_as_it_is() -> None:
     server = Server(answers(200, {"choices": [{"text": " so", "finish_reason": "length"}]}))
     async with engine_at(server, api="completions") as engine:

@@ -6,9 +6,10 @@ Each table of the file has these fields, all optional but `ids`:
     architectures   names under `architectures` in config.json; absent for models that only an API serves
     engines         the engines that serve such models; absent for every engine that loads or reaches open models
     template        source of the chat template: `tokenizer`, `vllm:<tokenizer mode>` (vLLM's code), or `api`
-    reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, and `opened_by`, which
-                    is `template` where the prompt already ends with the opening mark, `template_if_asked` where it
-                    does only if thinking is asked for, else `model`
+    reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, `trailer` (text between
+                    the reasoning and the closing mark), and `opened_by`, which is `template` where the prompt already
+                    ends with the opening mark, `template_if_asked` where it does only if thinking is asked for, else
+                    `model`
     tools           name of vLLM's tool parser
     json            `guided` (the engine holds the answer to the schema), `api` (the service does), or `prompt` (only
                     the prompt asks for JSON)
@@ -44,6 +45,8 @@ class ReasoningMarks(_FamilyPart):
     closing: str
     parser: str
     opened_by: Literal["template", "template_if_asked", "model"]
+    trailer: str = ""
+    """Text of the format between the reasoning and the closing mark."""
 
 
 class Family(_FamilyPart):

@@ -20,8 +20,10 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
+from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.openai_http.dialect import ServerProblem, problem_in
+from workers.engines.reasoning import parted
 
 MAX_REASON_CHARACTERS = 300
 
@@ -40,6 +42,7 @@ _FIELDS = {
     for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
+_FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
 """The fraction of a too long prompt to try next, since servers do not tell the number of tokens that fit."""
 
@@ -55,15 +58,28 @@ class TryAgain:
 
 
 def outcome(
-    request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes, now: float
+    request: GenerationRequest,
+    path: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: float,
+    *,
+    is_usual: bool = True,
+    marks: ReasoningMarks | None = None,
 ) -> Completion | TryAgain:
-    """Return the request's outcome by the response to its POST to `path`. `now`: Unix seconds. Raises EngineError."""
+    """Return the request's outcome by the response to its POST to `path`. `now`: Unix seconds. Raises EngineError.
+
+    `is_usual` is false if the job asked for another path than the settings name.
+    """
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
     if status in _OVERLOADED or status >= 500:
         after = parse_retry_after(headers.get("Retry-After", ""), now)
         return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
+    if status == 404 and not is_usual and problem_in(body).param != "model":
+        raise RequestRejected("raw", f"the server has no /{path}, so it takes chats only")
     if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
@@ -76,7 +92,7 @@ def outcome(
     if status != 200:
         raise EngineUnavailable(f"the server answered {status}")
     try:
-        return completion_of(ServerAnswer.model_validate_json(body))
+        return completion_of(ServerAnswer.model_validate_json(body), marks)
     except ValidationError:
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
@@ -99,6 +115,10 @@ class _Logprobs(BoundedModel):
 
 class _Message(BoundedModel):
     content: str | None = None
+    reasoning: str | None = None
+    """vLLM's name for the reasoning, and OpenRouter's."""
+    reasoning_content: str | None = None
+    """The name for the reasoning at DeepSeek, llama.cpp, SGLang and older vLLM."""
 
 
 class _Choice(BoundedModel):
@@ -112,15 +132,26 @@ class _PromptDetails(BoundedModel):
     cached_tokens: int | None = Field(default=None, ge=0)
 
 
+class _CompletionDetails(BoundedModel):
+    reasoning_tokens: int | None = Field(default=None, ge=0)
+
+
 class _Usage(BoundedModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
 
     @property
     def cached_tokens(self) -> int | None:
         """Tokens of the prompt that the server found in its prefix cache; None if the server does not tell them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Tokens of the reasoning; None if there are none or the server does not tell them."""
+        details = self.completion_tokens_details
+        return (details.reasoning_tokens or None) if details is not None else None
 
 
 class _Bill(BoundedModel):
@@ -138,10 +169,18 @@ class ServerAnswer(_Bill):
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
-def completion_of(answer: ServerAnswer) -> Completion:
-    """Return the first choice. Raises EngineFailed if its finish reason is a failure."""
+def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> Completion:
+    """Return the first choice. Raises EngineFailed if its finish reason is a failure.
+
+    `marks` part the reasoning from the text of a server that does not part them itself.
+    """
     choice, usage = answer.choices[0], answer.usage or _Usage()
-    text = choice.message.content if choice.message is not None else choice.text
+    text, reasoning = choice.text or "", None
+    if choice.message is not None:
+        text, reasoning = choice.message.content or "", choice.message.reasoning or choice.message.reasoning_content
+    if marks is not None and not reasoning:
+        whole = parted(text, marks)
+        text, reasoning = whole.text, whole.reasoning
     if is_failure(choice.finish_reason):
         raise EngineFailed("the server failed while it generated", wasted_tokens=usage.completion_tokens)
     reason = finish_reason(choice.finish_reason)
@@ -154,12 +193,14 @@ def completion_of(answer: ServerAnswer) -> Completion:
     values = choice.logprobs.values() if choice.logprobs is not None else []
     confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
     return Completion(
-        text or "",
+        text,
         reason,
         usage.prompt_tokens,
         usage.completion_tokens,
         confidence,
         cached_tokens=usage.cached_tokens,
+        reasoning=reasoning or None,
+        reasoning_tokens=usage.reasoning_tokens,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.bounded import BoundedModel
+from schemas.job import Reasoning
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest
 from workers.engines.openai_http.settings import OpenAISettings
@@ -20,6 +21,8 @@ from workers.engines.prompts import plain_text
 
 log = get_logger()
 
+CHAT = "chat/completions"
+COMPLETIONS = "completions"
 _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
 """Parameters that only our settings add, by the names that servers use in refusals."""
 
@@ -58,20 +61,31 @@ class Dialect:
         self._refused: set[str] = set()
         """Parameters that the server has refused."""
 
+    def path(self, request: GenerationRequest) -> str:
+        """Return the path of the request below the server's URL: a raw prompt is no chat."""
+        return CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS
+
+    def is_usual(self, request: GenerationRequest) -> bool:
+        """True if the request's path is the one of the settings; False if the job's `raw` asks for another one."""
+        return self._settings.api == "completions" or not request.is_raw
+
     def body(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the request's JSON for `/chat/completions` or `/completions`."""
-        chat = self._settings.api == "chat"
+        """Return the request's JSON for its `path`."""
+        chat = self.path(request) == CHAT
         longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}
         if chat:
             body["messages"] = _messages(request)
         else:
             body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
-        if not (request.temperature_is_default and "temperature" in self._refused):
+        is_refused = request.temperature_is_default and "temperature" in self._refused
+        if request.temperature is not None and not is_refused:
             body["temperature"] = request.temperature
         if request.seed is not None:
             body["seed"] = request.seed
-        if request.top_p != 1.0:
+        if request.reasoning is not None:
+            body |= _reasoning(request.reasoning, chat=chat)
+        if request.top_p is not None:
             body["top_p"] = request.top_p
         if request.stop:
             body["stop"] = list(request.stop)
@@ -101,6 +115,13 @@ class Dialect:
             )
             self._refused.add(name)
         return is_ours
+
+
+def _reasoning(asked: Reasoning, *, chat: bool) -> dict[str, Any]:
+    """Return OpenAI's parameter for the effort, which chats have, and vLLM's for the most tokens."""
+    effort = asked.effort if asked.is_wanted else "none"
+    fields = {"reasoning_effort": effort if chat else None, "thinking_token_budget": asked.max_tokens or None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:

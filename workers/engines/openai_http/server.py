@@ -21,6 +21,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
+from workers.engines.families import family_of
 from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
 from workers.engines.openai_http.models import ServerModels
@@ -45,7 +46,8 @@ class OpenAIServer:
         self._clock = clock
         self._dialect = Dialect(model, settings)
         self._base = settings.base_url.rstrip("/")
-        self._path = "chat/completions" if settings.api == "chat" else "completions"
+        family = family_of(model)
+        self._marks = family.reasoning if family is not None else None
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -70,14 +72,24 @@ class OpenAIServer:
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
         """POST the request, and POST it again after each refused parameter of ours. Raises EngineError."""
+        path, is_usual = self._dialect.path(request), self._dialect.is_usual(request)
         try:
             while True:
                 sent = self._dialect.body(request)
-                async with self._http.post(f"{self._base}/{self._path}", json=sent, allow_redirects=False) as response:
+                async with self._http.post(f"{self._base}/{path}", json=sent, allow_redirects=False) as response:
                     body = await self._read(response)
                 if response.status != 400 or not self._dialect.learns(request, sent, problem_in(body)):
                     now = self._clock.time()
-                    return outcome(request, self._path, response.status, response.headers, body, now)
+                    return outcome(
+                        request,
+                        path,
+                        response.status,
+                        response.headers,
+                        body,
+                        now,
+                        is_usual=is_usual,
+                        marks=self._marks,
+                    )
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 

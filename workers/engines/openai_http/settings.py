@@ -22,7 +22,7 @@ class OpenAISettings(EngineSection):
     model: str | None = None
     """The model's name in requests to the server, unless `--model` gives one."""
     api: Literal["chat", "completions"] = "chat"
-    """The server's API. With `chat`, a plain prompt becomes one user message."""
+    """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller one counts."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)

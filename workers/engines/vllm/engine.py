@@ -16,6 +16,7 @@ import gc
 import logging
 import multiprocessing
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
-from workers.engines.vllm.sampling import completion_of, refusal, sampling_params
+from workers.engines.vllm.sampling import completion_of, grammar_is_first, refusal, sampling_params
 from workers.engines.vllm.settings import VllmSettings
-from workers.engines.vllm.tokens import cut_at_start, prompt_tokens
+from workers.engines.vllm.thinking import Thinking, require_reasoning
+from workers.engines.vllm.tokens import Prompts
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
@@ -66,6 +68,9 @@ class VllmEngine:
         self._metrics = metrics
         self._guardian = guardian or Guardian()
         self._llm: Any = None
+        self._prompts: Any = None
+        self._thinking: Thinking | None = None
+        self._defaults: Mapping[str, Any] = {}
         self._context_tokens = settings.max_model_len
         self._places = settings.max_num_seqs
         self._loading: asyncio.Task[None] | None = None
@@ -104,6 +109,7 @@ class VllmEngine:
         self._in_flight[request.request_id] = aborted
         try:
             llm = await self._ready(aborted)
+            require_reasoning(request, self._thinking)
             tokens = await self._tokenized(llm, request) if llm is not None else []
             if aborted.done():
                 return Completion("", "abort", len(tokens), 0)
@@ -167,6 +173,8 @@ class VllmEngine:
 
     async def _load(self) -> None:
         await asyncio.to_thread(self._build)
+        self._prompts = await asyncio.to_thread(Prompts, self._llm.renderer)
+        self._defaults = await asyncio.to_thread(self._llm.model_config.get_diff_sampling_param)
         self._context_tokens = self._llm.model_config.max_model_len
         self._places = self._llm.vllm_config.scheduler_config.max_num_seqs
         await _warm(self._llm)
@@ -213,9 +221,12 @@ class VllmEngine:
 
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
-            arguments = engine_arguments(self._settings, self._adapters.arguments())
+            arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments()))
+            self._thinking = Thinking.of(self._model, arguments.create_model_config())
+            if self._thinking is not None:
+                arguments = self._thinking.arguments(arguments)
             # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+            self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
     def _discard(self) -> None:
         """End the rest of the engine, so that its memory is free for the next engine. Blocks."""
@@ -238,9 +249,21 @@ class VllmEngine:
 
         output: Any = None
         try:
-            params = sampling_params(request, self._settings)
+            thinking = self._thinking
+            params = sampling_params(
+                request,
+                self._settings,
+                self._defaults,
+                marks_are_special=thinking is not None and thinking.is_special,
+            )
+            is_grammar_first = thinking is not None and grammar_is_first(request, tokens, thinking)
             outputs = llm.generate(
-                tokens_input(tokens), params, request.request_id, lora_request=lora, priority=-request.priority
+                tokens_input(tokens),
+                params,
+                request.request_id,
+                lora_request=lora,
+                priority=-request.priority,
+                reasoning_ended=True if is_grammar_first else None,
             )
             async for output in outputs:  # noqa: B007 - the only output is the final one
                 pass
@@ -256,7 +279,7 @@ class VllmEngine:
             raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
-        return completion_of(output, request, len(tokens))
+        return completion_of(output, request, tokens, self._thinking)
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
@@ -266,12 +289,11 @@ class VllmEngine:
         Raises PromptTooLong if the prompt may not be cut.
         """
         room = prompt_room(request, llm.model_config.max_model_len)
-        loop = asyncio.get_running_loop()
-        tokenizer = llm.get_tokenizer()
-        tokens = await loop.run_in_executor(self._tokenizing, prompt_tokens, tokenizer, request)
+        prompts: Prompts = self._prompts
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, prompts.tokens, request)
         if request.is_whole and room is not None and len(tokens) > room:
             raise PromptTooLong(room / len(tokens))
-        return cut_at_start(tokens, room, tokenizer.bos_token_id)
+        return prompts.cut(tokens, room)
 
 
 async def _warm(llm: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from workers.engines.base import Completion, EngineError, EngineFailed, GenerationRequest, RequestRejected
@@ -10,30 +12,46 @@ from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.thinking import Thinking, confidence_from
 
 _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
 """vLLM's parameters to fields of a job. A refusal of any other parameter names the format or the prompt."""
 
 
-def sampling_params(request: GenerationRequest, settings: VllmSettings) -> Any:
-    """Return the request as `SamplingParams`. Raises RequestRejected for a JSON Schema beyond our bounds."""
+_BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Parameters that no job sets: the model's `generation_config.json` gives them."""
+
+
+def sampling_params(
+    request: GenerationRequest, settings: VllmSettings, defaults: Mapping[str, Any], *, marks_are_special: bool = False
+) -> Any:
+    """Return the request as `SamplingParams`. `defaults` are the model's, by its `generation_config.json`.
+
+    `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
+    sampling is greedy. Raises RequestRejected for a JSON Schema beyond our bounds.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
+        temperature=defaults.get("temperature", 0.0) if request.temperature is None else request.temperature,
+        top_p=defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=[*request.stop, *settings.stop],
         logprobs=0 if settings.log_probabilities else None,  # 0: log-probabilities of the chosen tokens only
         flat_logprobs=True,  # a third less CPU than with a dictionary for each token
         structured_outputs=_structure(request),
+        thinking_token_budget=_budget(request),
+        skip_special_tokens=not marks_are_special,
+        **{name: defaults[name] for name in _BY_THE_MODEL if name in defaults},
         output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields a final output too, with the tokens so far
     )
 
 
-def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -> Completion:
+def completion_of(
+    output: Any, request: GenerationRequest, prompt: Sequence[int], thinking: Thinking | None = None
+) -> Completion:
     """Return the final output as a completion. Raises EngineError if vLLM ended the answer with an error."""
     answer = output.outputs[0]
     count = len(answer.token_ids)
@@ -42,14 +60,38 @@ def completion_of(output: Any, request: GenerationRequest, prompt_tokens: int) -
     confidence = None
     if answer.cumulative_logprob is not None and count:
         confidence = min(1.0, math.exp(answer.cumulative_logprob / count))
-    return Completion(
+    completion = Completion(
         answer.text,
         finish_reason(answer.finish_reason),
-        prompt_tokens,
+        len(prompt),
         count,
         confidence,
         cached_tokens=output.num_cached_tokens,
     )
+    if thinking is None or grammar_is_first(request, prompt, thinking):
+        return completion
+    whole = thinking.parted(answer.text, is_open=thinking.is_open(prompt))
+    if whole.reasoning is None:
+        return replace(completion, text=whole.text)
+    tokens = thinking.tokens(answer.text, answer.token_ids, whole)
+    return replace(
+        completion,
+        text=whole.text,
+        reasoning=whole.reasoning,
+        reasoning_tokens=tokens,
+        confidence=confidence_from(answer.logprobs, tokens),
+    )
+
+
+def grammar_is_first(request: GenerationRequest, prompt: Sequence[int], thinking: Thinking) -> bool:
+    """True if JSON begins with the first token, so that the output has no reasoning.
+
+    That is so if neither the prompt opened the reasoning nor the job asks for it.
+    """
+    if request.response_format is None or request.response_format.type == "text":
+        return False
+    is_asked = request.reasoning is not None and request.reasoning.is_wanted
+    return thinking.parser is None or not (is_asked or thinking.is_open(prompt))
 
 
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
@@ -60,6 +102,12 @@ def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
             "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
         )
     return RequestRejected(field, short(str(error.args[0]) if error.args else type(error).__name__))
+
+
+def _budget(request: GenerationRequest) -> int | None:
+    """Return the most tokens of reasoning. A job that asks for none leaves that to the chat template."""
+    asked = request.reasoning
+    return asked.max_tokens if asked is not None and asked.is_wanted else None
 
 
 def _structure(request: GenerationRequest) -> Any:

@@ -1,44 +1,95 @@
-"""Tokens of a request's prompt, by the model's tokenizer and chat template."""
+"""Tokens of a request's prompt, by the model's tokenizer and chat template.
+
+A plain prompt is one user message where the model has a chat template, as for a server that speaks OpenAI's protocol. A
+raw prompt, and any prompt of a model without a template, goes to the model as it stands.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from schemas.job import Message
 from workers.engines.base import GenerationRequest, RequestRejected
 from workers.engines.prompts import plain_text
 from workers.engines.vllm.loading import short
 
 
-def prompt_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages."""
-    return _chat_tokens(tokenizer, request) if request.messages else _plain_tokens(tokenizer, request)
+class Prompts:
+    """Makes the prompts of one loaded model. `renderer` is vLLM's renderer of that model."""
+
+    def __init__(self, renderer: Any) -> None:
+        from vllm.renderers.hf import HfRenderer, resolve_chat_template
+
+        self._renderer = renderer
+        self._tokenizer = renderer.get_tokenizer()
+        self._is_in_code = not isinstance(renderer, HfRenderer)
+        """True for a chat template that is vLLM's own code, as of DeepSeek V3.2."""
+        self._template = None if self._is_in_code else _found(resolve_chat_template, renderer)
+
+    def tokens(self, request: GenerationRequest) -> list[int]:
+        """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages."""
+        messages = request.messages
+        if messages is None and not request.is_raw:
+            messages = (Message(role="user", content=request.prompt or ""),)
+        if messages is None or not (self._is_in_code or self._template):
+            return self._plain(request.prompt if request.prompt is not None else plain_text(messages or ()))
+        said = [{"role": message.role, "content": message.text} for message in messages]
+        try:
+            prompt = self._rendered(said, _template_options(request))
+        except Exception as error:  # the template is the model's own program and may raise anything
+            field = "messages" if request.messages is not None else "prompt"
+            raise RequestRejected(field, f"the model's chat template refuses it: {short(str(error))}") from error
+        return prompt if isinstance(prompt, list) else self._encoded(prompt, add_special_tokens=False)
+
+    def _rendered(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str | list[int]:
+        """Return the prompt's text, or its tokens where the template is vLLM's code."""
+        if not self._is_in_code:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True, **options
+            )
+            return text
+        from vllm.renderers.params import ChatParams
+
+        params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **options})
+        prompt = self._renderer.render_messages(messages, params)[1]
+        tokens: list[int] | None = prompt.get("prompt_token_ids")
+        return tokens if tokens is not None else str(prompt["prompt"])
+
+    def _plain(self, text: str) -> list[int]:
+        """Return the text's tokens with the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
+        tokens = self._encoded(text, add_special_tokens=True)
+        bos = self._tokenizer.bos_token_id
+        return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return tokens
+
+    def cut(self, tokens: list[int], room: int | None) -> list[int]:
+        """Return the last `room` tokens. A `<bos>` at the start stays there."""
+        return cut_at_start(tokens, room, self._tokenizer.bos_token_id)
 
 
-def cut_at_start(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
+def cut_at_start(tokens: Sequence[int], room: int | None, bos: int | None) -> list[int]:
     """Return the last `room` tokens. If the first token is `bos`, it stays first."""
     if room is None or len(tokens) <= room:
-        return tokens
+        return [*tokens]
     if bos is not None and tokens[0] == bos and room > 1:
         return [bos, *tokens[len(tokens) - room + 1 :]]
-    return tokens[len(tokens) - room :]
+    return [*tokens[len(tokens) - room :]]
 
 
-def _plain_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Return the text's tokens with the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
-    text = request.prompt if request.prompt is not None else plain_text(request.messages or ())
-    tokens: list[int] = tokenizer(text)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+def _template_options(request: GenerationRequest) -> dict[str, Any]:
+    """Return the variables by which chat templates turn reasoning on and off. A template ignores those of others."""
+    asked = request.reasoning
+    if asked is None:
+        return {}
+    options: dict[str, Any] = {"enable_thinking": asked.is_wanted, "thinking": asked.is_wanted}
+    return options | ({"reasoning_effort": asked.effort} if asked.effort and asked.is_wanted else {})
 
 
-def _chat_tokens(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """Return the messages' tokens by the model's chat template, or as plain text if the model has no template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return _plain_tokens(tokenizer, request)
-    messages = [{"role": message.role, "content": message.text} for message in request.messages or ()]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # the template is the model's own program and may raise anything
-        raise RequestRejected("messages", f"the model's chat template refuses them: {short(str(error))}") from error
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
+def _found(resolve: Any, renderer: Any) -> str | None:
+    """Return the model's chat template: of its processor, its tokenizer, or vLLM's own for models without one."""
+    template: str | None = resolve(renderer.get_tokenizer(), None, None, model_config=renderer.model_config)
+    return template

@@ -51,6 +51,7 @@ class Profile(_ProfileSection):
     required: bool = False
     minimum_support: Literal["exact", "fuzzy", "lexical"] | None = None
     evidence_list: bool = False
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     response_format: ResponseFormat | None = None
     evidence_chain: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     no_sources_notice: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = (

@@ -1,0 +1,53 @@
+"""A model's reasoning, kept apart from its answer: the text between marks such as `<think>` and `</think>`.
+
+The marks of each family of models stand in `families`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from workers.engines.families import ReasoningMarks
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A model's output in two parts."""
+
+    text: str
+    """The answer."""
+    reasoning: str | None
+    """The reasoning without its marks; None if the output has none."""
+    end: int
+    """Characters of the output up to the end of the reasoning, its closing mark included; 0 without reasoning."""
+
+
+def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Parted:
+    """Part a whole output. `is_open` is true if the prompt ended with the opening mark.
+
+    Reasoning without its closing mark lasts to the end. A closing mark that nothing opened ends reasoning that began
+    with the output: some prompts open it, and models nest marks. An opening mark that nothing closes counts only at the
+    start of the output, since an answer may mention it.
+    """
+    found = re.compile(f"({re.escape(marks.opening)})|{re.escape(marks.closing)}")
+    reasoning: list[str] = []
+    text: list[str] = []
+    inside, position, end = is_open, 0, 0
+    for mark in found.finditer(output):
+        part = output[position : mark.start()]
+        (reasoning if inside else text).append(part)
+        position = mark.end()
+        if not mark[1]:
+            if not inside:
+                reasoning += text
+                text = []
+            inside, end = False, position
+        elif not inside:
+            inside = marks.closing in output[position:] or not "".join([*reasoning, *text]).strip()
+            if not inside:
+                text.append(mark[0])
+    (reasoning if inside else text).append(output[position:])
+    if not end and not inside:
+        return Parted(output, None, 0)
+    return Parted("".join(text).lstrip(), "".join(reasoning).strip(), len(output) if inside else end)

@@ -1,0 +1,116 @@
+"""The reasoning of the model in vLLM: its marks, its share of the tokens, and its bounds.
+
+vLLM's own reasoning parser of the family holds back the grammar of a JSON answer until the reasoning ends, and it makes
+a budget of tokens possible.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from telemetry.logs import get_logger
+from workers.engines.base import GenerationRequest, RequestRejected
+from workers.engines.families import ReasoningMarks, family_of
+from workers.engines.reasoning import Parted, parted
+
+_PROMPT_END = 32
+"""Tokens at the prompt's end that are searched for the opening mark."""
+
+log = get_logger()
+
+
+class Thinking:
+    """The reasoning of one loaded model. `parser` names vLLM's parser, None if the tokenizer lacks its marks."""
+
+    def __init__(self, marks: ReasoningMarks, tokenizer: Any, parser: str | None) -> None:
+        self.parser = parser
+        self._marks = marks
+        self._tokenizer = tokenizer
+        self._closing: list[int] = tokenizer.encode(marks.closing, add_special_tokens=False)
+        special = tokenizer.all_special_tokens
+        self.is_special = any(
+            mark in token or token in mark for token in special for mark in (marks.opening, marks.closing)
+        )
+        """True if vLLM would leave the marks out of the text, as special tokens."""
+        self._specials = re.compile("|".join(map(re.escape, special)) if special and self.is_special else r"(?!)")
+
+    @classmethod
+    def of(cls, model: str, model_config: Any) -> Self | None:
+        """Return the reasoning of the model with this configuration; None if its family does not reason."""
+        from vllm.reasoning import ReasoningParserManager
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        family = family_of(model, model_config.architectures)
+        if family is None or family.reasoning is None:
+            return None
+        tokenizer, parser = cached_tokenizer_from_config(model_config), family.reasoning.parser
+        try:
+            ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
+        except Exception as error:  # a model of this family without its marks, such as a distilled one
+            log.info(
+                "The model's tokenizer lacks the marks of its family's reasoning; going on without them.",
+                action="reasoning-marks-missing",
+                family=family.name,
+                error=type(error).__name__,
+            )
+            return cls(family.reasoning, tokenizer, None)
+        return cls(family.reasoning, tokenizer, parser)
+
+    def arguments(self, arguments: Any) -> Any:
+        """Return vLLM's `AsyncEngineArgs` with the family's parser, unless the operator's settings name one."""
+        from vllm.config import StructuredOutputsConfig
+
+        if self.parser is None or arguments.reasoning_parser:
+            return arguments
+        structured = arguments.structured_outputs_config
+        if isinstance(structured, dict):  # vLLM writes the parser's name into this object
+            structured = StructuredOutputsConfig(**structured)
+        return replace(arguments, reasoning_parser=self.parser, structured_outputs_config=structured)
+
+    def is_open(self, prompt: Sequence[int]) -> bool:
+        """True if the prompt ends inside the reasoning: its template wrote the opening mark."""
+        end: str = self._tokenizer.decode([*prompt[-_PROMPT_END:]])
+        return end.rstrip().endswith(self._marks.opening)
+
+    def parted(self, output: str, *, is_open: bool) -> Parted:
+        """Part the output, and leave special tokens out of both parts, as vLLM leaves them out of plain output."""
+        whole = parted(output, self._marks, is_open=is_open)
+        if not self.is_special:
+            return whole
+        reasoning = whole.reasoning.removesuffix(self._marks.trailer) if whole.reasoning is not None else None
+        shown = self._specials.sub("", reasoning).strip() if reasoning is not None else None
+        return Parted(self._specials.sub("", whole.text), shown, whole.end)
+
+    def tokens(self, output: str, ids: Sequence[int], whole: Parted) -> int:
+        """Return the number of tokens of the reasoning, up to and with its closing mark."""
+        if whole.end == len(output) and not output.endswith(self._marks.closing):
+            return len(ids) if whole.reasoning is not None else 0
+        size = len(self._closing)
+        for start in range(len(ids) - size, -1, -1):
+            if [*ids[start : start + size]] == self._closing:
+                return start + size
+        encoded: list[int] = self._tokenizer.encode(output[: whole.end], add_special_tokens=False)
+        return min(len(encoded), len(ids))
+
+
+def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> None:
+    """Raise RequestRejected if the request asks for reasoning, or bounds it, and the model cannot do so."""
+    asked = request.reasoning
+    if asked is None or not asked.is_wanted:
+        return
+    if thinking is None:
+        raise RequestRejected("reasoning", "this model does not reason, or its family is not known")
+    if thinking.parser is None and asked.max_tokens is not None:
+        raise RequestRejected("reasoning.max_tokens", "the reasoning of this model cannot be bounded")
+
+
+def confidence_from(logprobs: Any, first: int) -> float | None:
+    """Return exp(mean log-probability of the tokens from `first` on); None if there are none."""
+    if logprobs is None or first >= len(logprobs.start_indices):
+        return None
+    values = [logprobs.logprobs[at] for at in logprobs.start_indices[first:]]
+    return min(1.0, math.exp(sum(values) / len(values)))
