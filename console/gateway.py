@@ -31,9 +31,8 @@ def gateway(
     """
     with needing("gateway"):
         from gateway.role import ROLES, Options, run_gateway
-        from gateway.store.settings import StoreSettings
         from workers.roles.process import Listen
-    from console.settings import checked_settings
+    from console.gateway_store import store_url
 
     chosen = frozenset(name.strip() for name in roles.split(","))
     if unknown := chosen - set(ROLES):
@@ -43,7 +42,7 @@ def gateway(
     options = Options(
         host=host,
         port=port,
-        store_url=store or checked_settings(StoreSettings).url,
+        store_url=store_url(store),
         tls_cert=tls_cert,
         tls_key=tls_key,
         client_ca=client_ca,

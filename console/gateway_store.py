@@ -23,6 +23,14 @@ StoreUrl = Annotated[
 ]
 
 
+def store_url(given: str | None) -> str:
+    """Return the URL of the option --store, or that of the settings."""
+    with needing("gateway"):
+        from gateway.store.settings import StoreSettings
+
+    return given or checked_settings(StoreSettings).url
+
+
 class OpenStore:
     """The store, open for one command. Its methods raise StoreAway and PepperProblem, which end the command."""
 
@@ -30,7 +38,7 @@ class OpenStore:
         from gateway.store.store import Store
 
         self._url = url
-        self._store = Store.open(url)
+        self.store = Store.open(url)
 
     def digests(self) -> KeyDigests:
         """Return the maker of the keys' digests, by the store's pepper."""
@@ -38,19 +46,19 @@ class OpenStore:
         from gateway.access.pepper import load_pepper
         from gateway.access.settings import AccessSettings
 
-        return KeyDigests(load_pepper(self._store, self._url, checked_settings(AccessSettings).pepper_file))
+        return KeyDigests(load_pepper(self.store, self._url, checked_settings(AccessSettings).pepper_file))
 
     def change(self, change: Callable[[Connection], T]) -> T:
         """Run a change, and return its result after the commit."""
-        return self._store.submit(change).result()
+        return self.store.submit(change).result()
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query."""
-        return self._store.read_now(query)
+        return self.store.read_now(query)
 
     def close(self) -> None:
         """Close all connections."""
-        self._store.close()
+        self.store.close()
 
 
 @contextmanager
@@ -58,11 +66,10 @@ def opened_store(url: str | None) -> Iterator[OpenStore]:
     """Open the store for the body of a `with`. A store that is away, or an unusable pepper, ends the command."""
     with needing("gateway"):
         from gateway.access.pepper import PepperProblem
-        from gateway.store.settings import StoreSettings
         from gateway.store.store import StoreAway
 
     with telling(StoreAway, PepperProblem):
-        store = OpenStore(url or checked_settings(StoreSettings).url)
+        store = OpenStore(store_url(url))
         try:
             yield store
         finally:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from console.errors import fail, needing, say, telling
-from console.gateway_store import StoreUrl
-from console.settings import checked_settings, fleet_settings
+from console.gateway_store import StoreUrl, opened_store, store_url
+from console.settings import fleet_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -20,11 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, an
 def upgrade(store: StoreUrl = None) -> None:
     """Bring the database to this program's schema. Stop the gateways and back the database up before."""
     with needing("gateway"):
-        from gateway.store.settings import StoreSettings
         from gateway.store.store import Store, StoreAway
 
     with telling(StoreAway):
-        before, after = Store.upgrade(store or checked_settings(StoreSettings).url)
+        before, after = Store.upgrade(store_url(store))
     if before == after:
         say(f"the store is at schema {after}")
     else:
@@ -43,8 +42,6 @@ def rebuild(store: StoreUrl = None) -> None:
 
         from gateway.access import quotas
         from gateway.batches.counting import recounting
-        from gateway.store.settings import StoreSettings
-        from gateway.store.store import Store, StoreAway
         from gateway.view import rebuild as rebuilding
         from telemetry.clock import SystemClock
         from workers.kafka.topics import unanswered
@@ -56,12 +53,9 @@ def rebuild(store: StoreUrl = None) -> None:
         quotas.recount(connection)
 
     kafka = fleet_settings().kafka
-    with telling(StoreAway):
-        opened = Store.open(store or checked_settings(StoreSettings).url)
+    with opened_store(store) as opened:
         try:
-            count = rebuilding.rebuild(opened, kafka, recount)
+            count = rebuilding.rebuild(opened.store, kafka, recount)
         except KafkaException as error:
             raise fail(f"{unanswered(kafka, error.args[0])}; then run this command again") from None
-        finally:
-            opened.close()
     say(f"rebuilt the rows from {count} records")

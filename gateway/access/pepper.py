@@ -12,9 +12,9 @@ import os
 import secrets
 from pathlib import Path
 
-from sqlalchemy import Connection, make_url, select
+from sqlalchemy import Connection, select
 
-from gateway.store.dialects import insert
+from gateway.store.dialects import insert, sqlite_file
 from gateway.store.store import Store
 from gateway.store.tables import meta
 from telemetry.private_file import access_problem
@@ -57,13 +57,13 @@ def load_pepper(store: Store, store_url: str, file: Path | None) -> bytes:
 
 def _beside(store_url: str) -> Path:
     """Return the default file of an SQLite database. Raises PepperProblem for a database without a file."""
-    url = make_url(store_url)
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+    database = sqlite_file(store_url)
+    if database is None:
         raise PepperProblem(
             f"set {_VARIABLE} to the file of the pepper, which the digests of API keys are made with; all gateways and "
             "commands on this database need the same file, and the first one makes it"
         )
-    return Path(f"{url.database}.pepper")
+    return database.with_name(f"{database.name}.pepper")
 
 
 def _read(path: Path) -> bytes | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import make_url
-
 from gateway.blobs.base import Blobs, BlobsAway
 from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
+from gateway.store.dialects import sqlite_file
 
 _FOLDER = "postback-files"
 
@@ -29,7 +28,5 @@ def open_blobs(settings: FilesSettings, store_url: str) -> Blobs:
 
 
 def _beside(store_url: str) -> Path:
-    url = make_url(store_url)
-    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        return Path(url.database).parent / _FOLDER
-    return Path(_FOLDER)
+    database = sqlite_file(store_url)
+    return Path(_FOLDER) if database is None else database.parent / _FOLDER

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from pydantic_core import to_json
-from sqlalchemy import Column, ColumnElement, Connection, Dialect, Table, Text, func, literal, select, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Table,
+    Text,
+    func,
+    literal,
+    make_url,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 
@@ -22,6 +35,13 @@ class _Prepared:
     positional: bool
     converters: tuple[Callable[[Any], Any] | None, ...]
     """Functions that convert the values of a column, or None."""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite database; None for one in memory, and for another database."""
+    parts = make_url(url)
+    in_a_file = parts.get_backend_name() == "sqlite" and parts.database not in (None, "", ":memory:")
+    return Path(str(parts.database)) if in_a_file else None
 
 
 def insert(connection: Connection, table: Table) -> sqlite.Insert:
