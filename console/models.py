@@ -47,7 +47,7 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
     say_by_line(
         {
             f"model: no worker announces {quoted(model)}; those that run now announce {running}: send with --model any "
-            "or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS": numbers
+            "or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS or the registry": numbers
             for model, numbers in lines.items()
             if model not in announced.models
         }

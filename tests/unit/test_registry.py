@@ -35,7 +35,8 @@ def test_a_model_that_no_engine_has_is_named_beside_those_that_there_are() -> No
         SHARED.route("gpt-17", None)
     assert str(unknown.value) == (
         'no engine of this fleet has the model "gpt-17"; there is "small", "big", "mine": name one of these or leave '
-        "it out (`postback submit --model` does either), or have the operator add an alias to POSTBACK_WORKER__MODELS"
+        "it out (`postback submit --model` does either), or have the operator add an alias to POSTBACK_WORKER__MODELS "
+        "or the registry"
     )
 
 

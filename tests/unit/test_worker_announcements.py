@@ -154,7 +154,8 @@ def test_each_model_that_no_worker_announces_is_named_once_with_its_lines_and_th
 
     assert first == (
         'lines 1, 4, 5 and 1 more: model: no worker announces "gpt-4o-mini"; those that run now announce "small", '
-        '"echo": send with --model any or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS'
+        '"echo": send with --model any or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS '
+        "or the registry"
     )
     assert second.startswith(f'line 7: model: no worker announces "?b?{"x" * 61}…"; ')
 

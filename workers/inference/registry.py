@@ -75,7 +75,7 @@ class Registry:
         return (
             f"no engine of this fleet has the model {quoted(model_id)}; there is {listed(self.shown)}: name one of "
             "these or leave it out (`postback submit --model` does either), or have the operator add an alias to "
-            "POSTBACK_WORKER__MODELS"
+            "POSTBACK_WORKER__MODELS or the registry"
         )
 
 
