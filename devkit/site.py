@@ -165,7 +165,7 @@ _PAGE: Final = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <title>{title} | Gazetteer of Elsewhere</title>
-<style>.aside {{ display: none }} nav a {{ margin: 0 1em }}</style>
+<style>.visually-hidden {{ display: none }} nav a {{ margin: 0 1em }}</style>
 <script>window.dataLayer = ["{hidden}"];</script>
 </head>
 <body>
@@ -175,7 +175,7 @@ _PAGE: Final = """<!doctype html>
 <h1>{title}</h1>
 {paragraphs}
 <p style="position:absolute; left:-9999px">{hidden}</p>
-<p class="aside">{hidden}</p>
+<p class="visually-hidden">{hidden}</p>
 </article></main>
 <footer><p>Copyright of the gazetteer. <a href="/imprint">Imprint</a>, <a href="/privacy">privacy</a>.</p></footer>
 </body>

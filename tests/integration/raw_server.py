@@ -17,11 +17,8 @@ CLOCK = SystemClock()
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
 HTML = "Content-Type: text/html; charset=utf-8"
 FACT = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla."
-SLOW = (
-    "<style>" + "".join(f"[a{n}] div div div {{display:none}}" for n in range(2000)) + "</style>"
-    + "<div>" * 900 + "<i>x</i>" * 20_000
-).encode()  # fmt: skip
-"""A small page whose style sheet takes minutes to apply."""
+SLOW = b"<article>" + b"<div class=comment-list id=a>" * 900 + b"<p>a</p>" * 150_000
+"""A page of a megabyte that takes far longer to read than any reader may take: every paragraph lies 900 deep."""
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

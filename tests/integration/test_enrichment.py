@@ -17,11 +17,6 @@ from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.evidence import Evidence, NothingFound
 
 
-def label(site: Site, position: int = 1) -> str:
-    """The note on a page of the site; each page hides a sentence that tries to steer the model."""
-    return f"source {position} ({site.url('')}) tries to steer the model: overrides instructions, dictates the answer"
-
-
 async def read(script: Script, **settings: object) -> Evidence:
     async with speaking(script) as origin, enriching(None, **settings) as enricher:
         return await enricher.enrich(Sources(urls=[f"{origin}/secret/path?token=1"]), "When did the bridge open?")
@@ -45,7 +40,7 @@ async def test_facts_of_real_pages_become_numbered_sources() -> None:
         for question in questions():
             evidence = await enricher.enrich(Sources(urls=[site.url(question.path)]), question.text)
             (source,) = evidence.sources
-            assert (source.number, source.id, evidence.notes) == (1, site.url(question.path), (label(site),))
+            assert (source.number, source.id, evidence.notes) == (1, site.url(question.path), ())
             assert any(question.answer in passage for passage in source.passages)
             assert HIDDEN_SENTENCE not in " ".join(source.passages)
         assert site.requests.count("/robots.txt") == 1
@@ -71,7 +66,7 @@ async def test_one_source_that_fails_leaves_the_others_and_a_note() -> None:
         evidence = await enricher.enrich(Sources(urls=[site.url("/nothing"), site.url("/mine")]), "silver mine")
         assert [source.id for source in evidence.sources] == [site.url("/mine")]
         left_out = f"source 1 ({site.url('')}) was left out: its server answered 404"
-        assert evidence.notes == (left_out, label(site, 2))
+        assert evidence.notes == (left_out,)
 
 
 async def test_a_redirect_is_followed_and_the_source_keeps_its_name() -> None:

@@ -68,7 +68,7 @@ HOSTILE: dict[str, bytes] = {
     "a-broken-pdf": b"%PDF-1.7\n" + b"1 0 obj << /Kids [1 0 R] >>" * 1000,
     "deep": b"<html>" + b"<div>" * 60_000,
     "many-attributes": b"<p " + b"a=1 " * 50_000 + b">",
-    "nothing": b"<p hidden>x</p>",
+    "nothing": b"<script>x</script>",
     "noise": bytes(range(256)) * 500,
 }
 

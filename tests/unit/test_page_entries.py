@@ -27,7 +27,7 @@ from workers.enrichment.cache.memory import Memory
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page
 
-ANSWER: dict[str, Any] = {"title": None, "text": "A bridge.", "steering": [], "particulars": {"doi": None}}
+ANSWER: dict[str, Any] = {"title": None, "text": "A bridge.", "rest": "", "particulars": {"doi": None}}
 URL = "https://a.example/x"
 ENTRY = CacheEntry(100.0, 200.0, 300.0, URL, "https://b.example/y", '"v1"', None, ANSWER, life=Lifetime(100.0))
 
@@ -50,7 +50,7 @@ def fields(**changes: Any) -> bytes:
         zlib.compress(b"[]"),
         zlib.compress(b"{"),
         zlib.compress(b"[" * 100_000),
-        fields(format=2),
+        fields(format=1),
         fields(unknown=1),
         fields(answer=None),
         fields(answer={"text": 1}),

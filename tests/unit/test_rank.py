@@ -204,3 +204,15 @@ def test_whatever_a_model_says_no_document_has_its_fourth_place_before_one_as_lo
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
     # A document's fourth passage is set back three times, behind nine others, one of them the other document's first.
     assert max(map(len, chosen)) < 4 or min(map(len, chosen)) >= 1
+
+
+def test_a_page_counts_outside_of_its_main_text_too_but_less() -> None:
+    question, comment = "When did the Halvorsen bridge open?", f"{BRIDGE} So says a comment on another page."
+    documents = [("", CHEESE, comment), ("", f"{BRIDGE} So says the article.")]
+    budget = Budget(len(comment))
+    assert rank(question, documents, budget, 600)[0] == []
+    assert rank(question, [("", CHEESE, comment)], Budget(len(comment)), 600) == [[comment]]
+
+
+def test_a_menu_without_a_word_of_the_question_is_no_passage() -> None:
+    assert rank("bridge", [("", CHEESE, "Home. Contact. Imprint.")], Budget(1000), 600) == [[CHEESE]]

@@ -17,8 +17,8 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       member    the loop of a pool process; confinement: the fences around the process
     reading/
       charset, hidden, extract, pdf, particulars   bytes to the text that a person would see   Page → Document
-        css, media, unseen, sheets   the styles by which a page hides text; lengths, color: their values
-      steering  the ways in which a page tries to steer the model            Document → label
+        inline_style   the inline styles by which a page hides text
+      steering  the ways in which passages try to steer the model             Passage → label
     choosing/
       rank      the passages that matter for the question                    Document → Passage
       choose    ranking by a pool process, and by a model if the settings name one

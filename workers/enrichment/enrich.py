@@ -18,7 +18,7 @@ from workers.enrichment.answering.template import load_template
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.choosing.choose import Chooser
+from workers.enrichment.choosing.choose import Choice, Chooser
 from workers.enrichment.choosing.excerpts import MAX_RANKED_CHARS, beginnings, within
 from workers.enrichment.choosing.rank import Budget
 from workers.enrichment.choosing.tokens import estimated_tokens
@@ -39,6 +39,7 @@ from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.fetching.read import Reader
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
+from workers.enrichment.reading.steering import steering
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
@@ -142,7 +143,6 @@ class Enricher:
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
             numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
             notes += unranked
-            notes += [note for document in read.documents for note in _remarks(document)]
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
         return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self._mark_secret)
@@ -240,8 +240,7 @@ class Enricher:
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
-        steering = tuple(answer["steering"])
-        return Document(one, reading.url, title, answer["text"], steering, particulars, reading.older)
+        return Document(one, reading.url, title, answer["text"], answer["rest"], particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
         """Read the source's page, the job's document, or the text that the search returned. Raises Unreadable."""
@@ -267,33 +266,24 @@ class Enricher:
             return (), ["no source was used: context_window or the model leaves no room for any"]
         budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
         texts = within([document.text for document in documents], MAX_RANKED_CHARS)
-        titled = [(document.title, text) for document, text in zip(documents, texts, strict=True)]
+        others = within([document.rest for document in documents], MAX_RANKED_CHARS - sum(map(len, texts)))
+        titled = [(one.title, text, rest) for one, text, rest in zip(documents, texts, others, strict=True)]
         notes = []
         if texts != [document.text for document in documents]:
             notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
         passage_chars = self._passage_chars(tokens)
-        chosen: Sequence[Sequence[str]]
         try:
             choice = await self._chooser.choose(question, titled, budget, passage_chars, asker, deadline)
-            chosen, notes = choice.passages, [*notes, *choice.notes]
+            notes += choice.notes
         except (Unreadable, TimeoutError):
-            chosen = beginnings(texts, budget, passage_chars)
+            passages = tuple(map(tuple, beginnings(texts, budget, passage_chars)))
+            labels = (tuple(steering(*some)) for some in passages)
             notes = ["choosing passages took too long: the beginning of each source was used"]
-        kept = [(document, passages) for document, passages in zip(documents, chosen, strict=True) if passages]
-        numbered = tuple(
-            NumberedSource(
-                number,
-                document.source.id,
-                document.url or None,
-                document.title,
-                tuple(passages),
-                document.steering,
-                particulars=document.particulars,
-            )
-            for number, (document, passages) in enumerate(kept, start=1)
-        )
-        crowded = [document.source for document, passages in zip(documents, chosen, strict=True) if not passages]
-        return numbered, [*notes, *(str(LeftOut(one, CROWDED)) for one in crowded)]
+            choice = Choice(passages, tuple(labels))
+        crowded = [one.source for one, some in zip(documents, choice.passages, strict=True) if not some]
+        notes += [str(LeftOut(one, CROWDED)) for one in crowded]
+        notes += [note for one, label in zip(documents, choice.steering, strict=True) for note in _remarks(one, label)]
+        return _numbered(documents, choice), notes
 
     def _wording_tokens(self) -> tuple[int, int]:
         """Count the tokens of the template's wording: once for all sources together, and once for each source."""
@@ -324,10 +314,19 @@ def _as_page(document: SourceDocument) -> Page:
     return Page("", media_type, None, b64decode(document.base64 or ""))
 
 
-def _remarks(document: Document) -> Iterator[str]:
+def _numbered(documents: Sequence[Document], choice: Choice) -> tuple[NumberedSource, ...]:
+    """Return the documents with passages as numbered sources."""
+    kept = [one for one in zip(documents, choice.passages, choice.steering, strict=True) if one[1]]
+    return tuple(
+        NumberedSource(number, one.source.id, one.url or None, one.title, passages, label, particulars=one.particulars)
+        for number, (one, passages, label) in enumerate(kept, start=1)
+    )
+
+
+def _remarks(document: Document, steering_ways: Sequence[str]) -> Iterator[str]:
     """Yield notes about a page for the result's reader."""
     name = f"source {document.source.position} ({document.source.name})"
     if document.older is not None:
         yield f"{name} is an older copy: {document.older}"
-    if document.steering:
-        yield f"{name} tries to steer the model: {', '.join(document.steering)}"
+    if steering_ways:
+        yield f"{name} tries to steer the model: {', '.join(steering_ways)}"

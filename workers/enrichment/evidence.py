@@ -114,8 +114,9 @@ class Document:
     url: str
     title: str | None
     text: str
-    steering: tuple[str, ...] = ()
-    """The ways in which the page tries to steer the model, see `steering`."""
+    """The main text."""
+    rest: str = ""
+    """The page's other text, such as comments and menus."""
     particulars: Particulars = Particulars()
     older: str | None = None
     """The reason for using an older copy of the page; None for a current page."""
@@ -146,7 +147,7 @@ class NumberedSource:
     passages: tuple[str, ...]
     """The passages put before the question, in the order of the page."""
     steering: tuple[str, ...] = ()
-    """The ways in which the page tries to steer the model; the prompt warns of them."""
+    """The ways in which title and passages try to steer the model; the prompt warns of them."""
     particulars: Particulars = Particulars()
 
 

@@ -52,6 +52,6 @@ def _checked(citation: Citation, url: str | None, found: dict[str, Document | Le
     source = found[url]
     if isinstance(source, LeftOut):
         return CheckedCitation(citation, Standing.UNREAD, url, source.reason)
-    texts = (source.title or "", source.text)
+    texts = (source.title or "", source.text, source.rest)
     stands = any(contains(visible(text), visible(citation.quote.exact)) for text in texts)
     return CheckedCitation(citation, Standing.STANDS if stands else Standing.GONE, url)

@@ -108,13 +108,13 @@ HIDDEN = {
     "position": "<p style='position:absolute;left:-9999px'>{0}</p>",
     "size": "<p style='font-size:0'>{0}</p>",
     "colour": "<p style='color:#fff;background:#fff'>{0}</p>",
-    "class": "<style>.q {{display:none}}</style><p class=q>{0}</p><p class=sr-only>{0}</p>",
+    "class": "<p class=hidden>{0}</p><p class=sr-only>{0}</p>",
 }
 
 
 async def test_text_that_no_person_sees_is_not_given_to_the_model(enricher: Enricher) -> None:
     hidden = "".join(markup.format(f"The bridge opened in {way}.") for way, markup in HIDDEN.items())
-    async with speaking(saying(page(hidden), HTML)) as origin:
+    async with speaking(saying(page(hidden + f"<p>{FACT}</p>" * 5), HTML)) as origin:
         evidence = await enriched(enricher, origin)
     text = " ".join(evidence.sources[0].passages)
     assert "1987" in text

@@ -19,7 +19,7 @@ from yarl import URL
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page, Particulars
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _PARTICULARS: Final = {field.name for field in fields(Particulars)}
 _UNPACKED_BYTES: Final = 64 * 1024 * 1024
 _MAX_AGE: Final = re.compile(r"(?:^|[\s,])(s-maxage|max-age)\s*=\s*\"?(\d{1,10})", re.IGNORECASE)
@@ -180,8 +180,8 @@ def _is_answer(answer: Any) -> bool:
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("text"), str)
+        and isinstance(answer.get("rest"), str)
         and isinstance(answer.get("title"), str | None)
-        and isinstance(answer.get("steering"), list)
         and isinstance(answer.get("particulars"), dict)
         and set(answer["particulars"]) <= _PARTICULARS
     )

@@ -30,6 +30,8 @@ class Choice:
 
     passages: tuple[tuple[str, ...], ...]
     """Each document's passages, in text order."""
+    steering: tuple[tuple[str, ...], ...]
+    """The ways in which each document's title and passages try to steer the model."""
     notes: tuple[str, ...] = ()
     """Notes for the result's reader, if the model had too little time or gave no answer."""
 
@@ -58,13 +60,13 @@ class Chooser:
     async def choose(
         self,
         question: str,
-        documents: Sequence[tuple[str | None, str]],
+        documents: Sequence[Sequence[str | None]],
         budget: Budget,
         passage_chars: int,
         asker: Asker,
         deadline: Deadline,
     ) -> Choice:
-        """Choose passages of the documents (title, text) for the question, see `rank.Ranking.chosen`.
+        """Choose passages of the documents (title, main text, other text) for the question, see `rank.Ranking`.
 
         Raises Unreadable or TimeoutError if even the choice by words fails or is late.
         """
@@ -80,7 +82,7 @@ class Chooser:
         most = self._settings.rerank_passages if self._embedder is not None else 0
         by_words = await self._asked({**task, "candidates": most}, body, asker, deadline)
         if self._embedder is None or len(by_words["candidates"]) < 2:
-            return Choice(_passages(by_words))
+            return _choice(by_words)
         candidates = by_words["candidates"]
         try:
             order = await self._by_meaning(self._embedder, question, candidates, deadline)
@@ -119,8 +121,8 @@ class Chooser:
 
     def _told(self, result: str, answer: dict[str, Any], *notes: str) -> Choice:
         self._reranks[result].inc()
-        return Choice(_passages(answer), notes)
+        return _choice(answer, *notes)
 
 
-def _passages(answer: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(passages) for passages in answer["passages"])
+def _choice(answer: dict[str, Any], *notes: str) -> Choice:
+    return Choice(tuple(map(tuple, answer["passages"])), tuple(map(tuple, answer["steering"])), notes)

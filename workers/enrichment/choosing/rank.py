@@ -32,6 +32,9 @@ WORDS_WEIGHT = 1.5
 """Weight of the order by words; the order by meaning has 1. With equal weights, questions in a page's own words lose as
 much as paraphrases gain: a small model confuses passages about one subject."""
 
+REST_WEIGHT = 0.3
+"""Factor for passages outside of a page's main text, such as comments, boxes and menus."""
+
 _SET_BACK = 3
 """Places by which a passage is set back for each better passage of the same document."""
 _OVERLAP_SHARE = 0.25
@@ -56,6 +59,7 @@ class _RankedPassage:
     place: int
     title: str
     text: str
+    is_main: bool
 
     @property
     def terms(self) -> Counter[str]:
@@ -83,26 +87,31 @@ class Budget:
 
 def rank(
     question: str,
-    documents: Sequence[tuple[str, str]],
+    documents: Sequence[Sequence[str]],
     budget: Budget,
     passage_chars: int,
     by_meaning: Sequence[int] = (),
 ) -> list[list[str]]:
-    """Return the chosen passages of each document (title, text), in text order; see `Ranking.chosen`."""
+    """Return the chosen passages of each document, in text order; see `Ranking` and `Ranking.chosen`."""
     return Ranking(question, documents, passage_chars).chosen(budget, by_meaning)
 
 
 class Ranking:
-    """The passages of all documents (title, text), each with its weight for the question."""
+    """The passages of all documents, each with its weight for the question.
 
-    def __init__(self, question: str, documents: Sequence[tuple[str, str]], passage_chars: int) -> None:
+    A document is a title, its main text, and the page's other text if there is any. Passages of the other text without
+    a word of the question are left out.
+    """
+
+    def __init__(self, question: str, documents: Sequence[Sequence[str]], passage_chars: int) -> None:
         self._documents = len(documents)
-        self._passages = [
-            _RankedPassage(number, place, title, text)
-            for number, (title, text) in enumerate(documents)
-            for place, text in enumerate(split(text, passage_chars))
+        passages = [
+            one for number, document in enumerate(documents) for one in _passages(number, document, passage_chars)
         ]
-        self._weights = weights(question, [passage.terms for passage in self._passages])
+        by_words = weights(question, [passage.terms for passage in passages])
+        weighed = [(one, weight) for one, weight in zip(passages, by_words, strict=True) if one.is_main or weight > 0]
+        self._passages = [passage for passage, _ in weighed]
+        self._weights = [weight if passage.is_main else REST_WEIGHT * weight for passage, weight in weighed]
 
     def candidates(self, most: int) -> list[tuple[int, str, str]]:
         """Return number, title and text of the likeliest passages by words, at most `most` passages.
@@ -146,6 +155,14 @@ class Ranking:
             keys[index] = (self._weights[index] <= 0 and index not in near, place + _SET_BACK * turns[document])
             turns[document] += 1
         return sorted(by_score, key=lambda index: keys[index])
+
+
+def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[_RankedPassage]:
+    """Return the passages of one document, those of the main text first."""
+    title, main, *rest = document
+    parts = [(text, True) for text in split(main, passage_chars)]
+    parts += [(text, False) for other in rest for text in split(other, passage_chars)]
+    return [_RankedPassage(number, place, title, text, is_main) for place, (text, is_main) in enumerate(parts)]
 
 
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:

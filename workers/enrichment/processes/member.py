@@ -28,7 +28,7 @@ from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fet
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
 from workers.enrichment.reading.extract import extract
-from workers.enrichment.reading.steering import steering_of_page
+from workers.enrichment.reading.steering import steering
 
 _ALARM_GRACE_SECONDS = 1.0
 _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
@@ -89,13 +89,12 @@ def _peak_kib(status: int | None) -> int:
 
 
 def extract_page(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
-    """Return a page's title, text, steering words and particulars."""
+    """Return a page's title, main text, other text and particulars."""
     extracted = extract(body, media_type, charset, url)
-    title, text = extracted.title, extracted.text
     return {
-        "title": title,
-        "text": text,
-        "steering": steering_of_page(body, media_type, charset, title, text),
+        "title": extracted.title,
+        "text": extracted.text,
+        "rest": extracted.rest,
         "particulars": asdict(extracted.particulars),
     }
 
@@ -109,12 +108,17 @@ def rank_passages(
     candidates: int = 0,
     by_meaning: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the passages that answer the question best, within a budget, and the candidates for a second ranking."""
+    """Return the passages that answer the question best, within a budget, and the candidates for a second ranking.
+
+    `steering` has the ways in which these passages try to steer the model, for each document.
+    """
     request = json.loads(body)
-    texts = [(title or "", text) for title, text in request["documents"]]
+    texts = [(title or "", *parts) for title, *parts in request["documents"]]
     ranking = Ranking(request["question"], texts, passage_chars)
     budget = Budget(evidence_chars, evidence_tokens, source_tokens)
-    return {"passages": ranking.chosen(budget, by_meaning), "candidates": ranking.candidates(candidates)}
+    passages = ranking.chosen(budget, by_meaning)
+    labels = [steering(title, *some) if some else [] for (title, *_), some in zip(texts, passages, strict=True)]
+    return {"passages": passages, "steering": labels, "candidates": ranking.candidates(candidates)}
 
 
 def judge_robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.html import HTMLTree
 from selectolax.lexbor import LexborHTMLParser
 
 from schemas.job import MAX_JOB_BYTES
 from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.hidden import remove_hidden
+from workers.enrichment.reading.hidden import without_hidden
 from workers.enrichment.reading.particulars import of_html, of_json
 
 MAX_DEPTH = 1000
@@ -23,7 +24,7 @@ MAX_TEXT_CHARS = MAX_JOB_BYTES
 """Cap on a text's code points: the largest document that a job can carry is read whole."""
 MAX_TITLE_CHARS = 200
 _THIN_CHARS = 200
-"""A main text shorter than this is compared with the text of the whole page."""
+"""A main text shorter than this gives way to the whole page, if the page has far more text."""
 
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
@@ -44,23 +45,18 @@ _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
 """Elements that may lack an end tag. These do not count as nested: a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
-_BODY: Final = re.compile(r'<body(?:[^>"]|"[^"]*")*>')
-_TIME: Final = re.compile(r"<(/?)time(?=[\s>])")
-_LONE: Final = re.compile(r"(?<=>)(\s*[\u0800-\udfff\uf900-\uffff]\s*)(?=<)")
-"""Matches an element's only character, if it has three bytes. Private-use characters are icons, and not matched."""
-_WRAPPING: Final = "<div>" * 3
-_JOINER: Final = "\u2060"
 _BLANKS = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n\s*\n+")
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """A page's title, text and particulars."""
+    """A page's title, main text and particulars, and its other text, such as menus and comments."""
 
     title: str | None
     text: str
     particulars: Particulars = field(default_factory=Particulars)
+    rest: str = ""
 
 
 def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
@@ -69,10 +65,15 @@ def extract(body: bytes, media_type: str, charset: str | None, url: str = "") ->
     Raises Unreadable if the page has no text, or is of an unsupported type.
     """
     extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
-    tidy = _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", extracted.text)).strip()[:MAX_TEXT_CHARS]
-    if not tidy:
+    text = _tidy(extracted.text)[:MAX_TEXT_CHARS]
+    rest = _tidy(extracted.rest)[: MAX_TEXT_CHARS - len(text)]
+    if not text and not rest:
         raise Unreadable("it holds no visible text")
-    return Extracted(extracted.title, tidy, extracted.particulars)
+    return replace(extracted, text=text, rest=rest)
+
+
+def _tidy(text: str) -> str:
+    return _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text)).strip()
 
 
 def _is_pdf(body: bytes, media_type: str) -> bool:
@@ -104,44 +105,38 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
 
 
 def from_html(html: str, url: str = "") -> Extracted:
-    """Extract title and main text, without hidden elements. Raises Unreadable for too deeply nested elements."""
+    """Extract title, main text and the rest of the page, without hidden elements.
+
+    Raises Unreadable for too deeply nested elements.
+    """
     if depth_exceeds(html, MAX_DEPTH):
         raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
     tree = LexborHTMLParser(html)
     title = _title(tree)
     particulars = of_html(tree, url)
-    remove_hidden(tree)
-    _open_boxes(tree)
-    visible = _without_misreadings(tree.html or "")
+    visible = HTMLTree.parse(without_hidden(tree, html).html or "")
+    whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
     main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
-    if len(main) < _THIN_CHARS:
-        whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
-        main = whole if len(main) < len(whole) // 4 else main
-    return Extracted(title, main.replace(_JOINER, ""), particulars)
+    if len(main) < _THIN_CHARS and len(main) < len(whole) // 4:
+        return Extracted(title, whole, particulars)
+    return Extracted(title, main, particulars, _without_lines(whole, main))
 
 
-def _open_boxes(tree: LexborHTMLParser) -> None:
-    """Make an article's `<aside>` boxes part of its text, and remove boxes that are mostly links.
-
-    An `<aside>` is a wiki's table of facts as often as a list of other articles; resiliparse leaves out both.
-    """
-    for box in reversed(tree.css("article aside, main aside, [role='main'] aside")):
-        linked = sum(len(link.text()) for link in box.css("a"))
-        if linked < len(box.text()) // 2:
-            box.unwrap()
+def _without_lines(whole: str, main: str) -> str:
+    """Return the lines of the whole page that are not in its main text, in the page's order."""
+    known = Counter(map(_plain, main.splitlines()))
+    rest = []
+    for line in whole.splitlines():
+        plain = _plain(line)
+        if known[plain] > 0:
+            known[plain] -= 1
         else:
-            box.decompose()
+            rest.append(line)
+    return "\n".join(rest)
 
 
-def _without_misreadings(html: str) -> str:
-    """Rewrite the page so that resiliparse does not leave out parts of the main text.
-
-    Version 2.0.1 takes a list less than three elements below the body for a menu, even a list without links. It also
-    leaves out each `<time>`, and each element with a single character of three bytes: a dash in a table, or a Chinese
-    word in bold type.
-    """
-    deeper = _BODY.sub(lambda body: body.group() + _WRAPPING, html, count=1)
-    return _LONE.sub(rf"\1{_JOINER}", _TIME.sub(r"<\1span", deeper))
+def _plain(line: str) -> str:
+    return " ".join(line.split())
 
 
 def _title(tree: LexborHTMLParser) -> str | None:

@@ -1,4 +1,6 @@
-"""Names the ways in which a page tries to steer the model that reads it. Runs in a member of the pool; pure.
+"""Names the ways in which passages try to steer the model that reads them. Pure.
+
+Only the passages that are put before the model are judged: a page that says such things elsewhere steers nothing.
 
 The names are labels for the result's reader and for the model. Safety does not depend on these labels: any page's text
 stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An article about
@@ -7,7 +9,6 @@ such attacks is labelled too.
 
 from __future__ import annotations
 
-import html
 import re
 import tomllib
 import unicodedata
@@ -16,20 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from workers.enrichment.reading.charset import decode
-
 SCANNED_CHARS: Final = 200_000
 """Cap on the code points of a page that are scanned."""
-
-_SCANNED_BYTES: Final = 4 * SCANNED_CHARS
 
 _BEFORE_CHARS: Final = 60
 _BEHIND_CHARS: Final = 250
 """Characters around a telltale word that are searched; no pattern reaches farther."""
 
 _SPACES: Final = re.compile(r"\s+")
-_TAG: Final = re.compile(r"<(/?[a-zA-Z][^<>]{0,5000})>")
-_TOLD: Final = re.compile(r"""\b(?:alt|title|content|aria-label|placeholder|summary)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _FORMAT: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _TAG_LETTERS: Final = re.compile("[\U000e0020-\U000e007e]{4,}")
 
@@ -51,34 +46,10 @@ _NAMES: Final = tuple(dict.fromkeys(way.name for way in _WAYS))
 _INVISIBLE: Final = "writes in invisible characters"
 
 
-def steering_of_page(body: bytes, media_type: str, charset: str | None, title: str | None, text: str) -> list[str]:
-    """Return the `steering` of a page's title, text and markup. Text hidden from people counts as well."""
-    is_markup = "html" in media_type or not media_type
-    markup = told_by_markup(decode(body[:_SCANNED_BYTES], charset)) if is_markup else ""
-    return steering(title or "", text, markup)
-
-
 def steering(*texts: str) -> list[str]:
     """Return the names of the ways in which a page's texts try to steer the model, in a fixed order."""
     found = {way for text in texts for way in _ways(text[:SCANNED_CHARS])}
     return [way for way in (*_NAMES, _INVISIBLE) if way in found]
-
-
-def told_by_markup(markup: str) -> str:
-    """Return the markup's text with hidden text, comments and descriptions, but without scripts and styles."""
-    markup = markup[:SCANNED_CHARS]
-    for name in ("script", "style"):
-        markup = _without(markup, name)
-    return html.unescape(_TAG.sub(lambda tag: f" {' '.join(map(''.join, _TOLD.findall(tag.group(1))))} ", markup))
-
-
-def _without(markup: str, name: str) -> str:
-    kept, position = [], 0
-    while (start := markup.find(f"<{name}", position)) >= 0:
-        kept.append(markup[position:start])
-        end = markup.find(f"</{name}", start)
-        position = end if end >= 0 else len(markup)
-    return "".join([*kept, markup[position:]])
 
 
 def _ways(text: str) -> list[str]:
