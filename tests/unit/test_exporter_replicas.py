@@ -24,6 +24,7 @@ def due_in(seconds: float, jobs: int) -> Waiting:
         ([], 0),
         ([Waiting([])], 0),
         ([due_in(1e6, 1)], 1),
+        ([due_in(4e15, 1)], 1),  # a record that is no valid job has no deadline
         ([due_in(1150, 500)], 1),  # half of the 1,000 s that are left after the start and the margin
         ([due_in(1150, 501)], 2),
         ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
