@@ -15,7 +15,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.job import Message, ResponseFormat
+from schemas.job import Message, Reasoning, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.online.services import (
@@ -193,6 +193,47 @@ async def test_a_request_to_the_gemini_api_has_its_fields() -> None:
         }
     ]
     assert server.headers[0]["x-goog-api-key"] == KEY
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "sent"),
+    [
+        (ANTHROPIC, {"effort": "none"}, {"thinking": {"type": "disabled"}}),
+        (ANTHROPIC, {"max_tokens": 2048}, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        (ANTHROPIC, {"effort": "xhigh"}, {"output_config": {"effort": "max"}}),
+        (GEMINI, {"max_tokens": 0}, {"thinkingBudget": 0}),
+        (GEMINI, {"max_tokens": 2048}, {"thinkingBudget": 2048, "includeThoughts": True}),
+        (GEMINI, {"effort": "minimal"}, {"thinkingLevel": "minimal", "includeThoughts": True}),
+    ],
+)
+async def test_the_bounds_of_reasoning_are_sent(kind: Kind, asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    async with scripted(kind, says(kind, "yes")) as (engine, server):
+        await engine.generate(request(reasoning=Reasoning.model_validate(asked)))
+    [body] = server.bodies
+    if kind is GEMINI:
+        assert body["generationConfig"]["thinkingConfig"] == sent
+    else:
+        assert {name: body.get(name) for name in ("thinking", "output_config") if name in body} == sent
+
+
+async def test_reasoning_comes_apart_from_the_answer() -> None:
+    blocks = [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, {"type": "text", "text": "yes"}]
+    parts = [{"text": "Hm.", "thought": True}, {"text": "yes"}]
+    for kind, fields in (
+        (ANTHROPIC, {"content": blocks}),
+        (GEMINI, {"content": {"parts": parts, "role": "model"}}),
+    ):
+        async with scripted(kind, says(kind, "", **fields)) as (engine, _):
+            completion = await engine.generate(request())
+        assert (completion.text, completion.reasoning) == ("yes", "Hm.")
+
+
+@BOTH
+async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: Kind) -> None:
+    async with scripted(kind) as (engine, _):
+        with pytest.raises(RequestRejected) as rejected:
+            await engine.generate(request(is_raw=True))
+    assert rejected.value.field == "raw"
 
 
 @BOTH

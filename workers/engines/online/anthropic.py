@@ -8,6 +8,7 @@ from urllib.parse import quote
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
+from schemas.job import Reasoning
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, RequestRejected
@@ -18,6 +19,8 @@ from workers.engines.online.turns import parted
 from workers.engines.openai_http.engine import HttpEngine
 
 _MOST_BLOCKS = 4096
+_EFFORTS = {"minimal": "low", "xhigh": "max"}
+"""Our words for efforts, where the service has another one."""
 
 
 class AnthropicSettings(OnlineSettings):
@@ -32,6 +35,8 @@ class AnthropicSettings(OnlineSettings):
 class _Block(BoundedModel):
     type: str
     text: str = ""
+    thinking: str = ""
+    """The reasoning, in blocks of that type; `redacted_thinking` hides it."""
 
 
 class _AnthropicUsage(BoundedModel):
@@ -71,7 +76,7 @@ class MessagesApi:
         return {"x-api-key": key, "anthropic-version": self._version}
 
     def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
-        """Return the JSON of a message request. Raises RequestRejected for a seed and for a temperature above 1."""
+        """Return the JSON of a message request. Raises RequestRejected for a seed, raw, or a temperature above 1."""
         if request.seed is not None:
             raise RequestRejected("seed", "this service takes none")
         system, turns = parted(request)
@@ -80,6 +85,8 @@ class MessagesApi:
             "max_tokens": request.max_tokens,
             "messages": [{"role": role, "content": text} for role, text in turns],
         }
+        if request.reasoning is not None:
+            body |= _reasoning(request.reasoning)
         if system:
             body["system"] = system
         if with_temperature and request.temperature is not None:
@@ -92,7 +99,8 @@ class MessagesApi:
             body["stop_sequences"] = list(request.stop)
         form = request.response_format
         if form is not None and form.json_schema is not None:
-            body["output_config"] = {"format": {"type": "json_schema", "schema": form.json_schema.schema_}}
+            schema = {"type": "json_schema", "schema": form.json_schema.schema_}
+            body["output_config"] = body.get("output_config", {}) | {"format": schema}
         return body
 
     def completion(self, body: bytes) -> Completion:
@@ -102,12 +110,27 @@ class MessagesApi:
         cached = usage.cache_read_input_tokens
         prompt_tokens = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + (cached or 0)
         text = "".join(block.text for block in answer.content if block.type == "text")
+        thoughts = "".join(block.thinking for block in answer.content if block.type == "thinking")
         reason = finish_reason(answer.stop_reason)
-        return Completion(text, reason, prompt_tokens, usage.output_tokens, cached_tokens=cached)
+        return Completion(
+            text, reason, prompt_tokens, usage.output_tokens, reasoning=thoughts or None, cached_tokens=cached
+        )
 
     def window(self, body: bytes) -> int | None:
         """Return the most tokens of a prompt, if the description has them. Raises ValidationError."""
         return AnthropicModel.model_validate_json(body).max_input_tokens
+
+
+def _reasoning(asked: Reasoning) -> dict[str, Any]:
+    """Return the parameters for the effort, and for the budget, which the service takes from 1,024 tokens on."""
+    if not asked.is_wanted:
+        return {"thinking": {"type": "disabled"}}
+    fields: dict[str, Any] = {}
+    if asked.max_tokens is not None:
+        fields["thinking"] = {"type": "enabled", "budget_tokens": asked.max_tokens}
+    if asked.effort is not None:
+        fields["output_config"] = {"effort": _EFFORTS.get(asked.effort, asked.effort)}
+    return fields
 
 
 Settings = AnthropicSettings

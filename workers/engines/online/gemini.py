@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
+from schemas.job import Reasoning
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest
@@ -19,6 +20,8 @@ from workers.engines.online.turns import parted
 from workers.engines.openai_http.engine import HttpEngine
 
 _MOST_PARTS = 4096
+_LEVELS: dict[str, str] = {"xhigh": "high"}
+"""Our words for efforts, where the service has another one."""
 _ROLES = {"user": "user", "assistant": "model"}
 Count = Annotated[int, Field(ge=0)]
 
@@ -85,7 +88,7 @@ class GenerateContentApi:
         return {"x-goog-api-key": key}
 
     def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
-        """Return the JSON of a GenerateContentRequest."""
+        """Return the JSON of a GenerateContentRequest. Raises RequestRejected for a raw prompt."""
         system, turns = parted(request)
         options: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
         if with_temperature and request.temperature is not None:
@@ -94,6 +97,8 @@ class GenerateContentApi:
             options["topP"] = request.top_p
         if request.stop:
             options["stopSequences"] = list(request.stop)
+        if request.reasoning is not None:
+            options["thinkingConfig"] = _reasoning(request.reasoning)
         if request.seed is not None:
             options["seed"] = request.seed % 2**31  # the API's seed is an int32
         form = request.response_format
@@ -118,14 +123,26 @@ class GenerateContentApi:
             return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
         first = answer.candidates[0]
         text = "".join(part.text for part in first.content.parts if not part.thought)
+        thoughts = "".join(part.text for part in first.content.parts if part.thought)
         confidence = math.exp(first.mean_logprob) if first.mean_logprob is not None else None
         reason = finish_reason(first.finish_reason or "unknown")
-        return Completion(text, reason, *tokens, confidence, cached_tokens=usage.cached)
+        return Completion(
+            text, reason, *tokens, confidence, thoughts or None, usage.thoughts or None, cached_tokens=usage.cached
+        )
 
     def window(self, body: bytes) -> int | None:
         """Return the tokens of prompt and answer together, if the description has them. Raises ValidationError."""
         model = GeminiModel.model_validate_json(body)
         return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
+
+
+def _reasoning(asked: Reasoning) -> dict[str, Any]:
+    """Return the thinking options: models of one generation take a level, those of an earlier one a budget."""
+    if not asked.is_wanted:
+        return {"thinkingBudget": 0}
+    level = _LEVELS.get(asked.effort, asked.effort) if asked.effort is not None else None
+    fields = {"thinkingBudget": asked.max_tokens, "thinkingLevel": level, "includeThoughts": True}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 Settings = GeminiSettings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from schemas.job import Message
-from workers.engines.base import GenerationRequest
+from workers.engines.base import GenerationRequest, RequestRejected
 
 Turn = tuple[str, str]
 """`user` or `assistant`, and the text."""
@@ -16,7 +16,10 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     """Return the system text, and the turns of user and assistant. Texts of one speaker in a row become one turn.
 
     A chat of system messages alone becomes one turn of the user, since the APIs take no chat without a turn.
+    Raises RequestRejected for a raw prompt.
     """
+    if request.is_raw:
+        raise RequestRejected("raw", "this service answers chats only")
     if request.messages is None:
         return "", [("user", request.prompt or "")]
     system = "\n\n".join(message.text for message in request.messages if _is_system(message))
