@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from devkit.site import HIDDEN_SENTENCE
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.readable import readable_text
 from workers.enrichment.reading.charset import decode
 from workers.enrichment.reading.extract import MAX_DEPTH, MAX_TEXT_CHARS, depth_exceeds, extract
 from workers.enrichment.reading.inline_style import hides
@@ -28,6 +30,22 @@ def text_of(body: bytes, media_type: str = "text/html", charset: str | None = "u
     """Main text and rest."""
     extracted = extract(body, media_type, charset)
     return f"{extracted.text}\n\n{extracted.rest}".strip()
+
+
+def test_the_readable_text_is_the_main_text_or_else_the_rest() -> None:
+    assert readable_text(page(), "text/html") == SEEN
+    assert readable_text(f"<body><nav>{SEEN}</nav></body>".encode(), " Text/HTML ") == SEEN
+    assert readable_text(SEEN.encode("utf-16"), "text/plain", charset="utf-16") == SEEN
+    with pytest.raises(Unreadable):
+        readable_text(b"\x89PNG", "image/png")
+
+
+def test_the_example_of_the_reference_runs() -> None:
+    reference = Path(__file__).parents[2] / "docs" / "reference" / "extraction.md"
+    example = reference.read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["text"] == "Grape."
 
 
 def test_title_and_main_text_are_found() -> None:
