@@ -13,6 +13,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "worker": (
         "postback worker --engine echo",
         "postback worker --engine vllm --model google/gemma-3-270m-it --with-delivery",
+        "postback worker --engine vllm --model google/gemma-3-270m-it --check",
     ),
     "deliver": ("postback deliver --metrics-port 9464",),
     "store upgrade": ("postback store upgrade --store sqlite:///postback.db",),

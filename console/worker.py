@@ -26,6 +26,10 @@ def worker(
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Load the engine, let each model answer one prompt, and end; needs no Kafka."),
+    ] = False,
     host: Annotated[str, HOST] = "127.0.0.1",
     metrics_port: Annotated[int, METRICS_PORT] = 0,
 ) -> None:
@@ -33,17 +37,23 @@ def worker(
 
     The engine is loaded first; then the worker joins its group. Settings: POSTBACK_WORKER__…, POSTBACK_ENGINE__…,
     POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which must stay the same across restarts.
+
+    With --check the exit status is 0 if every model answered, 1 if the engine does not load or does not answer.
     """
     fleet = starting("worker")
     with needing("worker"):
+        from workers.roles.engine_check import check_engine
         from workers.roles.process import Listen
         from workers.roles.worker import run_worker
 
-    _check_engine(engine, model)
+    _require_engine(engine, model)
+    if check:
+        run("worker", check_engine(engine, model, typer.echo))
+        return
     run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
 
 
-def _check_engine(engine: str | None, model: str | None) -> None:
+def _require_engine(engine: str | None, model: str | None) -> None:
     """End the command unless either an engine with its model or a model registry is named."""
     from workers.engines.registry import engine_settings
     from workers.inference.settings import WorkerSettings

@@ -32,9 +32,13 @@ def environment_of(fleet: KafkaSettings | None = None, /, **more: str | Path) ->
     }
 
 
-def postback(*arguments: str | Path, env: Mapping[str, str], given: bytes = b"") -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    done = subprocess.run([POSTBACK, *arguments], env=env, input=given, capture_output=True, timeout=120, check=False)
+def postback(
+    *arguments: str | Path, env: Mapping[str, str], given: bytes = b"", seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, for at most `seconds`."""
+    done = subprocess.run(
+        [POSTBACK, *arguments], env=env, input=given, capture_output=True, timeout=seconds, check=False
+    )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

@@ -11,7 +11,6 @@ from schemas.topics import Topics
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
-from workers.engines.registry import create, engine_settings
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.providers import providers
@@ -28,8 +27,9 @@ from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
+from workers.roles.engine_check import engine_of
 from workers.roles.input_filter import open_screen
-from workers.roles.model_registry import registry_engine, registry_watch
+from workers.roles.model_registry import registry_watch
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
@@ -55,7 +55,7 @@ async def run_worker(
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        engine = _engine(engine_name, model, process)
+        engine = engine_of(engine_name, model, process.clock, process.metrics)
         stack.push_async_callback(engine.close)
         stages = [await inference_stage(process, engine, stack)]
         if with_delivery:
@@ -66,13 +66,6 @@ async def run_worker(
         return stages
 
     await run(fleet, listen, announce, prepare)
-
-
-def _engine(name: str | None, model: str | None, process: Process) -> Engine:
-    """Make the engine of this name, or the engines of the registry. Raises RegistryRefused and SettingsRefused."""
-    if name is not None:
-        return create(name, read_settings(engine_settings()), process.metrics, process.clock, model=model)
-    return registry_engine(read_settings(WorkerSettings), process.clock, process.metrics)
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:

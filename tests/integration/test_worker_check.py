@@ -1,0 +1,71 @@
+"""`postback worker --check`: an engine that is loaded and asked once, without Kafka."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from devkit.model import tiny_model
+from tests.postback_command import environment_of, postback
+
+NOWHERE = {"POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+REGISTRY = """
+[engines.here]
+kind = "echo"
+[models.small]
+engine = "here"
+aliases = ["gpt-4o-mini"]
+[models.other]
+engine = "here"
+[models.elsewhere]
+engine = "here"
+lane = "big"
+"""
+
+
+def without_figures(text: str) -> list[str]:
+    return re.sub(r"\d+\.\d+", "N", text).splitlines()
+
+
+def test_an_engine_that_answers_ends_with_0_and_its_times() -> None:
+    done = postback("worker", "--engine", "echo", "--check", env=environment_of(**NOWHERE))
+    assert done.returncode == 0, done.stderr
+    assert without_figures(done.stdout) == ["echo: loaded in N s", "echo: answered 5 tokens in N s"]
+
+
+def test_each_model_of_a_registrys_lane_is_asked_once(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(REGISTRY)
+    done = postback("worker", "--check", env=environment_of(POSTBACK_WORKER__REGISTRY=file, **NOWHERE))
+    assert done.returncode == 0, done.stderr
+    assert without_figures(done.stdout) == [
+        "echo: loaded in N s",
+        "small: answered 5 tokens in N s",
+        "other: answered 5 tokens in N s",
+    ]
+
+
+def test_an_engine_that_does_not_start_ends_with_1_and_the_reason() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+        env = environment_of(
+            POSTBACK_ENGINE__OPENAI__BASE_URL=url, POSTBACK_ENGINE__OPENAI__START_TIMEOUT_SECONDS="1", **NOWHERE
+        )
+        done = postback("worker", "--engine", "openai", "--model", "some", "--check", env=env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_is_loaded_asked_and_ended() -> None:
+    env = environment_of(POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN="256", VLLM_CPU_KVCACHE_SPACE="1", **NOWHERE)
+    done = postback("worker", "--engine", "vllm", "--model", tiny_model(), "--check", env=env, seconds=500)
+    assert done.returncode == 0, done.stderr
+    loaded, answered = without_figures(done.stdout)
+    assert loaded == "vllm: loaded in N s"
+    assert answered.endswith(": answered 8 tokens in N s")

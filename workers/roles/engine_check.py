@@ -1,0 +1,61 @@
+"""Loads a worker's engine without Kafka, lets each of its models answer one prompt, and ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import uuid4
+
+from schemas.settings import read_settings
+from telemetry.clock import Clock, SystemClock
+from telemetry.metrics import Metrics
+from workers.engines.base import Engine, EngineFailed, GenerationRequest
+from workers.engines.models.registry_engine import RegistryEngine
+from workers.engines.registry import create, engine_settings
+from workers.inference.settings import WorkerSettings
+from workers.roles.model_registry import registry_engine
+
+_PROMPT = "Answer with the word yes."
+_MAX_TOKENS = 8
+
+
+def engine_of(name: str | None, model: str | None, clock: Clock, metrics: Metrics) -> Engine:
+    """Make the engine of this name, or the engines of the registry. Raises RegistryRefused and SettingsRefused."""
+    if name is not None:
+        return create(name, read_settings(engine_settings()), metrics, clock, model=model)
+    return registry_engine(read_settings(WorkerSettings), clock, metrics)
+
+
+async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:
+    """Load the engine and ask each model once. `tell` gets a line for the load and one for each answer.
+
+    Raises RegistryRefused, SettingsRefused, and the EngineError of an engine that does not load or does not answer.
+    """
+    clock = SystemClock()
+    engine = engine_of(name, model, clock, Metrics())
+    try:
+        began = clock.monotonic()
+        await engine.start()
+        tell(f"{engine.name}: loaded in {clock.monotonic() - began:.1f} s")
+        for asked in _models(engine):
+            tell(await _answered(engine, asked, clock))
+    finally:
+        await engine.close()
+
+
+def _models(engine: Engine) -> list[str | None]:
+    """Return each model once, without its aliases; None is the engine's only model."""
+    if isinstance(engine, RegistryEngine):
+        return [name for name in engine.registry.models if name in engine.models]
+    return [None]
+
+
+async def _answered(engine: Engine, model: str | None, clock: Clock) -> str:
+    """Ask a model, and return a line about its answer. Raises EngineError."""
+    name = model or next(iter(engine.models), engine.name)
+    request = GenerationRequest(uuid4().hex, _PROMPT, None, _MAX_TOKENS, None, model_id=model)
+    began = clock.monotonic()
+    completion = await engine.generate(request)
+    if completion.finish_reason not in ("stop", "length"):
+        raise EngineFailed(f"{name} gave no answer: its reason for the end is {completion.finish_reason}")
+    seconds = clock.monotonic() - began
+    return f"{name}: answered {completion.completion_tokens} tokens in {seconds:.2f} s"
