@@ -180,7 +180,8 @@ def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
 
     The format is that of the endpoint in the job's input line, or of chat completions if the endpoint is unknown.
     """
-    from schemas.openai import CHAT_COMPLETIONS, output_line
+    from schemas.openai import CHAT_COMPLETIONS
+    from schemas.openai_answers import output_line
 
     url = entry.url if entry is not None and entry.url is not None else CHAT_COMPLETIONS
     return json.dumps(output_line(result, url), ensure_ascii=False)

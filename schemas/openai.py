@@ -1,7 +1,7 @@
-"""OpenAI's Batch lines: an input line becomes a job, a result becomes an output line.
+"""OpenAI's Batch input lines and request bodies, converted to jobs. `openai_answers` converts results.
 
-Source: OpenAI API reference, "The request input object" and "The request output object" of the Batch API, and the
-bodies of /v1/chat/completions, /v1/completions and /v1/responses.
+Source: OpenAI API reference, "The request input object" of the Batch API, and the bodies of /v1/chat/completions,
+/v1/completions and /v1/responses.
 
 A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
 (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
@@ -13,9 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final, TypeGuard
 
-from schemas.outcome import Outcome
 from schemas.problems import Problem
-from schemas.result import Result
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -82,10 +80,6 @@ NOT_TAKEN: Final = frozenset(
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
 """The names in a body that differ from the job's names for the same fields."""
-
-_ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
-_FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
-"""The reasons that OpenAI uses too."""
 
 
 class UnusableLine(ValueError):  # noqa: N818 - named after the line
@@ -165,22 +159,6 @@ def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
     if first == "reasoning" and rest and line["url"] == CHAT_COMPLETIONS:
         first, rest = _REASONING_PLACES[rest[0]], []
     return dataclasses.replace(problem, field=".".join(("body", names.get(first, first), *rest)))
-
-
-def output_line(result: Result, url: str) -> dict[str, Any]:
-    """Return the result's line of a Batch's output or error file; `url` is the URL of the input line, one of URLS."""
-    line: dict[str, Any] = {"id": f"batch_req_{result.job_id}", "custom_id": result.custom_id}
-    if result.outcome in (Outcome.EXPIRED, Outcome.CANCELLED):
-        message = result.error.message if result.error else f"The job was {result.outcome}."
-        return {**line, "response": None, "error": {"code": f"batch_{result.outcome}", "message": message}}
-    status = _ERROR_STATUS.get(result.outcome, 200)
-    body = answer_body(result, url) if status == 200 else _error_body(result, status)
-    return {**line, "response": {"status_code": status, "request_id": result.job_id, "body": body}, "error": None}
-
-
-def answer_body(result: Result, url: str) -> dict[str, Any]:
-    """Return the body of the answer to a request that succeeded; `url` is the request's URL, one of URLS."""
-    return _ANSWERS[url](result)
 
 
 def _frame_problems(line: dict[str, Any]) -> list[Problem]:
@@ -297,121 +275,3 @@ _QUESTIONS = {
     COMPLETIONS: _completion_question,
     RESPONSES: _response_question,
 }
-
-
-def _chat_answer(result: Result) -> dict[str, Any]:
-    message = {"role": "assistant", "content": result.text or "", "refusal": None}
-    if result.reasoning is not None:
-        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
-        message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
-    return {
-        "id": f"chatcmpl-{result.job_id}",
-        "object": "chat.completion",
-        "created": result.created_at,
-        "model": result.model_id or "",
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(result)}],
-        "usage": _usage(result),
-        **_ours(result),
-    }
-
-
-def _completion_answer(result: Result) -> dict[str, Any]:
-    choice = {"index": 0, "text": result.text or "", "logprobs": None, "finish_reason": _finish_reason(result)}
-    return {
-        "id": f"cmpl-{result.job_id}",
-        "object": "text_completion",
-        "created": result.created_at,
-        "model": result.model_id or "",
-        "choices": [choice],
-        "usage": _usage(result),
-        **_ours(result),
-    }
-
-
-def _response_answer(result: Result) -> dict[str, Any]:
-    cut = result.finish_reason == "length"
-    status = "incomplete" if cut else "completed"
-    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": []}
-    message = {
-        "id": f"msg_{result.job_id}",
-        "type": "message",
-        "role": "assistant",
-        "status": status,
-        "content": [part],
-    }
-    return {
-        "id": f"resp_{result.job_id}",
-        "object": "response",
-        "created_at": result.created_at,
-        "status": status,
-        "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "instructions": None,
-        "metadata": result.metadata,
-        "model": result.model_id or "",
-        "output": [*_reasoning_items(result), message],
-        "parallel_tool_calls": False,
-        "temperature": None,
-        "tool_choice": "none",
-        "tools": [],
-        "top_p": None,
-        "usage": _response_usage(result),
-        **_ours(result),
-    }
-
-
-def _reasoning_items(result: Result) -> list[dict[str, Any]]:
-    """Return the reasoning as an item of a Response's output, as vLLM's servers show it."""
-    if result.reasoning is None:
-        return []
-    content = [{"type": "reasoning_text", "text": result.reasoning}]
-    item = {"id": f"rs_{result.job_id}", "type": "reasoning", "summary": [], "content": content, "status": "completed"}
-    return [item]
-
-
-_ANSWERS = {
-    CHAT_COMPLETIONS: _chat_answer,
-    COMPLETIONS: _completion_answer,
-    RESPONSES: _response_answer,
-}
-
-
-def _finish_reason(result: Result) -> str:
-    return result.finish_reason if result.finish_reason in _FINISH_REASONS else "stop"
-
-
-def _usage(result: Result) -> dict[str, Any] | None:
-    """Return the tokens in the form of chat completions and completions."""
-    if result.usage is None:
-        return None
-    usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
-    if result.usage.cached_tokens is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
-    if result.usage.reasoning_tokens is not None:
-        usage["completion_tokens_details"] = {"reasoning_tokens": result.usage.reasoning_tokens}
-    return usage
-
-
-def _response_usage(result: Result) -> dict[str, Any] | None:
-    if result.usage is None:
-        return None
-    return {
-        "input_tokens": result.usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": result.usage.cached_tokens or 0, "cache_write_tokens": 0},
-        "output_tokens": result.usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": result.usage.reasoning_tokens or 0},
-        "total_tokens": result.usage.total_tokens,
-    }
-
-
-def _ours(result: Result) -> dict[str, Any]:
-    """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
-    ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
-    return {"postback": ours}
-
-
-def _error_body(result: Result, status: int) -> dict[str, Any]:
-    kind = "invalid_request_error" if status == 400 else "server_error"
-    code = result.error.code if result.error else str(result.outcome)
-    message = result.error.message if result.error else f"The job {result.outcome}."
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from schemas.openai import RESPONSES, answer_body
+from schemas.openai import RESPONSES
+from schemas.openai_answers import answer_body
 from schemas.outcome import Outcome
 from schemas.result import Result
 

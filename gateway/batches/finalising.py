@@ -26,7 +26,7 @@ from gateway.blobs.base import BlobMissing
 from gateway.store.store import Store
 from gateway.store.tables import jobs
 from schemas.codec import InvalidResult, read_result
-from schemas.openai import output_line
+from schemas.openai_answers import output_line
 from schemas.outcome import Outcome
 from telemetry.logs import get_logger
 

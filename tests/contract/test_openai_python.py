@@ -12,7 +12,8 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from schemas.event import event_body
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, output_line
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai_answers import output_line
 from schemas.outcome import Outcome
 from schemas.result import Result, Usage
 from schemas.signature import Signer, generate_secret, generate_signing_key

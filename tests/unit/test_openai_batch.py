@@ -7,7 +7,8 @@ import pytest
 
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import Job, Message
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, output_line
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai_answers import output_line
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, ResultError, Support, Usage
 

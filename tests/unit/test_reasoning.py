@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.job import MAX_TOKENS, Job, Reasoning
-from schemas.openai import CHAT_COMPLETIONS, RESPONSES, answer_body
+from schemas.openai import CHAT_COMPLETIONS, RESPONSES
+from schemas.openai_answers import answer_body
 from schemas.outcome import Outcome
 from schemas.result import Result, Usage
 from schemas.strict import NotAJob, body_job

@@ -19,7 +19,8 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.screened import screened
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, answer_body
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS
+from schemas.openai_answers import answer_body
 from schemas.responses import NOTES
 from schemas.strict import ignored_members
 

@@ -1,0 +1,151 @@
+"""Results as OpenAI's answers: lines of a Batch's output file, and bodies of the three endpoints.
+
+Source: OpenAI API reference, "The request output object" of the Batch API, and the answers of /v1/chat/completions,
+/v1/completions and /v1/responses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.outcome import Outcome
+from schemas.result import Result
+
+_ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
+_FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
+"""The reasons that OpenAI uses too."""
+
+
+def output_line(result: Result, url: str) -> dict[str, Any]:
+    """Return the result's line of a Batch's output or error file; `url` is the URL of the input line, one of URLS."""
+    line: dict[str, Any] = {"id": f"batch_req_{result.job_id}", "custom_id": result.custom_id}
+    if result.outcome in (Outcome.EXPIRED, Outcome.CANCELLED):
+        message = result.error.message if result.error else f"The job was {result.outcome}."
+        return {**line, "response": None, "error": {"code": f"batch_{result.outcome}", "message": message}}
+    status = _ERROR_STATUS.get(result.outcome, 200)
+    body = answer_body(result, url) if status == 200 else _error_body(result, status)
+    return {**line, "response": {"status_code": status, "request_id": result.job_id, "body": body}, "error": None}
+
+
+def answer_body(result: Result, url: str) -> dict[str, Any]:
+    """Return the body of the answer to a request that succeeded; `url` is the request's URL, one of URLS."""
+    return _ANSWERS[url](result)
+
+
+def _chat_answer(result: Result) -> dict[str, Any]:
+    message = {"role": "assistant", "content": result.text or "", "refusal": None}
+    if result.reasoning is not None:
+        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
+        message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
+    return {
+        "id": f"chatcmpl-{result.job_id}",
+        "object": "chat.completion",
+        "created": result.created_at,
+        "model": result.model_id or "",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(result)}],
+        "usage": _usage(result),
+        **_ours(result),
+    }
+
+
+def _completion_answer(result: Result) -> dict[str, Any]:
+    choice = {"index": 0, "text": result.text or "", "logprobs": None, "finish_reason": _finish_reason(result)}
+    return {
+        "id": f"cmpl-{result.job_id}",
+        "object": "text_completion",
+        "created": result.created_at,
+        "model": result.model_id or "",
+        "choices": [choice],
+        "usage": _usage(result),
+        **_ours(result),
+    }
+
+
+def _response_answer(result: Result) -> dict[str, Any]:
+    cut = result.finish_reason == "length"
+    status = "incomplete" if cut else "completed"
+    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": []}
+    message = {
+        "id": f"msg_{result.job_id}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [part],
+    }
+    return {
+        "id": f"resp_{result.job_id}",
+        "object": "response",
+        "created_at": result.created_at,
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "instructions": None,
+        "metadata": result.metadata,
+        "model": result.model_id or "",
+        "output": [*_reasoning_items(result), message],
+        "parallel_tool_calls": False,
+        "temperature": None,
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": None,
+        "usage": _response_usage(result),
+        **_ours(result),
+    }
+
+
+def _reasoning_items(result: Result) -> list[dict[str, Any]]:
+    """Return the reasoning as an item of a Response's output, as vLLM's servers show it."""
+    if result.reasoning is None:
+        return []
+    content = [{"type": "reasoning_text", "text": result.reasoning}]
+    item = {"id": f"rs_{result.job_id}", "type": "reasoning", "summary": [], "content": content, "status": "completed"}
+    return [item]
+
+
+_ANSWERS = {
+    CHAT_COMPLETIONS: _chat_answer,
+    COMPLETIONS: _completion_answer,
+    RESPONSES: _response_answer,
+}
+
+
+def _finish_reason(result: Result) -> str:
+    return result.finish_reason if result.finish_reason in _FINISH_REASONS else "stop"
+
+
+def _usage(result: Result) -> dict[str, Any] | None:
+    """Return the tokens in the form of chat completions and completions."""
+    if result.usage is None:
+        return None
+    usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
+    if result.usage.cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
+    if result.usage.reasoning_tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": result.usage.reasoning_tokens}
+    return usage
+
+
+def _response_usage(result: Result) -> dict[str, Any] | None:
+    if result.usage is None:
+        return None
+    return {
+        "input_tokens": result.usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": result.usage.cached_tokens or 0, "cache_write_tokens": 0},
+        "output_tokens": result.usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": result.usage.reasoning_tokens or 0},
+        "total_tokens": result.usage.total_tokens,
+    }
+
+
+def _ours(result: Result) -> dict[str, Any]:
+    """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
+    ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
+    return {"postback": ours}
+
+
+def _error_body(result: Result, status: int) -> dict[str, Any]:
+    kind = "invalid_request_error" if status == 400 else "server_error"
+    code = result.error.code if result.error else str(result.outcome)
+    message = result.error.message if result.error else f"The job {result.outcome}."
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
