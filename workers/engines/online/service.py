@@ -26,7 +26,7 @@ from workers.engines.base import (
 )
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
-from workers.engines.openai_http.server import CONNECT_SECONDS, pauses
+from workers.engines.openai_http.server import CONNECT_SECONDS, bounded_body, pauses
 
 _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
 """Statuses that concern the whole service; 529 is Anthropic's word for too many requests of all customers."""
@@ -45,7 +45,7 @@ class _Problem(BoundedModel):
     message: str = ""
 
 
-class _Refusal(BoundedModel):
+class _ErrorBody(BoundedModel):
     error: _Problem = _Problem()
 
 
@@ -79,7 +79,7 @@ class Api(Protocol):
         ...
 
 
-class Service:
+class OnlineService:
     """One service and one of its models. Call `open` before any other method."""
 
     def __init__(self, engine: str, settings: OnlineSettings, api: Api, clock: Clock) -> None:
@@ -197,13 +197,7 @@ class Service:
         return True
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(64 * 1024):
-            body += chunk
-            if len(body) > self._settings.max_response_bytes:
-                raise RequestRejected("max_tokens", "the service's answer is larger than this engine reads")
-        return bytes(body)
+        return await bounded_body(response, self._settings.max_response_bytes)
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -215,7 +209,7 @@ class Service:
 def _message(body: bytes) -> str:
     """Return the error's text; both services put it into `error.message`."""
     try:
-        return _Refusal.model_validate_json(body).error.message
+        return _ErrorBody.model_validate_json(body).error.message
     except ValidationError:
         return ""
 

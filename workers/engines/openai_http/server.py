@@ -156,13 +156,7 @@ class OpenAIServer:
         )
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the body. Raises RequestRejected beyond `max_response_bytes`, counted after decompression."""
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(64 * 1024):
-            body += chunk
-            if len(body) > self._settings.max_response_bytes:
-                raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads")
-        return bytes(body)
+        return await bounded_body(response, self._settings.max_response_bytes)
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -177,3 +171,13 @@ def pauses() -> Iterator[float]:
     while True:
         yield wait
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+async def bounded_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """Return the body. Raises RequestRejected beyond `most_bytes`, counted after decompression."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(64 * 1024):
+        body += chunk
+        if len(body) > most_bytes:
+            raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads")
+    return bytes(body)
