@@ -32,11 +32,11 @@ def tail(
     The command reads Kafka and joins no group, so it takes nothing from the fleet. Prompts and answers are not shown.
     """
     quiet_clients()
-    from operators.tail import Tail, Wanted
+    from operators.tail import EventFilter, Tail
     from producers.errors import ProducerError
 
     since_ms = checked_time("--since", since)
-    wanted = Wanted(checked_tenant(tenant) if tenant is not None else None, job, model, outcome)
+    wanted = EventFilter(checked_tenant(tenant) if tenant is not None else None, job, model, outcome)
     with telling(ProducerError):
         try:
             with Tail(fleet_settings().kafka, wanted, since_ms) as events:

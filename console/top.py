@@ -36,7 +36,7 @@ def top(
     from producers.errors import ProducerError
     from telemetry.clock import SystemClock
 
-    kafka, clock, tokens = fleet_settings().kafka, SystemClock(), Tokens()
+    kafka, clock, tokens = fleet_settings().kafka, SystemClock(), TokenRates()
     urls = metrics or []
     with telling(ProducerError):
         try:
@@ -52,7 +52,7 @@ def top(
             return
 
 
-class Tokens:
+class TokenRates:
     """Tokens per second of roles, from two readings of their metrics."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EventFilter:
     """The events to show. Model and outcome stand only in results; later events of a shown job follow its result."""
 
     tenant: str | None = None
@@ -49,7 +49,7 @@ class Wanted:
 class Tail(CommittedReader):
     """Reads the events written since a time, or from now on. The constructor and `poll` raise ProducerError."""
 
-    def __init__(self, settings: KafkaSettings, wanted: Wanted, since_ms: int | None = None) -> None:
+    def __init__(self, settings: KafkaSettings, wanted: EventFilter, since_ms: int | None = None) -> None:
         names = settings.topics
         counts = partition_counts(settings, [names.results, names.attempts, names.dead_letters])
         super().__init__(settings)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from operators.deliveries import Step
-from operators.exporter.exporter import Exporter, Reader
+from operators.exporter.exporter import Exporter, FleetReader
 from operators.exporter.lanes import DoneOffsets
 from operators.exporter.reading import Connected, connected
 from operators.exporter.settings import ExporterSettings
-from operators.tail import Tail, Wanted
+from operators.tail import EventFilter, Tail
 from producers.workers import LIVE_SECONDS, live_workers
 from schemas.settings import KafkaSettings
 from schemas.worker import WorkerAnnouncement
@@ -39,7 +39,7 @@ class Frame:
     """Events of the last minute by kind (`settled`, `attempt`, `dead_letter`) and outcome, error or reason."""
 
 
-class Recent:
+class RecentEvents:
     """Counts of the events of the last minute, in buckets of a second. Names are cut, and few: they are untrusted."""
 
     def __init__(self, clock: Clock) -> None:
@@ -73,7 +73,7 @@ def _name_of(step: Step) -> str:
     return str(facts.get("outcome") or facts.get("reason") or "unknown")
 
 
-class Watch:
+class FleetWatch:
     """Makes frames. `frame` raises ProducerError."""
 
     def __init__(self, kafka: KafkaSettings, reader: Connected, exporter: Exporter, tail: Tail, clock: Clock) -> None:
@@ -82,11 +82,11 @@ class Watch:
         self._exporter = exporter
         self._tail = tail
         self._clock = clock
-        self._recent = Recent(clock)
+        self._recent = RecentEvents(clock)
 
     def frame(self) -> Frame:
         """Read the state now."""
-        reader: Reader = self._reader
+        reader: FleetReader = self._reader
         self._exporter.read(reader)
         deadline = Deadline.after(self._clock, _CATCH_UP_SECONDS)
         while (steps := self._tail.poll()) and not deadline.passed:
@@ -102,9 +102,9 @@ class Watch:
 @contextmanager
 def watching(
     kafka: KafkaSettings, settings: ExporterSettings, done_offsets: DoneOffsets, clock: Clock
-) -> Iterator[Watch]:
+) -> Iterator[FleetWatch]:
     """Connect to Kafka for a block. Raises ProducerError."""
     since_ms = unix_ms(clock) - RECENT_SECONDS * 1000
-    with connected(kafka, settings, done_offsets) as reader, Tail(kafka, Wanted(), since_ms) as tail:
+    with connected(kafka, settings, done_offsets) as reader, Tail(kafka, EventFilter(), since_ms) as tail:
         exporter = Exporter(kafka.topics, lambda: connected(kafka, settings, done_offsets), settings, Metrics(), clock)
-        yield Watch(kafka, reader, exporter, tail, clock)
+        yield FleetWatch(kafka, reader, exporter, tail, clock)

@@ -23,7 +23,7 @@ import psutil
 import uvloop
 
 from bench.fleet import START_SECONDS, Command, broker, new_fleet, wait_for
-from bench.gateway.load import Connection, Make, rate, request
+from bench.gateway.load import LoadConnection, Make, rate, request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
 from bench.table import table, title, verdict
 
@@ -123,7 +123,7 @@ def _is_relayed(gateway: Command) -> bool:
 
 async def _readable(door: _Side, key: str, jobs: int) -> list[float]:
     """Return for each job the seconds from its acceptance until its answer is read, polled every 5 ms."""
-    connection, found = await Connection.open(door.port, door.tls), []
+    connection, found = await LoadConnection.open(door.port, door.tls), []
     for number in range(jobs):
         job = json.loads((await connection.ask(request("POST", "/v1/jobs", key, _JOB))).body)["id"]
         accepted = time.monotonic()

@@ -14,23 +14,23 @@ Make = Callable[[], bytes]
 """Returns the bytes of the next request."""
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """A response."""
 
     status: int
     body: bytes
 
 
-class Connection(asyncio.Protocol):
+class LoadConnection(asyncio.Protocol):
     """One connection, with one request at a time. Responses have a length."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._parts = b""
-        self._answered: asyncio.Future[Answer] | None = None
+        self._answered: asyncio.Future[HttpAnswer] | None = None
 
     @classmethod
-    async def open(cls, port: int, tls: ssl.SSLContext) -> Connection:
+    async def open(cls, port: int, tls: ssl.SSLContext) -> LoadConnection:
         """Connect to a port of this machine."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(cls, "127.0.0.1", port, ssl=tls)
@@ -49,14 +49,14 @@ class Connection(asyncio.Protocol):
         length = int(head[head.index(_LENGTH) + len(_LENGTH) :].split(b"\r\n", 1)[0])
         if len(body) >= length and self._answered is not None:
             self._parts, answered, self._answered = b"", self._answered, None
-            answered.set_result(Answer(int(head[9:12]), body))
+            answered.set_result(HttpAnswer(int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the request in work."""
         if self._answered is not None:
             self._answered.set_exception(exc or ConnectionResetError("the server ended the connection"))
 
-    async def ask(self, request: bytes) -> Answer:
+    async def ask(self, request: bytes) -> HttpAnswer:
         """Send a request, and wait for its response."""
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -69,10 +69,10 @@ class Connection(asyncio.Protocol):
 
 async def rate(port: int, tls: ssl.SSLContext, make: Make, status: int, connections: int, seconds: float) -> float:
     """Send requests on all connections for a time; return the responses per second. Raises RuntimeError."""
-    open_ones = [await Connection.open(port, tls) for _ in range(connections)]
+    open_ones = [await LoadConnection.open(port, tls) for _ in range(connections)]
     began, count = time.monotonic(), 0
 
-    async def send(connection: Connection) -> None:
+    async def send(connection: LoadConnection) -> None:
         nonlocal count
         while time.monotonic() - began < seconds:
             answer = await connection.ask(make())

@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from bench.scaling.cluster import Outcome, simulate
+from bench.scaling.cluster import SimulatedRun, simulate
 from bench.scaling.traces import DAY_SECONDS, NAMES, trace
 from bench.scaling.ways import by_deadlines, by_lag
 from bench.table import table, title, verdict
@@ -21,13 +21,13 @@ THRESHOLDS = (8, 32, 128)
 MOST_SHARE = 0.8
 
 
-def compare(name: str, seconds: float) -> tuple[Outcome, list[Outcome]]:
+def compare(name: str, seconds: float) -> tuple[SimulatedRun, list[SimulatedRun]]:
     """Return the outcomes of one trace: by deadlines, and by lag with each threshold."""
     jobs = trace(name, seconds)
     return simulate(jobs, by_deadlines(), seconds), [simulate(jobs, by_lag(each), seconds) for each in THRESHOLDS]
 
 
-def row(name: str, ours: Outcome, others: Sequence[Outcome]) -> list[str]:
+def row(name: str, ours: SimulatedRun, others: Sequence[SimulatedRun]) -> list[str]:
     """Return a row of the table."""
     cells = [f"{each.replica_hours:.1f} h, {len(each.missed)} missed" for each in (*others, ours)]
     kept = len(ours.missed - others[0].missed)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.scaling.traces import SimulatedJob
-from operators.exporter.replicas import Hysteresis, Waiting
+from operators.exporter.replicas import Hysteresis, WaitingJobs
 
 PARTITIONS = 16
 WORKER_JOBS = 8
@@ -33,7 +33,7 @@ class Sight:
     at: float
     kafka_lag: int
     """Records after the committed offsets: a job in work holds up all later offsets of its partition."""
-    lanes: Sequence[Waiting]
+    lanes: Sequence[WaitingJobs]
     done: int
     workers: int
     """Workers that have started."""
@@ -44,7 +44,7 @@ Wish = Callable[[Sight], int]
 
 
 @dataclass
-class Outcome:
+class SimulatedRun:
     """The cost and the failures of one day."""
 
     replica_seconds: float = 0.0
@@ -87,9 +87,9 @@ class Fleet:
         self._taken = 0
         self._done: set[int] = set()
         self._bases = list(range(PARTITIONS))
-        self.outcome = Outcome()
+        self.outcome = SimulatedRun()
 
-    def run(self, seconds: float) -> Outcome:
+    def run(self, seconds: float) -> SimulatedRun:
         """Run until all jobs are answered or expired, and no earlier than `seconds`."""
         at = 0.0
         while at < seconds or self._undone[0] or self._undone[1]:
@@ -170,7 +170,7 @@ class Fleet:
         self.outcome.replica_seconds += at - worker.begun
 
     def _sight(self, at: float) -> Sight:
-        lanes = [Waiting([deadline - at for deadline in lane.values()]) for lane in self._undone]
+        lanes = [WaitingJobs([deadline - at for deadline in lane.values()]) for lane in self._undone]
         ready = sum(at >= worker.begun + START_SECONDS and not worker.draining for worker in self._workers)
         return Sight(at, self._lag(), lanes, len(self._done), ready)
 
@@ -185,6 +185,6 @@ class Fleet:
         return lag
 
 
-def simulate(jobs: Sequence[SimulatedJob], wish: Wish, seconds: float) -> Outcome:
+def simulate(jobs: Sequence[SimulatedJob], wish: Wish, seconds: float) -> SimulatedRun:
     """Run a trace under a way of scaling, with at most one worker for each partition."""
     return Fleet(jobs, wish).run(seconds)

@@ -54,12 +54,12 @@ def doctor(
     """
     quiet_clients()
     from console.doctor.checks import Asked, checks
-    from operators.doctor.findings import Level, examine
+    from operators.doctor.findings import FindingLevel, examine
 
     asked = Asked(tuple(role or ()), engine, model, tuple(callback_url or ()), tuple(certificate or ()))
     done = examine(checks(asked))
     found = [(each.check, finding) for each in done for finding in each.findings]
-    faults = sum(finding.level is Level.FAULT for _, finding in found)
+    faults = sum(finding.level is FindingLevel.FAULT for _, finding in found)
     if as_json:
         typer.echo(json.dumps(_report(done, faults), indent=1))
     else:

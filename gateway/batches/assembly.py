@@ -16,7 +16,7 @@ from gateway.batches import uploads
 from gateway.batches.declined import Declined
 from gateway.batches.files import FileRow
 from gateway.batches.shelf import Draft, Shelf
-from gateway.batches.uploads import Completion, PartRow, UploadRow, UploadTerms
+from gateway.batches.uploads import CompletionTerms, PartRow, UploadRow, UploadTerms
 from gateway.blobs.base import BlobError, BlobMissing, BlobsAway
 from gateway.store.store import StoreAway
 from producers.identity import new_hex
@@ -73,7 +73,9 @@ class Assembly:
         draft.writer.abort()
         self._remove([draft.id])
 
-    async def complete(self, tenant: str, upload_id: str, asked: Completion, submitted_by: str | None) -> UploadRow:
+    async def complete(
+        self, tenant: str, upload_id: str, asked: CompletionTerms, submitted_by: str | None
+    ) -> UploadRow:
         """Join the parts to a file, once: a repeat gets the same upload with the same file.
 
         Raises Declined (400, 404, 408, 409), BlobsAway, BlobMissing and StoreAway.
@@ -119,14 +121,14 @@ class Assembly:
         self._remove(found)
         return len(found)
 
-    async def _parts_to_join(self, tenant: str, upload_id: str, asked: Completion) -> Sequence[str] | None:
+    async def _parts_to_join(self, tenant: str, upload_id: str, asked: CompletionTerms) -> Sequence[str] | None:
         now_ms = self._shelf.now_ms()
         return await self._shelf.store.read(
             lambda connection: uploads.parts_to_join(connection, tenant, upload_id, asked, now_ms)
         )
 
     async def _join(
-        self, tenant: str, upload_id: str, asked: Completion, parts: Sequence[str], submitted_by: str | None
+        self, tenant: str, upload_id: str, asked: CompletionTerms, parts: Sequence[str], submitted_by: str | None
     ) -> None:
         """Write the file, and end the upload with it. Raises Overtaken."""
         draft = await asyncio.to_thread(self._shelf.begin, tenant, submitted_by, bounded=False)

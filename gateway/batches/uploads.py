@@ -48,7 +48,7 @@ class UploadTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionTerms:
     """The body of a request to complete an upload."""
 
     part_ids: tuple[str, ...]
@@ -80,7 +80,7 @@ def upload_terms(body: object, most_bytes: int) -> UploadTerms:
     return UploadTerms(size, FileTerms(purpose, files.clean_filename(body["filename"]), seconds))
 
 
-def completion(body: object) -> Completion:
+def completion(body: object) -> CompletionTerms:
     """Check the body of a request to complete an upload. Raises Declined (400)."""
     if not isinstance(body, dict):
         raise Declined(400, "invalid_value", "The body is a JSON object.")
@@ -92,7 +92,7 @@ def completion(body: object) -> Completion:
         raise Declined(400, "invalid_value", "`part_ids` has an id more than once.", "part_ids")
     if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
         raise Declined(400, "invalid_value", "`md5` is the file's MD5: 32 hexadecimal digits.", "md5")
-    return Completion(tuple(part_ids), None if md5 is None else md5.lower())
+    return CompletionTerms(tuple(part_ids), None if md5 is None else md5.lower())
 
 
 def create(
@@ -146,7 +146,7 @@ def store_part(connection: Connection, identifier: str, tenant: str, upload_id: 
 
 
 def parts_to_join(
-    connection: Connection, tenant: str, upload_id: str, asked: Completion, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, now_ms: int
 ) -> Sequence[str] | None:
     """Return the ids of the parts to join; None if the upload is completed with the same parts already.
 
@@ -171,7 +171,7 @@ def parts_to_join(
 
 
 def complete(
-    connection: Connection, tenant: str, upload_id: str, asked: Completion, file_id: str, sha256: str, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, file_id: str, sha256: str, now_ms: int
 ) -> bool:
     """Make the joined file visible and end its upload. False if another request ended the upload first.
 

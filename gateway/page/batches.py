@@ -19,7 +19,7 @@ from gateway.door.noted import note_objects
 from gateway.door.routes.batches import LISTED, MOST_LISTED
 from gateway.door.routes.files import content_response
 from gateway.page.asked import asked, identifier_of
-from gateway.page.desk import Desk, Form, Shown
+from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
 from gateway.page.visitors import Visitor
 
@@ -40,16 +40,18 @@ MOST_ERRORS: Final = 20
 def batch_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of batches and their files."""
 
-    async def several(request: Request, visitor: Visitor) -> Shown:
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
         wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED)
         found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
-        return Shown("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
+        return ShownPage("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
 
-    async def one(request: Request, visitor: Visitor) -> Shown:
+    async def one(request: Request, visitor: Visitor) -> ShownPage:
         row = await _found(request, visitor)
         steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
         values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
-        return Shown("batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE})
+        return ShownPage(
+            "batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
+        )
 
     async def _found(request: Request, visitor: Visitor) -> BatchRow:
         identifier = identifier_of(request.query_params, "batch")

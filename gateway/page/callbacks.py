@@ -13,7 +13,7 @@ from gateway.door.door import Door
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
 from gateway.page.asked import identifier_of
-from gateway.page.desk import Desk, Form, Shown
+from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
 from gateway.page.undelivered import MOST_LOOKED_AT, failed_callbacks
 from gateway.page.visitors import Visitor
@@ -30,10 +30,10 @@ def callback_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of callbacks."""
     kafka, searching = door.fleet.kafka, asyncio.Semaphore(_AT_ONCE)
 
-    async def failed(request: Request, visitor: Visitor) -> Shown:
+    async def failed(request: Request, visitor: Visitor) -> ShownPage:
         found = await door.store.read(lambda connection: failed_callbacks(connection, visitor.principal.tenant))
         said = _RESENT if request.query_params.get("done") == "resent" else ""
-        return Shown("callbacks", {"found": found, "most": MOST_LOOKED_AT, "said": said})
+        return ShownPage("callbacks", {"found": found, "most": MOST_LOOKED_AT, "said": said})
 
     async def again(request: Request, visitor: Visitor, form: Form) -> str:
         identifier = identifier_of(form, "callback")

@@ -23,7 +23,7 @@ SIGN_IN = "/sign-in"
 _MOST_NEXT = 2000
 
 
-class Shown(NamedTuple):
+class ShownPage(NamedTuple):
     """A page to show: its template, and the template's names."""
 
     template: str
@@ -31,7 +31,7 @@ class Shown(NamedTuple):
 
 
 Form = Mapping[str, str]
-Show = Callable[[Request, Visitor], Awaitable[Shown | Response]]
+Show = Callable[[Request, Visitor], Awaitable[ShownPage | Response]]
 Act = Callable[[Request, Visitor, Form], Awaitable[str]]
 
 

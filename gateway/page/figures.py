@@ -30,7 +30,7 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class TenantFigures:
     """A tenant's figures at one time."""
 
     jobs: int
@@ -60,7 +60,7 @@ class Figures:
         return max(1, *(minute.succeeded + minute.others for minute in self.minutes))
 
 
-def read_figures(connection: Connection, tenant: str, now_ms: int) -> Figures:
+def read_figures(connection: Connection, tenant: str, now_ms: int) -> TenantFigures:
     """Return the tenant's figures."""
     mine = jobs.c.tenant == tenant
     waiting = select(func.count()).select_from(jobs).where(mine, jobs.c.finished_at.is_(None))
@@ -73,7 +73,7 @@ def read_figures(connection: Connection, tenant: str, now_ms: int) -> Figures:
     by_outcome: Counter[str] = Counter(dict.fromkeys(map(str, Outcome), 0))
     for (_, status), number in found.items():
         by_outcome[status] += number
-    return Figures(
+    return TenantFigures(
         jobs=connection.execute(waiting).scalar_one(),
         lines=int(connection.execute(open_lines).scalar() or 0),
         outcomes=dict(by_outcome),

@@ -17,7 +17,7 @@ from gateway.door.errors import not_found
 from gateway.door.noted import note_objects
 from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
 from gateway.page.asked import asked, identifier_of
-from gateway.page.desk import Desk, Form, Shown
+from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import duration, link, web_address
 from gateway.page.visitors import Visitor
 from gateway.view.stored_jobs import NoSuchCursor, list_jobs
@@ -28,7 +28,7 @@ _FIELDS: Final = ("status", "batch", "model", "created_after", "created_before",
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimelineStep:
     """One step of a job's way."""
 
     name: str
@@ -53,7 +53,7 @@ class ShownSource:
 def job_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of jobs."""
 
-    async def several(request: Request, visitor: Visitor) -> Shown:
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
         said = asked(request)
         query.only(said, FILTERS, METADATA)
         paging, wanted = query.page(said), job_filter(said, door.clock.time())
@@ -72,9 +72,9 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
             raise not_found("job", str(paging.after)) from None
         fields = {name: value for name in _FIELDS if (value := request.query_params.get(name, ""))}
         values = {"rows": found, "has_more": more, "after": paging.after, "fields": fields, "statuses": STATUSES}
-        return Shown("jobs", values)
+        return ShownPage("jobs", values)
 
-    async def one(request: Request, visitor: Visitor) -> Shown:
+    async def one(request: Request, visitor: Visitor) -> ShownPage:
         identifier = identifier_of(request.query_params, "job")
         note_objects(request, [identifier])
         found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
@@ -88,7 +88,7 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
             "steps": steps_of(shown),
             "sources": sources_of(shown.result),
         }
-        return Shown("job", {**values, "is_over": shown.job.status in FINISHED})
+        return ShownPage("job", {**values, "is_over": shown.job.status in FINISHED})
 
     async def end(request: Request, visitor: Visitor, form: Form) -> str:
         identifier = identifier_of(form, "job")
@@ -103,10 +103,10 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
     ]
 
 
-def steps_of(one: Trace) -> list[Step]:
+def steps_of(one: Trace) -> list[TimelineStep]:
     """Return the job's way from its acceptance to the last callback attempt."""
     job, result = one.job, one.result
-    steps = [Step("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
+    steps = [TimelineStep("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
     if result is None:
         return steps
     if (spent := result.timings) is not None:
@@ -114,13 +114,15 @@ def steps_of(one: Trace) -> list[Step]:
         used = {0: "no source", 1: "1 source"}.get(number, f"{number} sources")
         tokens = f", {result.usage.completion_tokens} tokens" if result.usage is not None else ""
         steps += [
-            Step("Queued", None, f"for {duration(spent.queued_ms)}"),
-            Step("Enriched", None, f"in {duration(spent.enrich_ms)}, with {used}"),
-            Step("Generated", None, f"in {duration(spent.infer_ms)} by {result.model_id or 'the model'}{tokens}"),
+            TimelineStep("Queued", None, f"for {duration(spent.queued_ms)}"),
+            TimelineStep("Enriched", None, f"in {duration(spent.enrich_ms)}, with {used}"),
+            TimelineStep(
+                "Generated", None, f"in {duration(spent.infer_ms)} by {result.model_id or 'the model'}{tokens}"
+            ),
         ]
     is_bad = result.error is not None
     detail = f"{result.error.code}: {result.error.message}" if result.error is not None else "the result is stored"
-    steps.append(Step(str(result.outcome).capitalize(), job.finished_ms, detail, is_bad))
+    steps.append(TimelineStep(str(result.outcome).capitalize(), job.finished_ms, detail, is_bad))
     return steps + [_callback(each) for each in one.attempts]
 
 
@@ -138,10 +140,10 @@ def _source(name: str, details: SourceDetails | None) -> ShownSource:
     return ShownSource(name, web_address(details.url), details.title, details.published, details.doi)
 
 
-def _callback(attempt: Attempt) -> Step:
+def _callback(attempt: Attempt) -> TimelineStep:
     status = f", status {attempt.status}" if attempt.status is not None else ""
     end = f"failed, {attempt.error.replace('_', ' ')}" if attempt.error is not None else "delivered"
     name = f"Callback {attempt.attempt}" if attempt.attempt is not None else "Callback"
-    return Step(
+    return TimelineStep(
         name, attempt.at_ms, f"to {attempt.origin or 'an unknown origin'}: {end}{status}", attempt.error is not None
     )

@@ -17,7 +17,7 @@ _NAMED = 3
 _CLOCK = SystemClock()
 
 
-class Level(StrEnum):
+class FindingLevel(StrEnum):
     """The weight of a finding."""
 
     WARNING = "warning"
@@ -30,19 +30,19 @@ class Level(StrEnum):
 class Finding:
     """A fault with its fix, each a phrase without a full stop."""
 
-    level: Level
+    level: FindingLevel
     problem: str
     fix: str
 
 
 def fault(problem: str, fix: str) -> Finding:
     """Return a finding of something that does not work."""
-    return Finding(Level.FAULT, problem, fix)
+    return Finding(FindingLevel.FAULT, problem, fix)
 
 
 def warning(problem: str, fix: str) -> Finding:
     """Return a finding of something that works and needs an operator's look."""
-    return Finding(Level.WARNING, problem, fix)
+    return Finding(FindingLevel.WARNING, problem, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Examined:
     @property
     def has_fault(self) -> bool:
         """True if one of the findings is a fault."""
-        return any(finding.level is Level.FAULT for finding in self.findings)
+        return any(finding.level is FindingLevel.FAULT for finding in self.findings)
 
 
 def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Clock = _CLOCK) -> list[Examined]:

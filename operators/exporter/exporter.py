@@ -10,11 +10,11 @@ from threading import Event
 from typing import Protocol
 
 from operators.exporter.facts import Facts
-from operators.exporter.figures import Figures, PoolFigures
+from operators.exporter.figures import FleetFigures, PoolFigures
+from operators.exporter.gauges import FigureGauges
 from operators.exporter.lanes import Lanes
-from operators.exporter.pool import Moment, Pool
+from operators.exporter.pool import ReadingTime, WorkerPool
 from operators.exporter.settings import ExporterSettings
-from operators.exporter.shown import Shown
 from producers.errors import ProducerError
 from schemas.topics import Topics
 from telemetry.clock import Clock, unix_ms
@@ -28,7 +28,7 @@ STUCK_SECONDS = 300.0
 log = get_logger()
 
 
-class Reader(Protocol):
+class FleetReader(Protocol):
     """A connection to Kafka and the state that was read over it, see `reading.Connected`."""
 
     @property
@@ -52,7 +52,7 @@ class Exporter:
     def __init__(
         self,
         topics: Topics,
-        connect: Callable[[], AbstractContextManager[Reader]],
+        connect: Callable[[], AbstractContextManager[FleetReader]],
         settings: ExporterSettings,
         metrics: Metrics,
         clock: Clock,
@@ -60,10 +60,10 @@ class Exporter:
         self._topics = topics
         self._connect = connect
         self._settings = settings
-        self._shown = Shown(metrics)
+        self._gauges = FigureGauges(metrics)
         self._clock = clock
-        self._pools: dict[str | None, Pool] = {}
-        self._figures: Figures | None = None
+        self._pools: dict[str | None, WorkerPool] = {}
+        self._figures: FleetFigures | None = None
         self._read_at = 0.0
         self._problem = "No reading of Kafka is complete yet."
         self.alive = Heartbeat(clock, STUCK_SECONDS)
@@ -84,14 +84,14 @@ class Exporter:
                 self._fail(f"The reading raised {type(error).__name__}; see the log.")
             stop.wait(self._settings.interval_seconds)
 
-    def read(self, reader: Reader) -> None:
+    def read(self, reader: FleetReader) -> None:
         """Read once, and publish the figures. Raises ProducerError."""
         self.alive.beat()
-        now = Moment(unix_ms(self._clock), self._clock.monotonic())
+        now = ReadingTime(unix_ms(self._clock), self._clock.monotonic())
         waiting = reader.read(now.unix_ms)
         self._figures = self._figures_of(reader, waiting, now)
         self._read_at = now.monotonic
-        self._shown.show(self._figures)
+        self._gauges.show(self._figures)
         if self._problem:
             log.info("Kafka was read; publishing fresh figures.", action="exporter-reading-works")
         self._problem = ""
@@ -106,18 +106,18 @@ class Exporter:
                 problem=problem,
             )
         self._problem = problem
-        self._shown.stale(True)
+        self._gauges.stale(True)
 
-    def _figures_of(self, reader: Reader, waiting: dict[str, int], now: Moment) -> Figures:
+    def _figures_of(self, reader: FleetReader, waiting: dict[str, int], now: ReadingTime) -> FleetFigures:
         workers, by_pool = reader.facts.workers(), reader.lanes.by_pool()
         lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
-        self._pools = {lane: self._pools.get(lane) or Pool(lane, self._settings) for lane in lanes}
+        self._pools = {lane: self._pools.get(lane) or WorkerPool(lane, self._settings) for lane in lanes}
         pools: list[PoolFigures] = [
             self._pools[lane].figures(list(by_pool.get(lane, {}).values()), workers[lane], now) for lane in lanes
         ]
         fresh = sum(waiting.get(topic, 0) for topic in (self._topics.results, self._topics.events))
         in_lanes = sum(waiting[topic] for topics in by_pool.values() for topic in topics)
-        return Figures(
+        return FleetFigures(
             at=now.unix_ms / 1000,
             waiting=waiting,
             callbacks=sum(waiting.values()) - in_lanes,
@@ -133,7 +133,7 @@ class Exporter:
         if self._problem:
             return Readiness((self._problem,))
         if self._clock.monotonic() - self._read_at > self._settings.stale_seconds:
-            self._shown.stale(True)
+            self._gauges.stale(True)
             return Readiness((f"No reading of Kafka ended within {self._settings.stale_seconds:g} s.",))
         return Readiness()
 

@@ -27,7 +27,7 @@ class PoolFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class FleetFigures:
     """All figures of one reading."""
 
     at: float

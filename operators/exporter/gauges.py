@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 from prometheus_client import Gauge
 
-from operators.exporter.figures import Figures
+from operators.exporter.figures import FleetFigures
 from telemetry.metrics import Metrics
 
 WHOLE_FLEET = ""
 """The label `lane` of the workers of the whole fleet's lanes."""
 
 
-class Shown:
+class FigureGauges:
     """Writes figures into the gauges of the exporter."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._labels: dict[Gauge, set[str]] = {}
 
-    def show(self, figures: Figures) -> None:
+    def show(self, figures: FleetFigures) -> None:
         """Show new figures. Series without a figure vanish."""
         metrics = self._metrics
         pools = {pool.lane or WHOLE_FLEET: pool for pool in figures.pools}

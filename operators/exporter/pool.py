@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from operators.exporter.figures import PoolFigures
 from operators.exporter.open_jobs import NO_DEADLINE, OpenJobs
-from operators.exporter.replicas import Hysteresis, Plan, Waiting, wanted_replicas
+from operators.exporter.replicas import Hysteresis, Plan, WaitingJobs, wanted_replicas
 from operators.exporter.settings import ExporterSettings
 from operators.exporter.throughput import Throughput
 from schemas.topics import LANES_KEPT_MS
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class ReadingTime:
     """The time of a reading by two clocks."""
 
     unix_ms: int
     monotonic: float
 
 
-class Pool:
+class WorkerPool:
     """The workers of the whole fleet's lanes, or of one engine's lanes."""
 
     def __init__(self, lane: str | None, settings: ExporterSettings) -> None:
@@ -30,7 +30,7 @@ class Pool:
         self._throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
         self._hysteresis = Hysteresis(settings.down_seconds)
 
-    def figures(self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: Moment) -> PoolFigures:
+    def figures(self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: ReadingTime) -> PoolFigures:
         """Take in the partitions of each of the pool's lanes, and return the pool's figures."""
         partitions = [each for topic in topics for each in topic]
         lanes = [_Lane.of(topic, now.unix_ms) for topic in topics]
@@ -68,7 +68,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    waiting: Waiting
+    waiting: WaitingJobs
     oldest_seconds: float
     tightest_seconds: float | None
 
@@ -83,6 +83,8 @@ class _Lane:
             (min(max(arrived, earliest), now_ms), deadline) for each in partitions for arrived, deadline in each.times()
         )
         known = [deadline for _, deadline in jobs if deadline < NO_DEADLINE]
-        waiting = Waiting([(deadline - now_ms) / 1000 for _, deadline in jobs], sum(each.unread for each in partitions))
+        waiting = WaitingJobs(
+            [(deadline - now_ms) / 1000 for _, deadline in jobs], sum(each.unread for each in partitions)
+        )
         oldest = (now_ms - jobs[0][0]) / 1000 if jobs else 0.0
         return cls(waiting, oldest, (min(known) - now_ms) / 1000 if known else None)

@@ -31,7 +31,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingJobs:
     """The jobs that wait in one lane."""
 
     seconds_left: Sequence[float]
@@ -45,7 +45,7 @@ class Waiting:
         return len(self.seconds_left) + self.unread
 
 
-def wanted_replicas(lanes: Iterable[Waiting], jobs_per_second: float, plan: Plan) -> int:
+def wanted_replicas(lanes: Iterable[WaitingJobs], jobs_per_second: float, plan: Plan) -> int:
     """Return the number of workers for the lanes of one pool, each worker answering `jobs_per_second`.
 
     One worker is wanted for any waiting job; the plan's bounds come last.
@@ -56,7 +56,7 @@ def wanted_replicas(lanes: Iterable[Waiting], jobs_per_second: float, plan: Plan
     return max(plan.min_replicas, min(plan.max_replicas, needed))
 
 
-def _rate_of(lane: Waiting, plan: Plan) -> float:
+def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
     """Return the jobs per second that this lane demands."""
     rate = max(
         (place / _horizon(seconds, plan) for place, seconds in enumerate(lane.seconds_left, start=1)), default=0.0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from operators.doctor.clocks import check_clock
-from operators.doctor.findings import Level
+from operators.doctor.findings import FindingLevel
 from operators.topics import create_topics
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
@@ -225,6 +225,6 @@ def test_a_wrong_clock_of_this_machine_is_named_by_the_brokers_time(fleet: Kafka
     assert list(check_clock(fleet)) == []
     [found] = check_clock(fleet, Ahead())
     assert (found.level, found.problem.startswith("this machine's clock is 3600 s ahead of the broker's")) == (
-        Level.FAULT,
+        FindingLevel.FAULT,
         True,
     )

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from console.top import Tokens
+from console.top import TokenRates
 from console.top_view import view
 from operators.deliveries import Step
-from operators.top import Frame, Recent
+from operators.top import Frame, RecentEvents
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement
@@ -115,11 +115,11 @@ def role() -> Iterator[str]:
 
 
 def test_tokens_per_second_are_shown_from_the_second_reading_on(role: str) -> None:
-    tokens = Tokens()
+    tokens = TokenRates()
     assert tokens.lines([f"{role}/metrics"], 10.0) == {role: "100 tokens"}
     assert tokens.lines([f"{role}/metrics"], 14.0) == {role: "200 tokens, 25 tokens/s"}
     for wrong in (f"{role}/noise", "file:///etc/passwd", "http://[", ""):
-        assert list(Tokens().lines([wrong], 1.0).values()) == ["does not answer with metrics"]
+        assert list(TokenRates().lines([wrong], 1.0).values()) == ["does not answer with metrics"]
 
 
 def step(at_ms: int, error: str) -> Step:
@@ -128,7 +128,7 @@ def step(at_ms: int, error: str) -> Step:
 
 def test_events_count_for_a_minute_and_their_names_are_few() -> None:
     clock = HandClock()
-    recent, now_ms = Recent(clock), int(clock.time() * 1000)
+    recent, now_ms = RecentEvents(clock), int(clock.time() * 1000)
     recent.add(step(now_ms, "timeout"))
     recent.add(step(2**62, "timeout"))  # by a wrong clock
     assert recent.counts() == {("attempt", "timeout"): 2}

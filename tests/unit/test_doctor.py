@@ -26,7 +26,7 @@ from gateway.store.store import Store
 from operators.doctor.access import NEEDED
 from operators.doctor.brokers import parsed_addresses, settings_findings, version_finding
 from operators.doctor.files import check_certificates
-from operators.doctor.findings import Check, Finding, Level, examine, fault
+from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault
 from telemetry.clock import SystemClock
 from tests.integration.certificates import Authority
 from tests.integration.test_acls import documented_rows
@@ -126,7 +126,7 @@ def test_certificates_that_are_expired_or_expire_soon_are_named(tmp_path: Path) 
 
     [soon] = check_certificates({"door": authority.client_file("acme")}, Later())
     assert (soon.level, soon.problem) == (
-        Level.WARNING,
+        FindingLevel.WARNING,
         "a certificate of door (acme) expires in less than a day",
     )
 
@@ -255,7 +255,7 @@ def test_low_limits_of_the_machine_are_named(tmp_path: Path, monkeypatch: pytest
     assert [found.problem for found in check_files_limit()] == [
         "a process here may open 1024 files, and 4096 are needed"
     ]
-    for free, level in ((100, Level.FAULT), (1024, Level.WARNING)):
+    for free, level in ((100, FindingLevel.FAULT), (1024, FindingLevel.WARNING)):
         bytes_free = free * 1024 * 1024
         [found] = check_disk({"POSTBACK_STORE__URL": tmp_path / "none"}, {tmp_path: bytes_free}.__getitem__)
         assert (found.level, found.problem) == (level, f"the disk of POSTBACK_STORE__URL has {free} MiB free")

@@ -20,7 +20,7 @@ from operators.exporter.exporter import Exporter
 from operators.exporter.facts import MOST_WORKERS, Facts
 from operators.exporter.lanes import Lanes
 from operators.exporter.open_jobs import OpenJobs
-from operators.exporter.pool import Moment, Pool
+from operators.exporter.pool import ReadingTime, WorkerPool
 from operators.exporter.settings import ExporterSettings
 from producers.errors import BrokerUnreachable
 from producers.scan import Place, Stored
@@ -97,7 +97,7 @@ def test_a_lanes_record_of_any_content_is_a_waiting_job(found: list[tuple[int, A
 
     expected = end - done.bit_count()
     assert partition.known + partition.unread == expected
-    figures = Pool(None, SETTINGS).figures([[partition]], 1, Moment(NOW, 0.0))
+    figures = WorkerPool(None, SETTINGS).figures([[partition]], 1, ReadingTime(NOW, 0.0))
     assert json.loads(json.dumps(figures.jobs)) == expected
     assert 0 <= figures.oldest_job_seconds <= names.LANES_KEPT_MS / 1000
 

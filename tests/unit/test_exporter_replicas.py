@@ -6,36 +6,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.exporter.replicas import LEAST_HORIZON_SECONDS, Hysteresis, Plan, Waiting, wanted_replicas
+from operators.exporter.replicas import LEAST_HORIZON_SECONDS, Hysteresis, Plan, WaitingJobs, wanted_replicas
 from operators.exporter.throughput import Throughput
 
 PLAN = Plan(max_replicas=1000, start_seconds=100, margin_seconds=50, time_share=0.5)
 SECONDS = st.floats(-1e15, 1e15)
-LANES = st.lists(st.builds(Waiting, st.lists(SECONDS, max_size=20), st.integers(0, 10**9)), max_size=3)
+LANES = st.lists(st.builds(WaitingJobs, st.lists(SECONDS, max_size=20), st.integers(0, 10**9)), max_size=3)
 
 
-def due_in(seconds: float, jobs: int) -> Waiting:
-    return Waiting([seconds] * jobs)
+def due_in(seconds: float, jobs: int) -> WaitingJobs:
+    return WaitingJobs([seconds] * jobs)
 
 
 @pytest.mark.parametrize(
     ("lanes", "wanted"),
     [
         ([], 0),
-        ([Waiting([])], 0),
+        ([WaitingJobs([])], 0),
         ([due_in(1e6, 1)], 1),
         ([due_in(4e15, 1)], 1),  # a record that is no valid job has no deadline
         ([due_in(1150, 500)], 1),  # half of the 1,000 s that are left after the start and the margin
         ([due_in(1150, 501)], 2),
         ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
-        ([Waiting([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
-        ([Waiting([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent one do not hurry
-        ([Waiting([1150.0] * 100, unread=900)], 2),  # unread jobs count, due with the last known one
-        ([Waiting([], unread=1)], 1),
+        ([WaitingJobs([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
+        ([WaitingJobs([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent one do not hurry
+        ([WaitingJobs([1150.0] * 100, unread=900)], 2),  # unread jobs count, due with the last known one
+        ([WaitingJobs([], unread=1)], 1),
         ([due_in(-5, 300)], 300 // LEAST_HORIZON_SECONDS),
     ],
 )
-def test_enough_workers_are_wanted_for_the_tightest_deadline(lanes: list[Waiting], wanted: int) -> None:
+def test_enough_workers_are_wanted_for_the_tightest_deadline(lanes: list[WaitingJobs], wanted: int) -> None:
     assert wanted_replicas(lanes, 1.0, PLAN) == wanted
 
 
@@ -46,7 +46,9 @@ def test_a_faster_worker_needs_fewer_like_it() -> None:
 
 
 @given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9))
-def test_any_jobs_want_a_number_within_the_bounds(lanes: list[Waiting], speed: float, least: int, more: int) -> None:
+def test_any_jobs_want_a_number_within_the_bounds(
+    lanes: list[WaitingJobs], speed: float, least: int, more: int
+) -> None:
     wanted = wanted_replicas(lanes, speed, Plan(min_replicas=least, max_replicas=least + more))
 
     assert least <= wanted <= least + more

@@ -85,7 +85,7 @@ class TestGemini(_Online):
 
 
 @dataclass
-class Kind:
+class OnlineKind:
     """One service: its name, its answers and its errors."""
 
     name: str
@@ -93,13 +93,15 @@ class Kind:
     problem: Any
 
 
-ANTHROPIC = Kind("anthropic", message_answer, lambda status, message: anthropic_error(status, "api_error", message))
-GEMINI = Kind("gemini", gemini_answer, lambda status, message: gemini_error(status, "UNKNOWN", message))
+ANTHROPIC = OnlineKind(
+    "anthropic", message_answer, lambda status, message: anthropic_error(status, "api_error", message)
+)
+GEMINI = OnlineKind("gemini", gemini_answer, lambda status, message: gemini_error(status, "UNKNOWN", message))
 BOTH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI], ids=lambda kind: kind.name)
 
 
 @asynccontextmanager
-async def scripted(kind: Kind, *responses: Respond, **options: Any) -> AsyncIterator[tuple[Engine, Server]]:
+async def scripted(kind: OnlineKind, *responses: Respond, **options: Any) -> AsyncIterator[tuple[Engine, Server]]:
     """A started engine whose server answers with these responses in order."""
     server = Server(*responses)
 
@@ -118,7 +120,7 @@ async def scripted(kind: Kind, *responses: Respond, **options: Any) -> AsyncIter
             await engine.close()
 
 
-def problem(kind: Kind, status: int, message: str = "", **headers: str) -> Respond:
+def problem(kind: OnlineKind, status: int, message: str = "", **headers: str) -> Respond:
     async def respond(_: web.Request) -> web.StreamResponse:
         response: web.Response = kind.problem(status, message)
         response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
@@ -127,7 +129,7 @@ def problem(kind: Kind, status: int, message: str = "", **headers: str) -> Respo
     return respond
 
 
-def says(kind: Kind, text: str, **fields: Any) -> Respond:
+def says(kind: OnlineKind, text: str, **fields: Any) -> Respond:
     return answers(200, kind.said(text, **fields))
 
 
@@ -206,7 +208,7 @@ async def test_a_request_to_the_gemini_api_has_its_fields() -> None:
         (GEMINI, {"effort": "minimal"}, {"thinkingLevel": "minimal", "includeThoughts": True}),
     ],
 )
-async def test_the_bounds_of_reasoning_are_sent(kind: Kind, asked: dict[str, Any], sent: dict[str, Any]) -> None:
+async def test_the_bounds_of_reasoning_are_sent(kind: OnlineKind, asked: dict[str, Any], sent: dict[str, Any]) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
         await engine.generate(request(reasoning=Reasoning.model_validate(asked)))
     [body] = server.bodies
@@ -229,7 +231,7 @@ async def test_reasoning_comes_apart_from_the_answer() -> None:
 
 
 @BOTH
-async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: Kind) -> None:
+async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: OnlineKind) -> None:
     async with scripted(kind) as (engine, _):
         with pytest.raises(RequestRejected) as rejected:
             await engine.generate(request(is_raw=True))
@@ -237,7 +239,7 @@ async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: Ki
 
 
 @BOTH
-async def test_rules_without_a_question_are_asked_as_the_question(kind: Kind) -> None:
+async def test_rules_without_a_question_are_asked_as_the_question(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
         await engine.generate(request(prompt=None, messages=(Message(role="system", content="Say yes."),)))
     assert "Say yes." in json.dumps(server.bodies[0].get("messages", server.bodies[0].get("contents")))
@@ -245,7 +247,7 @@ async def test_rules_without_a_question_are_asked_as_the_question(kind: Kind) ->
 
 @BOTH
 @pytest.mark.parametrize("status", [429, 529, 503, 502, 500])
-async def test_an_overload_is_tried_again_after_its_retry_after(kind: Kind, status: int) -> None:
+async def test_an_overload_is_tried_again_after_its_retry_after(kind: OnlineKind, status: int) -> None:
     busy = problem(kind, status, "Overloaded", Retry_After="0")
     async with scripted(kind, busy, says(kind, "yes")) as (engine, server):
         assert (await engine.generate(request())).text == "yes"
@@ -253,7 +255,7 @@ async def test_an_overload_is_tried_again_after_its_retry_after(kind: Kind, stat
 
 
 @BOTH
-async def test_a_service_that_stays_overloaded_is_away_and_a_failing_one_has_failed(kind: Kind) -> None:
+async def test_a_service_that_stays_overloaded_is_away_and_a_failing_one_has_failed(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 529, Retry_After="0")) as (engine, server):
         with pytest.raises(EngineUnavailable) as away:
             await engine.generate(request())
@@ -279,7 +281,9 @@ async def test_a_service_that_stays_overloaded_is_away_and_a_failing_one_has_fai
         (400, "Your credit balance is too low to access the Anthropic API."),
     ],
 )
-async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(kind: Kind, status: int, message: str) -> None:
+async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(
+    kind: OnlineKind, status: int, message: str
+) -> None:
     async with scripted(kind, problem(kind, status, message)) as (engine, server):
         with pytest.raises(EngineUnavailable) as away:
             await engine.generate(request())
@@ -289,7 +293,7 @@ async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(kind: Kind
 
 
 @BOTH
-async def test_a_refusal_of_the_request_is_told_to_its_author_in_the_services_words(kind: Kind) -> None:
+async def test_a_refusal_of_the_request_is_told_to_its_author_in_the_services_words(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 400, "max_tokens: 9 > 8,\nwhich is the most")) as (engine, _):
         with pytest.raises(RequestRejected, match="max_tokens: 9 > 8, which is the most"):
             await engine.generate(request())
@@ -302,7 +306,7 @@ async def test_a_refusal_of_the_request_is_told_to_its_author_in_the_services_wo
         (GEMINI, "The input token count (1100) exceeds the maximum number of tokens allowed (1000)."),
     ],
 )
-async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: Kind, message: str) -> None:
+async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: OnlineKind, message: str) -> None:
     async with scripted(kind, problem(kind, 400, message)) as (engine, _):
         with pytest.raises(PromptTooLong):
             await engine.generate(request(is_whole=True))
@@ -311,7 +315,7 @@ async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: Kin
 
 
 @BOTH
-async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_none(kind: Kind) -> None:
+async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_none(kind: OnlineKind) -> None:
     refusal = problem(kind, 400, "`temperature` is deprecated for this model.")
     async with scripted(kind, refusal, says(kind, "yes")) as (engine, server):
         assert (await engine.generate(request(temperature_is_default=True))).text == "yes"
@@ -332,7 +336,7 @@ def cut(body: bytes, length: int) -> Respond:
 
 
 @BOTH
-async def test_an_answer_that_is_cut_off_is_asked_for_again(kind: Kind) -> None:
+async def test_an_answer_that_is_cut_off_is_asked_for_again(kind: OnlineKind) -> None:
     async with scripted(kind, cut(b'{"content": [', 1000), says(kind, "yes")) as (engine, server):
         assert (await engine.generate(request())).text == "yes"
     assert len(server.bodies) == 2
@@ -340,14 +344,14 @@ async def test_an_answer_that_is_cut_off_is_asked_for_again(kind: Kind) -> None:
 
 @BOTH
 @pytest.mark.parametrize("body", [{}, [], "x", {"content": 1}, {"candidates": 1}, {"candidates": []}])
-async def test_an_answer_of_another_form_is_a_failure(kind: Kind, body: Any) -> None:
+async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: Any) -> None:
     async with scripted(kind, answers(200, body)) as (engine, _):
         with pytest.raises(EngineFailed):
             await engine.generate(request())
 
 
 @BOTH
-async def test_an_answer_beyond_the_limit_is_not_read(kind: Kind) -> None:
+async def test_an_answer_beyond_the_limit_is_not_read(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
         with pytest.raises(RequestRejected, match="larger than this engine reads"):
             await engine.generate(request())
@@ -370,7 +374,7 @@ async def test_an_answer_beyond_the_limit_is_not_read(kind: Kind) -> None:
         (GEMINI, {"finishReason": None}, "other"),
     ],
 )
-async def test_each_reason_of_an_end_is_known(kind: Kind, fields: dict[str, Any], reason: str) -> None:
+async def test_each_reason_of_an_end_is_known(kind: OnlineKind, fields: dict[str, Any], reason: str) -> None:
     async with scripted(kind, says(kind, "so", **fields)) as (engine, _):
         assert (await engine.generate(request())).finish_reason == reason
 

@@ -10,7 +10,7 @@ _TOKEN_BURST_SECONDS = 6.0
 """Seconds of the limit that may be spent at once after a pause."""
 
 
-class Turns:
+class RateLimit:
     """One limit, by the generic cell rate algorithm (ITU-T I.371): each cost pushes the time of the next turn on."""
 
     def __init__(self, per_second: float, burst_seconds: float, clock: Clock) -> None:
@@ -36,8 +36,8 @@ class RateGate:
 
     def __init__(self, limits: RateLimits, clock: Clock) -> None:
         requests, tokens = limits.requests_per_second, limits.tokens_per_minute
-        self._requests = Turns(requests, _REQUEST_BURST_SECONDS, clock) if requests else None
-        self._tokens = Turns(tokens / 60, _TOKEN_BURST_SECONDS, clock) if tokens else None
+        self._requests = RateLimit(requests, _REQUEST_BURST_SECONDS, clock) if requests else None
+        self._tokens = RateLimit(tokens / 60, _TOKEN_BURST_SECONDS, clock) if tokens else None
 
     def reserve(self, tokens: int) -> float:
         """Take a turn for a request of about this many tokens, and return the seconds until it."""

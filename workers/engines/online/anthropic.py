@@ -13,7 +13,7 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, RequestRejected
 from workers.engines.finish import finish_reason
-from workers.engines.online.service import Service
+from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.engine import HttpEngine
@@ -141,4 +141,4 @@ def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpE
     if settings.model is None:
         raise ValueError("the anthropic engine needs the name of a model")
     api = MessagesApi(settings.model, settings.version)
-    return HttpEngine("anthropic", settings.model, settings, Service("anthropic", settings, api, clock))
+    return HttpEngine("anthropic", settings.model, settings, OnlineService("anthropic", settings, api, clock))

@@ -14,7 +14,7 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.finish import finish_reason
-from workers.engines.online.service import Service
+from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.engine import HttpEngine
@@ -153,5 +153,5 @@ def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngi
     if settings.model is None:
         raise ValueError("the gemini engine needs the name of a model")
     return HttpEngine(
-        "gemini", settings.model, settings, Service("gemini", settings, GenerateContentApi(settings.model), clock)
+        "gemini", settings.model, settings, OnlineService("gemini", settings, GenerateContentApi(settings.model), clock)
     )
