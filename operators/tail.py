@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """The events to show. Model and outcome stand only in results; later events of a shown job follow its result."""
+    """The events to show. Only results have a model and an outcome; a job's other events are shown if its result is."""
 
     tenant: str | None = None
     job_prefix: str = ""

@@ -40,7 +40,7 @@ class Frame:
 
 
 class RecentEvents:
-    """Counts of the events of the last minute, in buckets of a second. Names are cut, and few: they are untrusted."""
+    """Counts of the last minute's events, in buckets of a second. Untrusted names are cut, and few are kept apart."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

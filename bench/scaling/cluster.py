@@ -1,7 +1,7 @@
 """A simulated fleet: workers that start, answer several jobs at once and drain, and an autoscaler beside them.
 
-The autoscaler is Kubernetes' HorizontalPodAutoscaler as the chart configures it: it scales up at once, and scales down
-one pod a minute to the highest wish of the stabilisation window.
+The autoscaler is Kubernetes' HorizontalPodAutoscaler as the chart configures it. The autoscaler scales up at once. It
+scales down by one pod a minute, to the highest wish of the stabilisation window.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Uploads in parts with their contents: each part is a blob, and completing an upload joins its parts to a file.
 
-The order of writes leaves no blob without a row. Each attempt to join writes a file of its own, and the last step is
-compare-and-set on the upload's status: of two processes one wins, and the other removes its file.
+The order of writes leaves no blob without a row. Each attempt to join writes a file of its own. The last step is
+compare-and-set on the upload's status: one process wins, and any other process removes its file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads the queries and forms of pages: an empty field of a form asks for nothing."""
+"""Reads the queries and forms of pages. Browsers send empty fields too; an empty field counts as absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every page goes over the desk: it lets the visitor in, reads forms, and shows errors as pages."""
+"""The desk serves every page: it admits the visitor, reads forms, and shows errors as pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_NEXT = 2000
 
 
 class ShownPage(NamedTuple):
-    """A page to show: its template, and the template's names."""
+    """A page to show: its template, and the values for the template."""
 
     template: str
     values: Mapping[str, Any]

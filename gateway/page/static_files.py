@@ -38,7 +38,7 @@ def address_of(name: str) -> str:
 
 
 def static_routes() -> list[Route]:
-    """Return the routes of the files. They need no credential."""
+    """Return the routes of the files, which need no credential."""
 
     async def serve(request: Request) -> Response:
         file = _file(request.url.path.rpartition("/")[2])

@@ -1,7 +1,11 @@
 """A browser's session or certificate becomes a visitor, and a form's token shows that a page of ours sent it.
 
-A request of another site's page is refused by three means: the cookie is `SameSite=Strict`, the browser names the site
-of the request (`Sec-Fetch-Site`, else `Origin`), and each form repeats a token that other sites cannot read.
+Three means refuse a request of another site's page:
+
+    the cookie is `SameSite=Strict`
+    the browser names the site that made the request (`Sec-Fetch-Site`, else `Origin`)
+    each form repeats a token that other sites cannot read
+
 Source: OWASP Cross-Site Request Forgery Prevention Cheat Sheet.
 """
 
@@ -80,7 +84,7 @@ class Visitors:
             raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
 
     def _form_token(self, session: str) -> str:
-        """Return the token of a session's forms; an API key's digest is of a text that begins otherwise."""
+        """Return the token of a session's forms. No API key begins like its text, so no key has the same digest."""
         return self._door.access.digests.of(f"form token of {session}").hex()
 
 

@@ -98,8 +98,8 @@ def pair_in(
 ) -> ColumnElement[bool]:
     """Return the condition that two columns of text hold one of the pairs. The pairs are storable texts.
 
-    All pairs are one parameter, or two. SQLite searches an index for each pair; given the pairs as parameters of their
-    own, SQLite 3.40 reads the whole table, and SQLAlchemy spends more time on them than the database.
+    All pairs are one parameter, or two, so SQLite searches an index for each pair. With a parameter for each text,
+    SQLite 3.40 reads the whole table, and SQLAlchemy takes more time than the database.
     """
     listed = list(pairs)
     if connection.dialect.name == "postgresql":

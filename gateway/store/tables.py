@@ -138,8 +138,8 @@ events = Table(
 )
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
-An event without `data` tells of the result in its job's row, and is no event any more once that result is replaced by
-another outcome, or removed."""
+The data of an event without `data` are the result in its job's row. Readers skip such an event once that result is
+removed, or replaced by a result of another outcome."""
 
 files = Table(
     "files",

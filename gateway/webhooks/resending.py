@@ -1,8 +1,8 @@
 """Puts a tenant's callback into delivery again, under the same `webhook-id`.
 
-The store has neither a callback's URL nor its headers, so the callback's record is read from Kafka: a result's from
-`model_results`, an event's from `callback_events`. The relay then puts a copy into the smallest tier, exactly once.
-A consumer that took the callback before drops the copy by its `webhook-id`.
+The store has neither a callback's URL nor its headers, so the callback's record is read from Kafka. The record of a
+result is in `model_results`, and the record of an event in `callback_events`. The relay then puts a copy into the
+smallest tier, exactly once. A consumer that took the callback before drops the copy by its `webhook-id`.
 """
 
 from __future__ import annotations

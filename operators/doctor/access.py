@@ -1,4 +1,4 @@
-"""Operations on topics that the brokers' ACLs deny to this user. Brokers tell them themselves (KIP-430)."""
+"""Operations on topics that the brokers' ACLs deny to this user. Brokers list the allowed operations (KIP-430)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Check:
     name: str
     look: Callable[[], Iterable[Finding]]
     needs: str | None = None
-    """The check without whose success this one can say nothing new, and is skipped."""
+    """A check that must succeed first; else this check is skipped, since it would find the same fault again."""
 
 
 @dataclass(frozen=True, slots=True)

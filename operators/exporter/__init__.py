@@ -1,6 +1,13 @@
 """The exporter: figures of the whole fleet, read from Kafka, also while no worker runs.
 
-`exporter` reads Kafka again and again and publishes `figures`. `lanes` has the waiting jobs, with `open_jobs` of one
-partition; `facts` follows letters, endpoints and workers. `throughput` measures workers, and `replicas` turns waiting
-jobs and throughput into a number of workers.
+A *reading* takes the state of Kafka once; `figures` are its published numbers, and `gauges` shows them to Prometheus. A
+*pool* is all workers that read the same lanes: those of the whole fleet, or those of one engine.
+
+    exporter     the loop of readings, and the pages; `reading` is its connection to Kafka
+    lanes        the waiting jobs; `open_jobs` are those of one partition
+    facts        dead letters, endpoints and workers
+    visible      the offsets that a read_committed reader sees
+    pool         a pool's measurements and figures
+    throughput   jobs per second of one worker
+    replicas     waiting jobs and throughput as a number of workers
 """

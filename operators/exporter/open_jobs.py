@@ -9,7 +9,7 @@ from producers.scan import Stored
 from schemas.codec import InvalidJob, Origin, read_job
 
 NO_DEADLINE = 2**62
-"""Stands for the deadline of a record that is no valid job: a worker rejects it whenever it comes to it."""
+"""The deadline of an invalid job. A worker rejects such a record, so no deadline can be missed."""
 
 
 class OpenJobs:
@@ -47,7 +47,7 @@ class OpenJobs:
                 setattr(self, name, array("q", (column[index] for index in kept)))
 
     def add(self, record: Stored) -> None:
-        """Take in the next record, unless it is done. Any record is taken, also one that is no job."""
+        """Take in the next record, a valid job or not, unless it is done."""
         offset = record.place.offset
         if offset < self.position:
             return

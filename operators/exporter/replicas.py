@@ -1,8 +1,8 @@
 """The number of workers that answers all waiting jobs before their deadlines. Pure functions, without clock and I/O.
 
-Kafka gives jobs to workers in the order of their arrival. So a job is answered in time if it and all jobs before it in
-its lane are answered in the time that the job has left. Each job thus demands a rate, the job's place in its lane
-divided by its time; a lane demands the highest rate of its jobs, and the lanes of one pool of workers add up.
+Kafka gives jobs to workers in the order of their arrival. A job is in time if its workers answer the whole lane up to
+this job in the time that is left. Each job thus demands a rate: its place in its lane, divided by its time. A lane
+demands the highest rate of its jobs. The rates of one pool's lanes add up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEAST_HORIZON_SECONDS = 30.0
-"""The time for jobs that are due now or late: more workers than for this horizon would start too late anyway."""
+"""The time that jobs due now or late are taken to have: workers for a shorter time would start too late anyway."""
 
 
 @dataclass(frozen=True, slots=True)

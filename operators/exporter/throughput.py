@@ -14,7 +14,7 @@ second, which says nothing about a worker's answers."""
 
 
 class Throughput:
-    """An average over the seconds of busy workers, in which earlier seconds count less. It begins as an assumption.
+    """An average over the seconds of busy workers. Earlier seconds count less, and the first value is an assumption.
 
     Workers without enough jobs answer as many as arrive. Their rate counts only if it is above the average.
     """

@@ -45,8 +45,8 @@ class Files:
         """Upload a file, which is never in memory as a whole.
 
         A file of more than 4 MiB goes in parts, and goes on after a lost connection with the part that was cut off.
-        With `state`, a path, the upload also goes on in another process, within an hour: the file at the path names the
-        parts that the gateway has, and is removed at the end.
+        `state` is the path of a file that names the parts that the gateway has. With this file, another process can go
+        on with the upload within an hour. The end of the upload removes the file.
         """
         source, kept = Path(path), None if state is None else Path(state)
         if source.stat().st_size > PART_BYTES:

@@ -33,7 +33,7 @@ FACT = "The lighthouse of Kell was built in 1874 and is 41 metres tall."
 
 @dataclass
 class Work:
-    """What the tenant has submitted."""
+    """The jobs and batches of the tenant."""
 
     key: str
     job: str = ""

@@ -1,4 +1,4 @@
-"""The circuit of one address: after failures in a row it gets no request for a while, and then one to try."""
+"""The circuit breaker of one address: after failures in a row the address gets no request for a while, then a trial."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AddressCircuit:
         return self._trying is None and self._clock.monotonic() >= self._open_until
 
     def begin(self) -> int:
-        """Count a request and return its number. On an open circuit, this request is the one to try."""
+        """Count a request and return its number. On an open circuit, this request is the trial."""
         self._begun += 1
         if self.is_open:
             self._trying = self._begun
@@ -59,6 +59,6 @@ class AddressCircuit:
         return to_blame
 
     def ended(self, number: int) -> None:
-        """Free the place of the request to try, whatever became of it."""
+        """End a request with any outcome. After a trial, an open circuit may admit the next trial."""
         if self._trying == number:
             self._trying = None

@@ -94,7 +94,7 @@ class RegistryEngine:
     def load(self) -> EngineLoad:
         """Return the running requests of all models, and the waiting ones of the busy model that has the fewest.
 
-        The worker then takes more jobs while one model is fast, although another model has a queue.
+        So the worker goes on taking jobs for a fast model while another model has a queue.
         """
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]

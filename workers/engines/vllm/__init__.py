@@ -1,9 +1,18 @@
 """The engine that runs vLLM in the worker's process.
 
-`engine` is the engine. `arguments` builds start arguments, `adapters` loads LoRA adapters, `tokens` makes a prompt of
-tokens, `sampling` translates requests and answers, and `schema_limits` rejects schemas that would block vLLM. `loading`
-reloads an engine that died. `load_failures` explains a failed load, `guardian` ends the engine's processes when the
-worker ends, and `cpu_worker` asks Linux for AMX.
+    engine          the engine
+    arguments       start arguments
+    adapters        LoRA adapters, loaded at the start
+    tokens          a prompt as tokens
+    sampling        requests and answers in vLLM's terms
+    thinking        the model's reasoning
+    schema_limits   rejects schemas that would block vLLM
+    loading         reloads an engine that died
+    load_failures   explains a failed load
+    guardian        ends the engine's processes when the worker ends
+    cpu_worker      asks Linux for AMX
+
+`create` makes the engine of a worker.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def completion_of(
 def grammar_is_first(request: GenerationRequest, prompt: Sequence[int], thinking: Thinking) -> bool:
     """True if JSON begins with the first token, so that the output has no reasoning.
 
-    That is so if neither the prompt opened the reasoning nor the job asks for it.
+    The output has none if neither the prompt opened the reasoning nor the job asks for it.
     """
     if request.response_format is None or request.response_format.type == "text":
         return False

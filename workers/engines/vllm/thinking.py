@@ -1,7 +1,7 @@
 """The reasoning of the model in vLLM: its marks, its share of the tokens, and its bounds.
 
-vLLM's own reasoning parser of the family holds back the grammar of a JSON answer until the reasoning ends, and it makes
-a budget of tokens possible.
+vLLM has a reasoning parser for each family. The parser holds back the grammar of a JSON answer until the reasoning
+ends, and vLLM bounds the tokens of reasoning only with a parser.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ _PROCESS_SECRET: Final = secrets.token_bytes(32)
 def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
     """Return the mark for these sources; it does not stand in the text `shown`, in small or in capital letters.
 
-    `sources` is any encoding of them. Without `secret`, a secret counts that this process made at its start. A page
-    that has its own mark in its text, after trials with many jobs, gets the next mark.
+    `sources` is any encoding of the sources. Without `secret`, the mark comes from a random secret of this process. A
+    page may have learned its own mark by trials with many jobs; a mark that stands in the text is replaced by the next.
     """
     key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
     digest = hashlib.sha256(sources).digest()

@@ -44,7 +44,7 @@ def contains(text: str, quoted: str) -> bool:
 def quote(said: Sequence[str], passages: Sequence[str], common: Collection[str]) -> Quote | None:
     """Return the part of the passages that is nearest to the words `said`; None if no passage has an uncommon one.
 
-    This is the first run of exactly these words, else the part with most of the uncommon ones close together.
+    The part is the first run of exactly these words, else the part with most of the uncommon ones close together.
     """
     read = [_Placed.of(passage) for passage in passages]
     for passage in read:

@@ -1,9 +1,9 @@
 """Removes elements that a page's reader would not see: these address machines, and often try to mislead them.
 
 Attributes, inline styles and conventional class names such as "sr-only" show which elements are hidden. Style sheets
-are not read: a page can hide text in more ways than a reader of style sheets knows, and on public sets such a reader
-lost more text of real pages than it kept out. The answer's safety rests on the marks around the sources, on neutralised
-tokens and on the rule of links, which hold for visible and hidden text alike.
+are not read: a page can hide text in more ways than a reader of style sheets knows. On public sets, such a reader lost
+more text of real pages than it kept out. The answer's safety rests on the marks around the sources, on neutralised
+tokens and on the rule of links. These limits hold for visible and hidden text alike.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Only the passages that are put before the model are judged: a page that says such things elsewhere steers nothing.
 
-The names are labels for the result's reader and for the model. Safety does not depend on these labels: any page's text
-stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An article about
-such attacks is labelled too.
+The names are labels for the result's reader and for the model. Safety does not depend on these labels. The text
+of every page stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An
+article about such attacks is labelled too.
 """
 
 from __future__ import annotations
