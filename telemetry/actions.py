@@ -207,7 +207,7 @@ INFERENCE = {
     ),
     "circuit-open": Action(
         "warning",
-        "An address of a model failed repeatedly; it gets no request for the circuit's `seconds`, and then one to try.",
+        "An address of a model failed repeatedly; it gets no request for the circuit's `seconds`, and then one trial.",
         "Look at the server behind the address.",
     ),
     "circuit-closed": Action("info", "An address of a model answers again, and gets requests again."),

@@ -62,7 +62,7 @@ class RateLimits(RegistryPart):
 
 
 class Circuit(RegistryPart):
-    """After `failures` failed requests in a row, an address gets no request for `seconds`, and then one to try."""
+    """After `failures` failed requests in a row, an address gets no request for `seconds`, then a trial request."""
 
     failures: int = Field(default=5, ge=1, le=1000)
     seconds: float = Field(default=30.0, gt=0, le=3600)
