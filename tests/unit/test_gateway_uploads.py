@@ -1,4 +1,4 @@
-"""`/v1/uploads` over the application: parts in any order, one file for each upload, ends, limits, sweeps."""
+"""`/v1/uploads` over the application: parts in any order, one file for each upload, refusals, limits."""
 
 from __future__ import annotations
 
@@ -11,70 +11,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.access import Scope
 from gateway.batches.assembly import Assembly
-from gateway.batches.clerk import Clerk
 from gateway.batches.declined import Declined
-from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, completion, upload_terms
-from gateway.blobs.base import BlobsAway
-from schemas.topics import Topics
+from gateway.batches.uploads import MOST_PARTS, completion, upload_terms
 from tests.unit.gateway_rig import Rig, gateway_rig
+from tests.unit.gateway_uploader import TERMS, Uploader, refusal
 from tests.unit.test_gateway_files import END, FORM, part
 
 ABSENT = "upload_absent"
-TERMS = {"bytes": 3, "filename": "in.jsonl", "mime_type": "application/jsonl", "purpose": "batch"}
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     with gateway_rig(tmp_path, most_bytes=100_000) as made:
         yield made
-
-
-class Uploader:
-    """A client of one tenant."""
-
-    def __init__(self, rig: Rig, tenant: str = "acme") -> None:
-        self.rig = rig
-        self.key = rig.key(tenant)
-
-    async def post(self, path: str, **arguments: Any) -> httpx.Response:
-        return await self.rig.request("POST", f"/v1/uploads{path}", self.key, **arguments)
-
-    async def create(self, size: int, **changes: Any) -> httpx.Response:
-        return await self.post("", json={**TERMS, "bytes": size, **changes})
-
-    async def begun(self, size: int, **changes: Any) -> str:
-        answer = await self.create(size, **changes)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["id"])
-
-    async def add(self, upload_id: str, data: bytes) -> httpx.Response:
-        return await self.post(f"/{upload_id}/parts", files={"data": ("upload", data)})
-
-    async def added(self, upload_id: str, *contents: bytes) -> list[str]:
-        answers = [await self.add(upload_id, content) for content in contents]
-        assert [answer.status_code for answer in answers] == [200] * len(contents), answers[-1].text
-        return [answer.json()["id"] for answer in answers]
-
-    async def complete(self, upload_id: str, part_ids: list[str], **changes: Any) -> httpx.Response:
-        return await self.post(f"/{upload_id}/complete", json={"part_ids": part_ids, **changes})
-
-    async def files(self) -> list[dict[str, Any]]:
-        return list((await self.rig.request("GET", "/v1/files", self.key)).json()["data"])
-
-    async def content(self, file_id: str) -> bytes:
-        return (await self.rig.request("GET", f"/v1/files/{file_id}/content", self.key)).content
-
-
-def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
-    error = answer.json()["error"]
-    return answer.status_code, error["code"], error["param"]
 
 
 async def test_parts_become_a_file_in_the_order_of_their_ids(rig: Rig) -> None:
@@ -308,95 +263,6 @@ async def test_another_tenants_upload_looks_like_an_absent_one(rig: Rig) -> None
     own = await mine.begun(3)
     assert refusal(await mine.complete(own, parts))[1] == "part_not_found"
     assert (await theirs.complete(upload_id, parts)).status_code == 200
-
-
-async def test_a_cancelled_upload_takes_nothing_more_and_its_parts_are_gone(rig: Rig) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
-
-    answers = [(await client.post(f"/{upload_id}/cancel")).json()["status"] for _ in range(2)]
-
-    assert answers == ["cancelled"] * 2
-    assert rig.blobs == []
-    assert refusal(await client.add(upload_id, b"abc"))[:2] == (409, "upload_not_pending")
-    assert refusal(await client.complete(upload_id, parts))[:2] == (409, "upload_not_pending")
-
-
-async def test_an_upload_expires_after_an_hour_and_is_swept(rig: Rig) -> None:
-    client, assembly = Uploader(rig), Assembly(rig.shelf)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
-    done = await client.begun(1)
-    completed = await client.added(done, b"1")
-    file = (await client.complete(done, completed)).json()["file"]
-
-    rig.clock.now += LIFE_MS / 1000 + 1
-    for answer in (
-        await client.add(upload_id, b"abc"),
-        await client.complete(upload_id, parts),
-        await client.post(f"/{upload_id}/cancel"),
-    ):
-        assert refusal(answer) == (409, "upload_not_pending", "upload_id")
-        assert "`expired`" in answer.text
-    assert assembly.sweep() == 0
-    rig.clock.now += LATE_MS / 1000 + 1
-    assert assembly.sweep() == 1
-    assert rig.blobs == [file["id"]]
-
-    assert (await client.complete(done, completed)).json()["file"] == file
-    rig.clock.now += 24 * 3600
-    assert assembly.sweep() == 0
-    assert refusal(await client.complete(done, completed))[:2] == (404, "upload_not_found")
-
-
-async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig) -> None:
-    client = Uploader(rig)
-    await client.added(await client.begun(3), b"abc")
-    rig.clock.now += (LIFE_MS + LATE_MS) / 1000 + 1
-
-    clerk = asyncio.create_task(Clerk(rig.shelf, Topics()).ended())
-    async with asyncio.timeout(60):
-        while rig.blobs:
-            await asyncio.sleep(0.01)
-    clerk.cancel()
-    await asyncio.wait([clerk])
-
-
-async def test_a_part_that_a_killed_process_left_is_swept_once_no_request_can_be_that_old(rig: Rig) -> None:
-    client, assembly = Uploader(rig), Assembly(rig.shelf)
-    upload_id = await client.begun(3)
-    draft = assembly.begin_part("acme", upload_id)
-    draft.write(b"1")
-    await client.post(f"/{upload_id}/cancel")
-
-    assert assembly.sweep() == 0
-    rig.clock.now += 2 * rig.shelf.settings.upload_seconds + 1
-    assert assembly.sweep() == 1
-    assert rig.blobs == []
-    draft.writer.abort()
-
-
-async def test_a_file_that_a_killed_process_did_not_join_is_swept_and_the_upload_goes_on(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
-    with monkeypatch.context() as patched:
-        patched.setattr("gateway.batches.uploads.complete", refused)
-        assert (await client.complete(upload_id, parts)).status_code == 503
-
-    assert len(rig.blobs) == 2
-    file = (await client.complete(upload_id, parts)).json()["file"]
-    rig.clock.now += 2 * rig.shelf.settings.upload_seconds + 1
-    assert rig.shelf.sweep() == 1
-    assert rig.blobs == [file["id"]]
-
-
-def refused(*_: object) -> bool:
-    """Stand for a database that dies with the answer to a COMMIT."""
-    raise BlobsAway("gone")
 
 
 async def test_parts_take_space_until_their_upload_ends(tmp_path: Path) -> None:

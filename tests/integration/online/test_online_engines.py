@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,20 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.job import Message, Reasoning, ResponseFormat
-from telemetry.clock import SystemClock
-from telemetry.metrics import Metrics
+from tests.integration.online.scripted import ANTHROPIC, BOTH, GEMINI, OnlineKind, engine_of, problem, says, scripted
 from tests.integration.online.services import (
     KEY,
     MODEL,
     anthropic_app,
-    anthropic_error,
     completion_of,
-    gemini_answer,
     gemini_app,
-    gemini_error,
-    message_answer,
 )
-from tests.integration.openai_http.servers import Respond, Server, answers
+from tests.integration.openai_http.servers import Respond, answers
 from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import EngineContract, request
 from workers.engines.base import (
@@ -42,13 +35,6 @@ from workers.engines.base import (
 )
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
-from workers.engines.registry import create, engine_settings
-
-
-def engine_of(kind: str, url: str, model: str = MODEL, **options: Any) -> Engine:
-    chosen = {kind: {"base_url": url, "api_key": KEY, "attempts": 2, "start_timeout_seconds": 5, **options}}
-    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model)
-
 
 APPS = {"anthropic": anthropic_app, "gemini": gemini_app}
 
@@ -82,55 +68,6 @@ class TestAnthropic(_Online):
 
 class TestGemini(_Online):
     kind = "gemini"
-
-
-@dataclass
-class OnlineKind:
-    """One service: its name, its answers and its errors."""
-
-    name: str
-    said: Any
-    problem: Any
-
-
-ANTHROPIC = OnlineKind(
-    "anthropic", message_answer, lambda status, message: anthropic_error(status, "api_error", message)
-)
-GEMINI = OnlineKind("gemini", gemini_answer, lambda status, message: gemini_error(status, "UNKNOWN", message))
-BOTH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI], ids=lambda kind: kind.name)
-
-
-@asynccontextmanager
-async def scripted(kind: OnlineKind, *responses: Respond, **options: Any) -> AsyncIterator[tuple[Engine, Server]]:
-    """A started engine whose server answers with these responses in order."""
-    server = Server(*responses)
-
-    async def model(_: web.Request) -> web.Response:
-        return web.json_response({"id": MODEL, "name": MODEL})
-
-    app = web.Application()
-    app.router.add_get("/v1/models/{model}", model)
-    app.router.add_post("/v1/{path:.*}", server.respond)
-    async with serving(app) as url:
-        engine = engine_of(kind.name, url, **options)
-        await engine.start()
-        try:
-            yield engine, server
-        finally:
-            await engine.close()
-
-
-def problem(kind: OnlineKind, status: int, message: str = "", **headers: str) -> Respond:
-    async def respond(_: web.Request) -> web.StreamResponse:
-        response: web.Response = kind.problem(status, message)
-        response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-        return response
-
-    return respond
-
-
-def says(kind: OnlineKind, text: str, **fields: Any) -> Respond:
-    return answers(200, kind.said(text, **fields))
 
 
 CHAT = (

@@ -1,0 +1,82 @@
+"""Engines of online services whose server answers with given responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from tests.integration.online.services import (
+    KEY,
+    MODEL,
+    anthropic_error,
+    gemini_answer,
+    gemini_error,
+    message_answer,
+)
+from tests.integration.openai_http.servers import Respond, Server, answers
+from tests.integration.openai_server import serving
+from workers.engines.base import (
+    Engine,
+)
+from workers.engines.registry import create, engine_settings
+
+
+def engine_of(kind: str, url: str, model: str = MODEL, **options: Any) -> Engine:
+    chosen = {kind: {"base_url": url, "api_key": KEY, "attempts": 2, "start_timeout_seconds": 5, **options}}
+    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model)
+
+
+@dataclass
+class OnlineKind:
+    """One service: its name, its answers and its errors."""
+
+    name: str
+    said: Any
+    problem: Any
+
+
+ANTHROPIC = OnlineKind(
+    "anthropic", message_answer, lambda status, message: anthropic_error(status, "api_error", message)
+)
+GEMINI = OnlineKind("gemini", gemini_answer, lambda status, message: gemini_error(status, "UNKNOWN", message))
+BOTH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI], ids=lambda kind: kind.name)
+
+
+@asynccontextmanager
+async def scripted(kind: OnlineKind, *responses: Respond, **options: Any) -> AsyncIterator[tuple[Engine, Server]]:
+    """A started engine whose server answers with these responses in order."""
+    server = Server(*responses)
+
+    async def model(_: web.Request) -> web.Response:
+        return web.json_response({"id": MODEL, "name": MODEL})
+
+    app = web.Application()
+    app.router.add_get("/v1/models/{model}", model)
+    app.router.add_post("/v1/{path:.*}", server.respond)
+    async with serving(app) as url:
+        engine = engine_of(kind.name, url, **options)
+        await engine.start()
+        try:
+            yield engine, server
+        finally:
+            await engine.close()
+
+
+def problem(kind: OnlineKind, status: int, message: str = "", **headers: str) -> Respond:
+    async def respond(_: web.Request) -> web.StreamResponse:
+        response: web.Response = kind.problem(status, message)
+        response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+        return response
+
+    return respond
+
+
+def says(kind: OnlineKind, text: str, **fields: Any) -> Respond:
+    return answers(200, kind.said(text, **fields))
