@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from postback_client.batch import Batch
 from postback_client.clock import TimeLimit
-from postback_client.errors import BatchStillRunning, InvalidRequest, PostbackError, UnreadableAnswer
+from postback_client.errors import BatchStillRunning, InvalidRequest, PostbackError
 from postback_client.files import Files, OnBytes, ignore
 from postback_client.http_session import HttpSession
+from postback_client.paging import listed
 from postback_client.shapes import parsed, read
 
 BATCHES = "/v1/batches"
@@ -60,17 +61,8 @@ class Batches:
         return read(Batch, self._http.json("GET", f"{BATCHES}/{_id(batch_id)}"))
 
     def list(self) -> Iterator[Batch]:
-        """Yield all batches, the newest first."""
-        params = {"limit": "100"}
-        while True:
-            page = self._http.json("GET", BATCHES, params=params)
-            if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-                raise UnreadableAnswer("the answer is not a list of batches")
-            found = [read(Batch, each) for each in page["data"]]
-            yield from found
-            if not found or page.get("has_more") is not True:
-                return
-            params["after"] = found[-1].id
+        """Iterate over all batches, the newest first."""
+        return listed(self._http, BATCHES, Batch)
 
     def cancel(self, batch_id: str) -> Batch:
         """Ask for a batch's cancellation. Raises Conflict for a batch that has ended."""

@@ -13,6 +13,7 @@ import requests
 from postback_client.batch import StoredFile
 from postback_client.errors import Unreachable, UnreadableAnswer
 from postback_client.http_session import HttpSession
+from postback_client.paging import listed
 from postback_client.parts import PART_BYTES, PartedUpload
 from postback_client.shapes import read
 
@@ -58,17 +59,9 @@ class Files:
         return read(StoredFile, self._http.json("GET", _place(file_id)))
 
     def list(self, *, purpose: str | None = None) -> Iterator[StoredFile]:
-        """Yield all files, the newest first; only those of a purpose, if it is given."""
-        params = {"limit": "100"} if purpose is None else {"limit": "100", "purpose": purpose}
-        while True:
-            page = self._http.json("GET", FILES, params=params)
-            if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-                raise UnreadableAnswer("the answer is not a list of files")
-            found = [read(StoredFile, each) for each in page["data"]]
-            yield from found
-            if not found or page.get("has_more") is not True:
-                return
-            params["after"] = found[-1].id
+        """Iterate over all files, the newest first; only those of a purpose, if it is given."""
+        params = {} if purpose is None else {"purpose": purpose}
+        return listed(self._http, FILES, StoredFile, params)
 
     def delete(self, file_id: str) -> None:
         """Delete a file with its content. Raises NotFound, and Conflict while a batch reads the file."""
