@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.http_handler import handling
 from tests.product import Product, Role, eventually
 from workers.engines.vllm.load_failures import IMAGE
 
@@ -138,12 +139,8 @@ class _Gate(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[str]:
     """The hub's address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Gate) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with handling(_Gate) as url:
+        yield url
 
 
 def ends_with(worker: Role, said: str) -> None:

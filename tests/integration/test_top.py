@@ -6,11 +6,10 @@ import io
 import os
 import signal
 import subprocess
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
+from tests.http_handler import handling
 from tests.integration.test_tail import attempt, letter, put, result
 from tests.postback_command import POSTBACK, environment_of, postback_here
 
@@ -84,16 +84,17 @@ def test_the_live_screen_is_drawn_and_ctrl_c_ends_it_with_0(fleet: KafkaSettings
         process.wait()
 
 
-class Page(BaseHTTPRequestHandler):
+class MetricsPage(BaseHTTPRequestHandler):
     """Metrics of a role that counts 100 tokens between two readings."""
 
     total = 0
 
     def do_GET(self) -> None:
-        Page.total += 100
+        MetricsPage.total += 100
         body = (
             "# TYPE postback_tokens_total counter\n"
-            f'postback_tokens_total{{kind="completion"}} {Page.total}\npostback_tokens_total{{kind="wasted"}} 7\n'
+            f'postback_tokens_total{{kind="completion"}} {MetricsPage.total}\n'
+            'postback_tokens_total{kind="wasted"} 7\n'
         ).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -106,12 +107,8 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def role() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Page) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
+    with handling(MetricsPage) as url:
+        yield url
 
 
 def test_tokens_per_second_are_shown_from_the_second_reading_on(role: str) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from operators.doctor.brokers import parsed_addresses, settings_findings, versio
 from operators.doctor.files import check_certificates
 from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault
 from telemetry.clock import SystemClock
+from tests.http_handler import handling
 from tests.integration.certificates import Authority
 from tests.integration.test_acls import documented_rows
 from tests.postback_command import environment_of, postback_here
@@ -190,12 +191,8 @@ class Models(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Models) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
+    with handling(Models) as url:
+        yield url
 
 
 def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> None:
