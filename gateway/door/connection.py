@@ -183,7 +183,7 @@ class DoorConnection(HttpToolsProtocol):
         if self._peer is not None:
             cast("dict[str, Any]", self.scope)[PEER] = self._peer
         self._in_head, self._head_since, self._unseen = False, None, 0
-        self._body, self._body_bytes = self._pace(0), 0
+        self._body, self._body_bytes = _pace(self._limits, self.loop.time(), 0), 0
         before, self.cycle = self.cycle, self._new_cycle(version)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
@@ -274,7 +274,7 @@ class DoorConnection(HttpToolsProtocol):
         if self._peer_ended or (self._body is None and not self._deaf):
             self.transport.close()
             return
-        self._linger = self.loop.time(), self._pace(self._received)
+        self._linger = self.loop.time(), _pace(self._limits, self.loop.time(), self._received)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -324,7 +324,7 @@ class DoorConnection(HttpToolsProtocol):
             return False
         moved = acknowledged_bytes(self._socket)
         if self._sending is None:
-            self._sending = self._pace(moved)
+            self._sending = _pace(self._limits, self.loop.time(), moved)
         return self._sending.slow(now, moved)
 
     def _says_no_goodbye(self, now: float) -> bool:
@@ -335,10 +335,10 @@ class DoorConnection(HttpToolsProtocol):
             self._closing_since = now
         return now - self._closing_since > GOODBYE_SECONDS
 
-    def _pace(self, moved: int) -> Pace:
-        limits = self._limits
-        return Pace(limits.transfer_seconds, limits.transfer_bytes_per_second, self.loop.time(), moved)
-
     @property
     def _received(self) -> int:
         return self._body_bytes + self._discarded
+
+
+def _pace(limits: GatewaySettings, now: float, moved: int) -> Pace:
+    return Pace(limits.transfer_seconds, limits.transfer_bytes_per_second, now, moved)
