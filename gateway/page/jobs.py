@@ -80,15 +80,7 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
         found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
         if not found:
             raise not_found("job", identifier)
-        shown = found[0]
-        values = {
-            "one": shown,
-            "job": shown.job,
-            "result": shown.result,
-            "steps": steps_of(shown),
-            "sources": sources_of(shown.result),
-        }
-        return ShownPage("job", {**values, "is_over": shown.job.status in FINISHED})
+        return _page_of(found[0])
 
     async def end(request: Request, visitor: Visitor, form: Form) -> str:
         identifier = identifier_of(form, "job")
@@ -101,6 +93,12 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
         desk.shows("/job", Scope.READ, "getJob", one),
         desk.acts("/job/cancel", Scope.CANCEL, "cancelJob", end),
     ]
+
+
+def _page_of(one: Trace) -> ShownPage:
+    job, result = one.job, one.result
+    values = {"one": one, "job": job, "result": result, "steps": steps_of(one), "sources": sources_of(result)}
+    return ShownPage("job", {**values, "is_over": job.status in FINISHED})
 
 
 def steps_of(one: Trace) -> list[TimelineStep]:
