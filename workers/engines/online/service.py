@@ -26,7 +26,7 @@ from workers.engines.base import (
 )
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
-from workers.engines.openai_http.server import CONNECT_SECONDS, bounded_body, pauses
+from workers.engines.openai_http.server import bounded_body, new_session, pauses
 
 _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
 """Statuses that concern the whole service; 529 is Anthropic's word for too many requests of all customers."""
@@ -99,12 +99,8 @@ class OnlineService:
     def open(self) -> None:
         """Make the session, without a request."""
         key = self._settings.api_key
-        self._session = aiohttp.ClientSession(
-            headers=self._api.headers(key.get_secret_value() if key is not None else ""),
-            trust_env=False,
-            connector=aiohttp.TCPConnector(limit=self._settings.max_concurrency),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-        )
+        headers = self._api.headers(key.get_secret_value() if key is not None else "")
+        self._session = new_session(headers, self._settings.max_concurrency)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,7 +6,7 @@ The operator chooses the server, so the egress guard does not check its address.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import aiohttp
 from pydantic import ValidationError
@@ -58,12 +58,8 @@ class OpenAIServer:
     def open(self) -> None:
         """Make the session, without a request."""
         key = self._settings.api_key
-        self._session = aiohttp.ClientSession(
-            headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
-            trust_env=False,
-            connector=aiohttp.TCPConnector(limit=self._settings.max_concurrency),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-        )
+        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+        self._session = new_session(headers, self._settings.max_concurrency)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -163,6 +159,16 @@ class OpenAIServer:
         if self._session is None:
             raise EngineUnavailable("the engine is not started")
         return self._session
+
+
+def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
+    """Return a session without a limit of time, since each request has its own. No proxy of the environment is used."""
+    return aiohttp.ClientSession(
+        headers=headers,
+        trust_env=False,
+        connector=aiohttp.TCPConnector(limit=most_connections),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+    )
 
 
 def pauses() -> Iterator[float]:
