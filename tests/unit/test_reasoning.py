@@ -50,6 +50,12 @@ def test_the_reasoning_is_parted_from_the_answer(output: str, reasoning: str | N
     assert (whole.reasoning, whole.text) == (reasoning, text)
 
 
+def test_an_output_of_many_marks_is_read_in_one_pass() -> None:
+    """A model that repeats its opening mark would otherwise stop the worker's event loop for minutes."""
+    output = f"x{OPEN * 400_000}"
+    assert parted(output, MARKS) == Parted(output, None, 0)
+
+
 @pytest.mark.parametrize(
     ("output", "reasoning", "text"), [("a</think>b", "a", "b"), ("a", "a", ""), ("<think>a</think>b", "a", "b")]
 )

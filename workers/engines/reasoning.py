@@ -34,9 +34,11 @@ def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Part
     reasoning: list[str] = []
     text: list[str] = []
     inside, position, end = is_open, 0, 0
+    last_closing, is_blank = output.rfind(marks.closing), True  # found once: a model may repeat the opening mark
     for mark in found.finditer(output):
         part = output[position : mark.start()]
         (reasoning if inside else text).append(part)
+        is_blank = is_blank and not part.strip()
         position = mark.end()
         if not mark[1]:
             if not inside:
@@ -44,7 +46,7 @@ def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Part
                 text = []
             inside, end = False, position
         elif not inside:
-            inside = marks.closing in output[position:] or not "".join([*reasoning, *text]).strip()
+            inside = last_closing >= position or is_blank
             if not inside:
                 text.append(mark[0])
     (reasoning if inside else text).append(output[position:])
