@@ -11,7 +11,7 @@ from workers.enrichment.answering.answer import answered
 from workers.enrichment.answering.cite import cited
 from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.profile import Profile
-from workers.enrichment.answering.quotes import CONTEXT_CHARS, MAX_QUOTE_CHARS, contains
+from workers.enrichment.answering.quotes import CONTEXT_CHARS, MAX_COMPARED, MAX_QUOTE_CHARS, contains
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 TEXT = (
@@ -105,3 +105,20 @@ def test_a_long_quote_ends_at_a_word_and_is_found_again() -> None:
     assert len(quote) <= MAX_QUOTE_CHARS
     assert contains(long, quote)
     assert quote.split()[-1] in long.split()
+
+
+def test_quotes_are_looked_for_up_to_a_bound() -> None:
+    """Beyond the bound a citation has no quote: an answer that cites all sources everywhere would delay all others."""
+    page = NumberedSource(1, "a", "a", None, ("alpha beta gamma delta. " * 1000,))
+    _, _, citations = cited("Alpha delta beta gamma [1]. " * 100, Evidence((page,)))
+    within = MAX_COMPARED // 4000
+    assert [one.quote is not None for one in citations] == [True] * within + [False] * (100 - within)
+
+
+def test_a_long_chat_is_read_for_links_once_for_all_citations() -> None:
+    chat = "see https://own.example/a and www.other.example " * 90_000
+    page = NumberedSource(1, "a", "a", None, ("alpha beta gamma delta",))
+    evidence = Evidence((page,), conversation=chat)
+    _, _, citations = cited("Alpha beta gamma delta [1]. " * 500, evidence)
+    assert len(citations) == 500
+    assert all(one.quote is not None for one in citations)

@@ -25,7 +25,7 @@ from workers.enrichment.answering.clauses import Clause, clauses
 from workers.enrichment.answering.contradiction import Source
 from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.links import without_unknown_links
-from workers.enrichment.answering.quotes import quote, without_links, words
+from workers.enrichment.answering.quotes import Quoter, without_links, words
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 FUZZY_SHARE: Final = 0.8
@@ -123,6 +123,7 @@ class SourceTexts:
         self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
         self._clauses_of: dict[int, Source] = {}
+        self._quoter = Quoter({number: source.texts for number, source in self._sources.items()}, _COMMON)
         self._said: tuple[str, list[Clause]] = ("", [])
         """The last compared text and its clauses, kept since one text is compared with every source."""
 
@@ -152,7 +153,7 @@ class SourceTexts:
         """Return the citation with the words of source `number` that are nearest to the text, if it has support."""
         if citation.support not in BEARING:
             return citation
-        found = quote(words(text), self._sources[number].texts, _COMMON)
+        found = self._quoter.quote(words(text), number)
         if found is None:
             return citation
         clean = {name: without_unknown_links(visible(part), self._evidence) for name, part in found}

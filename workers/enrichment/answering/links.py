@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from workers.enrichment.evidence import Evidence
@@ -69,7 +69,7 @@ _ESCAPED_LITERAL: Final = re.compile(r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)++(")?')
 
 def without_unknown_links(text: str, evidence: Evidence) -> str:
     """Change the text so that no renderer finds a link or an image that neither the job nor a source gave."""
-    return _Given.of(evidence).cleaned(text)
+    return _given(evidence).cleaned(text)
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,12 @@ class _Given:
 
     def _is_given(self, url: str) -> bool:
         return _plain(url) in self.links
+
+
+@lru_cache(maxsize=4)
+def _given(evidence: Evidence) -> _Given:
+    """Keep the URLs of the last jobs: an answer has many parts to clean, and a job's messages may be long."""
+    return _Given.of(evidence)
 
 
 def _plain(url: str) -> str:
