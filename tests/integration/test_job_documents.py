@@ -18,6 +18,7 @@ from tests.integration.openai_server import judging
 from tests.integration.raw_server import FACT, enriching, page
 from tests.screening_rules import CARD, pii, screen_of
 from workers.enrichment.answering.grounding import ground
+from workers.enrichment.reading.particulars import MAX_TITLE_CHARS
 
 QUESTION = "When did the Halvorsen bridge open?"
 
@@ -44,6 +45,15 @@ async def test_a_document_of_a_job_is_a_source_under_its_id(form: str) -> None:
     (source,) = evidence.sources
     assert (source.id, source.url, evidence.notes) == ("letter-1", None, ())
     assert FACT in " ".join(source.passages)
+
+
+async def test_the_title_of_a_document_is_cut_as_the_title_of_a_page() -> None:
+    """The title is ranked with each passage, and its marks are removed: a title of 1 MB took a worker minutes."""
+    async with enriching() as enricher:
+        document = {"id": "letter-1", "title": "[" * 500 + "The letter", "text": FACT}
+        evidence = await enricher.enrich(Sources.model_validate({"documents": [document]}), QUESTION)
+    (source,) = evidence.sources
+    assert source.title == "[" * MAX_TITLE_CHARS
 
 
 async def test_an_answer_cites_a_document_by_its_id_beside_a_page() -> None:

@@ -39,6 +39,7 @@ from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.fetching.read import Reader
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
+from workers.enrichment.reading.particulars import MAX_TITLE_CHARS as LONGEST_TITLE
 from workers.enrichment.reading.steering import steering
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
@@ -240,6 +241,7 @@ class Enricher:
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
+        title = (title or "")[:LONGEST_TITLE] or None  # it is read with each passage
         return Document(one, reading.url, title, answer["text"], answer["rest"], particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
