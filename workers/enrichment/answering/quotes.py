@@ -70,7 +70,9 @@ class Quoter:
         self._left -= sum(len(passage.places.get(word, ())) for passage in passages for word in wanted)
         if self._left < 0:
             return None
-        best = max(((*passage.densest(wanted, 2 * len(said)), passage) for passage in passages), default=None, key=_found)
+        best = max(
+            ((*passage.densest(wanted, 2 * len(said)), passage) for passage in passages), default=None, key=_found
+        )
         if best is None or not best[0]:
             return None
         _, start, end, passage = best
