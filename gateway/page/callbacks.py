@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
+from gateway.access.allowed import may_call
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
@@ -36,15 +37,18 @@ def callback_routes(door: Door, desk: Desk) -> list[Route]:
         return ShownPage("callbacks", {"found": found, "most": MOST_LOOKED_AT, "said": said})
 
     async def again(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier = identifier_of(form, "callback")
+        identifier, tenant = identifier_of(form, "callback"), visitor.principal.tenant
         webhook_id, origin = form.get("webhook_id", ""), form.get("origin", "")
         note_objects(request, [identifier])
-        if searching.locked():
-            raise ApiError(503, "busy", "Other callbacks are being looked for; send it again.", headers=_SOON)
         try:
             tried = await door.store.read(
-                lambda connection: find_tried(connection, visitor.principal.tenant, identifier, webhook_id, origin)
+                lambda connection: find_tried(connection, tenant, identifier, webhook_id, origin)
             )
+            if not may_call(await door.access.tenant(tenant), tried.origin):
+                message = f"The tenant's callbacks may not go to {tried.origin} any more; ask the operator."
+                raise ApiError(403, "callback_not_allowed", message)
+            if searching.locked():
+                raise ApiError(503, "busy", "Other callbacks are being looked for; send it again.", headers=_SOON)
             async with searching:
                 records = await asyncio.to_thread(partial(find_records, kafka, tried, door.clock))
         except NoSuchCallback:

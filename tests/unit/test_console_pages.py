@@ -10,6 +10,8 @@ import pytest
 from selectolax.lexbor import LexborHTMLParser
 
 from gateway.access import Scope
+from gateway.access.tenant_settings import TenantSettings
+from gateway.access.tenants import put_tenant
 from gateway.page.rendering import link
 from gateway.page.undelivered import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
 from gateway.store.tables import batches, job_attempts, jobs, webhook_endpoints
@@ -254,6 +256,16 @@ def test_a_callback_counts_as_failed_by_its_last_attempt(rig: Rig) -> None:
     ]
     assert "connect failed" in body_of(page)
     assert len(page.css("form[action='/console/callbacks/resend']")) == 2
+
+
+def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_any_more(rig: Rig) -> None:
+    left = TenantSettings(callback_domains=["b.example"])
+    rig.store.write_now(lambda connection: put_tenant(connection, rig.clock, "moved", left))
+    put(rig, job_attempts, attempt_row("moved", "old", 800, "timeout"))
+    callback = {"id": "old", "webhook_id": "msg_old", "origin": "https://a.example"}
+    answer = signed_in(rig, "moved").send("/console/callbacks/resend", callback)
+    assert answer.status_code == 403
+    assert "may not go to https://a.example any more" in answer.text
 
 
 def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> None:
