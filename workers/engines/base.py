@@ -15,9 +15,14 @@ Errors:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
 
 from schemas.job import Message, Reasoning, ResponseFormat
+
+TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""A number of tokens in a server's answer: metrics refuse a negative one, and databases a larger one."""
 
 
 @dataclass(frozen=True, slots=True)

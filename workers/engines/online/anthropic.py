@@ -11,7 +11,7 @@ from schemas.bounded import BoundedModel
 from schemas.job import Reasoning
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
@@ -40,10 +40,10 @@ class _Block(BoundedModel):
 
 
 class _AnthropicUsage(BoundedModel):
-    input_tokens: int = Field(default=0, ge=0)
-    output_tokens: int = Field(default=0, ge=0)
-    cache_creation_input_tokens: int | None = Field(default=None, ge=0)
-    cache_read_input_tokens: int | None = Field(default=None, ge=0)
+    input_tokens: TokenCount = 0
+    output_tokens: TokenCount = 0
+    cache_creation_input_tokens: TokenCount | None = None
+    cache_read_input_tokens: TokenCount | None = None
 
 
 class AnthropicAnswer(BoundedModel):

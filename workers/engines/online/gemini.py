@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from schemas.bounded import BoundedModel
 from schemas.job import Reasoning
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest
+from workers.engines.base import Completion, GenerationRequest, TokenCount
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
@@ -23,7 +23,6 @@ _MOST_PARTS = 4096
 _LEVELS: dict[str, str] = {"xhigh": "high"}
 """Our words for efforts, where the service has another one."""
 _ROLES = {"user": "user", "assistant": "model"}
-Count = Annotated[int, Field(ge=0)]
 
 
 class GeminiSettings(OnlineSettings):
@@ -54,10 +53,10 @@ class _PromptFeedback(BoundedModel):
 
 
 class _GeminiUsage(BoundedModel):
-    prompt: Count = Field(default=0, alias="promptTokenCount")
-    candidates: Count = Field(default=0, alias="candidatesTokenCount")
-    thoughts: Count = Field(default=0, alias="thoughtsTokenCount")
-    cached: Count | None = Field(default=None, alias="cachedContentTokenCount")
+    prompt: TokenCount = Field(default=0, alias="promptTokenCount")
+    candidates: TokenCount = Field(default=0, alias="candidatesTokenCount")
+    thoughts: TokenCount = Field(default=0, alias="thoughtsTokenCount")
+    cached: TokenCount | None = Field(default=None, alias="cachedContentTokenCount")
 
 
 class GeminiAnswer(BoundedModel):

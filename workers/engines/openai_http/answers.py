@@ -19,6 +19,7 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
+    TokenCount,
 )
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure
@@ -110,7 +111,7 @@ class _Logprobs(BoundedModel):
     def values(self) -> list[float]:
         """Return the log-probabilities of the answer's tokens; empty if the server gave none."""
         given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
-        return [value for value in given if value is not None]
+        return [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
 
 
 class _Message(BoundedModel):
@@ -129,16 +130,16 @@ class _Choice(BoundedModel):
 
 
 class _PromptDetails(BoundedModel):
-    cached_tokens: int | None = Field(default=None, ge=0)
+    cached_tokens: TokenCount | None = None
 
 
 class _CompletionDetails(BoundedModel):
-    reasoning_tokens: int | None = Field(default=None, ge=0)
+    reasoning_tokens: TokenCount | None = None
 
 
 class _Usage(BoundedModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: TokenCount = 0
+    completion_tokens: TokenCount = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -191,7 +192,7 @@ def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> 
             reason=repr(choice.finish_reason)[:_REASON_SHOWN],
         )
     values = choice.logprobs.values() if choice.logprobs is not None else []
-    confidence = min(1.0, math.exp(sum(values) / len(values))) if values else None
+    confidence = math.exp(sum(values) / len(values)) if values else None
     return Completion(
         text,
         reason,

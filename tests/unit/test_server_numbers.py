@@ -1,0 +1,61 @@
+"""The numbers in a server's answer: counts that metrics take, and a confidence from 0 to 1, or no answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from workers.engines.base import Completion
+from workers.engines.online.anthropic import MessagesApi
+from workers.engines.online.gemini import GenerateContentApi
+from workers.engines.openai_http.answers import ServerAnswer, completion_of
+
+COUNTS = st.integers() | st.sampled_from([-1, 2**31, 10**400])
+LOGPROBS = st.lists(st.none() | st.floats(), max_size=4)
+
+
+def require_usable(completion: Completion) -> None:
+    counts = completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens
+    assert all(count is None or 0 <= count < 2**33 for count in (*counts, completion.reasoning_tokens))
+    assert completion.confidence is None or 0 <= completion.confidence <= 1
+
+
+def written(answer: Any) -> bytes:
+    return json.dumps(answer).encode()
+
+
+@given(COUNTS, COUNTS, COUNTS, LOGPROBS)
+@example(0, 0, 0, [1000.0])
+@example(0, 0, 0, [float("inf"), float("-inf"), float("nan")])
+@example(-1, 0, 0, [])
+@example(0, 10**400, 0, [])
+def test_any_numbers_of_an_openai_server_are_usable_or_refused(
+    prompt: int, generated: int, thought: int, logprobs: list[float | None]
+) -> None:
+    usage = {"prompt_tokens": prompt, "completion_tokens": generated}
+    usage_details = {"completion_tokens_details": {"reasoning_tokens": thought}}
+    choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"token_logprobs": logprobs}}
+    try:
+        answer = ServerAnswer.model_validate_json(written({"choices": [choice], "usage": usage | usage_details}))
+    except ValueError:
+        return
+    require_usable(completion_of(answer))
+
+
+@given(COUNTS, COUNTS, st.none() | st.floats())
+@example(0, 10**400, None)
+def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, generated: int, mean: float | None) -> None:
+    usage = {"input_tokens": read, "output_tokens": generated, "cache_read_input_tokens": read}
+    message = {"content": [{"type": "text", "text": "a"}], "stop_reason": "end_turn", "usage": usage}
+    counts = {"promptTokenCount": read, "candidatesTokenCount": generated, "thoughtsTokenCount": generated}
+    candidate = {"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP", "avgLogprobs": mean}
+    contents = {"candidates": [candidate], "usageMetadata": counts}
+    for api, answer in ((MessagesApi("m", "2023-06-01"), message), (GenerateContentApi("m"), contents)):
+        try:
+            completion = api.completion(written(answer))
+        except ValueError:
+            continue
+        require_usable(completion)
