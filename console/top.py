@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+from http.client import HTTPException
 from typing import Annotated
 
 import typer
@@ -90,5 +91,5 @@ def _tokens_at(url: str) -> float | None:
             for sample in family.samples
             if sample.name == "postback_tokens_total" and sample.labels.get("kind") != "wasted"
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return None

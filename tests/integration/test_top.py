@@ -115,7 +115,7 @@ def test_tokens_per_second_are_shown_from_the_second_reading_on(role: str) -> No
     tokens = TokenRates()
     assert tokens.lines([f"{role}/metrics"], 10.0) == {role: "100 tokens"}
     assert tokens.lines([f"{role}/metrics"], 14.0) == {role: "200 tokens, 25 tokens/s"}
-    for wrong in (f"{role}/noise", "file:///etc/passwd", "http://[", ""):
+    for wrong in (f"{role}/noise", "file:///etc/passwd", "http://[", "http://a:x/", "http://a b/", ""):
         assert list(TokenRates().lines([wrong], 1.0).values()) == ["does not answer with metrics"]
 
 
