@@ -48,7 +48,7 @@ class Citation(WireModel):
     support: Support
     """The closeness of the source's text to the sentence."""
     quote: Quote | None = None
-    """The source's words that are nearest to the sentence; absent if the citation has no support."""
+    """The source's words that are nearest to the sentence; absent without support, and late in a very long answer."""
 
 
 class SourceDetails(WireModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.result import Support
@@ -87,6 +87,9 @@ WORDS = st.text(st.sampled_from("abc 12.,'’-ﬁßẞÅ각中\u200b\u00ad\u0301
 
 
 @given(st.lists(WORDS | st.text(max_size=60), max_size=4), st.integers(0, 200), st.integers(0, 80), WORDS)
+@example(["W\x1bµ"], 0, 0, "w")
+@example(["co\u00adoperate"], 0, 13, "")
+@example(["ww\u200bw.x.y a"], 0, 20, "")
 def test_a_quote_is_part_of_its_source_whatever_page_and_answer_hold(
     passages: list[str], start: int, length: int, noise: str
 ) -> None:

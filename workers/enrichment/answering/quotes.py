@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from schemas.result import Quote
+from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.links import LINK_REMOVED, URL
 
 WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
@@ -28,9 +29,10 @@ answer that cites 20 sources in each sentence would delay all other jobs of the 
 def words(text: str) -> tuple[str, ...]:
     """Return words and numbers, compatibility forms and case folded; single characters in scripts without spaces.
 
-    Links are left out, since most links are removed from an answer but remain in its sources.
+    Links are left out, since most links are removed from an answer but remain in its sources. Invisible characters are
+    left out, since the model does not see them.
     """
-    return tuple(WORD.findall(unicodedata.normalize("NFKC", without_links(text)).casefold()))
+    return tuple(WORD.findall(unicodedata.normalize("NFKC", without_links(visible(text))).casefold()))
 
 
 def without_links(text: str) -> str:
@@ -56,8 +58,8 @@ class Quoter:
     def quote(self, said: Sequence[str], number: int) -> Quote | None:
         """Return the part of source `number` that is nearest to the words `said`.
 
-        The part is the first run of exactly these words, else the part with most of the uncommon ones close together. None
-        if no passage has an uncommon one, or if the answer's budget is spent.
+        The part is the first run of exactly these words, else the part with most of the uncommon ones close together.
+        None if no passage has an uncommon one, or if the answer's budget is spent.
         """
         if number not in self._placed:
             self._placed[number] = [_Placed.of(passage) for passage in self._sources[number]]
@@ -98,10 +100,12 @@ class _Placed:
 
     @classmethod
     def of(cls, text: str) -> _Placed:
-        """Split the text. A character is folded by itself, so that each folded character knows its place."""
-        blank = URL.sub(lambda link: " " * len(link.group()), text.replace(LINK_REMOVED, " " * len(LINK_REMOVED)))
+        """Split the text as `words` does. A character is folded by itself, so that it knows its place."""
+        shown = [(at, seen) for at, character in enumerate(text) if (seen := visible(character))]
+        plain = "".join(seen for _, seen in shown).replace(LINK_REMOVED, " " * len(LINK_REMOVED))
+        blank = URL.sub(lambda link: " " * len(link.group()), plain)
         folded = [unicodedata.normalize("NFKC", character).casefold() for character in blank]
-        origins = [at for at, piece in enumerate(folded) for _ in piece]
+        origins = [at for (at, _), piece in zip(shown, folded, strict=True) for _ in piece]
         found = list(WORD.finditer("".join(folded)))
         spans = tuple((origins[one.start()], origins[one.end() - 1] + 1) for one in found)
         words = tuple(one.group() for one in found)
