@@ -125,3 +125,8 @@ def test_a_long_chat_is_read_for_links_once_for_all_citations() -> None:
     _, _, citations = cited("Alpha beta gamma delta [1]. " * 500, evidence)
     assert len(citations) == 500
     assert all(one.quote is not None for one in citations)
+
+
+def test_a_long_page_is_split_once_for_all_its_quotes() -> None:
+    page = "alpha beta gamma delta " * 100_000
+    assert all(contains(page, "gamma delta alpha") for _ in range(1000))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schemas.result import Citation, Result
-from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.quotes import contains
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Document, LeftOut
@@ -53,5 +52,5 @@ def _checked(citation: Citation, url: str | None, found: dict[str, Document | Le
     if isinstance(source, LeftOut):
         return CheckedCitation(citation, Standing.UNREAD, url, source.reason)
     texts = (source.title or "", source.text, source.rest)
-    stands = any(contains(visible(text), visible(citation.quote.exact)) for text in texts)
+    stands = any(contains(text, citation.quote.exact) for text in texts)
     return CheckedCitation(citation, Standing.STANDS if stands else Standing.GONE, url)

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from schemas.result import Quote
@@ -43,7 +44,13 @@ def without_links(text: str) -> str:
 def contains(text: str, quoted: str) -> bool:
     """Return whether the text has the quoted words in one run; case, punctuation and links do not count."""
     wanted = words(quoted)
-    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(text))} "
+    return bool(wanted) and f" {' '.join(wanted)} " in _line(text)
+
+
+@lru_cache(maxsize=8)
+def _line(text: str) -> str:
+    """Keep the last texts as words: many quotes are looked for in one page, and a page may have megabytes."""
+    return f" {' '.join(words(text))} "
 
 
 class Quoter:
