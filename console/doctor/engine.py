@@ -7,8 +7,10 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from operators.doctor.findings import Finding, fault, warning
 from schemas.settings import read_settings
@@ -87,6 +89,13 @@ def _folder_findings(folder: Path, whose: str, variable: str) -> Iterator[Findin
         yield fault(f"the folder of {whose} {held}: {folder}", f"download the model again, or correct {variable}")
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects, as the engine does: urllib would send the key to the other server too."""
+
+    def redirect_request(self, *_args: Any) -> None:
+        """Return no further request, so that the status becomes an HTTPError."""
+
+
 def server_findings(base_url: str, key: str | None, model: str | None) -> Iterator[Finding]:
     """Yield the faults of a server that speaks OpenAI's protocol, from its list of models. No key is shown."""
     from telemetry.logs import origin_of
@@ -96,7 +105,7 @@ def server_findings(base_url: str, key: str | None, model: str | None) -> Iterat
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_ANSWER_SECONDS) as answer:
             listed = json.loads(answer.read(1024 * 1024))
     except urllib.error.HTTPError as error:
         error.close()
@@ -105,7 +114,7 @@ def server_findings(base_url: str, key: str | None, model: str | None) -> Iterat
         else:
             yield warning(f"the server at {where} lists no models ({error.code})", "look at the server's log")
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, HTTPException) as error:
         yield fault(
             f"the server at {where} does not answer ({type(error).__name__})",
             "start it, or correct POSTBACK_ENGINE__OPENAI__BASE_URL",

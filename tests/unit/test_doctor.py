@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 
 from console.catalogue import names, rooms
 from console.doctor.checks import Asked, checks
+from console.doctor.engine import server_findings
 from console.doctor.machine import check_disk, check_files_limit, check_memory
 from console.doctor.settings import ROOMS
 from gateway.store.store import Store
@@ -341,3 +342,33 @@ def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
 def test_any_text_of_addresses_is_read_or_refused(text: str) -> None:
     for address in parsed_addresses(text) or []:
         assert 0 < address.port < 65_536
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Redirects a question about models, answers another path by no HTTP or by JSON that is nested too deeply."""
+
+    keys: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        Elsewhere.keys.append(self.headers["Authorization"])
+        if self.path == "/moved/models":
+            self.send_response(302)
+            self.send_header("Location", "/thief")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path == "/deep/models":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000)
+        else:
+            self.wfile.write(b"no status line\r\n")
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_finding() -> None:
+    with handling(Elsewhere) as url:
+        [moved] = server_findings(f"{url}/moved", "key-1", "m")
+        assert (Elsewhere.keys, moved.problem) == (["Bearer key-1"], f"the server at {url} lists no models (302)")
+        for path, error in (("deep", "RecursionError"), ("raw", "BadStatusLine")):
+            [finding] = server_findings(f"{url}/{path}", None, "m")
+            assert finding.problem == f"the server at {url} does not answer ({error})"
