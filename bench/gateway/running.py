@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,7 +60,7 @@ def gateway_command(kafka: KafkaSettings, folder: Path, certificate: Path | None
 
 def url_of(gateway: Command) -> str:
     """Return the announced URL, without `/v1`."""
-    return next(word for word in gateway.output().split() if word.startswith("http") and word.endswith("/v1"))[:-3]
+    return re.findall(r"the API is at (https?://\S+)/v1", gateway.output())[0]
 
 
 def new_key(folder: Path) -> str:

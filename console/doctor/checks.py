@@ -82,6 +82,8 @@ def _services(environment: dict[str, str], asked: Asked) -> Iterator[Check]:
             yield Check(f"redis-{name}", partial(services.check_redis, variable, environment[variable]))
     if asked.engine is not None:
         yield Check("engine", partial(engine.check_engine, asked.engine, asked.model))
+    if registry := environment.get("POSTBACK_WORKER__REGISTRY"):
+        yield Check("models", partial(engine.check_registry, Path(registry)))
 
 
 def _certificates(environment: dict[str, str], asked: Asked) -> dict[str, Path]:

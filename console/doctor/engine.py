@@ -16,14 +16,16 @@ from operators.doctor.findings import Finding, fault, warning
 from schemas.settings import read_settings
 
 _ANSWER_SECONDS = 5.0
-_PACKAGES = {"vllm": "vllm", "openai": "aiohttp"}
+_PACKAGES = {"vllm": "vllm", "openai": "aiohttp", "anthropic": "aiohttp", "gemini": "aiohttp"}
 """The package that an engine cannot do without."""
-_EXTRAS = {"vllm": "vllm", "openai": "worker"}
+_EXTRAS = {"vllm": "vllm", "aiohttp": "worker"}
+"""The extra that installs a package."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     """Yield the faults of an engine. `model` overrides the model of the settings. Raises SettingsRefused."""
+    from workers.engines.online.settings import OnlineSettings
     from workers.engines.openai_http.settings import OpenAISettings
     from workers.engines.registry import engine_settings
     from workers.engines.vllm.settings import VllmSettings
@@ -32,7 +34,7 @@ def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     if package is not None and find_spec(package) is None:
         yield fault(
             f"the engine {engine} needs the package {package}, which is not installed",
-            f"run `pip install 'postback[{_EXTRAS[engine]}]'`",
+            f"run `pip install 'postback[{_EXTRAS[package]}]'`",
         )
     section = read_settings(engine_settings()).section(engine)
     name = model or section.model
@@ -46,6 +48,21 @@ def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     elif isinstance(section, OpenAISettings):
         key = section.api_key.get_secret_value() if section.api_key is not None else None
         yield from server_findings(section.base_url, key, name)
+    elif isinstance(section, OnlineSettings) and section.api_key is None:
+        variable = f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"
+        yield fault(f"the engine {engine} has no key", f"set {variable} to a key of the service")
+
+
+def check_registry(path: Path) -> Iterator[Finding]:
+    """Yield the mistakes of a model registry. Raises SettingsRefused."""
+    from workers.engines.models.mistakes import RegistryRefused
+    from workers.roles.model_registry import read_file
+
+    try:
+        read_file(path)
+    except RegistryRefused as refused:
+        for mistake in refused.mistakes:
+            yield fault(f"the model registry {path}: {mistake}", "correct the file; `postback models check` reads it")
 
 
 def model_findings(name: str, variable: str) -> Iterator[Finding]:

@@ -372,3 +372,22 @@ def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_fin
         for path, error in (("deep", "RecursionError"), ("raw", "BadStatusLine")):
             [finding] = server_findings(f"{url}/{path}", None, "m")
             assert finding.problem == f"the server at {url} does not answer ({error})"
+
+
+@pytest.mark.parametrize("engine", ["anthropic", "gemini"])
+def test_an_online_service_without_a_key_is_named(engine: str) -> None:
+    found = findings("engine", "--engine", engine, "--model", "some")
+    assert told(found, f"the engine {engine} has no key", f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"), found
+    key = {f"POSTBACK_ENGINE__{engine.upper()}__API_KEY": SECRET}
+    assert findings("engine", "--engine", engine, "--model", "some", **key) == []
+
+
+def test_each_mistake_of_a_model_registry_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text('[engines.here]\nkind = "echo"\n[models.small]\nengine = "there"\n[models.big]\nengines = "here"\n')
+    found = findings("models", POSTBACK_WORKER__REGISTRY=path)
+    assert told(found, "models.small.engine", "`postback models check`"), found
+    assert told(found, "models.big", "`postback models check`"), found
+    path.write_text('[engines.here]\nkind = "echo"\n[models.small]\nengine = "here"\n')
+    assert findings("models", POSTBACK_WORKER__REGISTRY=path) == []
+    assert told(findings("models", POSTBACK_WORKER__REGISTRY=tmp_path / "none"), "cannot be read", "correct the file")
