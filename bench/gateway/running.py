@@ -60,7 +60,8 @@ def gateway_command(kafka: KafkaSettings, folder: Path, certificate: Path | None
 
 def url_of(gateway: Command) -> str:
     """Return the announced URL, without `/v1`."""
-    return re.findall(r"the API is at (https?://\S+)/v1", gateway.output())[0]
+    found: list[str] = re.findall(r"the API is at (https?://\S+)/v1", gateway.output())
+    return found[0]
 
 
 def new_key(folder: Path) -> str:
