@@ -15,6 +15,7 @@ from tests.unit.stage_rig import Intake, Settler, bare_stage, reread
 from workers.kafka.topics import BrokerAway
 from workers.roles import topic_watch
 from workers.roles.topic_watch import TopicWatch
+from workers.stage.fetching import SILENCE_SECONDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, topic_mark
 from workers.stage.record import Record
@@ -39,10 +40,14 @@ class Cluster:
 
 
 def stage_of(
-    cluster: Cluster, intake: Intake, settler: Settler | None = None, **began_with: str
+    cluster: Cluster,
+    intake: Intake,
+    settler: Settler | None = None,
+    clock: HandClock | None = None,
+    **began_with: str,
 ) -> tuple[Stage, Partition]:
     """A stage with one assigned partition that is being fetched; `began_with` are the UUIDs that its process knows."""
-    stage, _ = bare_stage(intake, HandClock(), settler=settler, identities=Identities(cluster, began_with))
+    stage, _ = bare_stage(intake, clock or HandClock(), settler=settler, identities=Identities(cluster, began_with))
     stage.assigned([("requests", 0)])
     (partition,) = stage.held.partitions.values()
     partition.paused = False
@@ -94,6 +99,25 @@ def test_a_topic_that_the_process_knew_by_another_uuid_ends_it_before_a_record_i
     stage.take(records(0), [])
     assert (partition.phase, stage.stopping is not None) == (Phase.ASSIGNED, True)
     assert isinstance(stage.error, TopicMadeAnew)
+
+
+def test_a_record_after_a_silence_is_asked_about_although_its_offset_goes_on() -> None:
+    """The new topic may have more records than the old one had."""
+    cluster, clock = Cluster(requests="old"), HandClock()
+    stage, partition = stage_of(cluster, Intake(), clock=clock)
+    stage.take(records(7, 8), [("requests", 0, 9)])
+    asked = cluster.asked
+    clock.sleep(SILENCE_SECONDS / 2)
+    stage.take(records(9), [])
+    assert cluster.asked == asked
+    clock.sleep(SILENCE_SECONDS)
+    stage.take(records(10, 11), [])
+    assert (cluster.asked, partition.ledger.taken) == (asked + 1, {7, 8, 9, 10, 11})
+    cluster.ids = {"requests": "new"}
+    clock.sleep(SILENCE_SECONDS)
+    stage.take(records(12), [])
+    assert isinstance(stage.error, TopicMadeAnew)
+    assert partition.ledger.taken == {7, 8, 9, 10, 11}
 
 
 @pytest.mark.parametrize("delivered", [(records(3), []), (records(9, 0), []), ([], [("requests", 0, 0)])])

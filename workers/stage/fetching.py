@@ -15,6 +15,10 @@ from workers.stage.watch import Watch
 STALL_SECONDS = 10.0
 """The longest silence of a partition that has records. The stage then seeks the partition again."""
 
+SILENCE_SECONDS = 0.25
+"""The silence after which a partition's next record may be of a new topic: deleting a topic and making it anew takes
+longer. Asking takes some milliseconds, and only a record of a nearly idle partition waits for the answer."""
+
 log = get_logger()
 
 
@@ -33,16 +37,17 @@ class Fetching:
         """Find the partition of each record and each end. Records and ends of partitions not held are left out.
 
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
-        before the group knows of it. Kafka is asked for the topic's UUID in two cases: a partition's offsets go back
-        without a seek, or the partition's first record is delivered only after it was opened.
+        before the group knows of it. Kafka is asked for the topic's UUID in three cases: a partition's offsets go back
+        without a seek, its first record is delivered only after it was opened, or a delivery follows a silence. The new
+        topic may have more records than the old one had, so that the offsets seem to go on.
         """
-        held, doubtful = self._held.partitions, set()
+        held, doubtful, now = self._held.partitions, set(), self._clock.monotonic()
         found_ends = []
         for topic, number, offset in ends:
             partition = held.get((topic, number))
             if partition is not None:
                 found_ends.append((partition, offset))
-                if offset < partition.position:
+                if offset < partition.position or self._is_after_silence(partition, now):
                     doubtful.add(topic)
         found = []
         for record in records:
@@ -50,7 +55,7 @@ class Fetching:
             if partition is not None:
                 found.append((partition, record))
                 comes_late = partition.phase is Phase.OPEN and not partition.begun
-                if comes_late or record.offset < partition.position:
+                if comes_late or record.offset < partition.position or self._is_after_silence(partition, now):
                     doubtful.add(record.topic)
                 partition.position = record.offset
         if doubtful:
@@ -102,6 +107,9 @@ class Fetching:
                 partition.paused = True
             for partition in resume:
                 partition.resume(self._clock.monotonic())
+
+    def _is_after_silence(self, partition: Partition, now: float) -> bool:
+        return partition.phase is Phase.OPEN and now - partition.last_seen >= SILENCE_SECONDS
 
     def _take(self, partition: Partition, record: Record, now: float) -> bool:
         partition.last_seen, partition.at_end = now, False
