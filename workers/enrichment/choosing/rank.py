@@ -99,8 +99,9 @@ def rank(
 class Ranking:
     """The passages of all documents, each with its weight for the question.
 
-    A document is a title, its main text, and the page's other text if there is any. Passages of the other text without
-    a word of the question are left out.
+    A document is a title, its main text, and the page's other text if there is any. A passage of the other text takes
+    part only if it has more of the question than every passage of the main text: a list of links repeats the title,
+    and confuses a small model.
     """
 
     def __init__(self, question: str, documents: Sequence[Sequence[str]], passage_chars: int) -> None:
@@ -109,7 +110,14 @@ class Ranking:
             one for number, document in enumerate(documents) for one in _passages(number, document, passage_chars)
         ]
         by_words = weights(question, [passage.terms for passage in passages])
-        weighed = [(one, weight) for one, weight in zip(passages, by_words, strict=True) if one.is_main or weight > 0]
+        best = [0.0] * len(documents)
+        for one, weight in zip(passages, by_words, strict=True):
+            best[one.document] = max(best[one.document], weight if one.is_main else 0.0)
+        weighed = [
+            (one, weight)
+            for one, weight in zip(passages, by_words, strict=True)
+            if one.is_main or weight > best[one.document]
+        ]
         self._passages = [passage for passage, _ in weighed]
         self._weights = [weight if passage.is_main else REST_WEIGHT * weight for passage, weight in weighed]
 
