@@ -110,7 +110,8 @@ def _text(page: Page) -> str:
     """Return the page's extracted text, which is empty if the page is unreadable."""
     media_type, _, parameter = page.content_type.partition("; charset=")
     try:
-        return extract(page.body(), media_type, parameter or None).text
+        extracted = extract(page.body(), media_type, parameter or None)
+        return f"{extracted.text}\n\n{extracted.rest}"
     except Unreadable:
         return ""
 
