@@ -47,7 +47,7 @@ def test_one_frame_shows_lanes_workers_and_the_failures_of_the_last_minute(fleet
         fleet,
         (fleet.topics.requests(), b'{"prompt": "Why?"}', {}),
         result(fleet, "a-1", Outcome.SUCCEEDED, "small", "acme"),
-        attempt(fleet, "a-1", "acme", status=None, error="connect_failed"),
+        attempt(fleet, "a-1", "acme", status=None, error="connect_failed", at=SystemClock().time()),
         letter(fleet, "a-2"),
     )
     announce(fleet)
@@ -58,7 +58,7 @@ def test_one_frame_shows_lanes_workers_and_the_failures_of_the_last_minute(fleet
     assert words[words.index("gpu-1") :][:4] == ["gpu-1", "(shared)", "1.2.3", "gemma[red]"]
     lines = [line.split() for line in done.stdout.splitlines()]
     for row in (["settled", "succeeded", "1"], ["attempt", "connect_failed", "1"], ["dead", "letter", "timeout", "1"]):
-        assert row in lines
+        assert row in lines, done.stdout
     assert "http://127.0.0.1:9  does not answer with metrics" in done.stdout
 
 
