@@ -47,7 +47,7 @@ def test_one_frame_shows_lanes_workers_and_the_failures_of_the_last_minute(fleet
         fleet,
         (fleet.topics.requests(), b'{"prompt": "Why?"}', {}),
         result(fleet, "a-1", Outcome.SUCCEEDED, "small", "acme"),
-        attempt(fleet, "a-1", "acme", status=None, error="connect_failed", at=SystemClock().time()),
+        attempt(fleet, "a-1", "acme", status=None, error="connect_failed", at=round(SystemClock().time() * 1000)),
         letter(fleet, "a-2"),
     )
     announce(fleet)

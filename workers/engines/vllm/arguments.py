@@ -19,8 +19,6 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
     eager = settings.enforce_eager
     arguments: dict[str, Any] = {
         "model": settings.model,
-        "revision": settings.revision,
-        "tokenizer_revision": settings.revision,
         "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
         # -1: the longest that fits into memory
         "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
@@ -36,6 +34,8 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
     elif _cpu_has_amx():
         arguments["worker_cls"] = "workers.engines.vllm.cpu_worker.AmxWorker"
+    if settings.revision is not None:
+        arguments |= {"revision": settings.revision, "tokenizer_revision": settings.revision}
     return arguments | adapters | settings.extra
 
 
