@@ -222,7 +222,12 @@ class VllmEngine:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
             arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments()))
-            self._thinking = Thinking.of(self._model, arguments.create_model_config())
+            try:
+                model_config = arguments.create_model_config()
+            except Exception:
+                arguments.create_engine_config()  # states the hub's own reason, such as a gated model, as the cause
+                raise
+            self._thinking = Thinking.of(self._model, model_config)
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
             # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
