@@ -22,9 +22,8 @@ from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.metrics import Metrics
 
 RECENT_SECONDS = 60
-_CATCH_UP_SECONDS = 10.0
+_CATCH_UP_SECONDS = 3.0
 """The longest time that a frame waits for the events of the last minute."""
-_FIRST_QUIET_POLLS = 3
 _NAMES = 100
 _LONGEST_NAME = 60
 
@@ -84,29 +83,20 @@ class FleetWatch:
         self._tail = tail
         self._clock = clock
         self._recent = RecentEvents(clock)
-        self._is_begun = False
-        """True once a frame was made."""
 
     def frame(self) -> Frame:
         """Read the state now."""
         reader: FleetReader = self._reader
         self._exporter.read(reader)
-        self._catch_up()
+        deadline = Deadline.after(self._clock, _CATCH_UP_SECONDS)
+        while (steps := self._tail.poll()) and not deadline.passed:
+            for step in steps:
+                self._recent.add(step)
         since_ms = unix_ms(self._clock) - int(LIVE_SECONDS * 1000)
         scanner = self._reader.scanner
         workers = live_workers(scanner.read(scanner.ranges(self._kafka.topics.workers, since_ms)), since_ms)
         figures = json.loads(self._exporter.backlog("").body)
         return Frame(figures, tuple(workers), self._recent.counts())
-
-    def _catch_up(self) -> None:
-        """Count the new events. A poll may bring none although there are some, so the first frame polls repeatedly."""
-        deadline, quiet = Deadline.after(self._clock, _CATCH_UP_SECONDS), 0
-        while quiet < (1 if self._is_begun else _FIRST_QUIET_POLLS) and not deadline.passed:
-            steps = self._tail.poll()
-            quiet = 0 if steps else quiet + 1
-            for step in steps:
-                self._recent.add(step)
-        self._is_begun = True
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from bench.table import table, title, verdict
 
 GOAL = 0.4
 POLL_SECONDS = 0.005
-_JOB = json.dumps({"model_id": "echo", "prompt": "What does the page say of this case? ".ljust(300, "x")}).encode()
+_JOB = json.dumps({"model_id": "echo", "prompt": "Describe the case on this page. ".ljust(300, "x")}).encode()
 _BETWEEN_SECONDS = 0.03
 
 

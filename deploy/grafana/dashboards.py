@@ -42,6 +42,11 @@ def quantiles(histogram: str, by: str = "") -> dict[str, str]:
     }
 
 
+def phase_seconds(phase: str) -> str:
+    """Return the query for the seconds that 95 of 100 jobs stay within in a phase."""
+    return f'histogram_quantile(0.95, sum by (le) (rate(postback_job_seconds_bucket{{phase="{phase}"}}{_RATE})))'
+
+
 DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
     "fleet": (
         "Postback fleet",
@@ -80,10 +85,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Seconds of an attempt, 95th percentile",
                 "s",
-                {
-                    "deliver": "histogram_quantile(0.95, sum by (le) "
-                    f'(rate(postback_job_seconds_bucket{{phase="deliver"}}{_RATE})))'
-                },
+                {"deliver": phase_seconds("deliver")},
             ),
             Panel("Disabled endpoints", "short", {"disabled": "max(postback_disabled_endpoints)"}),
             Panel("Endpoints disabled", "ops", {"{{reason}}": rate("postback_endpoints_disabled_total", "reason")}),
@@ -99,10 +101,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Seconds of enrichment, 95th percentile",
                 "s",
-                {
-                    "enrich": "histogram_quantile(0.95, sum by (le) "
-                    f'(rate(postback_job_seconds_bucket{{phase="enrich"}}{_RATE})))'
-                },
+                {"enrich": phase_seconds("enrich")},
             ),
             Panel(
                 "Cache lookups", "ops", {"{{level}} {{result}}": rate("postback_cache_lookups_total", "level, result")}
@@ -126,10 +125,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Seconds of generation, 95th percentile",
                 "s",
-                {
-                    "infer": "histogram_quantile(0.95, sum by (le) "
-                    f'(rate(postback_job_seconds_bucket{{phase="infer"}}{_RATE})))'
-                },
+                {"infer": phase_seconds("infer")},
             ),
             Panel("Jobs in work", "short", {"{{instance}}": "sum by (instance) (postback_in_flight)"}),
             Panel(
@@ -181,10 +177,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Seconds of a settle, 95th percentile",
                 "s",
-                {
-                    "settle": "histogram_quantile(0.95, sum by (le) "
-                    f'(rate(postback_job_seconds_bucket{{phase="settle"}}{_RATE})))'
-                },
+                {"settle": phase_seconds("settle")},
             ),
             Panel("Repairs", "ops", {"{{kind}}": rate("postback_repairs_total", "kind")}),
             Panel(

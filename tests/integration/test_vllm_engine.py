@@ -250,7 +250,7 @@ async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache
     page = NumberedSource(
         1, "u", "u", "A page", tuple(f"Line {n} of the long page that all ask about." for n in range(24))
     )
-    prompts = [ground(f"Who wrote line {number}?", Evidence((page,))).prompt for number in range(10)]
+    prompts = [ground(f"Name the writer of line {number}.", Evidence((page,))).prompt for number in range(10)]
     completions = [await vllm_engine.generate(request(f"p{n}", prompt)) for n, prompt in enumerate(prompts)]
     shares = [(one.cached_tokens or 0) / one.prompt_tokens for one in completions]
     assert shares[0] < 0.1

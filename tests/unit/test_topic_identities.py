@@ -112,7 +112,7 @@ def test_a_record_after_a_silence_is_asked_about_although_its_offset_goes_on() -
     assert cluster.asked == asked
     clock.sleep(SILENCE_SECONDS)
     stage.take(records(10, 11), [])
-    assert (cluster.asked, partition.ledger.taken) == (asked + 1, {7, 8, 9, 10, 11})
+    assert (cluster.asked, partition.ledger.taken) == (asked + 1, frozenset({7, 8, 9, 10, 11}))
     cluster.ids = {"requests": "new"}
     clock.sleep(SILENCE_SECONDS)
     stage.take(records(12), [])

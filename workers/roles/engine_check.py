@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import uuid4
 
-from schemas.settings import read_settings
 from telemetry.clock import Clock, SystemClock
 from telemetry.metrics import Metrics
 from workers.engines.base import Engine, EngineFailed, GenerationRequest
 from workers.engines.models.registry_engine import RegistryEngine
-from workers.engines.registry import create, engine_settings
-from workers.inference.settings import WorkerSettings
-from workers.roles.model_registry import registry_engine
+from workers.roles.model_registry import engine_of
 
 _PROMPT = "Answer with the word yes."
 _MAX_TOKENS = 8
-
-
-def engine_of(name: str | None, model: str | None, clock: Clock, metrics: Metrics) -> Engine:
-    """Make the engine of this name, or the engines of the registry. Raises RegistryRefused and SettingsRefused."""
-    if name is not None:
-        return create(name, read_settings(engine_settings()), metrics, clock, model=model)
-    return registry_engine(read_settings(WorkerSettings), clock, metrics)
 
 
 async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The model registry of a worker: the engines that it needs, and the watch over its file."""
+"""The engines of a worker, named on its command line or by its model registry, and the watch over that file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from schemas.settings import SettingsRefused, read_settings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
-from workers.engines.registry import engine_settings
+from workers.engines.registry import create, engine_settings
 from workers.enrichment.answering.profile import profile_names
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.registry import Registry
@@ -22,6 +23,13 @@ def read_file(path: Path, *, with_secrets: bool = True) -> ModelRegistry:
     """Read the registry's file with the settings of this environment. Raises RegistryRefused and SettingsRefused."""
     profiles = profile_names(read_settings(EnrichmentSettings).profiles_folder)
     return read_registry(path, read_settings(engine_settings()), profiles=profiles, with_secrets=with_secrets)
+
+
+def engine_of(name: str | None, model: str | None, clock: Clock, metrics: Metrics) -> Engine:
+    """Make the engine of this name, or the engines of the registry. Raises RegistryRefused and SettingsRefused."""
+    if name is not None:
+        return create(name, read_settings(engine_settings()), metrics, clock, model=model)
+    return registry_engine(read_settings(WorkerSettings), clock, metrics)
 
 
 def registry_engine(settings: WorkerSettings, clock: Clock, metrics: Metrics) -> RegistryEngine:

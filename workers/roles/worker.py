@@ -27,9 +27,8 @@ from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
-from workers.roles.engine_check import engine_of
 from workers.roles.input_filter import open_screen
-from workers.roles.model_registry import registry_watch
+from workers.roles.model_registry import engine_of, registry_watch
 from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage

@@ -5,7 +5,6 @@ Statuses follow the services' own pages: Anthropic's "Errors" and Gemini's "Trou
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -26,7 +25,7 @@ from workers.engines.base import (
 )
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
-from workers.engines.openai_http.server import bounded_body, new_session, pauses
+from workers.engines.openai_http.server import bounded_body, new_session, once_answered
 
 _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
 """Statuses that concern the whole service; 529 is Anthropic's word for too many requests of all customers."""
@@ -125,22 +124,20 @@ class OnlineService:
 
         Raises EngineRefused if the service refuses our key or does not have the model.
         """
-        waits = pauses()
-        while True:
-            try:
-                async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
-                    body = await self._read(response)
-                if response.status == 200:
-                    return self._api.window(body)
-                if 400 <= response.status < 500 and response.status not in _OVERLOADED:
-                    raise self._refused(response.status, _message(body))
-                error = str(response.status)
-            except ValidationError:
-                raise EngineRefused(f"{self.origin} gives no description of a model; mend {self._where}") from None
-            except aiohttp.ClientError as failed:
-                error = type(failed).__name__
-            log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
-            await asyncio.sleep(next(waits))
+        return await once_answered(self._window)
+
+    async def _window(self) -> int | None:
+        """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the service is away."""
+        async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
+            body = await self._read(response)
+        if 400 <= response.status < 500 and response.status not in _OVERLOADED:
+            raise self._refused(response.status, _message(body))
+        if response.status != 200:
+            raise EngineUnavailable(str(response.status))
+        try:
+            return self._api.window(body)
+        except ValidationError:
+            raise EngineRefused(f"{self.origin} gives no description of a model; mend {self._where}") from None
 
     # -- outcomes ------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ The operator chooses the server, so the egress guard does not check its address.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import aiohttp
 from pydantic import ValidationError
@@ -94,16 +94,7 @@ class OpenAIServer:
 
         Raises EngineRefused if the server refuses our key, or fails a first request with the model's name.
         """
-        waits = pauses()
-        while True:
-            try:
-                return await self._window()
-            except EngineUnavailable as away:
-                error = str(away)
-            except aiohttp.ClientError as failed:
-                error = type(failed).__name__
-            log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
-            await asyncio.sleep(next(waits))
+        return await once_answered(self._window)
 
     async def _window(self) -> int | None:
         """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server is starting."""
@@ -169,6 +160,20 @@ def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.Cl
         connector=aiohttp.TCPConnector(limit=most_connections),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
     )
+
+
+async def once_answered(ask: Callable[[], Awaitable[int | None]]) -> int | None:
+    """Return the answer of `ask`, which is called again while it raises EngineUnavailable or a ClientError."""
+    waits = pauses()
+    while True:
+        try:
+            return await ask()
+        except EngineUnavailable as away:
+            error = str(away)
+        except aiohttp.ClientError as failed:
+            error = type(failed).__name__
+        log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
+        await asyncio.sleep(next(waits))
 
 
 def pauses() -> Iterator[float]:

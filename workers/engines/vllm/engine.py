@@ -222,16 +222,19 @@ class VllmEngine:
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
             arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments()))
-            try:
-                model_config = arguments.create_model_config()
-            except Exception:
-                arguments.create_engine_config()  # states the hub's own reason, such as a gated model, as the cause
-                raise
-            self._thinking = Thinking.of(self._model, model_config)
+            # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
+            usage = UsageContext.LLM_CLASS
+            config = arguments.create_engine_config(usage)
+            self._thinking = Thinking.of(self._model, config.model_config)
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
-            # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
-            self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+                config = arguments.create_engine_config(usage)
+            self._llm = AsyncLLM.from_vllm_config(
+                config,
+                usage_context=usage,
+                enable_log_requests=arguments.enable_log_requests,
+                disable_log_stats=arguments.disable_log_stats,
+            )
 
     def _discard(self) -> None:
         """End the rest of the engine, so that its memory is free for the next engine. Blocks."""
