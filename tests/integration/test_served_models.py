@@ -14,6 +14,7 @@ import pytest
 from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
 from schemas.result import Result
+from schemas.settings import SettingsRefused
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS
 from tests.integration.openai_http.servers import Server, answers, lists, openai_server, says
@@ -313,6 +314,32 @@ async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_n
             engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
         with pytest.raises(NeedsRestart, match="settings of small"):
             engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
+
+
+@pytest.mark.parametrize("raised", [OSError(5, "Input/output error"), SettingsRefused("POSTBACK_ENGINE__X: wrong")])
+async def test_a_folder_or_a_setting_that_cannot_be_read_changes_nothing_and_ends_no_watch(
+    raised: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before, the error of a profiles' folder on a lost network disk ended the watch, and with it the worker."""
+    problems = [raised]
+
+    def read() -> ModelRegistry:
+        if problems:
+            raise problems.pop()
+        return around.read()
+
+    async with (
+        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
+        started(around.engine(ESCALATING)) as engine,
+    ):
+        routes = Registry(engine.models, None, engine.registry.lanes())
+        watch = RegistryWatch(around.file, read, engine, routes, None)
+        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
+        await watch.look()
+        assert "gpt-4o" not in routes.announced
+        assert "registry-reload-failed" in caplog.text
+        await watch.look()
+        assert ("gpt-4o" in routes.announced) == isinstance(raised, OSError)
 
 
 async def test_a_lanes_worker_serves_the_models_of_its_lane_only(tmp_path: Path) -> None:

@@ -89,11 +89,15 @@ def _reason(rule: Escalation, result: Result) -> str | None:
 
 
 def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Return the tokens of both tries, and their price where both have one currency."""
+    """Return the tokens of both tries, and their price where both have one currency.
+
+    An optional count is the sum of those that the engines tell; it is absent only where neither tells it.
+    """
     if first is None or second is None:
         return first or second
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    sums: dict[str, Any] = {name: getattr(first, name) + getattr(second, name) for name in names}
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+    told = {name: [n for n in (getattr(first, name), getattr(second, name)) if n is not None] for name in names}
+    sums: dict[str, Any] = {name: sum(counts) for name, counts in told.items() if counts}
     if first.currency == second.currency and first.currency is not None:
         sums["cost"] = (first.cost or 0.0) + (second.cost or 0.0)
     return second.model_copy(update=sums)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from schemas.settings import SettingsRefused
 from telemetry.logs import get_logger
 from workers.engines.models.mistakes import RegistryRefused
 from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
@@ -20,7 +21,10 @@ log = get_logger()
 
 
 class RegistryWatch(SideTask):
-    """Looks every five seconds. A file with mistakes, or one that needs a restart, changes nothing."""
+    """Looks every five seconds. A file with mistakes, or one that needs a restart, changes nothing.
+
+    `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of profiles.
+    """
 
     def __init__(
         self, path: Path, read: Callable[[], ModelRegistry], engine: RegistryEngine, routes: Registry, lane: str | None
@@ -43,16 +47,24 @@ class RegistryWatch(SideTask):
         seen = stamp(self._path)
         if seen == self._seen:
             return
-        self._seen = seen
         try:
             registry = await asyncio.to_thread(self._read)
+            self._seen = seen
             self._engine.change(registry)
-        except (RegistryRefused, NeedsRestart) as why:
-            log.error(
-                "The model registry's file changed and cannot be used; going on with the one in memory.",
-                action="registry-reload-failed",
-                problem=str(why),
-            )
+        except OSError as error:  # the profiles' folder; a later look reads the changed file again
+            _report(f"the folder of the profiles cannot be read ({error.strerror})")
+            return
+        except (RegistryRefused, NeedsRestart, SettingsRefused) as why:
+            self._seen = seen
+            _report(str(why))
             return
         self._routes.replace(self._engine.models, self._lane, registry.lanes())
         log.info("The model registry's file changed; using its new content.", action="registry-reloaded")
+
+
+def _report(problem: str) -> None:
+    log.error(
+        "The model registry's file changed and cannot be used; going on with the one in memory.",
+        action="registry-reload-failed",
+        problem=problem,
+    )
