@@ -10,7 +10,7 @@ from schemas.settings import read_settings
 
 ROLES = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
 """Each role that needs more than the base install, with the extra that installs its packages."""
-_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "fastapi", "sqlalchemy")}
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "sqlalchemy", "starlette")}
 _REDIS_SECONDS = 3.0
 
 

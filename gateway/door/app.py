@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
@@ -46,9 +46,7 @@ MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 
 def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
     """Return the application: the API, and the routes of rooms above the door. The caller runs it on a server."""
-    app = FastAPI(title="Postback", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for make in (*ROUTES, *beside):
-        made: Sequence[BaseRoute] = make(door)
-        app.router.routes.extend(made)
+    app = Starlette(routes=[route for make in (*ROUTES, *beside) for route in make(door)])
+    app.router.redirect_slashes = False
     add_handlers(app)
     return Observed(Limited(app, door.gate), door.metrics, door.clock, door.audit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +17,7 @@ from gateway.door.errors import NO_RETRY, ApiError
 from gateway.store.store import StoreAway
 
 
-def add_handlers(app: FastAPI) -> None:
+def add_handlers(app: Starlette) -> None:
     """Register the handlers for the errors that routes raise."""
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(StoreAway, _away)

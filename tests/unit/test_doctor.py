@@ -171,8 +171,8 @@ def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "vllm", None)
     found = findings("engine", "--engine", "vllm", "--model", "/nowhere")
     assert told(found, "needs the package vllm", "`pip install 'postback[vllm]'`")
-    monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert told(findings("packages", "--role", "gateway"), "`postback gateway` needs fastapi", "postback[gateway]")
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert told(findings("packages", "--role", "gateway"), "`postback gateway` needs starlette", "postback[gateway]")
 
 
 class Models(BaseHTTPRequestHandler):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
-from fastapi import FastAPI
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -127,8 +127,8 @@ def _run(served: Served, bound: socket.socket, settings: GatewaySettings, starte
 
 
 def _application(served: Served, clock: SystemClock) -> Observed:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.router.routes += [*_plain_routes(), *_long_routes(served)]
+    app = Starlette(routes=[*_plain_routes(), *_long_routes(served)])
+    app.router.redirect_slashes = False
     add_handlers(app)
 
     async def noted(scope: Any, receive: Any, send: Any) -> None:
