@@ -20,6 +20,10 @@ def gateway(
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="The certificate and its chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,
     client_ca: Annotated[Path | None, typer.Option("--client-ca", help="The CA of client certificates, PEM.")] = None,
+    client_crl: Annotated[
+        Path | None,
+        typer.Option("--client-crl", help="The CA's revocation list, PEM; crl.pem beside the CA if absent."),
+    ] = None,
     roles: Annotated[
         str, typer.Option("--roles", help="The parts that run in this process, with commas.")
     ] = "door,relay,view,expansion",
@@ -46,6 +50,7 @@ def gateway(
         tls_cert=tls_cert,
         tls_key=tls_key,
         client_ca=client_ca,
+        client_crl=client_crl,
         roles=chosen,
         announce=lambda url: say(f"the API is at {url}/v1, the console page at {url}/console"),
     )

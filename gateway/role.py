@@ -97,6 +97,7 @@ class Options:
     tls_cert: Path | None
     tls_key: Path | None
     client_ca: Path | None
+    client_crl: Path | None
     roles: frozenset[str]
     announce: Callable[[str], None]
     """Called with the URL of the door once its port is bound."""
@@ -267,15 +268,18 @@ def _access(
 def _tls(options: Options, limits: GatewaySettings, clock: Clock) -> DoorTls | None:
     """Return the door's TLS, or None for plain HTTP. Raises ProcessError."""
     if options.tls_cert is None:
-        if options.tls_key is not None or options.client_ca is not None:
-            raise TlsMissing("--tls-key and --client-ca need --tls-cert; give the server's certificate too")
+        if any(file is not None for file in (options.tls_key, options.client_ca, options.client_crl)):
+            raise TlsMissing("--tls-key, --client-ca and --client-crl need --tls-cert; give the server's certificate")
         return None
+    if options.client_crl is not None and options.client_ca is None:
+        raise TlsMissing("--client-crl needs --client-ca; give the authority that signed the list")
     required = limits.client_certificates == "required"
     if required and options.client_ca is None:
         raise TlsMissing(
             "POSTBACK_GATEWAY__CLIENT_CERTIFICATES=required needs --client-ca; give the authority of the clients"
         )
-    return DoorTls(TlsFiles(options.tls_cert, options.tls_key, options.client_ca, client_required=required), clock)
+    files = TlsFiles(options.tls_cert, options.tls_key, options.client_ca, options.client_crl, required)
+    return DoorTls(files, clock)
 
 
 def _is_loopback(bound: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_the_page_lets_a_client_in_and_revokes_it_while_the_gateway_serves(serve
     eventually(lambda: curl(served, folder, "acme-1")[0] == 0, 30, "the revoked client still gets in")
     assert run(SIGN, folder).returncode == 0
     assert curl(served, folder, None)[0] == 401  # the renewed server is still believed
+
+
+def test_another_authoritys_list_is_named_by_an_option(module_product: Product, folder: Path) -> None:
+    issued(folder, "leaver", "acme")
+    for name in ("ca.pem", "crl.pem"):
+        shutil.copy(folder / "ca" / name, folder / f"clients-{name}")
+    assert postback_here("certs", "revoke", str(folder / "ca"), "leaver", env={}).returncode == 0
+    _, _, *options = shlex.split(SERVE.replace("ca/ca.pem", "clients-ca.pem"))
+    files = [str(folder / option) if option.endswith((".pem", ".key")) else option for option in options]
+    named = ("--client-crl", str(folder / "ca" / "crl.pem"))
+    for crl, status in (((), 200), (named, 0)):
+        with gateway_process(module_product, *files, *crl, POSTBACK_ENV="production") as started:
+            assert curl(started, folder, "leaver")[0] == status
 
 
 def issued(folder: Path, name: str, tenant: str, *options: str) -> None:

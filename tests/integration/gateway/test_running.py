@@ -84,6 +84,8 @@ def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
         ({"host": "0.0.0.0"}, "Give --tls-cert and --tls-key."),
         ({"tls_key": Path("door.key")}, "need --tls-cert"),
         ({"client_ca": Path("ca.pem")}, "need --tls-cert"),
+        ({"client_crl": Path("crl.pem")}, "need --tls-cert"),
+        ({"tls_cert": Path("door.pem"), "client_crl": Path("crl.pem")}, "--client-crl needs --client-ca"),
         ({"tls_cert": Path("missing.pem")}, r"missing\.pem cannot be used for TLS"),
         ({"store_url": "sqlite:////no/such/folder/a.db"}, "the store cannot be opened"),
         ({"host": "192.0.2.1"}, r"the API cannot be served on port 0 of 192\.0\.2\.1"),
@@ -98,6 +100,7 @@ async def test_a_gateway_that_cannot_serve_says_the_fix(tmp_path: Path, change: 
         tls_cert=None,
         tls_key=None,
         client_ca=None,
+        client_crl=None,
         roles=frozenset({"door"}),
         announce=lambda url: pytest.fail(f"it serves at {url}"),
     )
