@@ -124,11 +124,14 @@ async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason()
 
 
 def readers() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if "workers.enrichment.processes.member" in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process().children() if is_reader(child)]
+
+
+def is_reader(process: psutil.Process) -> bool:
+    try:
+        return "workers.enrichment.processes.member" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended after it was listed, or is a zombie
+        return False
 
 
 async def test_no_process_runs_before_it_is_needed_and_none_is_left() -> None:

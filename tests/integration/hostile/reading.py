@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import psutil
 
 from schemas.job import Sources
@@ -24,5 +26,9 @@ async def enriched(enricher: Enricher, url: str, budget_seconds: float = 20.0) -
 
 
 def memory_bytes() -> int:
-    process = psutil.Process()
-    return sum(one.memory_info().rss for one in [process, *process.children()])
+    """Return the resident bytes of this process and its children; a child that ends meanwhile counts nothing."""
+    process, total = psutil.Process(), 0
+    for one in [process, *process.children()]:
+        with suppress(psutil.NoSuchProcess):
+            total += one.memory_info().rss
+    return total
