@@ -177,7 +177,13 @@ INFERENCE = {
         "If lines repeat, check the ACLs of `fleet_workers`.",
     ),
     "engine-ready": Action("info", "vLLM has loaded the model."),
-    "engine-restart": Action("error", "vLLM's process died; the worker loads the engine again, jobs wait."),
+    "engine-restart": Action("error", "vLLM's process ended; the worker loads the engine again, jobs wait."),
+    "engine-hung": Action(
+        "error",
+        "vLLM's processes answer no health call; the worker kills them and loads the engine again.",
+        "If lines repeat, look at the GPU's driver log (`dmesg`). For long steps on a CPU, raise "
+        "`POSTBACK_ENGINE__VLLM__HUNG_SECONDS`.",
+    ),
     "engine-load-failed": Action(
         "error",
         "vLLM could not be loaded; a failed first load ends the worker, and so do five failed reloads in a row.",

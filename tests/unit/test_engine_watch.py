@@ -62,6 +62,14 @@ def test_an_engine_whose_process_died_is_a_reason_while_jobs_wait_for_it_to_be_l
         )
 
 
+def test_an_absence_that_the_engine_knows_is_a_reason_at_once_and_without_a_job() -> None:
+    absence = ["the model is loaded again"]
+    watch = EngineWatch(HandClock(), lambda: absence[0] if absence else None)
+    assert reasons(watch) == ("the model is loaded again",)
+    absence.clear()
+    assert reasons(watch) == ()
+
+
 def test_many_retries_are_one_line_in_ten_seconds_and_the_end_of_it_is_one_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

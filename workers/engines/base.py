@@ -107,6 +107,8 @@ class EngineLoad:
     waiting: int
     free: int
     """The number of further requests that would start at once."""
+    away: str | None = None
+    """The reason why the engine generates nothing now, if it knows one without being asked for an answer."""
 
 
 class EngineError(Exception):

@@ -1,9 +1,9 @@
-"""The engine's health, judged by the outcomes of the jobs' requests."""
+"""The engine's health, judged by the outcomes of the jobs' requests and by the engine's own word."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from telemetry.clock import Clock
@@ -21,11 +21,13 @@ log = get_logger()
 class EngineWatch(SideTask):
     """Follows the engine's absence. The event loop updates it, and the health server's threads read it.
 
-    Only jobs send requests to the engine, so without a waiting job the watch reports no reason.
+    Only jobs send requests to the engine. So without a waiting job the watch reports no reason, except the one that the
+    engine knows by itself, which `away` returns.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, away: Callable[[], str | None] = lambda: None) -> None:
         self._clock = clock
+        self._away = away
         self._asking = 0
         self._away_since: float | None = None
         self._why = ""
@@ -85,12 +87,15 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return one reason if jobs wait and the engine has been away for more than ten seconds; otherwise none."""
+        """Return the engine's own reason, and another one if jobs have waited for more than ten seconds."""
+        known = self._away()
+        found = [known] if known is not None else []
         since = self._away_since
         if since is None or not self._asking:
-            return []
+            return found
         seconds = self._clock.monotonic() - since
-        return [f"the engine has not answered for {seconds:.0f} s: {self._why}"] if seconds > AWAY_SECONDS else []
+        said = f"the engine has not answered for {seconds:.0f} s: {self._why}"
+        return [*found, said] if seconds > AWAY_SECONDS else found
 
     async def ended(self) -> None:
         """Wait until the engine is lost for good, then raise EngineLost."""

@@ -79,7 +79,7 @@ class InferenceHandler:
     ) -> None:
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
-        self.engine_watch = EngineWatch(clock)
+        self.engine_watch = EngineWatch(clock, lambda: engine.load().away)
         """The engine's health, as a side task of the process."""
         self.pace = EnginePace(engine.load, settings.waiting_target, clock)
         """The stage's back-pressure, by the engine's load."""

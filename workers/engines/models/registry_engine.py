@@ -99,7 +99,8 @@ class RegistryEngine:
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]
         running, free = sum(load.running for load in loads), sum(load.free for load in loads)
-        return EngineLoad(running, min(busy, default=0), free)
+        away = next((load.away for load in loads if load.away is not None), None)
+        return EngineLoad(running, min(busy, default=0), free, away)
 
     async def close(self) -> None:
         """End all engines."""

@@ -134,7 +134,8 @@ class ServedModel:
         loads = [address.engine.load() for address in self._addresses]
         waiting = len(self._waiting) + sum(load.waiting for load in loads)
         free = 0 if self._waiting else sum(load.free for load in loads)
-        return EngineLoad(sum(load.running for load in loads), waiting, free)
+        away = next((load.away for load in loads if load.away is not None), None)
+        return EngineLoad(sum(load.running for load in loads), waiting, free, away)
 
     async def close(self) -> None:
         """End the engines of all addresses."""

@@ -3,7 +3,7 @@
 The engine imports vLLM only when it starts, since the import takes half a minute and much memory. A program that starts
 this engine needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight
 raises EngineDied, and the engine is loaded again; new requests wait for the load. After a few failed loads all requests
-raise EngineLost.
+raise EngineLost. The processes of an engine that hangs are killed, so that it ends like one that died.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
 abort. Lower priorities run first, and only under the priority policy. `max_tokens` defaults to 16.
@@ -39,6 +39,7 @@ from workers.engines.prompts import prompt_room
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.guardian import Guardian
+from workers.engines.vllm.health import LOOKS, answers
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, refusal, sampling_params
@@ -48,6 +49,9 @@ from workers.engines.vllm.tokens import Prompts
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
+
+WARM_UP_SECONDS = 600.0
+"""Seconds for the first token and the adapters, as many as vLLM has for its own start (VLLM_ENGINE_READY_TIMEOUT_S)."""
 
 log = get_logger()
 
@@ -74,6 +78,7 @@ class VllmEngine:
         self._context_tokens = settings.max_model_len
         self._places = settings.max_num_seqs
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._closing = asyncio.Event()
         self._is_started = False
@@ -101,6 +106,7 @@ class VllmEngine:
         except BaseException:
             await self.close()
             raise
+        self._watching = asyncio.create_task(self._watch(), name="vllm-watch")
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
@@ -130,17 +136,50 @@ class VllmEngine:
         """Return the numbers of requests that vLLM generates and queues, by this engine's own count."""
         places, count = self._places or 1, len(self._in_flight)
         running = min(count, places)
-        return EngineLoad(running=running, waiting=count - running, free=places - running)
+        return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 
     async def close(self) -> None:
         """End the engine's processes, even during a load. May be called twice."""
         self._closing.set()
+        if self._watching is not None:
+            self._watching.cancel()
         while (loading := self._loading) is not None:
             await asyncio.to_thread(self._guardian.end_engine)
             await asyncio.wait({loading}, timeout=1.0)
         await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._guardian.close)
         self._tokenizing.shutdown(wait=False)
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    def _away(self) -> str | None:
+        """Return the reason why no request is generated now; None if there is none. Does no I/O."""
+        if self._lost is not None:
+            return self._lost
+        if self._is_started and (self._loading is not None or self._llm is None or self._llm.errored):
+            return "vLLM's process died or hung; the model is loaded again"
+        return None
+
+    async def _watch(self) -> None:
+        """Kill an engine that hangs, and load an engine again that ended while no request was in flight.
+
+        A load has its own bounds: `loading.py`, WARM_UP_SECONDS, and those of vLLM.
+        """
+        pause = self._settings.hung_seconds / LOOKS
+        while True:
+            await asyncio.sleep(pause)
+            llm = self._llm
+            if llm is None or self._loading is not None or self._lost is not None:
+                continue
+            if not llm.errored and not await answers(llm, self._settings.hung_seconds - pause):
+                log.error(
+                    "The engine answers no health call; killing its processes.",
+                    action="engine-hung",
+                    bound_seconds=self._settings.hung_seconds,
+                )
+                await asyncio.to_thread(self._guardian.end_engine)
+            if llm.errored:
+                self._begin_loading()
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -177,13 +216,17 @@ class VllmEngine:
         self._defaults = await asyncio.to_thread(self._llm.model_config.get_diff_sampling_param)
         self._context_tokens = self._llm.model_config.max_model_len
         self._places = self._llm.vllm_config.scheduler_config.max_num_seqs
-        await _warm(self._llm)
-        await self._adapters.add(self._llm)
+        try:
+            async with asyncio.timeout(WARM_UP_SECONDS):
+                await _warm(self._llm)
+                await self._adapters.add(self._llm)
+        except TimeoutError:
+            raise EngineRefused(f"vLLM gave no first token within {WARM_UP_SECONDS:.0f} s") from None
         self._is_started = True
         log.info("The engine is ready.", action="engine-ready", model=self._model)
 
     async def _load_again(self) -> None:
-        log.error("The engine's process died; the engine is loaded again.", action="engine-restart")
+        log.error("The engine's process ended; the engine is loaded again.", action="engine-restart")
         self._metrics.engine_restarts.inc()
         await load_again(self._load_afresh, self._closing)
 

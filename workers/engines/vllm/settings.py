@@ -33,6 +33,12 @@ class VllmSettings(EngineSection):
     """The fraction of a GPU's memory that vLLM takes for itself."""
     enforce_eager: bool | None = None
     """Run without compilation and CUDA graphs; if absent, vLLM does so only on a CPU."""
+    hung_seconds: float = Field(default=120.0, ge=1, le=3600)
+    """Seconds in which vLLM's processes must answer a health call; else they are killed, and the model is loaded again.
+
+    vLLM answers between two steps, so the longest step of the model must be shorter. Raise this for a large model on a
+    CPU, where a step takes minutes.
+    """
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()

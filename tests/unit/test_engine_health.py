@@ -1,0 +1,56 @@
+"""The health call of vLLM's processes: an engine that answers late, never, or after a pause of its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from workers.engines.vllm.health import answers
+
+BOUND = 0.2
+
+
+class Called:
+    """Stands where vLLM's `AsyncLLM` does; `answer` is the call's way."""
+
+    def __init__(self, answer: Callable[[], Awaitable[bool]]) -> None:
+        self._answer = answer
+        self.was_cancelled = False
+
+    async def is_sleeping(self) -> bool:
+        try:
+            return await self._answer()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+
+
+async def test_an_engine_without_an_answer_hangs_and_its_call_is_cancelled() -> None:
+    engine = Called(asyncio.Event().wait)
+    assert not await answers(engine, BOUND)
+    await asyncio.sleep(0)
+    assert engine.was_cancelled
+
+
+async def test_an_engine_that_answers_or_is_dead_does_not_hang() -> None:
+    async def dead() -> bool:
+        raise RuntimeError
+
+    async def awake() -> bool:
+        return False
+
+    assert await answers(Called(awake), BOUND)
+    assert await answers(Called(dead), BOUND)
+
+
+async def test_an_engine_does_not_hang_because_its_caller_was_paused_for_longer_than_the_bound() -> None:
+    """A paused machine or a stopped worker goes on with its timers first, and with the answer some steps later."""
+
+    async def after_a_pause() -> bool:
+        time.sleep(2 * BOUND)  # stands for a process that does not run
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return False
+
+    assert await answers(Called(after_a_pause), BOUND)
