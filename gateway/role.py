@@ -52,6 +52,7 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, EgressSettings
+from workers.kafka.topics import PartitionCounts
 from workers.roles import last_resort
 from workers.roles.input_filter import open_screen
 from workers.roles.process import CannotListen, Listen, Process, run
@@ -167,7 +168,8 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
     """Add the clerk of batches, and return the stage that turns batches into jobs. Raises SettingsRefused."""
     kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
     topics = kafka.topics
-    handler = ExpansionHandler(topics, shelf, clock, metrics, process.fleet.trust.secrets)
+    partitions = PartitionCounts(kafka, clock)
+    handler = ExpansionHandler(topics, shelf, partitions, clock, metrics, process.fleet.trust.secrets)
     process.beside.append(clerk)
     process.duties.append(f"expands batches from topic {topics.batch_requests}")
     outputs = [topics.requests(), topics.requests(bulk=True), topics.results, topics.dead_letters]

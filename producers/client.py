@@ -9,9 +9,8 @@ Any Kafka client can send `{"prompt": …, "callback_url": …}` to `model_reque
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import cycle
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -20,7 +19,7 @@ from kafka import errors as kafka_errors
 
 from producers.connection import abandon, connect, partition_counts
 from producers.identity import new_job_id
-from producers.sharding import shard_of
+from producers.sharding import Partitioner
 from schemas import topics
 from schemas.codec import write_job
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
@@ -106,7 +105,7 @@ class Client:
         self._settings = settings
         self._clock = clock
         self._trust = trust
-        self._places: dict[tuple[str, str], Iterator[int]] = {}
+        self._partitioner = Partitioner()
         self._partitions: dict[str, int] = {}
         self._silent = False
         self._producer = connect(
@@ -136,11 +135,11 @@ class Client:
         BrokerUnreachable before the first job is sent.
         """
         topic = self._settings.topics.requests(bulk=lane == "bulk")
-        places = self._places_of(topic, tenant)
+        partitions = self._partitions_of(topic)
         submission = _Submission(Submission(), on_answer, self._clock)
         for index, job in enumerate(jobs):
             named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
-            submission.add(index, named, lambda value, key: self._send(topic, next(places), tenant, value, key))
+            submission.add(index, named, lambda value, key: self._send(topic, partitions, tenant, value, key))
         submission.settle_down_to(0)
         self._silent = submission.silent
         return submission.receipt
@@ -162,20 +161,18 @@ class Client:
         self._silent = self._silent or error is not None
         self.close()
 
-    def _send(self, topic: str, partition: int, tenant: str, value: bytes, key: bytes) -> Any:
+    def _send(self, topic: str, partitions: int, tenant: str, value: bytes, key: bytes) -> Any:
         trace = current_trace()
         traceparent = (trace.child() if trace else start_trace()).traceparent
         signed = self._trust.signed(tenant, key.decode(), value) if self._trust else [(topics.TENANT, tenant.encode())]
         headers = [*signed, (topics.TRACEPARENT, traceparent.encode())]
+        partition = self._partitioner.partition(topic, tenant, partitions, value)
         return self._producer.send(topic, value, key, headers, partition)
 
-    def _places_of(self, topic: str, tenant: str) -> Iterator[int]:
-        """Yield the tenant's partitions in turn, without end."""
+    def _partitions_of(self, topic: str) -> int:
         if topic not in self._partitions:
             self._partitions |= partition_counts(self._settings, [topic])
-        if (topic, tenant) not in self._places:
-            self._places[topic, tenant] = cycle(shard_of(tenant, self._partitions[topic]))
-        return self._places[topic, tenant]
+        return self._partitions[topic]
 
 
 class _Submission:

@@ -16,7 +16,7 @@ from kafka.partitioner.default import murmur2
 
 from gateway.accept.outbox import Header, unpacked
 from gateway.accept.position import PositionReader
-from producers.sharding import shard_of
+from producers.sharding import Partitioner
 from schemas.settings import KafkaSettings
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
@@ -49,6 +49,7 @@ class RecordOutlet:
         self._sweeps = Sweeps((*lanes, names.batch_requests, names.control, names.events))
         self._partitions: dict[str, int] = {}
         self._written: frozenset[str] = frozenset()
+        self._partitioner = Partitioner()
         self._turn = counted()
         self._producer: TransactionalProducer | None = None
 
@@ -125,8 +126,7 @@ class RecordOutlet:
         """Return the partition of a row: by its shard, its key, or the turn."""
         count = self._count(row.topic)
         if row.shard is not None:
-            shard = shard_of(row.shard, count)
-            return shard[next(self._turn) % len(shard)]
+            return self._partitioner.partition(row.topic, row.shard, count, row.value)
         if row.record_key is not None:
             hashed: int = murmur2(row.record_key) & 0x7FFFFFFF  # the partition that Java's producer chooses
             return hashed % count

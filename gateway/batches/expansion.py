@@ -8,7 +8,8 @@ Each record ends in one of these ways:
     batch or content missing   `failed` results for the lines, and the record as a dead letter
     unreadable record          the record as a dead letter; its batch ends by its deadline
 
-While the store or the storage of files is away, the record waits.
+Each job goes to a partition of its tenant's shard. While the store, the storage of files or Kafka is away, the record
+waits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from gateway.batches.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
+from producers.sharding import Partitioner
 from schemas import topics as names
 from schemas.codec import address_in, write_result
 from schemas.outcome import Outcome
@@ -41,6 +43,7 @@ from telemetry.metrics import Metrics
 from workers.inference.job_identity import identity_headers
 from workers.stage.dead_letters import dead_letter
 from workers.stage.record import Failure, Header, Output, Record
+from workers.system.errors import ProcessError
 
 BULK_LINES: Final = 1000
 """A batch with more lines goes to the bulk lane, where it does not delay single jobs."""
@@ -62,10 +65,18 @@ class ExpansionHandler:
     """Turns ranges of batches into jobs. On the event loop; files and rows are read in threads."""
 
     def __init__(
-        self, topics: Topics, shelf: Shelf, clock: Clock, metrics: Metrics, secrets: TrustSecrets | None = None
+        self,
+        topics: Topics,
+        shelf: Shelf,
+        partitions: Callable[[str], Awaitable[int]],
+        clock: Clock,
+        metrics: Metrics,
+        secrets: TrustSecrets | None = None,
     ) -> None:
-        """`secrets` sign the jobs' tenant, if the fleet has them."""
+        """`partitions` returns a topic's number of partitions, or raises ProcessError. `secrets` sign jobs' tenants."""
         self._topics = topics
+        self._partitions = partitions
+        self._partitioner = Partitioner()
         self._shelf = shelf
         self._clock = clock
         self._metrics = metrics
@@ -80,7 +91,10 @@ class ExpansionHandler:
         try:
             batch = await self._patiently(lambda: self._shelf.store.read(lambda connection: _batch(connection, wanted)))
             if batch.status in RUNNING:
-                return self._jobs(batch, wanted, await self._patiently(lambda: asyncio.to_thread(self._read, wanted)))
+                lines = await self._patiently(lambda: asyncio.to_thread(self._read, wanted))
+                topic = self._topics.requests(bulk=batch.total > BULK_LINES)
+                partitions = await self._patiently(lambda: self._partitions(topic))
+                return self._jobs(batch, wanted, lines, topic, partitions)
             if batch.status == CANCELLING:
                 return self._cancelled(batch, wanted, await asyncio.to_thread(self._read_if_there, wanted))
             return []
@@ -98,15 +112,17 @@ class ExpansionHandler:
         error = ResultError(code=failure.code, message=failure.message)
         return [*self._ended(wanted, Outcome.FAILED, error, {}), letter]
 
-    def _jobs(self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes]) -> list[Output]:
-        topic = self._topics.requests(bulk=batch.total > BULK_LINES)
+    def _jobs(
+        self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes], topic: str, partitions: int
+    ) -> list[Output]:
         common: list[Header] = [] if batch.traceparent is None else [(names.TRACEPARENT, batch.traceparent.encode())]
         expires = str(batch.expires_at).encode()
         made = []
         for number, content in lines.items():
             headers: list[Header] = [*tenant_headers(self._secrets, wanted.tenant, job_id(batch.id, number), content)]
             deadline = expires if _TTL not in content else self._deadline(content, batch.expires_at)
-            made.append(Output(topic, content, None, [*headers, (names.DEADLINE, deadline), *common]))
+            partition = self._partitioner.partition(topic, wanted.tenant, partitions, content)
+            made.append(Output(topic, content, None, [*headers, (names.DEADLINE, deadline), *common], partition))
         return made
 
     def _deadline(self, content: bytes, expires_at: int) -> bytes:
@@ -175,12 +191,12 @@ class ExpansionHandler:
             return {}
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer, and ask again while the store or the storage of files is away."""
+        """Return the answer, and ask again while the store, the storage of files or Kafka is away."""
         wait = _FIRST_WAIT_SECONDS
         while True:
             try:
                 return await ask()
-            except (StoreAway, BlobsAway) as away:
+            except (StoreAway, BlobsAway, ProcessError) as away:
                 log.warning(
                     "A batch cannot be expanded now; waiting to try again.",
                     action="expansion-waiting",

@@ -349,3 +349,23 @@ async def test_a_lanes_worker_serves_the_models_of_its_lane_only(tmp_path: Path)
         assert around.engine(text, "big").models == ("large",)
         with pytest.raises(ValueError, match="no model of lane other"):
             around.engine(text, "other")
+
+
+async def test_requests_whose_prompts_begin_alike_go_to_one_address(tmp_path: Path) -> None:
+    servers = {"a": Server(says("x")), "b": Server(says("x"))}
+    async with rig(tmp_path, **servers) as around, started(around.engine(TWO_ADDRESSES)) as engine:
+        went = []
+        for number in range(24):
+            before = len(servers["a"].bodies)
+            await engine.generate(replace(ASKED, request_id=f"r{number}", prefix_key=bytes([number % 6])))
+            went.append(len(servers["a"].bodies) > before)
+        assert went == went[:6] * 4
+        assert len(set(went)) == 2
+
+
+async def test_one_prefix_alone_uses_all_addresses_once_one_is_busy(tmp_path: Path) -> None:
+    servers = {"a": Server(says("x")), "b": Server(says("x"))}
+    async with rig(tmp_path, **servers) as around, started(around.engine(TWO_ADDRESSES)) as engine:
+        requests = [replace(ASKED, request_id=f"r{number}", prefix_key=b"same") for number in range(60)]
+        await asyncio.gather(*map(engine.generate, requests))
+        assert min(len(server.bodies) for server in servers.values()) >= 10

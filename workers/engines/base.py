@@ -55,6 +55,8 @@ class GenerationRequest:
     adapter: str | None = None
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
+    prefix_key: bytes | None = None
+    """Requests with equal keys have prompts that begin alike, with the same system message and sources."""
     is_whole: bool = False
     """If true, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+from schemas.affinity import prefix_of
 from schemas.codec import ReceivedJob
+from schemas.job import Job
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
@@ -148,6 +150,12 @@ def _report(task: asyncio.Future[None]) -> None:
         )
 
 
+def _prefix_key(job: Job) -> bytes | None:
+    if job.messages is None and job.sources is None:
+        return None  # most jobs: a copy of the fields would cost more than the check
+    return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
+
+
 def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_id: str | None) -> GenerationRequest:
     """Return the engine's request for a job.
 
@@ -172,5 +180,6 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
         priority=received.priority,
         response_format=asked.response_format,
         adapter=job.adapter,
+        prefix_key=_prefix_key(job),
         is_whole=asked.evidence is not None and bool(asked.evidence.sources),
     )

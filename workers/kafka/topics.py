@@ -12,10 +12,13 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
+from telemetry.clock import Clock
 from workers.kafka.clients import asking_config
 from workers.system.errors import ProcessError
 
 TOPIC_SECONDS = 10.0
+COUNT_SECONDS = 60.0
+"""The time after which a topic's number of partitions is asked for again: an operator may have added some."""
 _TOPIC_ASKED = 10
 _TOPIC_ASK_AGAIN_SECONDS = 0.2
 
@@ -88,6 +91,34 @@ class KafkaTopicIds:
         asked = _ask_ids(self._client, topics, seconds)
         wait(asked.values(), seconds)
         return _ids(asked)
+
+
+class PartitionCounts:
+    """A callable that returns a topic's number of partitions. It asks Kafka again after COUNT_SECONDS."""
+
+    def __init__(self, kafka: KafkaSettings, clock: Clock) -> None:
+        self._kafka = kafka
+        self._clock = clock
+        self._counts: dict[str, tuple[int, float]] = {}
+
+    async def __call__(self, topic: str) -> int:
+        """Return the number. Raises NoSuchTopic, BrokerAway and AccessDenied."""
+        count, until = self._counts.get(topic, (0, 0.0))
+        if not count or self._clock.monotonic() >= until:
+            count = await asyncio.to_thread(self._asked, topic)
+            self._counts[topic] = count, self._clock.monotonic() + COUNT_SECONDS
+        return count
+
+    def _asked(self, topic: str) -> int:
+        try:
+            found = _asking(self._kafka).list_topics(topic, TOPIC_SECONDS).topics[topic]
+        except KafkaException as error:
+            raise unanswered(self._kafka, error.args[0], f" to the topic {topic}") from None
+        if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise unanswered(self._kafka, found.error, f" to the topic {topic}")
+        if not found.partitions:
+            raise NoSuchTopic(f"the topic {topic} does not exist; `postback topics create` makes it")
+        return len(found.partitions)
 
 
 def _ask_ids(client: AdminClient, topics: Iterable[str], seconds: float) -> Mapping[str, Future[Any]]:

@@ -13,7 +13,6 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import cycle
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +25,7 @@ from postback_client.errors import KafkaFailed, PostbackError, StillWaiting, Sub
 from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.shapes import parsed, read
-from postback_client.sharding import DEFAULT_TENANT, partitions_of
+from postback_client.sharding import DEFAULT_TENANT, Shard
 
 ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
@@ -61,7 +60,7 @@ class KafkaClient:
         self._prefix = topic_prefix
         self._own: dict[str, Result | None] = {}
         """Jobs of this client whose results were not yet given out, with those that came."""
-        self._places: dict[str, Iterator[int]] = {}
+        self._shards: dict[str, Shard] = {}
         config = {"bootstrap_servers": bootstrap_servers.split(","), "bootstrap_timeout_ms": 10_000, **kafka}
         with _kafka():
             self._consumer: Any = KafkaConsumer(
@@ -170,15 +169,14 @@ class KafkaClient:
             del self._own[next(iter(self._own))]
 
     def _send(self, topic: str, job: NamedJob) -> Any:
-        if topic not in self._places:
+        if topic not in self._shards:
             count = len(self._producer.partitions_for(topic) or ())
             if not count:
                 raise KafkaFailed(f"the topic {topic} does not exist; check the topic prefix")
-            self._places[topic] = cycle(partitions_of(self._tenant, count))
+            self._shards[topic] = Shard(self._tenant, count)
         headers = [("tenant", self._tenant.encode())]
-        return self._producer.send(
-            topic, value=job.body, key=job.job_id.encode(), headers=headers, partition=next(self._places[topic])
-        )
+        partition = self._shards[topic].next(json.loads(job.body))
+        return self._producer.send(topic, value=job.body, key=job.job_id.encode(), headers=headers, partition=partition)
 
     def _first_offsets(self, since_seconds: float) -> dict[Any, int]:
         """Assign all partitions of results, and return the offsets at which reading begins."""

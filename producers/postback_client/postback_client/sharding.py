@@ -1,5 +1,8 @@
 """The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing, as in all producers of a fleet.
 
+Jobs whose prompts begin alike (the same system message and sources) go to one partition, so that one worker caches the
+start; a partition that got many more jobs than the others gets no more of them. Other jobs go to the emptiest one.
+
 A tenant has a third of the partitions, at least 2, so that one tenant's flood does not fill all queues. The tenant
 `default` has all.
 """
@@ -7,8 +10,16 @@ A tenant has a third of the partitions, at least 2, so that one tenant's flood d
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 DEFAULT_TENANT = "default"
+_MOST_LOAD = 1.25
+_SLACK = 8
+_LATELY_JOBS = 1000
 
 
 def partitions_of(tenant: str, partitions: int) -> tuple[int, ...]:
@@ -22,3 +33,70 @@ def partitions_of(tenant: str, partitions: int) -> tuple[int, ...]:
 
 def _weight(tenant: str, partition: int) -> bytes:
     return hashlib.blake2b(f"{tenant}:{partition}".encode(), digest_size=8).digest()
+
+
+class Shard:
+    """One tenant's partitions of one topic, with the number of jobs that each got lately."""
+
+    def __init__(self, tenant: str, partitions: int) -> None:
+        self._partitions = partitions_of(tenant, partitions)
+        self._jobs = [0] * len(self._partitions)
+
+    def next(self, job: Mapping[str, Any]) -> int:
+        """Return the partition of a job, and count the job."""
+        index = self._index(prefix_key(job))
+        self._jobs[index] += 1
+        if sum(self._jobs) >= _LATELY_JOBS * len(self._jobs):
+            self._jobs = [jobs // 2 for jobs in self._jobs]
+        return self._partitions[index]
+
+    def _index(self, key: bytes | None) -> int:
+        if key is None:
+            return self._jobs.index(min(self._jobs))
+        most = math.ceil(_MOST_LOAD * (sum(self._jobs) + 1) / len(self._jobs)) + _SLACK
+        return next(index for index in _ranking(key, self._partitions) if self._jobs[index] < most)
+
+
+def prefix_key(job: Mapping[str, Any]) -> bytes | None:
+    """Return the key of a job's system messages and sources; None without both."""
+    sources = job.get("sources")
+    system, given = _system(job.get("messages")), _sources(sources) if isinstance(sources, dict) else None
+    if not system and given is None:
+        return None
+    text = json.dumps([system, given], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+@lru_cache(maxsize=4096)
+def _ranking(key: bytes, partitions: tuple[int, ...]) -> tuple[int, ...]:
+    def weight(index: int) -> bytes:
+        return hashlib.blake2b(b"%b:%d" % (key, partitions[index]), digest_size=8).digest()
+
+    return tuple(sorted(range(len(partitions)), key=weight, reverse=True))
+
+
+def _system(messages: object) -> list[str]:
+    texts: list[str] = []
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict) or message.get("role") not in ("system", "developer"):
+            break
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts.append("\n".join(str(part.get("text")) for part in parts if isinstance(part, dict)))
+    return texts
+
+
+def _sources(sources: Mapping[str, Any]) -> list[Any]:
+    """Return the members that decide on the evidence, equal for absent members and for their defaults."""
+    search, documents = sources.get("search"), sources.get("documents")
+    if isinstance(search, dict):
+        search = [search.get("provider"), search.get("query"), search.get("limit", 5)]
+    if isinstance(documents, list):
+        documents = [_given(document) for document in documents]
+    return [sources.get("urls") or [], documents or [], search, sources.get("profile", "default")]
+
+
+def _given(document: object) -> object:
+    if not isinstance(document, dict):
+        return document
+    return sorted([name, value] for name, value in document.items() if value is not None)

@@ -170,11 +170,16 @@ class BatchRig:
         return done, failed
 
 
+async def twelve(topic: str) -> int:
+    """The number of partitions of each topic."""
+    return 12
+
+
 @asynccontextmanager
 async def batch_rig(folder: Path, store_url: str | None = None, **settings: Any) -> AsyncIterator[BatchRig]:
     """Yield a rig with a new store, on SQLite unless a URL is given."""
     with gateway_rig(folder, store_url=store_url, **settings) as door:
-        expansion = ExpansionHandler(TOPICS, door.shelf, door.clock, Metrics())
+        expansion = ExpansionHandler(TOPICS, door.shelf, twelve, door.clock, Metrics())
         yield BatchRig(door, door.key(), expansion)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.access.quotas import queued_work, release_batch
 from gateway.access.tenant_settings import TenantSettings
+from producers.sharding import shard_of
 from schemas.outcome import Outcome
 from schemas.topics import TRACEPARENT
 from tests.unit.batches.batch_rig import TOPICS, BatchRig, job_of, jsonl, line, lines
@@ -32,6 +33,7 @@ async def test_a_batch_runs_from_its_creation_to_its_files(both: BatchRig) -> No
     assert {job.deadline_ms for job in received} == {1000 * running["expires_at"]}
     assert {job.traceparent for job in received} == {TRACE}
     assert {output.topic for output in made} == {TOPICS.requests(bulk=True)}
+    assert {output.partition for output in made} == set(shard_of("acme", 12))
     done, failed = await rig.assert_complete(ended, 1203)
     assert (len(done), len(failed)) == (802, 401)
     assert ended["metadata"] == {"a": "b"}

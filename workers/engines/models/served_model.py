@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from schemas.affinity import place_of
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -44,7 +45,11 @@ class _Address:
 
 
 class ServedModel:
-    """Answers requests for one model. A request goes to the address with the fewest requests in flight."""
+    """Answers requests for one model.
+
+    Requests whose prompts begin alike go to one address, which has the start in its prefix cache, unless it has many
+    more requests in flight than the other addresses. Any other request goes to the address with the fewest.
+    """
 
     def __init__(self, model: RegistryModel, engines: Sequence[Engine], clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
@@ -167,7 +172,7 @@ class ServedModel:
         """Ask one address after the other until one answers. Raises EngineError."""
         away: EngineUnavailable | None = None
         tried: list[_Address] = []
-        while (address := self._next(tried)) is not None:
+        while (address := self._next(tried, request.prefix_key)) is not None:
             tried.append(address)
             try:
                 return await self._ask(address, request)
@@ -177,9 +182,11 @@ class ServedModel:
                 away = error
         raise away or EngineUnavailable(f"every address of model {self.model.name} failed lately; waiting for one")
 
-    def _next(self, tried: Sequence[_Address]) -> _Address | None:
+    def _next(self, tried: Sequence[_Address], prefix_key: bytes | None) -> _Address | None:
         free = [each for each in self._addresses if each.is_up and each.circuit.admits and each not in tried]
-        return min(free, key=lambda each: each.asking, default=None)
+        if not free:
+            return None
+        return free[place_of(prefix_key, [each.name for each in free], [each.asking for each in free])]
 
     async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
         """Ask one address. Raises EngineError; EngineFailed only if the request may be to blame."""

@@ -1,0 +1,102 @@
+"""The place of jobs whose prompts begin alike: they go to one place, whose engine caches the start.
+
+Prompts begin alike if system message and sources are equal; the question comes last. A place is a partition, or an
+address of a remote engine. It is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam,
+SODA 2018), with rendezvous hashing: no place gets much more than its part, even if all prompts begin alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydantic_core import from_json
+
+from schemas import openai
+
+MOST_LOAD = 1.25
+"""The load of a place relative to the mean load; a larger factor keeps more prompts together, and loads less evenly."""
+SLACK = 8
+"""Further jobs that a place may get beyond MOST_LOAD: an engine answers this many at once in any case."""
+_RANKINGS = 4096
+
+
+def prefix_key(value: bytes | None) -> bytes | None:
+    """Return the key of a job's record, a job's JSON or a line of an OpenAI Batch. Any bytes may be given.
+
+    Jobs with equal keys have prompts that begin alike. None means that the job has neither system message nor sources.
+    """
+    try:
+        document = from_json(value or b"")
+        job = openai.job_fields(document) if openai.is_batch_line(document) else document
+    except (ValueError, openai.UnusableLine):
+        return None
+    return prefix_of(job) if isinstance(job, dict) else None
+
+
+def prefix_of(job: Mapping[str, Any]) -> bytes | None:
+    """Return the key of a job's fields, as `prefix_key` does. Fields of any type may be given."""
+    system, sources = _system(job.get("messages")), job.get("sources")
+    if not system and not isinstance(sources, dict):
+        return None
+    parts = [system, _sources(sources) if isinstance(sources, dict) else None]
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def place_of(key: bytes | None, places: Sequence[object], loads: Sequence[float]) -> int:
+    """Return the index of the place for a job with this key. `loads` are the loads of `places`, of which there are any.
+
+    The place is the first in the key's own order that is not loaded too much. Without a key, it has the least load.
+    """
+    if key is None:
+        return min(range(len(loads)), key=loads.__getitem__)
+    most = math.ceil(MOST_LOAD * (sum(loads) + 1) / len(loads)) + SLACK
+    return next(index for index in _ranking(key, tuple(map(str, places))) if loads[index] < most)
+
+
+@lru_cache(maxsize=_RANKINGS)
+def _ranking(key: bytes, places: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the indices of the places in this key's order, the same in every process."""
+
+    def weight(index: int) -> bytes:
+        return hashlib.blake2b(b"%b:%b" % (key, places[index].encode()), digest_size=8).digest()
+
+    return tuple(sorted(range(len(places)), key=weight, reverse=True))
+
+
+def _system(messages: object) -> list[str]:
+    """Return the texts of the system messages at the start."""
+    texts: list[str] = []
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict) or message.get("role") not in ("system", "developer"):
+            break
+        texts.append(_text(message.get("content")))
+    return texts
+
+
+def _text(content: object) -> str:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "\n".join(str(part.get("text")) for part in parts if isinstance(part, dict))
+
+
+def _sources(sources: Mapping[str, Any]) -> list[Any]:
+    """Return the members that decide which evidence a job gets, equal for absent members and for their defaults."""
+    search = sources.get("search")
+    if isinstance(search, dict):
+        search = [search.get("provider"), search.get("query"), search.get("limit", 5)]
+    documents = sources.get("documents")
+    if isinstance(documents, list):
+        documents = [_given(document) for document in documents]
+    return [sources.get("urls") or [], documents or [], search, sources.get("profile", "default")]
+
+
+def _given(document: object) -> object:
+    """Return the set members of a document, in the order of their names."""
+    if not isinstance(document, dict):
+        return document
+    return sorted([name, value] for name, value in document.items() if value is not None)
