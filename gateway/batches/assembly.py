@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from weakref import WeakValueDictionary
 
-from gateway.batches import uploads
+from sqlalchemy import Connection
+
+from gateway.batches import files, uploads
 from gateway.batches.declined import Declined
 from gateway.batches.files import FileRow
 from gateway.batches.shelf import Draft, Shelf
@@ -55,18 +57,22 @@ class Assembly:
             lambda connection: uploads.begin_part(connection, identifier, tenant, upload_id, now_ms, most)
         )
         try:
-            return Draft(identifier, self._shelf.blobs.create(identifier))
+            return Draft(identifier, self._shelf.blobs.create(identifier), tenant)
         except BlobsAway:
             self._forget([identifier])
             raise
 
-    async def keep_part(self, tenant: str, upload_id: str, draft: Draft) -> PartRow:
-        """Finish a part: first its blob, then its row. Raises Declined (404, 409), BlobsAway and StoreAway."""
+    async def keep_part(self, upload_id: str, draft: Draft) -> PartRow:
+        """Finish a part: first its blob, then its row. Raises Declined (404, 409, 413), BlobsAway and StoreAway."""
         await asyncio.to_thread(draft.writer.commit)
-        now_ms = self._shelf.now_ms()
-        return await self._shelf.store.write(
-            lambda connection: uploads.store_part(connection, draft.id, tenant, upload_id, draft.size, now_ms)
-        )
+        now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
+
+        def store(connection: Connection) -> PartRow:
+            # Parts side by side each began while there was room.
+            files.require_room(connection, draft.tenant, draft.size, most, "data")
+            return uploads.store_part(connection, draft.id, draft.tenant, upload_id, draft.size, now_ms)
+
+        return await self._shelf.store.write(store)
 
     def drop_part(self, draft: Draft) -> None:
         """Remove an unfinished part, or leave it to the sweep if the storage or the store is away."""

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 
+from sqlalchemy import Connection
+
 from gateway.batches import files
 from gateway.batches.files import FileRow, FileTerms
 from gateway.batches.paging import PageQuery, RowPage
@@ -41,18 +43,22 @@ class Shelf:
         most = self.settings.tenant_bytes if bounded else None
         self.store.write_now(lambda connection: files.begin(connection, identifier, tenant, now_ms, submitted_by, most))
         try:
-            return Draft(identifier, self.blobs.create(identifier))
+            return Draft(identifier, self.blobs.create(identifier), tenant)
         except BlobsAway:
             self.forget(identifier)
             raise
 
     async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
-        """Finish a file: first its blob, then its row. Raises Declined (408), BlobsAway and StoreAway."""
+        """Finish a file: first its blob, then its row. Raises Declined (408, 413), BlobsAway and StoreAway."""
         await asyncio.to_thread(draft.writer.commit)
-        now_ms = self.now_ms()
-        return await self.store.write(
-            lambda connection: files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
-        )
+        now_ms, most = self.now_ms(), self.settings.tenant_bytes
+
+        def store(connection: Connection) -> FileRow:
+            # Uploads side by side each began while there was room.
+            files.require_room(connection, draft.tenant, draft.size, most, "file")
+            return files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
+
+        return await self.store.write(store)
 
     def drop(self, draft: Draft) -> None:
         """Remove an unfinished file, or leave it to the sweep if the storage or the store is away."""
@@ -107,9 +113,10 @@ class Shelf:
 class Draft:
     """A file, or a part of one, that is being written. Its bytes are hashed and counted while they are written."""
 
-    def __init__(self, identifier: str, writer: BlobWriter) -> None:
+    def __init__(self, identifier: str, writer: BlobWriter, tenant: str) -> None:
         self.id = identifier
         self.writer = writer
+        self.tenant = tenant
         self.size = 0
         self._hash = hashlib.sha256()
 

@@ -126,7 +126,7 @@ class Contract:
         for content in contents:
             draft = assembly.begin_part("acme", upload.id)
             draft.write(content)
-            part_ids.append((await assembly.keep_part("acme", upload.id, draft)).id)
+            part_ids.append((await assembly.keep_part(upload.id, draft)).id)
 
         done = await assembly.complete("acme", upload.id, completion({"part_ids": part_ids}), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -139,6 +140,14 @@ async def test_a_tenant_whose_files_fill_its_space_is_refused(tmp_path: Path) ->
         assert (await rig.upload(b"x" * 2048, rig.key())).status_code == 200
         assert (await rig.upload(b"x", rig.key())).json()["error"]["code"] == "storage_full"
         assert (await rig.upload(b"x", rig.key("other"))).status_code == 200
+
+
+async def test_files_side_by_side_take_no_more_than_the_tenants_space(tmp_path: Path) -> None:
+    with gateway_rig(tmp_path, tenant_bytes=2048) as rig:
+        key = rig.key()
+        answers = await asyncio.gather(*(rig.upload(b"x" * 1000, key) for _ in range(5)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 413, 413, 413]
+        assert len(rig.blobs) == 2
 
 
 async def test_every_purpose_of_openais_sdk_is_kept(rig: Rig) -> None:

@@ -281,6 +281,14 @@ async def test_parts_take_space_until_their_upload_ends(tmp_path: Path) -> None:
         assert (await rig.upload(b"x", client.key)).status_code == 413
 
 
+async def test_parts_side_by_side_take_no_more_than_the_tenants_space(tmp_path: Path) -> None:
+    with gateway_rig(tmp_path, tenant_bytes=2048) as rig:
+        client = Uploader(rig)
+        upload_id = await client.begun(2048)
+        answers = await asyncio.gather(*(client.add(upload_id, b"x" * 1000) for _ in range(5)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 413, 413, 413]
+
+
 async def test_an_upload_has_a_limit_of_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Uploader(rig)
     monkeypatch.setattr("gateway.batches.uploads.MOST_PARTS", 2)

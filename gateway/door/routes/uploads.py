@@ -50,7 +50,7 @@ def routes(door: Door) -> list[BaseRoute]:
         draft = await asyncio.to_thread(assembly.begin_part, tenant, identifier)
 
         async def keep() -> PartRow:
-            return await assembly.keep_part(tenant, identifier, draft)
+            return await assembly.keep_part(identifier, draft)
 
         received = Receiving(draft, form, most, shelf.settings.upload_seconds)
         row = await received.kept(request, keep, lambda: assembly.drop_part(draft))
