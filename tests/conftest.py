@@ -34,6 +34,7 @@ _SHOWN = "shown"
 
 # Hypothesis' default deadline of 200 ms an example would test the machine.
 hypothesis.settings.register_profile("postback", deadline=None)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("postback")
 
 
