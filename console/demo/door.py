@@ -1,6 +1,7 @@
 """The demo's HTTP gateway: OpenAI's own SDK uploads a batch, waits for it, and downloads the answers.
 
-The lines ask for answers that only a page has. A base model has no chat template, so the lines are completions.
+Only the site's pages have the answers to the lines' questions. A base model has no chat template, so the lines are
+completions.
 """
 
 from __future__ import annotations

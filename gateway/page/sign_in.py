@@ -33,7 +33,7 @@ class SignIn:
         self._visitors = visitors
 
     async def show(self, request: Request) -> Response:
-        """Show the form, or the console to a visitor who needs none."""
+        """Show the form; a visitor who is signed in already gets the console."""
         try:
             await self._visitors.of(request, Scope.READ)
         except NotSignedIn:

@@ -46,7 +46,7 @@ class ExporterSettings(BaseSettings):
     """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs
     that arrive meanwhile: with 1, workers start so late that a rush finds a full backlog."""
     down_seconds: float = Field(default=300.0, ge=0, le=3600)
-    """Seconds for which fewer workers have to suffice before fewer are wanted."""
+    """Seconds before the wanted number of workers falls; fewer workers must have sufficed for all this time."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
