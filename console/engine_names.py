@@ -52,13 +52,8 @@ PLACES: tuple[tuple[Path, str, Line], ...] = (
         lambda names, _: f"  # {_either(names)}.\n",
     ),
     (
-        CHART / "templates" / "_helpers.tpl",
+        CHART / "templates" / "_worker.tpl",
         r"has \.engine \(list [^)]*\)",
         lambda _, alone: f"has .engine (list {' '.join(map(json.dumps, alone))})",
-    ),
-    (
-        ROOT / "docs" / "DEPLOY.md",
-        r"(?m)^\| `engine` \| `echo` \| .* \|$",
-        lambda names, _: f"| `engine` | `echo` | {_either([f'`{name}`' for name in names])} |",
     ),
 )

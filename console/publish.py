@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from console import engine_names, job_reference
+from console import chart_reference, engine_names, job_reference
 from console.catalogue import Section, names, sections
 from telemetry.action import Action
 from telemetry.actions import SECTIONS
@@ -65,6 +65,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
         ROOT / "helm" / "postback" / "files" / "postback.rules.yml": RULES.read_text(encoding="utf-8"),
+        **chart_reference.documents(),
         **engine_names.documents(),
     }
 
@@ -72,6 +73,7 @@ def documents() -> dict[Path, str]:
 def main() -> None:
     """Write all files."""
     for path, text in documents().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

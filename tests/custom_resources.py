@@ -17,7 +17,9 @@ from tests.go_tools import go
 
 _KEDA = ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases")
 _PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd")
+_CERT_MANAGER = ("github.com/cert-manager/cert-manager@v1.19.1", "deploy/crds")
 _DEFINED = {
+    "Certificate": (*_CERT_MANAGER, "cert-manager.io_certificates.yaml"),
     "ScaledObject": (*_KEDA, "keda.sh_scaledobjects.yaml"),
     "PodMonitor": (*_PROMETHEUS, "monitoring.coreos.com_podmonitors.yaml"),
     "PrometheusRule": (*_PROMETHEUS, "monitoring.coreos.com_prometheusrules.yaml"),

@@ -19,7 +19,10 @@ from workers.enrichment.settings import EnrichmentSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "postback"
+EXAMPLES = ROOT / "helm" / "values"
 ROLES = ("worker", "delivery")
+OLDEST_KUBERNETES = "1.30"
+"""The oldest release that the chart's kubeVersion allows."""
 
 Manifest = dict[str, Any]
 
@@ -109,20 +112,38 @@ SCALED: Manifest = {
     "delivery": {"autoscaling": {"enabled": True, "minReplicas": 2}},
     "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True, "labels": {"release": "kps"}}},
 }
-VALUE_SETS = {
+GATEWAY: Manifest = {
+    "gateway": {"enabled": True, "tls": {"existingSecret": "door"}},
+    "commonLabels": {"team": "inference"},
+    "commonAnnotations": {"contact": "inference@example.com"},
+}
+"""A gateway in one pod, on SQLite."""
+REGISTRY: Manifest = {
+    "models": {"registry": 'default = "small"\n\n[engines.local]\nkind = "echo"\n\n[models.small]\nengine = "local"\n'},
+    "redis": {"existingSecret": "redis"},
+    "trust": {"existingSecret": "trust", "required": True},
+    "worker": {
+        "extraContainers": [{"name": "proxy", "image": "proxy:1"}],
+        "extraInitContainers": [{"name": "wait", "image": "wait:1"}],
+    },
+}
+VALUE_SETS: dict[str, Manifest] = {
     "defaults": DEFAULTS,
     "secured": SECURED,
     "on-gpus": ON_GPUS,
     "at-rest": AT_REST,
     "authorities": AUTHORITIES,
     "scaled": SCALED,
+    "gateway": GATEWAY,
+    "registry": REGISTRY,
+    **{path.stem: yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.glob("*.yaml"))},
 }
 every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 
 
 def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [ensure(HELM), *arguments, "--values", "-"],
+        [ensure(HELM), *arguments, "--kube-version", OLDEST_KUBERNETES, "--values", "-"],
         input=yaml.safe_dump(values),
         capture_output=True,
         text=True,
@@ -132,9 +153,26 @@ def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
 
 
 def render(values: Manifest) -> list[Manifest]:
-    done = helm("template", "fleet", str(CHART), "--namespace", "inference", values=values)
+    """Return the objects that Helm makes of the values, the pod of `helm test` among them."""
+    return [manifest for manifest in yaml.load_all(_rendered(yaml.safe_dump(values)), _LOADER) if manifest]
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's loader where PyYAML has it, which is ten times faster."""
+
+
+@cache
+def _rendered(values: str) -> str:
+    done = helm("template", "fleet", str(CHART), "--namespace", "inference", values=yaml.safe_load(values))
     assert done.returncode == 0, done.stderr
-    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+    return done.stdout
+
+
+def refusal(values: Manifest) -> str:
+    """Return Helm's error about values that the chart refuses."""
+    done = helm("template", "fleet", str(CHART), values=values)
+    assert done.returncode != 0, "the values were taken"
+    return done.stderr
 
 
 def find(manifests: list[Manifest], kind: str, role: str) -> Manifest:
@@ -158,6 +196,13 @@ def environment(container: Manifest) -> dict[str, Any]:
 def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
     kinds = ("StatefulSet", "Deployment", "Job")
     yield from (m["spec"]["template"]["spec"] for m in manifests if m["kind"] in kinds)
+    yield from (m["spec"] for m in manifests if m["kind"] == "Pod")
+
+
+def own_containers(manifests: list[Manifest]) -> Iterator[Manifest]:
+    """Yield the containers that run the program."""
+    for pod in pods(manifests):
+        yield from (container for container in pod["containers"] if "command" not in container and "args" in container)
 
 
 @cache

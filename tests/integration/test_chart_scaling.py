@@ -16,6 +16,7 @@ from tests.integration.deployment import (
     ROLES,
     SCALED,
     SECURED,
+    VALUE_SETS,
     Manifest,
     environment,
     every_value_set,
@@ -39,8 +40,10 @@ def test_custom_resources_are_valid_by_their_own_schemas(values: Manifest) -> No
 
     for manifest in custom:
         custom_resources.validate(manifest)
-    kinds = {"ScaledObject", "PodMonitor", "PrometheusRule"} if values is SCALED else set()
-    assert {manifest["kind"] for manifest in custom} == kinds
+    kinds = {"ScaledObject", "PodMonitor", "PrometheusRule"}
+    made = {"scaled": kinds, "many-gpus": {*kinds, "Certificate"}}
+    [name] = [name for name, each in VALUE_SETS.items() if each is values]
+    assert {manifest["kind"] for manifest in custom} == made.get(name, set())
 
 
 def test_a_misspelt_field_of_a_custom_resource_is_noticed() -> None:
@@ -77,7 +80,7 @@ def test_without_autoscaling_the_values_set_the_replicas(role: str) -> None:
 
 
 def test_keda_asks_the_exporters_service_for_figures_that_its_page_has() -> None:
-    manifests = render({**SCALED, "worker": {"autoscaling": {"enabled": True, "lane": "big"}}})
+    manifests = render({**SCALED, "worker": {"lane": "big", "autoscaling": {"enabled": True}}})
     service = find(manifests, "Service", "exporter")
     container = exporter_of(manifests)
 
@@ -114,7 +117,7 @@ def test_the_exporter_reads_what_the_values_say(monkeypatch: pytest.MonkeyPatch)
         ({"worker": {"autoscaling": {"enabled": True, "longestJobSeconds": 3590}}}, "longestJobSeconds"),
         ({"delivery": {"autoscaling": {"enabled": True}}, "exporter": {"enabled": False}}, "set exporter.enabled"),
         ({"delivery": {"autoscaling": {"lane": "big"}}}, "lane"),
-        ({"worker": {"autoscaling": {"lane": "batch"}}}, "lane"),
+        ({"worker": {"lane": "batch"}}, "lane"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
     ],
 )

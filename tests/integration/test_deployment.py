@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from console.variables import complaints
-from tests.integration.deployment import VALUE_SETS, Manifest, compose_model, own_services, pods, render
+from tests.integration.deployment import VALUE_SETS, Manifest, compose_model, own_containers, own_services, render
 
 # The first run builds Helm or compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
@@ -30,8 +30,8 @@ def environments(compose: Manifest) -> Iterator[tuple[str, set[str]]]:
     for name, service in own_services(compose).items():
         yield f"compose.yaml, {name}", set(service["environment"])
     for name, values in VALUE_SETS.items():
-        for pod in pods(render(values)):
-            yield f"the chart with {name}", {entry["name"] for entry in pod["containers"][0]["env"]}
+        for container in own_containers(render(values)):
+            yield f"the chart with {name}", {entry["name"] for entry in container["env"]}
 
 
 def test_every_variable_that_is_set_is_one_that_the_program_reads(compose: Manifest) -> None:
@@ -45,8 +45,8 @@ def commands(compose: Manifest) -> Iterator[tuple[str, list[str]]]:
     for name, service in own_services(compose).items():
         yield f"compose.yaml, {name}", service["command"]
     for name, values in VALUE_SETS.items():
-        for pod in pods(render(values)):
-            yield f"the chart with {name}", pod["containers"][0]["args"]
+        for container in own_containers(render(values)):
+            yield f"the chart with {name}", container["args"]
 
 
 @cache
