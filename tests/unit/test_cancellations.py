@@ -10,11 +10,19 @@ import pytest
 
 from schemas.codec import read_result
 from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
-from schemas.job import LONGEST_TTL_SECONDS
+from schemas.job import LONGEST_TTL_SECONDS, Sources
 from schemas.topics import LANES_KEPT_MS
 from telemetry.hand_clock import SetClock
-from tests.handlers import CLOCK
+from telemetry.metrics import Metrics
+from tests.handlers import CLOCK, inference_handler
 from tests.unit.echo_worker import HOOK, headers_of, record, working
+from tests.virtual_time import in_virtual_time
+from workers.egress import EgressPolicy, Guard
+from workers.engines.base import Completion, EngineUnavailable, GenerationRequest
+from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence
+from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.cancellations import KEPT_MS, Cancellations
 
 NOW_MS = round(CLOCK.time() * 1000)
@@ -125,6 +133,61 @@ async def test_a_job_that_runs_when_it_is_cancelled_is_cut_off() -> None:
         worker.handler.cancellations.apply(*control("job_1"))
         result = await running
     assert (result.outcome, result.text) == ("cancelled", None)
+
+
+async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ended_it_is_answered() -> None:
+    """Both records may arrive at once. Before, the result was `expired`, hours before the job's deadline."""
+    async with working() as worker:
+        running = asyncio.ensure_future(worker.result(record(job_id="job_1", prompt="[[sleep 0.05]] Who?")))
+        while worker.engine.load().running == 0:
+            await asyncio.sleep(0.001)
+        worker.handler.cancellations.apply(*control("job_1"))
+        worker.handler.cancellations.apply(job_key_bytes(("default", "job_1")), None)
+        result = await running
+    assert (result.outcome, result.error) == ("succeeded", None)
+
+
+async def test_a_job_whose_cancellation_is_taken_back_while_its_sources_are_read_has_them_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, the result was a failure, `no_sources`."""
+    async with working() as worker:
+        read, hangs = list[str](), asyncio.Event()
+
+        async def enrich(sources: Sources, question: str, **bounds: object) -> Evidence:
+            read.append(question)
+            if len(read) == 1:
+                await hangs.wait()
+            return Evidence(())
+
+        monkeypatch.setattr(worker.enricher, "enrich", enrich)
+        running = asyncio.ensure_future(worker.result(record(job_id="job_1", sources={"urls": ["http://a.example"]})))
+        while not read:
+            await asyncio.sleep(0.001)
+        worker.handler.cancellations.apply(*control("job_1"))
+        worker.handler.cancellations.apply(job_key_bytes(("default", "job_1")), None)
+        result = await running
+    assert (result.outcome, len(read)) == ("succeeded", 2)
+
+
+class AwayEngine(EchoEngine):
+    """An engine that is away for ever."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        raise EngineUnavailable("the server answered 503")
+
+
+@in_virtual_time
+async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cancelled() -> None:
+    """The pauses between tries grow to 30 s. Before, a cancelled job had its result only after the pause."""
+    metrics = Metrics()
+    enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
+    handler = inference_handler(AwayEngine(EchoSettings(), metrics), enricher, metrics)
+    running = asyncio.ensure_future(handler.handle(record(job_id="job_1")))
+    await asyncio.sleep(35)  # in the pause from 31.5 s to 61.5 s
+    handler.cancellations.apply(*control("job_1"))
+    [output] = await running
+    assert (read_result(output.value).outcome, asyncio.get_running_loop().time()) == ("cancelled", 35.0)
 
 
 async def test_a_cancellation_that_comes_after_the_answer_changes_nothing() -> None:

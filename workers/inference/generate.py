@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import suppress
 
 from schemas.affinity import prefix_of
 from schemas.codec import ReceivedJob
@@ -58,7 +59,8 @@ class Generator:
         `model_id` takes the place of the job's own.
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
-        cut the completion off. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
+        cut the completion off; a job whose cancellation was taken back meanwhile is generated again. Raises
+        NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
             try:
@@ -78,9 +80,13 @@ class Generator:
             while not self._lifetimes.is_over(received):
                 remaining = self._lifetimes.remaining(received)
                 cut_off = asyncio.get_running_loop().call_later(remaining, abort)
+                abort.asked.clear()
                 number = self._watch.begin()
                 try:
-                    return await self._answer(request, number, abort)
+                    completion = await self._answer(request, number, abort)
+                    if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
+                        return completion
+                    self._wasted_tokens.inc(completion.completion_tokens)  # its cancellation was taken back
                 except EngineDied as died:
                     self._watch.failed(died)
                     raise
@@ -89,7 +95,7 @@ class Generator:
                     if isinstance(away, EngineFailed):
                         self._wasted_tokens.inc(away.wasted_tokens)
                         tries.failed(number, away)
-                    await asyncio.sleep(min(wait, remaining))
+                    await abort.asked_within(min(wait, remaining))
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:
                     cut_off.cancel()
@@ -100,7 +106,7 @@ class Generator:
         completion = await self._engine.generate(request)
         if completion.finish_reason != "abort":  # an aborted request may never have reached the engine
             self._watch.answered(number)
-        elif not abort.asked:
+        elif not abort.asked.is_set():
             raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
         return completion
 
@@ -127,17 +133,23 @@ class _Tries:
 
 
 class _Abort:
-    """A callback that asks the engine to abort one request. `asked` is True from the first call on."""
+    """A callback that asks the engine to abort one request, and sets `asked`."""
 
     def __init__(self, engine: Engine, request_id: str) -> None:
         self._engine = engine
         self._request_id = request_id
-        self.asked = False
+        self.asked = asyncio.Event()
 
     def __call__(self) -> None:
-        self.asked = True
+        self.asked.set()
         task = asyncio.ensure_future(self._engine.abort(self._request_id))
         task.add_done_callback(_report)
+
+    async def asked_within(self, seconds: float) -> None:
+        """Wait for the next try, and no longer than until the job's end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.asked.wait()
 
 
 def _report(task: asyncio.Future[None]) -> None:

@@ -97,15 +97,18 @@ class Grounder:
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
         """Return the evidence from the job's sources. Raises NothingFound, also if the job is cancelled meanwhile."""
-        enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, question, room))
-        with self._lifetimes.at_cancellation(received, enriching.cancel):
-            try:
-                return await enriching
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise  # the worker is ending, so the job was not cancelled
-                raise NothingFound(()) from None
+        while True:
+            enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, question, room))
+            with self._lifetimes.at_cancellation(received, enriching.cancel):
+                try:
+                    return await enriching
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # the worker is ending, so the job was not cancelled
+                    if self._lifetimes.is_over(received):
+                        raise NothingFound(()) from None
+            # The cancellation was taken back at once, so the sources are read again.
 
     async def _evidence_in_turn(
         self, received: ReceivedJob, sources: Sources, question: str, room: int | None

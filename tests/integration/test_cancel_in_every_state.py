@@ -1,0 +1,236 @@
+"""Jobs cancelled, taken back and expired in every state, by a random walk on a real broker with vLLM's tiny model.
+
+The walk also cancels jobs before a worker runs, and before their records exist. A naive model says which outcomes each
+job may have: more than one only if the order changed while a worker ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, ClassVar
+
+import pytest
+from confluent_kafka import Producer
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from devkit.committed import committed_records
+from operators.cancel import cancel, take_back
+from schemas.groups import INFERENCE_GROUP
+from schemas.settings import KafkaSettings
+from telemetry.metrics import Metrics
+from tests.handlers import CLOCK
+from tests.messages import value_of
+from workers.egress import EgressPolicy, Guard
+from workers.engines.vllm import VllmEngine
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.cancellations import KEPT_MS
+from workers.inference.handler import InferenceHandler
+from workers.inference.registry import Registry
+from workers.inference.settings import WorkerSettings
+from workers.kafka.compacted import CompactedTopic
+from workers.stage.build import group_stage
+from workers.stage.settings import StageSettings
+from workers.stage.stage import Stage
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.vllm,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(1_200),
+]
+
+LONG = 480
+IN_THE_PAST = b"1700000000000"
+KINDS: dict[str, dict[str, Any]] = {
+    "short": {"max_tokens": 2},
+    "long": {"max_tokens": LONG},
+    "brief": {"max_tokens": LONG, "ttl_seconds": 0.5},
+    "past": {"max_tokens": 2},
+}
+OUTCOMES = {"short": {"succeeded"}, "long": {"succeeded"}, "brief": {"succeeded", "expired"}, "past": {"expired"}}
+"""Outcomes of a job that no order cancels."""
+NUMBERS = st.integers(0, 5)
+PATIENCE_SECONDS = 120.0
+
+
+class Worker:
+    """A worker's stage that starts and stops in this process, around one engine."""
+
+    def __init__(self, kafka: KafkaSettings, engine: VllmEngine, enricher: Enricher, metrics: Metrics) -> None:
+        self._kafka = kafka
+        self._engine = engine
+        self._enricher = enricher
+        self._metrics = metrics
+        self._control: CompactedTopic | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._stage: Stage | None = None
+
+    async def start(self) -> None:
+        topics = self._kafka.topics
+        registry = Registry((*self._engine.models, "default"), None, {})
+        handler = InferenceHandler(
+            self._engine,
+            self._enricher,
+            registry,
+            EgressPolicy(),
+            topics,
+            {},
+            WorkerSettings(),
+            CLOCK,
+            self._metrics,
+        )
+        self._control = CompactedTopic(self._kafka, topics.control, handler.cancellations.apply, CLOCK, KEPT_MS)
+        await self._control.start()
+        outputs = [topics.results, topics.dead_letters]
+        parts = handler, CLOCK, self._metrics, handler.pace, handler.sharing, outputs
+        self._stage = group_stage(StageSettings(INFERENCE_GROUP), self._kafka, [topics.requests()], "r1", *parts)
+        self._running = asyncio.create_task(self._stage.run())
+
+    async def stop(self) -> None:
+        if self._stage is not None and self._control is not None and self._running is not None:
+            self._stage.stop()
+            await self._running
+            await self._control.close()
+            self._stage = None
+
+
+class Fleet:
+    """A broker, a worker on the test's loop, and the walk's calls from another thread."""
+
+    def __init__(self, kafka: KafkaSettings, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        self.kafka = kafka
+        self.worker = worker
+        self._loop = loop
+        self._producer = Producer(kafka.client_config())
+
+    def do(self, call: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(call, self._loop).result(PATIENCE_SECONDS)
+
+    def submit(self, job: dict[str, Any], deadline: bytes | None) -> None:
+        headers: list[tuple[str, str | bytes | None]] = [] if deadline is None else [("deadline", deadline)]
+        self._producer.produce(self.kafka.topics.requests(), json.dumps(job).encode(), headers=headers)
+        assert self._producer.flush(60) == 0
+
+    def results(self, walk: str) -> dict[str, dict[str, Any]]:
+        """The results of one walk; fails if a job has two."""
+        records = committed_records(self.kafka.client_config(), self.kafka.topics.results)
+        found = [one for one in (json.loads(value_of(each)) for each in records) if one["job_id"].startswith(walk)]
+        assert [name for name, count in Counter(one["job_id"] for one in found).items() if count > 1] == []
+        return {one["job_id"]: one for one in found}
+
+
+class Walk(RuleBasedStateMachine):
+    """Submits, cancels, takes back, starts and stops in a random order."""
+
+    fleet: ClassVar[Fleet]
+    wasted: ClassVar[float]
+    """Tokens of unfinished answers in the results of all walks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.walk = uuid.uuid4().hex
+        self.kinds: dict[str, str] = {}
+        self.orders: dict[str, set[bool]] = {}
+        """For each name, the orders by which its job may end: True if it is cancelled."""
+        self.now: dict[str, bool] = {}
+        self.runs = False
+        self.checked: set[str] = set()
+
+    def name(self, number: int) -> str:
+        return f"{self.walk}-{number}"
+
+    def ordered(self, name: str, *, is_cancelled: bool) -> None:
+        before = self.orders.get(name, {False}) if self.runs else set()
+        self.orders[name] = {*before, is_cancelled}
+        self.now[name] = is_cancelled
+
+    @precondition(lambda self: len(self.kinds) < 6)
+    @rule(kind=st.sampled_from(sorted(KINDS)))
+    def submit(self, kind: str) -> None:
+        name = self.name(len(self.kinds))
+        job = {"job_id": name, "prompt": "Who wrote the book?", "temperature": 0, **KINDS[kind]}
+        self.fleet.submit(job, IN_THE_PAST if kind == "past" else None)
+        self.kinds[name] = kind
+
+    @rule(number=NUMBERS, at_once_taken_back=st.booleans())
+    def cancel(self, number: int, at_once_taken_back: bool) -> None:
+        name = self.name(number)
+        cancel(self.fleet.kafka, "default", [name])
+        self.ordered(name, is_cancelled=True)
+        if at_once_taken_back:
+            self.take_back(number)
+
+    @rule(number=NUMBERS)
+    def take_back(self, number: int) -> None:
+        name = self.name(number)
+        take_back(self.fleet.kafka, "default", [name])
+        self.ordered(name, is_cancelled=False)
+
+    @precondition(lambda self: not self.runs)
+    @rule()
+    def start(self) -> None:
+        self.fleet.do(self.fleet.worker.start())
+        self.runs = True
+
+    @precondition(lambda self: self.runs)
+    @rule()
+    def stop(self) -> None:
+        self.fleet.do(self.fleet.worker.stop())
+        self.runs = False
+        self.check(self.fleet.results(self.walk))
+        self.orders = {name: {is_cancelled} for name, is_cancelled in self.now.items()}
+
+    @precondition(lambda self: self.runs)
+    @rule(seconds=st.sampled_from([0.05, 0.3]))
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def check(self, results: dict[str, dict[str, Any]]) -> None:
+        for name in results.keys() - self.checked:
+            outcome, orders = results[name]["outcome"], self.orders.get(name, {False})
+            usage = results[name].get("usage")
+            allowed = set[str]().union(*({"cancelled"} if order else OUTCOMES[self.kinds[name]] for order in orders))
+            assert outcome in allowed, f"a {self.kinds[name]} job is {outcome}, with orders {orders}"
+            if outcome in ("cancelled", "expired") and usage is not None:
+                assert usage["completion_tokens"] < LONG
+                Walk.wasted += usage["completion_tokens"]
+        self.checked |= {*results}
+
+    def teardown(self) -> None:
+        if not self.runs:
+            self.start()
+        end = CLOCK.monotonic() + PATIENCE_SECONDS
+        while (results := self.fleet.results(self.walk)).keys() != self.kinds.keys():
+            assert CLOCK.monotonic() < end, f"no result of {self.kinds.keys() - results.keys()}"
+            time.sleep(0.1)
+        self.check(results)
+        self.stop()
+
+
+async def test_a_job_cancelled_taken_back_or_late_in_any_state_has_the_one_result_that_its_orders_allow(
+    fleet: KafkaSettings, vllm_engine: VllmEngine
+) -> None:
+    metrics = Metrics()
+    enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
+    worker = Worker(fleet, vllm_engine, enricher, metrics)
+    Walk.fleet, Walk.wasted = Fleet(fleet, worker, asyncio.get_running_loop()), 0.0
+    few = settings(
+        max_examples=4,
+        stateful_step_count=10,
+        phases=[Phase.generate],  # to shrink a walk would take minutes
+        suppress_health_check=[*HealthCheck],
+        database=None,
+    )
+    await asyncio.to_thread(run_state_machine_as_test, Walk, settings=few)
+    load = vllm_engine.load()
+    assert (load.running, load.waiting) == (0, 0)
+    wasted = metrics.registry.get_sample_value("postback_tokens_total", {"kind": "wasted"}) or 0.0
+    assert wasted >= Walk.wasted
