@@ -151,6 +151,35 @@ class Metrics:
             registry=r,
         )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
+        self.engine_tokens = Counter(
+            "postback_engine_tokens_total",
+            "Tokens that vLLM computed, step by step, by kind: prompt (without those of the prefix cache), generation.",
+            ["kind"],
+            registry=r,
+        )
+        self.engine_prefix_tokens = Counter(
+            "postback_engine_prefix_cache_tokens_total",
+            "Prompt tokens that vLLM looked up in its prefix cache, by result: hit, miss.",
+            ["result"],
+            registry=r,
+        )
+        self.engine_preemptions = Counter(
+            "postback_engine_preemptions_total",
+            "Running requests that vLLM put back into its queue for want of KV-cache memory; it computes them again.",
+            registry=r,
+        )
+        self.engine_kv_usage = Gauge(
+            "postback_engine_kv_cache_usage_ratio",
+            "The used fraction of vLLM's KV cache, 0 to 1, by data-parallel rank.",
+            ["rank"],
+            registry=r,
+        )
+        self.engine_requests = Gauge(
+            "postback_engine_requests",
+            "Requests in vLLM's scheduler by its own count, by data-parallel rank and state: running, waiting.",
+            ["rank", "state"],
+            registry=r,
+        )
         self.cache_lookups = Counter(
             "postback_cache_lookups_total",
             "Lookups in a level of the page cache (memory, redis, disk), by result: hit, stale, miss, error, away.",

@@ -139,6 +139,25 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
             Panel("Open circuits of models", "short", {"{{model}}": "max by (model) (postback_model_circuits_open)"}),
             Panel(
+                "Tokens in vLLM's steps",
+                "ops",
+                {"{{kind}}": rate("postback_engine_tokens_total", "kind")},
+                "With POSTBACK_ENGINE__VLLM__ENGINE_METRICS=true, as the panels after this one.",
+            ),
+            Panel(
+                *("Prefix cache hits", "percentunit"),
+                {
+                    "hits": 'sum(rate(postback_engine_prefix_cache_tokens_total{result="hit"}[$__rate_interval]))'
+                    " / sum(rate(postback_engine_prefix_cache_tokens_total[$__rate_interval]))"
+                },
+            ),
+            Panel(
+                *("Used KV cache", "percentunit"),
+                {"{{instance}} {{rank}}": "max by (instance, rank) (postback_engine_kv_cache_usage_ratio)"},
+            ),
+            Panel("Requests in vLLM", "short", {"{{state}}": "sum by (state) (postback_engine_requests)"}),
+            Panel("Preemptions", "ops", {"preempted": rate("postback_engine_preemptions_total")}),
+            Panel(
                 "GPU utilisation",
                 "percent",
                 {"{{gpu}}": "avg by (gpu) (DCGM_FI_DEV_GPU_UTIL)"},

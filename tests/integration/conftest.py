@@ -20,8 +20,14 @@ MARKS = ("<think>", "</think>")
 WEIGHTS = "adapter_model.safetensors"
 
 
+@pytest.fixture(scope="session")
+def vllm_metrics() -> Metrics:
+    """The metrics of `vllm_engine`, with vLLM's own."""
+    return Metrics()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+async def vllm_engine(tmp_path_factory: pytest.TempPathFactory, vllm_metrics: Metrics) -> AsyncIterator[VllmEngine]:
     """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
 
     The folders of the adapters are gone once the engine has started.
@@ -34,8 +40,10 @@ async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     (folder / "weightless" / WEIGHTS).unlink()
     _write_adapter(folder / "unsupported", rank=8, use_dora=True)
     model = _reasoning_model(tmp_path_factory.mktemp("models") / "nemotron-tiny")
-    settings = VllmSettings(model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters)
-    engine = VllmEngine(settings, Metrics())
+    settings = VllmSettings(
+        model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
+    )
+    engine = VllmEngine(settings, vllm_metrics)
     await engine.start()
     shutil.rmtree(folder)
     yield engine

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 
 from devkit.model import tiny_model
 from schemas.job import Message, Reasoning, ResponseFormat
@@ -22,6 +23,7 @@ from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine, loading
 from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
+from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian, marked
 from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
@@ -222,6 +224,63 @@ async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_e
     assert completion.finish_reason == "abort"
     assert 0 < completion.completion_tokens < 480
     assert completion.text
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"postback_engine_{name}", labels) or 0.0
+
+
+async def test_vllm_s_scheduler_counts_its_work_and_has_no_request_left_that_was_aborted(
+    vllm_engine: VllmEngine, vllm_metrics: Metrics
+) -> None:
+    def running() -> float:
+        return value(vllm_metrics, "requests", rank="0", state="running")
+
+    before = value(vllm_metrics, "tokens_total", kind="generation")
+    names = [f"aborted{number}" for number in range(3)]
+    generating = [asyncio.create_task(vllm_engine.generate(request(name, max_tokens=480))) for name in names]
+    async with asyncio.timeout(60):
+        while running() < 3:
+            await asyncio.sleep(0.01)
+        assert 0 < value(vllm_metrics, "kv_cache_usage_ratio", rank="0") < 1
+        for name in names:
+            await vllm_engine.abort(name)
+        aborted = await asyncio.gather(*generating)
+        await vllm_engine.generate(request("after"))
+        while running() > 0:
+            await asyncio.sleep(0.01)
+    assert {one.finish_reason for one in aborted} == {"abort"}
+    generated = value(vllm_metrics, "tokens_total", kind="generation") - before
+    assert sum(one.completion_tokens for one in aborted) <= generated < 3 * 480
+
+
+async def test_vllm_s_prefix_cache_is_counted_and_its_global_registry_is_not_used(
+    vllm_engine: VllmEngine, vllm_metrics: Metrics
+) -> None:
+    prompt = f"{'A page that two jobs share. ' * 20}{QUESTION}"
+    await vllm_engine.generate(request("cold", prompt))
+    before = [value(vllm_metrics, "prefix_cache_tokens_total", result=result) for result in ("hit", "miss")]
+    warm = await vllm_engine.generate(request("warm", prompt))
+    after = [value(vllm_metrics, "prefix_cache_tokens_total", result=result) for result in ("hit", "miss")]
+    assert warm.cached_tokens
+    assert after[0] - before[0] == warm.cached_tokens
+    assert after[1] - before[1] == warm.prompt_tokens - warm.cached_tokens
+    assert b"vllm" not in generate_latest(REGISTRY)
+
+
+async def test_preemptions_and_each_rank_s_requests_are_counted(vllm_engine: VllmEngine) -> None:
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    metrics, step = Metrics(), IterationStats()  # type: ignore[no-untyped-call]
+    step.num_preempted_reqs = 2
+    logger = figures(metrics)(None, [0, 1])
+    logger.record(SchedulerStats(num_running_reqs=5, num_waiting_reqs=3, num_skipped_waiting_reqs=1), step, None, 1)
+    logger.record(None, step, None, 0)
+    assert value(metrics, "preemptions_total") == 4
+    states = [(rank, state) for rank in "01" for state in ("running", "waiting")]
+    assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 5, 4]
+    figures(metrics)(None, [0, 1])  # the engine that is loaded after a death
+    assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 0, 0]
 
 
 async def test_each_word_of_vllm_s_for_why_it_ended_is_known(vllm_engine: VllmEngine) -> None:

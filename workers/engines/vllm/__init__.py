@@ -9,6 +9,7 @@
     schema_limits   rejects schemas that would block vLLM
     loading         reloads an engine that died
     load_failures   explains a failed load
+    figures         exports vLLM's own metrics
     health          tells if an engine hangs
     guardian        ends the engine's processes when the worker ends
     cpu_worker      asks Linux for AMX

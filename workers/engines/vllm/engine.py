@@ -38,6 +38,7 @@ from workers.engines.base import (
 from workers.engines.prompts import prompt_room
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
+from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, answers
 from workers.engines.vllm.load_failures import known_reason, reason
@@ -276,6 +277,7 @@ class VllmEngine:
                 config,
                 usage_context=usage,
                 enable_log_requests=arguments.enable_log_requests,
+                stat_loggers=[figures(self._metrics)] if self._settings.engine_metrics else None,
                 disable_log_stats=arguments.disable_log_stats,
             )
 

@@ -39,6 +39,8 @@ class VllmSettings(EngineSection):
     vLLM answers between two steps, so the longest step of the model must be shorter. Raise this for a large model on a
     CPU, where a step takes minutes.
     """
+    engine_metrics: bool = False
+    """Export a few of vLLM's own metrics: `postback_engine_…`. They cost CPU time in each step of the model."""
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
