@@ -47,14 +47,14 @@ def announce(port: int) -> None:
 def run(service: str, role: Coroutine[None, None, None]) -> None:
     """Run a role on uvloop. An error that an operator can mend ends the command with one line.
 
-    Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it names one.
+    Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it is set.
     """
     with needing("worker"):
         import uvloop
 
     from schemas.settings import SettingsRefused
     from screening.refused import RulesRefused
-    from telemetry.traces import set_up
+    from telemetry.traces import exporting
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
     from workers.engines.models.mistakes import RegistryRefused
@@ -79,9 +79,6 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         TopicMadeAnew,
     )
     of_the_jobs = (ProfileRefused, RegistryRefused, RerankerRefused, RulesRefused, SearchMisconfigured, TemplateRefused)
-    flush = set_up(service)
-    try:
-        with telling(*of_the_process, *of_the_jobs), telling(SettingsRefused, PropertyRefused, code=BAD_INPUT):
-            uvloop.run(role)
-    finally:
-        flush()
+    refused = (SettingsRefused, PropertyRefused)
+    with exporting(service), telling(*of_the_process, *of_the_jobs), telling(*refused, code=BAD_INPUT):
+        uvloop.run(role)

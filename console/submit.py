@@ -132,6 +132,7 @@ def submit(
     from producers.errors import ProducerError
     from producers.receipts import look_up
     from schemas.settings import SettingsRefused
+    from telemetry.traces import exporting
 
     for option, value in (("--timeout", timeout), ("--results", results)):
         if value is not None and not wait:
@@ -154,6 +155,7 @@ def submit(
             raise typer.Exit(FAILED)
         return
     with ExitStack() as stack:
+        stack.enter_context(exporting("submit"))
         client = stack.enter_context(gateway_client(gateway, key)) if gateway is not None else None
         stack.enter_context(_held(receipt))
         begun = _begun(read, tenant, receipt)

@@ -26,7 +26,7 @@ from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
 from schemas.settings import KafkaSettings
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock, Deadline, SystemClock
-from telemetry.traces import current_trace, start_trace
+from telemetry.traces import Kind, OpenSpan, TraceContext, begin_span, collecting
 
 Lane = Literal["default", "bulk"]
 
@@ -84,6 +84,7 @@ class _Sent:
     job_id: str
     size: int
     future: Any
+    span: OpenSpan | None
     deadline: Deadline
 
 
@@ -139,7 +140,7 @@ class Client:
         submission = _Submission(Submission(), on_answer, self._clock)
         for index, job in enumerate(jobs):
             named = job if job.job_id else job.model_copy(update={"job_id": new_job_id(self._clock)})
-            submission.add(index, named, lambda value, key: self._send(topic, partitions, tenant, value, key))
+            submission.add(index, named, lambda *record: self._send(topic, partitions, tenant, *record))
         submission.settle_down_to(0)
         self._silent = submission.silent
         return submission.receipt
@@ -161,11 +162,11 @@ class Client:
         self._silent = self._silent or error is not None
         self.close()
 
-    def _send(self, topic: str, partitions: int, tenant: str, value: bytes, key: bytes) -> Any:
-        trace = current_trace()
-        traceparent = (trace.child() if trace else start_trace()).traceparent
+    def _send(
+        self, topic: str, partitions: int, tenant: str, value: bytes, key: bytes, context: TraceContext | None
+    ) -> Any:
         signed = self._trust.signed(tenant, key.decode(), value) if self._trust else [(topics.TENANT, tenant.encode())]
-        headers = [*signed, (topics.TRACEPARENT, traceparent.encode())]
+        headers = [*signed, *([(topics.TRACEPARENT, context.traceparent.encode())] if context is not None else ())]
         partition = self._partitioner.partition(topic, tenant, partitions, value)
         return self._producer.send(topic, value, key, headers, partition)
 
@@ -184,10 +185,12 @@ class _Submission:
         """True if a job's deadline passed without an answer; no more jobs are sent then."""
         self._on_answer = on_answer
         self._clock = clock
+        self._traced = collecting()
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
 
-    def add(self, index: int, job: Job, send: Callable[[bytes, bytes], Any]) -> None:
+    def add(self, index: int, job: Job, send: Callable[[bytes, bytes, TraceContext | None], Any]) -> None:
+        """Send a job, unless it is too large or Kafka is silent. A span lasts from here to the acknowledgement."""
         job_id = job.job_id or ""
         value = write_job(job)
         if len(value) > MAX_JOB_BYTES:
@@ -196,14 +199,16 @@ class _Submission:
         if self.silent:
             self._give_up(SubmitError(index, job_id, "Kafka stopped answering, so the job was not sent", perhaps=False))
             return
+        span = begin_span("submit", None, {"job_id": job_id}, kind=Kind.PRODUCER) if self._traced else None
         try:
-            future = send(value, job_id.encode())
+            future = send(value, job_id.encode(), span.context if span is not None else None)
         except kafka_errors.KafkaError as error:
+            _end(span, failed=True)
             self._give_up(SubmitError(index, job_id, _reason(error), perhaps=False))
             return
         # The client has its own timeout, but waits forever for a frozen broker.
         deadline = Deadline.after(self._clock, 2 * DELIVERY_SECONDS)
-        self._sent.append(_Sent(index, job_id, len(value), future, deadline))
+        self._sent.append(_Sent(index, job_id, len(value), future, span, deadline))
         self._bytes += len(value)
         self._settle_done()
         self.settle_down_to(_IN_FLIGHT_BYTES)
@@ -223,16 +228,23 @@ class _Submission:
         try:
             sent.future.get(timeout=max(0.0, sent.deadline.remaining))
         except kafka_errors.KafkaError as error:
+            _end(sent.span, failed=True)
             self.silent = self.silent or not sent.future.is_done
             perhaps = not isinstance(error, _REFUSALS)
             self._give_up(SubmitError(sent.index, sent.job_id, _reason(error), perhaps=perhaps))
         else:
+            _end(sent.span, failed=False)
             self.receipt.job_ids.append(sent.job_id)
             self._on_answer(sent.index, None)
 
     def _give_up(self, error: SubmitError) -> None:
         self.receipt.errors.append(error)
         self._on_answer(error.index, error)
+
+
+def _end(span: OpenSpan | None, *, failed: bool) -> None:
+    if span is not None:
+        span.end(failed=failed)
 
 
 def _reason(error: kafka_errors.KafkaError) -> str:

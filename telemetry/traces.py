@@ -1,21 +1,27 @@
 """Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans for a collector.
 
-A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record. Spans
-use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
+A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record and names
+the span that put the job on Kafka. Only a process that exports this span writes the header. So no span has a parent
+that the collector never gets. A worker begins the trace of a job without the header.
 
-Source: W3C Trace Context, level 1, section 3.2.
+Spans use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
+The SDK's own variables choose the sample: `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. By default, a span is
+exported if its parent is, and a trace that begins here is exported.
+
+Sources: W3C Trace Context, level 1, section 3.2; OpenTelemetry's specification of environment variables.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from threading import Thread
 
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
@@ -43,14 +49,17 @@ class TraceContext:
         """The value of the header `traceparent`."""
         return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
 
-    def child(self) -> TraceContext:
-        """Return a new span of the same trace."""
-        return TraceContext(self.trace_id, secrets.token_hex(8), self.sampled)
 
+class Kind(Enum):
+    """The role of a span (OpenTelemetry's specification of the tracing API, "SpanKind")."""
 
-def start_trace() -> TraceContext:
-    """Start a new trace."""
-    return TraceContext(secrets.token_hex(16), secrets.token_hex(8))
+    INTERNAL = trace.SpanKind.INTERNAL
+    SERVER = trace.SpanKind.SERVER
+    """Answers a request."""
+    CLIENT = trace.SpanKind.CLIENT
+    """Sends a request, and waits for the answer."""
+    PRODUCER = trace.SpanKind.PRODUCER
+    """Puts a record on Kafka; other processes' spans follow later."""
 
 
 def is_traceparent(value: str) -> bool:
@@ -72,17 +81,75 @@ def parse_traceparent(value: str | None) -> TraceContext | None:
 
 @contextmanager
 def span(
-    name: str, parent: TraceContext | None = None, attributes: Mapping[str, AttributeValue] | None = None
+    name: str,
+    parent: TraceContext | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    kind: Kind = Kind.INTERNAL,
 ) -> Iterator[TraceContext | None]:
-    """Run a block as a span, and yield the context to pass on in headers.
+    """Run a block as a span, and yield the context to pass on in headers. An exception's class becomes `error.type`.
 
-    Without a collector, the yielded context is the parent, so the trace still reaches the consumer. The rule for log
-    lines also applies to attributes: no prompts, no secrets, and only the origin of a URL.
+    Without a `parent`, the current span is the parent, or a new trace begins. Without a collector, the yielded context
+    is the parent, so the trace still reaches the consumer. The rule for log lines also applies to attributes: no
+    prompts, no secrets, and only the origin of a URL.
     """
-    context = trace.set_span_in_context(trace.NonRecordingSpan(_to_otel(parent))) if parent is not None else None
-    tracer = trace.get_tracer("postback")
-    with tracer.start_as_current_span(name, context=context, attributes=attributes, record_exception=False) as current:
-        yield _from_otel(current.get_span_context())
+    # The SDK would export the text of an exception, which may repeat a prompt.
+    with _tracer().start_as_current_span(
+        name,
+        context=_under(parent),
+        kind=kind.value,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield _from_otel(current.get_span_context())
+        except BaseException as error:
+            annotate({"error.type": type(error).__qualname__}, failed=True)
+            raise
+
+
+class OpenSpan:
+    """A span whose end comes elsewhere, such as in the answer to a sent record."""
+
+    def __init__(self, current: trace.Span) -> None:
+        self._span = current
+        self.context = _from_otel(current.get_span_context())
+        """The context to pass on in headers."""
+
+    def end(self, *, failed: bool = False) -> None:
+        """End the span. `failed` marks it as an error."""
+        if failed:
+            self._span.set_status(trace.StatusCode.ERROR)
+        self._span.end()
+
+
+def begin_span(
+    name: str,
+    parent: TraceContext | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    kind: Kind = Kind.INTERNAL,
+) -> OpenSpan:
+    """Begin a span, under the rules of `span`. The span does not become the current one."""
+    return OpenSpan(_tracer().start_span(name, context=_under(parent), kind=kind.value, attributes=attributes))
+
+
+def past_span(
+    name: str,
+    seconds: tuple[float, float],
+    parent: TraceContext | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    kind: Kind = Kind.INTERNAL,
+) -> TraceContext | None:
+    """Export a span that is over, under the rules of `span`. `seconds` are its first and last Unix time."""
+    began, ended = (round(each * 1e9) for each in seconds)
+    past = _tracer().start_span(
+        name, context=_under(parent), kind=kind.value, attributes=attributes, start_time=min(began, ended)
+    )
+    past.end(end_time=ended)
+    return _from_otel(past.get_span_context())
 
 
 def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) -> None:
@@ -91,6 +158,11 @@ def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) 
     current.set_attributes(attributes)
     if failed:
         current.set_status(trace.StatusCode.ERROR)
+
+
+def rename(name: str) -> None:
+    """Give the current span another name, which was not known at its beginning."""
+    trace.get_current_span().update_name(name)
 
 
 def collecting() -> bool:
@@ -103,35 +175,50 @@ def current_trace() -> TraceContext | None:
     return _from_otel(trace.get_current_span().get_span_context())
 
 
-def set_up(service: str) -> Callable[[], None]:
-    """Export spans if the environment names an OTLP endpoint and the SDK is installed. Call the result before exit.
+def exemplar(context: TraceContext | None) -> dict[str, str] | None:
+    """Return the labels that link a histogram's observation to a trace; None if the collector does not get the trace.
 
-    The result sends the remaining spans within FLUSH_SECONDS, so that a hanging collector does not use up the process's
-    time to stop. Only a process that exports spans imports the SDK.
+    Source: OpenMetrics 1.0, "Exemplars".
+    """
+    return {"trace_id": context.trace_id} if context is not None and context.sampled and collecting() else None
+
+
+@contextmanager
+def exporting(service: str) -> Iterator[None]:
+    """Export the spans of a block if the environment names an OTLP endpoint and the SDK is installed.
+
+    The block's end sends the remaining spans within FLUSH_SECONDS, so that a hanging collector does not use up the
+    process's time to stop. Only a process that exports spans imports the SDK.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
-        return _nothing
+        yield
+        return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        return _nothing
+        yield
+        return
     provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-
-    def flush() -> None:
+    try:
+        yield
+    finally:
         ending = Thread(target=provider.shutdown, name="flush-spans", daemon=True)
         ending.start()
         ending.join(FLUSH_SECONDS)
 
-    return flush
+
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer("postback")
 
 
-def _nothing() -> None:
-    return None
+def _under(parent: TraceContext | None) -> contexts.Context | None:
+    """Return the context in which a span gets this parent; None stands for the current context."""
+    return trace.set_span_in_context(trace.NonRecordingSpan(_to_otel(parent))) if parent is not None else None
 
 
 def _to_otel(context: TraceContext) -> trace.SpanContext:

@@ -22,6 +22,7 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Connection, select
 
 from gateway.accept.lease import BEAT_SECONDS, Lease
+from gateway.accept.outbox import unpacked
 from gateway.accept.outlet import RecordOutlet
 from gateway.accept.position import adopt, forget
 from gateway.accept.side_thread import SideThread
@@ -30,10 +31,12 @@ from gateway.store.meta import store_id
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import outbox
 from schemas.settings import KafkaSettings
+from schemas.topics import TRACEPARENT
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.traces import Kind, collecting, parse_traceparent, past_span
 
 MOST_ROWS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
@@ -118,9 +121,10 @@ class Relay(SideThread):
             self._accepted.clear()
             rows = self._store.read_now(partial(self._rows, position))
             if rows:
+                began = self._clock.time()
                 outlet.put(rows, rows[-1].number + 1)
                 safe, position = position, rows[-1].number + 1
-                self._relayed(rows)
+                self._relayed(rows, began)
             elif safe < position or self._clock.monotonic() - self._committed_at > KEEP_SECONDS:
                 outlet.put((), position)
                 safe, self._committed_at = position, self._clock.monotonic()
@@ -144,7 +148,10 @@ class Relay(SideThread):
             return ()
         return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
 
-    def _relayed(self, rows: Sequence[Any]) -> None:
+    def _relayed(self, rows: Sequence[Any], began: float) -> None:
+        """Count rows whose transaction, begun at this Unix time, is committed."""
+        if collecting():
+            _trace(rows, (began, self._clock.time()))
         self._metrics.relayed_records.inc(len(rows))
         self._committed_at = self._clock.monotonic()
         self._halvings = max(0, self._halvings - 1)
@@ -182,3 +189,11 @@ class Relay(SideThread):
             self._lease.leave()
         except StoreAway:
             return
+
+
+def _trace(rows: Sequence[Any], seconds: tuple[float, float]) -> None:
+    """Export a span for each row with a trace: the Unix times of the transaction that put the row on Kafka."""
+    for row in rows:
+        said = dict(unpacked(row.headers)).get(TRACEPARENT, b"").decode("latin-1")
+        if (parent := parse_traceparent(said)) is not None:
+            past_span("relay", seconds, parent, {"messaging.destination.name": row.topic}, kind=Kind.PRODUCER)

@@ -20,6 +20,7 @@ from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError, conflict
 from gateway.door.noted import note_objects
 from gateway.door.submitted import JOBS
+from telemetry.traces import annotate
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 KEY_HEADER = "idempotency-key"
@@ -88,6 +89,7 @@ async def accept(
         raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
     if stored.body == answer:  # a repeat has accepted none of these jobs
         note_objects(request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
+        annotate({"jobs": len(jobs)} if len(jobs) > 1 else {"job_id": jobs[0].job_id})
     return stored
 
 

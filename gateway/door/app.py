@@ -25,6 +25,8 @@ from gateway.door.routes import (
     uploads,
     webhook_endpoints,
 )
+from gateway.door.traced import Traced
+from telemetry.traces import collecting
 
 ROUTES = (
     jobs.routes,
@@ -49,4 +51,5 @@ def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
     app = Starlette(routes=[route for make in (*ROUTES, *beside) for route in make(door)])
     app.router.redirect_slashes = False
     add_handlers(app)
-    return Observed(Limited(app, door.gate), door.metrics, door.clock, door.audit)
+    observed = Observed(Limited(app, door.gate), door.metrics, door.clock, door.audit)
+    return Traced(observed) if collecting() else observed

@@ -16,10 +16,12 @@ from gateway.door.door import ANSWER_HEADERS
 from gateway.door.errors import ApiError
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
+from gateway.door.traced import describe
 from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.traces import current_trace, exemplar
 
 CLIENT_GONE = "499"
 """The metrics' status of a request whose client ended the connection before its response, as nginx counts it."""
@@ -62,10 +64,13 @@ class Observed:
             _report(error, exchange.request_id, _route(scope))
             if not exchange.status:
                 await defect_response()(scope, receive, exchange.send)
-        route = _route(scope)
-        self._metrics.http_requests.labels(route, exchange.status or CLIENT_GONE).inc()
-        self._metrics.http_request_seconds.labels(route).observe(self._clock.monotonic() - begun)
-        self._write_audit(scope, int(exchange.status or CLIENT_GONE))
+        route, status = _route(scope), exchange.status or CLIENT_GONE
+        describe(scope["method"], route, int(status))
+        self._metrics.http_requests.labels(route, status).inc()
+        self._metrics.http_request_seconds.labels(route).observe(
+            self._clock.monotonic() - begun, exemplar(current_trace())
+        )
+        self._write_audit(scope, int(status))
 
     def _write_audit(self, scope: Scope, status: int) -> None:
         if self._audit is not None and (event := audit_event(scope, status)) is not None:

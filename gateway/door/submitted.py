@@ -19,7 +19,7 @@ from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS, Problem
 from schemas.strict import NotAJob, body_job, job_in, job_of
 from telemetry.clock import Clock
-from telemetry.traces import parse_traceparent, start_trace
+from telemetry.traces import current_trace, parse_traceparent
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
 Lane = Literal["default", "bulk"]
@@ -93,7 +93,8 @@ def new_job(
 ) -> NewJob:
     """Return the job with an id, ready to be accepted. Raises ApiError (400) if its record would be too large.
 
-    `kept` are members of the request's body that are stored with the job.
+    `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
+    job.
     """
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
     value = write_job(named)
@@ -103,7 +104,7 @@ def new_job(
         job_id=str(named.job_id),
         url=url,
         value=value,
-        headers=[(topics.TRACEPARENT, (traceparent or start_trace().traceparent).encode())],
+        headers=[(topics.TRACEPARENT, traceparent.encode())] if traceparent is not None else (),
         lane=lane,
         model_id=job.model_id,
         custom_id=job.custom_id,
@@ -116,9 +117,9 @@ def new_job(
 
 
 def traceparent_of(request: Request) -> str | None:
-    """Return the `traceparent` of a new span of the request's trace; None if the request has none."""
-    trace = parse_traceparent(request.headers.get("traceparent"))
-    return trace.child().traceparent if trace is not None else None
+    """Return the `traceparent` of the request's span; without a collector, the one that the client sent, if any."""
+    trace = current_trace() or parse_traceparent(request.headers.get(topics.TRACEPARENT))
+    return trace.traceparent if trace is not None else None
 
 
 def refusal(problems: Iterable[Found]) -> ApiError:

@@ -196,7 +196,7 @@ async def test_a_span_surrounds_the_post_where_spans_are_collected(
 ) -> None:
     server = await start(always(status(503)))
     headers = {**HEADERS, "traceparent": f"00-{TRACE_ID:032x}-{SPAN_ID:016x}-01"}
-    await poster.post(server.url, b"{}", headers, TENANT)
+    await poster.post(server.url, b"{}", headers, TENANT, 3)
     [span] = collected
     assert span.parent is not None
     assert (span.context.trace_id, span.parent.span_id) == (TRACE_ID, SPAN_ID)
@@ -204,6 +204,8 @@ async def test_a_span_surrounds_the_post_where_spans_are_collected(
     assert dict(span.attributes or {}) == {
         "http.request.method": "POST",
         "url.origin": server.url.removesuffix("/hooks?token=x"),
+        "attempt": 3,
+        "webhook_id": "msg_1",
         "http.response.status_code": 503,
         "error.type": "server_error",
     }

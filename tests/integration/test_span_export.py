@@ -1,57 +1,55 @@
-"""Spans reach a configured OpenTelemetry collector, as parts of the record's trace."""
+"""Spans of a job's whole path reach a real OpenTelemetry collector, and each has its parent there."""
 
 from __future__ import annotations
 
-import gzip
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from urllib.request import Request, urlopen
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.postback_command import environment_of
+from devkit.receiver import Behaviour
+from tests.integration.gateway.gateway_process import gateway_process
+from tests.otel_collector import OtelCollector, running_collector
+from tests.postback_command import environment_of, postback
 from tests.product import Product
 
 pytestmark = pytest.mark.broker
 
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-SPAN_ID = "00f067aa0ba902b7"
+HUSH = "hush"
+"""A part of each prompt, answer, and path that no span may have."""
+PAGE = f"<html><title>Glass</title><p>Glass is made of sand, soda and lime. {HUSH}</p></html>".encode()
 
-
-@dataclass
-class Collector:
-    """A collector that keeps posted spans: (service, span name, trace id, parent's id)."""
-
-    url: str = ""
-    spans: list[tuple[str, str, str, str]] = field(default_factory=list)
-
-    def take(self, body: bytes) -> None:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            names = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
-            self.spans += [
-                (names["service.name"], span.name, span.trace_id.hex(), span.parent_span_id.hex())
-                for scope in resource.scope_spans
-                for span in scope.spans
-            ]
+OF_A_JOB = {
+    ("deliver", "POST callback"),
+    ("deliver", "settle"),
+    ("worker", "enrich"),
+    ("worker", "fetch"),
+    ("worker", "infer"),
+    ("worker", "queued"),
+    ("worker", "settle"),
+}
+"""The spans of a job that reads a page, and whose first callback fails, by service and name."""
 
 
 @contextmanager
-def collector() -> Iterator[Collector]:
-    collected = Collector()
+def site() -> Iterator[str]:
+    """A web server with one page. Yields the page's URL."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            collected.take(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
+        def do_GET(self) -> None:
+            is_page = HUSH in self.path
+            self.send_response(200 if is_page else 404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(PAGE) if is_page else 0))
             self.end_headers()
+            self.wfile.write(PAGE if is_page else b"")
 
         def log_message(self, *args: object) -> None:
             pass
@@ -59,27 +57,92 @@ def collector() -> Iterator[Collector]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        collected.url = f"http://127.0.0.1:{server.server_port}"
-        yield collected
+        yield f"http://127.0.0.1:{server.server_port}/{HUSH}/"
         server.shutdown()
         thread.join()
 
 
-def test_a_jobs_way_through_both_processes_is_one_trace(product: Product) -> None:
-    product.callbacks.up()
-    with collector() as collected:
-        setting = {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.url}
-        roles = [product.worker("w1", **setting), product.deliver("d1", **setting)]
-        job = b'{"prompt": "hello", "callback_url": "%s", "sources": {"urls": ["http://127.0.0.1:1/"]}}'
-        product.put([job % product.callbacks.url.encode()], [("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01".encode())])
-        product.wait_for_callbacks(1, 60)
-        assert [role.terminate() for role in roles] == [0, 0]  # the roles export remaining spans before they end
+def spans_by_job(collector: OtelCollector, job_id: str) -> set[tuple[str, str]]:
+    """Service and name of each span in the job's trace."""
+    [trace] = {span.trace_id for span in collector.spans if span.attributes.get("job_id") == job_id}
+    return {(span.service, span.name) for span in collector.spans if span.trace_id == trace}
 
-    of_job = [("worker", "enrich"), ("worker", "infer"), ("deliver", "POST callback")]
-    assert sorted(collected.spans) == sorted((*each, TRACE_ID, SPAN_ID) for each in of_job)
-    [callback] = product.callbacks.received
-    assert callback.headers["traceparent"].startswith(f"00-{TRACE_ID}-")
-    assert SPAN_ID not in callback.headers["traceparent"]  # the receiver's parent is the POST's own span
+
+def test_a_job_is_one_trace_from_each_producer_to_the_callback_and_no_span_is_an_orphan(product: Product) -> None:
+    product.callbacks.up(Behaviour(fail_first=1))
+    with running_collector(product.folder) as collector, site() as page:
+        setting = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
+        }
+        worker, deliver = product.worker("w1", **setting), product.deliver("d1", **setting)
+        # Each job reads a page of its own, which no cache has.
+        jobs = {
+            name: {
+                "job_id": name,
+                "prompt": f"What is glass? {HUSH}",
+                "callback_url": product.callbacks.url,
+                "sources": {"urls": [f"{page}{name}"]},
+            }
+            for name in ("by-kafka", "by-command", "by-gateway")
+        }
+        with gateway_process(product, **setting) as gateway:
+            env = {**gateway.environment(), **setting, "POSTBACK_GATEWAY_KEY": gateway.key("default")}
+            product.submit([jobs["by-kafka"]])
+            for name, options in (("by-command", ()), ("by-gateway", ("--gateway", gateway.url))):
+                sent = postback("submit", "-", *options, env=env, given=json.dumps(jobs[name]).encode())
+                assert sent.returncode == 0, sent.stderr
+            product.wait_for_callbacks(3, 120)
+            shown = metrics_with_exemplars(worker.port) + metrics_with_exemplars(deliver.port)
+            # The roles export remaining spans before they end.
+            assert [role.terminate() for role in (worker, deliver, gateway.role)] == [0, 0, 0]
+        spans, text = collector.spans, collector.text
+        found = {name: spans_by_job(collector, name) for name in jobs}
+
+    assert found == {
+        "by-kafka": OF_A_JOB,
+        "by-command": OF_A_JOB | {("submit", "submit")},
+        "by-gateway": OF_A_JOB | {("gateway", "POST /v1/jobs"), ("gateway", "relay"), ("submit", "submit")},
+    }
+    known = {span.span_id for span in spans}
+    assert [span for span in spans if span.parent_id and span.parent_id not in known] == []
+    posts = [span.attributes for span in spans if span.name == "POST callback"]
+    tried = sorted((str(post["attempt"]), str(post["http.response.status_code"])) for post in posts)
+    assert tried == 3 * [("1", "503")] + 3 * [("2", "200")]
+    last = {name: one[-1].headers["traceparent"].split("-")[2] for name, one in product.callbacks.events.items()}
+    assert set(last.values()) <= {span.span_id for span in spans if span.name == "POST callback"}
+    secrets = [secret.removeprefix("whsec_") for secret in product.keyring.secrets("default", 0)]
+    assert [each for each in (HUSH, "token", env["POSTBACK_GATEWAY_KEY"], *secrets) if each in text] == []
+    for phase in ("queued", "enrich", "infer", "deliver"):
+        assert {line.split("trace_id=")[1][1:33] for line in shown if f'phase="{phase}"' in line} <= {
+            span.trace_id for span in spans
+        }, phase
+        assert any(f'phase="{phase}"' in line for line in shown), phase
+
+
+def metrics_with_exemplars(port: int) -> list[str]:
+    """The lines of a process' metrics that have an exemplar, in the format that Prometheus asks for."""
+    asked = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"})
+    with urlopen(asked, timeout=30) as answer:
+        return [line for line in answer.read().decode().splitlines() if "# {trace_id=" in line]
+
+
+def test_the_sampler_of_the_producer_decides_for_the_whole_path(product: Product) -> None:
+    product.callbacks.up()
+    with running_collector(product.folder) as collector:
+        setting = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        roles = [product.worker("w1", **setting), product.deliver("d1", **setting)]
+        env = environment_of(product.kafka, **setting, POSTBACK_ENV="development")
+        for name, ratio in (("left-out", "0"), ("sampled", "1")):
+            job = {"job_id": name, "prompt": "hello", "callback_url": product.callbacks.url}
+            sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio}
+            sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(job).encode())
+            assert sent.returncode == 0, sent.stderr
+        product.wait_for_callbacks(2, 120)
+        assert [role.terminate() for role in roles] == [0, 0]
+        assert {span.attributes.get("job_id") for span in collector.spans} <= {"sampled", None}
+        assert {span.name for span in collector.spans} == {"submit", "queued", "infer", "settle", "POST callback"}
+        assert len({span.trace_id for span in collector.spans}) == 1
 
 
 def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(product: Product) -> None:
@@ -90,11 +153,9 @@ def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(p
 
 
 ONE_SPAN = """
-from telemetry.traces import set_up, span
-flush = set_up("worker")
-with span("infer"):
+from telemetry.traces import exporting, span
+with exporting("worker"), span("infer"):
     pass
-flush()
 """
 
 

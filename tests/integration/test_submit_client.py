@@ -14,7 +14,6 @@ from schemas.codec import Origin, read_job
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
-from telemetry.traces import parse_traceparent
 from tests.integration.answering_jobs import answering
 from tests.integration.submitted import records_of
 
@@ -37,9 +36,8 @@ def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSetti
     received = [read_job(r.value, r.headers, Origin("t", r.partition, r.offset), r.timestamp) for r in records]
     assert {job.tenant for job in received} == {"acme"}
     assert {job.job_id for job in received} == set(receipt.job_ids)
-    contexts = [parse_traceparent(dict(record.headers)["traceparent"].decode()) for record in records]
-    assert None not in contexts
-    assert len({context.trace_id for context in contexts if context}) == JOBS
+    # Without a collector no span is exported, so that the workers begin the traces.
+    assert {name for record in records for name, _ in record.headers} == {"tenant"}
 
 
 def test_a_jobs_own_id_is_kept_and_the_bulk_lane_is_another_topic(fleet: KafkaSettings) -> None:

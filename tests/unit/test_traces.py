@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from schemas.codec import Origin, read_job
-from telemetry.traces import TraceContext, parse_traceparent, set_up, span, start_trace
+from telemetry.traces import TraceContext, exemplar, exporting, parse_traceparent, past_span, span
 
 EXAMPLE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -72,25 +78,57 @@ def test_only_the_sampled_flag_is_kept() -> None:
     assert not context.sampled
 
 
-def test_a_child_stays_in_its_trace_and_is_a_span_of_its_own() -> None:
-    parent = start_trace()
-    child = parent.child()
-    assert child.trace_id == parent.trace_id
-    assert child.span_id != parent.span_id
-    assert parse_traceparent(child.traceparent) == child
-
-
-def test_a_span_that_nobody_collects_passes_its_parent_on() -> None:
-    parent = start_trace()
+def test_a_span_without_a_collector_passes_its_parent_on() -> None:
+    parent = parse_traceparent(EXAMPLE)
     with span("infer", parent) as context:
         assert context == parent
     with span("infer") as context:
         assert context is None
+    assert past_span("queued", (1.0, 2.0), parent) == parent
+    assert exemplar(parent) is None
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans that end in this test. A process can set OpenTelemetry's provider once, so it is patched here."""
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return exporter
+
+
+def test_the_text_of_an_exception_is_not_exported(collected: InMemorySpanExporter) -> None:
+    with pytest.raises(ValueError, match="hush"), span("infer"):
+        raise ValueError("hush: the prompt")
+    [ended] = collected.get_finished_spans()
+    assert "hush" not in ended.to_json()
+    assert (ended.status.is_ok, dict(ended.attributes or {})) == (False, {"error.type": "ValueError"})
+
+
+def test_a_span_of_the_past_has_its_times_and_ends_no_earlier_than_it_begins(collected: InMemorySpanExporter) -> None:
+    past_span("queued", (1.5, 2.0), parse_traceparent(EXAMPLE))
+    past_span("queued", (3.0, 2.0))
+    assert [(each.start_time, each.end_time) for each in collected.get_finished_spans()] == [
+        (1_500_000_000, 2_000_000_000),
+        (2_000_000_000, 2_000_000_000),
+    ]
+
+
+def test_an_observation_links_to_its_trace_if_the_collector_gets_the_trace(collected: InMemorySpanExporter) -> None:
+    context = parse_traceparent(EXAMPLE)
+    assert exemplar(context) == {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}
+    assert exemplar(parse_traceparent(EXAMPLE[:-2] + "00")) is None
+    assert exemplar(None) is None
+
+
+@given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True))
+def test_any_header_value_is_a_context_or_none(value: str) -> None:
+    context = parse_traceparent(value)
+    assert context is None or parse_traceparent(context.traceparent) == context
 
 
 def test_nothing_is_exported_where_no_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
-    set_up("worker")()
-    with span("infer") as context:
+    with exporting("worker"), span("infer") as context:
         assert context is None

@@ -30,6 +30,7 @@ from schemas.topics import TRACEPARENT, Topics
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.traces import collecting, exemplar, parse_traceparent
 from workers.delivery import outputs
 from workers.delivery.breaker import BreakerState
 from workers.delivery.destinations import AttemptSlot, Destination, DestinationBusy, Destinations, OriginLeftAlone
@@ -96,6 +97,7 @@ class DeliveryHandler(TierPace):
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
+        self._traced = collecting()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
         self._age = metrics.callback_age_seconds
@@ -182,12 +184,14 @@ class DeliveryHandler(TierPace):
         """POST once, and return the records of the outcome."""
         now = self._clock.time()
         headers = self._headers(pending, body, now)
-        outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant)
+        number = pending.attempts + 1
+        outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant, number)
         now_ms = self._now_ms()
-        self._count(outcome)
+        labels = exemplar(parse_traceparent(pending.traceparent)) if self._traced else None
+        self._count(outcome, labels)
         written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
         if isinstance(outcome, Delivered):
-            self._age.observe(max(0, now_ms - pending.result_at_ms) / 1000)
+            self._age.observe(max(0, now_ms - pending.result_at_ms) / 1000, labels)
             self._say_delivered(pending, outcome)
         else:
             written += self._after_failure(record, pending, outcome, now_ms)
@@ -246,8 +250,8 @@ class DeliveryHandler(TierPace):
         self._metrics.dead_letters.labels(reason).inc()
         return outputs.dead_letter(record, self._topics, reason, detail, attempts)
 
-    def _count(self, outcome: PostOutcome) -> None:
-        self._deliver_seconds.observe(outcome.duration_seconds)
+    def _count(self, outcome: PostOutcome, labels: dict[str, str] | None) -> None:
+        self._deliver_seconds.observe(outcome.duration_seconds, labels)
         if isinstance(outcome, Delivered):
             self._delivered.inc()
         else:

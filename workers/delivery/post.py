@@ -22,7 +22,7 @@ from yarl import URL
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.throttle import LogThrottle
-from telemetry.traces import TRACEPARENT, annotate, collecting, parse_traceparent, span
+from telemetry.traces import TRACEPARENT, Kind, annotate, collecting, parse_traceparent, span
 from workers.delivery.deadlines import Deadlines
 from workers.delivery.exchange import CallbackAnswer, Exchanges
 from workers.delivery.exhaustion import Exhausted, exhausted_by
@@ -122,17 +122,23 @@ class Poster:
         self._traced = collecting()
         self._exhausted_throttle = LogThrottle(_SAY_SECONDS)
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], tenant: str, number: int = 1
+    ) -> PostOutcome:
         """Make one attempt. The other side's failures are outcomes, not exceptions. `headers` must be clean ASCII.
 
         Raises Exhausted if a lack of this machine's own resources prevented the attempt.
 
         If spans are collected when the poster is made, each attempt has a span and sends the span's `traceparent`.
+        `number` is the attempt's number, from 1, for the span.
         """
         if not self._traced:
             return await self._attempt(url, body, headers, tenant)
         parent = parse_traceparent(headers.get(TRACEPARENT))
-        with span("POST callback", parent, {"http.request.method": "POST", "url.origin": origin_of(url)}) as context:
+        about: dict[str, str | int] = {"http.request.method": "POST", "url.origin": origin_of(url), "attempt": number}
+        if "webhook-id" in headers:
+            about["webhook_id"] = headers["webhook-id"]
+        with span("POST callback", parent, about, kind=Kind.CLIENT) as context:
             traced = {**headers, TRACEPARENT: context.traceparent} if context is not None else headers
             outcome = await self._attempt(url, body, traced, tenant)
             annotate(_attributes(outcome), failed=isinstance(outcome, FailedDelivery))

@@ -11,6 +11,7 @@ from schemas.job import DEFAULT_TENANT, Search, SourceDocument, Sources
 from schemas.settings import read_settings
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
+from telemetry.traces import Kind, span
 from workers.egress import Guard
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
 from workers.enrichment.answering.profile import Profile, Profiles
@@ -195,7 +196,8 @@ class Enricher:
         """Return the search's results, and a note if there are none."""
         try:
             async with asyncio.timeout(deadline.remaining if deadline is not None else None):
-                findings = await self._searches.find(wanted)
+                with span("search", None, {"provider": wanted.provider}, kind=Kind.CLIENT):
+                    findings = await self._searches.find(wanted)
             result, notes = ("found", []) if findings.found else ("nothing", ["the search found nothing"])
         except Unreadable as reason:
             result, findings, notes = "failed", Findings(()), [f"the search brought nothing: {reason}"]

@@ -132,7 +132,7 @@ class InferenceHandler:
                 if forwarded is not None:
                     return [forwarded]
                 received = self._rules.with_defaults(received)
-                queued_ms = self._phases.queued_ms(received)
+                received, queued_ms = self._phases.queued(received)
                 self._warnings.warn(received.unknown)
                 received = await self._filter.screened(received, len(record.value or b""))
             if self._lifetimes.is_over(received):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import TracebackType
 
 from schemas.codec import ReceivedJob
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from telemetry.traces import collecting, parse_traceparent, span
+from telemetry.traces import collecting, exemplar, parse_traceparent, past_span, span
 
 _NO_SPAN = nullcontext()
 
@@ -21,11 +22,20 @@ class Phases:
         self._seconds = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
         self._traced = collecting()  # a span for each job costs too much if no collector reads it
 
-    def queued_ms(self, received: ReceivedJob) -> float:
-        """Observe the phase `queued`, and return its milliseconds: from the record's timestamp until now."""
-        queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
-        self._seconds["queued"].observe(queued_ms / 1000)
-        return queued_ms
+    def queued(self, received: ReceivedJob) -> tuple[ReceivedJob, float]:
+        """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the milliseconds.
+
+        With a collector, a job without a trace gets one, which begins with this phase.
+        """
+        now = self._clock.time()
+        queued_ms = max(0.0, now * 1000 - received.received_ms)
+        if self._traced:
+            parent = parse_traceparent(received.traceparent)
+            context = past_span("queued", (now - queued_ms / 1000, now), parent, {"job_id": received.job_id})
+            if parent is None and context is not None:
+                received = replace(received, traceparent=context.traceparent)
+        self.observe("queued", queued_ms / 1000, received)
+        return received, queued_ms
 
     def timed(self, name: str, received: ReceivedJob) -> TimedPhase:
         """Return a context manager that times one phase, `enrich` or `infer`."""
@@ -35,9 +45,12 @@ class Phases:
         """Monotonic seconds."""
         return self._clock.monotonic()
 
-    def observe(self, name: str, seconds: float) -> None:
+    def observe(self, name: str, seconds: float, received: ReceivedJob) -> None:
         """Add one job to the phase's histogram."""
-        self._seconds[name].observe(seconds)
+        self._seconds[name].observe(seconds, self._exemplar(received) if self._traced else None)
+
+    def _exemplar(self, received: ReceivedJob) -> dict[str, str] | None:
+        return exemplar(parse_traceparent(received.traceparent))
 
     def span(self, name: str, received: ReceivedJob) -> AbstractContextManager[object]:
         """Return a span of the job's trace for one phase, or an empty context manager without a collector."""
@@ -52,6 +65,7 @@ class TimedPhase:
     def __init__(self, phases: Phases, name: str, received: ReceivedJob) -> None:
         self._phases = phases
         self._name = name
+        self._received = received
         self._span = phases.span(name, received)
         self._began = 0.0
         self.seconds = 0.0
@@ -72,4 +86,4 @@ class TimedPhase:
         self._span.__exit__(kind, error, trace)
         self.seconds = self._phases.now() - self._began
         if kind is None:
-            self._phases.observe(self._name, self.seconds)
+            self._phases.observe(self._name, self.seconds, self._received)

@@ -17,6 +17,7 @@ from workers.stage.progress import Progress
 from workers.stage.record import Record
 from workers.stage.runner import Handled
 from workers.stage.settle import Settler
+from workers.stage.settle_spans import trace_settled
 from workers.stage.settler_state import SettlerState
 
 MAX_BATCH_RECORDS = 5_000
@@ -151,7 +152,9 @@ class Transactions:
     def _land(self) -> None:
         batch = self._settler.settled()
         if batch is not None:
-            self._metrics.job_seconds.labels("settle").observe(self._clock.monotonic() - self._settle_began)
+            seconds = self._clock.monotonic() - self._settle_began
+            self._metrics.job_seconds.labels("settle").observe(seconds)
+            trace_settled(batch, self._clock.time(), seconds)
             self.apply(batch)
 
     def _begin(self, handed_over: int) -> None:

@@ -20,9 +20,9 @@ from gateway.door.body import parse_json, read_body
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
+from gateway.door.submitted import traceparent_of
 from producers.identity import new_hex
 from telemetry.clock import unix_ms
-from telemetry.traces import TRACEPARENT, is_traceparent
 
 MOST_BODY_BYTES = 64 * 1024
 MOST_LISTED, LISTED = 100, 20
@@ -65,8 +65,7 @@ def routes(door: Door) -> list[BaseRoute]:
 
 async def _created(door: Door, principal: Principal, request: Request, body: bytes, terms: BatchTerms) -> StoredAnswer:
     """Create a batch, once for an `Idempotency-Key`. Raises ApiError and Declined."""
-    said = request.headers.get(TRACEPARENT, "")
-    traceparent = said if is_traceparent(said) and len(said) <= 64 else None
+    traceparent = traceparent_of(request)
 
     def work(connection: Connection) -> StoredAnswer:
         row = orders.create(

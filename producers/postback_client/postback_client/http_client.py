@@ -25,6 +25,7 @@ from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.server_sent import EventFeed
 from postback_client.shapes import parsed, read
+from postback_client.spans import submission
 
 JOBS = "/v1/jobs"
 JOBS_TOGETHER = 500
@@ -78,13 +79,7 @@ class HttpClient:
         together: list[NamedJob] = []
         try:
             for number, together in enumerate(self._parts(named_jobs(jobs, self._clock, idempotency_key))):
-                self._http.call(
-                    "POST",
-                    JOBS,
-                    params={"lane": lane},
-                    body=b"[%b]" % b",".join(job.body for job in together),
-                    headers={"content-type": "application/json", "idempotency-key": f"{key}-{number}"},
-                )
+                self._send(together, lane, f"{key}-{number}")
                 accepted += [job.job_id for job in together]
         except PostbackError as error:
             doubtful = [job.job_id for job in together] if isinstance(error, Unreachable) else []
@@ -149,6 +144,16 @@ class HttpClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _send(self, jobs: list[NamedJob], lane: Lane, key: str) -> None:
+        with submission(jobs[0].job_id if len(jobs) == 1 else None) as submitted:
+            self._http.call(
+                "POST",
+                JOBS,
+                params={"lane": lane},
+                body=b"[%b]" % b",".join(job.body for job in jobs),
+                headers={"content-type": "application/json", "idempotency-key": key, **submitted.headers},
+            )
 
     def _parts(self, jobs: Iterable[NamedJob]) -> Iterator[list[NamedJob]]:
         """Divide jobs into requests, by the jobs alone, so that a repeat sends the same requests."""

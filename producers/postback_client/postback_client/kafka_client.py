@@ -13,6 +13,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.shapes import parsed, read
 from postback_client.sharding import DEFAULT_TENANT, Shard
+from postback_client.spans import Submitted
 
 ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
@@ -35,6 +37,15 @@ _MOST_OWN = 200_000
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
 _CLOCK = MachineClock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A job that is sent, and perhaps not acknowledged yet."""
+
+    job_id: str
+    future: Any
+    submitted: Submitted
 
 
 class KafkaClient:
@@ -93,17 +104,19 @@ class KafkaClient:
         """
         topic = f"{self._prefix}model_requests{'.batch' if lane == 'bulk' else ''}"
         accepted: list[str] = []
-        sent: deque[tuple[str, Any]] = deque()
+        sent: deque[_Sent] = deque()
         try:
             with _kafka():
                 for job in named_jobs(jobs, self._clock):
-                    sent.append((job.job_id, self._send(topic, job)))
+                    sent.append(self._send(topic, job))
                     if len(sent) >= _IN_FLIGHT:
                         accepted.append(_acknowledged(sent))
                 while sent:
                     accepted.append(_acknowledged(sent))
         except PostbackError as error:
-            raise SubmitFailed(accepted, [job_id for job_id, _ in sent], error) from error
+            for each in sent:
+                each.submitted.end(failed=True)
+            raise SubmitFailed(accepted, [each.job_id for each in sent], error) from error
         finally:
             self._remember(accepted)
         return accepted
@@ -168,15 +181,22 @@ class KafkaClient:
         while len(self._own) > _MOST_OWN:
             del self._own[next(iter(self._own))]
 
-    def _send(self, topic: str, job: NamedJob) -> Any:
+    def _send(self, topic: str, job: NamedJob) -> _Sent:
         if topic not in self._shards:
             count = len(self._producer.partitions_for(topic) or ())
             if not count:
                 raise KafkaFailed(f"the topic {topic} does not exist; check the topic prefix")
             self._shards[topic] = Shard(self._tenant, count)
-        headers = [("tenant", self._tenant.encode())]
-        partition = self._shards[topic].next(json.loads(job.body))
-        return self._producer.send(topic, value=job.body, key=job.job_id.encode(), headers=headers, partition=partition)
+        submitted = Submitted(job.job_id)
+        named = {"tenant": self._tenant, **submitted.headers}
+        future = self._producer.send(
+            topic,
+            value=job.body,
+            key=job.job_id.encode(),
+            headers=[(name, value.encode()) for name, value in named.items()],
+            partition=self._shards[topic].next(json.loads(job.body)),
+        )
+        return _Sent(job.job_id, future, submitted)
 
     def _first_offsets(self, since_seconds: float) -> dict[Any, int]:
         """Assign all partitions of results, and return the offsets at which reading begins."""
@@ -212,12 +232,13 @@ class KafkaClient:
             return None
 
 
-def _acknowledged(sent: deque[tuple[str, Any]]) -> str:
+def _acknowledged(sent: deque[_Sent]) -> str:
     """Wait for the oldest job's acknowledgement, and return the job's id."""
-    job_id, future = sent[0]
-    future.get(timeout=2 * ACCEPT_SECONDS)  # kafka-python waits without end for a frozen broker
+    oldest = sent[0]
+    oldest.future.get(timeout=2 * ACCEPT_SECONDS)  # kafka-python waits without end for a frozen broker
+    oldest.submitted.end()
     sent.popleft()
-    return job_id
+    return oldest.job_id
 
 
 def _compact(value: object) -> bytes:

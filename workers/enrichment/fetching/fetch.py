@@ -13,6 +13,7 @@ from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
+from telemetry.traces import Kind, annotate, span
 from workers.egress import EgressRefused, Guard, Refusal
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Page, Unreadable
@@ -125,12 +126,13 @@ class Fetcher:
         A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead.
         A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
-        try:
-            return await self._follow(url, asker, permit, cut_at_bytes, known)
-        except EgressRefused as refused:
-            raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
+        with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
+            try:
+                return await self._follow(url, asker, permit, cut_at_bytes, known)
+            except EgressRefused as refused:
+                raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
 
     async def _follow(
         self, url: str, asker: Asker, permit: Permit | None, cut_at_bytes: int | None, known: Known | None
@@ -185,6 +187,7 @@ class Fetcher:
             raise _without_public_address(url, str(refused.reason)) from None
 
     async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
+        annotate({"http.response.status_code": response.status})
         if response.status != HTTPStatus.OK:
             self._heed(response)
             raise BadStatus(response.status)
