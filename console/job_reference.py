@@ -36,7 +36,12 @@ JOB = {
             {"id": "ward-letter", "title": "Letter of 3 May", "text": "Aspirin was paused before the operation."},
             {"id": "ward-scan", "base64": "JVBERi0xLjcK", "media_type": "application/pdf"},
         ],
-        "search": {"provider": "pubmed", "query": "aspirin stroke prevention", "limit": 5},
+        "search": {
+            "provider": "labs",
+            "query": "creatinine",
+            "limit": 5,
+            "parameters": {"patient": "p1"},
+        },
         "profile": "medical",
         "required": True,
     },

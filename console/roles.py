@@ -61,7 +61,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.enrichment.answering.profile import ProfileRefused
     from workers.enrichment.answering.template import TemplateRefused
     from workers.enrichment.choosing.embedder import RerankerRefused
-    from workers.enrichment.search.providers import SearchMisconfigured
+    from workers.enrichment.search.base import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
     from workers.stage.errors import NothingCompletes
     from workers.stage.intake import GroupRefused

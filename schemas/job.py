@@ -18,7 +18,8 @@ MAX_DOCUMENTS = 20
 """The most documents of a job; together they are limited by the job's size."""
 MAX_QUERY_CHARS = 1024
 MAX_METADATA_CHARS = 2048
-"""The most characters of a search, and of a value of `metadata`."""
+MAX_PARAMETER_CHARS = 256
+"""The most characters of a search, of a value of `metadata`, and of a search's parameter."""
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
@@ -156,6 +157,11 @@ class Search(WireModel):
     """The search words."""
     limit: int = Field(default=5, ge=1, le=20)
     """The most results that become sources."""
+    parameters: dict[
+        Annotated[str, StringConstraints(max_length=32)],
+        Annotated[str, StringConstraints(min_length=1, max_length=MAX_PARAMETER_CHARS)],
+    ] = Field(default_factory=dict, max_length=16)
+    """Values that a source of the operator's asks for, by name, such as a patient's number."""
 
 
 class SourceDocument(WireModel):

@@ -6,11 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.job import MAX_METADATA_CHARS, MAX_QUERY_CHARS, Job, Message, SourceDocument, Sources, TextPart
+from schemas.job import (
+    MAX_METADATA_CHARS,
+    MAX_PARAMETER_CHARS,
+    MAX_QUERY_CHARS,
+    Job,
+    Message,
+    SourceDocument,
+    Sources,
+    TextPart,
+)
 from schemas.screening import FieldName
 
 Place = tuple[FieldName, str | int]
-"""A field, and the text within it: a message's number, a document's member, a key of the metadata, or 0."""
+"""A field, and the text within it: a message's number, a document's member, a key, or 0."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema that a text with markers must keep too."""
@@ -35,7 +44,8 @@ class JobText:
     @property
     def most_chars(self) -> int | None:
         """The most characters that the schema allows here; None without a limit."""
-        return _MOST_CHARS.get(self.field)
+        is_parameter = self.field == "search" and self.place[1] != 0
+        return MAX_PARAMETER_CHARS if is_parameter else _MOST_CHARS.get(self.field)
 
 
 def texts_of(job: Job) -> Iterator[JobText]:
@@ -47,6 +57,8 @@ def texts_of(job: Job) -> Iterator[JobText]:
         yield JobText(("messages", number), message.text, parts)
     if job.sources is not None and job.sources.search is not None:
         yield JobText(("search", 0), job.sources.search.query)
+        for key, value in job.sources.search.parameters.items():
+            yield JobText(("search", key), value)
     for number, document in enumerate(job.sources.documents if job.sources is not None else ()):
         for member in _MEMBERS:
             text = getattr(document, member)
@@ -75,10 +87,11 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
 
 
 def _with_source_texts(sources: Sources, changed: Mapping[Place, str | tuple[str, ...]]) -> Sources:
-    query = changed.get(("search", 0))
     search = sources.search
-    if query is not None and search is not None:
-        search = search.model_copy(update={"query": query})
+    if search is not None:
+        parameters = {key: changed.get(("search", key), value) for key, value in search.parameters.items()}
+        update = {"query": changed.get(("search", 0), search.query), "parameters": parameters}
+        search = search.model_copy(update=update)
     documents = [_with_members(number, document, changed) for number, document in enumerate(sources.documents)]
     return sources.model_copy(update={"search": search, "documents": documents})
 

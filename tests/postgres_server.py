@@ -29,7 +29,10 @@ _OPTIONS = {
 
 
 class PostgresServer:
-    """A context manager of a PostgreSQL on a free loopback port. PostgreSQL refuses root, and then runs as `nobody`."""
+    """A context manager of a PostgreSQL on a free loopback port. PostgreSQL refuses root, and then runs as `nobody`.
+
+    The role `postback` needs no password; others do.
+    """
 
     def __init__(self) -> None:
         self._clock = SystemClock()
@@ -48,6 +51,8 @@ class PostgresServer:
             shutil.chown(self._folder, "nobody", "nogroup")
         made = ["-D", str(self._data), "-U", "postback", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", *made).check_returncode()
+        rules = "host all postback 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        (self._data / "pg_hba.conf").write_text(rules)
         self.start()
         return self
 
@@ -63,12 +68,12 @@ class PostgresServer:
             connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
         return f"postgresql+psycopg://postback@127.0.0.1:{self.port}/{name}"
 
-    def command(self, *statements: str) -> object:
+    def command(self, *statements: str, database: str = "postgres") -> object:
         """Run statements; return the first value of the last one's answer."""
-        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self._dsn(database), autocommit=True) as connection:
             for statement in statements:
                 found = connection.execute(statement.encode())
-            row = found.fetchone()
+            row = found.fetchone() if found.description else None
         return row[0] if row else None
 
     def start(self) -> None:

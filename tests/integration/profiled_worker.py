@@ -39,10 +39,16 @@ class Worker:
         self._metrics = metrics
 
     async def result(
-        self, sources: dict[str, Any], prompt: str | None = "Does aspirin lower the risk of stroke?", **more: Any
+        self,
+        sources: dict[str, Any],
+        prompt: str | None = "Does aspirin lower the risk of stroke?",
+        tenant: str = DEFAULT_TENANT,
+        **more: Any,
     ) -> Result:
         job = json.dumps({"prompt": prompt, "sources": sources, **more}).encode()
-        outputs = await self._handler.handle(Record(TOPICS.requests(), 0, 0, job, None, [], int(CLOCK.time() * 1000)))
+        headers = [("tenant", tenant.encode())]
+        record = Record(TOPICS.requests(), 0, 0, job, None, headers, int(CLOCK.time() * 1000))
+        outputs = await self._handler.handle(record)
         return read_result(outputs[0].value)
 
     def cancel(self, *jobs: str) -> None:
@@ -67,12 +73,13 @@ async def working(
     per_second: float = 1000.0,
     fresh: float = 600.0,
     others: Mapping[str, SearchProvider] | None = None,
+    inside: Path | None = None,
     **sections: str,
 ) -> AsyncIterator[Worker]:
-    """A worker whose search providers are at these base URLs."""
+    """A worker whose search providers are at these base URLs, and the operator's own sources in this folder."""
     metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
     search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}
-    found = {**providers(SearchSettings.model_validate(search), connections), **(others or {})}
+    found = {**providers(SearchSettings.model_validate({**search, "providers": inside}), connections), **(others or {})}
     settings = EnrichmentSettings(robots=False, budget_seconds=budget, member_seconds=10.0, search_fresh_seconds=fresh)
     enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
     used = engine or EchoEngine(EchoSettings(), metrics)

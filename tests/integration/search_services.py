@@ -51,9 +51,12 @@ class Service:
     replies: list[Reply]
     url: str = ""
     asked: list[web.Request] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request)
+        if request.can_read_body:
+            self.bodies.append(await request.json())
         return _sent(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
 
     @property
@@ -73,7 +76,7 @@ async def answering(*replies: Reply) -> AsyncIterator[Service]:
 @asynccontextmanager
 async def _served(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -16,7 +16,7 @@ from workers.delivery.post import Delivered, FailureReason, Poster
 from workers.egress import Guard
 from workers.egress.answers import MOST_BESIDES
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.search.service import Web
+from workers.enrichment.search.service import ServiceRequest, Web
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 MOST_SENT = 16 * MOST_BESIDES
@@ -73,7 +73,7 @@ async def test_so_does_that_of_a_search_service(start: Start, start_of_answer: b
     try:
         async with asyncio.timeout(20):
             with pytest.raises(Unreadable):
-                await web.get(server.url, {}, {})
+                await web.send(ServiceRequest(server.url))
     finally:
         await web.close()
 

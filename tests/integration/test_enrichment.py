@@ -15,6 +15,7 @@ from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.evidence import Evidence, NothingFound
+from workers.enrichment.search.searches import UNKNOWN
 
 
 async def read(script: Script, **settings: object) -> Evidence:
@@ -117,7 +118,7 @@ async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason()
     async with enriching() as enricher:
         wanted = Sources(search=Search(provider="nosuch", query="bridges"))
         evidence = await enricher.enrich(wanted, "Why?")
-        assert evidence.notes == ("the search brought nothing: no search provider of that name is configured",)
+        assert evidence.notes == (f"the search at nosuch brought nothing: {UNKNOWN}",)
 
 
 # -- the processes that read pages --------------------------------------------------------------------

@@ -29,6 +29,7 @@ from tests.integration.search_services import (
 from tests.postback_command import environment_of, postback
 from workers.egress import EgressPolicy
 from workers.enrichment.evidence import Found
+from workers.enrichment.search.base import SearchQuery
 
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")
@@ -102,7 +103,7 @@ async def test_a_search_that_fails_is_a_note_and_the_jobs_own_sources_are_read()
         search = {"provider": "searxng", "query": "secret words"}
         result = await worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
         assert result.outcome == "succeeded"
-        assert result.notes[0] == "the search brought nothing: the search service's answer is not JSON"
+        assert result.notes[0] == "the search at searxng brought nothing: the search service's answer is not JSON"
         assert worker.searches("failed") == 1
 
 
@@ -113,7 +114,7 @@ async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_source
     async with Site() as site, speaking(silent) as hanging, working(budget=3.0, searxng=hanging) as worker:
         search = {"provider": "searxng", "query": "x"}
         result = await worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
-        assert result.notes[0] == "the search brought nothing: it was late"
+        assert result.notes[0] == "the search at searxng brought nothing: it was late"
         assert [details.id for details in result.source_details] == [site.url("/mine")]
         assert worker.searches("late") == 1
 
@@ -121,8 +122,8 @@ async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_source
 class Broken:
     """A defective provider of another package."""
 
-    async def search(self, query: str, limit: int) -> list[Found]:
-        raise KeyError(query)
+    async def search(self, query: SearchQuery) -> list[Found]:
+        raise KeyError(query.text)
 
 
 async def test_a_defect_in_another_packages_provider_is_a_note_and_does_not_end_the_worker(
@@ -131,7 +132,7 @@ async def test_a_defect_in_another_packages_provider_is_a_note_and_does_not_end_
     async with working(others={"library": Broken()}) as worker:
         result = await worker.result({"search": {"provider": "library", "query": "secret words"}})
         assert result.outcome == "succeeded"
-        assert result.notes[:-1] == ["the search brought nothing: the search provider has a defect"]
+        assert result.notes[:-1] == ["the search at library brought nothing: the search provider has a defect"]
     [said] = [record.getMessage() for record in caplog.records if "provider" in record.getMessage()]
     assert "KeyError" in said
     assert "secret" not in caplog.text
@@ -260,7 +261,7 @@ async def test_a_profile_that_is_not_there_rejects_the_job_with_the_names_that_a
     ("variable", "value", "why"),
     [
         ("POSTBACK_ENRICHMENT__PROFILES_FOLDER", "{folder}", "bad.toml: search.limit: Input should be a valid integer"),
-        ("POSTBACK_SEARCH__PROVIDERS", "pubmet", "POSTBACK_SEARCH__PROVIDERS names pubmet"),
+        ("POSTBACK_SEARCH__ALLOWED", "pubmet", "POSTBACK_SEARCH__ALLOWED names pubmet"),
     ],
 )
 def test_a_worker_with_a_wrong_profile_or_provider_does_not_start(

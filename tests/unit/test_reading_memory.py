@@ -30,6 +30,7 @@ OPERATORS_FILES: Final = (
     "template",
     "certificates",
     "families",
+    "source_file",
 )
 """Modules and packages with models of the operator's own files and environment."""
 NOT_IMPORTED: Final = (

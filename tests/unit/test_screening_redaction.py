@@ -78,7 +78,7 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
             Message(role="user", content=f"pay {CARD}"),
             Message(role="user", content=[TextPart(type="text", text="a"), TextPart(type="text", text=CARD)]),
         ],
-        sources=Sources(search=Search(provider="wikipedia", query=f"who owns {CARD}")),
+        sources=Sources(search=Search(provider="bureau", query=f"who owns {CARD}", parameters={"card": CARD})),
         metadata={"card": CARD, "ward": "3b"},
     )
 
@@ -86,13 +86,14 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
 
     assert found_in(screened) == {
         ("pii", "card", "messages"): 2,
-        ("pii", "card", "search"): 1,
+        ("pii", "card", "search"): 2,
         ("pii", "card", "metadata"): 1,
     }
     messages, sources = screened.job.messages or [], screened.job.sources
     assert [message.text for message in messages] == ["plain", "pay [redacted:card]", "a\n[redacted:card]"]
     assert messages[0] is (job.messages or [])[0]
     assert sources is not None and sources.search is not None and sources.search.query == "who owns [redacted:card]"
+    assert sources.search.parameters == {"card": "[redacted:card]"}
     assert screened.job.metadata == {"card": "[redacted:card]", "ward": "3b"}
 
 

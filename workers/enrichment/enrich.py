@@ -183,26 +183,28 @@ class Enricher:
         self, wanted: Search, known: Sequence[Wanted], asker: Asker, seconds: float, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
         """Run the search, and read its results in the part of `seconds` that the search leaves."""
-        findings, notes = await self._find(wanted, deadline)
+        findings, notes = await self._find(wanted, asker.tenant, deadline)
         new: dict[str, Found] = {}
         names = {name for one in known for name in (one.url, one.id)}
         for one in findings.found:
-            if one.url not in names and one.id not in names:
-                new.setdefault(one.url, one)
-        more = [Wanted(position, *one) for position, one in enumerate(new.items(), start=len(known) + 1)]
+            key = one.url or one.id or ""
+            if key not in names and one.id not in names:
+                new.setdefault(key, one)
+        more = [Wanted(position, one.url, one) for position, one in enumerate(new.values(), start=len(known) + 1)]
         return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
 
-    async def _find(self, wanted: Search, deadline: Deadline | None) -> tuple[Findings, list[str]]:
+    async def _find(self, wanted: Search, tenant: str, deadline: Deadline | None) -> tuple[Findings, list[str]]:
         """Return the search's results, and a note if there are none."""
+        name = f"the search at {wanted.provider}"
         try:
             async with asyncio.timeout(deadline.remaining if deadline is not None else None):
                 with span("search", None, {"provider": wanted.provider}, kind=Kind.CLIENT):
-                    findings = await self._searches.find(wanted)
-            result, notes = ("found", []) if findings.found else ("nothing", ["the search found nothing"])
+                    findings = await self._searches.find(wanted, tenant)
+            result, notes = ("found", []) if findings.found else ("nothing", [f"{name} found nothing"])
         except Unreadable as reason:
-            result, findings, notes = "failed", Findings(()), [f"the search brought nothing: {reason}"]
+            result, findings, notes = "failed", Findings(()), [f"{name} brought nothing: {reason}"]
         except TimeoutError:
-            result, findings, notes = "late", Findings(()), [f"the search brought nothing: {LATE}"]
+            result, findings, notes = "late", Findings(()), [f"{name} brought nothing: {LATE}"]
         self._searched[result].inc()
         return findings, notes
 
@@ -239,7 +241,7 @@ class Enricher:
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
             # An abstract has the service's title. A page's own title beats a search engine's title, which may be cut.
-            title = title or one.found.title if one.found.text is None else one.found.title
+            title = title or one.found.title if one.found.page is None else one.found.title or title
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
@@ -250,8 +252,7 @@ class Enricher:
         """Read the source's page, the job's document, or the text that the search returned. Raises Unreadable."""
         if one.document is not None:
             return Reading(one.url, await self._reader.extracted(_as_page(one.document), asker))
-        if one.found is not None and one.found.text is not None:
-            page = Page(one.url, "text/plain", "utf-8", one.found.text.encode("utf-8", "replace"))
+        if one.found is not None and (page := one.found.page) is not None:
             return Reading(one.url, await self._reader.extracted(page, asker))
         return await self._reader.read(one.url, asker, deadline.remaining)
 

@@ -49,44 +49,6 @@ class Particulars:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One result of a search."""
-
-    url: str
-    id: str | None = None
-    """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
-    title: str | None = None
-    text: str | None = None
-    """Text from the search service, for example an abstract. A text replaces the page: the URL is not fetched."""
-    particulars: Particulars = Particulars()
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One source to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
-
-    position: int
-    url: str
-    """Empty for a document of the job."""
-    found: Found | None = None
-    """The search result that names this URL; None if the job names the source."""
-    document: SourceDocument | None = None
-    """The job's own document, which needs no fetching."""
-
-    @property
-    def id(self) -> str:
-        """The source's id in the job's result."""
-        if self.document is not None:
-            return self.document.id
-        return self.url if self.found is None or self.found.id is None else self.found.id
-
-    @property
-    def name(self) -> str:
-        """The source's name in notes. Only the origin of a URL is named, since the rest of a URL may be a secret."""
-        return f"document {self.document.id}" if self.document is not None else origin_of(self.url)
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """A server's answer, its body not yet parsed."""
 
@@ -104,6 +66,58 @@ class Page:
     age: str | None = None
     is_unchanged: bool = False
     """True if the server confirmed the known copy (304); there is no body then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One result of a search."""
+
+    url: str
+    """Empty for a result without an address; such a result has an `id` and a content."""
+    id: str | None = None
+    """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
+    title: str | None = None
+    text: str | None = None
+    """Text from the search service, for example an abstract. A text replaces the page: the URL is not fetched."""
+    particulars: Particulars = Particulars()
+    content: bytes | None = None
+    """Bytes from the search service, for example a PDF; they replace the page as a text does."""
+    media_type: str | None = None
+    """The media type of `text` or `content`; without one, a text is plain, and the type of bytes follows from them."""
+
+    @property
+    def page(self) -> Page | None:
+        """The text or content as if a server had sent it; None if the URL has to be fetched."""
+        if self.text is not None:
+            return Page(self.url, self.media_type or "text/plain", "utf-8", self.text.encode("utf-8", "replace"))
+        return Page(self.url, self.media_type or "", None, self.content) if self.content is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One source to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
+
+    position: int
+    url: str
+    """Empty for a document of the job, and for a search result without an address."""
+    found: Found | None = None
+    """The search result that names this URL; None if the job names the source."""
+    document: SourceDocument | None = None
+    """The job's own document, which needs no fetching."""
+
+    @property
+    def id(self) -> str:
+        """The source's id in the job's result."""
+        if self.document is not None:
+            return self.document.id
+        return self.url if self.found is None or self.found.id is None else self.found.id
+
+    @property
+    def name(self) -> str:
+        """The source's name in notes. Only the origin of a URL is named, since the rest of a URL may be a secret."""
+        if self.document is not None:
+            return f"document {self.document.id}"
+        return origin_of(self.url) if self.url else self.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration.search_services import Reply, answering, configured
 from workers.enrichment.evidence import Found, Unreadable
+from workers.enrichment.search.base import SearchQuery
 
 LINK = {"url": "https://a.example/1", "title": "One"}
 SECTIONS: dict[str, dict[str, Any]] = {"brave": {"api_key": "brave-key"}, "pubmed": {"api_key": "ncbi-key"}}
@@ -16,7 +17,7 @@ NAMES = ["searxng", "wikipedia", "pubmed", "arxiv", "brave"]
 
 async def found(name: str, *replies: Reply, limit: int = 5) -> list[Found]:
     async with answering(*replies) as service, configured(name, service.url, **SECTIONS.get(name, {})) as provider:
-        return await provider.search("halvorsen bridge", limit)
+        return await provider.search(SearchQuery("halvorsen bridge", limit))
 
 
 async def failure(name: str, *replies: Reply) -> str:

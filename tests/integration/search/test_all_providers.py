@@ -21,6 +21,7 @@ from tests.integration.search_services import (
     searxng,
 )
 from workers.enrichment.evidence import Unreadable
+from workers.enrichment.search.base import SearchQuery
 from workers.enrichment.search.pace import RequestPace
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
@@ -54,9 +55,9 @@ async def test_an_overloaded_service_that_asks_for_a_long_wait_is_left_alone_by_
         configured(name, service.url, **SECTIONS.get(name, {})) as provider,
     ):
         with pytest.raises(Unreadable, match="asks to wait 120 s"):
-            await provider.search("x", 5)
+            await provider.search(SearchQuery("x", 5))
         with pytest.raises(Unreadable, match="s without requests"):
-            await provider.search("x", 5)
+            await provider.search(SearchQuery("x", 5))
         assert len(service.asked) == 1
 
 
@@ -88,7 +89,7 @@ async def test_a_service_that_is_not_there_is_a_reason() -> None:
         gone = service.url
     async with configured("searxng", gone) as provider:
         with pytest.raises(Unreadable, match="could not be reached"):
-            await provider.search("x", 1)
+            await provider.search(SearchQuery("x", 1))
 
 
 async def test_requests_keep_the_pace_in_the_order_in_which_they_came() -> None:
@@ -113,7 +114,7 @@ async def test_services_are_told_whom_to_write_to() -> None:
         web = Web(asks.named, CLOCK, asks.email)
         await web.start()
         found = providers(SearchSettings.model_validate({"pubmed": {"base_url": service.url}}), web, [])
-        assert await found["pubmed"].search("aspirin[ti]", 1) == []
+        assert await found["pubmed"].search(SearchQuery("aspirin[ti]", 1)) == []
         await web.close()
         assert service.queries[0]["email"] == "ops@example.com"
         assert service.asked[0].headers["User-Agent"] == "Postback/0.1 (ops@example.com)"

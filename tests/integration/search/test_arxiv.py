@@ -7,6 +7,7 @@ import pytest
 from tests.integration.search.asking import failure, found
 from tests.integration.search_services import ATOM_ERROR, Reply, answering, atom, configured, paper
 from workers.enrichment.evidence import Found, Particulars
+from workers.enrichment.search.base import SearchQuery
 
 
 async def test_arxiv_gives_abstracts_by_id_without_version() -> None:
@@ -61,5 +62,5 @@ async def test_arxiv_papers_that_were_withdrawn_or_say_nothing_are_no_sources() 
 )
 async def test_arxiv_is_asked_for_words_for_its_own_language_or_for_an_id(query: str, params: dict[str, str]) -> None:
     async with answering(atom()) as service, configured("arxiv", service.url) as provider:
-        await provider.search(query, 4)
+        await provider.search(SearchQuery(query, 4))
         assert service.queries == [{**params, "start": "0", "max_results": "4", "sortBy": "relevance"}]

@@ -11,8 +11,8 @@ import pytest
 from tests.integration.search.asking import NAMES
 from tests.integration.search_services import CLOCK
 from workers.enrichment.evidence import Found
-from workers.enrichment.search.base import SearchProvider
-from workers.enrichment.search.providers import SearchMisconfigured, providers
+from workers.enrichment.search.base import SearchMisconfigured, SearchProvider, SearchQuery
+from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 
@@ -20,8 +20,8 @@ from workers.enrichment.search.settings import SearchSettings
 class Library:
     """A provider of another package."""
 
-    async def search(self, query: str, limit: int) -> list[Found]:
-        return [Found(f"https://library.example/{query}", id="library:1", text="A book.")]
+    async def search(self, query: SearchQuery) -> list[Found]:
+        return [Found(f"https://library.example/{query.text}", id="library:1", text="A book.")]
 
 
 def make_library(web: Web) -> SearchProvider:
@@ -47,22 +47,22 @@ def test_what_is_not_configured_is_not_there() -> None:
 
 
 def test_an_operator_may_allow_some_only() -> None:
-    assert names(providers="pubmed, wikipedia") == ["pubmed", "wikipedia"]
-    assert names(providers="") == []
+    assert names(allowed="pubmed, wikipedia") == ["pubmed", "wikipedia"]
+    assert names(allowed="") == []
 
 
 @pytest.mark.parametrize("name", ["brave", "nosuch"])
 def test_a_provider_that_is_allowed_and_not_there_ends_the_start(name: str) -> None:
-    with pytest.raises(SearchMisconfigured, match=f"POSTBACK_SEARCH__PROVIDERS names {name}"):
-        names(providers=f"pubmed,{name}")
+    with pytest.raises(SearchMisconfigured, match=f"POSTBACK_SEARCH__ALLOWED names {name}"):
+        names(allowed=f"pubmed,{name}")
 
 
 async def test_another_package_adds_a_provider_by_an_entry_point() -> None:
     installed = [point("library", "make_library"), point("other", "make_nothing")]
     made = providers(SearchSettings(), Web("x", CLOCK), installed)
     assert sorted(made) == ["arxiv", "library", "pubmed", "wikipedia"]
-    assert [one.id for one in await made["library"].search("book", 1)] == ["library:1"]
-    assert names(*installed, providers="library") == ["library"]
+    assert [one.id for one in await made["library"].search(SearchQuery("book", 1))] == ["library:1"]
+    assert names(*installed, allowed="library") == ["library"]
 
 
 def test_the_entry_point_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_an_entry_point_that_is_wrong_ends_the_start_and_names_itself(installed:
 
 def test_settings_come_from_the_environment_and_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_SEARCH__BRAVE__API_KEY", "brave-key")
-    monkeypatch.setenv("POSTBACK_SEARCH__PROVIDERS", "brave,arxiv")
+    monkeypatch.setenv("POSTBACK_SEARCH__ALLOWED", "brave,arxiv")
     settings = SearchSettings()
     assert list(providers(settings, Web("x", CLOCK), [])) == ["arxiv", "brave"]
     assert "brave-key" not in repr(settings)

@@ -16,6 +16,7 @@ from tests.integration.search_services import (
     pubmed_article,
 )
 from workers.enrichment.evidence import Found, Particulars
+from workers.enrichment.search.base import SearchQuery
 
 STRUCTURED = """<AbstractText Label="BACKGROUND">Why.</AbstractText>
 <AbstractText Label="RESULTS" NlmCategory="RESULTS">So.</AbstractText><CopyrightInformation>X</CopyrightInformation>"""
@@ -80,7 +81,7 @@ async def test_pubmed_is_told_who_asks_and_a_question_that_finds_nothing_is_aske
         answering(esearch(), esearch()) as service,
         configured("pubmed", service.url, api_key="ncbi-key", email="me@example.com") as provider,
     ):
-        assert await provider.search("Does aspirin help?", 3) == []
+        assert await provider.search(SearchQuery("Does aspirin help?", 3)) == []
         strict, wide = service.queries
         assert [request.path for request in service.asked] == ["/esearch.fcgi"] * 2
         assert strict == {
@@ -92,7 +93,7 @@ async def test_pubmed_is_told_who_asks_and_a_question_that_finds_nothing_is_aske
 
 async def test_pubmed_queries_in_its_own_language_are_not_widened() -> None:
     async with answering(esearch()) as service, configured("pubmed", service.url) as provider:
-        assert await provider.search("aspirin[ti] AND 2020[dp]", 3) == []
+        assert await provider.search(SearchQuery("aspirin[ti] AND 2020[dp]", 3)) == []
         assert len(service.asked) == 1
 
 
@@ -119,6 +120,6 @@ async def test_pubmed_is_asked_three_times_a_second_and_ten_times_with_a_key() -
             configured("pubmed", service.url, api_key=key, per_second=None) as provider,
         ):
             began = CLOCK.monotonic()
-            await provider.search("aspirin[ti]", 1)
-            await provider.search("aspirin[ti]", 1)
+            await provider.search(SearchQuery("aspirin[ti]", 1))
+            await provider.search(SearchQuery("aspirin[ti]", 1))
             assert CLOCK.monotonic() - began >= seconds

@@ -17,6 +17,7 @@ from tests.integration.search_services import (
     wikipedia,
 )
 from workers.enrichment.evidence import Found
+from workers.enrichment.search.base import SearchQuery
 
 
 async def test_searxng_gives_links_without_what_is_none_and_each_once() -> None:
@@ -32,7 +33,7 @@ async def test_searxng_gives_links_without_what_is_none_and_each_once() -> None:
 
 async def test_searxng_is_asked_for_json_below_the_path_of_the_instance() -> None:
     async with answering(searxng(LINK)) as service, configured("searxng", f"{service.url}/instance/") as provider:
-        await provider.search("halvorsen & bridge", 5)
+        await provider.search(SearchQuery("halvorsen & bridge", 5))
         (asked,) = service.asked
         assert asked.path == "/instance/search"
         assert dict(asked.query) == {"q": "halvorsen & bridge", "format": "json"}
@@ -70,7 +71,7 @@ async def test_wikipedia_that_lags_says_so_with_status_200_and_is_left_alone() -
 
 async def test_wikipedia_takes_no_query_of_more_than_300_characters() -> None:
     async with answering(wikipedia()) as service, configured("wikipedia", service.url) as provider:
-        await provider.search("Halvorsen " * 60, 5)
+        await provider.search(SearchQuery("Halvorsen " * 60, 5))
         (query,) = service.queries
         assert len(query["gsrsearch"]) == 299
         assert (query["maxlag"], query["gsrlimit"]) == ("5", "8")
@@ -83,7 +84,7 @@ async def test_brave_gives_links_and_gets_its_key_in_a_header() -> None:
         answering(brave(LINK, {"url": "https://b.example/", "title": "Two", "description": "…"})) as service,
         configured("brave", service.url, api_key="brave-key") as provider,
     ):
-        assert [one.url for one in await provider.search("word " * 80, 2)] == [
+        assert [one.url for one in await provider.search(SearchQuery("word " * 80, 2))] == [
             "https://a.example/1",
             "https://b.example/",
         ]

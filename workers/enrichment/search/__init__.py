@@ -8,6 +8,12 @@ One file per service, each a `SearchProvider`:
     pubmed      biomedical literature                         abstracts, as `pmid:…`
     arxiv       preprints                                     abstracts, as `arxiv:…`
 
+One file per kind of an operator's own source, a subclass of `inside.InsideSource`; `source_file` reads the files:
+
+    http_json   an HTTP API with answers in JSON, such as a FHIR server
+    sql         a database, read by one statement
+    mcp_tool    a tool of an MCP server
+
 A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
 the services, so requests to them bypass the guard. A `Service` paces these requests, and raises an `Unreadable` with a
 reason for each failure. `searches` sends equal queries of several jobs once. `providers` finds all configured

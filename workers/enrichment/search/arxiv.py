@@ -7,7 +7,7 @@ from typing import Final
 from xml.etree.ElementTree import Element
 
 from workers.enrichment.evidence import Found, Particulars, Unreadable
-from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider
+from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider, SearchQuery
 from workers.enrichment.search.markup import parse, text_of
 from workers.enrichment.search.service import Refused, Service, Web
 from workers.enrichment.search.settings import SearchSettings
@@ -33,15 +33,15 @@ class Arxiv:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. A query that is an id finds that paper; withdrawn papers are left out."""
-        params = _terms(query) | {"start": "0", "max_results": str(limit), "sortBy": "relevance"}
+        params = _terms(query.text) | {"start": "0", "max_results": str(query.limit), "sortBy": "relevance"}
         try:
             answer = await self._service.get(params)
         except Refused as refused:
             _read(refused.answer.body)  # raises the feed's own error; in the past, errors had status 200
             raise
-        return _read(answer.body)[:limit]
+        return _read(answer.body)[: query.limit]
 
 
 def _terms(query: str) -> dict[str, str]:

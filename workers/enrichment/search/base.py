@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,11 +16,29 @@ MAX_TEXT_CHARS: Final = 50_000
 _URL: Final = TypeAdapter[str](Url)
 
 
+class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
+    """A provider that the settings name is missing, or a provider cannot be made. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """One search. Equal queries share one run and its results."""
+
+    text: str
+    """The search words."""
+    limit: int
+    """The most results."""
+    tenant: str | None = None
+    """The job's tenant; None for a service that all tenants share."""
+    parameters: tuple[tuple[str, str], ...] = ()
+    """The job's values for parameters of an operator's source, each with its name."""
+
+
 class SearchProvider(Protocol):
     """One search service, as the operator has configured it."""
 
-    async def search(self, query: str, limit: int) -> list[Found]:
-        """Return at most `limit` results, the best first; an empty list if there are none. Runs until cancelled.
+    async def search(self, query: SearchQuery) -> list[Found]:
+        """Return at most `query.limit` results, the best first; an empty list if there are none. Runs until cancelled.
 
         Raises Unreadable. The error's text is for the result's reader and quotes neither the query nor the answer.
         """

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.base import SearchProvider, links, shortened
+from workers.enrichment.search.base import SearchProvider, SearchQuery, links, shortened
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, ServiceAnswer, Web, asked_to_wait
 from workers.enrichment.search.settings import SearchSettings
 
@@ -51,15 +51,15 @@ class Brave:
         self._service = service
         self._key = key
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`."""
-        params = {"q": shortened(query, MAX_QUERY_CHARS, MAX_QUERY_WORDS), "count": str(limit)}
+        params = {"q": shortened(query.text, MAX_QUERY_CHARS, MAX_QUERY_WORDS), "count": str(query.limit)}
         headers = {"X-Subscription-Token": self._key.get_secret_value(), "Accept": "application/json"}
         try:
             answer = await self._service.get(params, headers=headers, overloaded=_overloaded)
         except Refused as refused:
             raise _explained(refused) from None
-        return links([(result.url, result.title) for result in answer.read(_BraveAnswer).web.results], limit)
+        return links([(result.url, result.title) for result in answer.read(_BraveAnswer).web.results], query.limit)
 
 
 def _explained(refused: Refused) -> Unreadable:

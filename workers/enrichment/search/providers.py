@@ -1,4 +1,4 @@
-"""All configured providers: ours, and those of other installed packages.
+"""All configured providers: ours, the operator's own sources, and those of other installed packages.
 
 A package adds a provider by an entry point in the group `postback.search`. The entry point is named after the provider,
 and refers to a function that takes a `Web` and returns a `SearchProvider`, or None if the package's settings are
@@ -10,14 +10,18 @@ missing:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Final
 
 from workers.enrichment.search import arxiv, brave, pubmed, searxng, wikipedia
-from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.base import SearchMisconfigured, SearchProvider
+from workers.enrichment.search.http_json import HttpJsonSource
+from workers.enrichment.search.inside import InsideSource
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.search.source_file import HttpJsonFile, McpFile, SqlFile, read_source_file
 
 GROUP: Final = "postback.search"
 
@@ -30,10 +34,6 @@ _OURS: Final[dict[str, Callable[[SearchSettings, Web], SearchProvider | None]]] 
 }
 
 
-class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
-    """A provider that the settings name is missing, or another package's provider cannot be used. The text says why."""
-
-
 def providers(
     settings: SearchSettings, web: Web, installed: Iterable[EntryPoint] | None = None
 ) -> dict[str, SearchProvider]:
@@ -44,19 +44,59 @@ def providers(
     others = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
     if taken := sorted(others.keys() & _OURS.keys()):
         raise SearchMisconfigured(f"an installed package gives its search provider a name of ours: {', '.join(taken)}")
-    names = settings.providers if settings.providers is not None else _OURS.keys() | others.keys()
-    found = {name: _made(name, settings, web, others) for name in sorted(names)}
-    if settings.providers is not None and (missing := sorted(name for name, made in found.items() if made is None)):
+    files = _files(settings.providers, _OURS.keys() | others.keys())
+    names = settings.allowed if settings.allowed is not None else _OURS.keys() | others.keys() | files.keys()
+    found = {name: _made(name, settings, web, others, files) for name in sorted(names)}
+    if settings.allowed is not None and (missing := sorted(name for name, made in found.items() if made is None)):
         raise SearchMisconfigured(
-            f"POSTBACK_SEARCH__PROVIDERS names {', '.join(missing)}: unknown, or without a key or address; "
+            f"POSTBACK_SEARCH__ALLOWED names {', '.join(missing)}: unknown, or without a key or address; "
             f"built in are {', '.join(_OURS)}"
         )
     return {name: made for name, made in found.items() if made is not None}
 
 
-def _made(name: str, settings: SearchSettings, web: Web, others: dict[str, EntryPoint]) -> SearchProvider | None:
+def _files(folder: Path | None, taken: Set[str]) -> dict[str, Path]:
+    """Return the files of the operator's own sources by name. Raises SearchMisconfigured."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise SearchMisconfigured(
+            f"POSTBACK_SEARCH__PROVIDERS: {folder} is no folder; POSTBACK_SEARCH__ALLOWED names the allowed providers"
+        )
+    files = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    if both := sorted(files.keys() & taken):
+        raise SearchMisconfigured(f"{files[both[0]]}: a provider of this name exists already; rename the file")
+    return files
+
+
+def _source(path: Path, web: Web) -> InsideSource:
+    """Return the operator's source of this file. Raises SearchMisconfigured."""
+    file = read_source_file(path)
+    try:
+        match file:
+            case HttpJsonFile():
+                return HttpJsonSource(path.stem, file, path.parent, web)
+            case SqlFile():
+                from workers.enrichment.search.sql import SqlSource
+
+                return SqlSource(path.stem, file, path.parent, web)
+            case McpFile():
+                from workers.enrichment.search.mcp_tool import McpSource
+
+                return McpSource(path.stem, file, path.parent, web)
+    except ImportError:
+        raise SearchMisconfigured(
+            f"{path}: kind: {file.kind} needs more packages; run pip install 'postback[worker,inside]'"
+        ) from None
+
+
+def _made(
+    name: str, settings: SearchSettings, web: Web, others: dict[str, EntryPoint], files: dict[str, Path]
+) -> SearchProvider | None:
     if name in _OURS:
         return _OURS[name](settings, web)
+    if name in files:
+        return _source(files[name], web)
     if name not in others:
         return None
     try:

@@ -10,7 +10,7 @@ from pydantic import Field
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.articles import Articles
-from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.base import SearchProvider, SearchQuery
 from workers.enrichment.search.eutils import EUtils
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SECOND_WITH_KEY, SearchSettings
@@ -36,15 +36,15 @@ class Pubmed:
         self._eutils = eutils
         self._articles = Articles(eutils)
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. Articles without an abstract, and retracted ones, are left out.
 
         PubMed requires every word of a query, and hardly any article has all words of a question. If the query finds
         nothing, a second query asks for articles with any of the question's words, the best match first.
         """
-        ids = await self._ids(query, limit)
-        if not ids and not _SYNTAX.search(query):
-            ids = await self._ids(" OR ".join(search_words(query)), limit)
+        ids = await self._ids(query.text, query.limit)
+        if not ids and not _SYNTAX.search(query.text):
+            ids = await self._ids(" OR ".join(search_words(query.text)), query.limit)
         found = await self._articles.named(ids) if ids else {}
         return [found[number] for number in ids if number in found]
 

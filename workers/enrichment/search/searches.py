@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -14,7 +14,8 @@ from telemetry.logs import get_logger
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.allowance import Allowance
-from workers.enrichment.search.base import SearchProvider
+from workers.enrichment.search.base import SearchProvider, SearchQuery
+from workers.enrichment.search.inside import InsideSource
 
 log = get_logger()
 
@@ -23,7 +24,8 @@ _KEPT_CHARS: Final = 8_000_000
 _ENTRY_CHARS: Final = 500
 """Characters that count for each cached search and for each result, in addition to the text."""
 
-_Key = tuple[str, str, int]
+UNKNOWN = "no search provider of that name is configured"
+_Key = tuple[str, SearchQuery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Findings:
 
 
 class Searches:
-    """All searches of a worker. Tenants share the results: a service belongs to the operator, and knows no tenants.
+    """All searches of a worker. Tenants share a service's results, but not those of an operator's own source.
 
     `seconds` is the time limit of one search; `fresh_seconds` is the time for which its results are cached.
     """
@@ -49,32 +51,41 @@ class Searches:
         self._flights: Flights[_Key, Findings] = Flights()
         self._remembered = _Remembered(fresh_seconds, clock)
 
-    async def find(self, wanted: Search) -> Findings:
-        """Return the provider's results. Only the caller limits the wait for a turn.
+    async def find(self, wanted: Search, tenant: str) -> Findings:
+        """Return the provider's results for a job of this tenant. Only the caller limits the wait for a turn.
 
-        Raises Unreadable, also for an unknown provider, and TimeoutError beyond the search's time limit.
+        Raises Unreadable, also for an unknown provider, and TimeoutError beyond the search's time limit. A source that
+        the tenant may not use counts as unknown, so that a job cannot learn of its existence.
         """
         provider = self._providers.get(wanted.provider)
         if provider is None:
-            raise Unreadable("no search provider of that name is configured")
-        key = (wanted.provider, wanted.query, wanted.limit)
+            raise Unreadable(UNKNOWN)
+        query = SearchQuery(wanted.query, wanted.limit)
+        if isinstance(provider, InsideSource):
+            if not provider.allows(tenant):
+                raise Unreadable(UNKNOWN)
+            query = replace(query, tenant=tenant, parameters=tuple(sorted(wanted.parameters.items())))
+        elif wanted.parameters:
+            raise Unreadable("this search provider takes no parameters")
+        key = (wanted.provider, query)
         known = self._remembered.get(key)
         if known is not None:
             return Findings(known)
         return await self._flights.join(key, partial(self._asked, provider, key))
 
     async def _asked(self, provider: SearchProvider, key: _Key) -> Findings:
-        name, query, limit = key
+        name, query = key
         allowance = Allowance(self._seconds)
         async with allowance:
-            found = tuple((await _answer(provider, name, query, limit))[:limit])
-        self._remembered.put(key, found)
+            found = tuple((await _answer(provider, name, query))[: query.limit])
+        fresh_seconds = provider.fresh_seconds if isinstance(provider, InsideSource) else None
+        self._remembered.put(key, found, fresh_seconds)
         return Findings(found, self._seconds - allowance.left_seconds)
 
 
-async def _answer(provider: SearchProvider, name: str, query: str, limit: int) -> list[Found]:
+async def _answer(provider: SearchProvider, name: str, query: SearchQuery) -> list[Found]:
     try:
-        return await provider.search(query, limit)
+        return await provider.search(query)
     except Unreadable as reason:
         log.warning("A search failed.", action="search-failed", provider=name, reason=str(reason))
         raise
@@ -104,10 +115,12 @@ class _Remembered:
         self._entries.move_to_end(key)
         return found
 
-    def put(self, key: _Key, found: tuple[Found, ...]) -> None:
+    def put(self, key: _Key, found: tuple[Found, ...], fresh_seconds: float | None = None) -> None:
+        """Keep the results for `fresh_seconds`, or by default for the lifetime of all."""
+        lifetime = self._fresh_seconds if fresh_seconds is None else fresh_seconds
         if key in self._entries:
             self._drop(key)
-        self._entries[key] = (self._clock.monotonic() + self._fresh_seconds, found)
+        self._entries[key] = (self._clock.monotonic() + lifetime, found)
         self._chars += _chars(key, found)
         while self._chars > _KEPT_CHARS:
             self._drop(next(iter(self._entries)))
@@ -118,4 +131,5 @@ class _Remembered:
 
 
 def _chars(key: _Key, found: tuple[Found, ...]) -> int:
-    return _ENTRY_CHARS + len(key[1]) + sum(_ENTRY_CHARS + len(one.url) + len(one.text or "") for one in found)
+    given = len(key[1].text) + sum(len(value) for _, value in key[1].parameters)
+    return _ENTRY_CHARS + given + sum(_ENTRY_CHARS + len(one.url) + len(one.text or one.content or "") for one in found)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.base import SearchProvider, links
+from workers.enrichment.search.base import SearchProvider, SearchQuery, links
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, Web
 from workers.enrichment.search.settings import SearchSettings
 
@@ -31,16 +31,16 @@ class Searxng:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. An empty answer with unresponsive engines is a failure."""
         try:
-            answer = await self._service.get({"q": query, "format": "json"}, path="/search")
+            answer = await self._service.get({"q": query.text, "format": "json"}, path="/search")
         except Refused as refused:
             if refused.answer.status == HTTPStatus.FORBIDDEN:
                 raise Unreadable("the search service gives no JSON: `json` is missing in its search.formats") from None
             raise
         read = answer.read(_SearxngAnswer)
-        found = links([(result.url, result.title) for result in read.results], limit)
+        found = links([(result.url, result.title) for result in read.results], query.limit)
         if not found and read.unresponsive_engines:
             raise Unreadable("none of the search service's engines answered")
         return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
+from yarl import URL
 
 from telemetry.clock import Clock
 from workers.egress import bounded_connector
@@ -39,6 +40,19 @@ class Refused(Unreadable):
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRequest:
+    """One request to a service. `params` and `headers` may hold keys, so no error quotes them."""
+
+    url: str | URL
+    """A URL; a `yarl.URL` is sent as it is, without further encoding."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    method: str = "GET"
+    body: Any = None
+    """A value that is sent as JSON; None sends no body."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceAnswer:
     """A service's answer."""
 
@@ -49,12 +63,16 @@ class ServiceAnswer:
     """Time of arrival in Unix seconds, for a `Retry-After` that is a date."""
 
     def read(self, model: type[_Model]) -> _Model:
-        """Parse the JSON body as this model. Raises Unreadable: some services send HTML with status 200."""
+        """Parse the JSON body as this model. Raises Unreadable."""
         try:
-            # Not strict: PubMed's JSON has control characters inside strings.
-            return model.model_validate(json.loads(self.body, strict=False))
+            return model.model_validate(self.json())
         except ValidationError:
             raise Unreadable("the search service's answer has another form than its documentation says") from None
+
+    def json(self) -> Any:
+        """Parse the JSON body. Raises Unreadable: some services send HTML with status 200."""
+        try:
+            return json.loads(self.body, strict=False)  # not strict: PubMed's JSON has control characters in strings
         except (ValueError, RecursionError):
             raise Unreadable("the search service's answer is not JSON") from None
 
@@ -98,13 +116,20 @@ class Web:
         """Return a service that gets at most `per_second` requests a second."""
         return Service(self, base_url, RequestPace(self.clock, 1 / per_second))
 
-    async def get(self, url: str, params: Mapping[str, str], headers: Mapping[str, str]) -> ServiceAnswer:
+    async def send(self, request: ServiceRequest) -> ServiceAnswer:
         """Send one request. Raises Unreadable if no answer comes."""
         if self._session is None:
             raise RuntimeError("the session has not been started")
         try:
             # Redirects are not followed: the operator chose the address, and a key must not go to another one.
-            async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
+            async with self._session.request(
+                request.method,
+                request.url,
+                params=request.params,
+                headers=request.headers,
+                json=request.body,
+                allow_redirects=False,
+            ) as response:
                 body = await _bounded(response)
                 return ServiceAnswer(response.status, response.headers, body, self.clock.time())
         except aiohttp.ClientConnectionError:
@@ -130,23 +155,32 @@ class Service:
         overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
     ) -> ServiceAnswer:
+        """Send a GET to `path` below the service's URL, as `send` does."""
+        request = ServiceRequest(self._base_url + path, params, headers or {})
+        return await self.send(request, overloaded=overloaded, has_turn=has_turn)
+
+    async def send(
+        self,
+        request: ServiceRequest,
+        *,
+        overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
+        has_turn: bool = False,
+    ) -> ServiceAnswer:
         """Return the answer with status 200, after a second try if the service asks for a short wait.
 
         The request waits for its turn, unless the caller already has one (`has_turn`). `overloaded` returns the seconds
-        without requests that an answer asks for, or None. `params` and `headers` may hold keys, so no error quotes
-        them. Raises Refused and other kinds of Unreadable.
+        without requests that an answer asks for, or None. Raises Refused and other kinds of Unreadable.
         """
         if not has_turn:
             await self._pace.turn()
-        url = self._base_url + path
-        answer = await self._web.get(url, params, headers or {})
+        answer = await self._web.send(request)
         wait = overloaded(answer)
         if wait is not None:
             self._pace.rest(wait)
             if wait > PATIENCE_SECONDS:
                 raise Unreadable(f"the search service is overloaded and asks to wait {wait:.0f} s")
             await self._pace.turn()
-            answer = await self._web.get(url, params, headers or {})
+            answer = await self._web.send(request)
             if overloaded(answer) is not None:
                 raise Unreadable("the search service is overloaded")
         if answer.status != HTTPStatus.OK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -87,8 +88,10 @@ class SearchSettings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    providers: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
-    """Names of providers, separated by commas; absent, all configured providers, also those of other packages."""
+    providers: Path | None = None
+    """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""
+    allowed: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
+    """Names of the providers that jobs may use, separated by commas; absent, all, also those of other packages."""
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.base import SearchProvider, links, shortened
+from workers.enrichment.search.base import SearchProvider, SearchQuery, links, shortened
 from workers.enrichment.search.service import MOST_RESULTS, Service, ServiceAnswer, Web, asked_to_wait, retry_after
 from workers.enrichment.search.settings import SearchSettings
 
@@ -61,15 +61,16 @@ class Wikipedia:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. Disambiguation pages are left out."""
-        wanted = {"gsrsearch": shortened(query, MAX_QUERY_CHARS), "gsrlimit": str(min(limit + _SPARE, _MAX_RESULTS))}
+        most = min(query.limit + _SPARE, _MAX_RESULTS)
+        wanted = {"gsrsearch": shortened(query.text, MAX_QUERY_CHARS), "gsrlimit": str(most)}
         answer = (await self._service.get(_PARAMETERS | wanted, overloaded=_overloaded)).read(_WikipediaAnswer)
         if answer.error is not None:
             raise Unreadable("the search service refuses the query")
         pages = sorted(answer.query.pages, key=lambda page: page.index)
         articles = [page for page in pages if "disambiguation" not in page.pageprops]
-        return links([(page.canonicalurl or page.fullurl, page.title) for page in articles], limit)
+        return links([(page.canonicalurl or page.fullurl, page.title) for page in articles], query.limit)
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
