@@ -15,8 +15,9 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.readable import readable_text
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.extract import MAX_DEPTH, MAX_TEXT_CHARS, depth_exceeds, extract
+from workers.enrichment.reading.extract import MAX_TEXT_CHARS, depth_exceeds, extract
 from workers.enrichment.reading.inline_style import hides
+from workers.enrichment.reading.markup import MAX_DEPTH
 
 SEEN = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road over the river Vesla to this day."
 

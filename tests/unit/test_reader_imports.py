@@ -36,6 +36,7 @@ def test_reading_ranking_and_judging_pages_imports_nothing() -> None:
 def work() -> None:
     """Do the members' work, with pages of many formats, scripts and charsets."""
     from devkit.pdf_files import line, pdf
+    from tests.unit.office_files import document, paragraph, row, workbook
     from workers.enrichment.processes import member
 
     def extract(body: bytes, media_type: str, charset: str | None) -> str:
@@ -46,6 +47,12 @@ def work() -> None:
     extract(PARTICULARS, "text/html", "nonsense")
     extract(pdf([line("The bridge opened in 1987.")]), "application/pdf", None)
     extract(b'{"text": "The bridge opened in 1987."}', "application/json", None)
+    extract(document(paragraph("The bridge opened in 1987.")), "", None)
+    extract(workbook({"Bridges": row(1, "Vesla", 31901, style=1)}), "", None)
+    feed = (
+        b"<rss><item><pubDate>Mon, 04 May 1987 10:00:00 GMT</pubDate><description>&lt;p&gt;A</description></item></rss>"
+    )
+    extract(feed, "text/xml", "utf-8")
     for charset, text in ALPHABETS.items():
         for declared in (charset, None):
             extract((text * 40).encode(charset), "text/html", declared)
@@ -64,10 +71,12 @@ def main() -> None:
 
     member.import_all()
     before = set(sys.modules)
-    import devkit.pdf_files  # noqa: F401 - the test's own
+    import tests.unit.office_files  # noqa: F401 - the test's own
 
     work()
-    json.dump(sorted(name for name in set(sys.modules) - before if not name.startswith("devkit")), sys.stdout)
+    json.dump(
+        sorted(name for name in set(sys.modules) - before if not name.startswith(("devkit", "tests"))), sys.stdout
+    )
 
 
 if __name__ == "__main__":

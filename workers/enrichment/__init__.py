@@ -16,8 +16,9 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       child     the worker's side of one process's pipes; frames: the process's side
       member    the loop of a pool process; confinement: the fences around the process
     reading/
-      charset, hidden, extract, pdf, particulars   bytes to the text that a person would see   Page → Document
-        inline_style   the inline styles by which a page hides text
+      extract   bytes to the text that a person would see, by media type      Page → Document
+        charset, hidden, inline_style, embedded   HTML: its charset, unseen text, and text in a page's data
+        markup, values, office, pdf, particulars  XML and feeds; JSON; Office files; PDFs; dates and DOIs
       steering  the ways in which passages try to steer the model             Passage → label
     choosing/
       rank      the passages that matter for the question                    Document → Passage

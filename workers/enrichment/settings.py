@@ -31,7 +31,7 @@ class EnrichmentSettings(BaseSettings):
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """Maximum size of a PDF. Pictures and fonts in the PDF count, although they are not read."""
+    """Maximum size of a PDF or an Office file. Its pictures and fonts count, although they are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
     """Maximum number of redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)

@@ -31,7 +31,8 @@ _ACCEPT: Final = (
     "text/html,application/xhtml+xml,application/pdf;q=0.9,application/json;q=0.9,text/plain;q=0.8,*/*;q=0.1"
 )
 
-_PDF_TYPES: Final = frozenset({"application/pdf", "application/x-pdf"})
+_FILES: Final = (b"%PDF-", b"PK\x03\x04")
+"""The first bytes of a PDF and of an Office file, which may be larger than a page. Many are sent as octet-stream."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
 """One reason for both cases: otherwise a job could probe which names exist in the operator's network."""
@@ -191,12 +192,17 @@ class Fetcher:
         if response.status != HTTPStatus.OK:
             self._heed(response)
             raise BadStatus(response.status)
-        largest = self._settings.pdf_bytes if response.content_type in _PDF_TYPES else self._settings.page_bytes
-        limit = cut_at_bytes if cut_at_bytes is not None else largest
-        body = await _read(response, limit)
+        body = bytearray()
+        limit = cut_at_bytes or self._settings.page_bytes
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed
+            body += chunk
+            if cut_at_bytes is None and body.startswith(_FILES):
+                limit = self._settings.pdf_bytes
+            if len(body) > limit:
+                break
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")
-        return _described(response, body[:limit])
+        return _described(response, bytes(body[:limit]))
 
     def _heed(self, response: aiohttp.ClientResponse) -> None:
         """Pause requests to an origin that answers 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
@@ -236,16 +242,6 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
         date=headers.get("Date"),
         age=headers.get("Age"),
     )
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read the decompressed body; stop as soon as it is longer than `limit` bytes."""
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > limit:
-            break
-    return bytes(body)
 
 
 def _reason(error: Exception) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
@@ -15,28 +14,40 @@ from selectolax.lexbor import LexborHTMLParser
 from schemas.job import MAX_JOB_BYTES
 from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
+from workers.enrichment.reading.embedded import article_body, script_data
 from workers.enrichment.reading.hidden import without_hidden
-from workers.enrichment.reading.particulars import of_html, of_json
+from workers.enrichment.reading.markup import MAX_DEPTH, from_xml
+from workers.enrichment.reading.office import ZIP, is_office, read_office
+from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, linked_data, of_html
+from workers.enrichment.reading.values import from_json, from_json_lines
 
-MAX_DEPTH = 1000
-"""Cap on the depth of nested elements. Browsers stop at 512; parsing time grows with the square of the depth."""
 MAX_TEXT_CHARS = MAX_JOB_BYTES
 """Cap on a text's code points: the largest document that a job can carry is read whole."""
-MAX_TITLE_CHARS = 200
 _THIN_CHARS = 200
 """A main text shorter than this gives way to the whole page, if the page has far more text."""
 
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
-TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/csv", "text/tab-separated-values"})
+JSON_LINES_TYPES = frozenset(
+    {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-lines"}
+)
+XML_TYPES = frozenset({"application/xml", "text/xml"})
+TEXT_TYPES = frozenset(
+    {
+        "text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values",
+        "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml",
+    }
+)  # fmt: skip
+"""Types that are read as they are written. YAML is one: people write it, and its aliases could expand to gigabytes."""
 PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
 """Media types under which a PDF is read; any other type contradicts the content."""
 
 _PDF: Final = b"%PDF-"
 _MAGIC = {
-    _PDF: "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
+    _PDF: "a PDF", ZIP: "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
     b"GIF8": "an image", b"\xff\xd8\xff": "an image", b"\x7fELF": "a program", b"MZ": "a program",
     b"\x28\xb5\x2f\xfd": "compressed data", b"BZh": "compressed data", b"\xfd7zXZ": "compressed data",
+    b"\xd0\xcf\x11\xe0": "an Office file with a password, or of before 2007",
 }  # fmt: skip
 _VOID_TAGS = "area base br col embed hr img input link meta param source track wbr"
 _VOID = frozenset(_VOID_TAGS.split())
@@ -45,6 +56,10 @@ _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
 """Elements that may lack an end tag. These do not count as nested: a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
+_START_CHARS: Final = 2000
+_HTML_ROOT: Final = re.compile(r"(?:<[?!][^>]*>\s*)*<html[\s>]", re.IGNORECASE)
+"""Matches the beginning of XHTML, which servers also send as XML."""
+_XML_STARTS: Final = ("<?xml", "<rss", "<feed")
 _BLANKS = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n\s*\n+")
 
@@ -64,7 +79,13 @@ def extract(body: bytes, media_type: str, charset: str | None, url: str = "") ->
 
     Raises Unreadable if the page has no text, or is of an unsupported type.
     """
-    extracted = _of_pdf(body) if _is_pdf(body, media_type) else _of_text(body, media_type, charset, url)
+    if _is_pdf(body, media_type):
+        extracted = _of_pdf(body)
+    elif is_office(body, media_type):
+        title, text, particulars = read_office(body, MAX_TEXT_CHARS)
+        extracted = Extracted(title, text, particulars)
+    else:
+        extracted = _of_text(body, media_type, charset, url)
     text = _tidy(extracted.text)[:MAX_TEXT_CHARS]
     rest = _tidy(extracted.rest)[: MAX_TEXT_CHARS - len(text)]
     if not text and not rest:
@@ -95,10 +116,18 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
     text = decode(body, charset)
     if text.count("\0") > len(text) // 100:
         raise Unreadable("it is binary data")
-    if media_type in HTML_TYPES or (not media_type and text.lstrip().startswith("<")):
+    is_xml = media_type in XML_TYPES or (media_type.endswith("+xml") and not media_type.startswith("image/"))
+    start = text[:_START_CHARS].lstrip("\ufeff \t\r\n")
+    if media_type in HTML_TYPES or ((is_xml or not media_type) and _HTML_ROOT.match(start)):
+        return from_html(text, url)
+    if is_xml or (not media_type and start.startswith(_XML_STARTS)):
+        return Extracted(*from_xml(text, MAX_TEXT_CHARS, _visible))
+    if not media_type and start.startswith("<"):
         return from_html(text, url)
     if media_type in JSON_TYPES or media_type.endswith("+json"):
-        return from_json(text)
+        return Extracted(*from_json(text, MAX_TEXT_CHARS))
+    if media_type in JSON_LINES_TYPES:
+        return Extracted(None, from_json_lines(text, MAX_TEXT_CHARS))
     if media_type in TEXT_TYPES or not media_type:
         return Extracted(None, text)
     raise Unreadable(f"pages of type {media_type[:100]} are not read")
@@ -109,17 +138,33 @@ def from_html(html: str, url: str = "") -> Extracted:
 
     Raises Unreadable for too deeply nested elements.
     """
-    if depth_exceeds(html, MAX_DEPTH):
-        raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
-    tree = LexborHTMLParser(html)
+    tree = _tree(html)
     title = _title(tree)
-    particulars = of_html(tree, url)
+    linked = linked_data(tree)
+    particulars = of_html(tree, url, linked)
     visible = HTMLTree.parse(without_hidden(tree, html).html or "")
     whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
     main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
+    untold = article_body(linked) or (script_data(LexborHTMLParser(html)) if len(whole) < _THIN_CHARS else "")
+    if len(whole) < len(untold) // 2:
+        return Extracted(title, _visible(untold), particulars, whole)
     if len(main) < _THIN_CHARS and len(main) < len(whole) // 4:
         return Extracted(title, whole, particulars)
     return Extracted(title, main, particulars, _without_lines(whole, main))
+
+
+def _tree(html: str) -> LexborHTMLParser:
+    if depth_exceeds(html, MAX_DEPTH):
+        raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
+    return LexborHTMLParser(html)
+
+
+def _visible(html: str) -> str:
+    """Return the text of a part of a page, or of a text without markup. Raises Unreadable."""
+    if "<" not in html and "&" not in html:
+        return html
+    visible = HTMLTree.parse(without_hidden(_tree(html), html).html or "")
+    return str(extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False))
 
 
 def _without_lines(whole: str, main: str) -> str:
@@ -177,29 +222,3 @@ def depth_exceeds(html: str, limit: int) -> bool:
 def _after(html: str, end: str, position: int) -> int:
     found = html.find(end, position)
     return len(html) if found < 0 else found + len(end)
-
-
-def from_json(text: str) -> Extracted:
-    """Write one line for each JSON value, after the value's path. Raises Unreadable."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Unreadable("its type says JSON, and it is not JSON") from None
-    title, particulars = of_json(value)
-    return Extracted(title, _lines(value), particulars)
-
-
-def _lines(value: Any) -> str:
-    lines: list[str] = []
-    size = 0
-    waiting: list[tuple[str, Any]] = [("", value)]
-    while waiting and size < MAX_TEXT_CHARS:
-        path, item = waiting.pop()
-        if isinstance(item, dict):
-            waiting.extend((f"{path} {key}".strip(), member) for key, member in reversed(item.items()))
-        elif isinstance(item, list):
-            waiting.extend((path, member) for member in reversed(item))
-        else:
-            lines.append(f"{path[-MAX_TITLE_CHARS:]}: {item}" if path else str(item))
-            size += len(lines[-1])
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,18 +37,22 @@ _DOI: Final = re.compile(r"\b(10\.\d{4,9}/[^\s\"'<>\[\]{}]+)")
 """Matches DOIs in text: Crossref's recommended pattern, a little wider."""
 
 _URL: Final = TypeAdapter[str](Url)
+_UNTITLED: Final = re.compile(
+    r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*|PowerPoint .*", re.IGNORECASE
+)
+"""Titles that programs give documents without a title."""
 
 
-def of_html(tree: LexborHTMLParser, url: str) -> Particulars:
-    """Read the particulars of a page, before elements are removed from the tree."""
+def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) -> Particulars:
+    """Read the particulars of a page, before elements are removed from the tree. `linked` is its `linked_data`."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
         name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
         told.setdefault(name.lower(), node.attributes.get("content") or "")
-    linked = _linked_data(tree)
     time = tree.css_first("article time[datetime], time[datetime][pubdate], time[datetime][itemprop=datePublished]")
-    dates = [*(told.get(name) for name in _DATES), linked.published, time.attributes.get("datetime") if time else None]
-    dois = [*(told.get(name) for name in _DOIS), linked.doi]
+    dates = [told.get(name) for name in _DATES] + [node.get("datePublished") for node in linked]
+    dates.append(time.attributes.get("datetime") if time else None)
+    dois = [told.get(name) for name in _DOIS] + [node.get(name) for node in linked for name in ("sameAs", "identifier")]
     return Particulars(
         published=next((date for text in dates if (date := iso_date(text)) is not None), None),
         canonical_url=_canonical(tree, told, url),
@@ -71,6 +75,12 @@ def iso_date(text: object) -> str | None:
     """Return the date at the start of a text in ISO 8601, as exact as the text; None without a date."""
     found = _DATE.match(text) if isinstance(text, str) else None
     return "-".join(part for part in found.groups() if part) if found is not None else None
+
+
+def document_title(text: str) -> str | None:
+    """Return the title that a file's properties state; None for none, and for the name of a file or program."""
+    title = " ".join(text.split())[:MAX_TITLE_CHARS]
+    return title if title and not _UNTITLED.fullmatch(title) else None
 
 
 def doi_in(text: object) -> str | None:
@@ -104,13 +114,10 @@ def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | 
         return None
 
 
-def _linked_data(tree: LexborHTMLParser) -> Particulars:
-    published = doi = None
-    for script in tree.css('script[type="application/ld+json"]')[:_MAX_SCRIPTS]:
-        for node in _nodes(script.text()[:_MAX_SCRIPT_CHARS]):
-            published = published or iso_date(node.get("datePublished"))
-            doi = doi or doi_in(node.get("sameAs")) or doi_in(node.get("identifier"))
-    return Particulars(published=published, doi=doi)
+def linked_data(tree: LexborHTMLParser) -> list[dict[str, Any]]:
+    """Return the objects of the page's JSON-LD."""
+    scripts = tree.css('script[type="application/ld+json"]')[:_MAX_SCRIPTS]
+    return [node for script in scripts for node in _nodes(script.text()[:_MAX_SCRIPT_CHARS])]
 
 
 def _nodes(text: str) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from workers.enrichment.evidence import Particulars, Unreadable
-from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, doi_in, iso_date
+from workers.enrichment.reading.particulars import document_title, doi_in, iso_date
 
 MAX_PAGES: Final = 300
 """Cap on the pages that are read of a document."""
@@ -39,7 +39,6 @@ _FAINT: Final = 13
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
 """Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
-_UNTITLED: Final = re.compile(r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*", re.IGNORECASE)
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
@@ -92,12 +91,12 @@ def read_pdf(body: bytes, max_chars: int) -> tuple[str | None, str, Particulars]
                 max_chars -= len(text)
                 if max_chars <= 0:
                     break
-            title = " ".join(document.get_metadata_value("Title").split())[:MAX_TITLE_CHARS]
+            title = document_title(document.get_metadata_value("Title"))
             particulars = Particulars(_date(document), doi=doi_in(pages[0][:_DOI_CHARS]) if pages else None)
     except pypdfium2.PdfiumError as error:
         locked = getattr(error, "err_code", None) == pdfium.FPDF_ERR_PASSWORD
         raise Unreadable("it is a PDF with a password" if locked else "it is not a PDF that can be read") from None
-    return (title if title and not _UNTITLED.fullmatch(title) else None), "\n\n".join(pages), particulars
+    return title, "\n\n".join(pages), particulars
 
 
 def _date(document: pypdfium2.PdfDocument) -> str | None:

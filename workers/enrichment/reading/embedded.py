@@ -1,0 +1,49 @@
+"""Reads the text that a page holds in its scripts as data. Runs in a member of the pool.
+
+Such text counts only where the page itself shows less: a teaser before a paywall, or a page that a script fills.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from selectolax.lexbor import LexborHTMLParser
+
+from workers.enrichment.reading.values import leaves
+
+_BODIES: Final = ("articleBody", "text")
+"""Properties of schema.org with a page's text."""
+_DATA: Final = 'script[type="application/json"]'
+"""Data for a page's scripts, such as `__NEXT_DATA__` of Next.js."""
+_MAX_DATA: Final = 20
+_MAX_DATA_CHARS: Final = 1_000_000
+_PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
+"""Matches the beginning of a text of four words or more; a shorter one is a label, an id or an address."""
+
+
+def article_body(nodes: Sequence[dict[str, Any]]) -> str:
+    """Return the longest text that the page's JSON-LD has of an article; empty without one."""
+    texts = (node.get(name) for node in nodes for name in _BODIES)
+    return max((text for text in texts if isinstance(text, str)), key=len, default="")
+
+
+def script_data(tree: LexborHTMLParser) -> str:
+    """Return the sentences in the page's data for its scripts, each once and in order, a paragraph each."""
+    return "\n\n".join(dict.fromkeys(text for value in _values(tree) for text in _prose(value)))
+
+
+def _values(tree: LexborHTMLParser) -> Iterator[Any]:
+    for script in tree.css(_DATA)[:_MAX_DATA]:
+        text = script.text()
+        if len(text) <= _MAX_DATA_CHARS:
+            try:
+                yield json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+
+
+def _prose(value: Any) -> Iterator[str]:
+    return (leaf for _, leaf in leaves(value) if isinstance(leaf, str) and _PROSE.match(leaf.strip()))
