@@ -29,7 +29,7 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       grounding numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt
       links     removes links that neither the job nor a source gave         str, Evidence → str
       cite      the source of each sentence of the answer                    str, Evidence → Citation
-        contradiction, clauses   sources that contradict a sentence in its own words; negation: lists of words
+        contradiction, order, clauses   sources that contradict a sentence in its own words; negation: lists of words
       quotes    the source's words that are nearest to a sentence            str, Evidence → Quote
       answer    the checks of an answer, and the notes of its result         str, Evidence, Profile → Answer
     readable    the text of a page's bytes, for other programs                 bytes → str

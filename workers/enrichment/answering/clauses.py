@@ -15,7 +15,7 @@ from typing import Final
 
 import Stemmer
 
-from workers.enrichment.answering.negation import NEGATING_PHRASES, NEGATIONS, NO_NEGATIONS
+from workers.enrichment.answering.negation import IRREGULAR, NEGATING_PHRASES, NEGATIONS, NO_NEGATIONS
 
 _TOKEN: Final = re.compile(
     r"(?P<cjk>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?P<name>[^\W\d_]{1,20}(?:-[^\W\d_]{1,20}){0,2}-?\d[\w-]{0,40})"
@@ -29,12 +29,12 @@ _TURNS_WORDS: Final = (
 _TURNS: Final = frozenset(_TURNS_WORDS.split())
 _AND: Final = frozenset({"and", "und", "et", "y"})
 _GERMAN_WORDS: Final = (
-    "am auf bei beiden dem den der des die das ein eine einem einen einer es für hat im in ist mit sich sie sind und "
-    "von war waren werden wird wurde wurden zu zum zur"
+    "als am an auf auch bei beiden bis dem den der des die das ein eine einem einen einer es für hat im in ist mit "
+    "sich sie sind über und unter von vor war waren werden wird wurde wurden zu zum zur"
 )
 _GERMAN: Final = frozenset(_GERMAN_WORDS.split())
 _FRENCH_WORDS: Final = (
-    "a au aux avec ce cette dans de des du elle en est et fut il la le les leur ne on ont par pour que qui sa se son "
+    "a à au aux avec ce cette dans de des du elle en est et fut il la le les leur ne on ont par pour que qui sa se son "
     "sont sur un une"
 )
 _FRENCH: Final = frozenset(_FRENCH_WORDS.split())
@@ -53,7 +53,7 @@ _NO_NAMES_WORDS: Final = (
 _NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
 """Capitalised words that are no names. If "March" were a name, "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
-"""Cap on the words of another language in an English text."""
+"""Cap on the words of another language in an English text; 0 for a text without any common English word."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
 MAX_TOKENS: Final = 60
 """Cap on the tokens of one clause. The rest of a longer clause begins another clause."""
@@ -67,8 +67,8 @@ _UNITS: Final = {
         "m metre metres meter meters", "km kilometre kilometres kilometer kilometers", "mile miles", "foot feet ft",
         "s second seconds sec", "ms millisecond milliseconds", "min minute minutes", "hour hours h", "day days",
         "week weeks", "month months", "year years", "thousand", "million millions", "billion billions", "trillion",
-        "dollar dollars usd", "euro euros eur", "pound pounds gbp", "crown crowns", "degree degrees", "bar",
-        "volt volts v",
+        "dollar dollars usd $", "euro euros eur", "pound pounds gbp", "crown crowns", "degree degrees", "bar",
+        "volt volts v", "tonne tonnes ton tons t",
         "watt watts w", "kw", "mw", "gb", "mb", "kb", "tb", "mmhg", "mmol", "mol",
     )
     for name in names.split()
@@ -121,9 +121,10 @@ def says_something(token: Token) -> bool:
 def clauses(text: str, common: frozenset[str]) -> list[Clause]:
     """Split a text into clauses. `common` holds the words without content."""
     found: list[Clause] = []
-    written = text.casefold().split()
-    foreign = max(_FOREIGN, key=lambda language: sum(word in language for word in written if word not in _AMBIGUOUS))
-    is_foreign = sum(word in foreign for word in written if word not in _AMBIGUOUS) > _FEW
+    written = [word for word in re.split(r"[\s'’]+", text.casefold()) if word not in _AMBIGUOUS]  # noqa: RUF001
+    foreign = max(_FOREIGN, key=lambda language: sum(word in language for word in written))
+    found_words = sum(word in foreign for word in written)
+    is_foreign = found_words > _FEW or (found_words == _FEW and common.isdisjoint(written))
     if is_foreign:
         common |= foreign
     names_are_marked = not (is_foreign and foreign is _GERMAN)  # all German nouns have a capital
@@ -151,7 +152,7 @@ def negations_at(tokens: Sequence[Token], at: int) -> int:
 @lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
     """Return the word without its ending, by the rules of English."""
-    return str(_STEMMER.stemWord(word))
+    return str(_STEMMER.stemWord(IRREGULAR.get(word, word)))
 
 
 def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Iterator[Token | str]:
@@ -169,7 +170,9 @@ def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Ite
             yield Token(word.replace(",", ""), word.replace(",", ""), is_number=True, unit=_unit(normal, found.end()))
         else:
             is_capital = kind == "word" and written[0].isupper() and names_are_marked
-            is_name = kind == "name" or (is_capital and not (starts or word in common or word in _NO_NAMES))
+            is_letter = len(word) == 1 and word != "i"  # "group A" is a name, although "a" is a common word
+            is_plain = starts or (word in common and not is_letter) or word in _NO_NAMES
+            is_name = kind == "name" or (is_capital and not is_plain)
             yield Token(
                 word, stem(word), is_name=is_name, starts=starts and is_capital,
                 is_common=not is_name and (word in common or kind == "percent" or word in _UNITS),
@@ -177,16 +180,19 @@ def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Ite
         starts = False
 
 
-_BEHIND: Final = re.compile(r"[\s-]*(%|[^\W\d_]+)(?:(?:\s+(?:per|a|an|each|every)\s+|\s*/\s*)([^\W\d_]+))?")
+_BEHIND: Final = re.compile(
+    r"[\s-]*(?:(thousand|million|billion|trillion)s?\b[\s-]*)?(%|[^\W\d_]+)?(?:(?:\s+(?:per|a|an|each|every)\s+|\s*/\s*)([^\W\d_]+))?"
+)
 
 
 def _unit(text: str, end: int) -> str:
-    """Return the known unit after a number that ends at `end`; empty if there is none."""
+    """Return the known unit after a number that ends at `end`, such as "million euro per year"; empty without one."""
     found = _BEHIND.match(text, end)
-    if found is None or (unit := _UNITS.get(found.group(1).casefold())) is None:
+    if found is None:
         return ""
-    per = _UNITS.get((found.group(2) or "").casefold())
-    return unit if per is None else f"{unit} per {per}"
+    scale, unit, per = ((part or "").casefold() for part in found.groups())
+    whole = f"{scale} {_UNITS.get(unit, '')}".strip()
+    return f"{whole} per {_UNITS[per]}" if whole and per in _UNITS else whole
 
 
 def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:

@@ -8,7 +8,7 @@ contradicts a negated clause that has no nearest clause.
                "unsafe" instead of "safe", or has the opposite of a word
     value      the clauses have different numbers or names at the same place, or one number with different units
     order      two parties have changed places, but the voice ("was acquired by") has not changed, and no word has
-               become its opposite ("worse than")
+               become its opposite ("worse than"); or an event before another one comes after it (see `order`)
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, groupby, pairwise
+from itertools import groupby, pairwise
 from operator import attrgetter
 from typing import Final
 
 from workers.enrichment.answering.clauses import Clause, Token, clauses, negations_at, says_something, stem
 from workers.enrichment.answering.negation import NO_PREFIXES, OPPOSITES, PREFIXES
+from workers.enrichment.answering.order import agent_kept, exchanged, is_passive, other_time
 
 MAX_CLAUSES: Final = 40
 """Cap on the clauses of one sentence that are compared."""
@@ -34,18 +35,12 @@ _REACH: Final = 4
 _MIN_SHARED: Final = 0.5
 """Least share of a clause's words in a nearest clause; a clause with fewer words is about something else."""
 _FEWEST_IN_PREFIXED: Final = 4
+_SUBJECT_WORDS: Final = 2
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
     for word in {stem(one) for pair in OPPOSITES for one in pair}
 }
-_PLACES_WORDS: Final = "in on at during near since until throughout across within around before after under above of"
-_PLACES: Final = frozenset(_PLACES_WORDS.split())
-_ARTICLES_WORDS: Final = "the a an this that its their his her these those"
-_ARTICLES: Final = frozenset(_ARTICLES_WORDS.split())
-_COMPARING: Final = frozenset({"than", "as", "versus"})
-_PASSIVE_WORDS: Final = "is are was were be been being"
-_PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
 _DIRECTIONS: Final = frozenset({"from", "to"})
 _LISTING: Final = frozenset({"and", "or"})
 
@@ -75,14 +70,23 @@ class Source:
     def _denies(self, said: Clause, beside: Sequence[Clause]) -> bool:
         nearest = self._nearest(said)
         if not nearest:
-            return bool(_negations(said.tokens))
+            return any(not self._has_negated(negation.scope[0]) for negation in _negations(said.tokens))
         return all(self._denies_here(said, beside, at) for at in nearest)
 
+    def _has_negated(self, word: str) -> bool:
+        """True if a clause of the source negates this word first of all."""
+        clauses = (self._clauses[at] for at in self._holding.get(word, ()))
+        return any(negation.scope[0] == word for clause in clauses for negation in _negations(clause.tokens))
+
     def _nearest(self, said: Clause) -> list[int]:
-        """Return the indices of the clauses that share most words with `said`; among equals, most plain words."""
-        shared = Counter(at for word in said.content for at in self._holding.get(word, ()))
+        """Return the indices of the clauses that share most words with `said`; among equals, most plain words.
+
+        The first content words count twice, since they name the subject.
+        """
+        words = [*said.content, *_subject(said)]
+        shared = Counter(at for word in words for at in self._holding.get(word, ()))
         most = max(shared.values(), default=0)
-        if most < _MIN_SHARED * len(said.content):
+        if most < _MIN_SHARED * len(words):
             return []
         best = {at: len(said.plain & self._clauses[at].plain) for at, count in shared.items() if count == most}
         plainest = max(best.values())
@@ -90,18 +94,40 @@ class Source:
 
     def _denies_here(self, said: Clause, beside: Sequence[Clause], at: int) -> bool:
         mine, its = _named(said.tokens), _named(self._clauses[at].tokens)
-        if _other_value(mine, its) or _other_unit(mine, its) or _other_direction(mine, its):
+        if _other_value(mine, its) or _other_unit(mine, its) or _other_direction(mine, its) or other_time(mine, its):
+            return True
+        if self._is_mixed(said, mine, at):
             return True
         is_english = said.is_english and self._clauses[at].is_english
-        is_exchanged = is_english and _exchanged(mine, its)
-        other_voice = _is_passive(mine) != _is_passive(its)
+        is_exchanged = is_english and exchanged(mine, its)
+        other_voice = is_passive(mine) != is_passive(its)
         opposites = _opposites(mine, its)
         if is_exchanged and other_voice == bool(opposites):
             return True
-        if is_english and other_voice and not is_exchanged and _agent_kept(mine, its):
+        if is_english and other_voice and not is_exchanged and agent_kept(mine, its):
             return True
         others = [one for one in beside if one is not said]
         return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
+
+    def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
+        """True if the words that clause `at` lacks belong to another value in a clause beside it of the same frame.
+
+        The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has none
+        and takes its missing words from the clause before.
+        """
+        told = self._clauses[at]
+        missing = said.content - told.content
+        return bool(missing) and any(
+            missing <= other.content
+            and said.plain & told.plain & other.plain
+            and _other_value(mine, _named(other.tokens))
+            for other in self._beside[at]
+        )
+
+
+def _subject(clause: Clause) -> list[str]:
+    saying = dict.fromkeys(token.stem for token in clause.tokens if says_something(token))
+    return list(saying)[:_SUBJECT_WORDS]
 
 
 # -- negation --------------------------------------------------------------------------------------------------------
@@ -133,9 +159,10 @@ def _negates_otherwise(
     if left:
         return True
     elsewhere = [one for clause in beside for one in _negations(clause.tokens)]
-    unanswered += [one for clause in around for one in _negations(_without_prefixes(clause.tokens, said_stems))]
+    others = [_without_prefixes(clause.tokens, said_stems) for clause in around]
+    unanswered += [one for tokens in others for one in _negations(tokens)]
     _, unanswered = _unpaired([*mine, *elsewhere], unanswered, _has_same_head, _has_same_word)
-    everything = [*told, *(token for clause in around for token in clause.tokens)]
+    everything = [token for one in (told, *others) for token in one]
     return any(_is_about(one, said_stems, everything) for one in unanswered)
 
 
@@ -253,15 +280,21 @@ _NOT: Final = Token("not", "not")
 
 
 def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if sentence and source have different numbers or names at one place, and neither text has both."""
+    """True if sentence and source have different numbers or names at one place.
+
+    A source that has the sentence's value in another place denies the sentence if the words on both sides are the same.
+    """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = _stems(said), _stems(told)
     for one in mine:
         for other in its:
-            differs = bool(one.words - told_stems) and bool(other.words - said_stems)
             is_like = one.is_number == other.is_number and one.unit == other.unit
-            if differs and is_like and one.is_beside_the_same(other):
+            if not is_like or not other.words - said_stems:
+                continue
+            if one.words - told_stems and one.is_beside_the_same(other):
                 return True
+            if one.is_number and one.words != other.words and one.is_between_the_same(other):
+                return not any(one.words == same.words and one.is_between_the_same(same) for same in its)
     return False
 
 
@@ -278,6 +311,10 @@ class _Anchor:
     def is_beside_the_same(self, other: _Anchor) -> bool:
         """True if the same word stands before both anchors, or after both."""
         return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
+
+    def is_between_the_same(self, other: _Anchor) -> bool:
+        """True if the same words stand before and after both anchors."""
+        return bool(self.before and self.behind) and (self.before, self.behind) == (other.before, other.behind)
 
 
 def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
@@ -314,7 +351,8 @@ def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 def _fits(unit: str, other: str) -> bool:
     """True if the units agree in all parts that both have: "5 mg" and "5 mg per day" do not differ."""
-    return all(one == two for one, two in zip(unit.split(" per "), other.split(" per "), strict=False))
+    parts = zip(unit.split(" per "), other.split(" per "), strict=False)
+    return all(set(one.split()) <= set(two.split()) or set(two.split()) <= set(one.split()) for one, two in parts)
 
 
 def _other_direction(said: Sequence[Token], told: Sequence[Token]) -> bool:
@@ -327,68 +365,6 @@ def _directions(tokens: Sequence[Token]) -> dict[str, str]:
     return {
         token.stem: before.text for before, token in pairwise(tokens) if token.is_number and before.text in _DIRECTIONS
     }
-
-
-# -- order -----------------------------------------------------------------------------------------------------------
-
-
-def _exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if two words have changed places around a word that relates them in both clauses."""
-    mine, its = _parties(said), _parties(told)
-    for one, other in combinations([word for word in mine if word in its], 2):
-        if (mine[one] < mine[other]) == (its[one] < its[other]):
-            continue
-        if _relations(said, mine[one], mine[other]) & _relations(told, its[one], its[other]):
-            return True
-    return False
-
-
-def _parties(tokens: Sequence[Token]) -> dict[str, int]:
-    """Return the positions of possible parties: content words that occur once, and name no place or time."""
-    times = Counter(token.stem for token in tokens)
-    return {
-        token.stem: at
-        for at, token in enumerate(tokens)
-        if says_something(token) and not token.is_number and times[token.stem] == 1 and not _is_place(tokens, at)
-    }
-
-
-def _is_place(tokens: Sequence[Token], at: int) -> bool:
-    """True if "in", "during" or the like stands before the word, with only articles or parts of its name between."""
-    before = at - 1
-    while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
-        before -= 1
-    return before >= 0 and tokens[before].text in _PLACES
-
-
-def _relations(tokens: Sequence[Token], one: int, other: int) -> frozenset[str]:
-    between = tokens[min(one, other) + 1 : max(one, other)]
-    return frozenset(
-        token.stem for token in between if (says_something(token) and not token.is_number) or token.text in _COMPARING
-    )
-
-
-def _is_passive(tokens: Sequence[Token]) -> bool:
-    """True if a form of "to be" stands before a "by" that no number follows."""
-    forms = [at for at, token in enumerate(tokens) if token.text in _PASSIVE]
-    return any(
-        forms and forms[0] < at and at + 1 < len(tokens) and not tokens[at + 1].is_number
-        for at, token in enumerate(tokens)
-        if token.text == "by"
-    )
-
-
-def _agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a party after "by" in the passive clause also follows the other party and the verb in the active one."""
-    passive, active = (said, told) if _is_passive(said) else (told, said)
-    mine, its = _parties(passive), _parties(active)
-    by = max(at for at, token in enumerate(passive) if token.text == "by")
-    behind = [word for word, at in mine.items() if at > by and word in its]
-    ahead = [word for word, at in mine.items() if at < by and word in its]
-    pairs = [(one, other) for one in ahead for other in behind if its[one] < its[other]]
-    return any(
-        _relations(passive, mine[one], mine[other]) & _relations(active, its[one], its[other]) for one, other in pairs
-    )
 
 
 def _stems(tokens: Sequence[Token]) -> frozenset[str]:

@@ -1,6 +1,6 @@
-"""Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.support`.
+"""Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.citations`.
 
-Each pair of the three tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
+Each pair of the five tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
 passage as the only source. The bench uses no clock and no random numbers, so the results are equal on every machine.
 """
 
@@ -20,7 +20,13 @@ from workers.enrichment.answering.cite import BEARING, cited
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 FOLDER: Final = Path(__file__).parent / "evaluation"
-TABLES: Final = ("support.toml", "support_held_out.toml", "support_unseen.toml")
+TABLES: Final = (
+    "support.toml",
+    "support_held_out.toml",
+    "support_unseen.toml",
+    "support_fresh.toml",
+    "support_final.toml",
+)
 _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences", "lose support")
 
 

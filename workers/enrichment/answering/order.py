@@ -1,0 +1,106 @@
+"""Compares the order of parties and of events in two clauses. Pure.
+
+Parties are exchanged if they stand in another order around the same word in both clauses; a passive ("was bought by")
+turns the order around. Of two events, "before" and "after" tell the earlier one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations, takewhile
+from typing import Final
+
+from workers.enrichment.answering.clauses import Token, says_something
+
+_PLACES_WORDS: Final = "in on at during near since until throughout across within around before after under above of"
+_PLACES: Final = frozenset(_PLACES_WORDS.split())
+_ARTICLES_WORDS: Final = "the a an this that its their his her these those"
+_ARTICLES: Final = frozenset(_ARTICLES_WORDS.split())
+_SUBORDINATING: Final = frozenset({"when", "while", "if", "once"})
+"""Words that begin a clause of a condition or a time, whose parties have another verb."""
+_COMPARING: Final = frozenset({"than", "as", "versus"})
+_PASSIVE_WORDS: Final = "is are was were be been being"
+_PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
+
+
+def exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """True if two words have changed places around a word that relates them in both clauses."""
+    is_comparison = all(any(token.text == "than" for token in clause) for clause in (said, told))
+    mine, its = (_parties(clause, with_places=is_comparison) for clause in (said, told))
+    for one, other in combinations([word for word in mine if word in its], 2):
+        if (mine[one] < mine[other]) == (its[one] < its[other]):
+            continue
+        if _relations(said, mine[one], mine[other]) & _relations(told, its[one], its[other]):
+            return True
+    return False
+
+
+def _parties(tokens: Sequence[Token], *, with_places: bool = False) -> dict[str, int]:
+    """Return the positions of possible parties: content words that occur once, and name no place, time or condition."""
+    times = Counter(token.stem for token in tokens)
+    begin = bool(tokens) and tokens[0].text in _SUBORDINATING
+    main = takewhile(lambda pair: pair[0] < begin or pair[1].text not in _SUBORDINATING, enumerate(tokens))
+    return {
+        token.stem: at
+        for at, token in main
+        if says_something(token)
+        and not token.is_number
+        and times[token.stem] == 1
+        and (with_places or not _is_place(tokens, at))
+    }
+
+
+def _is_place(tokens: Sequence[Token], at: int) -> bool:
+    """True if "in", "during" or the like stands before the word, with only articles or parts of its name between."""
+    before = at - 1
+    while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
+        before -= 1
+    return before >= 0 and tokens[before].text in _PLACES
+
+
+def _relations(tokens: Sequence[Token], one: int, other: int) -> frozenset[str]:
+    between = tokens[min(one, other) + 1 : max(one, other)]
+    return frozenset(
+        token.stem for token in between if (says_something(token) and not token.is_number) or token.text in _COMPARING
+    )
+
+
+def is_passive(tokens: Sequence[Token]) -> bool:
+    """True if a form of "to be" stands before a "by" that no number follows."""
+    forms = [at for at, token in enumerate(tokens) if token.text in _PASSIVE]
+    return any(
+        forms and forms[0] < at and at + 1 < len(tokens) and not tokens[at + 1].is_number
+        for at, token in enumerate(tokens)
+        if token.text == "by"
+    )
+
+
+def agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """True if a party after "by" in the passive clause also follows the other party and the verb in the active one."""
+    passive, active = (said, told) if is_passive(said) else (told, said)
+    mine, its = _parties(passive), _parties(active)
+    by = max(at for at, token in enumerate(passive) if token.text == "by")
+    behind = [word for word, at in mine.items() if at > by and word in its]
+    ahead = [word for word, at in mine.items() if at < by and word in its]
+    pairs = [(one, other) for one in ahead for other in behind if its[one] < its[other]]
+    return any(
+        _relations(passive, mine[one], mine[other]) & _relations(active, its[one], its[other]) for one, other in pairs
+    )
+
+
+def other_time(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """True if an event before another one in one clause comes after it in the other clause."""
+    (first, then), (its_first, its_then) = _events(said), _events(told)
+    return bool((first - then) & (its_then - its_first)) and bool((then - first) & (its_first - its_then))
+
+
+def _events(tokens: Sequence[Token]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the words of the earlier and of the later event around a "before" or an "after"."""
+    at = next((at for at, token in enumerate(tokens) if token.text in ("before", "after")), None)
+    if at is None:
+        return frozenset(), frozenset()
+    ahead, behind = (
+        frozenset(token.stem for token in some if says_something(token)) for some in (tokens[:at], tokens[at + 1 :])
+    )
+    return (ahead, behind) if tokens[at].text == "before" else (behind, ahead)
