@@ -197,6 +197,8 @@ def as_text(result: Result, entry: ReceiptEntry | None) -> str:
     named = [name_of(entry)] if entry is not None else []
     head = "  ".join([*named, result.job_id, result.outcome.value, sources])
     text = result.error.message if result.error is not None else result.text or ""
+    if result.embeddings is not None:
+        text = f"{len(result.embeddings)} embeddings of {len(result.embeddings[0])} numbers"
     return "\n".join([harmless(head), *(f"    {harmless(line, kept=_TAB)}" for line in text.split("\n"))])
 
 

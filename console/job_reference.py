@@ -50,7 +50,9 @@ JOB = {
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",
 }
-"""A job with every field except `messages`: a job has either `messages` or `prompt`."""
+"""A job with every field except `messages`, `embed` and `dimensions`: a job asks one kind of question."""
+EMBEDDING = {"embed": ["Aspirin lowers the risk.", "Statins do too."], "dimensions": 256}
+"""A job for the embeddings of two texts."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},
@@ -116,6 +118,16 @@ RESULT = {
     "created_at": 1764022104,
 }
 """A successful result with every field; `error` belongs only to other results."""
+EMBEDDED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "embeddings": [[0.12, -0.98, 0.05], [0.31, -0.77, 0.11]],
+    "usage": {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10},
+    "finish_reason": "stop",
+    "engine": "openai",
+    "created_at": 1764022104,
+}
+"""The result of a job for embeddings; real embeddings have hundreds of numbers."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -179,14 +191,19 @@ def page() -> str:
             _HEAD,
             _headers(),
             _section(
-                "Job", "The value of a record in `model_requests`, as JSON.", job, JOB | {"messages": CHAT["messages"]}
+                *("Job", "The value of a record in `model_requests`, as JSON.", job),
+                JOB | EMBEDDING | {"messages": CHAT["messages"]},
             ),
             *_parts(job, JOB, CHAT),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
-            _section("Result", "The value of a record in `model_results`, as JSON.", result, RESULT | FAILURE | RESULT),
+            _example("A job for embeddings", EMBEDDING),
+            _section(
+                "Result", "The value of a record in `model_results`, as JSON.", result, EMBEDDED | FAILURE | RESULT
+            ),
             *_parts(result, RESULT, FAILURE),
             _example("A whole result", RESULT),
+            _example("The result of a job for embeddings", EMBEDDED),
             _example("A result without an answer", FAILURE),
             _section("Event", "The body of a callback.", event, _event()),
             "\n`data` has every field of the result, and the job's identifier again as `id`.\n",

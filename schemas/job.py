@@ -16,6 +16,9 @@ MAX_JOB_BYTES = 512 * 1024
 
 MAX_DOCUMENTS = 20
 """The most documents of a job; together they are limited by the job's size."""
+MAX_EMBEDDED = 64
+"""The most texts of one job for embeddings; 64 vectors of 1,024 numbers have some 800 KiB, and a result 900 KiB."""
+MAX_DIMENSIONS = 16_384
 MAX_QUERY_CHARS = 1024
 MAX_METADATA_CHARS = 2048
 MAX_PARAMETER_CHARS = 256
@@ -215,6 +218,12 @@ class Job(WireModel):
     """If true, the model continues `prompt` as it stands. A model without a chat template always does so."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
+    embed: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        default=None, min_length=1, max_length=MAX_EMBEDDED
+    )
+    """Texts whose embeddings are the answer, instead of a question. For models that give embeddings."""
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
+    """Numbers of each embedding, for models that give several sizes; goes with `embed`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -262,17 +271,29 @@ class Job(WireModel):
     def prompt_sha256(self) -> str:
         """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts.
 
-        The texts of messages stand in a JSON array of `[role, text]` pairs, without spaces.
+        The texts of messages stand in a JSON array of `[role, text]` pairs, and those of `embed` in an array of texts,
+        without spaces.
         """
         if self.prompt is not None:
             return hashlib.sha256(self.prompt.encode()).hexdigest()
+        if self.embed is not None:
+            return hashlib.sha256(to_json(self.embed)).hexdigest()
         texts = [[message.role, message.text] for message in self.messages or ()]
         return hashlib.sha256(to_json(texts)).hexdigest()
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of `prompt` and `messages` is required")
+        if (self.prompt, self.messages, self.embed).count(None) != 2:
+            raise ValueError("exactly one of `prompt`, `messages` and `embed` is required")
         if self.raw and self.prompt is None:
-            raise ValueError("`raw` goes with `prompt` and not with `messages`")
+            raise ValueError("`raw` goes with `prompt` and not with `messages` or `embed`")
+        if self.embed is None and self.dimensions is not None:
+            raise ValueError("`dimensions` goes with `embed`")
+        for name in _OF_A_QUESTION if self.embed is not None else ():
+            if getattr(self, name):
+                raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `embed`")
         return self
+
+
+_OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop")
+"""Fields that would change the answer to a question; embeddings have none of them."""

@@ -1,7 +1,7 @@
 """OpenAI's Batch input lines and request bodies, converted to jobs. `openai_answers` converts results.
 
 Source: OpenAI API reference, "The request input object" of the Batch API, and the bodies of /v1/chat/completions,
-/v1/completions and /v1/responses.
+/v1/completions, /v1/responses and /v1/embeddings.
 
 A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
 (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
@@ -18,7 +18,8 @@ from schemas.problems import Problem
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
-URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES)
+EMBEDDINGS: Final = "/v1/embeddings"
+URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, EMBEDDINGS)
 
 CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
@@ -35,6 +36,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
+    "encoding_format": ("float",),
     "previous_response_id": (),
     "conversation": (),
 }
@@ -42,6 +44,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 _INSTEAD = {
     "stream": "; the answer comes whole",
+    "encoding_format": "; embeddings come as arrays of numbers, `float`",
     "previous_response_id": "; send the earlier messages in `input`",
     "conversation": "; send the earlier messages in `input`",
 }
@@ -60,6 +63,7 @@ _TAKEN_BY_URL = {
     ),
     COMPLETIONS: ("prompt", "max_tokens"),
     RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
+    EMBEDDINGS: ("input", "dimensions"),
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
@@ -78,7 +82,10 @@ NOT_TAKEN: Final = frozenset(
 """OpenAI's members that a job has no field for: none of them is a misspelling of another."""
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
-_PLACES_BY_URL = {RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}}
+_PLACES_BY_URL = {
+    RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"},
+    EMBEDDINGS: {"embed": "input"},
+}
 """The names in a body that differ from the job's names for the same fields."""
 
 
@@ -92,7 +99,7 @@ class UnusableLine(ValueError):  # noqa: N818 - named after the line
 
 def is_batch_line(document: object) -> TypeGuard[dict[str, Any]]:
     """True if this JSON value looks like a Batch line rather than a job."""
-    if not isinstance(document, dict) or "prompt" in document or "messages" in document:
+    if not isinstance(document, dict) or {"prompt", "messages", "embed"} & document.keys():
         return False
     return "body" in document and ("url" in document or "method" in document)
 
@@ -241,6 +248,15 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _embedding_question(body: dict[str, Any]) -> dict[str, Any]:
+    texts = body.get("input")
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UnusableLine(Problem("body.input", "is required and is a string or a list of strings"))
+    return {"embed": texts, "dimensions": body.get("dimensions")}
+
+
 def _reasoning_of_response(asked: object) -> object:
     """Return the effort; `summary`, which only OpenAI's models write, has no effect."""
     return _reasoning_asked(asked.get("effort")) if isinstance(asked, dict) else asked
@@ -274,4 +290,5 @@ _QUESTIONS = {
     CHAT_COMPLETIONS: _chat_question,
     COMPLETIONS: _completion_question,
     RESPONSES: _response_question,
+    EMBEDDINGS: _embedding_question,
 }

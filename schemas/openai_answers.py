@@ -1,14 +1,14 @@
-"""Results as OpenAI's answers: lines of a Batch's output file, and bodies of the three endpoints.
+"""Results as OpenAI's answers: lines of a Batch's output file, and bodies of the four endpoints.
 
 Source: OpenAI API reference, "The request output object" of the Batch API, and the answers of /v1/chat/completions,
-/v1/completions and /v1/responses.
+/v1/completions, /v1/responses and /v1/embeddings.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result
 
@@ -94,6 +94,20 @@ def _response_answer(result: Result) -> dict[str, Any]:
     }
 
 
+def _embedding_answer(result: Result) -> dict[str, Any]:
+    usage = result.usage
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": embedding}
+            for index, embedding in enumerate(result.embeddings or ())
+        ],
+        "model": result.model_id or "",
+        "usage": usage.model_dump(include={"prompt_tokens", "total_tokens"}) if usage is not None else None,
+        **_ours(result),
+    }
+
+
 def _reasoning_items(result: Result) -> list[dict[str, Any]]:
     """Return the reasoning as an item of a Response's output, as vLLM's servers show it."""
     if result.reasoning is None:
@@ -107,6 +121,7 @@ _ANSWERS = {
     CHAT_COMPLETIONS: _chat_answer,
     COMPLETIONS: _completion_answer,
     RESPONSES: _response_answer,
+    EMBEDDINGS: _embedding_answer,
 }
 
 

@@ -26,11 +26,27 @@ _MODELS: dict[str, type[WireModel]] = {
     "control": JobControl,
     "worker": WorkerAnnouncement,
 }
+_NULL: dict[str, Any] = {"type": "null"}
 _ONE_QUESTION = [
-    {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
-    {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
+    {
+        "required": ["prompt"],
+        "properties": {"prompt": {"type": "string"}, "messages": _NULL, "embed": _NULL, "dimensions": _NULL},
+    },
+    {
+        "required": ["messages"],
+        "properties": {"messages": {"type": "array"}, "prompt": _NULL, "embed": _NULL, "dimensions": _NULL},
+    },
+    {
+        "required": ["embed"],
+        "properties": {
+            "embed": {"type": "array"},
+            **dict.fromkeys(("prompt", "messages", "sources", "response_format", "reasoning"), _NULL),
+            "stop": {"maxItems": 0},
+            "raw": {"const": False},
+        },
+    },
 ]
-"""Job's validator as JSON Schema: exactly one of the two fields is set."""
+"""Job's validator as JSON Schema: exactly one of the three fields is set, and texts to embed go with few others."""
 
 
 def documents() -> dict[str, str]:

@@ -120,6 +120,8 @@ class Result(WireModel):
     """The end of the job."""
     text: str | None = None
     """The answer."""
+    embeddings: list[list[float]] | None = None
+    """The embeddings of the job's `embed`, in the same order; absent for a job with a question."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave it out."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)

@@ -30,7 +30,7 @@ class Verdict(StrEnum):
 
 _ORDER = tuple(Verdict)
 
-FieldName = Literal["prompt", "messages", "search", "documents", "metadata"]
+FieldName = Literal["prompt", "messages", "embed", "search", "documents", "metadata"]
 """A job's text that the filter reads.
 
 `search` is `sources.search.query`. The filter reads `title` and `text` of `sources.documents`, and the values of

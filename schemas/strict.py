@@ -17,6 +17,7 @@ from schemas.job import Job
 from schemas.openai import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
+    EMBEDDINGS,
     RESPONSES,
     UnusableLine,
     body_fields,
@@ -32,6 +33,7 @@ _CALLED_ELSEWHERE = {
     CHAT_COMPLETIONS: {"input": "messages", "prompt": "messages", "max_output_tokens": "max_completion_tokens"},
     COMPLETIONS: {"input": "prompt", "messages": "prompt", "max_completion_tokens": "max_tokens"},
     RESPONSES: {"messages": "input", "prompt": "input", "response_format": "text", "max_tokens": "max_output_tokens"},
+    EMBEDDINGS: {"prompt": "input", "messages": "input", "embed": "input"},
 }
 """The names of other URLs' members for the members of a URL."""
 

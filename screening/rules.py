@@ -27,7 +27,13 @@ class _Rule(BaseModel):
     """The rule's name in findings and in its marker `[redacted:NAME]`: lower-case letters, digits and dashes."""
     verdict: Verdict
     """The decision about a job with a match: `flag`, `redact` or `reject`."""
-    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)] = ("prompt", "messages", "search", "documents")
+    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)] = (
+        "prompt",
+        "messages",
+        "embed",
+        "search",
+        "documents",
+    )
     """The job's fields that the rule reads; `metadata` too if it is named."""
     tenants: Annotated[tuple[Tenant, ...], Field(min_length=1)] | None = None
     """The tenants whose jobs the rule reads; all if absent."""

@@ -55,6 +55,8 @@ def texts_of(job: Job) -> Iterator[JobText]:
     for number, message in enumerate(job.messages or ()):
         parts = () if isinstance(message.content, str) else tuple(part.text for part in message.content)
         yield JobText(("messages", number), message.text, parts)
+    for number, text in enumerate(job.embed or ()):
+        yield JobText(("embed", number), text)
     if job.sources is not None and job.sources.search is not None:
         yield JobText(("search", 0), job.sources.search.query)
         for key, value in job.sources.search.parameters.items():
@@ -78,6 +80,8 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
         update["messages"] = [
             _with_text(message, changed.get(("messages", number))) for number, message in enumerate(job.messages)
         ]
+    if job.embed is not None:
+        update["embed"] = [changed.get(("embed", number), text) for number, text in enumerate(job.embed)]
     if job.sources is not None:
         update["sources"] = _with_source_texts(job.sources, changed)
     values = {str(key): text for (field, key), text in changed.items() if field == "metadata"}

@@ -40,7 +40,7 @@ def job(**fields: Any) -> bytes:
 
 PICTURE = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/x.png"}}
 IMAGE = json.dumps({"messages": [{"role": "user", "content": [PICTURE]}], "callback_url": URL}).encode()
-LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}).encode()
+LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/moderations", "body": {}}).encode()
 NOISE = os.urandom(1024 * 1024 - 100)
 """Incompressible bytes that fill the topic's limit, and so exceed it as a dead letter."""
 SMALL = tuple((chr(name & 127), bytes([value])) for name, value in zip(*[iter(os.urandom(180_000))] * 2, strict=True))

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from gateway.store.tables import jobs, outbox
 from schemas.codec import write_result
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, URLS
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from tests.unit.gateway_rig import Rig, gateway_rig
@@ -98,7 +98,7 @@ async def out_waited(rig: Rig, asking: asyncio.Task[httpx.Response]) -> httpx.Re
     return await asking
 
 
-@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("url", BODIES)
 async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> None:
     tuned = {"logprobs": True} if url == CHAT_COMPLETIONS else {}
     asking, job = await asked(rig, key, url, json={**BODIES[url], **tuned})
@@ -292,7 +292,7 @@ def test_a_request_that_no_engine_can_fulfil_is_refused_by_its_member(
 
 
 @settings(max_examples=60)
-@given(url=st.sampled_from(URLS), body=st.binary(max_size=40) | NOISE.map(json.dumps).map(str.encode))
+@given(url=st.sampled_from(list(BODIES)), body=st.binary(max_size=40) | NOISE.map(json.dumps).map(str.encode))
 @example(url=RESPONSES, body=b'{"input":[{"role":"user","content":[]}]}')
 @example(url=RESPONSES, body=b'{"input":[{"role":[],"content":[{"type":"input_text"}]}]}')
 @example(url=CHAT_COMPLETIONS, body=b'{"messages":{},"metadata":[],"stop":{}}')

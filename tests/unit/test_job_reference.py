@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from console.job_reference import CHAT, FAILURE, HEADER_EXAMPLES, JOB, OUTCOMES, RESULT, SUPPORT, page
+from console.job_reference import (
+    CHAT,
+    EMBEDDED,
+    EMBEDDING,
+    FAILURE,
+    HEADER_EXAMPLES,
+    JOB,
+    OUTCOMES,
+    RESULT,
+    SUPPORT,
+    page,
+)
 from console.publish import ROOT
 from schemas.asyncapi import PRODUCER_HEADERS
 from schemas.codec import Origin, read_job, read_result
@@ -71,7 +82,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT], ids=["job", "chat"])
+@pytest.mark.parametrize("example", [JOB, CHAT, EMBEDDING], ids=["job", "chat", "embedding"])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")
@@ -83,14 +94,14 @@ def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert received.tenant == "acme"
 
 
-@pytest.mark.parametrize("example", [RESULT, FAILURE], ids=["success", "failure"])
+@pytest.mark.parametrize("example", [RESULT, EMBEDDED, FAILURE], ids=["success", "embedded", "failure"])
 def test_each_result_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert read_result(json.dumps(example).encode()) == Result.model_validate(example)
 
 
 def test_the_examples_have_every_field_and_header() -> None:
-    assert JOB.keys() | CHAT.keys() == Job.model_fields.keys()
-    assert RESULT.keys() | FAILURE.keys() == Result.model_fields.keys()
+    assert JOB.keys() | CHAT.keys() | EMBEDDING.keys() == Job.model_fields.keys()
+    assert RESULT.keys() | EMBEDDED.keys() | FAILURE.keys() == Result.model_fields.keys()
     assert list(HEADER_EXAMPLES) == list(PRODUCER_HEADERS)
 
 

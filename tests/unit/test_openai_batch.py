@@ -155,7 +155,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://internal/"}}]
         (line(CHAT, custom_id=None), "custom_id"),
         (line(CHAT, custom_id=""), "custom_id"),
         (line(CHAT, method="GET"), "method"),
-        (line(CHAT, "/v1/embeddings"), "url"),
+        (line(CHAT, "/v1/moderations"), "url"),
         ({**line(CHAT), "body": []}, "body"),
         (line({}), "body.messages"),
         (line({"messages": []}), "body.messages"),

@@ -31,6 +31,7 @@ class GenerationRequest:
 
     request_id: str
     prompt: str | None
+    """The question as one text; without it and `messages`, the request asks for the embeddings of `embed`."""
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float | None
@@ -53,6 +54,10 @@ class GenerationRequest:
     """0 to 9, higher runs first."""
     response_format: ResponseFormat | None = None
     adapter: str | None = None
+    embed: tuple[str, ...] = ()
+    """Texts whose embeddings are the answer; empty for a question. An engine without embeddings refuses them."""
+    dimensions: int | None = None
+    """Numbers of each embedding; None means the model's own."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     prefix_key: bytes | None = None
@@ -92,6 +97,8 @@ class Completion:
     """The model's reasoning before its answer; None if there is none."""
     reasoning_tokens: int | None = None
     """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
+    embeddings: tuple[tuple[float, ...], ...] | None = None
+    """One embedding for each text of the request's `embed`; None for a question."""
     cached_tokens: int | None = field(default=None, compare=False)
     """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
 
@@ -124,6 +131,12 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def require_question(request: GenerationRequest) -> None:
+    """Refuse a request for embeddings, in an engine that gives none. Raises RequestRejected."""
+    if request.embed:
+        raise RequestRejected("embed", "this engine gives no embeddings; name the model of an embedding server")
 
 
 class PromptTooLong(EngineError):  # noqa: N818

@@ -12,6 +12,7 @@ A client that may submit jobs can therefore crash a worker with this engine, so 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from workers.engines.prompts import last_user_text, prompt_room
 from workers.engines.settings import EngineSection
 
 _SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
+_DIMENSIONS = 8
 _CRASH_WORKER = "[[crash-worker]]"
 _CRASH_ENGINE = "[[crash-engine]]"
 
@@ -74,6 +76,8 @@ class EchoEngine:
             raise RequestRejected("adapter", "this engine has no adapters")
         if request.reasoning is not None and request.reasoning.is_wanted:
             raise RequestRejected("reasoning", "this engine does not reason")
+        if request.embed:
+            return _embedded(request)
         text = last_user_text(request)
         seconds = self._latency
         if "[[" in text:
@@ -147,6 +151,14 @@ Settings = EchoSettings
 def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine:
     """Make the engine of a worker; see `EngineModule`."""
     return EchoEngine(settings, metrics)
+
+
+def _embedded(request: GenerationRequest) -> Completion:
+    """Return an embedding for each text: numbers from -1 to 1 by the text's hash, the same for the same text."""
+    dimensions = request.dimensions or _DIMENSIONS
+    digests = [hashlib.shake_128(text.encode()).digest(dimensions) for text in request.embed]
+    vectors = tuple(tuple((byte - 127.5) / 127.5 for byte in digest) for digest in digests)
+    return Completion("", "stop", sum(len(text.split()) for text in request.embed), 0, embeddings=vectors)
 
 
 def _wake(sleeping: asyncio.Future[_Woken]) -> None:

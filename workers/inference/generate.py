@@ -179,6 +179,8 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
         request_id=f"{received.place.digest}-{number}",
         prompt=asked.prompt,
         messages=asked.messages,
+        embed=tuple(job.embed or ()),
+        dimensions=job.dimensions,
         max_tokens=job.max_tokens,
         is_raw=job.raw,
         temperature=job.temperature if job.temperature is not None else asked.temperature,

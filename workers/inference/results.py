@@ -53,6 +53,8 @@ class Results:
             why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
             error = ResultError(code="unfinished", message=why)
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
+        if completion.embeddings is not None:
+            return self._result(received, Outcome.SUCCEEDED, embeddings=completion.embeddings, notes=notes, **common)
         try:
             answer = await _answer(completion, asked, received.job.max_tokens)
             reasoning = await _reasoning(completion.reasoning, asked)

@@ -30,6 +30,10 @@ class Job:
     """If true, the model continues the prompt as it stands."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """The question as a chat in OpenAI's shape."""
+    embed: Sequence[str] | None = None
+    """Texts whose embeddings are the answer, instead of a question."""
+    dimensions: int | None = None
+    """Numbers of each embedding, for models that give several sizes."""
     job_id: str | None = None
     """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
     model_id: str | None = None

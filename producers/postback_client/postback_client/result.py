@@ -79,6 +79,8 @@ class Result:
     model_id: str | None = None
     text: str | None = None
     """The answer."""
+    embeddings: tuple[tuple[float, ...], ...] | None = None
+    """The embeddings of the job's `embed`, in the same order."""
     reasoning: str | None = None
     """The model's reasoning before the answer."""
     confidence: float | None = None

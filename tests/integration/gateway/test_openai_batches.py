@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI
-from openai.types import Batch
+from openai.types import Batch, CreateEmbeddingResponse
 
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import Gateway
@@ -89,6 +89,18 @@ def test_a_batch_from_pythons_sdk_is_cancelled_and_another_runs(client: OpenAI, 
     with pytest.raises(NotFoundError):
         client.batches.retrieve("batch_absent")
     assert client.files.delete(ended.output_file_id or "").deleted
+    assert_texts_are_embedded(client)
+
+
+def assert_texts_are_embedded(client: OpenAI) -> None:
+    body = {"input": ["a river", "a house", "a river"]}
+    file = client.files.create(file=("texts.jsonl", jsonl([line(0, url="/v1/embeddings", body=body)])), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    [output] = content(client, until(client, batch, *ENDED).output_file_id)
+    embedded = CreateEmbeddingResponse.model_validate(output["response"]["body"])
+    river, house, again = (each.embedding for each in embedded.data)
+    assert river == again != house
+    assert embedded.usage.prompt_tokens == 6
 
 
 def test_a_bad_line_is_named_to_pythons_sdk(client: OpenAI) -> None:

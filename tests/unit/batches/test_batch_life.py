@@ -118,7 +118,7 @@ async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: Batch
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"endpoint": None}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"completion_window": None}, "completion_window"),

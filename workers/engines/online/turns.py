@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from schemas.job import Message
-from workers.engines.base import GenerationRequest, RequestRejected
+from workers.engines.base import GenerationRequest, RequestRejected, require_question
 
 Turn = tuple[str, str]
 """`user` or `assistant`, and the text."""
@@ -16,8 +16,9 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     """Return the system text, and the turns of user and assistant. Texts of one speaker in a row become one turn.
 
     A chat of system messages alone becomes one turn of the user, since the APIs take no chat without a turn.
-    Raises RequestRejected for a raw prompt.
+    Raises RequestRejected for a raw prompt and for embeddings.
     """
+    require_question(request)
     if request.is_raw:
         raise RequestRejected("raw", "this service answers chats only")
     if request.messages is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS
+from schemas.job import MAX_DIMENSIONS, MAX_EMBEDDED, MAX_TOKENS
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -43,6 +44,7 @@ _FIELDS = {
     for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
+_FIELDS |= {"input": "embed", "dimensions": "dimensions"}
 _FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
 """The fraction of a too long prompt to try next, since servers do not tell the number of tokens that fit."""
@@ -79,6 +81,8 @@ def outcome(
         after = parse_retry_after(headers.get("Retry-After", ""), now)
         return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
+    if status == 404 and request.embed and problem_in(body).param != "model":
+        raise RequestRejected("embed", f"the server has no /{path}, so its model gives no embeddings")
     if status == 404 and not is_usual and problem_in(body).param != "model":
         raise RequestRejected("raw", f"the server has no /{path}, so it takes chats only")
     if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
@@ -93,6 +97,8 @@ def outcome(
     if status != 200:
         raise EngineUnavailable(f"the server answered {status}")
     try:
+        if request.embed:
+            return embeddings_of(EmbeddingsAnswer.model_validate_json(body), len(request.embed))
         return completion_of(ServerAnswer.model_validate_json(body), marks)
     except ValidationError:
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
@@ -170,6 +176,27 @@ class ServerAnswer(_Bill):
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
+class _Embedding(BoundedModel):
+    index: int = Field(ge=0, lt=MAX_EMBEDDED)
+    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1, max_length=MAX_DIMENSIONS)
+
+
+class EmbeddingsAnswer(_Bill):
+    """The fields of an answer of /v1/embeddings that this engine reads."""
+
+    data: list[_Embedding] = Field(min_length=1, max_length=MAX_EMBEDDED)
+
+
+def embeddings_of(answer: EmbeddingsAnswer, count: int) -> Completion:
+    """Return the embeddings in the order of the texts. Raises EngineFailed unless each of `count` texts has one."""
+    by_index = {each.index: tuple(each.embedding) for each in answer.data}
+    if sorted(by_index) != [*range(count)] or len(answer.data) != count:
+        raise EngineFailed("the server did not give one embedding for each text")
+    vectors = tuple(by_index[index] for index in range(count))
+    usage = answer.usage or _Usage()
+    return Completion("", "stop", usage.prompt_tokens, 0, embeddings=vectors)
+
+
 def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> Completion:
     """Return the first choice. Raises EngineFailed if its finish reason is a failure.
 
@@ -217,6 +244,7 @@ def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) ->
     """Return the server's refusal as an error with the job's field and the server's own text."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
-    field = _FIELDS.get(problem.param or "", "messages" if request.messages is not None else "prompt")
+    asked = "embed" if request.embed else "messages" if request.messages is not None else "prompt"
+    field = _FIELDS.get(problem.param or "", asked)
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(field, reason or f"the server answered {status}")

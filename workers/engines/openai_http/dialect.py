@@ -22,6 +22,7 @@ from workers.engines.prompts import plain_text
 log = get_logger()
 
 CHAT = "chat/completions"
+EMBEDDINGS = "embeddings"
 COMPLETIONS = "completions"
 _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
 """Parameters that only our settings add, by the names that servers use in refusals."""
@@ -63,14 +64,19 @@ class Dialect:
 
     def path(self, request: GenerationRequest) -> str:
         """Return the path of the request below the server's URL: a raw prompt is no chat."""
+        if request.embed:
+            return EMBEDDINGS
         return CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS
 
     def is_usual(self, request: GenerationRequest) -> bool:
-        """True if the request's path is the one of the settings; False if the job's `raw` asks for another one."""
-        return self._settings.api == "completions" or not request.is_raw
+        """True if the request's path is the one of the settings; False if the job asks for another one."""
+        return self._settings.api == "completions" or not (request.is_raw or request.embed)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the request's JSON for its `path`."""
+        if request.embed:
+            sized = {"dimensions": request.dimensions} if request.dimensions is not None else {}
+            return {"model": self._model, "input": list(request.embed), "encoding_format": "float", **sized}
         chat = self.path(request) == CHAT
         longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}

@@ -34,6 +34,7 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
+    require_question,
 )
 from workers.engines.prompts import prompt_room
 from workers.engines.vllm.adapters import Adapters
@@ -111,6 +112,7 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
+        require_question(request)
         lora = self._adapters.requested(request.adapter) if request.adapter is not None else None
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
