@@ -27,7 +27,7 @@ from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.orders import BatchRow
 from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
-from gateway.blobs.opening import open_blobs
+from gateway.blobs.opening import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door, nothing
@@ -35,6 +35,8 @@ from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.page.rendering import CONSOLE
 from gateway.page.routes import page_routes
+from gateway.store.dialects import sqlite_file
+from gateway.store.disk import measure_disks
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
@@ -48,6 +50,7 @@ from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
+from telemetry.metrics import Metrics
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -115,6 +118,7 @@ async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[
         if "view" in options.roles:
             _add_view(process, store, waiting)
         shelf = _shelf(store, options.store_url, process.clock)
+        _measure(process, options.store_url)
         clerk = _clerk(process, shelf) if "expansion" in options.roles else None
         if "door" in options.roles:
             _add_door(process, stack, options, waiting, shelf, clerk, await open_screen(stack))
@@ -147,6 +151,16 @@ def _shelf(store: Store, store_url: str, clock: Clock) -> Shelf:
         return Shelf(store, open_blobs(settings, store_url), settings, clock)
     except BlobsAway as away:
         raise FilesUnusable(str(away)) from None
+
+
+def _measure(process: Process, store_url: str) -> None:
+    """Show the free space of the store's disks as metrics."""
+    database = sqlite_file(store_url)
+    folders = {
+        "database": database.parent if database is not None else None,
+        "files": folder_of(read_settings(FilesSettings), store_url),
+    }
+    measure_disks(process.metrics, folders)
 
 
 def _clerk(process: Process, shelf: Shelf) -> Clerk:
@@ -208,7 +222,7 @@ def _add_door(
     clock, limits = process.clock, read_settings(GatewaySettings)
     bound = _bound(options.host, options.port)
     stack.callback(bound.close)
-    tls = _tls(options, limits, clock)
+    tls = _tls(options, limits, clock, process.metrics)
     if tls is None and not (process.development and _is_loopback(bound)):
         raise TlsMissing(TlsMissing.__doc__)
     access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
@@ -267,7 +281,7 @@ def _access(
     return access, Gate(access, rates, settings)
 
 
-def _tls(options: Options, limits: GatewaySettings, clock: Clock) -> DoorTls | None:
+def _tls(options: Options, limits: GatewaySettings, clock: Clock, metrics: Metrics) -> DoorTls | None:
     """Return the door's TLS, or None for plain HTTP. Raises ProcessError."""
     if options.tls_cert is None:
         if any(file is not None for file in (options.tls_key, options.client_ca, options.client_crl)):
@@ -281,7 +295,7 @@ def _tls(options: Options, limits: GatewaySettings, clock: Clock) -> DoorTls | N
             "POSTBACK_GATEWAY__CLIENT_CERTIFICATES=required needs --client-ca; give the authority of the clients"
         )
     files = TlsFiles(options.tls_cert, options.tls_key, options.client_ca, options.client_crl, required)
-    return DoorTls(files, clock)
+    return DoorTls(files, clock, metrics)
 
 
 def _is_loopback(bound: socket.socket) -> bool:

@@ -24,6 +24,7 @@ from operators.certificates.lifetimes import State, state_at
 from operators.certificates.names import identity_of
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
 from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, load_certificate, stamp
 
 LOOK_SECONDS = 1.0
@@ -112,7 +113,8 @@ def read_peer(der: bytes) -> PeerCertificate:
 class DoorTls:
     """The door's TLS. The constructor reads every file, and raises TlsFileUnusable."""
 
-    def __init__(self, files: TlsFiles, clock: Clock) -> None:
+    def __init__(self, files: TlsFiles, clock: Clock, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._files = files
         self._clock = clock
         self._crl = _crl_of(files)
@@ -120,6 +122,7 @@ class DoorTls:
         self._said: set[tuple[_Expiry, State]] = set()
         self._looked_at = clock.monotonic()
         self._loaded = self._load()
+        self._measure()
         self.context = self._loaded.context
         """The context for the server's socket."""
         self.context.sni_callback = self._use_newest
@@ -166,6 +169,7 @@ class DoorTls:
                 )
             return
         self._problem = None
+        self._measure()
         log.info("The files of certificates have changed; using them for new connections.", action="certificates-read")
 
     def _use_newest(
@@ -197,6 +201,16 @@ class DoorTls:
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
             expiries += ends
         return _LoadedTls(context, stamps, revoked, tuple(expiries))
+
+    def _measure(self) -> None:
+        """Show the lifetimes as metrics: of each kind, the one that ends first."""
+        kinds = {self._files.certificate: "certificate", self._files.client_ca: "authority"}
+        first: dict[str, _Expiry] = {}
+        for expiry in sorted(self._loaded.expiries, key=lambda each: each.end):
+            first.setdefault(kinds.get(expiry.file, "revocation_list"), expiry)
+        for kind, expiry in first.items():
+            self._metrics.certificate_begin.labels(kind).set(expiry.begin.timestamp())
+            self._metrics.certificate_end.labels(kind).set(expiry.end.timestamp())
 
     def _warn(self) -> None:
         """Log once that a certificate or a list is in the last third of its life, and once that it has expired."""

@@ -26,7 +26,7 @@ class WorkerAnnouncement(WireModel):
     """True if the worker has more names than `models` may hold."""
     version: str | None = Field(default=None, max_length=64)
     """The worker's version of Postback; absent in announcements of versions that did not state it."""
-    at: int
+    at: int = Field(ge=0, lt=10**15)
     """Time of the announcement by the worker's clock, Unix milliseconds."""
 
 

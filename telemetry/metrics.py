@@ -144,6 +144,29 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.store_free_bytes = Gauge(
+            "postback_store_free_bytes",
+            "Free bytes on the disk of the gateway's store, by content: database (SQLite), files (of batches). Absent "
+            "for PostgreSQL and S3.",
+            ["content"],
+            registry=r,
+        )
+        self.store_disk_bytes = Gauge(
+            "postback_store_disk_bytes", "Size of that disk, by content.", ["content"], registry=r
+        )
+        self.certificate_begin = Gauge(
+            "postback_certificate_begin_timestamp_seconds",
+            "Unix time from which the gateway's certificate is valid, by kind: certificate, authority, "
+            "revocation_list. Of several, the one that ends first.",
+            ["kind"],
+            registry=r,
+        )
+        self.certificate_end = Gauge(
+            "postback_certificate_end_timestamp_seconds",
+            "Unix time at which that certificate or list ends, by kind.",
+            ["kind"],
+            registry=r,
+        )
         self.screened = Counter(
             "postback_screened_total",
             "Jobs that the input filter read, by verdict: pass, flag, redact, reject.",
@@ -269,6 +292,13 @@ class Metrics:
         )
         self.model_workers = Gauge(
             "postback_model_workers", "Workers that answer for a model, for up to 256 models.", ["model"], registry=r
+        )
+        self.worker_clock_skew = Gauge(
+            "postback_worker_clock_skew_seconds",
+            "Largest difference between a worker's clock and the brokers', by side: ahead, behind. An announcement may "
+            "wait 30 s for a broker, so smaller values of `behind` mean nothing.",
+            ["side"],
+            registry=r,
         )
         self.worker_jobs_per_second = Gauge(
             "postback_worker_jobs_per_second", "Jobs that one worker answers in a second.", ["lane"], registry=r

@@ -14,11 +14,9 @@ _FOLDER = "postback-files"
 
 def open_blobs(settings: FilesSettings, store_url: str) -> Blobs:
     """Return the storage of files. Raises BlobsAway."""
-    place = settings.place
-    if place is None:
-        return FolderBlobs(_beside(store_url))
-    if not place.startswith("s3://"):
-        return FolderBlobs(Path(place))
+    folder, place = folder_of(settings, store_url), settings.place
+    if folder is not None or place is None:
+        return FolderBlobs(folder or Path(_FOLDER))
     try:
         from gateway.blobs.s3 import S3Blobs
     except ImportError:
@@ -27,6 +25,9 @@ def open_blobs(settings: FilesSettings, store_url: str) -> Blobs:
     return S3Blobs(bucket, prefix, settings.s3_endpoint)
 
 
-def _beside(store_url: str) -> Path:
+def folder_of(settings: FilesSettings, store_url: str) -> Path | None:
+    """Return the folder of the files; None if they are in a bucket."""
+    if settings.place is not None:
+        return None if settings.place.startswith("s3://") else Path(settings.place)
     database = sqlite_file(store_url)
     return Path(_FOLDER) if database is None else database.parent / _FOLDER

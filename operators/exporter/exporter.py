@@ -126,6 +126,7 @@ class Exporter:
             disabled_endpoints=reader.facts.disabled_endpoints,
             models=reader.facts.models(),
             pools=tuple(pools),
+            clock_skew=reader.facts.clock_skew(),
         )
 
     def readiness(self) -> Readiness:

@@ -126,6 +126,11 @@ class Facts:
         """Count the workers by the engine whose lanes they read; None for the lanes of the whole fleet."""
         return Counter(said.lane for _, said in self._workers.values())
 
+    def clock_skew(self) -> dict[str, float]:
+        """Return the largest seconds by which a worker's clock is `ahead` of and `behind` the brokers' clocks."""
+        ahead = [(said.at - at_ms) / 1000 for at_ms, said in self._workers.values()]
+        return {"ahead": max([0.0, *ahead]), "behind": max([0.0, *(-seconds for seconds in ahead)])}
+
     def models(self) -> Counter[str]:
         """Count the workers that answer for each model, of the models with the most workers."""
         found = Counter(model for _, said in self._workers.values() for model in dict.fromkeys(said.models))

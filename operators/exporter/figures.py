@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -44,6 +44,8 @@ class FleetFigures:
     """Workers by model."""
     pools: tuple[PoolFigures, ...]
     """The whole fleet's pool first."""
+    clock_skew: Mapping[str, float] = field(default_factory=dict)
+    """The largest seconds of a worker's clock `ahead` of and `behind` the brokers' clocks."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
         """Return the JSON of `/backlog`. `wanted_replicas` at the top is of the whole fleet's lanes."""

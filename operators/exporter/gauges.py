@@ -39,6 +39,7 @@ class FigureGauges:
         self._set(metrics.worker_jobs_per_second, {lane: pool.jobs_per_second for lane, pool in pools.items()})
         self._set(metrics.wanted_replicas, {lane: pool.wanted_replicas for lane, pool in pools.items()})
         self._set(metrics.model_workers, figures.models)
+        self._set(metrics.worker_clock_skew, figures.clock_skew)
         metrics.waiting_callbacks.set(figures.callbacks)
         metrics.open_dead_letters.set(figures.dead_letters)
         metrics.disabled_endpoints.set(figures.disabled_endpoints)

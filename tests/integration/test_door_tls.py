@@ -20,6 +20,7 @@ from gateway.tls import LOOK_SECONDS, DoorTls, TlsFiles
 from operators.certificates import Leaf, Reason, init, issue, renew, renew_crl, revoke
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import SetClock
+from telemetry.metrics import Metrics
 from tests.integration.door_server import serving
 from workers.system.tls_files import TlsFileUnusable
 
@@ -307,6 +308,31 @@ def test_the_log_names_each_file_that_expires_once_and_again_when_it_has_expired
         lines = [record.getMessage() for record in caplog.records if "certificates-expiring" in record.getMessage()]
         assert [name for line in lines for name in ("web.pem", "ca.pem", "crl.pem") if f"/{name}" in line] == told
         caplog.clear()
+
+
+def test_the_metrics_show_the_life_of_what_ends_first_and_follow_a_replaced_file(ca: Path, clock: SetClock) -> None:
+    metrics = Metrics()
+    door = DoorTls(files_of(ca), clock, metrics)
+    first = {kind: lifetime(metrics, kind) for kind in ("certificate", "authority", "revocation_list")}
+    now = NOW.timestamp()
+    assert all(begin <= now < end for begin, end in first.values())
+    assert first["revocation_list"][1] < first["authority"][1]
+
+    renew(ca, "web", NOW + DAY)
+    clock.now += LOOK_SECONDS
+    door.look()
+    assert lifetime(metrics, "certificate")[1] > first["certificate"][1]
+    assert lifetime(metrics, "authority") == first["authority"]
+
+
+def lifetime(metrics: Metrics, kind: str) -> tuple[float, float]:
+    """The Unix times of the begin and the end that the metrics show."""
+    shown = [
+        metrics.registry.get_sample_value(f"postback_certificate_{side}_timestamp_seconds", {"kind": kind})
+        for side in ("begin", "end")
+    ]
+    begin, end = (value for value in shown if value is not None)
+    return begin, end
 
 
 def test_a_door_without_a_revocation_list_says_so_and_accepts_clients(

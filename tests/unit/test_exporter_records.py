@@ -205,6 +205,25 @@ def test_a_worker_counts_until_it_withdraws_or_is_silent() -> None:
     assert (facts.workers(), facts.models()) == ({"big": 1}, {"a": 1})
 
 
+def test_the_clocks_of_workers_are_compared_with_the_brokers() -> None:
+    facts = Facts(TOPICS)
+    assert facts.clock_skew() == {"ahead": 0.0, "behind": 0.0}
+    for replica, ahead_ms in (("w1", 4_000), ("w2", -9_000), ("w3", 100)):
+        value = write_announcement(announcement(replica, None, [], NOW + ahead_ms))
+        facts.add_worker(Stored(TOPICS.workers, Place(0, 0), NOW, worker_key(replica), value, []))
+
+    assert facts.clock_skew() == {"ahead": 4.0, "behind": 9.0}
+
+
+def test_an_announcement_with_an_impossible_time_is_left_out() -> None:
+    facts, said = Facts(TOPICS), worker("w1", "a").value or b""
+    for time in (b"9" * 400, b"-1", b"1000000000000000"):
+        value = said.replace(str(NOW).encode(), time)
+        facts.add_worker(Stored(TOPICS.workers, Place(0, 0), NOW, worker_key("w1"), value, []))
+
+    assert (facts.workers().total(), facts.clock_skew()["ahead"]) == (0, 0.0)
+
+
 def test_announcements_without_end_take_a_bounded_memory() -> None:
     facts = Facts(TOPICS)
     for number in range(MOST_WORKERS + 9):
@@ -313,6 +332,7 @@ def test_series_without_a_figure_vanish() -> None:
     role.read(reader)
     assert 'postback_model_workers{model="echo"}' in generate_latest(metrics.registry).decode()
     assert 'postback_tightest_deadline_seconds{lane=""} 100.0' in generate_latest(metrics.registry).decode()
+    assert 'postback_worker_clock_skew_seconds{side="ahead"} 0.0' in generate_latest(metrics.registry).decode()
 
     empty = InMemory()
     role.read(empty)

@@ -1,0 +1,36 @@
+"""Metrics of the disks that hold the store: the database's, if it is a file, and that of the batches' files."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from telemetry.metrics import Metrics
+
+
+def measure_disks(metrics: Metrics, folders: Mapping[str, Path | None]) -> None:
+    """Show the disks of these folders, by content; None stands for a content on another machine.
+
+    Each scrape asks the operating system anew. A folder that vanished has the value NaN.
+    """
+    for content, folder in folders.items():
+        if folder is not None:
+            metrics.store_free_bytes.labels(content).set_function(partial(_free, folder))
+            metrics.store_disk_bytes.labels(content).set_function(partial(_size, folder))
+
+
+def _free(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return math.nan
+
+
+def _size(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).total
+    except OSError:
+        return math.nan
