@@ -220,10 +220,12 @@ class Enricher:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-        documents = tuple(result for result in results if isinstance(result, Document))
+        documents = [result for result in results if isinstance(result, Document)]
         self._fetched["read"].inc(len(documents))
         failures = [(one, what) for one, what in zip(wanted, results, strict=True) if isinstance(what, BaseException)]
-        return _ReadSources(documents, tuple(self._left_out(one, what) for one, what in failures))
+        left_out = [self._left_out(one, what) for one, what in failures]
+        documents += [excerpt for one in left_out if (excerpt := _excerpt(one)) is not None]
+        return _ReadSources(tuple(documents), tuple(one for one in left_out if _excerpt(one) is None))
 
     def _left_out(self, one: Wanted, result: BaseException) -> LeftOut:
         if isinstance(result, asyncio.CancelledError):
@@ -319,6 +321,17 @@ def _as_page(document: SourceDocument) -> Page:
     return Page("", media_type, None, b64decode(document.base64 or ""))
 
 
+def _excerpt(left_out: LeftOut) -> Document | None:
+    """Return the search service's excerpt of a source that could not be read; None without one."""
+    found = left_out.source.found
+    if found is None or found.excerpt is None:
+        return None
+    title = (found.title or "")[:LONGEST_TITLE] or None
+    return Document(
+        left_out.source, found.url, title, found.excerpt, particulars=found.particulars, unread=left_out.reason
+    )
+
+
 def _numbered(documents: Sequence[Document], choice: Choice) -> tuple[NumberedSource, ...]:
     """Return the documents with passages as numbered sources."""
     kept = [one for one in zip(documents, choice.passages, choice.steering, strict=True) if one[1]]
@@ -333,5 +346,7 @@ def _remarks(document: Document, steering_ways: Sequence[str]) -> Iterator[str]:
     name = f"source {document.source.position} ({document.source.name})"
     if document.older is not None:
         yield f"{name} is an older copy: {document.older}"
+    if document.unread is not None:
+        yield f"{name} is only the search service's excerpt: {document.unread}"
     if steering_ways:
         yield f"{name} tries to steer the model: {', '.join(steering_ways)}"

@@ -84,6 +84,8 @@ class Found:
     """Bytes from the search service, for example a PDF; they replace the page as a text does."""
     media_type: str | None = None
     """The media type of `text` or `content`; without one, a text is plain, and the type of bytes follows from them."""
+    excerpt: str | None = None
+    """The service's excerpt of the page, which stands in for a page that cannot be read."""
 
     @property
     def page(self) -> Page | None:
@@ -134,6 +136,8 @@ class Document:
     particulars: Particulars = Particulars()
     older: str | None = None
     """The reason for using an older copy of the page; None for a current page."""
+    unread: str | None = None
+    """The reason for using the search service's excerpt; None for a page that was read."""
 
 
 @dataclass(frozen=True, slots=True)

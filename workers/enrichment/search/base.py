@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -10,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from schemas.job import Url
 from workers.enrichment.evidence import Found
 
+MAX_EXCERPT_CHARS: Final = 4000
+_TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 MAX_TEXT_CHARS: Final = 50_000
 """Cap on the characters of one abstract; the longest have a few thousand."""
 
@@ -54,11 +59,24 @@ def is_link(url: str) -> bool:
     return True
 
 
-def links(found: list[tuple[str | None, str | None]], limit: int) -> list[Found]:
+def links(found: Iterable[tuple[str | None, str | None]], limit: int) -> list[Found]:
     """Return the first `limit` valid and distinct URLs, with their titles."""
-    titles = {url: title for url, title in reversed(found) if url is not None and is_link(url)}
-    wanted = dict.fromkeys(url for url, _ in found if url in titles)
-    return [Found(url=url, title=titles[url] or None) for url in list(wanted)[:limit] if url is not None]
+    return distinct((Found(url=url or "", title=title or None) for url, title in found), limit)
+
+
+def distinct(found: Iterable[Found], limit: int) -> list[Found]:
+    """Return the first `limit` results with valid and distinct URLs."""
+    first: dict[str, Found] = {}
+    for one in found:
+        if one.url not in first and is_link(one.url):
+            first[one.url] = one
+    return list(first.values())[:limit]
+
+
+def plain_excerpt(*texts: str | None) -> str | None:
+    """Return a service's excerpts as one text without markup; None without any text."""
+    plain = " ".join(html.unescape(_TAG.sub("", text)) for text in dict.fromkeys(texts) if text)
+    return " ".join(plain.split())[:MAX_EXCERPT_CHARS] or None
 
 
 def shortened(query: str, characters: int, words: int | None = None) -> str:

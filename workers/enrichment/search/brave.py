@@ -8,8 +8,9 @@ from itertools import zip_longest
 from pydantic import Field, SecretStr
 
 from schemas.bounded import BoundedModel
-from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.base import SearchProvider, SearchQuery, links, shortened
+from workers.enrichment.evidence import Found, Particulars, Unreadable
+from workers.enrichment.reading.particulars import iso_date
+from workers.enrichment.search.base import SearchProvider, SearchQuery, distinct, plain_excerpt, shortened
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, ServiceAnswer, Web, asked_to_wait
 from workers.enrichment.search.settings import SearchSettings
 
@@ -25,6 +26,17 @@ _WINDOWS = ("Limit", "Remaining", "Reset")
 class _BraveResult(BoundedModel):
     url: str | None = None
     title: str | None = None
+    description: str | None = None
+    extra_snippets: list[str] = Field(default=[], max_length=MOST_RESULTS)
+    page_age: str | None = None
+    """The date of the page in ISO 8601."""
+
+    @property
+    def found(self) -> Found:
+        """The result with excerpt and date."""
+        excerpt = plain_excerpt(self.description, *self.extra_snippets)
+        published = Particulars(iso_date(self.page_age))
+        return Found(self.url or "", title=self.title or None, excerpt=excerpt, particulars=published)
 
 
 class _Web(BoundedModel):
@@ -59,7 +71,7 @@ class Brave:
             answer = await self._service.get(params, headers=headers, overloaded=_overloaded)
         except Refused as refused:
             raise _explained(refused) from None
-        return links([(result.url, result.title) for result in answer.read(_BraveAnswer).web.results], query.limit)
+        return distinct((result.found for result in answer.read(_BraveAnswer).web.results), query.limit)
 
 
 def _explained(refused: Refused) -> Unreadable:

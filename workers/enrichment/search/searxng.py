@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.base import SearchProvider, SearchQuery, links
+from workers.enrichment.evidence import Found, Particulars, Unreadable
+from workers.enrichment.reading.particulars import iso_date
+from workers.enrichment.search.base import SearchProvider, SearchQuery, distinct, plain_excerpt
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, Web
 from workers.enrichment.search.settings import SearchSettings
 
@@ -17,6 +18,16 @@ from workers.enrichment.search.settings import SearchSettings
 class _SearxngResult(BoundedModel):
     url: str | None = None
     title: str | None = None
+    content: str | None = None
+    publishedDate: str | None = None  # noqa: N815 - the service's name
+
+    @property
+    def found(self) -> Found:
+        """The result with excerpt and date."""
+        published = Particulars(iso_date(self.publishedDate))
+        return Found(
+            self.url or "", title=self.title or None, excerpt=plain_excerpt(self.content), particulars=published
+        )
 
 
 class _SearxngAnswer(BoundedModel):
@@ -40,7 +51,7 @@ class Searxng:
                 raise Unreadable("the search service gives no JSON: `json` is missing in its search.formats") from None
             raise
         read = answer.read(_SearxngAnswer)
-        found = links([(result.url, result.title) for result in read.results], query.limit)
+        found = distinct((result.found for result in read.results), query.limit)
         if not found and read.unresponsive_engines:
             raise Unreadable("none of the search service's engines answered")
         return found
