@@ -13,7 +13,7 @@ def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[in
 
     Settings: POSTBACK_KEYRING, POSTBACK_DELIVERY__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA.
     """
-    fleet = starting("deliver")
+    fleet = starting()
     with needing("worker"):
         from workers.roles.delivery import run_delivery
         from workers.roles.process import Listen

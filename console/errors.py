@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -20,15 +20,29 @@ _NAMED = 10
 _OF_LOGS = "\n\t"
 """Control characters that `say` keeps, for texts that end with the last lines of a log."""
 
+_logs: list[Callable[[str, str | None], None]] = []
+"""The writer of a role's log lines, from `say_in_log`; empty in every other command."""
+
 
 def fail(message: str, code: int = FAILED) -> typer.Exit:
     """Print the problem, and return the exception to raise."""
-    say(message)
+    say(message, action="command-failed")
     return typer.Exit(code)
 
 
-def say(message: str) -> None:
-    """Print a line on standard error; standard output is for data. Control characters are escaped."""
+def say_in_log(write: Callable[[str, str | None], None]) -> None:
+    """Let `say` give each message, with its log action, to `write`: a role on a pipe prints no plain lines."""
+    _logs[:] = [write]
+
+
+def say(message: str, *, action: str | None = None) -> None:
+    """Print a line on standard error; standard output is for data. Control characters are escaped.
+
+    In a role on a pipe, the line is a log line with this action instead.
+    """
+    if _logs:
+        _logs[0](message, action)
+        return
     print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - this is the command's voice
 
 

@@ -27,7 +27,7 @@ def exporter(
     The process reads Kafka and writes nothing. While Kafka cannot be read, /backlog and /readyz answer 503.
     Settings: POSTBACK_EXPORTER__….
     """
-    fleet = starting("exporter")
+    fleet = starting()
     from operators.exporter.exporter import Exporter
     from operators.exporter.reading import connected
     from operators.exporter.settings import ExporterSettings

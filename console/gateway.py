@@ -42,7 +42,7 @@ def gateway(
     if unknown := chosen - set(ROLES):
         named = ", ".join(map(repr, sorted(unknown)))
         raise fail(f"--roles: no role is named {named}; choose from {', '.join(ROLES)}", BAD_INPUT)
-    fleet = starting("gateway")
+    fleet = starting()
     options = Options(
         host=host,
         port=port,
@@ -52,6 +52,11 @@ def gateway(
         client_ca=client_ca,
         client_crl=client_crl,
         roles=chosen,
-        announce=lambda url: say(f"the API is at {url}/v1, the console page at {url}/console"),
+        announce=_announce_api,
     )
     run("gateway", run_gateway(fleet, Listen(host, metrics_port), announce, options))
+
+
+def _announce_api(url: str) -> None:
+    """Print the door's address. A log line keeps of a URL only its origin, so the paths stand beside it."""
+    say(f"the API is at {url} under /v1, the console page under /console", action="api-served")

@@ -43,6 +43,7 @@ from console.demo import command as demo
 from console.doctor import command as doctor
 from console.errors import say
 from console.help import complete_help
+from console.roles import ROLES, begin_logs
 from console.variables import complaints
 from workers.system.secrecy import keep_secrets
 
@@ -103,13 +104,16 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def begin(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Warn, before every command, of environment variables that look like settings but are read by no process."""
+    if context.invoked_subcommand in ROLES:
+        begin_logs(context.invoked_subcommand)
     for complaint in complaints(os.environ):
-        say(complaint)
+        say(complaint, action="setting-unread")
 
 
 def run() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from console.errors import BAD_INPUT, needing, say, telling
+from console.errors import BAD_INPUT, fail, needing, say, say_in_log, telling
 from console.settings import fleet_settings
 
 if TYPE_CHECKING:
     from schemas.settings import FleetSettings
+
+ROLES = frozenset({"worker", "deliver", "gateway", "exporter"})
+"""The long-running commands. Each name is the `service.name` of its log lines."""
 
 HOST = typer.Option("--host", help="The address that metrics and health are served on.")
 METRICS_PORT = typer.Option(
@@ -21,18 +25,35 @@ METRICS_PORT = typer.Option(
 )
 
 
-def starting(service: str) -> FleetSettings:
-    """Start logging as this service, and read the fleet's settings.
+def begin_logs(service: str) -> None:
+    """Start logging as this service. On a pipe, messages and uncaught errors are log lines from here on.
+
+    Ends the command if the log level is unknown.
+    """
+    from telemetry import logs, uncaught
+
+    refused = None
+    try:
+        logs.configure(service)
+    except logs.UnknownLevel as error:
+        logs.configure(service, level="INFO")
+        refused = error
+    if not sys.stderr.isatty():
+        log = logs.get_logger()
+        level_of = {"command-failed": log.error, "setting-unread": log.warning}
+        say_in_log(lambda message, action: level_of.get(action or "", log.info)(message, action=action))
+        uncaught.log_uncaught()
+    if refused is not None:
+        raise fail(str(refused), BAD_INPUT)
+
+
+def starting() -> FleetSettings:
+    """Read the fleet's settings.
 
     Until the role handles SIGTERM itself, the signal ends the process at once: there is nothing to drain.
     """
-    from telemetry import logs
-
     signal.signal(signal.SIGTERM, _nothing_to_drain)
-    fleet = fleet_settings()
-    with telling(logs.UnknownLevel, code=BAD_INPUT):
-        logs.configure(service)
-    return fleet
+    return fleet_settings()
 
 
 def _nothing_to_drain(number: int, frame: FrameType | None) -> NoReturn:
@@ -41,7 +62,7 @@ def _nothing_to_drain(number: int, frame: FrameType | None) -> NoReturn:
 
 def announce(port: int) -> None:
     """Print the port of metrics and health."""
-    say(f"metrics and health on port {port}")
+    say(f"metrics and health on port {port}", action="health-served")
 
 
 def run(service: str, role: Coroutine[None, None, None]) -> None:

@@ -40,7 +40,7 @@ def worker(
 
     With --check the exit status is 0 if every model answered, 1 if the engine does not load or does not answer.
     """
-    fleet = starting("worker")
+    fleet = starting()
     with needing("worker"):
         from workers.roles.engine_check import check_engine
         from workers.roles.process import Listen

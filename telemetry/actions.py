@@ -8,31 +8,9 @@ from __future__ import annotations
 
 from telemetry.action import Action
 from telemetry.gateway_actions import BATCHES, GATEWAY
+from telemetry.process_actions import PROCESS
 
 _REDRIVE = "`postback dead-letters redrive`"
-
-PROCESS = {
-    "serving": Action("info", "The process is ready and takes records."),
-    "stopping": Action("info", "A signal or a failure ends the process, which first drains the records in work."),
-    "stopped": Action("info", "The process has drained and ends."),
-    "topic-reading": Action("info", "The process reads a compacted topic to its end before it takes records."),
-    "following-ended": Action(
-        "error",
-        "A compacted topic can no longer be followed; the process drains and ends, since its knowledge would be stale.",
-        "Start the process again. Report the stack in the line, if there is one.",
-    ),
-    "topic-replaced": Action(
-        "error",
-        "A topic was deleted and created again under the same name; the process drains and ends with status 1.",
-        "Start the process again: the new process begins the new topic at offset 0.",
-    ),
-    "health-check-failed": Action(
-        "error",
-        "A health check raised an error; its request gets status 500.",
-        "Report the stack in the line.",
-    ),
-    "model-build": Action("info", "The demo makes its small model; the next start finds the model in the cache."),
-}
 
 STAGE = {
     "partitions-assigned": Action("info", "The consumer group gave partitions to the process."),

@@ -2,7 +2,7 @@
 
 A line names the credential, the tenant, the action, its objects and its outcome. The file is opened again when it was
 renamed, as `logrotate` does; each line is one write, so lines of several processes never mix.
-Source: Elastic Common Schema 8.11, https://www.elastic.co/guide/en/ecs/8.11/index.html
+Source: Elastic Common Schema 9.4, https://www.elastic.co/docs/reference/ecs
 """
 
 from __future__ import annotations

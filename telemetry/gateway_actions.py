@@ -41,6 +41,7 @@ BATCHES = {
 }
 
 GATEWAY = {
+    "api-served": Action("info", "The process serves the API and the console page at the origin in the line."),
     "relay-leading": Action("info", "The process puts accepted records on Kafka, from the line's `position` on."),
     "relay-standby": Action("info", "Another gateway's process puts accepted records on Kafka; this one waits."),
     "relay-failed": Action(

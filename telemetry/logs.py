@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 __all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of", "redact"]
 
-ECS_VERSION = "8.11.0"
+ECS_VERSION = "9.4.0"
 REDACTED = "[redacted]"
 NO_ORIGIN = "(not a URL)"
 """The result of `origin_of` for a text that is not a URL."""
@@ -103,7 +104,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
         raise UnknownLevel
     stream = sys.stderr if stream is None else stream
     steps = _terminal_steps() if stream.isatty() else _json_steps(service)
-    handler = logging.StreamHandler(stream)
+    handler = _LineHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_FOREIGN_STEPS,
@@ -121,6 +122,22 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes log lines. For a library's line that cannot be formatted, a line of our own names the library."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Log a library's failure; logging itself would print a plain traceback."""
+        if record.name == "postback":
+            super().handleError(record)
+            return
+        get_logger().error(
+            "A library's log line cannot be formatted; the line is left out.",
+            action="log-line-failed",
+            library=record.name,
+            error=type(sys.exc_info()[1]).__name__,
+        )
 
 
 def origin_of(url: str) -> str:
@@ -156,6 +173,8 @@ def redact(value: Any, name: str = "") -> Any:
 
     For an object of another type, only the type's name is returned, since the object's text may hold a job's prompt.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN and no infinity (RFC 8259, section 6)
     if value is None or (isinstance(value, bool | int | float) and not isinstance(value, enum.Enum)):
         return value
     if _is_private(name):
@@ -213,7 +232,7 @@ def _json_steps(service: str) -> list[Processor]:
         structlog.processors.format_exc_info,
         _redact_all,
         as_ecs,
-        structlog.processors.JSONRenderer(ensure_ascii=False),
+        structlog.processors.JSONRenderer(),  # in ASCII: the stream's encoding may be any
     ]
 
 

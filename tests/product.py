@@ -29,6 +29,7 @@ from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from schemas.topics import JOB_ID
 from telemetry.clock import SystemClock
+from tests.ecs import log_lines
 from tests.messages import headers_of, pairs_of, value_of
 from tests.postback_command import POSTBACK, environment_of
 from workers.delivery.keyring import Keyring
@@ -157,6 +158,10 @@ class Role:
 
     def said(self) -> str:
         return self.log.read_text()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log lines; fails if one of them is not ECS."""
+        return log_lines(self.said())
 
     def ready(self) -> tuple[bool, list[str]]:
         """True if it is ready, and the reasons if it is not."""

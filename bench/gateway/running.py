@@ -60,7 +60,7 @@ def gateway_command(kafka: KafkaSettings, folder: Path, certificate: Path | None
 
 def url_of(gateway: Command) -> str:
     """Return the announced URL, without `/v1`."""
-    found: list[str] = re.findall(r"the API is at (https?://\S+)/v1", gateway.output())
+    found: list[str] = re.findall(r"the API is at (https?://\S+) under /v1", gateway.output())
     return found[0]
 
 

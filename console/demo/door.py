@@ -19,7 +19,7 @@ from telemetry.clock import Deadline, SystemClock
 
 START_SECONDS = 120.0
 BATCH_SECONDS = 300.0
-_URL = re.compile(r"the API is at (http://\S+)/v1")
+_URL = re.compile(r"the API is at (http://\S+) under /v1")
 _TENANT = "demo"
 _CLOCK = SystemClock()
 

@@ -113,9 +113,9 @@ def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_na
     server.listing = 401
     worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
     assert worker.process.wait(60) == 1
-    said = "(401): POSTBACK_ENGINE__OPENAI__API_KEY is not a key that it takes\n"
-    assert f"postback: the server at http://127.0.0.1:{server.server_port} refuses to list its models {said}" in (
-        worker.said()
+    said = "(401): POSTBACK_ENGINE__OPENAI__API_KEY is not a key that it takes"
+    assert worker.lines()[-1]["message"] == (
+        f"the server at http://127.0.0.1:{server.server_port} refuses to list its models {said}"
     )
     assert KEY not in worker.said()
 
@@ -146,7 +146,7 @@ def hub() -> Iterator[str]:
 def ends_with(worker: Role, said: str) -> None:
     """Assert exit status 1, this last line, and no traceback."""
     assert worker.process.wait(400) == 1
-    assert worker.said().splitlines()[-1] == f"postback: {said}"
+    assert worker.lines()[-1]["message"] == said
     assert "Traceback" not in worker.said()
 
 

@@ -175,7 +175,7 @@ def test_a_worker_without_its_topics_ends_with_one_line_that_says_what_to_do(pro
     worker = product.worker("w1", "--engine", "echo", POSTBACK_WORKER__LANE="nowhere")
     assert worker.process.wait(60) == 1
     missing = product.kafka.topics.requests("nowhere")
-    assert f"postback: the topic {missing} does not exist; `postback topics create` makes it\n" in worker.said()
+    assert f"the topic {missing} does not exist; `postback topics create` makes it" == worker.lines()[-1]["message"]
 
 
 def test_delivery_without_a_keyring_ends_with_one_line_that_says_what_to_do(product: Product) -> None:

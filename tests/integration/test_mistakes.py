@@ -10,6 +10,7 @@ import typer
 
 from console.roles import run
 from schemas.settings import KafkaSettings
+from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback
 from workers.engines.base import EngineUnavailable
 
@@ -40,10 +41,11 @@ def test_what_is_asked_wrongly_ends_with_2_and_a_line_that_names_it(
     arguments: tuple[str, ...], variables: dict[str, str], said: str
 ) -> None:
     done = postback(*arguments, env=environment_of(**variables))
-    [line] = [line for line in done.stderr.splitlines() if "metrics and health on" not in line]
+    [line] = [line for line in log_lines(done.stderr) if line.get("event.action") != "health-served"]
     assert (done.returncode, done.stdout) == (2, "")
-    assert line.startswith(f"postback: {said}")
-    assert "s3cret" not in line
+    assert (line["log.level"], line["event.action"]) == ("error", "command-failed")
+    assert line["message"].startswith(said)
+    assert "s3cret" not in done.stderr
 
 
 def test_a_port_that_is_taken_ends_with_1_and_a_line_that_names_it() -> None:
@@ -53,9 +55,9 @@ def test_a_port_that_is_taken_ends_with_1_and_a_line_that_names_it() -> None:
         port = taken.getsockname()[1]
         done = postback("deliver", "--metrics-port", str(port), env=environment_of())
     assert (done.returncode, done.stdout) == (1, "")
-    said = f"postback: metrics and health cannot be served on port {port} of 127.0.0.1 (Address already in use); choose"
-    assert done.stderr.startswith(said)
-    assert done.stderr.count("\n") == 1
+    said = f"metrics and health cannot be served on port {port} of 127.0.0.1 (Address already in use); choose"
+    [line] = log_lines(done.stderr)
+    assert line["message"].startswith(said)
 
 
 def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +92,11 @@ def test_a_word_to_the_fleet_under_a_wrong_prefix_names_the_topic_that_is_missin
 def test_every_command_tells_of_a_misspelt_setting_before_it_begins_and_goes_on(tmp_path: Path) -> None:
     env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json", POSTBACK_KEYRINGS="s3cret")
     made = postback("keys", "init", env=env)
-    told = "postback: POSTBACK_KEYRINGS is ignored: no setting has that name; POSTBACK_KEYRING may be meant"
+    told = "POSTBACK_KEYRINGS is ignored: no setting has that name; POSTBACK_KEYRING may be meant"
 
-    assert (made.returncode, made.stderr.splitlines()[0]) == (0, told)
+    assert (made.returncode, made.stderr.splitlines()[0]) == (0, f"postback: {told}")
     assert "s3cret" not in made.stderr
-    for command in (("topics", "create"), ("worker", "--engine", "vllm")):
-        unreachable = {**env, "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
-        assert postback(*command, env=unreachable).stderr.splitlines()[0] == told, command
+    unreachable = {**env, "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    assert postback("topics", "create", env=unreachable).stderr.splitlines()[0] == f"postback: {told}"
+    role = log_lines(postback("worker", "--engine", "vllm", env=unreachable).stderr)[0]
+    assert (role["log.level"], role["event.action"], role["message"]) == ("warning", "setting-unread", told)

@@ -19,6 +19,7 @@ from confluent_kafka.admin import (
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.settings import KafkaSettings
+from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback
 
 pytestmark = pytest.mark.broker
@@ -46,8 +47,9 @@ def there(refusing: Broker, make_fleet: Callable[[str], KafkaSettings]) -> Kafka
 def test_a_kafka_without_the_new_groups_ends_a_worker_with_the_version_that_is_needed(there: KafkaSettings) -> None:
     done = postback("worker", "--engine", "echo", env=environment_of(there))
     assert done.returncode == 1
-    assert "postback: Kafka refuses membership in the group: " in done.stderr
-    assert "Kafka 4.0 or newer is needed" in done.stderr.splitlines()[-1]
+    said = log_lines(done.stderr)[-1]["message"]
+    assert said.startswith("Kafka refuses membership in the group: ")
+    assert "Kafka 4.0 or newer is needed" in said
     assert "Traceback" not in done.stderr
 
 
@@ -70,8 +72,8 @@ def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_
     deny(there, there.topics.results)
     done = postback("worker", "--engine", "echo", env=environment_of(there))
     assert (done.returncode, done.stdout) == (1, "")
-    refused = f"postback: Kafka refuses access to the topic {there.topics.results} (TOPIC_AUTHORIZATION_FAILED): check"
-    assert done.stderr.splitlines()[-1].startswith(refused)
+    refused = f"Kafka refuses access to the topic {there.topics.results} (TOPIC_AUTHORIZATION_FAILED): check"
+    assert log_lines(done.stderr)[-1]["message"].startswith(refused)
 
 
 def test_a_letter_that_may_not_go_back_is_not_marked_as_if_it_had(there: KafkaSettings) -> None:

@@ -56,7 +56,7 @@ def test_a_line_on_a_pipe_is_one_ecs_object(pipe: io.StringIO) -> None:
     assert line == {
         "log.level": "info",
         "message": "A job was settled.",
-        "ecs.version": "8.11.0",
+        "ecs.version": "9.4.0",
         "service.name": "worker",
         "log.logger": "postback",
         "event.action": "job_settled",

@@ -86,7 +86,7 @@ class Gateway:
         eventually(lambda: self.role.ready()[0], START_SECONDS, lambda: f"not ready: {self._tail()}")
 
     def _announced(self) -> list[str]:
-        return re.findall(r"the API is at (https?://\S+)/v1", self.role.said())
+        return re.findall(r"the API is at (https?://\S+) under /v1", self.role.said())
 
     def _tail(self) -> str:
         ended = self.role.process.poll()

@@ -12,9 +12,10 @@ import pytest
 
 from gateway.role import Options, run_gateway
 from schemas.settings import FleetSettings
+from tests.ecs import log_lines
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.postback_command import environment_of, postback_here
+from tests.postback_command import environment_of, postback
 from tests.product import Product, eventually
 from workers.roles.process import Listen
 from workers.system.errors import ProcessError
@@ -110,6 +111,7 @@ async def test_a_gateway_that_cannot_serve_says_the_fix(tmp_path: Path, change: 
 
 @pytest.mark.parametrize("roles", ["door,rely", "", "door;relay"])
 def test_an_unknown_role_is_refused_before_anything_starts(roles: str) -> None:
-    done = postback_here("gateway", "--roles", roles, env=environment_of())
+    done = postback("gateway", "--roles", roles, env=environment_of())
     assert done.returncode == 2
-    assert "choose from door, relay, view, expansion" in done.stderr
+    [line] = log_lines(done.stderr)
+    assert "choose from door, relay, view, expansion" in line["message"]
