@@ -128,6 +128,7 @@ STAGE = {
 }
 
 INFERENCE = {
+    "job-ended": Action("debug", "A job has its result, with the outcome in the line."),
     "job-rejected": Action(
         "info", "A record is no valid job, or names an unknown model; its result is `rejected` and names the fields."
     ),

@@ -42,6 +42,7 @@ BATCHES = {
 
 GATEWAY = {
     "api-served": Action("info", "The process serves the API and the console page at the origin in the line."),
+    "job-accepted": Action("debug", "A request's job is in the store, and will be put on Kafka."),
     "relay-leading": Action("info", "The process puts accepted records on Kafka, from the line's `position` on."),
     "relay-standby": Action("info", "Another gateway's process puts accepted records on Kafka; this one waits."),
     "relay-failed": Action(

@@ -30,8 +30,9 @@ from opentelemetry import trace
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["UnknownLevel", "configure", "get_logger", "log_context", "origin_of", "redact"]
+__all__ = ["UnknownLevel", "configure", "get_logger", "is_debugging", "log_context", "origin_of", "redact"]
 
+_OURS = "postback"
 ECS_VERSION = "9.4.0"
 REDACTED = "[redacted]"
 NO_ORIGIN = "(not a URL)"
@@ -85,7 +86,12 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
         super().__init__(self.__doc__)
 
 
-def get_logger(name: str = "postback") -> structlog.stdlib.BoundLogger:
+def is_debugging() -> bool:
+    """True if DEBUG lines are written. A line of every job asks first: the answer costs a hundredth of the line."""
+    return logging.getLogger(_OURS).isEnabledFor(logging.DEBUG)
+
+
+def get_logger(name: str = _OURS) -> structlog.stdlib.BoundLogger:
     """Return a logger, which is cheap. Before `configure`, its lines go to the standard library's handlers."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
@@ -113,7 +119,10 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(wanted)
+    number = logging.getLevelNamesMapping()[wanted]
+    # DEBUG is for our own lines: at that level some libraries write bodies of requests, and so prompts.
+    root.setLevel(max(number, logging.INFO))
+    logging.getLogger(_OURS).setLevel(number if number < logging.INFO else logging.NOTSET)
     logging.captureWarnings(True)
     for chatty in ("aiohttp.access", "alembic", "asyncio", "kafka", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -129,7 +138,7 @@ class _LineHandler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
         """Log a library's failure; logging itself would print a plain traceback."""
-        if record.name == "postback":
+        if record.name == _OURS:
             super().handleError(record)
             return
         get_logger().error(

@@ -34,6 +34,10 @@ class GoTool:
 
     package: str
     version: str
+    module: str = ""
+    """The package's module, where `replaced` is given."""
+    replaced: tuple[str, ...] = ()
+    """`replace` lines that the module's own go.mod has: Go ignores them in `go install`."""
 
     @property
     def file_name(self) -> str:
@@ -71,13 +75,25 @@ def one_build_at_a_time(folder: Path) -> Iterator[None]:
 
 def _build(tool: GoTool, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as built:
+        command, folder = ["install", f"{tool.package}@{tool.version}"], None
+        if tool.replaced:
+            folder = Path(built) / "module"
+            folder.mkdir()
+            (folder / "go.mod").write_text(_go_mod(tool))
+            command = ["build", "-mod=mod", "-o", str(Path(built) / "tool"), tool.package]
         run(
-            [str(go()), "install", f"{tool.package}@{tool.version}"],
+            [str(go()), *command],
             fix="the Go module proxy has to be reachable (GOPROXY), or the tool already be in the cache",
             env={**os.environ, "GOBIN": built, "GOTOOLCHAIN": "local"},
+            cwd=folder,
         )
         # An atomic replace: other runs never see half an executable, and a failed build leaves nothing.
-        next(Path(built).iterdir()).replace(target)
+        next(path for path in Path(built).iterdir() if path.is_file()).replace(target)
+
+
+def _go_mod(tool: GoTool) -> str:
+    lines = [f"require {tool.module} {tool.version}", *(f"replace {line}" for line in tool.replaced)]
+    return "\n\n".join(["module build", f"go {'.'.join(map(str, OLDEST_GO))}", *lines]) + "\n"
 
 
 def go() -> Path:

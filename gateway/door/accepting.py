@@ -20,7 +20,10 @@ from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError, conflict
 from gateway.door.noted import note_objects
 from gateway.door.submitted import JOBS
+from telemetry.logs import get_logger, is_debugging
 from telemetry.traces import annotate
+
+log = get_logger()
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 KEY_HEADER = "idempotency-key"
@@ -90,6 +93,7 @@ async def accept(
     if stored.body == answer:  # a repeat has accepted none of these jobs
         note_objects(request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
         annotate({"jobs": len(jobs)} if len(jobs) > 1 else {"job_id": jobs[0].job_id})
+        _say_accepted(principal.tenant, jobs)
     return stored
 
 
@@ -105,3 +109,10 @@ def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
 def response_of(stored: StoredAnswer) -> Response:
     """Return a stored answer as an HTTP response."""
     return Response(stored.body, stored.status, media_type="application/json")
+
+
+def _say_accepted(tenant: str, jobs: Sequence[NewJob]) -> None:
+    if not is_debugging():
+        return
+    for job in jobs:
+        log.debug("A job was accepted.", action="job-accepted", job_id=job.job_id, tenant=tenant)

@@ -19,7 +19,6 @@ A crash between the POST and the settle repeats the POST, with the same `webhook
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +27,7 @@ from schemas.event import event_body
 from schemas.signature import Signer
 from schemas.topics import TRACEPARENT, Topics
 from telemetry.clock import Clock
-from telemetry.logs import get_logger
+from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
 from telemetry.traces import collecting, exemplar, parse_traceparent
 from workers.delivery import outputs
@@ -65,7 +64,6 @@ UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
 
 log = get_logger()
-_STDLIB_LOG = logging.getLogger("postback")
 
 
 class DeliveryHandler(TierPace):
@@ -258,9 +256,10 @@ class DeliveryHandler(TierPace):
             self._metrics.callbacks.labels(str(outcome.reason)).inc()
 
     def _say_delivered(self, pending: PendingDelivery, outcome: Delivered) -> None:
-        if not _STDLIB_LOG.isEnabledFor(logging.DEBUG):
-            return  # the usual case: this check costs a hundredth of making the line
-        log.debug("A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending))
+        if is_debugging():
+            log.debug(
+                "A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending)
+            )
 
     def _say_retried(self, pending: PendingDelivery, outcome: FailedDelivery, wait_seconds: float) -> None:
         log.info(

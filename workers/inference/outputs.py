@@ -8,7 +8,7 @@ from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.topics import Topics
 from telemetry.clock import Clock
-from telemetry.logs import get_logger
+from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import IDENTITY, identity_headers, job_letter, origin_header
 from workers.inference.results import Results
@@ -39,6 +39,16 @@ class Outputs:
             result = self._results.failed(received, "result_too_large", message)
             value = write_result(result)
         self._outcomes[result.outcome].inc()
+        if is_debugging():
+            log.debug(
+                "A job has its result.",
+                action="job-ended",
+                job_id=received.job_id,
+                webhook_id=received.webhook_id,
+                tenant=received.tenant,
+                outcome=str(result.outcome),
+                traceparent=received.traceparent,
+            )
         return [self._result(received, value, received.job.callback_url)]
 
     def rejected(self, record: Record, invalid: InvalidJob, *, by_engine: bool = False) -> list[Output]:
