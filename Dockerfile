@@ -1,12 +1,14 @@
-# One image for every role: `worker`, `deliver`, `receive`, `topics`, `keys` are commands of the same program.
+# One image for every role: `worker`, `deliver`, `gateway`, `exporter`, `topics`, `keys` are commands of one program.
 #
-#   docker build -t postback .                                                       # echo and openai engines, delivery
-#   docker build -t postback:gpu --build-arg BASE=vllm/vllm-openai:v0.32.0 .         # the in-process engine on GPUs
+#   docker build -t postback .                              # light: every role, and workers without an engine of their own
+#   docker build -t postback:gpu --target worker-gpu .      # workers with vLLM on GPUs
+#   scripts/images                                          # both, the same bytes each time, with SBOM and digest
 #
-# BASE brings Python 3.11 or newer as `python3` with its venv module, and vLLM where a GPU is to be used.
-ARG BASE=python:3.11-slim
+# A base brings Python 3.11 or newer as `python3` with its venv module. Name it with its digest for the same base each time.
+ARG LIGHT_BASE=python:3.11-slim
+ARG GPU_BASE=vllm/vllm-openai:v0.32.0
 
-FROM python:3.11-slim AS wheel
+FROM ${LIGHT_BASE} AS wheel
 WORKDIR /src
 COPY requirements/build.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/build.txt
@@ -20,29 +22,53 @@ COPY schemas schemas
 COPY screening screening
 COPY telemetry telemetry
 COPY workers workers
+# A wheel's files have this time: the same sources give the same bytes.
+ARG SOURCE_DATE_EPOCH=1735689600
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . ./producers/postback_client
 
-FROM ${BASE}
-
-# An environment of our own over the base's packages: it sees the base's vLLM and torch and changes nothing of them.
-RUN python3 -m venv --system-site-packages /opt/postback
-ENV PATH=/opt/postback/bin:$PATH
-COPY requirements/worker.txt /tmp/worker.txt
-RUN pip install --no-cache-dir --ignore-installed --require-hashes -r /tmp/worker.txt && rm /tmp/worker.txt
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-cache-dir --no-deps /wheels/*.whl
-
-# The user has a name because torch asks for it. What is written at run time is below these two directories and /tmp, so
-# that the root file system can be read-only: models and compiled kernels in the cache, the keyring beside it.
-RUN groupadd --gid 10001 postback \
-    && useradd --uid 10001 --gid 10001 --home-dir /var/cache/postback --no-create-home --shell /usr/sbin/nologin postback \
-    && install -d -o postback -g postback -m 0750 /var/cache/postback /var/lib/postback
-ENV HOME=/var/cache/postback \
+FROM ${GPU_BASE} AS worker-gpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
+    --mount=type=bind,source=deploy/image/install,target=/requirements/install \
+    sh /requirements/install
+ENV PATH=/opt/postback/bin:$PATH \
+    HOME=/var/cache/postback \
+    USER=postback \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+LABEL org.opencontainers.image.title="Postback worker with vLLM" \
+      org.opencontainers.image.description="Asynchronous LLM inference over Kafka: workers with vLLM on GPUs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001
 WORKDIR /var/cache/postback
-
 EXPOSE 9100
 # Exec form: SIGTERM reaches the process itself, which drains and exits 0.
+ENTRYPOINT ["postback"]
+CMD ["--help"]
+
+FROM ${LIGHT_BASE} AS light
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
+    --mount=type=bind,source=deploy/image/install,target=/requirements/install \
+    sh /requirements/install
+ENV PATH=/opt/postback/bin:$PATH \
+    HOME=/var/cache/postback \
+    USER=postback \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+LABEL org.opencontainers.image.title="Postback" \
+      org.opencontainers.image.description="Asynchronous LLM inference over Kafka: every role, without an engine of its own" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+USER 10001:10001
+WORKDIR /var/cache/postback
+EXPOSE 8443 9100
 ENTRYPOINT ["postback"]
 CMD ["--help"]

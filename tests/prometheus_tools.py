@@ -21,6 +21,11 @@ def promtool() -> Path:
     return _package("prometheus") / "usr" / "bin" / "promtool"
 
 
+def amtool() -> Path:
+    """Return the path of `amtool`, which checks Alertmanager's configuration."""
+    return _package("prometheus-alertmanager") / "usr" / "bin" / "amtool"
+
+
 def prometheus() -> Path:
     """Return the path of the server."""
     return _package("prometheus") / "usr" / "bin" / "prometheus"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from workers.engines.vllm.loading import short
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
-"""The base image of our image with vLLM; docs/DEPLOY.md and compose.yaml name it too."""
+"""The base image of our image with vLLM; docs/DEPLOY.md and the Dockerfile name it too."""
 
 _UNKNOWN_TO_THE_HUB = {"RepositoryNotFoundError", "HFValidationError"}
 _NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
@@ -22,10 +22,7 @@ _NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 def known_reason(model: str, error: BaseException) -> str | None:
     """Return the problem and its fix; None for an unknown error, which needs its stack trace."""
     if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
-        return (
-            f"there is no vLLM here: build the image with --build-arg BASE={IMAGE}, "
-            "or pip install 'postback[worker,vllm]'"
-        )
+        return "there is no vLLM here: build the image with --target worker-gpu, or pip install 'postback[worker,vllm]'"
     names, text = {type(one).__name__ for one in _causes(error)}, reason(error)
     if "GatedRepoError" in names:
         return f"the model {model} is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did"

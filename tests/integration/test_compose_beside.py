@@ -1,0 +1,160 @@
+"""What compose.yaml runs beside the fleet: secrets, store and monitoring, by the tools of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import make_url
+
+from tests.integration.deployment import ROOT, Manifest, compose_model, own_services
+from tests.prometheus_tools import amtool, promtool
+
+# The first run builds compose-go's command, which takes minutes.
+pytestmark = pytest.mark.timeout(1800)
+
+HOME = "/var/lib/postback"
+"""The folder of our image that the volume of the secrets is mounted at."""
+
+
+@pytest.fixture(scope="module")
+def compose() -> Manifest:
+    return compose_model()
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory, compose: Manifest) -> Path:
+    """The volume of the secrets, made twice by the service's own script."""
+    folder = tmp_path_factory.mktemp("secrets")
+    run_script(compose, folder)
+    run_script(compose, folder)
+    return folder
+
+
+def run_script(compose: Manifest, folder: Path) -> None:
+    service = compose["services"]["secrets"]
+    script = service["command"][0].replace(HOME, str(folder))
+    done = subprocess.run(
+        [*service["entrypoint"], script],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_secret_is_made_once_and_is_a_file_of_its_reader_only(
+    compose: Manifest, tmp_path: Path, secrets: Path
+) -> None:
+    run_script(compose, tmp_path)
+    files = [path.relative_to(secrets) for path in sorted(secrets.rglob("*")) if path.is_file()]
+
+    made = {str(path): (secrets / path).read_bytes() for path in files}
+    other = {str(path): (tmp_path / path).read_bytes() for path in files}
+    run_script(compose, secrets)
+    assert {str(path): (secrets / path).read_bytes() for path in files} == made
+    assert [name for name in made if other[name] == made[name]] == [], "every stack has secrets of its own"
+    private = {"gateway/pgpass", "gateway/pepper", "gateway/gateway.key", "authority/ca.key", "authority/gateway.key"}
+    readable = {str(path) for path in files if (secrets / path).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)}
+    assert private <= set(made)
+    assert not private & readable
+    assert {"postgres/password", "grafana/password"} <= readable, "these two run as other users"
+
+
+def test_a_service_sees_its_own_folder_of_the_secrets_and_not_the_authoritys(compose: Manifest) -> None:
+    seen = {
+        name: (volume["volume"].get("subpath"), volume.get("read_only", False))
+        for name, service in compose["services"].items()
+        for volume in service.get("volumes", [])
+        if volume["source"] == "secrets"
+    }
+
+    assert seen == {
+        "secrets": (None, False),
+        "postgres": ("postgres", True),
+        "grafana": ("grafana", True),
+        "gateway": ("gateway", True),
+    }
+
+
+def test_the_gateway_finds_its_secrets_where_it_is_told(compose: Manifest, secrets: Path) -> None:
+    service = compose["services"]["gateway"]
+    [mount] = [volume["target"] for volume in service["volumes"] if volume["source"] == "secrets"]
+    url = make_url(service["environment"]["POSTBACK_STORE__URL"])
+    told = [
+        str(url.query["passfile"]),
+        service["environment"]["POSTBACK_ACCESS__PEPPER_FILE"],
+        *(word.partition("=")[2] for word in service["command"] if word.startswith("--tls-")),
+    ]
+
+    for path in told:
+        assert (secrets / "gateway" / Path(path).relative_to(mount)).is_file(), path
+    password = (secrets / "postgres" / "password").read_text()
+    assert (secrets / "gateway" / "pgpass").read_text() == f"{url.host}:5432:{url.database}:{url.username}:{password}\n"
+    postgres = compose["services"]["postgres"]["environment"]
+    assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == (url.username, url.database)
+
+
+def test_no_secret_stands_in_the_environment(compose: Manifest) -> None:
+    for name, service in compose["services"].items():
+        for variable, value in (service.get("environment") or {}).items():
+            secret = re.search(r"PASSWORD|TOKEN|SECRET|PEPPER|API_KEY", variable)
+            assert not (secret and value) or value.startswith("/"), f"{name}: {variable}"
+
+
+def test_every_file_that_is_mounted_exists(compose: Manifest) -> None:
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind" and Path(volume["source"]).is_relative_to(ROOT):
+                assert Path(volume["source"]).exists(), f"{name}: {volume['source']}"
+
+
+def test_promtool_accepts_prometheus_configuration_which_scrapes_each_role_by_the_name_of_the_rules(
+    compose: Manifest,
+) -> None:
+    file = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    done = subprocess.run(
+        [promtool(), "check", "config", file], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = {
+        job["job_name"]: {
+            (name, discovery["port"]) for discovery in job["dns_sd_configs"] for name in discovery["names"]
+        }
+        for job in yaml.safe_load(file.read_text())["scrape_configs"]
+    }
+
+    roles = {name: service for name, service in own_services(compose).items() if "healthcheck" in service}
+    assert {found for each in jobs.values() for found in each} == {(name, 9100) for name in roles}
+    rules = (file.parent / "postback.rules.yml").read_text()
+    assert set(re.findall(r'job="(postback-[a-z]+)"', rules)) <= set(jobs)
+
+
+def test_amtool_accepts_alertmanagers_configuration() -> None:
+    file = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+    done = subprocess.run([amtool(), "check-config", file], capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_grafana_finds_prometheus_and_the_dashboards(compose: Manifest) -> None:
+    service = compose["services"]["grafana"]
+    mounted = {volume["target"]: Path(volume["source"]) for volume in service["volumes"]}
+    provisioning = mounted["/etc/grafana/provisioning"]
+
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "postback.yml").read_text())["providers"]
+    dashboards = [json.loads(path.read_text()) for path in mounted[provider["options"]["path"]].glob("*.json")]
+    assert "Postback fleet" in {each["title"] for each in dashboards}
+    host, port = re.fullmatch(r"http://([a-z]+):(\d+)", source["url"]).groups()  # type: ignore[union-attr]
+    assert host in compose["services"]
+    assert port == str(compose["services"][host]["ports"][0]["target"])
