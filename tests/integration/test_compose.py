@@ -36,11 +36,12 @@ def services_of(compose: Manifest, *profiles: str) -> set[str]:
 def test_the_profiles_add_what_stands_beside_a_fleet(compose: Manifest) -> None:
     alone = services_of(compose)
 
-    added = {profile: services_of(compose, profile) - alone for profile in ("gpu", "dev", "observe")}
+    added = {profile: services_of(compose, profile) - alone for profile in ("gpu", "dev", "observe", "elk")}
     assert added == {
         "gpu": {"worker-gpu"},
         "dev": {"receiver"},
         "observe": {"prometheus", "alertmanager", "grafana"},
+        "elk": {"log-store", "filebeat"},
     }
 
 

@@ -1,4 +1,4 @@
-"""What compose.yaml runs beside the fleet: secrets, store and monitoring, by the tools of each."""
+"""What compose.yaml runs beside the fleet: secrets, store, monitoring and the log store, by the tools of each."""
 
 from __future__ import annotations
 
@@ -158,3 +158,14 @@ def test_grafana_finds_prometheus_and_the_dashboards(compose: Manifest) -> None:
     host, port = re.fullmatch(r"http://([a-z]+):(\d+)", source["url"]).groups()  # type: ignore[union-attr]
     assert host in compose["services"]
     assert port == str(compose["services"][host]["ports"][0]["target"])
+
+
+def test_filebeat_reads_the_containers_lines_into_the_log_store(compose: Manifest) -> None:
+    filebeat, store = compose["services"]["filebeat"], compose["services"]["log-store"]
+    folders = [v["target"] for v in filebeat["volumes"] if v["target"].endswith("/containers")]
+
+    assert filebeat["environment"]["POSTBACK_CONTAINER_LOGS"].startswith(folders[0])
+    port = store["ports"][0]["target"]
+    assert filebeat["environment"]["ELASTICSEARCH_URL"] == f"http://log-store:{port}/insert/elasticsearch"
+    named = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "deploy" / "filebeat" / "filebeat.yml").read_text()))
+    assert filebeat["environment"].keys() <= named
