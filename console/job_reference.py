@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
-from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Identifier, Job, MediaType, Url
+from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Day, Domain, Identifier, Job, Language, MediaType, Url
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 
@@ -41,7 +41,15 @@ JOB = {
             "query": "creatinine",
             "limit": 5,
             "parameters": {"patient": "p1"},
+            "domains": ["who.int"],
+            "since": "2024-01-01",
+            "until": "2024-12-31",
+            "language": "en",
         },
+        "searches": [{"provider": "pubmed", "query": "creatinine clearance", "limit": 3}],
+        "budget_seconds": 10,
+        "freshness_seconds": 3600,
+        "max_chars": 8000,
         "profile": "medical",
         "required": True,
     },
@@ -164,6 +172,9 @@ _PATTERNS = {
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
     TypeAdapter(Base64).json_schema()["pattern"]: "base64 with padding",
     TypeAdapter(MediaType).json_schema()["pattern"]: "a media type without parameters",
+    TypeAdapter(Domain).json_schema()["pattern"]: "a host name in lower case",
+    TypeAdapter(Day).json_schema()["pattern"]: "a day as YYYY-MM-DD",
+    TypeAdapter(Language).json_schema()["pattern"]: "two letters of ISO 639-1",
     f"^{TENANT_PATTERN}$": "1 to 63 letters, digits, `_` or `-`, a letter or digit first",
 }
 """The schema's patterns, in words. An unknown pattern raises KeyError."""
@@ -231,8 +242,9 @@ def _headers() -> str:
 
 
 def _parts(schema: Mapping[str, Any], *examples: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a section for each nested model, in the order of the fields that refer to the models."""
-    for place, name in _named_in(schema, schema, ""):
+    """Yield a section for each nested model, in the order of the first fields that refer to the models."""
+    places = {name: place for place, name in reversed([*_named_in(schema, schema, "")])}
+    for name, place in reversed(places.items()):
         part = schema["$defs"][name]
         yield _section(
             f"`{place}`", part["description"], {**part, "$defs": schema["$defs"]}, _at(place, examples), "###"

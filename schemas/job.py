@@ -19,6 +19,9 @@ MAX_DOCUMENTS = 20
 MAX_EMBEDDED = 64
 """The most texts of one job for embeddings; 64 vectors of 1,024 numbers have some 800 KiB, and a result 900 KiB."""
 MAX_DIMENSIONS = 16_384
+MAX_SEARCHES = 4
+"""The most further searches of a job."""
+MAX_DOMAINS = 20
 MAX_QUERY_CHARS = 1024
 MAX_METADATA_CHARS = 2048
 MAX_PARAMETER_CHARS = 256
@@ -151,6 +154,12 @@ class Reasoning(WireModel):
         return self.effort != "none" and self.max_tokens != 0
 
 
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+Domain = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{_LABEL}(?:\.{_LABEL})+$")]
+Day = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])$")]
+Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")]
+
+
 class Search(WireModel):
     """A search whose results become sources."""
 
@@ -165,6 +174,14 @@ class Search(WireModel):
         Annotated[str, StringConstraints(min_length=1, max_length=MAX_PARAMETER_CHARS)],
     ] = Field(default_factory=dict, max_length=16)
     """Values that a source of the operator's asks for, by name, such as a patient's number."""
+    domains: list[Domain] = Field(default_factory=list, max_length=MAX_DOMAINS)
+    """Hosts of the results, such as `who.int`; their subdomains count too. Any host where empty."""
+    since: Day | None = None
+    """The first day of publication, at providers that have a date range: `arxiv`, `brave` and `pubmed`."""
+    until: Day | None = None
+    """The last day of publication, at the same providers."""
+    language: Language | None = None
+    """The language of the results (ISO 639-1), at providers that have languages: `brave` and `searxng`."""
 
 
 class SourceDocument(WireModel):
@@ -199,10 +216,23 @@ class Sources(WireModel):
     """Documents of the job itself. Of documents with the same `id`, the first one counts."""
     search: Search | None = None
     """A search whose results become sources too."""
+    searches: list[Search] = Field(default_factory=list, max_length=MAX_SEARCHES)
+    """Further searches, which run beside `search`. A result of several searches is one source."""
+    budget_seconds: float | None = Field(default=None, gt=0, le=120)
+    """Time for all sources; the operator's default where absent, and at most the operator's bound."""
+    freshness_seconds: float | None = Field(default=None, ge=0, le=31_536_000)
+    """The greatest age of a cached page or search; the operator's bound is the least."""
+    max_chars: int | None = Field(default=None, ge=200, le=1_000_000)
+    """The most characters of quoted passages; the operator's default where absent, and at most the operator's bound."""
     profile: Identifier = "default"
     """The profile by which the question is answered, such as `default`, `medical` or `finance`."""
     required: bool = False
     """If true, a job without usable sources fails; if false, its prompt states that there are none."""
+
+    @property
+    def all_searches(self) -> list[Search]:
+        """`search` and the further searches."""
+        return [*([self.search] if self.search is not None else []), *self.searches]
 
 
 class Job(WireModel):

@@ -33,8 +33,8 @@ _ORDER = tuple(Verdict)
 FieldName = Literal["prompt", "messages", "embed", "search", "documents", "metadata"]
 """A job's text that the filter reads.
 
-`search` is `sources.search.query`. The filter reads `title` and `text` of `sources.documents`, and the values of
-`metadata`.
+`search` is the query of each search in `sources`, and the values of its parameters. The filter reads `title` and
+`text` of `sources.documents`, and the values of `metadata`.
 """
 
 

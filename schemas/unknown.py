@@ -25,6 +25,7 @@ _MODELS: dict[str, type[WireModel]] = {
     "": Job,
     "sources": Sources,
     "sources.search": Search,
+    "sources.searches": Search,
     "sources.documents": SourceDocument,
     "response_format": ResponseFormat,
     "response_format.json_schema": JsonSchemaFormat,
@@ -71,6 +72,8 @@ def taken_from(job: Job) -> UnknownFields | None:
     if job.sources is not None:
         names += _below("sources", job.sources)
         names += _below("sources.search", job.sources.search)
+        for search in job.sources.searches:
+            names += _below("sources.searches", search)
         for document in job.sources.documents:
             names += _below("sources.documents", document)
     names += _below("reasoning", job.reasoning)

@@ -12,6 +12,7 @@ from schemas.job import (
     MAX_QUERY_CHARS,
     Job,
     Message,
+    Search,
     SourceDocument,
     Sources,
     TextPart,
@@ -44,7 +45,7 @@ class JobText:
     @property
     def most_chars(self) -> int | None:
         """The most characters that the schema allows here; None without a limit."""
-        is_parameter = self.field == "search" and self.place[1] != 0
+        is_parameter = self.field == "search" and isinstance(self.place[1], str)
         return MAX_PARAMETER_CHARS if is_parameter else _MOST_CHARS.get(self.field)
 
 
@@ -57,10 +58,10 @@ def texts_of(job: Job) -> Iterator[JobText]:
         yield JobText(("messages", number), message.text, parts)
     for number, text in enumerate(job.embed or ()):
         yield JobText(("embed", number), text)
-    if job.sources is not None and job.sources.search is not None:
-        yield JobText(("search", 0), job.sources.search.query)
-        for key, value in job.sources.search.parameters.items():
-            yield JobText(("search", key), value)
+    for number, search in enumerate(job.sources.all_searches if job.sources is not None else ()):
+        yield JobText(("search", number), search.query)
+        for key, value in search.parameters.items():
+            yield JobText(("search", f"{number}.{key}"), value)
     for number, document in enumerate(job.sources.documents if job.sources is not None else ()):
         for member in _MEMBERS:
             text = getattr(document, member)
@@ -91,13 +92,15 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
 
 
 def _with_source_texts(sources: Sources, changed: Mapping[Place, str | tuple[str, ...]]) -> Sources:
-    search = sources.search
-    if search is not None:
-        parameters = {key: changed.get(("search", key), value) for key, value in search.parameters.items()}
-        update = {"query": changed.get(("search", 0), search.query), "parameters": parameters}
-        search = search.model_copy(update=update)
+    searches = [_with_search(number, search, changed) for number, search in enumerate(sources.all_searches)]
+    search = searches.pop(0) if sources.search is not None else None
     documents = [_with_members(number, document, changed) for number, document in enumerate(sources.documents)]
-    return sources.model_copy(update={"search": search, "documents": documents})
+    return sources.model_copy(update={"search": search, "searches": searches, "documents": documents})
+
+
+def _with_search(number: int, search: Search, changed: Mapping[Place, str | tuple[str, ...]]) -> Search:
+    parameters = {key: changed.get(("search", f"{number}.{key}"), value) for key, value in search.parameters.items()}
+    return search.model_copy(update={"query": changed.get(("search", number), search.query), "parameters": parameters})
 
 
 def _with_members(

@@ -78,7 +78,10 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
             Message(role="user", content=f"pay {CARD}"),
             Message(role="user", content=[TextPart(type="text", text="a"), TextPart(type="text", text=CARD)]),
         ],
-        sources=Sources(search=Search(provider="bureau", query=f"who owns {CARD}", parameters={"card": CARD})),
+        sources=Sources(
+            search=Search(provider="bureau", query=f"who owns {CARD}", parameters={"card": CARD}),
+            searches=[Search(provider="wikipedia", query=CARD)],
+        ),
         metadata={"card": CARD, "ward": "3b"},
     )
 
@@ -86,7 +89,7 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
 
     assert found_in(screened) == {
         ("pii", "card", "messages"): 2,
-        ("pii", "card", "search"): 2,
+        ("pii", "card", "search"): 3,
         ("pii", "card", "metadata"): 1,
     }
     messages, sources = screened.job.messages or [], screened.job.sources
@@ -94,6 +97,7 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
     assert messages[0] is (job.messages or [])[0]
     assert sources is not None and sources.search is not None and sources.search.query == "who owns [redacted:card]"
     assert sources.search.parameters == {"card": "[redacted:card]"}
+    assert [one.query for one in sources.searches] == ["[redacted:card]"]
     assert screened.job.metadata == {"card": "[redacted:card]", "ward": "3b"}
 
 

@@ -16,6 +16,7 @@ from workers.egress import Guard
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
 from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.answering.template import load_template
+from workers.enrichment.bounds import Bounds
 from workers.enrichment.cache.build import open_cache
 from workers.enrichment.cache.cache import Reading
 from workers.enrichment.cache.settings import CacheSettings
@@ -59,6 +60,26 @@ class _ReadSources:
 
     documents: tuple[Document, ...]
     left_out: tuple[LeftOut, ...]
+
+
+class _Known:
+    """A job's sources so far. Searches add their results as they come, each once."""
+
+    def __init__(self, own: Sequence[Wanted]) -> None:
+        self.own = own
+        self._names = {name for one in own for name in (one.url, one.id) if name}
+        self._position = len(own)
+
+    def new(self, found: Sequence[Found]) -> list[Wanted]:
+        """Return the results that are not known yet, and remember them."""
+        more = []
+        for one in found:
+            names = {name for name in (one.url, one.id) if name}
+            if not names & self._names:
+                self._position += 1
+                more.append(Wanted(self._position, one.url, one))
+            self._names |= names
+        return more
 
 
 class Enricher:
@@ -133,17 +154,19 @@ class Enricher:
 
         Raises NothingFound if sources are required and none could be used. All other faults become notes.
         """
-        whole = self._within(self._settings.budget_seconds, deadline)
+        bounds = Bounds.of(sources, self._settings)
+        whole = self._within(bounds.budget_seconds, deadline)
         ranking_seconds = whole.remaining * self._settings.ranking_share
         reading = Deadline.after(self._clock, whole.remaining - ranking_seconds)
-        asker = Asker(tenant)
-        read, notes = await self._find_and_read(sources, asker, reading, deadline)
+        asker = Asker(tenant, bounds.max_age_seconds)
+        read, notes = await self._find_and_read(sources, asker, bounds, reading, deadline)
+        notes = [*bounds.notes, *notes]
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
             # A search's wait for a turn may use up the budget; ranking keeps its share even then.
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
-            numbered, unranked = await self._choose(question, read.documents, asker, ranking, room_tokens)
+            numbered, unranked = await self._choose(question, read.documents, asker, ranking, bounds.chars, room_tokens)
             notes += unranked
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
@@ -164,48 +187,47 @@ class Enricher:
         return Deadline.after(self._clock, seconds if deadline is None else min(seconds, deadline.remaining))
 
     async def _find_and_read(
-        self, sources: Sources, asker: Asker, reading: Deadline, deadline: Deadline | None
+        self, sources: Sources, asker: Asker, bounds: Bounds, reading: Deadline, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """Read the job's own sources and its search's results; add a note if the search brought no results.
+        """Read the job's own sources and its searches' results; add a note for a search that brought no results.
 
-        Both are read concurrently: a search that hangs must not take time from the job's own sources. The
-        own sources come first in the result.
+        All are read concurrently: a search that hangs must not take time from the job's other sources. The own sources
+        come first in the result, then the results of the first search.
         """
-        wanted = _named_by(sources)
-        own = self._read(wanted, asker, reading)
-        if sources.search is None:
-            return await own, []
-        searched = self._search_and_read(sources.search, wanted, asker, reading.remaining, deadline)
-        read, (more, notes) = await asyncio.gather(own, searched)
-        return _ReadSources(read.documents + more.documents, read.left_out + more.left_out), notes
+        known = _Known(_named_by(sources))
+        own = self._read(known.own, asker, reading)
+        searches = (self._search_and_read(one, known, asker, bounds, deadline) for one in sources.all_searches)
+        read, found = await asyncio.gather(own, asyncio.gather(*searches))
+        parts = [read, *(part for part, _ in found)]
+        documents = tuple(one for part in parts for one in part.documents)
+        left_out = tuple(one for part in parts for one in part.left_out)
+        return _ReadSources(documents, left_out), [note for _, notes in found for note in notes]
 
     async def _search_and_read(
-        self, wanted: Search, known: Sequence[Wanted], asker: Asker, seconds: float, deadline: Deadline | None
+        self, wanted: Search, known: _Known, asker: Asker, bounds: Bounds, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """Run the search, and read its results in the part of `seconds` that the search leaves."""
-        findings, notes = await self._find(wanted, asker.tenant, deadline)
-        new: dict[str, Found] = {}
-        names = {name for one in known for name in (one.url, one.id)}
-        for one in findings.found:
-            key = one.url or one.id or ""
-            if key not in names and one.id not in names:
-                new.setdefault(key, one)
-        more = [Wanted(position, one.url, one) for position, one in enumerate(new.values(), start=len(known) + 1)]
-        return await self._read(more, asker, self._within(seconds - findings.seconds, deadline)), notes
+        """Run the search, and read its results in the time that the search leaves."""
+        seconds = bounds.budget_seconds * (1 - self._settings.ranking_share)
+        findings, notes = await self._find(wanted, asker, seconds, deadline)
+        left = self._within(seconds - findings.seconds, deadline)
+        return await self._read(known.new(findings.found), asker, left), notes
 
-    async def _find(self, wanted: Search, tenant: str, deadline: Deadline | None) -> tuple[Findings, list[str]]:
+    async def _find(
+        self, wanted: Search, asker: Asker, seconds: float, deadline: Deadline | None
+    ) -> tuple[Findings, list[str]]:
         """Return the search's results, and a note if there are none."""
         name = f"the search at {wanted.provider}"
         try:
             async with asyncio.timeout(deadline.remaining if deadline is not None else None):
                 with span("search", None, {"provider": wanted.provider}, kind=Kind.CLIENT):
-                    findings = await self._searches.find(wanted, tenant)
+                    findings = await self._searches.find(wanted, asker.tenant, seconds, asker.max_age_seconds)
             result, notes = ("found", []) if findings.found else ("nothing", [f"{name} found nothing"])
         except Unreadable as reason:
             result, findings, notes = "failed", Findings(()), [f"{name} brought nothing: {reason}"]
         except TimeoutError:
             result, findings, notes = "late", Findings(()), [f"{name} brought nothing: {LATE}"]
         self._searched[result].inc()
+        notes += [f"{name} has no {one}: it searched without" for one in findings.ignored]
         return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _ReadSources:
@@ -264,6 +286,7 @@ class Enricher:
         documents: Sequence[Document],
         asker: Asker,
         deadline: Deadline,
+        chars: int,
         room_tokens: int | None,
     ) -> tuple[tuple[NumberedSource, ...], list[str]]:
         """Choose passages; return the numbered sources, and notes on the choice and on sources without passages."""
@@ -271,7 +294,7 @@ class Enricher:
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
             return (), ["no source was used: context_window or the model leaves no room for any"]
-        budget = Budget(self._settings.evidence_chars, tokens, source_tokens)
+        budget = Budget(chars, tokens, source_tokens)
         texts = within([document.text for document in documents], MAX_RANKED_CHARS)
         others = within([document.rest for document in documents], MAX_RANKED_CHARS - sum(map(len, texts)))
         titled = [(one.title, text, rest) for one, text, rest in zip(documents, texts, others, strict=True)]

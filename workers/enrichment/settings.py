@@ -26,6 +26,8 @@ class EnrichmentSettings(BaseSettings):
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
     """Time for all of a job's sources. Late sources are left out, with a note. A search's wait for a turn is extra."""
+    longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
+    """The most time that a job may ask for its sources (`sources.budget_seconds`)."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the budget reserved for ranking; the rest is for reading."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
@@ -63,12 +65,16 @@ class EnrichmentSettings(BaseSettings):
     """Address space of one process; a page that needs more is left out. A container's limit must fit all processes."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
+    least_freshness_seconds: float = Field(default=60.0, ge=0)
+    """The least age of cached pages and searches that a job may refuse (`sources.freshness_seconds`)."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
     """The wording of the prompt: `plain`, `deepseek` (DeepSeek's own form), or the path of your own `.toml` file."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Maximum length of all quoted passages together, in code points; English has about four per token."""
+    most_evidence_chars: int = Field(default=16_000, ge=200, le=1_000_000)
+    """The most characters that a job may ask for (`sources.max_chars`)."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)

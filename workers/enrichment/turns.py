@@ -14,13 +14,16 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asker:
-    """One job that asks for places; each instance is equal only to itself."""
+    """One job that asks for places and pages; each instance is equal only to itself."""
 
     tenant: str
+    max_age_seconds: float = inf
+    """The greatest age of a cached page that the job takes."""
 
 
 class Turns:

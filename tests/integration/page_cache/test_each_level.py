@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.integration.page_cache.workers import PATIENT, everything, serving, working, written
+from schemas.job import Sources
+from tests.integration.page_cache.workers import PATIENT, QUESTION, everything, serving, working, written
 from tests.integration.raw_server import FACT, SLOW
 from tests.redis_server import RedisServer
 
@@ -160,3 +161,12 @@ async def test_tenants_share_nothing_where_an_internal_network_is_allowed(level:
             await worker.read(origin.url, tenant)
             await written()
         assert len(origin.asked) == 2
+
+
+async def test_a_copy_that_is_older_than_a_job_takes_is_read_again(level: dict[str, Any]) -> None:
+    enrichment = PATIENT.model_copy(update={"least_freshness_seconds": 0.0})
+    async with serving() as origin, working(enrichment=enrichment, **level) as worker:
+        for age, asked in ((None, 1), (3600.0, 1), (0.0, 2)):
+            await worker.enricher.enrich(Sources(urls=[origin.url], freshness_seconds=age), QUESTION)
+            await written()
+            assert len(origin.asked) == asked

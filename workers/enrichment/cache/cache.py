@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final
 
 from prometheus_client import Counter
@@ -58,11 +59,16 @@ class Cache:
         self._heard_until = [0.0] * len(self._shared)
         self._writing: set[asyncio.Task[None]] = set()
 
-    async def read(self, url: str, scope: str, read: Read, patience_seconds: float) -> Reading:
-        """Return the page at this URL, shared by all jobs of `scope`. Raises Unreadable, also for a cached failure."""
+    async def read(
+        self, url: str, scope: str, read: Read, patience_seconds: float, max_age_seconds: float = inf
+    ) -> Reading:
+        """Return the page at this URL, shared by all jobs of `scope`. Raises Unreadable, also for a cached failure.
+
+        A copy of more than `max_age_seconds` counts as stale.
+        """
         key = Key.of(url, scope)
         known = await self._known(key)
-        if known is not None and self._is_fresh(known):
+        if known is not None and self._is_fresh(known) and self._clock.time() - known.asked_at <= max_age_seconds:
             return _served(known)
         older = known if known is not None and known.answer is not None else None
         try:

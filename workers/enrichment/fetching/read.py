@@ -46,7 +46,9 @@ class Reader:
         except EgressRefused as refused:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
         scope = scope_of(asker.tenant, self._allowed, self._denied)
-        return await self._cache.read(url, scope, lambda older: self._anew(url, older, asker), patience_seconds)
+        return await self._cache.read(
+            url, scope, lambda older: self._anew(url, older, asker), patience_seconds, asker.max_age_seconds
+        )
 
     async def _anew(self, url: str, older: CacheEntry | None, asker: Asker) -> CacheEntry:
         asked_at = self._clock.time()

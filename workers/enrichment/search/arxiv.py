@@ -30,12 +30,19 @@ _WITHDRAWN: Final = re.compile(
 class Arxiv:
     """Implements `SearchProvider`. Finds abstracts, named `arxiv:2305.12345` without the version."""
 
+    filters = frozenset({"since", "until"})
+
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. A query that is an id finds that paper; withdrawn papers are left out."""
-        params = _terms(query.text) | {"start": "0", "max_results": str(query.limit), "sortBy": "relevance"}
+        terms = _terms(query.text)
+        days = query.days("1991-01-01", "2999-12-31")
+        if days is not None and "search_query" in terms:
+            first, last = (day.replace("-", "") for day in days)
+            terms["search_query"] = f"({terms['search_query']}) AND submittedDate:[{first}0000 TO {last}2359]"
+        params = terms | {"start": "0", "max_results": str(query.limit), "sortBy": "relevance"}
         try:
             answer = await self._service.get(params)
         except Refused as refused:

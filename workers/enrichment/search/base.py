@@ -18,6 +18,8 @@ _TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 MAX_TEXT_CHARS: Final = 50_000
 """Cap on the characters of one abstract; the longest have a few thousand."""
 
+FILTERS: Final = ("since", "until", "language")
+
 _URL: Final = TypeAdapter[str](Url)
 
 
@@ -37,10 +39,24 @@ class SearchQuery:
     """The job's tenant; None for a service that all tenants share."""
     parameters: tuple[tuple[str, str], ...] = ()
     """The job's values for parameters of an operator's source, each with its name."""
+    domains: tuple[str, ...] = ()
+    """Hosts of the results. Results on other hosts are left out, so a provider need not heed them."""
+    since: str | None = None
+    until: str | None = None
+    """The first and last day of publication, `YYYY-MM-DD`, for a provider with these names in its `filters`."""
+    language: str | None = None
+    """The language of the results (ISO 639-1), for a provider with this name in its `filters`."""
+
+    def days(self, first: str, last: str) -> tuple[str, str] | None:
+        """Return the range of days, with `first` and `last` for a missing end; None without any."""
+        return (self.since or first, self.until or last) if self.since or self.until else None
 
 
 class SearchProvider(Protocol):
-    """One search service, as the operator has configured it."""
+    """One search service, as the operator has configured it.
+
+    A provider may have an attribute `filters`: the names of the filters of `FILTERS` that it heeds.
+    """
 
     async def search(self, query: SearchQuery) -> list[Found]:
         """Return at most `query.limit` results, the best first; an empty list if there are none. Runs until cancelled.

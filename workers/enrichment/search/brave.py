@@ -59,19 +59,36 @@ class _ErrorAnswer(BoundedModel):
 class Brave:
     """Implements `SearchProvider`."""
 
+    filters = frozenset({"since", "until", "language"})
+
     def __init__(self, service: Service, key: SecretStr) -> None:
         self._service = service
         self._key = key
 
     async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`."""
-        params = {"q": shortened(query.text, MAX_QUERY_CHARS, MAX_QUERY_WORDS), "count": str(query.limit)}
+        params = {"q": _with_sites(query), "count": str(query.limit)}
+        if (days := query.days("1990-01-01", "2999-12-31")) is not None:
+            params["freshness"] = "to".join(days)
+        if query.language is not None:
+            params["search_lang"] = query.language
         headers = {"X-Subscription-Token": self._key.get_secret_value(), "Accept": "application/json"}
         try:
             answer = await self._service.get(params, headers=headers, overloaded=_overloaded)
         except Refused as refused:
             raise _explained(refused) from None
         return distinct((result.found for result in answer.read(_BraveAnswer).web.results), query.limit)
+
+
+def _with_sites(query: SearchQuery) -> str:
+    """Return the query with an operator for each of its domains, as far as they fit."""
+    sites, words, chars = "", MAX_QUERY_WORDS, MAX_QUERY_CHARS
+    for number in range(len(query.domains), 0, -1):
+        sites = f" ({' OR '.join(f'site:{domain}' for domain in query.domains[:number])})"
+        if len(sites) <= MAX_QUERY_CHARS // 2 and number * 2 <= MAX_QUERY_WORDS // 2:
+            break
+        sites = ""
+    return shortened(query.text, chars - len(sites), words - len(sites.split())) + sites
 
 
 def _explained(refused: Refused) -> Unreadable:

@@ -32,6 +32,8 @@ class _Search(BoundedModel):
 class Pubmed:
     """Implements `SearchProvider`. Finds abstracts, named `pmid:…`."""
 
+    filters = frozenset({"since", "until"})
+
     def __init__(self, eutils: EUtils) -> None:
         self._eutils = eutils
         self._articles = Articles(eutils)
@@ -42,18 +44,22 @@ class Pubmed:
         PubMed requires every word of a query, and hardly any article has all words of a question. If the query finds
         nothing, a second query asks for articles with any of the question's words, the best match first.
         """
-        ids = await self._ids(query.text, query.limit)
+        ids = await self._ids(query.text, query)
         if not ids and not _SYNTAX.search(query.text):
-            ids = await self._ids(" OR ".join(search_words(query.text)), query.limit)
+            ids = await self._ids(" OR ".join(search_words(query.text)), query)
         found = await self._articles.named(ids) if ids else {}
         return [found[number] for number in ids if number in found]
 
-    async def _ids(self, term: str, limit: int) -> list[str]:
-        params = {"term": f"({term}) AND hasabstract", "retmax": str(limit), "retmode": "json", "sort": "relevance"}
+    async def _ids(self, term: str, query: SearchQuery) -> list[str]:
+        most = str(query.limit)
+        params = {"term": f"({term}) AND hasabstract", "retmax": most, "retmode": "json", "sort": "relevance"}
+        if (days := query.days("1500-01-01", "2999-12-31")) is not None:
+            first, last = (day.replace("-", "/") for day in days)
+            params |= {"datetype": "pdat", "mindate": first, "maxdate": last}
         result = (await self._eutils.get("esearch", params)).read(_Search).esearchresult
         if result.error is not None:
             raise Unreadable("the search service reports a fault of its own")
-        return [number for number in result.idlist if number.isdecimal()][:limit]
+        return [number for number in result.idlist if number.isdecimal()][: query.limit]
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:

@@ -6,7 +6,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Final
+from urllib.parse import urlsplit
 
 from schemas.job import Search
 from telemetry.clock import Clock
@@ -14,7 +16,7 @@ from telemetry.logs import get_logger
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.allowance import Allowance
-from workers.enrichment.search.base import SearchProvider, SearchQuery
+from workers.enrichment.search.base import FILTERS, SearchProvider, SearchQuery
 from workers.enrichment.search.inside import InsideSource
 
 log = get_logger()
@@ -35,6 +37,8 @@ class Findings:
     found: tuple[Found, ...]
     seconds: float = 0.0
     """Time that the search took, without waits for a turn."""
+    ignored: tuple[str, ...] = ()
+    """Filters of the search that the provider does not have."""
 
 
 class Searches:
@@ -48,19 +52,26 @@ class Searches:
     ) -> None:
         self._providers = dict(providers)
         self._seconds = seconds
-        self._flights: Flights[_Key, Findings] = Flights()
+        self._flights: Flights[tuple[_Key, float], Findings] = Flights()
         self._remembered = _Remembered(fresh_seconds, clock)
 
-    async def find(self, wanted: Search, tenant: str) -> Findings:
+    async def find(
+        self, wanted: Search, tenant: str, seconds: float | None = None, max_age_seconds: float = inf
+    ) -> Findings:
         """Return the provider's results for a job of this tenant. Only the caller limits the wait for a turn.
 
-        Raises Unreadable, also for an unknown provider, and TimeoutError beyond the search's time limit. A source that
-        the tenant may not use counts as unknown, so that a job cannot learn of its existence.
+        `seconds` takes the place of the time limit; older cached results than `max_age_seconds` are not used. Raises
+        Unreadable, also for an unknown provider, and TimeoutError beyond the time limit. A source that the tenant may
+        not use counts as unknown, so that a job cannot learn of its existence.
         """
         provider = self._providers.get(wanted.provider)
         if provider is None:
             raise Unreadable(UNKNOWN)
-        query = SearchQuery(wanted.query, wanted.limit)
+        heeded: frozenset[str] = getattr(provider, "filters", frozenset())
+        filters = {name: value for name in FILTERS if (value := getattr(wanted, name)) is not None}
+        ignored = tuple(name for name in filters if name not in heeded)
+        filters = {name: value for name, value in filters.items() if name in heeded}
+        query = SearchQuery(wanted.query, wanted.limit, domains=tuple(wanted.domains), **filters)
         if isinstance(provider, InsideSource):
             if not provider.allows(tenant):
                 raise Unreadable(UNKNOWN)
@@ -68,19 +79,22 @@ class Searches:
         elif wanted.parameters:
             raise Unreadable("this search provider takes no parameters")
         key = (wanted.provider, query)
-        known = self._remembered.get(key)
+        known = self._remembered.get(key, max_age_seconds)
         if known is not None:
-            return Findings(known)
-        return await self._flights.join(key, partial(self._asked, provider, key))
+            return Findings(known, ignored=ignored)
+        limit = self._seconds if seconds is None else seconds
+        findings = await self._flights.join((key, limit), partial(self._asked, provider, key, limit))
+        return replace(findings, ignored=ignored)
 
-    async def _asked(self, provider: SearchProvider, key: _Key) -> Findings:
+    async def _asked(self, provider: SearchProvider, key: _Key, seconds: float) -> Findings:
         name, query = key
-        allowance = Allowance(self._seconds)
+        allowance = Allowance(seconds)
         async with allowance:
-            found = tuple((await _answer(provider, name, query))[: query.limit])
+            answer = await _answer(provider, name, query)
+        found = tuple(one for one in answer if not query.domains or _is_on(one.url, query.domains))[: query.limit]
         fresh_seconds = provider.fresh_seconds if isinstance(provider, InsideSource) else None
         self._remembered.put(key, found, fresh_seconds)
-        return Findings(found, self._seconds - allowance.left_seconds)
+        return Findings(found, seconds - allowance.left_seconds)
 
 
 async def _answer(provider: SearchProvider, name: str, query: SearchQuery) -> list[Found]:
@@ -95,20 +109,32 @@ async def _answer(provider: SearchProvider, name: str, query: SearchQuery) -> li
         raise Unreadable("the search provider has a defect") from None
 
 
+def _is_on(url: str, domains: tuple[str, ...]) -> bool:
+    """True if the URL's host is one of these domains or below one."""
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    return any(host == domain or host.endswith(f".{domain}") for domain in domains)
+
+
 class _Remembered:
     """An LRU cache of search results, each with a lifetime."""
 
     def __init__(self, fresh_seconds: float, clock: Clock) -> None:
         self._fresh_seconds = fresh_seconds
         self._clock = clock
-        self._entries: OrderedDict[_Key, tuple[float, tuple[Found, ...]]] = OrderedDict()
+        self._entries: OrderedDict[_Key, tuple[float, float, tuple[Found, ...]]] = OrderedDict()
+        """For each search, the times of its answer and of its end, and its results."""
         self._chars = 0
 
-    def get(self, key: _Key) -> tuple[Found, ...] | None:
+    def get(self, key: _Key, max_age_seconds: float) -> tuple[Found, ...] | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        until, found = entry
+        answered, until, found = entry
+        if self._clock.monotonic() - answered > max_age_seconds:
+            return None
         if until <= self._clock.monotonic():
             self._drop(key)
             return None
@@ -120,13 +146,14 @@ class _Remembered:
         lifetime = self._fresh_seconds if fresh_seconds is None else fresh_seconds
         if key in self._entries:
             self._drop(key)
-        self._entries[key] = (self._clock.monotonic() + lifetime, found)
+        now = self._clock.monotonic()
+        self._entries[key] = (now, now + lifetime, found)
         self._chars += _chars(key, found)
         while self._chars > _KEPT_CHARS:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: _Key) -> None:
-        _, found = self._entries.pop(key)
+        _, _, found = self._entries.pop(key)
         self._chars -= _chars(key, found)
 
 

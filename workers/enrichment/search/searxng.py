@@ -39,13 +39,16 @@ class _SearxngAnswer(BoundedModel):
 class Searxng:
     """Implements `SearchProvider`."""
 
+    filters = frozenset({"language"})
+
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. An empty answer with unresponsive engines is a failure."""
         try:
-            answer = await self._service.get({"q": query.text, "format": "json"}, path="/search")
+            language = {"language": query.language} if query.language is not None else {}
+            answer = await self._service.get({"q": query.text, "format": "json", **language}, path="/search")
         except Refused as refused:
             if refused.answer.status == HTTPStatus.FORBIDDEN:
                 raise Unreadable("the search service gives no JSON: `json` is missing in its search.formats") from None
