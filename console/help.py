@@ -89,6 +89,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tail": ("postback tail --tenant acme --outcome failed", "postback tail --since -10m --json"),
     "top": ("postback top", "postback top --once --metrics http://127.0.0.1:9464/metrics"),
     "backlog": ("postback backlog",),
+    "bench-fleet": (
+        "postback bench-fleet --model echo --jobs 1000",
+        "postback bench-fleet --model small --rate 20 --host 0.0.0.0 --port 8080 --callback-url https://bench.example/",
+    ),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),
     "dead-letters show": ("postback dead-letters show 0:7",),

@@ -11,6 +11,7 @@ from console import (
     api_keys,
     backlog,
     batches,
+    bench_fleet,
     broker,
     cache,
     cancel,
@@ -82,6 +83,7 @@ app.command(rich_help_panel=OPERATE)(doctor.doctor)
 app.command(rich_help_panel=OPERATE)(top.top)
 app.command(rich_help_panel=OPERATE)(tail.tail)
 app.command(rich_help_panel=OPERATE)(backlog.backlog)
+app.command("bench-fleet", rich_help_panel=OPERATE)(bench_fleet.bench_fleet)
 app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
 app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)

@@ -1,0 +1,49 @@
+"""`postback bench-fleet` on a running fleet, and on one that does not answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.postback_command import environment_of, postback
+from tests.product import Product
+
+pytestmark = pytest.mark.broker
+
+
+def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(product: Product) -> None:
+    env = environment_of(
+        product.kafka,
+        POSTBACK_ENV="development",
+        POSTBACK_KEYRING=product.folder / "keyring.json",
+        POSTBACK_EGRESS__ALLOW_CALLBACKS="127.0.0.1/32",
+    )
+    nobody = postback("bench-fleet", "--model", "echo", "--jobs", "3", "--timeout", "1", env=env)
+    assert nobody.returncode == 1
+    assert "3 of 3 jobs did not succeed in time" in nobody.stderr
+    assert [cell.strip() for cell in nobody.stdout.splitlines()[2].split("|")[1:4]] == ["3", "0", "0"]
+
+    product.worker("w1")
+    product.deliver("d1")
+    done = postback("bench-fleet", "--model", "echo", "--jobs", "40", "--json", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    assert {name: said[name] for name in ("model", "jobs", "accepted", "called_back", "outcomes")} == {
+        "model": "echo",
+        "jobs": 40,
+        "accepted": 40,
+        "called_back": 40,
+        "outcomes": {"succeeded": 40},
+    }
+    times = said["submit_to_callback_ms"]
+    assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["max"] <= 1000 * said["seconds"]
+    assert said["jobs_per_second"] > 0
+
+
+@pytest.mark.parametrize("options", [("--model", "\x1b[2J"), ("--model", "echo", "--callback-url", "no url")])
+def test_options_that_make_no_job_send_nothing(product: Product, options: tuple[str, ...]) -> None:
+    env = environment_of(product.kafka, POSTBACK_KEYRING=product.folder / "keyring.json")
+    done = postback("bench-fleet", *options, env=env)
+    assert done.returncode == 2
+    assert f"{options[-2]}: is not valid in a job; nothing was sent" in done.stderr
