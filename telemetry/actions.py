@@ -91,13 +91,6 @@ STAGE = {
         "A request to Kafka failed and is tried again.",
         "If `/readyz` fails too, look at the brokers.",
     ),
-    "lookahead-found-others": Action(
-        "info",
-        "Another tenant waits behind a tenant that fills the lot; the records in between move to the bulk lane.",
-    ),
-    "lookahead-failed": Action(
-        "warning", "The lookahead consumer cannot read; tenants behind a flood may wait until it works again."
-    ),
     "handler-raised": Action(
         "error",
         "The handler has a defect; the record becomes a dead letter with the reason `internal_error`.",

@@ -109,6 +109,8 @@ def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.Abstra
     @given(records(TOPICS.requests(), TOPICS.requests(bulk=True)))
     def each(record: Record) -> None:
         assert isinstance(handler.sharing.party(record.headers), bytes)
+        assert handler.sharing.cost(record) >= 1
+        assert handler.sharing.urgency(record) >= 0
         assert handler.pace.due_ms(record) is None
         for outputs in (loop.run_until_complete(handler.handle(record)), handler.sharing.defer(record)):
             ensure_producible(outputs)

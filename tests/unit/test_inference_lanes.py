@@ -7,6 +7,7 @@ from tests.handlers import CLOCK, TOPICS
 from tests.unit.echo_worker import TOPIC_ID, TRACE, headers_of, record, working
 from workers.inference.registry import MAX_FORWARDS
 from workers.stage.record import Record
+from workers.stage.sharing import Place
 
 # -- forwarded -----------------------------------------------------------------------------------------------------
 
@@ -129,4 +130,4 @@ async def test_jobs_count_for_the_tenant_that_their_header_names_and_for_default
         assert party([("tenant", b"acme"), ("own", b"1"), ("tenant", b"globex")]) == b"globex"
         assert {party(None), party([]), party([("own", b"1")]), party([("tenant", b"")])} == {b"default"}
         lanes = [TOPICS.requests(engine, bulk=bulk) for engine in (None, "gpu") for bulk in (False, True)]
-        assert [worker.handler.sharing.is_later(lane) for lane in lanes] == [False, True, False, True]
+        assert [worker.handler.sharing.place(lane) for lane in lanes] == [Place.FIRST, Place.LATER] * 2

@@ -1,8 +1,8 @@
-"""A lone tenant is never deferred: a whole stage's rounds without Kafka, beside an engine of any pace."""
+"""A lone tenant's flood before an engine of any pace: a whole stage's rounds, without Kafka."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import Phase, given, settings
@@ -12,13 +12,12 @@ from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from workers.stage.batch import Batch
 from workers.stage.intake import Committed, Contact, PartitionId
-from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.settings import StageSettings
 from workers.stage.settler_state import SettlerState
-from workers.stage.sharing import Party
+from workers.stage.sharing import Place
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
@@ -66,8 +65,14 @@ class Tenants:
     def party(self, headers: Headers | None) -> bytes:
         return TENANT
 
-    def is_later(self, topic: str) -> bool:
-        return False
+    def cost(self, record: Record) -> float:
+        return 1.0
+
+    def urgency(self, record: Record) -> int:
+        return 0
+
+    def place(self, topic: str) -> Place:
+        return Place.FIRST
 
     def defer(self, record: Record) -> Sequence[Output]:
         raise AssertionError(record)
@@ -129,47 +134,49 @@ class Settler:
         return self._batch
 
 
-class Scout:
-    """A scout that meets another party in each record, if it looks for parties other than the tenant."""
-
-    def __init__(self) -> None:
-        self.aims = 0
-        self._met: dict[PartitionId, int] = {}
-
-    def aim(self, places: Mapping[PartitionId, int], familiar: Party) -> None:
-        self.aims += 1
-        self._met = {} if familiar == TENANT else dict.fromkeys(places, JOBS - 1)
-
-    def look(self) -> dict[PartitionId, int]:
-        return self._met
-
-    def rest(self) -> None:
-        self._met = {}
-
-    def forget(self) -> None:
-        self._met = {}
-
-
 class Loop:
-    """A loop that completes started records at once, and counts deferred ones."""
+    """A loop that completes started and deferred records at once."""
 
     def __init__(self) -> None:
         self.done: list[tuple[int, int]] = []
-        self.deferred = 0
+        self.deferred: list[tuple[int, int]] = []
         self.stage: Stage | None = None
 
     def call_soon_threadsafe(self, call: Callable[..., None], *args: Any) -> None:
         assert self.stage is not None
-        if call == self.stage.proxy.runner.defer:
-            self.deferred += len(args[0])
-        elif call == self.stage.proxy.runner.start:
-            batch: list[tuple[Partition, Record]] = args[0]
+        batch: list[tuple[Partition, Record]] = args[0]
+        deferred = call == self.stage.proxy.runner.defer
+        if not deferred:
             self.stage.proxy.runner.begun += len(batch)
-            self.done += [(record.partition, record.offset) for _, record in batch]
-            for partition, record in batch:
-                self.stage.transactions.completions.put(Handled(partition, record, (), 0.0))
+        ended = self.deferred if deferred else self.done
+        ended += [(record.partition, record.offset) for _, record in batch]
+        for partition, record in batch:
+            self.stage.transactions.completions.put(Handled(partition, record, (), 0.0, deferred=deferred))
 
 
+class Flood:
+    """A stage before which a tenant alone has JOBS jobs in each partition."""
+
+    def __init__(self) -> None:
+        self.clock, self.loop, self.engine = HandClock(), Loop(), Engine()
+        log: Any = Log(self.clock)
+        settler: Any = Settler()
+        settings = StageSettings("requests", Limits(records=512))
+        self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, Tenants())
+        told: Any = self.loop
+        self.stage.proxy.loop, self.loop.stage = told, self.stage
+        assert isinstance(self.stage.proxy.runner, Runner)
+        self.stage.assigned([("requests", number) for number in range(PARTITIONS)])
+
+    def run(self, rounds: int, free: int) -> None:
+        """Run some rounds while the engine has room for `free` jobs in each."""
+        self.engine.free = free
+        for _ in range(rounds):
+            self.stage.round()
+            self.clock.now += 0.01
+
+
+EACH = [(number, offset) for number in range(PARTITIONS) for offset in range(JOBS)]
 PACES = st.lists(
     st.tuples(st.integers(1, 200), st.sampled_from([0, 0, 1, 64, MORE_THAN_ARE_PARKED])), min_size=1, max_size=12
 )
@@ -178,31 +185,23 @@ PACES = st.lists(
 
 @settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking takes long
 @given(PACES)
-def test_a_tenant_alone_is_never_deferred_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
-    clock, loop, scout, engine = HandClock(), Loop(), Scout(), Engine()
-    log: Any = Log(clock)
-    settler: Any = Settler()
-    looking: Any = scout
-    stage = Stage(
-        StageSettings("requests", Limits(records=512)),
-        Handler(),
-        log,
-        settler,
-        clock,
-        Metrics(),
-        engine,
-        Tenants(),
-        Lookahead(looking, clock),
-    )
-    told: Any = loop
-    stage.proxy.loop, loop.stage = told, stage
-    assert isinstance(stage.proxy.runner, Runner)
-    stage.assigned([("requests", number) for number in range(PARTITIONS)])
+def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
+    flood = Flood()
     for rounds, free in [(150, 0), *paces, (400, MORE_THAN_ARE_PARKED)]:
-        engine.free = free
-        for _ in range(rounds):
-            stage.round()
-            clock.now += 0.01
-    assert loop.deferred == 0
-    assert scout.aims > 0, "the lot was never full for long enough"
-    assert sorted(loop.done) == [(number, offset) for number in range(PARTITIONS) for offset in range(JOBS)]
+        flood.run(rounds, free)
+    assert sorted([*flood.loop.done, *flood.loop.deferred]) == EACH
+
+
+def test_a_flood_before_a_slow_engine_is_read_to_its_end_at_once() -> None:
+    flood = Flood()
+    flood.run(200, 1)
+    assert len(flood.loop.deferred) == len(EACH) - len(flood.loop.done) - flood.stage.dispatching.window.parked
+    assert all(partition.ledger.next_offset == JOBS for partition in flood.stage.held.partitions.values())
+    assert min(flood.loop.deferred) > max(each for each in flood.loop.done if each[0] == 0)
+
+
+def test_a_flood_is_not_deferred_before_a_fast_engine_nor_while_the_engine_is_away() -> None:
+    for free in (256, 0):
+        flood = Flood()
+        flood.run(400, free)
+        assert flood.loop.deferred == []

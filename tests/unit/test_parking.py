@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.stage.parking import TIGHT_SECONDS, UNIT_BYTES, Lot, Parked, cost_of
+from workers.stage.parking import MOST_FORMER, SLOW_SECONDS, STILL_SECONDS, TIGHT_SECONDS, Lot
 from workers.stage.partition import Partition
+from workers.stage.party_queue import Parked
 from workers.stage.progress import Progress
 from workers.stage.record import Record
-from workers.stage.sharing import Party
+from workers.stage.sharing import Party, Place
 from workers.stage.window import LEAST_PARKED, MOST_AT_ONCE, Limits, Window
 
 A, B, C = b"a", b"b", b"c"
 
 
-def partition(number: int = 0, *, later: bool = False) -> Partition:
-    made = Partition("later" if later else "first", number, 1, 0.0, later=later)
+def partition(number: int = 0, *, place: Place = Place.FIRST) -> Partition:
+    made = Partition(place.name, number, 1, 0.0, place)
     made.open(Progress(0), 0)
     return made
 
@@ -32,11 +33,14 @@ class Sender:
         self._partitions = partitions
         self._sent = Counter[Partition]()
 
-    def send(self, count: int, size: int = 0) -> list[Parked]:
+    def send(self, count: int, size: int = 0, cost: float = 1.0, urgency: int = 0) -> list[Parked]:
         sent = []
         for index in range(count):
             where = self._partitions[index % len(self._partitions)]
-            sent.append((where, Record(where.topic, where.number, self._sent[where], b"x" * size)))
+            value = b"x" * size
+            sent.append(
+                (where, Record(where.topic, where.number, self._sent[where], value, cost=cost, urgency=urgency))
+            )
             self._sent[where] += 1
         return sent
 
@@ -89,19 +93,19 @@ def test_one_party_alone_gets_all_places_from_all_partitions_alike() -> None:
 
 def test_long_prompts_get_as_many_turns_as_they_cost() -> None:
     sender = Sender(partition())
-    lines: dict[Party, list[Parked]] = {A: sender.send(40, size=3 * UNIT_BYTES), B: sender.send(400)}
+    lines: dict[Party, list[Parked]] = {A: sender.send(40, cost=4.0), B: sender.send(400)}
     drawn = lot_with(lines).draw(50, always)
     assert Counter(parties(drawn, lines)) == {A: 10, B: 40}
 
 
 def test_a_line_of_which_nothing_is_ready_saves_nothing_and_holds_up_nobody() -> None:
     ready, not_yet = partition(0), partition(1)
-    waiting, running = Sender(not_yet).send(10, size=2 * UNIT_BYTES), Sender(ready).send(10)
+    waiting, running = Sender(not_yet).send(10, cost=3.0), Sender(ready).send(10)
     lines: dict[Party, list[Parked]] = {A: waiting, B: running}
     lot = lot_with(lines)
     assert parties(lot.draw(8, lambda where, _, most: most if where is ready else 0), lines) == [B] * 8
-    later = parties(lot.draw(2, always), lines)
-    assert later == [B, B]  # A earns credit only from now on
+    later = parties(lot.draw(3, always), lines)
+    assert sorted(filter(None, later)) == [A, B, B]  # without the rule, A would have three turns first
 
 
 def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -> None:
@@ -117,10 +121,71 @@ def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -
     assert lot.first(where) is sent[4][1]
 
 
-class Sizes:
-    """Hypothesis strategies: the sizes of each party's records."""
+def test_a_party_that_comes_back_after_a_while_has_saved_up_nothing_and_owes_what_it_had_beyond_its_part() -> None:
+    sender = Sender(partition())
+    lines: dict[Party, list[Parked]] = {A: sender.send(100), B: sender.send(1, cost=10.0)}
+    lot = lot_with(lines)
+    assert Counter(parties(lot.draw(3, always), lines))[B] == 1
+    more: dict[Party, list[Parked]] = {B: sender.send(50), C: sender.send(50)}
+    for party, records in more.items():
+        for where, record in records:
+            lot.add(where, record, party)
+    lines = {A: lines[A], B: lines[B] + more[B], C: more[C]}
+    assert B not in parties(lot.draw(16, always), lines), "B has had ten units, and A only two"
+    assert Counter(parties(lot.draw(30, always), lines)) == {A: 10, B: 10, C: 10}
 
-    lines = st.dictionaries(st.sampled_from([A, B, C]), st.lists(st.integers(0, 40_000), max_size=30), min_size=1)
+
+def test_a_cost_that_turns_out_higher_or_lower_is_corrected_also_for_a_party_that_is_gone() -> None:
+    sender = Sender(partition())
+    lines: dict[Party, list[Parked]] = {A: sender.send(100), B: sender.send(100)}
+    lot = lot_with(lines)
+    lot.draw(20, always)
+    lot.correct(A, 10.0)
+    assert Counter(parties(lot.draw(10, always), lines)) == {B: 10}
+    lot.correct(A, -6.0)
+    assert Counter(parties(lot.draw(6, always), lines)) == {A: 6}
+    lot.correct(C, 8.0)
+    lines[C] = sender.send(10)
+    for where, record in lines[C]:
+        lot.add(where, record, C)
+    assert Counter(parties(lot.draw(14, always), lines)) == {A: 7, B: 7}
+
+
+def test_an_urgent_record_is_the_next_of_its_party_and_takes_no_other_partys_turn() -> None:
+    one, two = partition(0), partition(1)
+    usual = Sender(one, two).send(20, urgency=1000)
+    lines: dict[Party, list[Parked]] = {A: usual, B: Sender(partition(2)).send(20, urgency=1)}
+    lot = lot_with(lines)
+    urgent = (two, Record("first", 1, 99, b"", urgency=5))
+    lot.add(*urgent, A)
+    drawn = lot.draw(4, always)
+    assert Counter(where.number == 2 for where, _ in drawn) == {True: 2, False: 2}
+    assert next(each for each in drawn if each[0].number != 2) == urgent
+
+
+@given(st.lists(st.integers(0, 5), max_size=60))
+def test_a_party_is_drawn_by_urgency_and_then_in_order(urgencies: list[int]) -> None:
+    where = partition()
+    sender = Sender(where)
+    sent = [one for urgency in urgencies for one in sender.send(1, urgency=urgency)]
+    drawn = [record for _, record in lot_with({A: sent}).draw(100, always)]
+    assert drawn == sorted((record for _, record in sent), key=lambda record: (record.urgency, record.offset))
+
+
+def test_many_parties_that_come_once_leave_nothing_behind() -> None:
+    where = partition()
+    sender, lot = Sender(where), Lot(10, 10**9)
+    for number in range(3 * MOST_FORMER):
+        [(_, record)] = sender.send(1, cost=float(1 + number % 3))
+        lot.add(where, record, b"%d" % number)
+        assert len(lot.draw(1, always)) == 1
+    assert lot.parked == 0
+
+
+class Sizes:
+    """Hypothesis strategies: the costs of each party's records."""
+
+    lines = st.dictionaries(st.sampled_from([A, B, C]), st.lists(st.integers(1, 10), max_size=30), min_size=1)
 
 
 @given(Sizes.lines, st.lists(st.integers(0, 9), max_size=40))
@@ -131,9 +196,9 @@ def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
     lines: dict[Party, list[Parked]] = {}
     sender = Sender(where)
     for name, lengths in sizes.items():
-        lines[name] = [one for size in lengths for one in sender.send(1, size)]
+        lines[name] = [one for cost in lengths for one in sender.send(1, cost=float(cost))]
     lot = lot_with(lines)
-    dearest = max((cost_of(record) for records in lines.values() for _, record in records), default=0)
+    dearest = max((record.cost for records in lines.values() for _, record in records), default=0.0)
     drawn: list[Parked] = []
     for room in [*rooms, 1000]:
         got = lot.draw(room, always)
@@ -141,17 +206,17 @@ def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
         drawn += got
         spent = {party: _cost_of(drawn, party, lines) for party in lines}
         waiting = [party for party in lines if _count_of(drawn, party, lines) < len(lines[party])]
-        # Deficit round robin: two parties that wait throughout differ by less than one round and the dearest record.
+        # Start-time fair queueing: two parties that wait throughout differ by at most the dearest record.
         for party in waiting:
-            assert all(spent[party] + dearest + 1 >= spent[other] for other in waiting)
+            assert all(spent[party] + dearest >= spent[other] for other in waiting)
     for sent in lines.values():
         assert [one for one in drawn if one in sent] == sent
     assert (lot.parked, lot.bytes, where.parked) == (0, 0, 0)
 
 
-def _cost_of(drawn: list[Parked], party: Party, lines: dict[Party, list[Parked]]) -> int:
+def _cost_of(drawn: list[Parked], party: Party, lines: dict[Party, list[Parked]]) -> float:
     mine = {id(record) for _, record in lines[party]}
-    return sum(cost_of(record) for _, record in drawn if id(record) in mine)
+    return sum(record.cost for _, record in drawn if id(record) in mine)
 
 
 def _count_of(drawn: list[Parked], party: Party, lines: dict[Party, list[Parked]]) -> int:
@@ -172,16 +237,45 @@ def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
     for where, record in records:
         where.ledger.take(record.offset)
         window.park(where, record, party)
-        surplus += window.surplus([where])
+        surplus += window.surplus()
     window.look(0.0)
     window.look(TIGHT_SECONDS)
     return surplus
 
 
-def test_a_party_that_is_alone_is_never_beyond_its_share() -> None:
+def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_or_not_at_all() -> None:
     window, where = shared(), partition()
     assert park(window, Sender(where).send(3 * LEAST_PARKED), A) == []
     assert window.wants_pause(where)
+    window.look(TIGHT_SECONDS + SLOW_SECONDS)  # nothing was drawn: the engine is away
+    assert window.surplus() == []
+    assert window.wants_pause(where)
+    window.draw(2 * LEAST_PARKED, always)
+    window.look(TIGHT_SECONDS + SLOW_SECONDS - 0.01)  # many were drawn, and the lot is still full
+    assert window.surplus() == []
+
+
+def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_empty() -> None:
+    window, where = shared(), partition()
+    sender = Sender(where)
+    park(window, sender.send(LEAST_PARKED), A)
+    window.draw(1, always)
+    window.look(TIGHT_SECONDS + SLOW_SECONDS)
+    assert not window.wants_pause(where)
+    assert not window.tight
+    more = sender.send(10)
+    for owner, record in more:
+        window.park(owner, record, A)
+    assert window.surplus() == more[:0:-1]
+    window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS)
+    assert window.wants_pause(where), "an engine that is away makes nobody wait longer"
+    window.draw(LEAST_PARKED // 2, always)
+    window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1)
+    assert not window.wants_pause(where)
+    for owner, record in sender.send(LEAST_PARKED):
+        window.park(owner, record, A)
+    window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1.1)
+    assert window.surplus() == []
 
 
 def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -> None:
@@ -207,28 +301,14 @@ def test_a_party_with_one_record_keeps_it() -> None:
 
 
 def test_bytes_are_shared_too() -> None:
-    window, sender = Window(Limits(bytes=2_000_000), 0.1), Sender(partition())
+    window, sender = Window(Limits(bytes=3_000_000), 0.1), Sender(partition())
     big = sender.send(10, size=100_000)
     assert park(window, big, A) == []
     assert park(window, sender.send(1, size=100_000), B) == [big[-1]]
 
 
-def test_who_was_seen_further_on_makes_a_flood_give_way_up_to_there_and_no_further() -> None:
-    window, flooded, other = shared(), partition(0), partition(1)
-    sender = Sender(flooded)
-    park(window, sender.send(LEAST_PARKED), A)
-    flooded.note_others(LEAST_PARKED + 9)
-    assert not window.wants_pause(flooded)
-    assert window.wants_pause(other)
-    between = sender.send(9)
-    assert park(window, between, A) == between
-    assert flooded.has_others_ahead
-    assert park(window, sender.send(1), A) == []  # another party's record was seen, and is gone
-    assert window.wants_pause(flooded)
-
-
 def test_what_waits_in_the_later_place_is_never_beyond_its_share() -> None:
-    window, where = shared(), partition(later=True)
+    window, where = shared(), partition(place=Place.LATER)
     sender = Sender(where)
     for party in (A, B):
         assert park(window, sender.send(LEAST_PARKED), party) == []
@@ -246,12 +326,12 @@ def test_without_sharing_nothing_is_beyond_a_share() -> None:
 def both(share: float, first: int = 400, later: int = 400) -> Window:
     window = shared(later_share=share)
     park(window, Sender(partition(0)).send(first), A)
-    park(window, Sender(partition(0, later=True)).send(later), A)
+    park(window, Sender(partition(0, place=Place.LATER)).send(later), A)
     return window
 
 
 def later_ones(drawn: list[Parked]) -> int:
-    return sum(where.later for where, _ in drawn)
+    return sum(where.place is Place.LATER for where, _ in drawn)
 
 
 @pytest.mark.parametrize("room", [1, 7, 100])
@@ -276,12 +356,33 @@ def test_the_later_place_saves_up_nothing_while_it_has_no_records() -> None:
     window = both(0.1, later=0)
     for _ in range(200):
         window.draw(1, always)
-    park(window, Sender(partition(0, later=True)).send(50), A)
+    park(window, Sender(partition(0, place=Place.LATER)).send(50), A)
     assert later_ones(window.draw(50, always)) == 5
 
 
 def test_a_full_lot_keeps_the_other_ones_partitions_out_of_nothing() -> None:
-    window, first, later = shared(), partition(0), partition(0, later=True)
+    window, first, later = shared(), partition(0), partition(0, place=Place.LATER)
     park(window, Sender(first).send(LEAST_PARKED), A)
     assert (window.wants_pause(first), window.wants_pause(later)) == (True, False)
     assert window.batch == MOST_AT_ONCE
+
+
+# -- the spare place -----------------------------------------------------------------------------------------------
+
+
+def test_the_spare_place_is_served_only_while_nothing_waits_elsewhere() -> None:
+    window = both(0.1, first=5, later=5)
+    park(window, Sender(partition(0, place=Place.SPARE)).send(50), A)
+    drawn = window.draw(10, always)
+    assert Counter(where.place for where, _ in drawn) == {Place.FIRST: 5, Place.LATER: 5}
+    assert {where.place for where, _ in window.draw(7, always)} == {Place.SPARE}
+    held = partition(3)
+    park(window, Sender(held).send(1), B)
+    assert window.draw(5, lambda where, _, most: most if where is not held else 0) == []
+
+
+def test_a_flood_in_the_spare_place_stops_no_other_place_and_is_never_deferred() -> None:
+    window, first, spare = shared(), partition(), partition(place=Place.SPARE)
+    for party in (A, B):
+        assert park(window, Sender(spare).send(LEAST_PARKED), party) == []
+    assert (window.wants_pause(first), window.wants_pause(spare)) == (False, True)

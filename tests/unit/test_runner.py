@@ -23,6 +23,7 @@ from workers.stage.runner import (
     Handled,
     Runner,
 )
+from workers.stage.sharing import Place
 
 RECORD = Record("requests", 0, 7, b"a job")
 LETTER = Output("dead_letters", b"a job")
@@ -170,8 +171,14 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
         def party(self, headers: Headers | None) -> bytes:
             return b""
 
-        def is_later(self, topic: str) -> bool:
-            return False
+        def cost(self, record: Record) -> float:
+            return 1.0
+
+        def urgency(self, record: Record) -> int:
+            return 0
+
+        def place(self, topic: str) -> Place:
+            return Place.FIRST
 
         def defer(self, record: Record) -> Sequence[Output]:
             if record.offset == 0:

@@ -10,7 +10,9 @@ from tests.unit.stage_rig import Desk, Intake, Settler, ended, reread, stage_wit
 from workers.stage.partition import Phase
 from workers.stage.progress import Progress, Suspect
 from workers.stage.record import Headers, Output, Record
+from workers.stage.runner import Handled
 from workers.stage.settler_state import SettlerState
+from workers.stage.sharing import Place
 
 
 def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_record_run() -> None:
@@ -23,8 +25,14 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
         def party(self, headers: Headers | None) -> bytes | None:
             raise OverflowError(headers)
 
-        def is_later(self, topic: str) -> bool:
-            return False
+        def cost(self, record: Record) -> float:
+            raise ZeroDivisionError(record)
+
+        def urgency(self, record: Record) -> int:
+            raise AssertionError(record)
+
+        def place(self, topic: str) -> Place:
+            return Place.FIRST
 
         def defer(self, record: Record) -> Sequence[Output]:
             raise AssertionError(record)
@@ -176,3 +184,40 @@ def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_say
     stage.stop()
     assert stage.stopping is not None
     assert stage.stopping.remaining == 30.0
+
+
+class Tenants:
+    """A sharing between the tenants in the records' headers, each with an estimated cost of 10."""
+
+    later_share = 0.1
+
+    def party(self, headers: Headers | None) -> bytes:
+        return dict(headers or ())["tenant"] or b""
+
+    def cost(self, record: Record) -> float:
+        return 10.0
+
+    def urgency(self, record: Record) -> int:
+        return 0
+
+    def place(self, topic: str) -> Place:
+        return Place.FIRST
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        raise AssertionError(record)
+
+
+def test_a_tenant_whose_records_cost_more_than_estimated_waits_for_the_others() -> None:
+    stage, loop, partition = stage_with(Intake(), HandClock(), sharing=Tenants())
+    dear, cheap = [("tenant", b"dear")], [("tenant", b"cheap")]
+    stage.take([Record("requests", 0, offset, b"", headers=dear if offset % 2 else cheap) for offset in range(60)], [])
+    stage.dispatch()
+    ((batch, _),) = loop.calls
+    assert [record.offset for _, record in batch] == [*range(10)]
+    for _, record in batch:
+        record.spent = 50.0 if record.offset % 2 else 10.0
+        stage.transactions.completions.put(Handled(partition, record, (), 0.0))
+    stage.proxy.runner.begun += len(batch)
+    stage.collect()
+    stage.dispatch()
+    assert [record.offset % 2 for _, record in loop.calls[1][0]] == [0] * 10

@@ -8,6 +8,7 @@ from workers.stage.parking import AHEAD_RECORDS, PUT_OFF_SHARE, TIGHT_SECONDS, U
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 from workers.stage.record import Record
+from workers.stage.sharing import Place
 from workers.stage.window import (
     FEW_AT_ONCE,
     HOLES_HIGH,
@@ -99,7 +100,10 @@ def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_nobod
 
 def test_where_several_wait_the_first_places_overflow_and_the_later_one_fetches_nothing_for_a_moment() -> None:
     for later in (False, True):
-        window, holder = Window(Limits(records=1000), 0.1), Partition("requests", 9, 1, 0.0, later=later)
+        window, holder = (
+            Window(Limits(records=1000), 0.1),
+            Partition("requests", 9, 1, 0.0, Place.LATER if later else Place.FIRST),
+        )
         for offset in range(1000):
             window.park(holder, Record("requests", 0, offset, b""), (b"A", b"B")[offset % 2])
         window.look(5.0)
@@ -112,7 +116,7 @@ def test_as_many_parties_as_there_are_places_fill_the_window_and_are_taken_on_ag
     window = Window(Limits(records=LEAST_PARKED), later_share=0.1)
     for offset in range(LEAST_PARKED + 1):  # each party has one record, so there is no surplus
         window.park(HOLDER, Record("requests", 0, offset, b""), b"party-%d" % offset)
-    assert window.surplus([HOLDER]) == []
+    assert window.surplus() == []
     window.look(0.0)
     assert window.tight
     window.look(TIGHT_SECONDS)

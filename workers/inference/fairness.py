@@ -1,22 +1,63 @@
-"""Fair sharing of the stage's window between tenants; jobs beyond a tenant's share move to the bulk lane."""
+"""Fair sharing of the engine between tenants, by tokens; jobs that would wait for long move to the bulk lane.
+
+A waiting job costs the tokens of its prompt, estimated from its bytes, and its tenant's mean tokens of an answer. Once
+the engine has answered, the real tokens count instead.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from schemas import topics as names
 from schemas.codec import InvalidJob
-from schemas.job import DEFAULT_TENANT
+from schemas.job import DEFAULT_TENANT, DEFAULT_TTL_SECONDS
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
+from workers.engines.base import Completion
 from workers.inference.admission import Admission, is_bulk_lane
 from workers.inference.outputs import Outputs, moved
 from workers.inference.registry import times_in
 from workers.inference.settings import WorkerSettings
 from workers.inference.unserved import UnservedModel
 from workers.stage.record import Headers, Output, Record
+from workers.stage.sharing import Place
+
+BYTES_A_TOKEN = 4
+"""An estimate for the prompt of a waiting job."""
+FIRST_ANSWER_TOKENS = 128.0
+"""The estimate for an answer before the first one."""
+MEAN_WEIGHT = 0.05
+"""The weight of the newest answer in a tenant's mean, which so covers about the last 20 answers."""
+MOST_TENANTS = 10_000
+"""The most tenants whose mean is remembered."""
 
 _NO_TENANT = DEFAULT_TENANT.encode()
+_TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
+_TIME = re.compile(rb"[0-9]{1,15}")
+
+
+class AnswerTokens:
+    """The mean tokens of each tenant's answers: an exponentially weighted mean.
+
+    The event loop adds answers, and the Kafka thread reads the means.
+    """
+
+    def __init__(self) -> None:
+        self._all = FIRST_ANSWER_TOKENS
+        self._means: dict[bytes, float] = {}
+
+    def mean(self, tenant: bytes) -> float:
+        """Return the tenant's mean, or that of all answers for a tenant without answers."""
+        return self._means.get(tenant, self._all)
+
+    def add(self, tenant: bytes, tokens: int) -> None:
+        """Add an answer of this length."""
+        before = self._means.pop(tenant, self._all)
+        self._means[tenant] = before + MEAN_WEIGHT * (tokens - before)
+        self._all += MEAN_WEIGHT * (tokens - self._all)
+        if len(self._means) > MOST_TENANTS:
+            del self._means[next(iter(self._means))]
 
 
 class TenantSharing:
@@ -29,6 +70,8 @@ class TenantSharing:
         self._outputs = outputs
         self._bulk_lane = topics.requests(settings.lane, bulk=True)
         self._bulk_share = settings.bulk_share
+        self._weights = {tenant.encode(): weight for tenant, weight in settings.tenant_weights.items()}
+        self._answers = AnswerTokens()
         self._deferred = metrics.deferred
 
     @property
@@ -43,9 +86,32 @@ class TenantSharing:
                 return value or _NO_TENANT
         return _NO_TENANT
 
-    def is_later(self, topic: str) -> bool:
-        """True if the topic is a bulk lane."""
-        return is_bulk_lane(topic)
+    def cost(self, record: Record) -> float:
+        """Return the estimated tokens of a job's prompt and answer, divided by its tenant's weight."""
+        tenant = self.party(record.headers)
+        tokens = len(record.value) / BYTES_A_TOKEN + self._answers.mean(tenant)
+        return max(1.0, tokens) / self._weights.get(tenant, 1.0)
+
+    def answered(self, record: Record, completion: Completion) -> None:
+        """Count an answer's real tokens instead of the estimate. A job may have two answers, by two models."""
+        tenant = self.party(record.headers)
+        if completion.finish_reason != "abort":
+            self._answers.add(tenant, completion.completion_tokens)
+        tokens = completion.prompt_tokens + completion.completion_tokens
+        record.spent = (record.spent or 0.0) + tokens / self._weights.get(tenant, 1.0)
+
+    def urgency(self, record: Record) -> int:
+        """Return the job's deadline in Unix milliseconds, as far as the unread record shows it."""
+        stated = next((value for name, value in reversed(record.headers or ()) if name == names.DEADLINE), None)
+        if stated is not None and _TIME.fullmatch(stated):
+            return int(stated)
+        found = _TTL.search(record.value)
+        seconds = int(found[1]) if found is not None else DEFAULT_TTL_SECONDS
+        return record.timestamp_ms + round(1000 * seconds)
+
+    def place(self, topic: str) -> Place:
+        """Return the place of a lane's jobs."""
+        return Place.LATER if is_bulk_lane(topic) else Place.FIRST
 
     def defer(self, record: Record) -> Sequence[Output]:
         """Return the job's record for the bulk lane, with the job's identity and deadline.

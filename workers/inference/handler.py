@@ -105,6 +105,7 @@ class InferenceHandler:
         Raises HandlerCrashed if the engine's process dies with the job in flight.
         """
         record.shows_health = False  # only an answer of the engine shows health
+        record.spent = 0.0
         try:
             return await self._handled(record)
         except UnservedModel as unserved:
@@ -185,6 +186,8 @@ class InferenceHandler:
             failure = Failure("engine_error", str(failing), FAILURES)
             return self._results.failed(received, failure.code, failure.message), failure
         self.pace.answered(asked.enrich_ms / 1000)
+        if completion is not None:
+            self.sharing.answered(record, completion)
         if completion is None or completion.finish_reason == "abort":
             return self._results.cut_off(received, completion), None
         record.shows_health = True

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.job import Tenant
 from schemas.topics import is_engine_lane
 
 
@@ -18,6 +19,9 @@ def _lane(name: str) -> str:
 
 
 EngineLane = Annotated[str, AfterValidator(_lane)]
+
+
+Weight = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class WorkerSettings(BaseSettings):
@@ -38,7 +42,7 @@ class WorkerSettings(BaseSettings):
     for those in enrichment.
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have half of this at most."""
+    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have a third of this at most."""
     waiting_target: int | None = Field(default=None, ge=1, le=8192)
     """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
 
@@ -53,7 +57,13 @@ class WorkerSettings(BaseSettings):
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
     """The bulk lane's least share of the freed places while both lanes have jobs.
 
-    While the default lane is empty, the bulk lane gets all places.
+    While the default lane is empty, the bulk lane gets all places. Jobs of the default lane that would wait for long
+    move to the bulk lane.
+    """
+    tenant_weights: dict[Tenant, Weight] = Field(default_factory=dict)
+    """The share of tenants beside others, as JSON: a tenant with 3 gets three times the tokens of a tenant with 1.
+
+    Tenants that are not named have 1.
     """
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
     """Seconds in which jobs in work may finish when the worker stops or loses a partition.

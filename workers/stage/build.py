@@ -14,7 +14,6 @@ from workers.kafka.topics import KafkaTopicIds
 from workers.stage.backpressure import Backpressure
 from workers.stage.defects import LastResort
 from workers.stage.intake import GroupIntake
-from workers.stage.lookahead import Lookahead, Scout
 from workers.stage.record import Handler
 from workers.stage.settings import StageSettings
 from workers.stage.settle import Settler
@@ -62,8 +61,7 @@ def group_stage(
     intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     identity = f"{group}.{replica}{settings.suffix}"
     settler = Settler(client_config(kafka), identity, intake.group_metadata, clock, metrics, outputs)
-    lookahead = None if sharing is None else Lookahead(Scout(client_config(kafka), group, sharing), clock)
     identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, lookahead, last_resort, identities)
+    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, last_resort, identities)
     errors.append(stage)
     return stage

@@ -20,7 +20,7 @@ HANDLER_DEFECT = "handler_defect"
 LastResort = Callable[[Record, Failure], Sequence[Output]]
 """Returns the outputs for a record if its handler raised in `handle` and in `give_up`. The event loop calls it."""
 
-Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party"]
+Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party", "cost"]
 """The call that raised, or that returned outputs too large for a broker: the metric's label."""
 
 _SAID: dict[Call, tuple[str, str]] = {
@@ -30,6 +30,7 @@ _SAID: dict[Call, tuple[str, str]] = {
     "last_resort": ("record-passed-over", "The last resort raised; settling the record without a dead letter."),
     "due_ms": ("pace-raised", "The pace raised at a record; dispatching the record at once."),
     "party": ("sharing-raised", "The sharing raised at a record; counting the record for no party."),
+    "cost": ("sharing-raised", "The sharing raised at a record; counting the record as any other."),
 }
 
 log = get_logger()

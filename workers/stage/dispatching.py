@@ -16,7 +16,7 @@ from workers.stage.pacing import Pacing
 from workers.stage.partition import Partition
 from workers.stage.record import Record
 from workers.stage.runner_proxy import RunnerProxy
-from workers.stage.sharing import Party, Sharing
+from workers.stage.sharing import Party, Place, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
@@ -54,9 +54,9 @@ class Dispatching:
         self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
         self.pacing = Pacing(pace, self.window, held, defects, clock)
 
-    def is_later(self, topic: str) -> bool:
-        """Return whether a topic is the later place, in which deferred records wait."""
-        return self._sharing is not None and self._sharing.is_later(topic)
+    def place(self, topic: str) -> Place:
+        """Return the place in which a topic's records wait."""
+        return Place.FIRST if self._sharing is None else self._sharing.place(topic)
 
     def opened(self, partition: Partition) -> None:
         """Suspect the records that the partition's last owner left open. Call this before accepting any record."""
@@ -76,14 +76,20 @@ class Dispatching:
         if partition.careful_records and self.pacing.was_never_due(record):
             # A tier is a queue, so the last owner has begun neither this record nor any later one.
             self.isolation.end_first_window(partition)
+        self._assess(record)
         if not self.isolation.suspect(partition, record):
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records beyond their party's share to `Sharing.defer` if other parties wait for the places."""
-        surplus = self.window.surplus(self._held.partitions.values())
+        """Pass records that have to wait in the later place to `Sharing.defer`."""
+        surplus = self.window.surplus()
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
+
+    def spent(self, partition: Partition, record: Record) -> None:
+        """Correct the cost of a record's party: the handler has returned, and knows the real cost."""
+        if self._sharing is not None and record.spent is not None:
+            self.window.correct(partition, self._party_of(record), record.spent - record.cost)
 
     def caught_up(self, partition: Partition) -> None:
         """Suspect no further record of a partition whose end was reached: later ones are new."""
@@ -120,6 +126,13 @@ class Dispatching:
         died = [record for owner, record in self._casualties if owner is partition]
         self._casualties = [entry for entry in self._casualties if entry[0] is not partition]
         return [*self.window.release(partition), *self.isolation.forget(partition), *died]
+
+    def _assess(self, record: Record) -> None:
+        try:
+            if self._sharing is not None:
+                record.cost, record.urgency = self._sharing.cost(record), self._sharing.urgency(record)
+        except Exception as error:
+            self._defects.met("cost", record, error)
 
     def _party_of(self, record: Record) -> Party:
         try:

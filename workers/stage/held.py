@@ -15,6 +15,7 @@ from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Record
 from workers.stage.settle import Settler
+from workers.stage.sharing import Place
 from workers.stage.topic_ids import Identities
 from workers.stage.watch import Watch
 
@@ -54,10 +55,10 @@ class Held:
         self.partitions: dict[PartitionId, Partition] = {}
         self.load = Load()
 
-    def assign(self, topic: str, number: int, *, later: bool) -> Partition:
+    def assign(self, topic: str, number: int, place: Place) -> Partition:
         """Hold a partition from now on. The partition opens when its first record or end is delivered."""
         self._generation += 1
-        partition = Partition(topic, number, self._generation, self._clock.monotonic(), later=later)
+        partition = Partition(topic, number, self._generation, self._clock.monotonic(), place)
         self.partitions[partition.id] = partition
         return partition
 

@@ -1,24 +1,32 @@
 """Parking: taken records wait for the window in a lot, which has a queue for each party.
 
-A lot serves its queues in turn, by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995). A queue earns one unit
-at each turn. A record costs one unit, and one more for each 4 KiB, since a long prompt is more work than a short
-prompt. Within a queue the partitions take turns, and a partition's records keep their order.
+A lot serves the party that has been served least (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996; with
+tokens as cost it is the virtual token counter of Sheng et al., OSDI 2024). A party that comes back after a while begins
+where the others are, so that it saves up nothing. Within a party the most urgent record is first.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Collection
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from workers.stage.partition import Partition
+from workers.stage.party_queue import Parked, PartyQueue, Ready
 from workers.stage.record import Record
 from workers.stage.sharing import Party
 
 UNIT_BYTES = 4096
+"""A put-off record takes one unit of room, and one more for each UNIT_BYTES."""
 TIGHT_SECONDS = 0.2
 """The time for which the lot may lack room before partitions are paused. A pause discards prefetched records, and
 quick records make room sooner than a resumed partition delivers."""
+
+SLOW_SECONDS = 0.25
+"""A lot that stays full for this time is slow: further records would wait for long behind those that are parked."""
+STILL_SECONDS = 10.0
+"""A lot that gives out no record for this time is not slow but still: its engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon. With only one record here, the partition
@@ -26,124 +34,8 @@ would be fetched again from the next record on each time a record is due."""
 PUT_OFF_SHARE = 4
 """Put-off records may take PUT_OFF_SHARE times the lot's capacity in units, and 1/PUT_OFF_SHARE of the lot's bytes."""
 
-Parked = tuple[Partition, Record]
-Ready = Callable[[Partition, Sequence[Record], int], int]
-"""Returns how many records at the front of a partition's queue may be dispatched now, up to the given number."""
-
-
-def cost_of(record: Record) -> int:
-    """Return the units that a record costs."""
-    return _units(1, len(record.value))
-
-
-def _units(records: int, size: int) -> int:
-    """Return the approximate cost in units of `records` records with `size` bytes in all."""
-    return records + size // UNIT_BYTES
-
-
-class PartyQueue:
-    """One party's parked records: a queue for each partition, in the order of their turns."""
-
-    __slots__ = ("_queues", "bytes", "records", "savings")
-
-    def __init__(self) -> None:
-        self._queues: dict[Partition, deque[Record]] = {}
-        self.records = 0
-        self.bytes = 0
-        self.savings = 0
-        """Units that the party has earned and not spent."""
-
-    @property
-    def cost(self) -> int:
-        """The approximate cost in units of all records in the queue."""
-        return _units(self.records, self.bytes)
-
-    def add(self, partition: Partition, record: Record) -> None:
-        """Add a record at the end of its partition's queue."""
-        queue = self._queues.get(partition)
-        if queue is None:
-            queue = self._queues[partition] = deque()
-        queue.append(record)
-        self.records += 1
-        self.bytes += len(record.value)
-
-    def take(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` records regardless of cost, an equal part from each partition."""
-        taken: list[Parked] = []
-        while (left := room - len(taken)) > 0:
-            partitions = [partition for partition, queue in self._queues.items() if ready(partition, queue, 1)]
-            if not partitions:
-                break
-            for partition in partitions[:left]:
-                taken += self._front(partition, max(1, left // len(partitions)), ready)
-        return taken
-
-    def spend(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` records that the savings pay for. If no record is ready, the savings lapse."""
-        taken: list[Parked] = []
-        while len(taken) < room:
-            for partition, queue in self._queues.items():
-                if ready(partition, queue, 1):
-                    break
-            else:
-                self.savings = 0
-                break
-            cost = cost_of(queue[0])
-            if cost > self.savings:
-                break
-            self.savings -= cost
-            taken.append((partition, self._next(partition, queue)))
-            if not self.savings:
-                break
-        return taken
-
-    def newest(self) -> Parked:
-        """Remove and return the last record of the partition with the most records."""
-        partition, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
-        return partition, self._back(partition, queue)
-
-    def of(self, partition: Partition) -> Iterable[Record]:
-        """Return one partition's records, in order."""
-        return self._queues.get(partition, ())
-
-    def remove(self, partition: Partition, start: int) -> list[Record]:
-        """Remove and return a partition's records from the offset `start` on, the last record first."""
-        removed: list[Record] = []
-        queue = self._queues.get(partition)
-        while queue and queue[-1].offset >= start:
-            removed.append(self._back(partition, queue))
-        return removed
-
-    def _front(self, partition: Partition, most: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `most` ready records from the front, and move the partition behind all others."""
-        queue = self._queues.pop(partition)
-        front = [(partition, queue.popleft()) for _ in range(ready(partition, queue, min(most, len(queue))))]
-        self.records -= len(front)
-        self.bytes -= sum(len(record.value) for _, record in front)
-        if queue:
-            self._queues[partition] = queue
-        return front
-
-    def _next(self, partition: Partition, queue: deque[Record]) -> Record:
-        """Remove and return the partition's first record, and move the partition behind all others.
-
-        Parties that take turns use this instead of `_front`, since they draw one record at a time.
-        """
-        record = queue.popleft()
-        self.records -= 1
-        self.bytes -= len(record.value)
-        del self._queues[partition]
-        if queue:
-            self._queues[partition] = queue
-        return record
-
-    def _back(self, partition: Partition, queue: deque[Record]) -> Record:
-        record = queue.pop()
-        self.records -= 1
-        self.bytes -= len(record.value)
-        if not queue:
-            del self._queues[partition]
-        return record
+MOST_FORMER = 10_000
+"""The most parties without parked records whose cost is remembered."""
 
 
 class Lot:
@@ -158,12 +50,19 @@ class Lot:
         self._put_off_capacity = min(PUT_OFF_SHARE * capacity, capacity_bytes // PUT_OFF_SHARE // UNIT_BYTES)
         """The room for put-off records, in units."""
         self._parties: dict[Party, PartyQueue] = {}
-        """The queue of each party, in the order of the parties' turns."""
+        """The queue of each party. Of parties that were served equally, the first one is next."""
+        self._former: dict[Party, float] = {}
+        """`served` of parties that have no record here, and were served more than `_reached`."""
+        self._reached = 0.0
+        """`served` of the party whose record was drawn last, before that record."""
         self._tight_since: float | None = None
+        self.slow = False
+        """True if the lot has been full for SLOW_SECONDS, and gives out records."""
         self.full = False
         """True if partitions have to be paused: the lot lacked room for a while, and has not been half empty since."""
-        self.filler: Party = None
-        """The only party in the lot at the last `look`; None if the lot was not full, or had several parties."""
+        self._full_since = 0.0
+        self._gave_at = -math.inf
+        self._gave_any = False
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
@@ -199,50 +98,75 @@ class Lot:
         return self._tight_since is not None and not self.full
 
     def look(self, now: float) -> None:
-        """Update `tight`, `full` and `filler`. `now`: monotonic seconds."""
+        """Update `tight`, `full` and `slow`. `now`: monotonic seconds."""
         if self.parked < self._capacity and self.bytes < self._capacity_bytes:
             self._tight_since = None
         elif self._tight_since is None:
             self._tight_since = now
         high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
+        if high and not self.full:
+            self._full_since = now
+        if self._gave_any:
+            self._gave_at, self._gave_any = now, False
         self.full = high or (self.full and not low)
-        # The filler is determined here, while the lot is full: later in the round other records may be in the lot.
-        self.filler = next(iter(self._parties)) if self.full and not self.contended else None
+        moves = now - self._gave_at < STILL_SECONDS
+        self.slow = self.full and moves and now - self._full_since >= SLOW_SECONDS
 
     @property
-    def contended(self) -> bool:
-        """True if several parties wait."""
-        return len(self._parties) > 1
+    def gives_way(self) -> bool:
+        """True if records beyond the lot's capacity are surplus, and the lot takes on more records although it is full.
 
-    @property
-    def can_give_way(self) -> bool:
-        """True if some party has more than one record in the lot: `surplus` never removes a party's only record."""
-        return self.parked > len(self._parties)
+        That is so if the lot is slow, or several parties wait. `surplus` never removes a party's only record.
+        """
+        return self.parked > len(self._parties) and (self.slow or len(self._parties) > 1)
 
     def add(self, partition: Partition, record: Record, party: Party) -> None:
         """Park a record."""
         queue = self._parties.get(party)
         if queue is None:
-            queue = self._parties[party] = PartyQueue()
+            queue = self._parties[party] = PartyQueue(max(self._reached, self._former.pop(party, 0.0)))
         queue.add(partition, record)
         partition.parked += 1
         partition.parked_bytes += len(record.value)
         self._count(partition, 1, len(record.value))
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` ready records. The parties take turns."""
+        """Remove and return up to `room` ready records. Each is a record of the party that has been served least."""
         if room <= 0 or not self._parties:
             return []
-        if len(self._parties) > 1:
-            drawn = self._in_turn(room, ready)
-        else:
-            [(party, queue)] = self._parties.items()
-            drawn = queue.take(room, ready)
-            if not queue.records:
-                del self._parties[party]
+        drawn: list[Parked] = []
+        waiting = [(queue.served, turn, party) for turn, (party, queue) in enumerate(self._parties.items())]
+        heapify(waiting)
+        turn, unready = len(waiting), []
+        while waiting and len(drawn) < room:
+            _, _, party = heappop(waiting)
+            queue = self._parties[party]
+            taken = queue.take(room - len(drawn), ready, waiting[0][0] if waiting else math.inf)
+            if not taken:
+                unready.append(queue)
+                continue
+            drawn += taken
+            self._reached = max(self._reached, queue.served - taken[-1][1].cost)
+            self._end_turn(party, queue)
+            if queue.records:
+                heappush(waiting, (queue.served, turn, party))
+                turn += 1
+        for queue in unready:
+            queue.served = max(queue.served, self._reached)
         self._left(drawn)
+        self._gave_any = self._gave_any or bool(drawn)
         return drawn
+
+    def correct(self, party: Party, cost: float) -> None:
+        """Add to the cost of a party's drawn records: they cost more than estimated, or less if `cost` is negative."""
+        queue = self._parties.get(party)
+        if queue is not None:
+            queue.served += cost
+            return
+        served = self._former.pop(party, self._reached) + cost
+        if served > self._reached:
+            self._former[party] = served
 
     def first(self, partition: Partition) -> Record:
         """Return the partition's first record. Raises KeyError if the partition has no record here."""
@@ -252,17 +176,15 @@ class Lot:
         return min(records, key=_offset)
 
     def surplus(self) -> list[Parked]:
-        """While the lot is crowded, remove the newest record of the party with the highest cost. Return all removed.
+        """While the lot is crowded, remove the last record of the party with the highest cost. Return all removed.
 
         So a party below its share loses no record, whatever other parties send. A party's only record stays. If each
-        party has only one record, the lot cannot give way, and partitions have to be paused: see `can_give_way`.
+        party has only one record, partitions have to be paused: see `gives_way`.
         """
         found: list[Parked] = []
-        while self.crowded:
-            heaviest = max((queue for queue in self._parties.values() if queue.records > 1), key=_cost, default=None)
-            if heaviest is None:
-                break
-            found.append(heaviest.newest())
+        while self.crowded and self.gives_way:
+            heaviest = max((queue for queue in self._parties.values() if queue.records > 1), key=_cost)
+            found.append(heaviest.last())
             self._left(found[-1:])
         return found
 
@@ -330,23 +252,21 @@ class Lot:
         for party, queue in list(self._parties.items()):
             removed += queue.remove(partition, offsets[keep])
             if not queue.records:
-                del self._parties[party]
+                self._end_turn(party, queue)
         self._left([(partition, record) for record in removed])
         return removed
 
-    def _in_turn(self, room: int, ready: Ready) -> list[Parked]:
-        drawn: list[Parked] = []
-        fruitless = 0
-        while len(drawn) < room and fruitless < len(self._parties):
-            party = next(iter(self._parties))
-            queue = self._parties.pop(party)
-            queue.savings += 1
-            taken = queue.spend(room - len(drawn), ready)
-            if queue.records:
-                self._parties[party] = queue
-            fruitless = 0 if taken or queue.savings else fruitless + 1
-            drawn += taken
-        return drawn
+    def _end_turn(self, party: Party, queue: PartyQueue) -> None:
+        """Put a party behind all others that were served equally, or remember `served` if the party has no record."""
+        del self._parties[party]
+        if queue.records:
+            self._parties[party] = queue
+            return
+        if queue.served > self._reached:
+            self._former[party] = queue.served
+        if len(self._former) > MOST_FORMER:
+            ahead = {each: served for each, served in self._former.items() if served > self._reached}
+            self._former = ahead if len(ahead) <= MOST_FORMER // 2 else {}
 
     def _left(self, parked: list[Parked]) -> None:
         for partition, record in parked:
@@ -369,7 +289,12 @@ class Lot:
             self.bytes += size
 
 
-def _cost(queue: PartyQueue) -> int:
+def _units(records: int, size: int) -> int:
+    """Return the room in units that `records` records with `size` bytes in all take."""
+    return records + size // UNIT_BYTES
+
+
+def _cost(queue: PartyQueue) -> float:
     return queue.cost
 
 

@@ -12,6 +12,7 @@ from workers.stage.horizon import Horizon, undone_below
 from workers.stage.ledger import Ledger
 from workers.stage.progress import Progress, Suspect, begun_of
 from workers.stage.record import Record
+from workers.stage.sharing import Place
 
 
 class Phase(Enum):
@@ -36,13 +37,13 @@ class Partition:
     Each field has one writer: the partition's own methods, or the part of the stage that is named above the field.
     """
 
-    def __init__(self, topic: str, number: int, generation: int, now: float, *, later: bool = False) -> None:
+    def __init__(self, topic: str, number: int, generation: int, now: float, place: Place = Place.FIRST) -> None:
         self.topic = topic
         self.number = number
         self.generation = generation
         """A number that grows with each assignment of any partition."""
-        self.later = later
-        """True if the topic is the later place, in which deferred records wait."""
+        self.place = place
+        """Where the topic's records wait."""
 
         # Written by the partition's own methods.
         self.phase = Phase.ASSIGNED
@@ -61,7 +62,6 @@ class Partition:
         self.fetched_to = 0
         """The client's next record has at least this offset: all records below were delivered."""
         self._gap_since: float | None = None
-        self._others_at = -1
 
         # Written by `Transactions`.
         self.sent: Progress | None = None
@@ -215,12 +215,3 @@ class Partition:
             self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
         self.last_seen = now  # a paused partition delivers nothing
-
-    def note_others(self, offset: int) -> None:
-        """Note that the unread record at `offset` belongs to another party than the lot's filler."""
-        self._others_at = max(self._others_at, offset)
-
-    @property
-    def has_others_ahead(self) -> bool:
-        """True if another party's record was found ahead and is not read yet."""
-        return self.ledger.next_offset <= self._others_at

@@ -38,6 +38,12 @@ class Record:
     """The reason why the client could not read the headers, as a phrase; `headers` is None then."""
     shows_health: bool = True
     """True if the record's completion shows that the engine works. A handler that did not use the engine sets False."""
+    cost: float = 1.0
+    """The estimated cost, see `Sharing.cost`."""
+    spent: float | None = None
+    """The real cost, set by the handler; None if it is as estimated."""
+    urgency: int = 0
+    """See `Sharing.urgency`."""
 
     def header(self, name: str) -> str | None:
         """Return the last value of the header `name` as text; None if it is absent or not UTF-8."""

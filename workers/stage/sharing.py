@@ -2,15 +2,18 @@
 
 The words:
 
-- *party*: the tenant or destination of a record. If several parties wait, each has an equal part of the window.
-- *later place*: topics in which a record may wait longer, so that other records need not wait behind it.
-- *deferral*: writing a record beyond its party's share to the later place, untried. A record of the later place is
-  never deferred.
+- *party*: the tenant or destination of a record. If several parties wait, each gets an equal part of the work.
+- *place*: where a record waits, by its topic. Records of the first place need not wait behind those of the later place,
+  which has a share of the work. A record of the spare place is handled only while no record waits elsewhere.
+- *cost*: the work of a record, divided by its party's weight. A party is served next if its records have cost least.
+- *deferral*: writing a record of the first place to the later place, untried: a record beyond its party's share, or any
+  record that would wait for long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Protocol
 
 from workers.stage.record import Headers, Output, Record
@@ -19,8 +22,16 @@ Party = bytes | None
 """None in a stage without a `Sharing`."""
 
 
+class Place(IntEnum):
+    """Where a record waits."""
+
+    FIRST = 0
+    LATER = 1
+    SPARE = 2
+
+
 class Sharing(Protocol):
-    """Assigns records to parties, and returns the outputs of a deferral."""
+    """Assigns records to parties, estimates their cost, and returns the outputs of a deferral."""
 
     @property
     def later_share(self) -> float:
@@ -28,14 +39,22 @@ class Sharing(Protocol):
         ...
 
     def party(self, headers: Headers | None) -> bytes:
-        """Return the party of a record with these headers.
+        """Return the party of a record with these headers. The Kafka thread calls this for each record: be cheap."""
+        ...
 
-        The Kafka thread calls this for each record, also while looking ahead: be cheap, and do not raise.
+    def cost(self, record: Record) -> float:
+        """Return the estimated cost of a record, above 0. The Kafka thread calls this for each record: be cheap.
+
+        The handler sets `Record.spent` to the real cost.
         """
         ...
 
-    def is_later(self, topic: str) -> bool:
-        """Return whether `topic` is a topic of the later place."""
+    def urgency(self, record: Record) -> int:
+        """Return a number, lower for a record that comes earlier within its party. The Kafka thread calls this too."""
+        ...
+
+    def place(self, topic: str) -> Place:
+        """Return the place of a topic's records."""
         ...
 
     def defer(self, record: Record) -> Sequence[Output]:

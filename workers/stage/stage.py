@@ -17,7 +17,6 @@ from workers.stage.errors import NothingCompletes
 from workers.stage.fetching import Fetching
 from workers.stage.held import Held
 from workers.stage.intake import Intake, PartitionId
-from workers.stage.lookahead import Lookahead
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
@@ -57,7 +56,6 @@ class Stage:
         metrics: Metrics,
         pace: Backpressure | None = None,
         sharing: Sharing | None = None,
-        lookahead: Lookahead | None = None,
         last_resort: LastResort | None = None,
         identities: Identities | None = None,
     ) -> None:
@@ -66,7 +64,6 @@ class Stage:
         self._intake = intake
         self._settler = settler
         self._clock = clock
-        self._lookahead = lookahead
         limits, defects, completions = settings.limits, Defects(metrics), SimpleQueue[Handled]()
         self.stopping: Deadline | None = None
         """Set by `stop`: the deadline of the drain. None while the stage is to run."""
@@ -80,7 +77,14 @@ class Stage:
         self.fetching = Fetching(self.held, intake, self.watch, clock)
         self.dispatching = Dispatching(limits, self.held, self.proxy, defects, clock, metrics, pace, sharing)
         self.transactions = Transactions(
-            settings.group_commit_seconds, self.held, self.dispatching.isolation, completions, settler, clock, metrics
+            settings.group_commit_seconds,
+            self.held,
+            self.dispatching.isolation,
+            completions,
+            settler,
+            clock,
+            metrics,
+            self.dispatching.spent,
         )
 
     # -- on the event loop ---------------------------------------------------------------------------------------
@@ -108,8 +112,6 @@ class Stage:
             self.drain()
             self._settler.close()
             self._intake.leave()
-            if self._lookahead is not None:
-                self._lookahead.close()
             error = self.error
         except BaseException as raised:
             error = raised
@@ -124,8 +126,6 @@ class Stage:
         else:
             self.take(*self._intake.consume(window.batch, self.patience()))
         self.turn()
-        if self._lookahead is not None:
-            self._lookahead.look(window.first, self.held.partitions.values())
         self.regulate()
         self.watch.look(list(self.held.partitions.values()))
 
@@ -227,7 +227,7 @@ class Stage:
         log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))
 
     def _assign(self, topic: str, number: int) -> Partition:
-        return self.held.assign(topic, number, later=self.dispatching.is_later(topic))
+        return self.held.assign(topic, number, self.dispatching.place(topic))
 
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:

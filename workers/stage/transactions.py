@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -44,8 +45,11 @@ class Transactions:
         settler: Settler,
         clock: Clock,
         metrics: Metrics,
+        on_end: Callable[[Partition, Record], None],
     ) -> None:
+        """`on_end` is called for each record whose handler has returned."""
         self._held = held
+        self._on_end = on_end
         self._isolation = isolation
         self._settler = settler
         self._clock = clock
@@ -76,6 +80,7 @@ class Transactions:
             if not completion.deferred:
                 ended += 1
                 self._held.load.end(partition)
+                self._on_end(partition, completion.record)
             if completion.outputs is not None and not completion.deferred and completion.record.shows_health:
                 healthy = True
             if completion.outputs is None:

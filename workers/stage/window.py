@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from workers.stage.ledger import Ledger
 from workers.stage.load import Load
-from workers.stage.parking import Lot, Parked, Ready
+from workers.stage.parking import Lot
 from workers.stage.partition import Partition, Phase
+from workers.stage.party_queue import Parked, Ready
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
 from workers.stage.record import Record
-from workers.stage.sharing import Party
+from workers.stage.sharing import Party, Place
 
 NARROW = MAX_BITMAP * 3 // 4
 """In offsets. A span below this may have any number of holes."""
@@ -36,7 +37,7 @@ class Limits:
     records: int = 1024
     """The most running records. `max(records, LEAST_PARKED)` more may be parked behind these.
 
-    A later place may have the same number of parked records besides.
+    Each further place may have the same number of parked records besides.
     """
     bytes: int = 256 * 1024 * 1024
     """The most bytes of the values of taken, unsettled records, without put-off records."""
@@ -45,8 +46,9 @@ class Limits:
 class Window:
     """Decides which partitions to fetch from, and which parked records run next.
 
-    The window uses hysteresis, since a pause discards prefetched records. Records of a later place have a separate lot,
-    so a flood in the first places does not stop their fetching. The later place gets `later_share` of the free places.
+    The window uses hysteresis, since a pause discards prefetched records. Each place has a lot of its own, so a flood
+    in one does not stop the fetching of another. The later place gets `later_share` of the freed room while records
+    wait in the first place too, and the spare place gets room while no record waits elsewhere.
     """
 
     def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:
@@ -56,10 +58,10 @@ class Window:
         self._later_share = later_share or 0.0
         self._owed = 0.0
         """Free places that the later place has earned and not used."""
-        count = 1 if later_share is None else 2
+        count = 1 if later_share is None else len(Place)
         capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
         self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
-        self.first, self.later = self._lots[0], self._lots[-1]
+        self.first = self._lots[Place.FIRST]
         self._heavy = False
 
     @property
@@ -76,10 +78,9 @@ class Window:
     def tight(self) -> bool:
         """True if the stage should skip fetching for a moment because a lot lacks room: too short to miss rebalances.
 
-        If several parties wait, the first lot overflows instead. The later place's lot never overflows.
+        The first lot overflows instead if it gives way. Other lots never overflow.
         """
-        overflows = self.first.contended and self.first.can_give_way
-        return (self.first.tight and not overflows) or self.later.tight
+        return any(lot.tight and not self._overflows(lot) for lot in self._lots)
 
     @property
     def heavy(self) -> bool:
@@ -93,9 +94,9 @@ class Window:
     def batch(self) -> int:
         """The number of records to fetch in a round; at least one, since fetching also brings rebalances.
 
-        With a later place it is always MOST_AT_ONCE, since the first lot may overflow.
+        With several places it is always MOST_AT_ONCE, since the first lot may overflow.
         """
-        if self.later is not self.first:
+        if len(self._lots) > 1:
             return MOST_AT_ONCE
         return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
 
@@ -103,25 +104,21 @@ class Window:
         """Park a record that was taken, in the queue of `party`."""
         self._lot_of(partition).add(partition, record, party)
 
-    def surplus(self, partitions: Iterable[Partition]) -> list[Parked]:
-        """Remove and return the records beyond their party's share if another party waits for the places.
+    def surplus(self) -> list[Parked]:
+        """Remove and return the records of the first place that have to wait in the later one."""
+        return self.first.surplus() if self._overflows(self.first) else []
 
-        Returns none if one party is alone: no other party has parked records, or was found ahead in `partitions`.
-        """
-        lot = self.first
-        if lot is self.later or not lot.crowded:
-            return []
-        if not (lot.contended or any(partition.has_others_ahead for partition in partitions)):
-            return []
-        return lot.surplus()
+    def correct(self, partition: Partition, party: Party, cost: float) -> None:
+        """Add to the cost of a party's drawn records, see `Lot.correct`."""
+        self._lot_of(partition).correct(party, cost)
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` ready records: the later place's share, then from the first places."""
-        if self.later is self.first:
-            return self.first.draw(room, ready)
+        """Remove and return up to `room` ready records: the later place's share, then place by place."""
         drawn = self._later_due(room, ready)
-        drawn += self.first.draw(room - len(drawn), ready)
-        return drawn + self.later.draw(room - len(drawn), ready)
+        for place, lot in enumerate(self._lots):
+            if place != Place.SPARE or not any(other.parked for other in self._lots[: Place.SPARE]):
+                drawn += lot.draw(room - len(drawn), ready)
+        return drawn
 
     def next_of(self, partition: Partition) -> Record:
         """Return the partition's next parked record. Raises KeyError if the partition has none."""
@@ -133,7 +130,7 @@ class Window:
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose records are put off until the first one is due. Empty if there is a later place."""
+        """Partitions whose records are put off until the first one is due. Empty if there are several places."""
         return self.first.put_off
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
@@ -168,24 +165,24 @@ class Window:
         return pause, resume
 
     def _is_full_for(self, partition: Partition) -> bool:
-        if self.heavy:
-            return True
         lot = self._lot_of(partition)
-        if lot is self.later:
-            return lot.full
-        return lot.full and not (lot.can_give_way and (lot.contended or partition.has_others_ahead))
+        return self.heavy or (lot.full and not self._overflows(lot))
+
+    def _overflows(self, lot: Lot) -> bool:
+        return len(self._lots) > 1 and lot is self.first and lot.gives_way
 
     def _lot_of(self, partition: Partition) -> Lot:
-        return self.later if partition.later else self.first
+        return self._lots[partition.place]
 
     def _later_due(self, room: int, ready: Ready) -> list[Parked]:
-        if room <= 0:
+        if room <= 0 or len(self._lots) == 1:
             return []
-        if not (self.first.parked and self.later.parked):
+        later = self._lots[Place.LATER]
+        if not (self.first.parked and later.parked):
             self._owed = 0.0
             return []
         self._owed += room * self._later_share
-        drawn = self.later.draw(int(self._owed), ready)
+        drawn = later.draw(int(self._owed), ready)
         self._owed = min(1.0, self._owed - len(drawn))
         return drawn
 

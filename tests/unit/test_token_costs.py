@@ -1,0 +1,77 @@
+"""The cost of a job in tokens, before and after its answer, and the order of one tenant's jobs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.job import DEFAULT_TTL_SECONDS
+from tests.unit.echo_worker import record, working
+from workers.inference.fairness import BYTES_A_TOKEN, FIRST_ANSWER_TOKENS, MOST_TENANTS, AnswerTokens
+
+ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
+
+
+async def test_a_job_costs_the_tokens_of_its_prompt_and_its_tenants_mean_answer_and_then_its_real_ones() -> None:
+    async with working() as worker:
+        sharing = worker.handler.sharing
+        long, short = record({"prompt": "word " * 400}, ACME), record({"prompt": "word"}, GLOBEX)
+        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN + FIRST_ANSWER_TOKENS)
+        for _ in range(100):
+            await worker.outputs(long)
+            await worker.outputs(short)
+        assert long.spent == 800  # the echo engine answers with the 400 words of the question
+        assert short.spent == 2
+        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN + 400, rel=0.05)
+        assert sharing.cost(short) == pytest.approx(len(short.value) / BYTES_A_TOKEN + 1, abs=5)
+
+
+async def test_a_job_that_reaches_no_engine_costs_nothing() -> None:
+    async with working() as worker:
+        for job in (record(b"no job"), record({"prompt": "x", "model_id": "absent"}), record({"prompt": ""})):
+            await worker.outputs(job)
+            assert job.spent == 0
+
+
+async def test_a_tenant_with_twice_the_weight_pays_half() -> None:
+    async with working(tenant_weights={"acme": 2.0}) as worker:
+        of_acme, of_globex = record({"prompt": "a b c"}, ACME), record({"prompt": "a b c"}, GLOBEX)
+        sharing = worker.handler.sharing
+        assert sharing.cost(of_acme) * 2 == sharing.cost(of_globex)
+        for job in (of_acme, of_globex):
+            await worker.outputs(job)
+        assert (of_acme.spent, of_globex.spent) == (3, 6)
+
+
+async def test_a_job_with_an_earlier_deadline_is_more_urgent() -> None:
+    async with working() as worker:
+        usual = round(1000 * DEFAULT_TTL_SECONDS)
+        for job, left_ms in (
+            (record({"prompt": "x"}), usual),
+            (record({"prompt": "x", "ttl_seconds": 60}), 60_000),
+            (record({"prompt": 'Say "ttl_seconds": 5'}), usual),
+            (record({"prompt": "x"}, ("deadline", b"soon")), usual),
+        ):
+            assert worker.handler.sharing.urgency(job) - job.timestamp_ms == left_ms
+        stated = record({"prompt": "x"}, ("deadline", b"1700000000000"))
+        assert worker.handler.sharing.urgency(stated) == 1_700_000_000_000
+
+
+@given(st.lists(st.tuples(st.binary(max_size=3), st.integers(0, 2**31 - 1)), max_size=60))
+def test_a_mean_lies_between_its_answers_and_the_first_estimate(answers: list[tuple[bytes, int]]) -> None:
+    known = AnswerTokens()
+    for tenant, tokens in answers:
+        known.add(tenant, tokens)
+    lengths = [FIRST_ANSWER_TOKENS, *(float(tokens) for _, tokens in answers)]
+    for tenant in {*(tenant for tenant, _ in answers), b"other"}:
+        assert min(lengths) * 0.999 <= known.mean(tenant) <= max(lengths) * 1.001
+
+
+def test_only_the_last_tenants_are_remembered() -> None:
+    known = AnswerTokens()
+    known.add(b"first", 1_000_000)
+    of_all = known.mean(b"nobody")
+    for number in range(MOST_TENANTS):
+        known.add(b"%d" % number, round(of_all))
+    assert known.mean(b"first") == pytest.approx(known.mean(b"nobody"))
