@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from postback_client import HttpClient
-    from producers.client import Lane
     from producers.jsonl import JobFile
     from producers.receipts import Receipt, ReceiptEntry
     from producers.results import ResultsReader
     from schemas.job import Job
     from schemas.settings import KafkaSettings
+    from schemas.topics import Lane
     from schemas.trust import TrustSecrets
     from telemetry.clock import Deadline
 
@@ -89,6 +89,9 @@ def submit(
             f"Files of over {BULK_FROM:,} jobs use it unless --no-bulk is given.",
         ),
     ] = None,
+    spare: Annotated[
+        bool, typer.Option("--spare", help="Use the spare lane, whose jobs run only while no other job waits.")
+    ] = False,
     wait: Annotated[
         bool,
         typer.Option(
@@ -160,9 +163,8 @@ def submit(
         stack.enter_context(_held(receipt))
         begun = _begun(read, tenant, receipt)
         unnamed = frozenset(index for index, job in enumerate(read.jobs) if job.job_id is None)
-        request = Request(
-            fleet.kafka, begun, tenant, _lane(bulk, len(read.jobs)), receipt, unnamed, read.invalid, trust, client
-        )
+        lane = _lane(bulk, len(read.jobs), spare=spare)
+        request = Request(fleet.kafka, begun, tenant, lane, receipt, unnamed, read.invalid, trust, client)
         if client is None:
             warn_of_refused(_numbered(begun), fleet)
             warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
@@ -180,7 +182,9 @@ def submit(
                 _end(request)
 
 
-def _lane(bulk: bool | None, jobs: int) -> Lane:
+def _lane(bulk: bool | None, jobs: int, *, spare: bool) -> Lane:
+    if spare:
+        return "spare"
     return "bulk" if bulk or (bulk is None and jobs > BULK_FROM) else "default"
 
 
@@ -240,7 +244,7 @@ def _send(request: Request, progress: Progress) -> None:
 
     try:
         if request.gateway is not None:
-            through_gateway.send(request.gateway, receipt, left, bulk=request.lane == "bulk", on_answer=note)
+            through_gateway.send(request.gateway, receipt, left, lane=request.lane, on_answer=note)
         else:
             with Client(request.kafka, trust=request.trust) as client:
                 jobs = (receipt.jobs[index] for index in left)

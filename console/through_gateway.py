@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from producers.client import SubmitError
     from producers.receipts import Receipt
     from schemas.result import Result
+    from schemas.topics import Lane
 
 GATEWAY: Any = typer.Option(
     "--gateway", metavar="URL", help="Work through the gateway at this URL, not through Kafka. The key's tenant counts."
@@ -58,7 +59,7 @@ def gateway_client(url: str, key: str | None) -> Iterator[HttpClient]:
         yield client
 
 
-def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, bulk: bool, on_answer: OnAnswer) -> None:
+def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, lane: Lane, on_answer: OnAnswer) -> None:
     """Submit jobs of a receipt, and call `on_answer` for each. A refused request does not stop the others."""
     from postback_client import InvalidRequest, SubmitFailed
     from producers.client import SubmitError
@@ -73,7 +74,7 @@ def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, bulk: boo
             try:
                 client.submit(
                     (json.loads(write_job(receipt.jobs[left[number]])) for number in part),
-                    lane="bulk" if bulk else "default",
+                    lane=lane,
                 )
             except SubmitFailed as error:
                 failed = error

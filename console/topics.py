@@ -50,7 +50,7 @@ def create(
     from schemas.topics import is_engine_lane
 
     if not all(map(is_engine_lane, engine or ())):
-        raise fail("--engine: 1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow", BAD_INPUT)
+        raise fail("--engine: 1 to 64 letters, digits, `_` or `-`, and none of batch, shadow and spare", BAD_INPUT)
     changes = {"partitions": partitions, "replication_factor": replication_factor}
     kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
     with telling(ProducerError):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
@@ -24,11 +24,10 @@ from schemas import topics
 from schemas.codec import write_job
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, Job
 from schemas.settings import KafkaSettings
+from schemas.topics import Lane
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock, Deadline, SystemClock
 from telemetry.traces import Kind, OpenSpan, TraceContext, begin_span, collecting
-
-Lane = Literal["default", "bulk"]
 
 DELIVERY_SECONDS = 60.0
 """Longest wait for a job's acknowledgement, which may include a broker's restart. After it the job is given up."""
@@ -131,11 +130,12 @@ class Client:
     ) -> Submission:
         """Send jobs, and wait until each is acknowledged or given up. A failed job does not stop the others.
 
-        A job without a `job_id` gets one. Jobs in the bulk `lane` may wait behind all jobs of the default lane.
+        A job without a `job_id` gets one. Jobs in the `lane` `bulk` may wait behind all jobs of the default lane, and
+        jobs in `spare` run only while no other job waits.
         `on_answer` is called for each job when it is acknowledged or given up. Raises TopicMissing, AccessRefused and
         BrokerUnreachable before the first job is sent.
         """
-        topic = self._settings.topics.requests(bulk=lane == "bulk")
+        topic = self._settings.topics.lane(lane)
         partitions = self._partitions_of(topic)
         submission = _Submission(Submission(), on_answer, self._clock)
         for index, job in enumerate(jobs):

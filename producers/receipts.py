@@ -171,7 +171,7 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
     since_ms = min(receipt.entries[index].at for index in receipt.doubtful)
     found = set()
     with needed("that is to be read to find out which jobs of an earlier run arrived"), Scanner(settings) as scanner:
-        for lane in (settings.topics.requests(), settings.topics.requests(bulk=True)):
+        for lane in settings.topics.requests_of(None):
             for record in scanner.read(scanner.ranges(lane, since_ms)):
                 index = doubtful.get((record.key or b"").decode("utf-8", "replace"))
                 if index is not None and record.tenant == receipt.entries[index].tenant:

@@ -208,6 +208,7 @@ def _channels() -> dict[str, Any]:
     kinds = {
         names.requests(): ("job", f"Jobs, at most {MAX_JOB_BYTES} bytes each."),
         names.requests(bulk=True): ("job", "Jobs that can wait, and jobs beyond a tenant's share."),
+        names.requests(spare=True): ("job", "Jobs that run only while no other job waits."),
         names.results: ("result", f"One result per job, at most {MAX_RESULT_BYTES} bytes; its key is the job's id."),
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
         names.events: ("readyEvent", "Events for tenants' webhook endpoints, as they are sent."),
@@ -259,6 +260,7 @@ def _operations() -> dict[str, Any]:
     return {
         "takeJob": _operation("receive", names.requests(), "job", "Answer a job."),
         "takeBulkJob": _operation("receive", names.requests(bulk=True), "job", "Answer a job that can wait."),
+        "takeSpareJob": _operation("receive", names.requests(spare=True), "job", "Answer a job while no other waits."),
         "settleResult": _operation("send", names.results, "result", "Settle a result with its job's progress."),
         "giveUp": _operation("send", names.dead_letters, "deadLetter", "Keep records that cannot be handled."),
         "callBack": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 TENANT = "tenant"
 DEADLINE = "deadline"
@@ -87,11 +88,14 @@ _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-_LANE = re.compile(r"(?!(?:batch|shadow)$)[A-Za-z0-9_-]{1,64}")
+Lane = Literal["default", "bulk", "spare"]
+"""Jobs of `bulk` may wait behind those of `default`. Jobs of `spare` run only while no other job waits."""
+
+_LANE = re.compile(r"(?!(?:batch|shadow|spare)$)[A-Za-z0-9_-]{1,64}")
 
 
 def is_engine_lane(name: str) -> bool:
-    """True if an engine's lanes may have this name. `batch` and `shadow` are reserved for other topics of the fleet."""
+    """True if an engine's lanes may have this name. `batch`, `shadow` and `spare` name other topics."""
     return _LANE.fullmatch(name) is not None
 
 
@@ -135,23 +139,33 @@ class Topics:
     prefix: str = ""
     tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
 
-    def requests(self, engine: str | None = None, *, bulk: bool = False) -> str:
-        """The lane that jobs enter: the whole fleet's or one engine's, default or bulk."""
-        parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else [])]
+    def requests(self, engine: str | None = None, *, bulk: bool = False, spare: bool = False) -> str:
+        """The lane that jobs enter: the whole fleet's or one engine's, default, bulk or spare."""
+        parts = ["model_requests", *([engine] if engine else []), *(["batch"] if bulk else ["spare"] if spare else [])]
         return self.prefix + ".".join(parts)
+
+    def lane(self, name: Lane) -> str:
+        """The whole fleet's lane of this name."""
+        return self.requests(bulk=name == "bulk", spare=name == "spare")
+
+    def requests_of(self, engine: str | None) -> list[str]:
+        """The lanes of the whole fleet, or of one engine: default, bulk, spare."""
+        return [self.requests(engine), self.requests(engine, bulk=True), self.requests(engine, spare=True)]
 
     def lanes(self, existing: Iterable[str]) -> list[str]:
         """Return the lanes among these topics, of the whole fleet and of its engines, default before bulk."""
         start, found = self.requests(), []
         for name in sorted(existing):
-            engine = name.removeprefix(start).removesuffix(".batch")
+            engine = name.removeprefix(start).removesuffix(".batch").removesuffix(".spare")
             if name.startswith(start) and (not engine or (engine[0] == "." and is_engine_lane(engine[1:]))):
                 found.append(name)
         return found
 
     def engine_of(self, lane: str) -> str | None:
         """Return the engine of one of `lanes`; None for the lanes of the whole fleet."""
-        return lane.removeprefix(self.requests()).removesuffix(".batch").removeprefix(".") or None
+        return (
+            lane.removeprefix(self.requests()).removesuffix(".batch").removesuffix(".spare").removeprefix(".") or None
+        )
 
     @property
     def results(self) -> str:
@@ -238,7 +252,7 @@ class Topics:
         }
         compacted = {**followed, "cleanup.policy": "compact", **_TAKEN_IN}
         lane = {**kept, "retention.ms": str(LANES_KEPT_MS)}
-        lanes = [self.requests(engine, bulk=bulk) for engine in (None, *engines) for bulk in (False, True)]
+        lanes = [lane for engine in (None, *engines) for lane in self.requests_of(engine)]
         return [
             *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
             *(TopicSpec(name, partitions, stamped) for name in (self.results, self.events)),

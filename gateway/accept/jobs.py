@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -17,7 +17,7 @@ from gateway.store.hold import require_no_hold
 from gateway.store.tables import jobs, outbox
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS
-from schemas.topics import Topics
+from schemas.topics import Lane, Topics
 from telemetry.clock import Clock, SystemClock, unix_ms
 
 QUEUED = "queued"
@@ -43,7 +43,7 @@ class NewJob:
     """The job's record, which contains `job_id`."""
     headers: Sequence[Header] = ()
     """The record's headers beside `tenant`."""
-    lane: Literal["default", "bulk"] = "default"
+    lane: Lane = "default"
     model_id: str | None = None
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -121,5 +121,5 @@ def _job_row(principal: Principal, job: NewJob, now_ms: int, *, counted: bool) -
 
 def _outbox_row(tenant: str, job: NewJob, topics: Topics) -> dict[str, Any]:
     headers = [(names.TENANT, tenant.encode()), *(each for each in job.headers if each[0] != names.TENANT)]
-    topic = topics.requests(bulk=job.lane == "bulk")
+    topic = topics.lane(job.lane)
     return outbox_row(topic, job.job_id.encode(), job.value, headers, shard=tenant)

@@ -45,8 +45,7 @@ class RecordOutlet:
         self._clock = clock
         self._make_producer = make_producer
         self._reader = PositionReader(kafka, store)
-        lanes = (names.requests(), names.requests(bulk=True))
-        self._sweeps = Sweeps((*lanes, names.batch_requests, names.control, names.events))
+        self._sweeps = Sweeps((*names.requests_of(None), names.batch_requests, names.control, names.events))
         self._partitions: dict[str, int] = {}
         self._written: frozenset[str] = frozenset()
         self._partitioner = Partitioner()

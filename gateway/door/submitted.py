@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -18,11 +18,11 @@ from schemas.codec import write_job
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS, Problem
 from schemas.strict import NotAJob, body_job, job_in, job_of
+from schemas.topics import Lane
 from telemetry.clock import Clock
 from telemetry.traces import current_trace, parse_traceparent
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
-Lane = Literal["default", "bulk"]
 JOBS = "/v1/jobs"
 _SPACE = b" \t\r\n"
 

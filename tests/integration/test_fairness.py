@@ -103,6 +103,20 @@ def test_the_bulk_lane_gets_its_share_beside_the_default_lane(product: Product) 
     assert max(places(order, "bulk")) < max(places(order, "flood")) - 100
 
 
+def test_spare_jobs_run_last_and_run_alone_too(product: Product) -> None:
+    product.put(jobs("spare", 300), of("globex"), topic=product.kafka.topics.requests(spare=True))
+    product.put(jobs("bulk", 200), of("acme"), topic=product.kafka.topics.requests(bulk=True))
+    product.put(jobs("usual", 400), of("acme"))
+    product.worker("w1", **SLOW)
+    product.wait_for_results(900, 60)
+    product.wait_until_nothing_is_left()
+
+    order = in_order(product)
+    assert_each_once(order, spare=300, bulk=200, usual=400)
+    early = [place for place in places(order, "spare") if place < 450]
+    assert len(early) <= 128, "only a window of them may begin before the other lanes are read"
+
+
 def test_a_worker_that_is_killed_while_it_defers_leaves_each_job_with_one_result(product: Product) -> None:
     product.put(jobs("flood", 2000), of("acme"))
     product.put(jobs("few", 20), of("globex"))

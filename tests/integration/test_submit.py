@@ -12,6 +12,7 @@ import pytest
 
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
+from schemas.topics import Lane
 from tests.integration.answering_jobs import answering
 from tests.integration.submitted import records_of
 from tests.postback_command import POSTBACK, environment_of, postback, postback_here
@@ -31,17 +32,22 @@ def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaS
 
 
 @pytest.mark.parametrize(
-    ("jobs", "options", "is_bulk"),
-    [(1_000, (), False), (1_001, (), True), (1, ("--bulk",), True), (1_001, ("--no-bulk",), False)],
+    ("jobs", "options", "lane"),
+    [
+        (1_000, (), "default"),
+        (1_001, (), "bulk"),
+        (1, ("--bulk",), "bulk"),
+        (1_001, ("--no-bulk",), "default"),
+        (2, ("--spare",), "spare"),
+    ],
 )
 def test_a_large_file_takes_the_bulk_lane_unless_it_is_told_otherwise(
-    fleet: KafkaSettings, jobs: int, options: tuple[str, ...], is_bulk: bool
+    fleet: KafkaSettings, jobs: int, options: tuple[str, ...], lane: Lane
 ) -> None:
     done = postback_here("submit", "-", *options, env=environment_of(fleet), given='{"prompt": "q"}\n' * jobs)
     assert done.returncode == 0, done.stderr
-    assert [len(records_of(fleet, fleet.topics.requests(bulk=bulk))) for bulk in (False, True)] == (
-        [0, jobs] if is_bulk else [jobs, 0]
-    )
+    found = {topic: len(records_of(fleet, topic)) for topic in fleet.topics.requests_of(None)}
+    assert found == {**dict.fromkeys(found, 0), fleet.topics.lane(lane): jobs}
 
 
 def test_nothing_is_sent_where_a_line_is_bad(fleet: KafkaSettings, tmp_path: Path) -> None:

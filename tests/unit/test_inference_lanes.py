@@ -38,12 +38,13 @@ async def test_a_job_of_another_engine_goes_to_its_lane_as_it_is_with_its_identi
     assert worker.sample("postback_jobs_total", outcome="succeeded") == 0
 
 
-async def test_a_bulk_job_stays_a_bulk_job_when_it_is_forwarded() -> None:
-    given = record({"prompt": "x", "model_id": "big"})
-    given.topic = TOPICS.requests(bulk=True)
-    async with working({"big": "gpu"}) as worker:
-        [output] = await worker.outputs(given)
-    assert output.topic == "fleet.model_requests.gpu.batch"
+async def test_a_bulk_or_spare_job_stays_one_when_it_is_forwarded() -> None:
+    for lane, there in zip(TOPICS.requests_of(None), TOPICS.requests_of("gpu"), strict=True):
+        given = record({"prompt": "x", "model_id": "big"})
+        given.topic = lane
+        async with working({"big": "gpu"}) as worker:
+            [output] = await worker.outputs(given)
+        assert output.topic == there
 
 
 async def test_what_is_forwarded_is_read_there_as_the_same_job() -> None:
@@ -129,5 +130,5 @@ async def test_jobs_count_for_the_tenant_that_their_header_names_and_for_default
         party = worker.handler.sharing.party
         assert party([("tenant", b"acme"), ("own", b"1"), ("tenant", b"globex")]) == b"globex"
         assert {party(None), party([]), party([("own", b"1")]), party([("tenant", b"")])} == {b"default"}
-        lanes = [TOPICS.requests(engine, bulk=bulk) for engine in (None, "gpu") for bulk in (False, True)]
-        assert [worker.handler.sharing.place(lane) for lane in lanes] == [Place.FIRST, Place.LATER] * 2
+        lanes = [lane for engine in (None, "gpu") for lane in TOPICS.requests_of(engine)]
+        assert [worker.handler.sharing.place(lane) for lane in lanes] == [Place.FIRST, Place.LATER, Place.SPARE] * 2

@@ -43,7 +43,7 @@ def test_what_is_left_of_an_earlier_schedule_is_known_by_its_name() -> None:
 
 def test_the_lanes_among_other_topics_are_known_by_their_names() -> None:
     topics = Topics("a.")
-    lanes = [topics.requests(engine, bulk=bulk) for engine in (None, "big") for bulk in (False, True)]
+    lanes = [lane for engine in (None, "big") for lane in topics.requests_of(engine)]
     others = [
         topics.shadow,
         topics.results,
@@ -107,6 +107,8 @@ def test_the_lanes_are_named_by_engine_and_urgency() -> None:
     assert [topics.requests(), topics.requests(bulk=True)] == ["model_requests", "model_requests.batch"]
     assert topics.requests("vllm") == "model_requests.vllm"
     assert topics.requests("vllm", bulk=True) == "model_requests.vllm.batch"
+    assert topics.requests("vllm", spare=True) == "model_requests.vllm.spare"
+    assert [topics.lane(name) for name in ("default", "bulk", "spare")] == topics.requests_of(None)
 
 
 def test_the_prefix_stands_before_every_topic_so_that_fleets_can_share_brokers() -> None:
@@ -127,7 +129,7 @@ def test_results_have_as_many_partitions_as_requests() -> None:
 def test_a_job_that_nobody_has_read_is_still_in_its_lane_a_day_after_its_time_is_up() -> None:
     topics = Topics()
     kept_ms = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3, ("vllm",))}
-    lanes = [topics.requests(engine, bulk=bulk) for engine in (None, "vllm") for bulk in (False, True)]
+    lanes = [lane for engine in (None, "vllm") for lane in topics.requests_of(engine)]
 
     assert {kept_ms[lane] for lane in lanes} == {LANES_KEPT_MS}
     assert LANES_KEPT_MS - LONGEST_TTL_SECONDS * 1000 >= 24 * 3600 * 1000

@@ -24,7 +24,7 @@ A moved job and a dead letter carry headers and key along. A compressed record m
 next topic takes.
 """
 _CHECKED_URLS = 4096
-_BULK = ".batch"
+_BULK, _SPARE = ".batch", ".spare"
 
 
 class Admission:
@@ -91,10 +91,16 @@ class Admission:
             raise UnservedModel(received, invalid_job(received, "model_id", str(unknown))) from None
         if not isinstance(where, Forward):
             return None
-        lane = self._topics.requests(where.lane, bulk=is_bulk_lane(record.topic))
+        spare = is_spare_lane(record.topic)
+        lane = self._topics.requests(where.lane, bulk=is_bulk_lane(record.topic), spare=spare)
         return moved(record, received, lane, (names.FORWARDED, str(where.times).encode()))
 
 
 def is_bulk_lane(topic: str) -> bool:
     """True if the topic is a bulk lane, either the shared one or an engine's own."""
     return topic.endswith(_BULK)
+
+
+def is_spare_lane(topic: str) -> bool:
+    """True if the topic is a spare lane, either the shared one or an engine's own."""
+    return topic.endswith(_SPARE)

@@ -15,7 +15,7 @@ from schemas.job import DEFAULT_TENANT, DEFAULT_TTL_SECONDS
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion
-from workers.inference.admission import Admission, is_bulk_lane
+from workers.inference.admission import Admission, is_bulk_lane, is_spare_lane
 from workers.inference.outputs import Outputs, moved
 from workers.inference.registry import times_in
 from workers.inference.settings import WorkerSettings
@@ -111,6 +111,8 @@ class TenantSharing:
 
     def place(self, topic: str) -> Place:
         """Return the place of a lane's jobs."""
+        if is_spare_lane(topic):
+            return Place.SPARE
         return Place.LATER if is_bulk_lane(topic) else Place.FIRST
 
     def defer(self, record: Record) -> Sequence[Output]:

@@ -14,7 +14,9 @@ from schemas.topics import is_engine_lane
 
 def _lane(name: str) -> str:
     if not is_engine_lane(name):
-        raise ValueError("1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow, which name other topics")
+        raise ValueError(
+            "1 to 64 letters, digits, `_` or `-`, and none of batch, shadow, spare: these name other topics"
+        )
     return name
 
 

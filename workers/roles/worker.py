@@ -76,12 +76,12 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
     screen = await open_screen(stack)
     enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
-    lane, bulk_lane = (kafka.topics.requests(settings.lane, bulk=bulk) for bulk in (False, True))
+    read = lane, bulk_lane, spare_lane = kafka.topics.requests_of(settings.lane)
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
     others = lanes_of(lanes, settings.lane, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
-    ids = await topic_ids(kafka, [lane, *outputs, kafka.topics.control])
+    ids = await topic_ids(kafka, [lane, spare_lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
     registry, rules = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models), ModelRules()
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
@@ -110,7 +110,6 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
-    read = [lane, bulk_lane]
     resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics, trust)
     parts = handler.pace, handler.sharing
     made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
@@ -128,9 +127,9 @@ async def _announce(process: Process, registry: Registry, lane: str | None, stac
 
 
 def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) -> list[str]:
-    """Return the default and bulk lanes of the models that other workers serve: this worker forwards jobs to them."""
+    """Return the lanes of the models that other workers serve: this worker forwards jobs to them."""
     others = [lane for lane in dict.fromkeys(models.values()) if lane != own]
-    return [topics.requests(lane, bulk=bulk) for lane in others for bulk in (False, True)]
+    return [topic for lane in others for topic in topics.requests_of(lane)]
 
 
 async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:

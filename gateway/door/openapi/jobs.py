@@ -6,7 +6,7 @@ from gateway.access import Scope
 from gateway.door.openapi.operation import IDEMPOTENCY, PAGING, Operation, Parameter
 from schemas.outcome import Outcome
 
-_LANE = {"enum": ["default", "bulk"]}
+_LANE = {"enum": ["default", "bulk", "spare"]}
 _AWAITED = (
     "The request waits for the answer. When its time is over, the job is cancelled and the status is 504. "
     "A job that did not succeed is an error with its code. When the gateway stops, the status is 503: "
@@ -26,7 +26,11 @@ OPERATIONS = (
         "An array is accepted whole or not at all. Unknown fields are refused, and a problem names its job's index.",
         (
             IDEMPOTENCY,
-            Parameter("lane", "Jobs in the lane `bulk` wait behind those of `default`.", _LANE),
+            Parameter(
+                "lane",
+                "`bulk` jobs wait behind `default` ones; `spare` jobs run while no other waits.",
+                _LANE,
+            ),
             Parameter("x-postback-lane", "The lane, where the query has none.", _LANE, "header"),
         ),
         "JobOrJobs",

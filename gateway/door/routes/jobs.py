@@ -26,10 +26,11 @@ from gateway.door.screened import screened
 from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
+from schemas.topics import Lane
 
 LANE = "lane"
 LANE_HEADER = "x-postback-lane"
-_LANES: tuple[submitted.Lane, ...] = ("default", "bulk")
+_LANES: tuple[Lane, ...] = ("default", "bulk", "spare")
 STATUSES = ("queued", "cancelling", *map(str, Outcome))
 METADATA = "metadata."
 FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
@@ -148,7 +149,7 @@ def _accepted(job: NewJob, now: int) -> dict[str, Any]:
     }
 
 
-def _lane(request: Request) -> submitted.Lane:
+def _lane(request: Request) -> Lane:
     """Return the lane by the parameter `lane` or the header `x-postback-lane`. Raises ApiError (400)."""
     said = request.query_params.get(LANE, request.headers.get(LANE_HEADER, "default"))
     for lane in _LANES:

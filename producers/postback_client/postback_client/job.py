@@ -12,8 +12,8 @@ from typing import Any, Literal
 from postback_client.clock import ClientClock
 from postback_client.errors import UnusableJob
 
-Lane = Literal["default", "bulk"]
-"""Jobs in the lane `bulk` may wait behind all jobs of the lane `default`."""
+Lane = Literal["default", "bulk", "spare"]
+"""Jobs of `bulk` may wait behind those of `default`. Jobs of `spare` run only while no other job waits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

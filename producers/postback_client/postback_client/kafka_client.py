@@ -102,7 +102,7 @@ class KafkaClient:
 
         The producer is idempotent, so that its own repeats double nothing. A repeated call doubles its jobs.
         """
-        topic = f"{self._prefix}model_requests{'.batch' if lane == 'bulk' else ''}"
+        topic = f"{self._prefix}model_requests{ {'bulk': '.batch', 'spare': '.spare'}.get(lane, '') }"
         accepted: list[str] = []
         sent: deque[_Sent] = deque()
         try:

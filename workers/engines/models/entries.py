@@ -111,7 +111,7 @@ class ModelEntry(RegistryPart):
     @classmethod
     def _is_a_lane(cls, lane: str | None) -> str | None:
         if lane is not None and not is_engine_lane(lane):
-            raise ValueError("must be 1 to 64 letters, digits, `_` or `-`, and neither batch nor shadow")
+            raise ValueError("must be 1 to 64 letters, digits, `_` or `-`, and none of batch, shadow and spare")
         return lane
 
     @field_validator("family")
