@@ -47,6 +47,7 @@ JOB = {
             "language": "en",
         },
         "searches": [{"provider": "pubmed", "query": "creatinine clearance", "limit": 3}],
+        "rewrite": True,
         "budget_seconds": 10,
         "freshness_seconds": 3600,
         "max_chars": 8000,

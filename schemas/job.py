@@ -224,6 +224,11 @@ class Sources(WireModel):
     """The greatest age of a cached page or search; the operator's bound is the least."""
     max_chars: int | None = Field(default=None, ge=200, le=1_000_000)
     """The most characters of quoted passages; the operator's default where absent, and at most the operator's bound."""
+    rewrite: bool | None = None
+    """If true, the model first rewrites a conversation's last question so that it can be searched for.
+
+    Where absent, the profile or the operator decides.
+    """
     profile: Identifier = "default"
     """The profile by which the question is answered, such as `default`, `medical` or `finance`."""
     required: bool = False

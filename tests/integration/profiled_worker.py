@@ -59,6 +59,9 @@ class Worker:
             )
             self._handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
 
+    def tokens(self, kind: str) -> float | None:
+        return self._metrics.registry.get_sample_value("postback_tokens_total", {"kind": kind})
+
     def searches(self, result: str) -> float | None:
         return self._metrics.registry.get_sample_value("postback_searches_total", {"result": result})
 

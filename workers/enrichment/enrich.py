@@ -101,7 +101,8 @@ class Enricher:
         mark_secret: bytes | None = None,
     ) -> None:
         load_template(settings.template)  # a bad template fails now rather than job by job
-        self._settings = settings
+        self._settings = self.settings = settings
+        """The limits of sources, also for their question."""
         self._mark_secret = mark_secret
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)

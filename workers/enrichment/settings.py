@@ -67,6 +67,12 @@ class EnrichmentSettings(BaseSettings):
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)
     """The least age of cached pages and searches that a job may refuse (`sources.freshness_seconds`)."""
+    rewrite: bool = False
+    """Let the model rewrite a conversation's last question for the search, unless a job or its profile decides."""
+    rewrite_seconds: float = Field(default=5.0, gt=0, le=60)
+    """Timeout of such a rewriting; the question then stays as it is."""
+    rewrite_tokens: int = Field(default=64, ge=8, le=512)
+    """Maximum number of tokens of a rewritten question."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from schemas.codec import ReceivedJob
 from schemas.job import Message, ResponseFormat, Sources
 from telemetry.clock import Clock, Deadline
+from telemetry.metrics import Metrics
 from workers.engines.base import Engine, PromptTooLong
 from workers.engines.prompts import last_user_text
 from workers.enrichment.answering.grounding import ground
@@ -19,6 +20,7 @@ from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
+from workers.inference.rewriting import Rewriter
 
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 
@@ -60,6 +62,7 @@ class Grounder:
         phases: Phases,
         clock: Clock,
         enrich_ahead: int,
+        metrics: Metrics,
     ) -> None:
         self._engine = engine
         self._enricher = enricher
@@ -68,6 +71,7 @@ class Grounder:
         self._phases = phases
         self._clock = clock
         self._turns = asyncio.Semaphore(enrich_ahead)
+        self._rewriter = Rewriter(engine, enricher.settings, metrics)
 
     async def grounded(self, received: ReceivedJob) -> GroundedRequest:
         """Read the job's sources, if the job has any, and return its request.
@@ -82,10 +86,9 @@ class Grounder:
         profile = self._profile(received, job.sources.profile)
         question = last_user_text(job)
         with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
-            sources = profile.applied(job.sources, question)
-            room = room_for_sources(job, profile.instructions, self._engine.context_tokens)
-            evidence = await self._evidence(received, sources, question, room)
-            evidence = replace(evidence, conversation="\n".join(message.text for message in messages or ()))
+            evidence = await self._evidence(received, job.sources, profile)
+            said = "\n".join(message.text for message in messages or ())
+            evidence = replace(evidence, question=question, conversation=said)
         return _with_evidence(received, evidence, profile, phase.ms)
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
@@ -95,10 +98,10 @@ class Grounder:
         except UnknownProfile as unknown:
             raise invalid_job(received, "sources.profile", str(unknown)) from None
 
-    async def _evidence(self, received: ReceivedJob, sources: Sources, question: str, room: int | None) -> Evidence:
+    async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
         """Return the evidence from the job's sources. Raises NothingFound, also if the job is cancelled meanwhile."""
         while True:
-            enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, question, room))
+            enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, profile))
             with self._lifetimes.at_cancellation(received, enriching.cancel):
                 try:
                     return await enriching
@@ -110,9 +113,7 @@ class Grounder:
                         raise NothingFound(()) from None
             # The cancellation was taken back at once, so the sources are read again.
 
-    async def _evidence_in_turn(
-        self, received: ReceivedJob, sources: Sources, question: str, room: int | None
-    ) -> Evidence:
+    async def _evidence_in_turn(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
         """Wait until fewer than `enrich_ahead` jobs are in enrichment; return the evidence. Raises NothingFound."""
         try:
             async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
@@ -121,9 +122,19 @@ class Grounder:
             raise NothingFound(()) from None
         try:
             deadline = Deadline.after(self._clock, max(0.0, self._lifetimes.remaining(received)))
-            return await self._enricher.enrich(
-                sources, question, deadline=deadline, tenant=received.tenant, room_tokens=room
+            question = last_user_text(received.job)
+            notes: tuple[str, ...] = ()
+            if self._rewriter.wants(received.job, profile.rewrite):
+                question, note = await self._rewriter.rewritten(received, question, deadline.remaining)
+                notes = (note,)
+            evidence = await self._enricher.enrich(
+                profile.applied(sources, question),
+                question,
+                deadline=deadline,
+                tenant=received.tenant,
+                room_tokens=room_for_sources(received.job, profile.instructions, self._engine.context_tokens),
             )
+            return replace(evidence, notes=(*notes, *evidence.notes))
         finally:
             self._turns.release()
 

@@ -91,7 +91,7 @@ class InferenceHandler:
         self._rules = rules or ModelRules()
         self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
         self._grounder = Grounder(
-            engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead
+            engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
         self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
         self._results = Results(engine, self._lifetimes, clock, metrics)

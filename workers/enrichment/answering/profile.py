@@ -49,6 +49,7 @@ class Profile(_ProfileSection):
     name: Identifier
     instructions: Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)] = ""
     required: bool = False
+    rewrite: bool = False
     minimum_support: Literal["exact", "fuzzy", "lexical"] | None = None
     evidence_list: bool = False
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)

@@ -1,0 +1,134 @@
+"""Rewriting of a conversation's last question, on a real engine's HTTP interface and a real search service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from telemetry.clock import SystemClock
+from tests.integration.openai_server import serving
+from tests.integration.profiled_worker import Worker, working
+from tests.integration.search_services import Service, answering, esearch
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http.settings import OpenAISettings
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What are heat pumps?"},
+    {"role": "assistant", "content": "Machines that move heat."},
+    {"role": "user", "content": "How do they work?"},
+]
+REWRITTEN = "How do heat pumps work?"
+
+
+class Model:
+    """A model that answers a rewriting with `said`, and any other request with `Warmth.`."""
+
+    def __init__(self, said: str = REWRITTEN, reason: str = "stop", status: int = 200) -> None:
+        self.said, self.reason, self.status = said, reason, status
+        self.wait = 0.0
+        self.asked: list[dict[str, Any]] = []
+
+    async def chat(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self.asked.append(asked)
+        is_rewriting = asked["messages"][0]["content"].startswith("Rewrite the last question")
+        if is_rewriting:
+            await asyncio.sleep(self.wait)
+            if self.status != 200:
+                return web.json_response({"error": {"message": "no"}}, status=self.status)
+        choice = {
+            "finish_reason": self.reason if is_rewriting else "stop",
+            "message": {"role": "assistant", "content": self.said if is_rewriting else "Warmth."},
+        }
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 40, "completion_tokens": 7}})
+
+
+@asynccontextmanager
+async def worker_with(model: Model) -> AsyncIterator[tuple[Worker, Service]]:
+    """A worker with this model and a PubMed without articles."""
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", model.chat)
+    async with serving(app) as url, answering(esearch()) as pubmed:
+        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock())
+        async with working(engine, pubmed=pubmed.url) as worker:
+            yield worker, pubmed
+
+
+def sources(**more: Any) -> dict[str, Any]:
+    return {"profile": "medical", **more}
+
+
+async def test_the_last_question_of_a_conversation_is_searched_for_as_the_model_rewrites_it() -> None:
+    model = Model()
+    async with worker_with(model) as (worker, pubmed):
+        result = await worker.result(sources(rewrite=True), None, messages=TALK)
+        assert pubmed.queries[0]["term"] == f"({REWRITTEN}) AND hasabstract"
+        assert worker.tokens("rewrite") == 47
+    assert result.outcome == "failed"  # PubMed has nothing, and the profile requires sources
+    [asked] = model.asked
+    assert (asked["max_tokens"] if "max_tokens" in asked else asked["max_completion_tokens"]) == 64
+    [order] = asked["messages"]
+    assert order["content"].endswith(
+        "User: What are heat pumps?\n\nAssistant: Machines that move heat.\n\nUser: How do they work?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wish", "messages"),
+    [({}, TALK), ({"rewrite": False}, TALK), ({"rewrite": True}, TALK[1:2])],
+)
+async def test_a_question_is_rewritten_only_in_a_conversation_and_by_wish(
+    wish: dict[str, bool], messages: list[dict[str, str]]
+) -> None:
+    model = Model()
+    async with worker_with(model) as (worker, pubmed):
+        await worker.result(sources(**wish), None, messages=messages)
+        assert messages[-1]["content"] in pubmed.queries[0]["term"]
+        assert worker.tokens("rewrite") == 0
+    assert model.asked == []
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (Model("How do\nheat pumps work?"), "the model's answer is no single line of at most 300 characters"),
+        (Model("x" * 301), "the model's answer is no single line of at most 300 characters"),
+        (Model(""), "the model's answer is no single line of at most 300 characters"),
+        (Model(REWRITTEN, "length"), "the model's answer is no single line of at most 300 characters"),
+        (Model(status=400), "the model gave no answer"),
+        (Model(status=503), "the model gave no answer"),
+    ],
+)
+async def test_a_failed_rewriting_leaves_the_question_and_says_so(model: Model, why: str) -> None:
+    async with worker_with(model) as (worker, pubmed):
+        wanted = {"search": {"provider": "pubmed", "query": "x"}, "rewrite": True}
+        result = await worker.result(wanted, None, messages=TALK)
+        assert len(pubmed.asked) > 0
+    assert result.outcome == "succeeded"
+    assert result.text is not None
+    assert result.text.endswith("Warmth.")
+    assert result.notes[0] == f"the question was not rewritten: {why}"
+
+
+async def test_a_job_that_is_cancelled_while_its_question_is_rewritten_ends() -> None:
+    model = Model()
+    model.wait = 60.0
+    async with worker_with(model) as (worker, pubmed):
+        job = asyncio.create_task(worker.result(sources(rewrite=True), None, messages=TALK, job_id="j"))
+        while not model.asked:
+            await asyncio.sleep(0.01)
+        worker.cancel("j")
+        async with asyncio.timeout(30):
+            assert (await job).outcome == "cancelled"
+        assert pubmed.asked == []

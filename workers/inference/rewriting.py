@@ -1,0 +1,93 @@
+"""Rewriting of a conversation's last question ("How do they work?") by the engine, so that it can be searched for.
+
+One short generation for each job that asks for it, bounded in tokens and seconds. If it fails, the question stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Final
+
+from schemas.codec import ReceivedJob
+from schemas.job import Job, Message
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, Engine, EngineDied, EngineError, GenerationRequest
+from workers.engines.prompts import plain_text
+from workers.enrichment.search.words import MAX_QUESTION_CHARS
+from workers.enrichment.settings import EnrichmentSettings
+
+UNCHANGED: Final = "the question was not rewritten: "
+_NO_LINE: Final = f"the model's answer is no single line of at most {MAX_QUESTION_CHARS} characters"
+_MAX_TURNS: Final = 6
+_TURN_CHARS: Final = 1_000
+"""Bounds of the conversation that the engine reads: its last turns, and the end of each."""
+_ORDER: Final = (
+    "Rewrite the last question of the conversation below so that it can be understood without the conversation: "
+    "put names in the place of words such as `it`, `they` or `there`. "
+    "Answer with the question alone, on one line, in its own language.\n\n"
+)
+
+
+class Rewriter:
+    """Rewrites questions on the worker's engine."""
+
+    def __init__(self, engine: Engine, settings: EnrichmentSettings, metrics: Metrics) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._tokens = metrics.tokens.labels("rewrite")
+        self._numbers = itertools.count()
+
+    def wants(self, job: Job, profile_rewrites: bool) -> bool:
+        """True if the job is a conversation whose last question refers to earlier ones, by the wish of the job.
+
+        A profile or the settings decide for a job without a wish of its own.
+        """
+        wish = job.sources.rewrite if job.sources is not None else False
+        if not (profile_rewrites or self._settings.rewrite if wish is None else wish):
+            return False
+        return sum(message.role == "user" for message in job.messages or ()) > 1
+
+    async def rewritten(self, received: ReceivedJob, question: str, seconds: float) -> tuple[str, str]:
+        """Return the rewritten question, or else the question as it is, and a note. Raises EngineDied."""
+        try:
+            async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
+                completion = await self._engine.generate(self._request(received))
+        except TimeoutError:
+            return question, f"{UNCHANGED}the model was late"
+        except EngineDied:
+            raise
+        except EngineError:
+            return question, f"{UNCHANGED}the model gave no answer"
+        self._tokens.inc(completion.prompt_tokens + completion.completion_tokens)
+        said = _one_line(completion)
+        if said is None:
+            return (
+                question,
+                f"{UNCHANGED}{_NO_LINE}",
+            )
+        return said, f"the question was rewritten for the search: {said}"
+
+    def _request(self, received: ReceivedJob) -> GenerationRequest:
+        turns = [message for message in received.job.messages or () if message.role in ("user", "assistant")]
+        while turns and turns[-1].role != "user":
+            turns.pop()
+        said = [Message(role=one.role, content=one.text[-_TURN_CHARS:]) for one in turns[-_MAX_TURNS:]]
+        order = Message(role="user", content=f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}")
+        return GenerationRequest(
+            request_id=f"{received.place.digest}-rewrite-{next(self._numbers)}",
+            prompt=None,
+            messages=(order,),
+            max_tokens=self._settings.rewrite_tokens,
+            temperature=0.0,
+            temperature_is_default=True,
+            model_id=received.job.model_id,
+            priority=received.priority,
+        )
+
+
+def _one_line(completion: Completion) -> str | None:
+    """Return the answer if it is one line; None for an answer that was cut off, has more lines or is too long."""
+    text = completion.text.strip()
+    is_whole = completion.finish_reason == "stop" and "\n" not in text and 0 < len(text) <= MAX_QUESTION_CHARS
+    return text if is_whole and text.isprintable() else None
