@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.postback_command import environment_of, postback
+from telemetry.clock import SystemClock
+from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product
+from workers.delivery.keyring import Keyring
 
-pytestmark = pytest.mark.broker
 
-
+@pytest.mark.broker
 def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(product: Product) -> None:
     env = environment_of(
         product.kafka,
@@ -42,8 +44,9 @@ def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(product:
 
 
 @pytest.mark.parametrize("options", [("--model", "\x1b[2J"), ("--model", "echo", "--callback-url", "no url")])
-def test_options_that_make_no_job_send_nothing(product: Product, options: tuple[str, ...]) -> None:
-    env = environment_of(product.kafka, POSTBACK_KEYRING=product.folder / "keyring.json")
-    done = postback("bench-fleet", *options, env=env)
+def test_options_that_make_no_job_send_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
+    Keyring.create(tmp_path / "keyring.json", SystemClock())
+    env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
+    done = postback_here("bench-fleet", *options, env=env)
     assert done.returncode == 2
     assert f"{options[-2]}: is not valid in a job; nothing was sent" in done.stderr

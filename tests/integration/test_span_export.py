@@ -68,7 +68,7 @@ def spans_by_job(collector: OtelCollector, job_id: str) -> set[tuple[str, str]]:
     return {(span.service, span.name) for span in collector.spans if span.trace_id == trace}
 
 
-def test_a_job_is_one_trace_from_each_producer_to_the_callback_and_no_span_is_an_orphan(product: Product) -> None:
+def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_orphan(product: Product) -> None:
     product.callbacks.up(Behaviour(fail_first=1))
     with running_collector(product.folder) as collector, site() as page:
         setting = {
@@ -92,7 +92,12 @@ def test_a_job_is_one_trace_from_each_producer_to_the_callback_and_no_span_is_an
             for name, options in (("by-command", ()), ("by-gateway", ("--gateway", gateway.url))):
                 sent = postback("submit", "-", *options, env=env, given=json.dumps(jobs[name]).encode())
                 assert sent.returncode == 0, sent.stderr
-            product.wait_for_callbacks(3, 120)
+            # The producer's sampler decides for the whole path.
+            sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
+            left_out = {**jobs["by-command"], "job_id": "left-out"}
+            sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(left_out).encode())
+            assert sent.returncode == 0, sent.stderr
+            product.wait_for_callbacks(4, 120)
             shown = metrics_with_exemplars(worker.port) + metrics_with_exemplars(deliver.port)
             # The roles export remaining spans before they end.
             assert [role.terminate() for role in (worker, deliver, gateway.role)] == [0, 0, 0]
@@ -104,13 +109,16 @@ def test_a_job_is_one_trace_from_each_producer_to_the_callback_and_no_span_is_an
         "by-command": OF_A_JOB | {("submit", "submit")},
         "by-gateway": OF_A_JOB | {("gateway", "POST /v1/jobs"), ("gateway", "relay"), ("submit", "submit")},
     }
+    assert {str(span.attributes.get("job_id", "")) for span in spans} == {"", *jobs}
+    assert len({span.trace_id for span in spans if span.service != "gateway"}) == len(jobs)
     known = {span.span_id for span in spans}
     assert [span for span in spans if span.parent_id and span.parent_id not in known] == []
     posts = [span.attributes for span in spans if span.name == "POST callback"]
     tried = sorted((str(post["attempt"]), str(post["http.response.status_code"])) for post in posts)
     assert tried == 3 * [("1", "503")] + 3 * [("2", "200")]
-    last = {name: one[-1].headers["traceparent"].split("-")[2] for name, one in product.callbacks.events.items()}
-    assert set(last.values()) <= {span.span_id for span in spans if span.name == "POST callback"}
+    last = {name: one[-1].headers["traceparent"].split("-") for name, one in product.callbacks.events.items()}
+    assert {last[name][2] for name in jobs} <= {span.span_id for span in spans if span.name == "POST callback"}
+    assert last["left-out"][3] == "00"
     secrets = [secret.removeprefix("whsec_") for secret in product.keyring.secrets("default", 0)]
     assert [each for each in (HUSH, "token", env["POSTBACK_GATEWAY_KEY"], *secrets) if each in text] == []
     for phase in ("queued", "enrich", "infer", "deliver"):
@@ -125,24 +133,6 @@ def metrics_with_exemplars(port: int) -> list[str]:
     asked = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"})
     with urlopen(asked, timeout=30) as answer:
         return [line for line in answer.read().decode().splitlines() if "# {trace_id=" in line]
-
-
-def test_the_sampler_of_the_producer_decides_for_the_whole_path(product: Product) -> None:
-    product.callbacks.up()
-    with running_collector(product.folder) as collector:
-        setting = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-        roles = [product.worker("w1", **setting), product.deliver("d1", **setting)]
-        env = environment_of(product.kafka, **setting, POSTBACK_ENV="development")
-        for name, ratio in (("left-out", "0"), ("sampled", "1")):
-            job = {"job_id": name, "prompt": "hello", "callback_url": product.callbacks.url}
-            sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio}
-            sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(job).encode())
-            assert sent.returncode == 0, sent.stderr
-        product.wait_for_callbacks(2, 120)
-        assert [role.terminate() for role in roles] == [0, 0]
-        assert {span.attributes.get("job_id") for span in collector.spans} <= {"sampled", None}
-        assert {span.name for span in collector.spans} == {"submit", "queued", "infer", "settle", "POST callback"}
-        assert len({span.trace_id for span in collector.spans}) == 1
 
 
 def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(product: Product) -> None:
