@@ -306,6 +306,37 @@ def test_a_page_may_declare_its_charset_itself() -> None:
     assert RUSSIAN in decode(f'<meta charset="windows-1251">{RUSSIAN}'.encode("cp1251"), "utf-8")
 
 
+def test_xml_may_declare_its_charset() -> None:
+    body = f'<?xml version="1.0" encoding="windows-1251"?><a>{RUSSIAN}</a>'.encode("cp1251")
+    assert text_of(body, "application/xml", None) == RUSSIAN.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "label"),
+    [
+        ("①株式会社のページ", "cp932", "shift_jis"),
+        ("똠방각하의 글", "cp949", "euc-kr"),
+        ("朱镕基", "gb18030", "gb2312"),
+    ],
+)
+def test_a_label_means_the_charset_that_browsers_take_it_for(text: str, encoding: str, label: str) -> None:
+    assert decode(text.encode(encoding), label) == text
+    meta = f"<meta charset={label}>"
+    assert decode(meta.encode() + text.encode(encoding), None) == meta + text
+
+
+@pytest.mark.parametrize("label", ["punycode", "unicode_escape", "utf-7", "zlib", "rot13", "x" * 10_000, "\0"])
+def test_a_codec_that_is_no_charset_of_browsers_is_not_used(label: str) -> None:
+    assert decode(b"\\u003cp\\u003e +ADw- abc-", label) == "\\u003cp\\u003e +ADw- abc-"
+    assert decode(f"<meta charset={label}>+ADw-".encode(), None) == f"<meta charset={label}>+ADw-"
+
+
+@given(st.binary(max_size=200), st.text(max_size=20))
+def test_any_bytes_and_any_label_are_decoded(body: bytes, label: str) -> None:
+    assert isinstance(decode(body, label), str)
+    assert isinstance(decode(b'<?xml version="1.0" encoding="' + body + b'"?>', None), str)
+
+
 def test_a_byte_order_mark_beats_the_header_and_is_dropped() -> None:
     assert decode(codecs.BOM_UTF8 + "é".encode(), "iso-8859-1") == "é"
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import islice
 from typing import Final
+
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.fuzz import partial_ratio_alignment
 
 from schemas.result import Citation, Support
 from workers.enrichment.answering.clauses import Clause, clauses
@@ -298,11 +300,13 @@ def _line(some: Sequence[str]) -> str:
 
 
 def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
-    blocks = SequenceMatcher(None, sentence, passage, autojunk=False).get_matching_blocks()[:-1]
-    if sum(block.size for block in blocks) < FUZZY_SHARE * len(sentence):
+    """True if a part of the passage, of twice the sentence's words at most, has four fifths of these words in order."""
+    best = partial_ratio_alignment(sentence, passage)
+    if best is None:
         return False
-    window = passage[blocks[0].b : blocks[-1].b + blocks[-1].size]
-    return len(window) <= 2 * len(sentence) and _numbers(sentence) <= _numbers(window)
+    more = (2 * len(sentence) - (best.dest_end - best.dest_start)) // 2
+    window = passage[max(0, best.dest_start - more) : best.dest_end + more]
+    return LCSseq.similarity(sentence, window) >= FUZZY_SHARE * len(sentence) and _numbers(sentence) <= _numbers(window)
 
 
 def _numbers(some: Sequence[str]) -> set[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import astuple
 from typing import Final
+
+from cachetools import LRUCache
 
 from workers.enrichment.cache.entry import CacheEntry, Key
 
@@ -17,35 +19,25 @@ class Memory:
     """An LRU cache of unpacked entries, limited by their size in memory."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._entries: OrderedDict[Key, tuple[CacheEntry, int]] = OrderedDict()
-        self._size = 0
+        self._entries: LRUCache[Key, CacheEntry] = LRUCache(limit_bytes, getsizeof=_size)
 
     def get(self, key: Key) -> CacheEntry | None:
         """Return the entry under the key, fresh or stale."""
-        found = self._entries.get(key)
-        if found is None:
-            return None
-        self._entries.move_to_end(key)
-        return found[0]
+        return self._entries.get(key)
 
     def put(self, key: Key, entry: CacheEntry) -> None:
         """Store the entry, unless it exceeds the limit alone; evict others until all entries fit."""
         self.drop(key)
-        size = _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
-        if size > self._limit:
-            return
-        self._entries[key] = (entry, size)
-        self._size += size
-        while self._size > self._limit:
-            _, (_, dropped) = self._entries.popitem(last=False)
-            self._size -= dropped
+        with suppress(ValueError):  # larger than the limit
+            self._entries[key] = entry
 
     def drop(self, key: Key) -> None:
         """Drop the entry under the key."""
-        found = self._entries.pop(key, None)
-        if found is not None:
-            self._size -= found[1]
+        self._entries.pop(key, None)
+
+
+def _size(entry: CacheEntry) -> int:
+    return _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
 
 
 def _held_bytes(value: object) -> int:

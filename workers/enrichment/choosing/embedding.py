@@ -20,10 +20,11 @@ import math
 import os
 import sys
 import sysconfig
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from cachetools import LRUCache
 
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
@@ -106,8 +107,7 @@ class Texts:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._kept: OrderedDict[bytes, Vector] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept: LRUCache[bytes, Vector] = LRUCache(_KEPT_BYTES, getsizeof=lambda vector: int(vector.nbytes))
 
     def similarities(self, question: str, passages: Sequence[str]) -> list[float]:
         """Return the cosine of the question and each passage. Raises the model's errors, and ValueError for NaN."""
@@ -123,17 +123,8 @@ class Texts:
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._kept}
         made = dict(zip(missing, _encoded(encode, list(missing.values())), strict=True)) if missing else {}
         vectors = [made[key] if key in made else self._kept[key] for key in keys]
-        for key, vector in zip(keys, vectors, strict=True):
-            self._keep(key, vector)
+        self._kept.update(made)
         return vectors
-
-    def _keep(self, key: bytes, vector: Vector) -> None:
-        if key not in self._kept:
-            self._kept_bytes += vector.nbytes
-        self._kept[key] = vector
-        self._kept.move_to_end(key)
-        while self._kept_bytes > _KEPT_BYTES:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 def _encoded(encode: Any, texts: Sequence[str]) -> list[Vector]:

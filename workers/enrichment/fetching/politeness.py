@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
+
+from cachetools import LRUCache
 
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
@@ -31,7 +32,7 @@ class Politeness:
         self._interval = settings.host_interval_seconds
         self._longest = settings.budget_seconds
         self._clock = clock
-        self._sites: OrderedDict[str, _Site] = OrderedDict()
+        self._sites: LRUCache[str, _Site] = LRUCache(_HOSTS)
 
     async def turn(self, origin: str) -> None:
         """Wait for the next turn. Raises Unreadable at once if the wait would exceed a job's budget."""
@@ -53,8 +54,4 @@ class Politeness:
         site.held_until = max(site.held_until, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
 
     def _site(self, origin: str) -> _Site:
-        site = self._sites.setdefault(origin, _Site(self._interval))
-        self._sites.move_to_end(origin)
-        while len(self._sites) > _HOSTS:
-            self._sites.popitem(last=False)
-        return site
+        return self._sites.setdefault(origin, _Site(self._interval))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from cachetools import TLRUCache
 from yarl import URL
 
 from telemetry.clock import Clock
@@ -32,7 +32,8 @@ class _Rules:
 
     body: bytes
     unknown: str | None
-    until: float
+    seconds: float
+    """Time for which the rules are cached."""
 
 
 class Robots:
@@ -45,8 +46,9 @@ class Robots:
         self._settings = settings
         self._fetcher = fetcher
         self._pool = pool
-        self._clock = clock
-        self._known: OrderedDict[str, _Rules] = OrderedDict()
+        self._known: TLRUCache[str, _Rules] = TLRUCache(
+            settings.robots_entries, ttu=lambda _, rules, now: now + rules.seconds, timer=clock.monotonic
+        )
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
     async def check(self, url: str, asker: Asker) -> None:
@@ -77,8 +79,7 @@ class Robots:
     async def _rules(self, origin: str, asker: Asker) -> _Rules:
         """Return an origin's rules, fetched once for all waiting jobs. A job's cancellation does not stop the fetch."""
         known = self._known.get(origin)
-        if known is not None and known.until > self._clock.monotonic():
-            self._known.move_to_end(origin)
+        if known is not None:
             return known
         task = self._asking.get(origin)
         if task is None:
@@ -102,12 +103,6 @@ class Robots:
         except TimeoutError:
             unknown = "it was late"
         lasting = self._settings.robots_seconds if unknown is None else _FAILURE_SECONDS
-        rules = _Rules(body, unknown, self._clock.monotonic() + lasting)
-        self._remember(origin, rules)
-        return rules
-
-    def _remember(self, origin: str, rules: _Rules) -> None:
+        rules = _Rules(body, unknown, lasting)
         self._known[origin] = rules
-        self._known.move_to_end(origin)
-        while len(self._known) > self._settings.robots_entries:
-            self._known.popitem(last=False)
+        return rules

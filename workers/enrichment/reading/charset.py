@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
-from charset_normalizer import from_bytes
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+from resiliparse.parse.encoding import detect_encoding
+from w3lib.encoding import html_body_declared_encoding, read_bom, resolve_encoding
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
 """Escapes that begin Japanese in ISO-2022-JP (RFC 1468), an all-ASCII encoding. No other text has these escapes."""
 _SIBLINGS = {
@@ -22,10 +21,15 @@ _SIBLINGS = {
 }  # fmt: skip
 """The Windows charset to try before a detected ISO charset in which some bytes would be control characters."""
 _ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
-_PRESCAN_BYTES = 1024
-"""Bytes at a page's start that are searched for the page's charset declaration (WHATWG HTML, 13.2.3.2)."""
+_LABELS = (
+    "utf-8 utf-16 utf-16le utf-16be ibm866 iso-8859-2 iso-8859-3 iso-8859-4 iso-8859-5 iso-8859-6 iso-8859-7 "
+    "iso-8859-8 iso-8859-10 iso-8859-13 iso-8859-14 iso-8859-15 iso-8859-16 koi8-r koi8-u macintosh windows-874 "
+    "windows-1250 windows-1251 windows-1252 windows-1253 windows-1254 windows-1255 windows-1256 windows-1257 "
+    "windows-1258 gbk gb18030 big5 euc-jp iso-2022-jp shift_jis euc-kr"
+)
+_BROWSERS = frozenset(map(resolve_encoding, _LABELS.split()))
+"""The charsets of the WHATWG Encoding standard. Python's own list also has zlib and idna."""
 _DETECT_BYTES = 64 * 1024
-_META = re.compile(rb"""<meta[^>]{0,512}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""", re.IGNORECASE)
 _FEW = 0.01
 """Largest share of a text's characters that may be invalid in a charset."""
 _MANY = 0.1
@@ -43,9 +47,9 @@ _CONTROLS = "\x81\x8d\x8f\x90\x9d"
 
 def decode(body: bytes, declared: str | None) -> str:
     """Decode a body; `declared` is the header's charset, if any. Never raises: invalid bytes are replaced."""
-    for mark, encoding in _MARKS:
-        if body.startswith(mark):
-            return body.decode(encoding, "replace")
+    marked, mark = read_bom(body)
+    if marked is not None and mark is not None:
+        return body[len(mark) :].decode(marked, "replace")
     if body.isascii() and _ISO_2022_JP.search(body):
         return body.decode("iso2022_jp", "replace")
     # UTF-8 beats the header: other text is hardly ever valid UTF-8, and many servers declare Latin-1 for everything.
@@ -104,10 +108,9 @@ def _exact(body: bytes, encoding: str) -> str | None:
 
 
 def _said(body: bytes, declared: str | None) -> Iterator[str]:
-    """Yield the header's charset, then the charset that the page declares."""
+    """Yield the charset of the header, then that of the page in its meta element or XML declaration."""
     yield from _known(declared)
-    meta = _META.search(body[:_PRESCAN_BYTES])
-    yield from _known(meta.group(1).decode("ascii") if meta is not None else None)
+    yield from _known(html_body_declared_encoding(body))
 
 
 def _detected(body: bytes) -> Iterator[str]:
@@ -123,13 +126,10 @@ def _detected(body: bytes) -> Iterator[str]:
         if encoding in _SIBLINGS and _ISO_CONTROLS.search(body):
             yield _SIBLINGS[encoding]
         yield encoding
-    best = from_bytes(sample).best()
-    if best is not None:
-        yield best.encoding
 
 
 def _known(label: str | None) -> Iterator[str]:
-    """Yield the codec for a label of the WHATWG Encoding standard; Python's own list also has zlib and idna."""
-    encoding = map_encoding_to_html5(label.strip(" \"'").lower(), fallback_utf8=False) if label else None
-    if encoding is not None:
-        yield str(encoding)
+    """Yield the codec for a label, as browsers know it."""
+    encoding = resolve_encoding(label.strip(" \"'")) if label else None
+    if encoding in _BROWSERS and encoding is not None:
+        yield encoding
