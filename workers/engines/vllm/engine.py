@@ -156,10 +156,14 @@ class VllmEngine:
     # -- health --------------------------------------------------------------------------------------------------
 
     def _away(self) -> str | None:
-        """Return the reason why no request is generated now; None if there is none. Does no I/O."""
+        """Return the reason why no request is generated now; None if there is none. Does no I/O.
+
+        Other threads call this while the event loop takes the engine away.
+        """
+        llm = self._llm
         if self._lost is not None:
             return self._lost
-        if self._is_started and (self._loading is not None or self._llm is None or self._llm.errored):
+        if self._is_started and (self._loading is not None or llm is None or llm.errored):
             return "vLLM's process died or hung; the model is loaded again"
         return None
 
