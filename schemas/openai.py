@@ -44,7 +44,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 _INSTEAD = {
     "stream": "; the answer comes whole",
-    "encoding_format": "; embeddings come as arrays of numbers, `float`",
+    "encoding_format": "; a batch has embeddings as arrays of numbers, `float`",
     "previous_response_id": "; send the earlier messages in `input`",
     "conversation": "; send the earlier messages in `input`",
 }

@@ -6,12 +6,16 @@ Source: OpenAI API reference, "The request output object" of the Batch API, and 
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import struct
+from typing import Any, Final
 
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result
 
+BINARY: Final = "base64"
+"""The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 _FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
 """The reasons that OpenAI uses too."""
@@ -106,6 +110,16 @@ def _embedding_answer(result: Result) -> dict[str, Any]:
         "usage": usage.model_dump(include={"prompt_tokens", "total_tokens"}) if usage is not None else None,
         **_ours(result),
     }
+
+
+def in_binary(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of an answer with embeddings in the `encoding_format` BINARY."""
+    data = [{**each, "embedding": _packed(each["embedding"])} for each in answer["data"]]
+    return {**answer, "data": data}
+
+
+def _packed(numbers: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
 
 
 def _reasoning_items(result: Result) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,11 @@ from schemas.screening import ScreeningFinding
 
 MAX_RESULT_BYTES = 900 * 1024
 """The largest value, in bytes, of a result's record. A larger answer ends as `failed` with `result_too_large`."""
+
+
+_MOST: Final = 3.4028234663852886e38
+Float32 = Annotated[float, Field(ge=-_MOST, le=_MOST)]
+"""A number that a float32 (IEEE 754, binary32) can hold, rounded: clients ask for embeddings in that form."""
 
 
 class Support(StrEnum):
@@ -120,7 +125,7 @@ class Result(WireModel):
     """The end of the job."""
     text: str | None = None
     """The answer."""
-    embeddings: list[list[float]] | None = None
+    embeddings: list[list[Float32]] | None = None
     """The embeddings of the job's `embed`, in the same order; absent for a job with a question."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave it out."""

@@ -1,9 +1,11 @@
-"""`/v1/responses`, `/v1/chat/completions` and `/v1/completions`: background, awaited, cancelled, deleted, refused."""
+"""`/v1/responses`, completions and embeddings: background, awaited, cancelled, deleted, refused."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +19,7 @@ from sqlalchemy import select
 
 from gateway.store.tables import jobs, outbox
 from schemas.codec import write_result
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from tests.unit.gateway_rig import Rig, gateway_rig
@@ -26,6 +28,7 @@ BODIES: dict[str, dict[str, Any]] = {
     CHAT_COMPLETIONS: {"model": "small", "messages": [{"role": "user", "content": "Why?"}]},
     COMPLETIONS: {"model": "small", "prompt": "Why?"},
     RESPONSES: {"model": "small", "input": "Why?"},
+    EMBEDDINGS: {"model": "small", "input": "Why?"},
 }
 BACKGROUND = {**BODIES[RESPONSES], "background": True}
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
@@ -102,21 +105,31 @@ async def out_waited(rig: Rig, asking: asyncio.Task[httpx.Response]) -> httpx.Re
 async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> None:
     tuned = {"logprobs": True} if url == CHAT_COMPLETIONS else {}
     asking, job = await asked(rig, key, url, json={**BODIES[url], **tuned})
-    finish(rig, job)
+    finish(rig, job, embeddings=[[0.5, -1.0]])
     answer = await asking
 
     assert answer.status_code == 200
     body = answer.json()
     texts = {
+        EMBEDDINGS: lambda: body["data"][0]["embedding"],
         CHAT_COMPLETIONS: lambda: body["choices"][0]["message"]["content"],
         COMPLETIONS: lambda: body["choices"][0]["text"],
         RESPONSES: lambda: body["output_text"],
     }
-    assert texts[url]() == "Because."
+    assert texts[url]() == ([0.5, -1.0] if url == EMBEDDINGS else "Because.")
     assert records(rig, rig.door.fleet.kafka.topics.requests())[-1]["ttl_seconds"] == rig.door.settings.await_seconds
     assert body["postback"].get("notes", []) == (
         ["ignored, since no engine here has it: `logprobs`"] if url == CHAT_COMPLETIONS else []
     )
+
+
+async def test_embeddings_come_in_the_form_that_openai_s_sdk_asks_for(rig: Rig, key: str) -> None:
+    asking, job = await asked(rig, key, EMBEDDINGS, json={**BODIES[EMBEDDINGS], "encoding_format": "base64"})
+    finish(rig, job, embeddings=[[0.5, -1.0], [3.4028234663852886e38, 1e-60]])
+    packed = [base64.b64decode(each["embedding"]) for each in (await asking).json()["data"]]
+    assert [struct.unpack("<2f", each) for each in packed] == [(0.5, -1.0), (3.4028234663852886e38, 0.0)]
+    other = await rig.request("POST", EMBEDDINGS, key, json={**BODIES[EMBEDDINGS], "encoding_format": "hex"})
+    assert refused(other, 400)["param"] == "encoding_format"
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ OPERATIONS = (
         parameters=(IDEMPOTENCY,),
         body="CompletionRequest",
     ),
+    Operation(
+        "POST",
+        "/v1/embeddings",
+        "createEmbedding",
+        "Embed texts",
+        Scope.SUBMIT,
+        "EmbeddingList",
+        about=_AWAITED,
+        parameters=(IDEMPOTENCY,),
+        body="EmbeddingRequest",
+    ),
     Operation("GET", "/v1/models", "listModels", "List the tenant's models", Scope.READ, "ModelList"),
     Operation("GET", "/v1/models/{model}", "getModel", "Read one model", Scope.READ, "ModelObject"),
     Operation(

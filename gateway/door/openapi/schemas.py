@@ -134,6 +134,7 @@ _TUNED: dict[str, Any] = {
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
 }
+_SOME_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 _STOP: dict[str, Any] = {
     "anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]
 }
@@ -157,6 +158,15 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "CompletionRequest": _asked(
         {"prompt": {"type": "string", "minLength": 1}}, **_TUNED, stop=_STOP, max_tokens=_TOKENS
     ),
+    "EmbeddingRequest": _asked(
+        {"input": {"anyOf": [_SOME_TEXT, {"type": "array", "items": _SOME_TEXT, "minItems": 1, "maxItems": 64}]}},
+        model=_TEXT,
+        dimensions={"type": "integer", "minimum": 1, "maximum": 16_384},
+        encoding_format={"enum": ["float", "base64"]},
+        metadata=_TUNED["metadata"],
+        priority=_TUNED["priority"],
+        ttl_seconds=_TUNED["ttl_seconds"],
+    ),
     "ResponseRequest": _asked(
         {"input": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}},
         **_TUNED,
@@ -168,6 +178,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
     ),
     "ChatCompletion": _object("chat.completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
     "TextCompletion": _object("text_completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
+    "EmbeddingList": _asked({"object": {"const": "list"}, "data": {"type": "array"}}, model=_TEXT),
     "ResponseObject": _object(
         "response",
         status={"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},

@@ -1,6 +1,6 @@
-"""`/v1/chat/completions` and `/v1/completions`: one job whose answer is awaited.
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`: one job whose answer is awaited.
 
-Source: OpenAI's API reference, "Create chat completion" and "Create completion".
+Source: OpenAI's API reference, "Create chat completion", "Create completion" and "Create embeddings".
 """
 
 from __future__ import annotations
@@ -19,28 +19,31 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.screened import screened
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS
-from schemas.openai_answers import answer_body
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
+from schemas.openai_answers import BINARY, answer_body, in_binary
 from schemas.responses import NOTES
 from schemas.strict import ignored_members
 
 
 def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of completions."""
+    """Return the routes of completions and embeddings."""
 
     async def create(request: Request) -> Response:
         principal = await door.principal(request, Scope.SUBMIT)
         url = request.scope["path"]
         content = await read_body(request, door.settings.body_bytes)
         body = parse_json(content)
+        is_binary = url == EMBEDDINGS and isinstance(body, dict) and body.get("encoding_format") == BINARY
+        if is_binary:
+            del body["encoding_format"]
         job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
         [job] = await screened(door, principal, [job])
         new = submitted.new_job(job, url, door.clock, traceparent=submitted.traceparent_of(request))
         stored = await accept(door, request, principal, content, [new], to_json({"job_id": new.job_id}))
         result = await answer_of(door, request, principal, json.loads(stored.body)["job_id"])
-        answer = answer_body(result, url)
+        answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)
         if (note := ignored_members(url, body)) is not None:
             answer["postback"][NOTES] = [*answer["postback"].get(NOTES, ()), note]
         return Response(to_json(answer), media_type="application/json")
 
-    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS)]
+    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS)]

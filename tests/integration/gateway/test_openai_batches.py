@@ -101,6 +101,8 @@ def assert_texts_are_embedded(client: OpenAI) -> None:
     river, house, again = (each.embedding for each in embedded.data)
     assert river == again != house
     assert embedded.usage.prompt_tokens == 6
+    awaited = client.embeddings.create(model="echo", input="a river", dimensions=4)  # the SDK asks for base64
+    assert awaited.data[0].embedding == pytest.approx(river[:4])
 
 
 def test_a_bad_line_is_named_to_pythons_sdk(client: OpenAI) -> None:

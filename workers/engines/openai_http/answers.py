@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_DIMENSIONS, MAX_EMBEDDED, MAX_TOKENS
+from schemas.result import Float32
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -178,7 +178,7 @@ class ServerAnswer(_Bill):
 
 class _Embedding(BoundedModel):
     index: int = Field(ge=0, lt=MAX_EMBEDDED)
-    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1, max_length=MAX_DIMENSIONS)
+    embedding: list[Float32] = Field(min_length=1, max_length=MAX_DIMENSIONS)
 
 
 class EmbeddingsAnswer(_Bill):
