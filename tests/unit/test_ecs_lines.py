@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from telemetry.audit import Audit, AuditEvent
@@ -61,6 +61,7 @@ def logging_to(stream: io.TextIOWrapper) -> Iterator[None]:
         logging.captureWarnings(False)
 
 
+@example("\ud800", {"x_a": float("nan"), "x_b": [float("inf")]}, "utf-8")
 @given(st.text(), st.dictionaries(NAMES, VALUES, max_size=4), st.sampled_from(["utf-8", "ascii"]))
 def test_whatever_is_logged_is_one_ecs_line_in_any_encoding(
     message: str, fields: dict[str, object], encoding: str
