@@ -89,12 +89,18 @@ def test_each_pool_scales_by_the_jobs_of_its_lane_and_the_exporter_has_the_wides
     for pool, spec in scaled.items():
         assert spec["triggers"][0]["metadata"]["valueLocation"] == f'lanes.#(lane=="{pool}").wanted_replicas'
         assert spec["scaleTargetRef"]["name"] == f"fleet-postback-worker-{pool}"
-    exporter = find(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]["containers"][0]
-    told = {name.removeprefix("POSTBACK_EXPORTER__"): value for name, value in environment(exporter).items()}
     bounds = {"MIN_REPLICAS": "0", "MAX_REPLICAS": "16", "START_SECONDS": "600", "MARGIN_SECONDS": "900"}
-    assert bounds.items() <= told.items()
+    swapped = {"large": MANY["worker"]["pools"]["small"] | {"lane": "a"}, "small": MANY["worker"]["pools"]["large"]}
+    assert told_to_the_exporter(manifests) == bounds
+    assert told_to_the_exporter(render({**MANY, "worker": {**MANY["worker"], "pools": swapped}})) == bounds
     job = next(m for m in manifests if m["kind"] == "Job")["spec"]["template"]["spec"]["containers"][0]
     assert job["args"] == ["topics", "create", "--engine", "large", "--engine", "small"]
+
+
+def told_to_the_exporter(manifests: list[Manifest]) -> Manifest:
+    exporter = find(manifests, "Deployment", "exporter")["spec"]["template"]["spec"]["containers"][0]
+    prefix = "POSTBACK_EXPORTER__"
+    return {name.removeprefix(prefix): told for name, told in environment(exporter).items() if name.startswith(prefix)}
 
 
 def test_a_registry_takes_the_place_of_engine_and_model_in_every_worker(tmp_path: Path) -> None:
