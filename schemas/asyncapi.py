@@ -183,6 +183,8 @@ def _messages() -> dict[str, Any]:
         "control": _message("A cancellation", (), "control.json"),
         "worker": _message("Which models a worker answers for", (), "worker.json"),
         "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
+        "rollout": _message("A rollout of a candidate model, or a step that it has reached", ()),
+        "comparison": _message("One job of a rollout: two answers compared, or one answer's facts", ()),
         "sample": _message("A job, its grounded prompt and its result, for a candidate model", ()),
         "event": {
             **_message("The signed webhook", (), "event.json"),
@@ -220,6 +222,8 @@ def _channels() -> dict[str, Any]:
         names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),
         names.shadow: ("sample", "Samples that a candidate model answers again."),
+        names.rollouts: ("rollout", "Compacted: rollouts of candidate models, and the steps that they have reached."),
+        names.comparisons: ("comparison", "Observations of a rollout's jobs, for its decision and its report."),
     }
     specs = {spec.name: spec.config for spec in names.specs(_PARTITIONS)}
     channels = {topic: _topic(topic, *kind, specs[topic]) for topic, kind in kinds.items()}

@@ -217,6 +217,16 @@ class Topics:
         """Samples that a candidate model answers again."""
         return f"{self.prefix}model_requests.shadow"
 
+    @property
+    def rollouts(self) -> str:
+        """Rollouts of candidate models, and the steps that they have reached; compacted."""
+        return f"{self.prefix}model_rollouts"
+
+    @property
+    def comparisons(self) -> str:
+        """Observations of a rollout's jobs. Its one partition gives all readers the same order."""
+        return f"{self.prefix}model_rollouts.comparisons"
+
     def tier(self, delay_seconds: float) -> str:
         """The topic in which callbacks wait for this delay."""
         return f"{self.prefix}callback_retries.{tier_name(delay_seconds)}"
@@ -259,7 +269,8 @@ class Topics:
             *(TopicSpec(name, partitions, stamped) for name in (*self.tiers.values(), self.attempts)),
             TopicSpec(self.dead_letters, partitions, letters),
             TopicSpec(self.redriven, 1, marks),
-            TopicSpec(self.endpoints, 1, compacted),
+            *(TopicSpec(name, 1, compacted) for name in (self.endpoints, self.rollouts)),
+            TopicSpec(self.comparisons, 1, month),
             # Kept as long as dead letters, since a redrive looks up cancelled jobs. Workers read only the last days.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
             TopicSpec(self.workers, 1, {**day, **followed, "cleanup.policy": "compact,delete"}),

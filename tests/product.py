@@ -35,7 +35,7 @@ from tests.postback_command import POSTBACK, environment_of
 from workers.delivery.keyring import Keyring
 
 PARTITIONS = 4
-GROUPS = ("inference", "delivery", "expansion")
+GROUPS = ("inference", "delivery", "expansion", "shadow")
 CLOCK = SystemClock()
 
 

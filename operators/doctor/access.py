@@ -18,6 +18,7 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
         "model_requests*": frozenset({"READ", "WRITE"}),
         "job_control": frozenset({"READ"}),
         "fleet_workers": frozenset({"WRITE"}),
+        "model_rollouts*": frozenset({"READ", "WRITE"}),
         "model_results": frozenset({"WRITE"}),
         "dead_letters": frozenset({"WRITE"}),
     },

@@ -166,7 +166,7 @@ def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_proces
 
     assert stamped == {
         topics.results, topics.events, topics.attempts, topics.dead_letters, topics.redriven, topics.control,
-        topics.workers, *topics.tiers.values(),
+        topics.workers, topics.comparisons, *topics.tiers.values(),
     }  # fmt: skip
 
 

@@ -1,0 +1,286 @@
+"""The decisions of a rollout: the e-process, its error over simulated rollouts, and the guards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.rollout.comparison import (
+    Comparison,
+    InvalidComparison,
+    Observed,
+    is_refusal,
+    read_comparison,
+    write_comparison,
+)
+from schemas.rollout.e_process import DECIDED, EProcess
+from schemas.rollout.facts import RolloutOrder, Step
+from schemas.rollout.judge import MOST_DIFFERENT, Judge
+
+ID = "ro_0123456789abcdef"
+ORDER = RolloutOrder(id=ID, alias="a", candidate="c", canary_jobs=5, max_jobs=400, at=0)
+VALUES = st.lists(st.floats(-1, 1), max_size=300)
+FINE = Observed(infer_ms=100, tokens=20)
+
+
+def compared(differs: float = 0.0, noise: float = 0.0, profile: str = "none", **candidate: Any) -> Comparison:
+    seen = Observed(infer_ms=candidate.pop("infer_ms", 100), tokens=candidate.pop("tokens", 20), **candidate)
+    fields = {"differs": differs, "noise": noise, "profile": profile, "primary": FINE, "candidate": seen}
+    return Comparison(rollout=ID, step=Step.SHADOW, job_id="j", **fields)
+
+
+def reported(step: Step, **candidate: Any) -> Comparison:
+    return Comparison(rollout=ID, step=step, job_id="j", candidate=FINE.model_copy(update=candidate))
+
+
+def decided(judge: Judge, said: Comparison, most: int, step: Step = Step.SHADOW) -> tuple[str, int]:
+    """Repeat a comparison until the judge decides; give the step and the number of comparisons."""
+    for number in range(1, most + 1):
+        judge.take(said)
+        if (decision := judge.decision(step)) is not None:
+            return decision.step, number
+    return "undecided", most
+
+
+# -- the e-process -------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-0.9, 0.9), VALUES)
+def test_e_values_are_never_negative_and_begin_at_one(bound: float, values: list[float]) -> None:
+    evidence = EProcess(bound)
+    assert (evidence.below, evidence.above) == (1.0, 1.0)
+    for value in values:
+        evidence.take(value)
+        assert evidence.below > 0
+        assert evidence.above > 0
+    assert evidence.count == len(values)
+
+
+@given(st.floats(-0.9, 0.9), st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 1))
+def test_a_fair_game_gains_nothing_on_average(bound: float, values: list[float], up: float) -> None:
+    """The property behind Ville's inequality: at a mean of `bound` a bet keeps the expected e-value."""
+    evidence = EProcess(bound)
+    for value in values:
+        evidence.take(value)
+    high, low = bound + up * (1 - bound), bound - up * (1 + bound)
+    weight = (bound - low) / (high - low) if high > low else 1.0
+    after = []
+    for value in (high, low):
+        next_ = EProcess(bound)
+        for earlier in values:
+            next_.take(earlier)
+        next_.take(max(-1.0, min(1.0, value)))
+        after.append((next_.below, next_.above))
+    for side, now in enumerate((evidence.below, evidence.above)):
+        mean = weight * after[0][side] + (1 - weight) * after[1][side]
+        assert mean == pytest.approx(now, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.01, 1.01, float("nan")])
+def test_a_value_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="from -1 to 1"):
+        EProcess(0.03).take(value)
+
+
+@pytest.mark.parametrize("bound", [-1.0, 1.0, float("nan")])
+def test_a_bound_out_of_range_is_refused(bound: float) -> None:
+    with pytest.raises(ValueError, match="bound must be"):
+        EProcess(bound)
+
+
+def first_crossing(values: np.ndarray[Any, Any], bound: float) -> tuple[list[str], list[int]]:
+    """For each row the claim that first reaches DECIDED, by the same bets as `EProcess`, many rollouts at once."""
+    runs, most = values.shape
+    total, squares = np.zeros(runs), np.full(runs, 0.25)
+    logs = {"promote": np.zeros(runs), "abort": np.zeros(runs)}
+    ends, at = np.full(runs, "undecided", dtype="<U9"), np.full(runs, most)
+    for number in range(most):
+        mean = total / (number + 1)
+        lead = mean - bound
+        bet = lead / (squares / (number + 1) + lead**2)
+        gain = values[:, number] - bound
+        logs["abort"] += np.log1p(np.clip(bet, 0, 0.75 / (1 + bound)) * gain)
+        logs["promote"] += np.log1p(np.clip(-bet, 0, 0.75 / (1 - bound)) * -gain)
+        total += values[:, number]
+        squares += (values[:, number] - total / (number + 2)) ** 2
+        for claim, log in logs.items():
+            new = (ends == "undecided") & (log >= np.log(DECIDED))
+            ends[new], at[new] = claim, number + 1
+    return [str(end) for end in ends], [int(each) for each in at]
+
+
+def simulated(differs: float, noise: float, runs: int = 1000, most: int = 2000) -> tuple[Counter[str], float]:
+    """The ends of rollouts, and the median number of jobs until the decision."""
+    rng = np.random.default_rng(20_240_501)
+    once, again = rng.random((runs, most)) < differs + noise, rng.random((runs, most)) < noise
+    ends, at = first_crossing(once.astype(float) - again.astype(float), MOST_DIFFERENT)
+    return Counter(ends), float(np.median(at))
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=200))
+@settings(max_examples=25)
+def test_the_simulation_plays_as_the_e_process_does(values: list[float]) -> None:
+    evidence, end, at = EProcess(0.03), "undecided", len(values)
+    for number, value in enumerate(values, start=1):
+        evidence.take(value)
+        if end == "undecided" and max(evidence.below, evidence.above) >= DECIDED:
+            end, at = ("abort" if evidence.above >= DECIDED else "promote"), number
+    assert first_crossing(np.array([values]), 0.03) == ([end], [at])
+
+
+def test_a_thousand_rollouts_of_the_same_weights_are_promoted_soon() -> None:
+    ends, median = simulated(differs=0, noise=0.01)
+    assert ends["abort"] == 0
+    assert ends["promote"] >= 990
+    assert median < 250
+
+
+def test_a_thousand_rollouts_of_a_model_that_differs_by_a_tenth_are_aborted_soon() -> None:
+    ends, median = simulated(differs=0.1, noise=0.01)
+    assert ends["promote"] <= 50  # 1 / DECIDED, the promised error
+    assert ends["abort"] >= 990
+    assert median < 170
+
+
+def test_of_a_thousand_rollouts_at_the_bound_at_most_one_in_twenty_is_promoted_by_mistake() -> None:
+    ends, _ = simulated(differs=MOST_DIFFERENT, noise=0.01)
+    assert ends["promote"] <= 50
+    assert ends["abort"] <= 50
+
+
+# -- the judge -----------------------------------------------------------------------------------------------------
+
+
+def test_equal_answers_lead_to_the_canary_and_different_ones_to_an_abort() -> None:
+    assert decided(Judge(ORDER), compared(), 400) == (Step.CANARY_1, 134)
+    step, number = decided(Judge(ORDER), compared(differs=1), 400)
+    assert step == Step.ABORTED
+    assert number < 15
+
+
+def test_noise_of_the_primary_is_not_held_against_the_candidate() -> None:
+    step, _ = decided(Judge(ORDER), compared(differs=1, noise=1), 400)
+    assert step == Step.CANARY_1
+
+
+def test_an_undecided_rollout_is_aborted_at_its_last_job() -> None:
+    judge = Judge(ORDER)
+    ends = []
+    for number in range(400):
+        judge.take(compared(differs=float(number % 33 == 16)))
+        ends.append(judge.decision(Step.SHADOW))
+    assert ends[:399] == [None] * 399
+    assert ends[399] is not None
+    assert (ends[399].step, ends[399].why) == (Step.ABORTED, "undecided after 400 jobs: profile none")
+
+
+def test_every_profile_must_pass_and_one_that_differs_aborts() -> None:
+    judge = Judge(ORDER)
+    for _ in range(140):
+        judge.take(compared(profile="medical"))
+    judge.take(compared(profile="finance"))
+    assert judge.decision(Step.SHADOW) is None
+    for _ in range(15):
+        judge.take(compared(profile="finance", differs=1))
+    decision = judge.decision(Step.SHADOW)
+    assert decision is not None
+    assert decision.step is Step.ABORTED
+    assert decision.why.startswith("profile finance: the answers differ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ({"failed": True}, "more failures than the primary has"),
+        ({"not_json": True}, "more answers that are not JSON than the primary has"),
+        ({"refused": True}, "more refusals than the primary has"),
+        ({"cut": True}, "more answers cut at max_tokens than the primary has"),
+        ({"unsupported": True}, "more unsupported citations than the primary has"),
+        ({"infer_ms": 2000}, "more slow answers than the primary has"),
+        ({"tokens": 60}, "more longer answers than the primary has"),
+    ],
+)
+@pytest.mark.parametrize("step", [Step.SHADOW, Step.CANARY_10, Step.CANARY_100])
+def test_each_guard_aborts_alone_in_each_step(fault: dict[str, Any], why: str, step: Step) -> None:
+    judge = Judge(ORDER.model_copy(update={"canary_jobs": 1000}))
+    for _ in range(30):
+        judge.take(compared())
+    assert judge.decision(step) is None
+    said = compared(**fault) if step is Step.SHADOW else reported(step, **fault)
+    end, number = decided(judge, said, 100, step)
+    assert end == Step.ABORTED
+    assert number < 60
+    decision = judge.decision(step)
+    assert decision is not None
+    assert why in decision.why
+
+
+def test_a_candidate_like_the_primary_goes_from_share_to_share() -> None:
+    judge, step = Judge(ORDER), Step.CANARY_1
+    for _ in range(30):
+        judge.take(compared())
+    way = []
+    while not step.is_over:
+        end, number = decided(judge, reported(step), 100, step)
+        way.append((str(end), number))
+        step = Step(end)
+    assert way == [("canary-10", 5), ("canary-50", 5), ("canary-100", 5), ("promoted", 5)]
+    assert judge.decision(Step.PROMOTED) is None
+
+
+def test_a_flood_of_profiles_takes_bounded_memory() -> None:
+    judge = Judge(ORDER)
+    for number in range(300):
+        judge.take(compared(profile=f"p{number}"))
+    assert len(judge.profiles) == 100
+
+
+@given(st.lists(st.builds(
+    lambda differs, noise, primary, candidate, profile, step: Comparison(
+        rollout=ID, step=step, job_id="j", differs=differs, noise=noise, primary=primary, candidate=candidate,
+        profile=profile),
+    st.floats(0, 1), st.floats(0, 1), *[st.none() | st.builds(
+        Observed, failed=st.booleans(), infer_ms=st.floats(0, 1e300), tokens=st.integers(0, 2**31 - 1))] * 2,
+    st.sampled_from(["a", "b"]), st.sampled_from(Step),
+), max_size=80), st.sampled_from(Step))  # fmt: skip
+def test_any_readable_comparisons_lead_to_a_step_or_to_none(said: list[Comparison], step: Step) -> None:
+    judge, again = Judge(ORDER), Judge(ORDER)
+    for each in said:
+        judge.take(each)
+        again.take(read_comparison(ID.encode(), write_comparison(each)))
+    assert judge.decision(step) == again.decision(step)
+
+
+@given(st.none() | st.binary(max_size=200), st.none() | st.binary(max_size=200) | st.just(b'{"rollout": 1}'))
+def test_any_other_bytes_are_no_comparison(key: bytes | None, value: bytes | None) -> None:
+    with pytest.raises(InvalidComparison):
+        read_comparison(key, value)
+
+
+def test_a_comparison_under_another_rollouts_key_is_refused() -> None:
+    with pytest.raises(InvalidComparison, match="key is not the rollout"):
+        read_comparison(b"ro_ffffffffffffffff", write_comparison(compared()))
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I\N{RIGHT SINGLE QUOTATION MARK}m sorry, I cannot assist.", True),
+        ("As an AI language model, I have no opinion.", True),
+        ("I cannot answer this.", True),
+        ("Es tut mir leid, das kann ich nicht.", True),
+        ("Leider kann ich dazu nichts sagen.", True),
+        ("I can see three birds.", False),
+        ("Sorry is a song of 2015.", False),
+        ("The patient said: I cannot sleep.", False),
+        ("", False),
+    ],
+)
+def test_a_refusal_is_known_by_its_beginning(text: str, refused: bool) -> None:
+    assert is_refusal(text) is refused
