@@ -109,6 +109,8 @@ class ReceivedJob:
     """Ignored fields, which are not part of the job's schema."""
     screening: tuple[ScreeningFinding, ...] = ()
     """The input filter's findings, once the job has been screened. `job` has the markers of redacted matches."""
+    alias: str | None = None
+    """The alias that the job names, if the alias has a rollout, which may have put a model's name into `job`."""
 
 
 class CodecError(Exception):

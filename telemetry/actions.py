@@ -189,6 +189,38 @@ INFERENCE = {
         "Look at the server behind the address.",
     ),
     "circuit-closed": Action("info", "An address of a model answers again, and gets requests again."),
+    "rollout-step": Action("info", "A rollout of a model began or has a new step; the worker follows it."),
+    "rollout-decided": Action("info", "The comparisons decide a rollout; the worker writes the rollout's next step."),
+    "rollout-step-refused": Action(
+        "warning",
+        "Kafka did not take a rollout's next step; the worker writes it again.",
+        "If lines repeat, check the ACLs of `model_rollouts*`.",
+    ),
+    "rollout-unreadable": Action(
+        "warning",
+        "A record of `model_rollouts` cannot be read; it is skipped.",
+        "Look for another program that writes to `model_rollouts`.",
+    ),
+    "rollout-comparison-unreadable": Action(
+        "warning",
+        "A record of `model_rollouts.comparisons` cannot be read; it is skipped.",
+        "Look for another program that writes to `model_rollouts.comparisons`.",
+    ),
+    "rollout-sample-unreadable": Action(
+        "warning",
+        "A record of `model_requests.shadow` cannot be read; it is skipped.",
+        "Look for another program that writes to `model_requests.shadow`.",
+    ),
+    "rollout-candidate-unknown": Action(
+        "warning",
+        "A rollout gives jobs to a candidate that this worker's model registry lacks; the primary answers these jobs.",
+        "Add the candidate to POSTBACK_WORKER__MODELS or to the registry's file, in every worker.",
+    ),
+    "rollout-candidate-not-served": Action(
+        "error",
+        "A shadow worker got samples for a candidate that it does not serve; it throws them away.",
+        "Start the shadow worker with the candidate's model, under the candidate's name.",
+    ),
     "registry-reloaded": Action("info", "The model registry's file changed; the worker uses its new content."),
     "registry-reload-failed": Action(
         "error",

@@ -248,6 +248,26 @@ class Metrics:
             registry=r,
         )
         self.http_connections = Gauge("postback_http_connections", "Open connections of the gateway.", registry=r)
+        self.rollout_samples = Counter(
+            "postback_rollout_samples_total",
+            "Jobs of a running rollout's sample, by result: copied (to the shadow worker), reported (during the "
+            "canary), compared (by the shadow worker), skipped (beyond the order's jobs per second), unanswered (the "
+            "second answer failed or was late), too_large, stale (its rollout is over), unreadable.",
+            ["result"],
+            registry=r,
+        )
+        self.rollout_share = Gauge(
+            "postback_rollout_share",
+            "Share of an alias's jobs that a rollout's candidate answers, as this worker knows it.",
+            ["alias"],
+            registry=r,
+        )
+        self.rollout_e_value = Gauge(
+            "postback_rollout_e_value_log10",
+            "Lowest log10 of the e-values of a running rollout's profiles, by claim: equal, different; 1.3 decides.",
+            ["alias", "claim"],
+            registry=r,
+        )
         self.http_connections_refused = Counter(
             "postback_http_connections_refused_total",
             "Connections that the gateway closed at once, by reason: all_taken, client_has_too_many (the limits), "

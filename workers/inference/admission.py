@@ -14,6 +14,7 @@ from workers.inference.belief import require_signature
 from workers.inference.job_identity import invalid_job
 from workers.inference.outputs import moved
 from workers.inference.registry import Forward, Registry, UnknownModel
+from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.unserved import UnservedModel
 from workers.stage.record import Output, Record, size_of
 
@@ -30,7 +31,8 @@ _BULK, _SPARE = ".batch", ".spare"
 class Admission:
     """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from.
 
-    With `trust`, one of these secrets must have signed each job; without, any writer is believed.
+    With `trust`, one of these secrets must have signed each job; without, any writer is believed. `rollouts` give the
+    jobs of an alias the model that the alias stands for now.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Admission:
         topics: Topics,
         topic_ids: Mapping[str, str],
         trust: TrustSecrets | None,
+        rollouts: Rollouts,
     ) -> None:
         self._registry = registry
+        self._rollouts = rollouts
         self._trust = trust
         # A check depends on the URL's text alone. Without the cache it takes a quarter of an echo job's time.
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
@@ -74,7 +78,7 @@ class Admission:
             raise invalid_job(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
             raise invalid_job(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
-        return received
+        return self._rollouts.routed(received, record.header(names.FORWARDED)) if self._rollouts.are_any else received
 
     def is_served(self, received: ReceivedJob) -> bool:
         """True if an engine of this fleet has the job's model by now."""

@@ -45,6 +45,11 @@ class GroundedRequest:
         return self.profile.temperature if self.profile is not None else None
 
     @property
+    def wants_json(self) -> bool:
+        """True if the answer must be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
     def chars(self) -> int:
         """Characters of the prompt, or of all messages together."""
         return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())

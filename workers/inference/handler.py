@@ -45,6 +45,8 @@ from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
 from workers.inference.registry import Registry
 from workers.inference.results import Results
+from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.sampling import Sampled, Sampler
 from workers.inference.settings import WorkerSettings
 from workers.inference.unknown_fields import UnknownFieldWarnings
 from workers.inference.unserved import UnservedJobs, UnservedModel
@@ -89,13 +91,16 @@ class InferenceHandler:
         self._unserved = UnservedJobs(settings.unserved_seconds, clock)
         self._filter = InputFilter(screen, metrics)
         self._rules = rules or ModelRules()
-        self._admission = Admission(registry, callback_policy, topics, topic_ids, trust)
+        self.rollouts = Rollouts(registry)
+        """The rollouts of models, kept up to date by the process from `model_rollouts`."""
+        self._admission = Admission(registry, callback_policy, topics, topic_ids, trust, self.rollouts)
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
         self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
         self._results = Results(engine, self._lifetimes, clock, metrics)
         self._outputs = Outputs(self._results, topics, clock, metrics)
+        self._sampler = Sampler(self.rollouts, self._generator, self._results, topics, clock, metrics)
         self.sharing = TenantSharing(self._admission, self._outputs, topics, settings, metrics)
         """The stage's `Sharing`, by tenant."""
 
@@ -144,9 +149,12 @@ class InferenceHandler:
 
     async def _answered(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
         """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
+        sampled = Sampled()
         try:
             asked = await self._grounder.grounded(received)
-            result, failure = await self._tried(record, received, asked, queued_ms)
+            async with self._sampler.beside(received, asked, sampled):
+                result, failure = await self._tried(record, received, asked, queued_ms)
+                sampled.result = result
             escalate = self._rules.after(received, result)
             if escalate is not None:
                 result, failure = await self._escalated(escalate, record, received, asked, queued_ms, result, failure)
@@ -154,18 +162,18 @@ class InferenceHandler:
             return self._outputs.settled(received, self._without_sources(received, nothing))
         except RequestRejected as rejected:
             invalid = invalid_job(received, rejected.field, rejected.reason)
-            return self._outputs.rejected(record, invalid, by_engine=True)
+            return [*self._outputs.rejected(record, invalid, by_engine=True), *sampled.outputs]
         except EngineDied as died:
             raise HandlerCrashed from died
         if failure is None:
-            return self._outputs.settled(received, result)
+            return [*self._outputs.settled(received, result), *sampled.outputs]
         log.warning(
             f"Gave up job {received.job_id}: {failure.message}.",
             action="job-given-up",
             job_id=received.job_id,
             why=failure.message,
         )
-        return self._outputs.given_up(record, received, failure)
+        return [*self._outputs.given_up(record, received, failure), *sampled.outputs]
 
     async def _tried(
         self,

@@ -70,6 +70,10 @@ class Registry:
         """True if an engine of this fleet has the model."""
         return model_id is None or model_id in self._served or model_id in self._models
 
+    def serves(self, model_id: str | None) -> bool:
+        """True if this worker's own engine has the model."""
+        return model_id is None or model_id in self._served or self._models.get(model_id, "") == self._lane
+
     def _why_unknown(self, model_id: str) -> str:
         """Return the error's text for the job's author, with the unknown name, the known names and the fix."""
         return (

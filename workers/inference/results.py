@@ -9,6 +9,7 @@ from functools import partial
 from schemas.codec import ReceivedJob
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Timings, Usage
+from schemas.rollout.facts import DEFAULT_ALIAS
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine
@@ -104,7 +105,7 @@ class Results:
             {
                 "job_id": received.job_id,
                 "custom_id": job.custom_id,
-                "model_id": job.model_id or next(iter(self._engine.models), None),
+                "model_id": _named(received) or next(iter(self._engine.models), None),
                 "outcome": outcome,
                 "engine": self._engine.name,
                 "metadata": job.metadata,
@@ -121,12 +122,11 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
 
     A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
     """
-    is_json = asked.response_format is not None and asked.response_format.type != "text"
-    if is_json:
+    if asked.wants_json:
         require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
         return Answer(completion.text, (), ())
-    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=is_json)
+    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=asked.wants_json)
     return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
@@ -136,6 +136,11 @@ async def _reasoning(reasoning: str | None, asked: GroundedRequest) -> str | Non
         return reasoning
     read = partial(without_unknown_links, reasoning, asked.evidence)
     return read() if len(reasoning) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+
+
+def _named(received: ReceivedJob) -> str | None:
+    """Return the model or alias that the job names: a rollout may have put another model into the job."""
+    return received.job.model_id if received.alias in (None, DEFAULT_ALIAS) else received.alias
 
 
 def _usage(completion: Completion) -> Usage:

@@ -30,6 +30,7 @@ from workers.roles.delivery import delivery_stages
 from workers.roles.input_filter import open_screen
 from workers.roles.model_registry import engine_of, registry_watch
 from workers.roles.process import Listen, Process, run
+from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
@@ -45,8 +46,9 @@ async def run_worker(
     announce: Callable[[int], None],
     *,
     with_delivery: bool = False,
+    shadow: bool = False,
 ) -> None:
-    """Load the engine, join the group, and answer jobs until a stop signal.
+    """Load the engine, join the group, and answer jobs until a stop signal; with `shadow`, samples of other jobs.
 
     Without an engine's name, the model registry of POSTBACK_WORKER__REGISTRY says which engines the worker loads.
     Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused,
@@ -56,7 +58,7 @@ async def run_worker(
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         engine = engine_of(engine_name, model, process.clock, process.metrics)
         stack.push_async_callback(engine.close)
-        stages = [await inference_stage(process, engine, stack)]
+        stages = [await (shadow_stage if shadow else inference_stage)(process, engine, stack)]
         if with_delivery:
             enrichment = read_settings(EnrichmentSettings)
             readers = (enrichment.members + 1) * enrichment.member_bytes
@@ -81,11 +83,11 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
     others = lanes_of(lanes, settings.lane, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
+    outputs += [kafka.topics.shadow, kafka.topics.comparisons]
     ids = await topic_ids(kafka, [lane, spare_lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
-    registry, rules = Registry((*engine.models, engine.name, "default"), settings.lane, settings.models), ModelRules()
+    registry, rules = registry_of(engine, settings), ModelRules()
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
-        registry = Registry(engine.models, settings.lane, lanes)
         rules = ModelRules(lambda: engine.registry, settings.lane)
         process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
     await _announce(process, registry, settings.lane, stack)
@@ -107,6 +109,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     process.beside.append(handler.engine_watch)
     # The topic is read to its end before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
+    await follow_rollouts(process, handler.rollouts, stack)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )

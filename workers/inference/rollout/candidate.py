@@ -1,0 +1,187 @@
+"""The shadow worker's handler: the candidate answers a sampled job, and its answer is compared with the primary's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schemas.codec import Origin, ReceivedJob
+from schemas.result import Timings
+from schemas.rollout.comparison import MAX_TEXT_CHARS, Comparison, Observed
+from schemas.rollout.facts import Step
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from workers.engines.base import Engine, EngineDied, PromptTooLong, RequestRejected
+from workers.enrichment.answering.profile import Profile, Profiles, UnknownProfile
+from workers.inference.cancellations import Cancellations
+from workers.inference.engine_watch import EngineWatch
+from workers.inference.generate import EngineKeepsFailing, Generator
+from workers.inference.ground import GroundedRequest
+from workers.inference.lifetime import Lifetimes
+from workers.inference.pace import EnginePace
+from workers.inference.results import LONG_ANSWER_CHARS, Results
+from workers.inference.rollout.difference import Said, difference
+from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.sample import (
+    NO_PROFILE,
+    InvalidSample,
+    ShadowSample,
+    observed,
+    read_sample,
+    said,
+    thresholds_of,
+)
+from workers.inference.rollout.sampling import comparison_output
+from workers.stage.record import Failure, HandlerCrashed, Output, Record
+
+SAMPLE_SECONDS = 600.0
+"""The time that the candidate has for one answer."""
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    said: Said
+    seen: Observed
+
+
+class ShadowHandler:
+    """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells if the engine has a model."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        profiles: Profiles,
+        rollouts: Rollouts,
+        serves: Callable[[str], bool],
+        topics: Topics,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.engine_watch = EngineWatch(clock)
+        """The engine's health, as a side task of the process."""
+        self.pace = EnginePace(engine.load, None, clock)
+        """The stage's back-pressure, by the engine's load."""
+        lifetimes = Lifetimes(Cancellations(clock), clock)
+        self._generator = Generator(engine, self.engine_watch, lifetimes, metrics)
+        self._results = Results(engine, lifetimes, clock, metrics)
+        self._profiles = profiles
+        self._rollouts = rollouts
+        self._serves = serves
+        self._topics = topics
+        self._clock = clock
+        self._counts = metrics.rollout_samples
+        self._foreign: set[str] = set()
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        """Return the comparison of a sample; nothing for a sample that cannot be read or whose rollout is over.
+
+        Raises HandlerCrashed if the engine's process dies with the sample in flight.
+        """
+        record.shows_health = False
+        try:
+            sample = read_sample(record.value)
+        except InvalidSample as invalid:
+            self._counts.labels("unreadable").inc()
+            log.warning("Skipping an unreadable sample.", action="rollout-sample-unreadable", problem=str(invalid))
+            return []
+        if not self._is_wanted(sample):
+            self._counts.labels("stale").inc()
+            return []
+        profile = self._profile(sample.profile)
+        asked = sample.asked(profile)
+        try:
+            answer = await self._answered(record, sample, asked)
+        except EngineDied as died:
+            raise HandlerCrashed from died
+        return [await self._compared(sample, profile, asked, answer)] if answer is not None else []
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        """Return the comparison in which the candidate failed: it killed its worker, or its handler has a defect."""
+        try:
+            sample = read_sample(record.value)
+        except InvalidSample:
+            return []
+        answer = _Answer(Said(None, failure.code), Observed(failed=True))
+        return [self._output(sample, answer, 1.0)] if self._is_wanted(sample) else []
+
+    def _is_wanted(self, sample: ShadowSample) -> bool:
+        """True if the sample's rollout is in its shadow step, and this worker has the candidate."""
+        rollout = self._rollouts.with_id(sample.rollout)
+        if rollout is None or rollout.step is not Step.SHADOW or rollout.order.candidate != sample.candidate:
+            return False
+        if self._serves(sample.candidate):
+            return True
+        if sample.candidate not in self._foreign:
+            self._foreign.add(sample.candidate)
+            log.error(
+                "This shadow worker does not serve the candidate of the running rollout; its samples are thrown away.",
+                action="rollout-candidate-not-served",
+                candidate=sample.candidate,
+            )
+        return False
+
+    def _profile(self, name: str) -> Profile | None:
+        try:
+            return self._profiles[name] if name != NO_PROFILE else None
+        except UnknownProfile:
+            return None  # this worker's folder lacks the profile, so citations are not checked
+
+    async def _answered(self, record: Record, sample: ShadowSample, asked: GroundedRequest) -> _Answer | None:
+        """Return the candidate's answer; None if it is cut off by the end of this worker. Raises EngineDied."""
+        place, now = Origin(record.topic, record.partition, record.offset), self._clock.time()
+        deadline_ms = round((now + SAMPLE_SECONDS) * 1000)
+        identity = (sample.job_id, sample.tenant, "", place, place, deadline_ms, 0, None, round(now * 1000))
+        received = ReceivedJob(sample.job, *identity)
+        began = self._clock.monotonic()
+        try:
+            asked, completion = await self._generator.generated(received, asked)
+        except (RequestRejected, PromptTooLong, EngineKeepsFailing) as failed:
+            return _Answer(Said(None, type(failed).__name__), Observed(failed=True))
+        if completion is None or completion.finish_reason == "abort":
+            return _Answer(Said(None, "expired"), Observed(failed=True, infer_ms=SAMPLE_SECONDS * 1000))
+        record.shows_health = True
+        result = await self._results.answered(received, asked, completion, Timings())
+        return _Answer(said(result), observed(result, (self._clock.monotonic() - began) * 1000))
+
+    async def _compared(
+        self, sample: ShadowSample, profile: Profile | None, asked: GroundedRequest, answer: _Answer
+    ) -> Output:
+        """Return the comparison. A thread compares long answers, so that the event loop can serve other samples."""
+
+        def differs() -> float:
+            primary = Said(sample.text, sample.code)
+            return difference(primary, answer.said, is_json=asked.wants_json, thresholds=thresholds_of(profile))
+
+        is_long = len(sample.text or "") + len(answer.said.text or "") > LONG_ANSWER_CHARS
+        return self._output(sample, answer, await asyncio.to_thread(differs) if is_long else differs())
+
+    def _output(self, sample: ShadowSample, answer: _Answer, differs: float) -> Output:
+        self._counts.labels("compared").inc()
+        texts: dict[str, str | None] = {}
+        if differs:
+            texts["primary_text"] = _shown(Said(sample.text, sample.code))
+            texts["candidate_text"] = _shown(answer.said)
+        return comparison_output(
+            self._topics,
+            Comparison(
+                rollout=sample.rollout,
+                step=Step.SHADOW,
+                job_id=sample.job_id,
+                profile=sample.profile,
+                primary=sample.primary,
+                candidate=answer.seen,
+                differs=differs,
+                noise=sample.noise,
+                **texts,
+            ),
+        )
+
+
+def _shown(answer: Said) -> str:
+    """Return the text for the report."""
+    return (answer.text if answer.text is not None else f"(no answer: {answer.code})")[:MAX_TEXT_CHARS]

@@ -1,0 +1,99 @@
+"""The difference of two answers to the same prompt: 0 if they say the same, 1 if they do not."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+_WORD: Final = re.compile(r"[+-]?\d[\d.,]*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
+"""A number with its sign, a character of a script without spaces, a word, or a sign that changes the meaning."""
+_FEW_WORDS: Final = 8
+"""Texts with fewer words must have equal words: a single word is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The bounds within which two answers count as equal."""
+
+    numbers: float = 0.01
+    """The relative difference of two numbers in JSON."""
+    similarity: float = 0.9
+    """The least similarity of two texts of eight words or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer, or the code of the error in its place."""
+
+    text: str | None
+    code: str | None = None
+
+
+def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds) -> float:
+    """Compare JSON by its fields, other texts by their words. Two failures with the same code are equal."""
+    if one.text is None or other.text is None:
+        return float((one.text, one.code) != (other.text, other.code))
+    if one.text == other.text:
+        return 0.0
+    if is_json:
+        try:
+            # float, since int() refuses long numbers
+            ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
+            return float(not _same_json(ours, theirs, thresholds))
+        except (ValueError, RecursionError):
+            pass
+    return float(not _same_text(one.text, other.text, thresholds))
+
+
+def similarity(one: list[str], other: list[str]) -> float:
+    """Return the Sørensen-Dice coefficient of two texts' pairs of neighbouring words, 0 to 1; its time is linear."""
+    pairs, others = Counter(pairwise(one)), Counter(pairwise(other))
+    total = pairs.total() + others.total()
+    return 2 * (pairs & others).total() / total if total else float(one == other)
+
+
+def words(text: str) -> list[str]:
+    """Return the words without case, width and punctuation."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _same_text(one: str, other: str, thresholds: Thresholds) -> bool:
+    ours, theirs = words(one), words(other)
+    if ours == theirs:
+        return bool(ours) or one.strip() == other.strip()
+    if min(len(ours), len(theirs)) < _FEW_WORDS:
+        return False
+    return similarity(ours, theirs) >= thresholds.similarity
+
+
+def _same_json(one: Any, other: Any, thresholds: Thresholds) -> bool:
+    pairs = [(one, other)]
+    while pairs:  # not recursive: JSON may be nested as deep as Python's stack
+        ours, theirs = pairs.pop()
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            if ours.keys() != theirs.keys():
+                return False
+            pairs += [(ours[name], theirs[name]) for name in ours]
+        elif isinstance(ours, list) and isinstance(theirs, list):
+            if len(ours) != len(theirs):
+                return False
+            pairs += zip(ours, theirs, strict=True)
+        elif not _same_leaf(ours, theirs, thresholds):
+            return False
+    return True
+
+
+def _same_leaf(one: Any, other: Any, thresholds: Thresholds) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return math.isclose(one, other, rel_tol=thresholds.numbers, abs_tol=1e-9) or (one != one and other != other)
+    if isinstance(one, str):
+        return _same_text(one, other, thresholds)
+    return bool(one == other)

@@ -1,0 +1,130 @@
+"""The record of `model_requests.shadow`: a job with its grounded prompt and the primary's answer."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+from pydantic import Field, ValidationError
+
+from schemas.job import DEFAULT_TENANT, Identifier, Job, Tenant, WireModel
+from schemas.result import MAX_RESULT_BYTES, Result, Support
+from schemas.rollout.comparison import Observed, is_refusal
+from schemas.rollout.facts import RolloutId
+from workers.enrichment.answering.profile import Profile
+from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.inference.ground import GroundedRequest
+from workers.inference.rollout.difference import Said, Thresholds
+
+MAX_SAMPLE_BYTES: Final = MAX_RESULT_BYTES
+NO_PROFILE: Final = "none"
+_WITHOUT_SUPPORT: Final = (Support.UNSUPPORTED, Support.DANGLING)
+
+
+class SampledSource(WireModel):
+    """A source as the model saw it."""
+
+    number: int = Field(ge=1, le=10_000)
+    id: str
+    url: str | None = None
+    title: str | None = None
+    passages: tuple[str, ...]
+
+
+class SampledEvidence(WireModel):
+    """The evidence in the prompt, by which the candidate's citations are checked."""
+
+    sources: tuple[SampledSource, ...]
+    question: str = ""
+    conversation: str = ""
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Self:
+        """Return the parts that the check of citations needs. The fleet's secrets are not among them."""
+        sources = [
+            SampledSource(number=each.number, id=each.id, url=each.url, title=each.title, passages=each.passages)
+            for each in evidence.sources
+        ]
+        return cls(sources=tuple(sources), question=evidence.question, conversation=evidence.conversation)
+
+    def evidence(self) -> Evidence:
+        """Return it in the form of enrichment."""
+        sources = [NumberedSource(each.number, each.id, each.url, each.title, each.passages) for each in self.sources]
+        return Evidence(tuple(sources), question=self.question, conversation=self.conversation)
+
+
+class ShadowSample(WireModel):
+    """A record's value."""
+
+    rollout: RolloutId
+    tenant: Tenant = DEFAULT_TENANT
+    profile: Identifier = NO_PROFILE
+    job: Job
+    """The job with its id, the grounded prompt and the candidate's name. Its temperature is 0.
+
+    Its sources and its callback are left out.
+    """
+    evidence: SampledEvidence | None = None
+    primary: Observed
+    text: str | None = None
+    """The primary's answer; absent if it failed."""
+    code: str | None = Field(default=None, max_length=64)
+    """The error's code if the primary failed."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """The difference of two answers of the primary."""
+
+    @property
+    def candidate(self) -> str:
+        """The model that is to answer the job."""
+        return self.job.model_id or ""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id; the job's own name within its tenant, or the one derived from its place."""
+        return self.job.job_id or "unknown"
+
+    def asked(self, profile: Profile | None) -> GroundedRequest:
+        """Return the grounded request, with the profile of this name."""
+        messages = tuple(self.job.messages) if self.job.messages is not None else None
+        evidence = self.evidence.evidence() if self.evidence is not None and profile is not None else None
+        return GroundedRequest(self.job.prompt, messages, evidence, 0.0, profile, self.job.response_format)
+
+
+class InvalidSample(Exception):  # noqa: N818 - named after the record
+    """A record that is no sample."""
+
+
+def write_sample(sample: ShadowSample) -> bytes:
+    """Write a record's value."""
+    return sample.model_dump_json(exclude_none=True, exclude_defaults=True, by_alias=True).encode()
+
+
+def read_sample(value: bytes | None) -> ShadowSample:
+    """Read a record's value. Raises InvalidSample."""
+    try:
+        return ShadowSample.model_validate_json(value or b"")
+    except ValidationError:
+        raise InvalidSample("the value is no sample of a rollout") from None
+
+
+def said(result: Result) -> Said:
+    """Return the answer of a result, for a comparison."""
+    return Said(result.text, result.error.code if result.error is not None else None)
+
+
+def observed(result: Result, infer_ms: float) -> Observed:
+    """Return the facts of a result that the guards compare."""
+    code = result.error.code if result.error is not None else None
+    return Observed(
+        failed=result.text is None,
+        not_json=code == "not_json",
+        refused=result.text is not None and is_refusal(result.text),
+        cut=result.finish_reason == "length",
+        unsupported=code == "unsupported" or any(each.support in _WITHOUT_SUPPORT for each in result.citations),
+        infer_ms=infer_ms,
+        tokens=result.usage.completion_tokens if result.usage is not None else 0,
+    )
+
+
+def thresholds_of(profile: Profile | None) -> Thresholds:
+    """Return the bounds within which two answers of a profile's jobs count as equal."""
+    return Thresholds(profile.equal_numbers, profile.equal_similarity) if profile is not None else Thresholds()

@@ -1,0 +1,232 @@
+"""The primary's side of a rollout: copies of jobs for the shadow worker, and reports of jobs during the canary."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+from schemas.codec import ReceivedJob
+from schemas.outcome import Outcome
+from schemas.result import Result, Timings
+from schemas.rollout.comparison import Comparison, Observed, write_comparison
+from schemas.rollout.facts import Rollout, Step, share_of
+from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import RequestRejected
+from workers.inference.generate import Generator
+from workers.inference.ground import GroundedRequest
+from workers.inference.results import Results
+from workers.inference.rollout.allowance import Allowance
+from workers.inference.rollout.difference import difference
+from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.sample import (
+    MAX_SAMPLE_BYTES,
+    NO_PROFILE,
+    SampledEvidence,
+    ShadowSample,
+    observed,
+    said,
+    thresholds_of,
+    write_sample,
+)
+from workers.stage.record import Output
+
+LEAST_WAIT_SECONDS = 5.0
+"""A result waits for the second answer as long as the first one took, but at least this."""
+_NOT_SAMPLED = nullcontext()
+_OVER = (Outcome.SUCCEEDED, Outcome.FAILED)
+"""The outcomes that say something about the model."""
+
+
+@dataclass(slots=True)
+class Sampled:
+    """One job in a `Sampler.beside` block: set `result` inside, and take `outputs` after it."""
+
+    result: Result | None = None
+    outputs: list[Output] = field(default_factory=list)
+
+
+class Sampler:
+    """Lets the primary answer a sample of jobs twice, and writes what the rollout needs beside the jobs' results."""
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        generator: Generator,
+        results: Results,
+        topics: Topics,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._rollouts = rollouts
+        self._generator = generator
+        self._results = results
+        self._topics = topics
+        self._clock = clock
+        self._allowance = Allowance(clock)
+        self._counts = metrics.rollout_samples
+
+    def beside(
+        self, received: ReceivedJob, asked: GroundedRequest, sampled: Sampled
+    ) -> AbstractAsyncContextManager[None]:
+        """Answer a sampled job again while the block answers it. An exception of the block ends the other answers.
+
+        The result waits for the second answer, for a bounded time: one transaction writes both.
+        """
+        return _NOT_SAMPLED if received.alias is None else self._beside(received, asked, sampled)
+
+    @asynccontextmanager
+    async def _beside(self, received: ReceivedJob, asked: GroundedRequest, sampled: Sampled) -> AsyncIterator[None]:
+        rollout = self._rollouts.of(received)
+        kind = self._kind(rollout, received) if rollout is not None else None
+        if rollout is None or kind is None:
+            yield
+            return
+        began, runs = self._clock.monotonic(), self._runs(received, asked) if kind is Step.SHADOW else []
+        try:
+            yield
+            if sampled.result is None or sampled.result.outcome not in _OVER:
+                return
+            if kind is Step.SHADOW:
+                took = self._clock.monotonic() - began
+                await asyncio.wait(runs, timeout=max(LEAST_WAIT_SECONDS, took))
+                sampled.outputs = self._copied(rollout, received, runs, sampled.result)
+            else:
+                took_ms = sampled.result.timings.infer_ms if sampled.result.timings is not None else 0.0
+                seen = observed(sampled.result, took_ms)
+                sampled.outputs = [self._reported(rollout, received, asked, seen)]
+        except RequestRejected:
+            if kind is not Step.SHADOW:
+                sampled.outputs = [self._reported(rollout, received, asked, Observed(failed=True))]
+            raise
+        finally:
+            for run in runs:
+                run.cancel()
+
+    def _kind(self, rollout: Rollout, received: ReceivedJob) -> Step | None:
+        """Return the present step if the job is sampled: copied in the shadow step, reported in a canary step."""
+        step, order = rollout.step, rollout.order
+        if step.is_over:
+            return None
+        by_candidate = received.job.model_id == order.candidate
+        # The candidate's jobs are few at first, so all of them are reported.
+        part = min(1.0, order.sample / step.share) if by_candidate and step.share else order.sample
+        if by_candidate and step is Step.SHADOW:
+            return None
+        if share_of(order.id, "sample", received.tenant, received.job_id) >= part:
+            return None
+        if not self._allowance.takes(order.per_second):
+            self._counts.labels("skipped").inc()
+            return None
+        return step
+
+    def _runs(self, received: ReceivedJob, asked: GroundedRequest) -> list[asyncio.Task[_Run | None]]:
+        """Begin the greedy answers: one beside a greedy job, two beside another job."""
+        job = received.job.model_copy(update={"temperature": 0.0, "top_p": None, "seed": None})
+        greedy = replace(received, job=job)
+        return [asyncio.create_task(self._run(greedy, asked)) for _ in range(1 if _is_greedy(received, asked) else 2)]
+
+    async def _run(self, received: ReceivedJob, asked: GroundedRequest) -> _Run | None:
+        """Return one more answer; None if the engine gives none."""
+        began = self._clock.monotonic()
+        try:
+            asked, completion = await self._generator.generated(received, asked)
+            if completion is None or completion.finish_reason == "abort":
+                return None
+            result = await self._results.answered(received, asked, completion, Timings())
+        except Exception:  # the sample is dropped; an error of the engine meets the job itself too
+            return None
+        return _Run(received, asked, result, (self._clock.monotonic() - began) * 1000)
+
+    def _copied(
+        self, rollout: Rollout, received: ReceivedJob, runs: list[asyncio.Task[_Run | None]], own: Result
+    ) -> list[Output]:
+        """Return the copy for the shadow worker; nothing if an answer is missing, or if the copy is too large."""
+        done = [run.result() for run in runs if run.done() and not run.cancelled()]
+        answers = [run for run in done if run is not None]
+        if len(answers) < len(runs):
+            self._counts.labels("unanswered").inc()
+            return []
+        again = answers[-1]
+        if len(answers) == 1:
+            reference, infer_ms = own, own.timings.infer_ms if own.timings is not None else again.ms
+        else:
+            reference, infer_ms = answers[0].result, answers[0].ms
+        noise = difference(
+            said(reference),
+            said(again.result),
+            is_json=again.asked.wants_json,
+            thresholds=thresholds_of(again.asked.profile),
+        )
+        value = write_sample(_sample(rollout, again, reference, infer_ms, noise))
+        if len(value) > MAX_SAMPLE_BYTES:
+            self._counts.labels("too_large").inc()
+            return []
+        self._counts.labels("copied").inc()
+        return [Output(self._topics.shadow, value, received.job_id.encode())]
+
+    def _reported(self, rollout: Rollout, received: ReceivedJob, asked: GroundedRequest, seen: Observed) -> Output:
+        """Return the report of a job during the canary."""
+        by_candidate = received.job.model_id == rollout.order.candidate
+        self._counts.labels("reported").inc()
+        return comparison_output(
+            self._topics,
+            Comparison(
+                rollout=rollout.order.id,
+                step=rollout.step,
+                job_id=received.job_id,
+                profile=asked.profile.name if asked.profile is not None else NO_PROFILE,
+                candidate=seen if by_candidate else None,
+                primary=None if by_candidate else seen,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One greedy answer, with the job and the request that it answers."""
+
+    received: ReceivedJob
+    asked: GroundedRequest
+    result: Result
+    ms: float
+
+
+def comparison_output(topics: Topics, comparison: Comparison) -> Output:
+    """Return the record of a comparison. The topic has one partition, so that all readers see one order."""
+    return Output(topics.comparisons, write_comparison(comparison), comparison.rollout.encode(), partition=0)
+
+
+def _is_greedy(received: ReceivedJob, asked: GroundedRequest) -> bool:
+    temperature = received.job.temperature
+    return (temperature if temperature is not None else asked.temperature) == 0
+
+
+def _sample(rollout: Rollout, run: _Run, reference: Result, infer_ms: float, noise: float) -> ShadowSample:
+    asked, answer = run.asked, said(reference)
+    job = run.received.job.model_copy(
+        update={
+            "prompt": asked.prompt,
+            "messages": list(asked.messages) if asked.messages is not None else None,
+            "response_format": asked.response_format,
+            "sources": None,
+            "callback_url": None,
+            "metadata": {},
+            "model_id": rollout.order.candidate,
+            "job_id": run.received.job_id,
+        }
+    )
+    return ShadowSample(
+        rollout=rollout.order.id,
+        tenant=run.received.tenant,
+        profile=asked.profile.name if asked.profile is not None else NO_PROFILE,
+        job=job,
+        evidence=SampledEvidence.of(asked.evidence) if asked.evidence is not None else None,
+        primary=observed(reference, infer_ms),
+        text=answer.text,
+        code=answer.code,
+        noise=noise,
+    )

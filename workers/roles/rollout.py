@@ -1,0 +1,72 @@
+"""The parts of a gray release in a process: every worker follows rollouts, and a shadow worker tries candidates."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from schemas.groups import SHADOW_GROUP
+from schemas.settings import read_settings
+from workers.engines.base import Engine
+from workers.engines.models.registry_engine import RegistryEngine
+from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.search.providers import providers
+from workers.enrichment.search.service import Web
+from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.registry import Registry, listed
+from workers.inference.rollout.candidate import ShadowHandler
+from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.steering import Steering, StepWriter
+from workers.inference.settings import WorkerSettings
+from workers.kafka.topics import topic_ids
+from workers.roles.process import Process
+from workers.roles.topic_watch import TopicWatch
+from workers.stage.build import group_stage
+from workers.stage.settings import StageSettings
+from workers.stage.stage import Stage
+from workers.stage.window import Limits
+
+
+async def follow_rollouts(process: Process, rollouts: Rollouts, stack: AsyncExitStack) -> None:
+    """Follow rollouts and their comparisons, and write the steps that follow from them. Raises ProcessError."""
+    kafka = process.fleet.kafka
+    writer = StepWriter(kafka)
+    stack.push_async_callback(writer.close)
+    steering = Steering(rollouts, process.replica, process.clock, process.metrics, writer.write)
+    process.beside += [writer, steering]
+    # The orders are read to their end first, so that the comparisons find them.
+    await process.follow(kafka.topics.rollouts, rollouts.apply, stack)
+    await process.follow(kafka.topics.comparisons, steering.apply, stack)
+
+
+async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
+    """Return the stage in which this engine answers samples of other workers' jobs. Raises ProcessError."""
+    settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
+    ids = await topic_ids(kafka, [kafka.topics.shadow, kafka.topics.comparisons, kafka.topics.rollouts])
+    process.beside.append(TopicWatch(kafka, ids))
+    registry = registry_of(engine, settings)
+    rollouts = Rollouts(registry)
+    handler = ShadowHandler(
+        engine, _profiles(process), rollouts, registry.serves, kafka.topics, process.clock, process.metrics
+    )
+    process.beside.append(handler.engine_watch)
+    process.duties.append(f"tries candidates {listed(registry.shown)} with samples from topic {kafka.topics.shadow}")
+    await follow_rollouts(process, rollouts, stack)
+    stage = StageSettings(SHADOW_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds)
+    read, outputs = [kafka.topics.shadow], [kafka.topics.comparisons]
+    made_of = process.replica, handler, process.clock, process.metrics, handler.pace, None, outputs, None, ids
+    return group_stage(stage, kafka, read, *made_of)
+
+
+def registry_of(engine: Engine, settings: WorkerSettings) -> Registry:
+    """Return the model names of a worker's engine, and the lanes of other names."""
+    if isinstance(engine, RegistryEngine):
+        return Registry(engine.models, settings.lane, engine.registry.lanes())
+    return Registry((*engine.models, engine.name, "default"), settings.lane, settings.models)
+
+
+def _profiles(process: Process) -> Profiles:
+    """Return the profiles of this environment, for the check of citations. Raises ProfileRefused."""
+    settings = read_settings(EnrichmentSettings)
+    found = providers(read_settings(SearchSettings), Web(settings.named, process.clock, settings.email))
+    return Profiles.load(settings.profiles_folder, found)
