@@ -28,6 +28,7 @@ from console import (
     receive,
     replay,
     results,
+    rollout,
     status,
     store,
     submit,
@@ -87,6 +88,7 @@ app.command("bench-fleet", rich_help_panel=OPERATE)(bench_fleet.bench_fleet)
 app.command(rich_help_panel=OPERATE)(trace.trace)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
 app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)
+app.add_typer(rollout.app, name="rollout", rich_help_panel=OPERATE)
 app.add_typer(certs.app, name="certs", rich_help_panel=OPERATE)
 app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
 app.command(rich_help_panel=DEVELOP)(demo.demo)

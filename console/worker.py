@@ -26,6 +26,10 @@ def worker(
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
     ] = False,
+    shadow: Annotated[
+        bool,
+        typer.Option("--shadow", help="Answer samples of a rollout as its candidate; answer no jobs."),
+    ] = False,
     check: Annotated[
         bool,
         typer.Option("--check", help="Load the engine, let each model answer one prompt, and end; needs no Kafka."),
@@ -38,6 +42,9 @@ def worker(
     The engine is loaded first; then the worker joins its group. Settings: POSTBACK_WORKER__…, POSTBACK_ENGINE__…,
     POSTBACK_ENRICHMENT__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA, which must stay the same across restarts.
 
+    With --shadow the worker answers copies of other workers' jobs, and writes comparisons instead of results: see
+    `postback rollout`.
+
     With --check the exit status is 0 if every model answered, 1 if the engine does not load or does not answer.
     """
     fleet = starting()
@@ -46,11 +53,14 @@ def worker(
         from workers.roles.process import Listen
         from workers.roles.worker import run_worker
 
+    if shadow and (with_delivery or check):
+        raise fail("--shadow goes with neither --with-delivery nor --check", BAD_INPUT)
     _require_engine(engine, model)
     if check:
         run("worker", check_engine(engine, model, typer.echo))
         return
-    run("worker", run_worker(fleet, engine, model, Listen(host, metrics_port), announce, with_delivery=with_delivery))
+    listen = Listen(host, metrics_port)
+    run("worker", run_worker(fleet, engine, model, listen, announce, with_delivery=with_delivery, shadow=shadow))
 
 
 def _require_engine(engine: str | None, model: str | None) -> None:

@@ -165,6 +165,23 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
         ),
     ),
+    "rollout": (
+        "Postback rollout",
+        (
+            Panel("Share of the candidate", "percentunit", {"{{alias}}": "max by (alias) (postback_rollout_share)"}),
+            Panel(
+                "Evidence",
+                "short",
+                {"{{alias}} {{claim}}": "max by (alias, claim) (postback_rollout_e_value_log10)"},
+                "log10 of the lowest e-value of the rollout's profiles; 1.3 decides.",
+            ),
+            Panel("Sampled jobs", "ops", {"{{result}}": rate("postback_rollout_samples_total", "result")}),
+            Panel("Results by outcome", "ops", {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
+            Panel("Seconds of generation, 95th percentile", "s", {"infer": phase_seconds("infer")}),
+            Panel("Tokens", "ops", {"{{kind}}": rate("postback_tokens_total", "kind")}),
+            Panel("Workers by model", "short", {"{{model}}": "max by (model) (postback_model_workers)"}),
+        ),
+    ),
     "gateway": (
         "Postback gateway",
         (

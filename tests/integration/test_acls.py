@@ -160,6 +160,8 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
     worker = product.worker("w1", **credentials("worker"))
     delivery = product.deliver("d1", **credentials("delivery"))
     exporter = product.exporter("e1", **credentials("exporter"))
+    shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow", **credentials("worker"))
+    run("operator", "rollout", "start", "--alias", "default", "--candidate", "next", "--sample", "1")
     jobs = b"".join(json.dumps({"job_id": f"job_{number}", "prompt": "Why?"}).encode() + b"\n" for number in range(6))
     answered = run("producer", "submit", "-", "--callback-url", product.callbacks.url, "--wait", given=jobs)
     assert "6 of 6" in answered
@@ -182,7 +184,11 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
     assert run("operator", "dead-letters", "redrive", "--yes")
     eventually(lambda: len(product.callbacks.received) >= 12, 60, "what was replayed is not called back")
     assert exporter.page("/backlog")[1]["models"] == {"default": 1, "echo": 1}
-    for role in (worker, delivery, exporter):
+    compared = "postback_rollout_samples_total{compared}"
+    eventually(lambda: shadow.metrics().get(compared, 0) >= 6, 60, "the shadow worker compares nothing")
+    assert json.loads(run("operator", "rollout", "status", "--json"))[0]["compared"] >= 6
+    run("operator", "rollout", "abort")
+    for role in (worker, delivery, exporter, shadow):
         assert role.ready() == (True, [])
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0

@@ -18,7 +18,7 @@ from tests.integration.test_prometheus_rules import METRIC, OF_OTHERS, names_of
 from tests.prometheus_tools import promtool
 
 FOLDER = ROOT / "deploy" / "grafana"
-NAMES = ("delivery", "engine", "enrichment", "fleet", "gateway", "kafka")
+NAMES = ("delivery", "engine", "enrichment", "fleet", "gateway", "kafka", "rollout")
 LABEL = re.compile(r"\{\{(\w+)\}\}")
 OF_PROMETHEUS = {"instance", "gpu"}
 """Labels that Prometheus adds to each series, and one of dcgm-exporter's."""
