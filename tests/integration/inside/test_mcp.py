@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests.integration.openai_server import judging
 from tests.integration.profiled_worker import working
 from tests.integration.raw_server import saying, speaking
 
+MIB = 1024 * 1024
 HOST = "https://notes.clinic.example"
 TOOL = 'tool = "search_notes"\narguments = { text = "{query}", most = "{limit}" }'
 QUESTION = "Does the patient want dialysis?"
@@ -81,10 +84,30 @@ async def test_a_job_ends_while_the_server_is_away(tmp_path: Path) -> None:
     assert result.notes[0] == "the search at notes brought nothing: the MCP server could not be reached"
 
 
-@pytest.mark.parametrize("answer", [b"{}", b"[1]", b'{"jsonrpc": "2.0"', b"x" * 5_000_000])
+@pytest.mark.parametrize("answer", [b"{}", b"[1]", b'{"jsonrpc": "2.0"'])
 async def test_an_answer_that_is_no_mcp_is_a_reason(tmp_path: Path, answer: bytes) -> None:
     async with (
         speaking(saying(answer, "Content-Type: application/json")) as url,
         asking(written(tmp_path, "notes", {HOST: url}, token=TOKEN)) as notes,
     ):
         assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is no MCP"
+
+
+async def test_an_answer_without_end_is_left_where_it_gets_too_large(tmp_path: Path) -> None:
+    sent = 0
+
+    async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        with suppress(OSError):
+            while sent < 64 * MIB:
+                writer.write(b" " * MIB)
+                await writer.drain()
+                sent += MIB
+
+    async with (
+        speaking(endless) as url,
+        asking(written(tmp_path, "notes", {HOST: url}, token=TOKEN)) as notes,
+    ):
+        assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is no MCP"
+    assert sent < 32 * MIB
