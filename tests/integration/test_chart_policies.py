@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -35,6 +36,7 @@ GLOBAL_UNICAST = ip_network("2000::/3")
 ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 
+@cache
 def policy(component: str) -> list[Manifest]:
     rules: list[Manifest] = find(render(GUARDED), "NetworkPolicy", f"{component}-egress")["spec"]["egress"]
     return rules
