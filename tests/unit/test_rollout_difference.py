@@ -98,3 +98,9 @@ def test_a_similarity_is_symmetric_and_one_for_equal_words(one: list[str], other
 
 def test_words_keep_numbers_whole() -> None:
     assert words("It costs -3.50 €, i.e. 7%") == ["it", "costs", "-3.50", "i", "e", "7", "%"]
+
+
+def test_a_short_text_must_have_equal_words_even_with_a_low_threshold() -> None:
+    low = Thresholds(similarity=0.5)
+    assert difference(Said("It is safe"), Said("It is not safe"), is_json=False, thresholds=low) == 1
+    assert difference(Said(LONG), Said(LONG.replace("north", "heart")), is_json=False, thresholds=low) == 0
