@@ -23,6 +23,11 @@ MOST_LOAD = 1.25
 SLACK = 8
 """Further jobs that a place may get beyond MOST_LOAD: an engine answers this many at once in any case."""
 _RANKINGS = 4096
+_DEFAULTS = {"limit": 5, "profile": "default"}
+"""Defaults of the members of sources and searches that are not empty."""
+_IGNORED = ("required",)
+"""Members that change no evidence."""
+_ABSENT: tuple[object, ...] = (None, [], {})
 
 
 def prefix_key(value: bytes | None) -> bytes | None:
@@ -43,7 +48,7 @@ def prefix_of(job: Mapping[str, Any]) -> bytes | None:
     system, sources = _system(job.get("messages")), job.get("sources")
     if not system and not isinstance(sources, dict):
         return None
-    parts = [system, _sources(sources) if isinstance(sources, dict) else None]
+    parts = [system, _plain(sources) if isinstance(sources, dict) else None]
     text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
@@ -84,19 +89,11 @@ def _text(content: object) -> str:
     return "\n".join(str(part.get("text")) for part in parts if isinstance(part, dict))
 
 
-def _sources(sources: Mapping[str, Any]) -> list[Any]:
-    """Return the members that decide which evidence a job gets, equal for absent members and for their defaults."""
-    search = sources.get("search")
-    if isinstance(search, dict):
-        search = [search.get("provider"), search.get("query"), search.get("limit", 5)]
-    documents = sources.get("documents")
-    if isinstance(documents, list):
-        documents = [_given(document) for document in documents]
-    return [sources.get("urls") or [], documents or [], search, sources.get("profile", "default")]
-
-
-def _given(document: object) -> object:
-    """Return the set members of a document, in the order of their names."""
-    if not isinstance(document, dict):
-        return document
-    return sorted([name, value] for name, value in document.items() if value is not None)
+def _plain(value: object) -> object:
+    """Return JSON in one form: members in the order of their names, without absent ones, defaults and `_IGNORED`."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    members = ((name, each) for name, each in value.items() if name not in _IGNORED and each not in _ABSENT)
+    return sorted([name, _plain(each)] for name, each in members if _DEFAULTS.get(name) != each)

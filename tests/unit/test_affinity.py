@@ -22,7 +22,7 @@ from workers.engines.base import Completion, GenerationRequest
 
 TOPIC = "model_requests"
 SYSTEM = {"role": "system", "content": "You are a nurse."}
-SOURCES = {"urls": ["https://a.example/"], "search": {"provider": "pubmed", "query": "fever"}}
+SOURCES: dict[str, Any] = {"urls": ["https://a.example/"], "search": {"provider": "pubmed", "query": "fever"}}
 
 
 def asked(question: str, system: object = SYSTEM, sources: object = None) -> dict[str, Any]:
@@ -44,6 +44,8 @@ def test_jobs_with_the_same_system_message_and_sources_have_one_key_whatever_the
         asked("Why?", {"role": "system", "content": "You are a judge."}, SOURCES),
         asked("Why?", sources={**SOURCES, "urls": ["https://b.example/"]}),
         asked("Why?", sources={**SOURCES, "profile": "medical"}),
+        asked("Why?", sources={**SOURCES, "searches": [{"provider": "arxiv", "query": "fever"}]}),
+        asked("Why?", sources={**SOURCES, "search": {**SOURCES["search"], "domains": ["who.int"]}}),
         asked("Why?", sources={"documents": [{"id": "a", "text": "One."}]}),
         asked("Why?", sources={"documents": [{"id": "a", "text": "Two."}]}),
     ]
@@ -51,7 +53,9 @@ def test_jobs_with_the_same_system_message_and_sources_have_one_key_whatever_the
 
 
 def test_a_jobs_key_is_the_same_in_each_form_in_which_it_is_written() -> None:
-    job = asked("Why?", sources={**SOURCES, "documents": [{"id": "a", "text": "One."}]})
+    searches = [{"provider": "arxiv", "query": "fever", "since": "2020-01-01"}]
+    documents = [{"id": "a", "text": "One."}]
+    job = asked("Why?", sources={**SOURCES, "documents": documents, "searches": searches, "required": True})
     parsed = Job.model_validate(job)
     line = {
         "custom_id": "c",

@@ -135,6 +135,16 @@ def test_a_party_that_comes_back_after_a_while_has_saved_up_nothing_and_owes_wha
     assert Counter(parties(lot.draw(30, always), lines)) == {A: 10, B: 10, C: 10}
 
 
+def test_a_new_party_begins_where_the_others_are() -> None:
+    sender = Sender(partition())
+    lines: dict[Party, list[Parked]] = {A: sender.send(100), C: sender.send(50)}
+    lot = lot_with({A: lines[A]})
+    lot.draw(50, always)
+    for where, record in lines[C]:
+        lot.add(where, record, C)
+    assert Counter(parties(lot.draw(20, always), lines)) == {A: 10, C: 10}
+
+
 def test_a_cost_that_turns_out_higher_or_lower_is_corrected_also_for_a_party_that_is_gone() -> None:
     sender = Sender(partition())
     lines: dict[Party, list[Parked]] = {A: sender.send(100), B: sender.send(100)}

@@ -20,6 +20,9 @@ DEFAULT_TENANT = "default"
 _MOST_LOAD = 1.25
 _SLACK = 8
 _LATELY_JOBS = 1000
+_DEFAULTS = {"limit": 5, "profile": "default"}
+_IGNORED = ("required",)
+_ABSENT: tuple[object, ...] = (None, [], {})
 
 
 def partitions_of(tenant: str, partitions: int) -> tuple[int, ...]:
@@ -60,7 +63,7 @@ class Shard:
 def prefix_key(job: Mapping[str, Any]) -> bytes | None:
     """Return the key of a job's system messages and sources; None without both."""
     sources = job.get("sources")
-    system, given = _system(job.get("messages")), _sources(sources) if isinstance(sources, dict) else None
+    system, given = _system(job.get("messages")), _plain(sources) if isinstance(sources, dict) else None
     if not system and given is None:
         return None
     text = json.dumps([system, given], ensure_ascii=False, separators=(",", ":"))
@@ -86,17 +89,11 @@ def _system(messages: object) -> list[str]:
     return texts
 
 
-def _sources(sources: Mapping[str, Any]) -> list[Any]:
-    """Return the members that decide on the evidence, equal for absent members and for their defaults."""
-    search, documents = sources.get("search"), sources.get("documents")
-    if isinstance(search, dict):
-        search = [search.get("provider"), search.get("query"), search.get("limit", 5)]
-    if isinstance(documents, list):
-        documents = [_given(document) for document in documents]
-    return [sources.get("urls") or [], documents or [], search, sources.get("profile", "default")]
-
-
-def _given(document: object) -> object:
-    if not isinstance(document, dict):
-        return document
-    return sorted([name, value] for name, value in document.items() if value is not None)
+def _plain(value: object) -> object:
+    """Return JSON in one form: members in the order of their names, without absent ones, defaults and `_IGNORED`."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    members = ((name, each) for name, each in value.items() if name not in _IGNORED and each not in _ABSENT)
+    return sorted([name, _plain(each)] for name, each in members if _DEFAULTS.get(name) != each)
