@@ -30,9 +30,12 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
     return typer.Exit(code)
 
 
-def say_in_log(write: Callable[[str, str | None], None]) -> None:
-    """Let `say` give each message, with its log action, to `write`: a role on a pipe prints no plain lines."""
-    _logs[:] = [write]
+def say_in_log(write: Callable[[str, str | None], None] | None) -> None:
+    """Let `say` give each message, with its log action, to `write`: a role on a pipe prints no plain lines.
+
+    None lets `say` print again.
+    """
+    _logs[:] = [] if write is None else [write]
 
 
 def say(message: str, *, action: str | None = None) -> None:

@@ -89,7 +89,7 @@ def test_a_name_that_no_profile_has_is_answered_with_those_that_there_are() -> N
     ("text", "why"),
     [
         ("required = ", "x.toml: it is not TOML: Invalid value (at end of document)"),
-        ("requierd = true", "x.toml: requierd: there is no such field; there are: instructions, required, minimum_"),
+        ("requierd = true", "x.toml: requierd: there is no such field; there are: instructions, required, rewrite, "),
         ("required = 1", "x.toml: required: Input should be a valid boolean"),
         ('minimum_support = "some"', "x.toml: minimum_support: Input should be 'exact', 'fuzzy' or 'lexical'"),
         ('[search]\nprovider = "pubmed"\nlimit = 99', "x.toml: search.limit: Input should be less than or equal to 20"),
