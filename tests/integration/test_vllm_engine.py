@@ -15,8 +15,9 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from devkit.model import tiny_model
-from schemas.job import Message, Reasoning, ResponseFormat
+from schemas.job import Message, Reasoning
 from telemetry.metrics import Metrics
+from tests.integration.json_schemas import CIRCULAR, ODD, SCHEMA, UNSUPPORTED, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
@@ -34,16 +35,6 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
 SETTINGS = VllmSettings(model=str(tiny_model()))
-SCHEMA = {
-    "type": "object",
-    "properties": {"known": {"type": "boolean"}},
-    "required": ["known"],
-    "additionalProperties": False,
-}
-
-
-def as_schema(schema: dict[str, object]) -> ResponseFormat:
-    return ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": schema}})
 
 
 async def test_the_beginning_of_sentence_is_there_once(vllm_engine: VllmEngine) -> None:
@@ -125,30 +116,9 @@ async def test_a_schema_that_is_none_is_rejected(vllm_engine: VllmEngine) -> Non
     assert rejected.value.field == "response_format"
 
 
-def of(**schema: object) -> dict[str, object]:
-    return {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
-
-
 @pytest.mark.parametrize(
     "schema",
-    [
-        of(type="integer", multipleOf=5),
-        of(type="array", uniqueItems=True),
-        of(type="array", contains={"const": 1}),
-        of(type="string", format="iri"),
-        of(type="string", pattern="(["),
-        of(type="string", pattern="^(a)\\1$"),
-        of(type="integer", minimum=5, maximum=1),
-        of(type="integer", minimum=-(10**30)),
-        of(enum=[]),
-        of(enum=["\ud800"]),
-        of(allOf=[{"type": "string"}, {"maxLength": 3}]),
-        {"type": "object", "properties": {"a": {"$ref": "#/$defs/nowhere"}}},
-        {"type": "object", "properties": {"a": False}, "required": ["a"]},
-        {"type": "object", "properties": [1]},
-        {"type": "object", "properties": {f"k{number}": {} for number in range(3000)}},
-        json.loads('{"items":' * 100 + "{}" + "}" * 100),
-    ],
+    UNSUPPORTED,
     ids=lambda schema: json.dumps(schema)[:60],
 )
 async def test_a_schema_that_vllm_cannot_hold_an_answer_to_is_rejected_and_the_engine_goes_on(
@@ -163,14 +133,7 @@ async def test_a_schema_that_vllm_cannot_hold_an_answer_to_is_rejected_and_the_e
 
 @pytest.mark.parametrize(
     "schema",
-    [
-        of(**{"$ref": "http://127.0.0.1:9/schema.json"}),
-        of(type="string", maxLength=10**9, minLength=10**6),
-        of(type="array", items={"type": "integer"}, minItems=10**6),
-        of(type="string", pattern="^((a{1,1000}){1,1000}){1,1000}$"),
-        of(enum=[f"value {number}" for number in range(2000)]),
-        {},
-    ],
+    ODD,
     ids=lambda schema: json.dumps(schema)[:60],
 )
 async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEngine, schema: dict[str, object]) -> None:
@@ -182,10 +145,7 @@ async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEng
 
 @pytest.mark.parametrize(
     "schema",
-    [
-        {"$ref": "#"},
-        {"$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}}, **of(**{"$ref": "#/$defs/x"})},
-    ],
+    CIRCULAR,
     ids=lambda schema: json.dumps(schema)[:60],
 )
 async def test_a_schema_that_goes_round_in_a_circle_is_rejected_and_the_engine_goes_on(
