@@ -112,6 +112,7 @@ async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_source
         await reader.read()
 
     async with Site() as site, speaking(silent) as hanging, working(budget=3.0, searxng=hanging) as worker:
+        await worker.result({"urls": [site.url("/mine?first")]}, "Why?")  # starts a reader, which takes time
         search = {"provider": "searxng", "query": "x"}
         result = await worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
         assert result.notes[0] == "the search at searxng brought nothing: it was late"

@@ -70,6 +70,7 @@ async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> Non
         pubmed_at_its_pace(100) as service,
         working(pubmed=service.url, per_second=0.5, budget=2.0) as worker,
     ):
+        await worker.result({"urls": [site.url("/mine?first")]}, "Why?")  # starts a reader, which takes time
         ahead = asyncio.create_task(worker.result({"profile": "medical"}, about(4)))
         result = await worker.result(
             {"urls": [site.url("/mine")], "search": search}, "When did the mine of Corrow close?"
