@@ -85,8 +85,8 @@ def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
         return Counter(name.partition(",")[2].rstrip("}") for name in held)
 
     topics = product.kafka.topics
-    both = {topics.requests(): PARTITIONS // 2, topics.requests(bulk=True): PARTITIONS // 2}
+    share = dict.fromkeys(topics.requests_of(None), PARTITIONS // 2)
     workers = [product.worker(name) for name in ("w1", "w2")]
     eventually(
-        lambda: all(lanes_of(worker) == both for worker in workers), 60, lambda: str([lanes_of(w) for w in workers])
+        lambda: all(lanes_of(worker) == share for worker in workers), 60, lambda: str([lanes_of(w) for w in workers])
     )
