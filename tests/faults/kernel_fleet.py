@@ -6,14 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -22,17 +20,9 @@ from devkit.committed import committed_records
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from tests.messages import value_of
+from tests.product import eventually
 
 PROGRAM = Path(__file__).with_name("stage_process.py")
-
-
-def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until the condition holds, or fail the test with the text `what`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"after {seconds:.0f} s: {what}")
-        time.sleep(0.1)
 
 
 @dataclass
@@ -161,7 +151,19 @@ class Ledgers:
         assert set(answer["group"].values()) == {"OK"}
 
     def wait_for_results(self, jobs: int, seconds: float) -> None:
-        eventually(lambda: len(self.results()) >= jobs, seconds, f"there are fewer than {jobs} results")
+        eventually(lambda: len(self.results()) >= jobs, seconds, lambda: f"fewer than {jobs} results: {self.state()}")
+
+    def state(self) -> str:
+        """Return the number of results, the lag, and records that an open transaction may hide from readers."""
+        results, topic = len(self.results()), self.kafka.topics.results
+        with admin_client(self.kafka) as admin:
+            places = [partition["partition_index"] for partition in admin.describe_topics([topic])[0]["partitions"]]
+        isolations = {}
+        for isolation in ("read_committed", "read_uncommitted"):
+            consumer = Consumer({**self.kafka.client_config(), "group.id": "state", "isolation.level": isolation})
+            isolations[isolation] = [consumer.get_watermark_offsets(TopicPartition(topic, n), 20)[1] for n in places]
+            consumer.close()
+        return f"{results} results, lag {self.lag()}, ends of the results' partitions {isolations}"
 
     def assert_each_exactly_once(self, jobs: int) -> None:
         """Assert exactly one result for each of the ids 0 to jobs - 1, and no lag."""

@@ -13,7 +13,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from devkit.broker import Broker
 from devkit.kafka import cluster
 from schemas.settings import KafkaSettings
-from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.product import eventually
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from itertools import chain, count, islice
 from pathlib import Path
 
-from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.product import eventually
 
 
 def test_a_slow_job_at_the_base_of_a_partition_does_not_stop_the_others(

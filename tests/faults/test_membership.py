@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.product import eventually
 
 JOBS = 6_000
 

@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
-from tests.faults.kernel_fleet import Ledgers, StageProcesses, eventually
-from tests.product import PARTITIONS, Product, Role
+from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.product import PARTITIONS, Product, Role, eventually
 
 JOBS = 200
 
