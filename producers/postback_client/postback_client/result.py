@@ -15,9 +15,10 @@ class TokenUsage:
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int | None = None
-    cost: float | None = None
-    currency: str | None = None
     """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not tell them."""
+    cost: float | None = None
+    """The price of the job, if the fleet's registry of models has prices."""
+    currency: str | None = None
     reasoning_tokens: int | None = None
     """Tokens of the reasoning, a part of `completion_tokens`."""
 
