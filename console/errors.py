@@ -31,9 +31,9 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 
 
 def say_in_log(write: Callable[[str, str | None], None] | None) -> None:
-    """Let `say` give each message, with its log action, to `write`: a role on a pipe prints no plain lines.
+    """Let `say` pass each message, with its log action, to `write`: a role on a pipe prints no plain lines.
 
-    None lets `say` print again.
+    With None, `say` prints again.
     """
     _logs[:] = [] if write is None else [write]
 

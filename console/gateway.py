@@ -58,5 +58,5 @@ def gateway(
 
 
 def _announce_api(url: str) -> None:
-    """Print the door's address. A log line keeps of a URL only its origin, so the paths stand beside it."""
+    """Print the door's address. A log line keeps only a URL's origin, so the message names the paths apart from it."""
     say(f"the API is at {url} under /v1, the console page under /console", action="api-served")

@@ -203,7 +203,7 @@ class DoorTls:
         return _LoadedTls(context, stamps, revoked, tuple(expiries))
 
     def _measure(self) -> None:
-        """Show the lifetimes as metrics: of each kind, the one that ends first."""
+        """Show the lifetimes as metrics; each kind shows the one that ends first."""
         kinds = {self._files.certificate: "certificate", self._files.client_ca: "authority"}
         first: dict[str, _Expiry] = {}
         for expiry in sorted(self._loaded.expiries, key=lambda each: each.end):

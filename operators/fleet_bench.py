@@ -28,7 +28,7 @@ class BenchPlan:
     jobs: int
     callback_url: str
     ttl_seconds: float
-    """Seconds after which a job that was not answered expires, so that a bench leaves no work behind."""
+    """Seconds after which an unanswered job expires, so that a bench leaves no work behind."""
     rate: float | None = None
     """Jobs a second; None sends as fast as Kafka takes them."""
 

@@ -91,7 +91,7 @@ def start(
         at=round(_CLOCK.time() * 1000),
     )
     old = [(key, None) for key in table.records_of(alias)]
-    # The order comes first: without the old steps, the old order would begin again.
+    # The new order comes first: the old order without its steps would begin again.
     put_facts(settings, settings.topics.rollouts, [order_record(order), *old])
     return Rollout(order)
 

@@ -8,8 +8,8 @@ unless it makes k grow, and moves nothing else.
 
 Jobs without a tenant belong to `default`, which uses all partitions: a fleet with a single tenant needs no shielding.
 
-Jobs whose prompts begin alike go to one partition of the shard (`schemas.affinity`), so that one worker caches the
-start of the prompts; other jobs go to the partition that got the fewest jobs lately.
+Jobs with the same prompt prefix go to one partition of the shard (`schemas.affinity`), so that one worker caches the
+prefix. Other jobs go to the partition with the fewest recent jobs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schemas.job import DEFAULT_TENANT
 LATELY_JOBS = 1000
 """All counts of a shard are halved after this number of jobs for each partition: older jobs are mostly answered."""
 MOST_SHARDS = 10_000
-"""The most shards whose counts are kept, the last used ones."""
+"""Cap on the shards whose counts are kept; the least recently used shard is evicted."""
 
 
 def shard_of(tenant: str, partitions: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ class Partitioner:
 
 
 class _Shard:
-    """One tenant's partitions of one topic, with the number of jobs that each got lately."""
+    """One tenant's partitions of one topic, with the number of recent jobs of each."""
 
     def __init__(self, partitions: tuple[int, ...]) -> None:
         self._partitions = partitions

@@ -1,8 +1,8 @@
-"""The place of jobs whose prompts begin alike: they go to one place, whose engine caches the start.
+"""Prefix affinity: jobs with the same prompt prefix go to one place, whose engine caches the prefix.
 
-Prompts begin alike if system message and sources are equal; the question comes last. A place is a partition, or an
-address of a remote engine. It is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam,
-SODA 2018), with rendezvous hashing: no place gets much more than its part, even if all prompts begin alike.
+The prefix is the system message and the sources; the question comes last. A place is a partition, or an address of a
+remote engine. The place is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, SODA
+2018), over rendezvous hashing: no place gets much more than its part, even if all jobs share one prefix.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pydantic_core import from_json
 from schemas import openai
 
 MOST_LOAD = 1.25
-"""The load of a place relative to the mean load; a larger factor keeps more prompts together, and loads less evenly."""
+"""Cap on a place's load, relative to the mean. A larger cap keeps more jobs together, and spreads loads less evenly."""
 SLACK = 8
-"""Further jobs that a place may get beyond MOST_LOAD: an engine answers this many at once in any case."""
+"""Jobs that a place may get beyond MOST_LOAD: every engine answers this many at once."""
 _RANKINGS = 4096
 _DEFAULTS = {"limit": 5, "profile": "default"}
-"""Defaults of the members of sources and searches that are not empty."""
+"""Defaults of sources and searches: a member with its default counts as absent."""
 _IGNORED = ("required",)
 """Members that change no evidence."""
 _ABSENT: tuple[object, ...] = (None, [], {})
@@ -33,7 +33,7 @@ _ABSENT: tuple[object, ...] = (None, [], {})
 def prefix_key(value: bytes | None) -> bytes | None:
     """Return the key of a job's record, a job's JSON or a line of an OpenAI Batch. Any bytes may be given.
 
-    Jobs with equal keys have prompts that begin alike. None means that the job has neither system message nor sources.
+    Jobs with equal keys share a prompt prefix. None means that the job has neither system message nor sources.
     """
     try:
         document = from_json(value or b"")
@@ -54,9 +54,9 @@ def prefix_of(job: Mapping[str, Any]) -> bytes | None:
 
 
 def place_of(key: bytes | None, places: Sequence[object], loads: Sequence[float]) -> int:
-    """Return the index of the place for a job with this key. `loads` are the loads of `places`, of which there are any.
+    """Return the index of the place for a job with this key. `loads` has the load of each place, of at least one.
 
-    The place is the first in the key's own order that is not loaded too much. Without a key, it has the least load.
+    The first place in the key's own order with a load below the cap is chosen; without a key, the least loaded one.
     """
     if key is None:
         return min(range(len(loads)), key=loads.__getitem__)
@@ -90,7 +90,7 @@ def _text(content: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return JSON in one form: members in the order of their names, without absent ones, defaults and `_IGNORED`."""
+    """Return JSON in a canonical form: members sorted by name, without absent ones, defaults and `_IGNORED`."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):

@@ -110,7 +110,7 @@ class ReceivedJob:
     screening: tuple[ScreeningFinding, ...] = ()
     """The input filter's findings, once the job has been screened. `job` has the markers of redacted matches."""
     alias: str | None = None
-    """The alias that the job names, if the alias has a rollout, which may have put a model's name into `job`."""
+    """The alias that the job named; None without a rollout. The rollout may have put a model's name into `job`."""
 
 
 class CodecError(Exception):

@@ -17,7 +17,7 @@ MAX_JOB_BYTES = 512 * 1024
 MAX_DOCUMENTS = 20
 """The most documents of a job; together they are limited by the job's size."""
 MAX_EMBEDDED = 64
-"""The most texts of one job for embeddings; 64 vectors of 1,024 numbers have some 800 KiB, and a result 900 KiB."""
+"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 KiB, and a result 900 at most."""
 MAX_DIMENSIONS = 16_384
 MAX_SEARCHES = 4
 """The most further searches of a job."""
@@ -173,9 +173,9 @@ class Search(WireModel):
         Annotated[str, StringConstraints(max_length=32)],
         Annotated[str, StringConstraints(min_length=1, max_length=MAX_PARAMETER_CHARS)],
     ] = Field(default_factory=dict, max_length=16)
-    """Values that a source of the operator's asks for, by name, such as a patient's number."""
+    """Parameters of an operator's own source, by name, such as a patient's number."""
     domains: list[Domain] = Field(default_factory=list, max_length=MAX_DOMAINS)
-    """Hosts of the results, such as `who.int`; their subdomains count too. Any host where empty."""
+    """Hosts of the results, such as `who.int`, with their subdomains; empty allows any host."""
     since: Day | None = None
     """The first day of publication, at providers that have a date range: `arxiv`, `brave` and `pubmed`."""
     until: Day | None = None
@@ -221,7 +221,7 @@ class Sources(WireModel):
     budget_seconds: float | None = Field(default=None, gt=0, le=120)
     """Time for all sources; the operator's default where absent, and at most the operator's bound."""
     freshness_seconds: float | None = Field(default=None, ge=0, le=31_536_000)
-    """The greatest age of a cached page or search; the operator's bound is the least."""
+    """The greatest age of a cached page or search; at least the operator's bound."""
     max_chars: int | None = Field(default=None, ge=200, le=1_000_000)
     """The most characters of quoted passages; the operator's default where absent, and at most the operator's bound."""
     rewrite: bool | None = None
@@ -258,7 +258,7 @@ class Job(WireModel):
     )
     """Texts whose embeddings are the answer, instead of a question. For models that give embeddings."""
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
-    """Numbers of each embedding, for models that give several sizes; goes with `embed`."""
+    """The length of each embedding in numbers, for models with several lengths; goes with `embed`."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -306,8 +306,7 @@ class Job(WireModel):
     def prompt_sha256(self) -> str:
         """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts.
 
-        The texts of messages stand in a JSON array of `[role, text]` pairs, and those of `embed` in an array of texts,
-        without spaces.
+        Messages are hashed as a JSON array of `[role, text]` pairs, and `embed` as an array of texts, without spaces.
         """
         if self.prompt is not None:
             return hashlib.sha256(self.prompt.encode()).hexdigest()

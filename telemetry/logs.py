@@ -87,7 +87,7 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
 
 
 def is_debugging() -> bool:
-    """True if DEBUG lines are written. A line of every job asks first: the answer costs a hundredth of the line."""
+    """True if DEBUG lines are written. Code with a line for every job asks first, at a hundredth of a line's cost."""
     return logging.getLogger(_OURS).isEnabledFor(logging.DEBUG)
 
 

@@ -1,8 +1,8 @@
 """Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans for a collector.
 
 A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record and names
-the span that put the job on Kafka. Only a process that exports this span writes the header. So no span has a parent
-that the collector never gets. A worker begins the trace of a job without the header.
+the span that put the job on Kafka. Only a process that exports this span writes the header, so the collector gets every
+parent. A worker begins the trace of a job without the header.
 
 Spans use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
 The SDK's own variables choose the sample: `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. By default, a span is
@@ -161,7 +161,7 @@ def annotate(attributes: Mapping[str, AttributeValue], *, failed: bool = False) 
 
 
 def rename(name: str) -> None:
-    """Give the current span another name, which was not known at its beginning."""
+    """Give the current span another name, if the right one was not known at its beginning."""
     trace.get_current_span().update_name(name)
 
 

@@ -149,7 +149,7 @@ class Relay(SideThread):
         return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
 
     def _relayed(self, rows: Sequence[Any], began: float) -> None:
-        """Count rows whose transaction, begun at this Unix time, is committed."""
+        """Count rows of a committed transaction, which began at this Unix time."""
         if collecting():
             _trace(rows, (began, self._clock.time()))
         self._metrics.relayed_records.inc(len(rows))
@@ -192,7 +192,7 @@ class Relay(SideThread):
 
 
 def _trace(rows: Sequence[Any], seconds: tuple[float, float]) -> None:
-    """Export a span for each row with a trace: the Unix times of the transaction that put the row on Kafka."""
+    """Export a span for each row with a trace. `seconds`: first and last Unix time of the transaction on Kafka."""
     for row in rows:
         said = dict(unpacked(row.headers)).get(TRACEPARENT, b"").decode("latin-1")
         if (parent := parse_traceparent(said)) is not None:

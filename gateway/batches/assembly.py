@@ -68,7 +68,7 @@ class Assembly:
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
 
         def store(connection: Connection) -> PartRow:
-            # Parts side by side each began while there was room.
+            # Concurrent parts may all have begun while there was room.
             files.require_room(connection, draft.tenant, draft.size, most, "data")
             return uploads.store_part(connection, draft.id, draft.tenant, upload_id, draft.size, now_ms)
 

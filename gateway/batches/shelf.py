@@ -54,7 +54,7 @@ class Shelf:
         now_ms, most = self.now_ms(), self.settings.tenant_bytes
 
         def store(connection: Connection) -> FileRow:
-            # Uploads side by side each began while there was room.
+            # Concurrent uploads may all have begun while there was room.
             files.require_room(connection, draft.tenant, draft.size, most, "file")
             return files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
 

@@ -28,6 +28,6 @@ def describe(method: str, route: str, status: int) -> None:
 
 
 def _parent(scope: Scope) -> TraceContext | None:
-    """Return the client's span. Several fields are joined by commas, and then no valid one."""
+    """Return the client's span; None without a valid one. Several fields, joined by commas, are not valid."""
     said = [value for name, value in scope["headers"] if name == TRACEPARENT.encode()]
     return parse_traceparent(b",".join(said).decode("latin-1"))

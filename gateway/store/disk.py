@@ -1,4 +1,4 @@
-"""Metrics of the disks that hold the store: the database's, if it is a file, and that of the batches' files."""
+"""Metrics of the store's disks: the disk of the database, if that is a file, and the disk of the batches' files."""
 
 from __future__ import annotations
 

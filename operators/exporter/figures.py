@@ -45,7 +45,7 @@ class FleetFigures:
     pools: tuple[PoolFigures, ...]
     """The whole fleet's pool first."""
     clock_skew: Mapping[str, float] = field(default_factory=dict)
-    """The largest seconds of a worker's clock `ahead` of and `behind` the brokers' clocks."""
+    """The largest seconds by which a worker's clock is `ahead` of the brokers' clocks, or `behind` these."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
         """Return the JSON of `/backlog`. `wanted_replicas` at the top is of the whole fleet's lanes."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from math import exp, log1p
 
 DECIDED = 20.0
-"""The e-value that decides. By Ville's inequality, a wrong claim ever reaches it with a probability of 1/20 at most."""
+"""The e-value that decides. A wrong claim ever reaches it with a probability of at most 1/20 (Ville's inequality)."""
 _MOST_OF_CAPITAL = 0.75
 """The largest part of its capital that a bet may lose at once."""
 _LONGEST = 700.0
 """The logarithm of the largest e-value that is shown: a float holds no larger one."""
 _PRIOR_VARIANCE = 0.25
-"""The variance of one imagined value before the first one, so that early bets are small."""
+"""A prior: one imagined value with this variance, so that early bets are small."""
 
 
 class EProcess:
@@ -34,7 +34,7 @@ class EProcess:
         self._log_below = self._log_above = 0.0
 
     def take(self, value: float) -> None:
-        """Bet on the value with what the earlier values suggest, then learn from the value.
+        """Bet on the value as the earlier values suggest, then learn from the value.
 
         Raises ValueError for a value outside of -1 to 1.
         """

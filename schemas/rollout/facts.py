@@ -55,7 +55,7 @@ class Step(StrEnum):
 
     @property
     def next(self) -> Step:
-        """The step after a good end of this one."""
+        """The step that follows if this one ends well."""
         return self if self.is_over else _WAY[_WAY.index(self) + 1]
 
 
@@ -80,13 +80,13 @@ class RolloutOrder(WireModel):
     primary: Identifier | None = None
     """The model that an earlier rollout gave the alias; absent: the alias means the same as without rollouts."""
     candidate: Identifier
-    """The model that may take the alias over."""
+    """The model that may replace the primary."""
     sample: float = Field(default=0.1, gt=0, le=1)
     """The share of the alias's jobs that are compared."""
     max_jobs: int = Field(default=2000, ge=1, le=1_000_000)
     """Compared jobs after which an undecided rollout is aborted."""
     canary_jobs: int = Field(default=50, ge=1, le=1_000_000)
-    """The candidate's watched jobs before each next share."""
+    """Jobs of the candidate that are watched at each share, before the next share."""
     per_second: float = Field(default=20.0, gt=0, le=10_000)
     """The most jobs that each worker copies or reports in a second."""
     at: int
@@ -137,7 +137,7 @@ class Rollout:
 
     order: RolloutOrder
     steps: tuple[RolloutStep, ...] = ()
-    """The steps that were reached, in the order of a rollout's way."""
+    """The steps so far, in the order of `_WAY`."""
 
     @property
     def step(self) -> Step:
@@ -168,7 +168,7 @@ class RolloutTable:
     by_alias: dict[str, Rollout] = field(default_factory=dict)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Apply a record; None as a value deletes it. Raises InvalidRollout, and changes nothing then."""
+        """Apply a record; a value of None deletes the key. A record that raises InvalidRollout changes nothing."""
         alias, name = _ORDERS.read_key(key)
         if name == _ORDER:
             if value is None:

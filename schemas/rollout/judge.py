@@ -16,7 +16,7 @@ from schemas.rollout.e_process import DECIDED, EProcess
 from schemas.rollout.facts import RolloutOrder, Step
 
 MOST_DIFFERENT: Final = 0.03
-"""The mean difference, noise subtracted, from which a candidate is not promoted."""
+"""The least mean difference, without the noise, that counts against a candidate."""
 FLAGS: Final = {
     "failed": "failures",
     "not_json": "answers that are not JSON",
@@ -25,13 +25,13 @@ FLAGS: Final = {
     "unsupported": "unsupported citations",
 }
 _SLOWER, _SLOWER_MS = 1.5, 250.0
-"""A job is slow if it takes longer than 1.5 times the primary's 95th percentile, and 250 ms more than it."""
+"""An answer is slow if it exceeds 1.5 times the primary's 95th percentile, and that percentile by 250 ms."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
 """The primary's jobs before the candidate's latency is judged."""
 _LATENCIES = 1000
 _BOUNDS: Final = {"latency": MOST_DIFFERENT, "tokens": 0.2, **dict.fromkeys(FLAGS, MOST_DIFFERENT)}
-"""For each guard, the mean excess over the primary that is allowed."""
+"""For each guard, the allowed mean excess over the primary."""
 _NAMES: Final = {**FLAGS, "latency": "slow answers", "tokens": "longer answers"}
 MOST_PROFILES: Final = 100
 _PATH_POINTS: Final = 2000
@@ -74,7 +74,10 @@ class Baseline:
         return self._sorted[int(0.95 * (len(self._sorted) - 1))]
 
     def excess(self, seen: Observed, beside: Observed | None) -> dict[str, float]:
-        """Return each guard's excess of a candidate's answer, -1 to 1, over the primary's answer or its mean so far."""
+        """Return each guard's value of a candidate's answer minus the primary's, -1 to 1.
+
+        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts.
+        """
         found: dict[str, float] = {}
         for name in FLAGS:
             usual = float(getattr(beside, name)) if beside is not None else self.flags[name] / max(1, self.count)

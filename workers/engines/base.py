@@ -31,7 +31,7 @@ class GenerationRequest:
 
     request_id: str
     prompt: str | None
-    """The question as one text; without it and `messages`, the request asks for the embeddings of `embed`."""
+    """The question as one text; None in a chat (`messages`) and in a request for embeddings (`embed`)."""
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float | None
@@ -57,11 +57,11 @@ class GenerationRequest:
     embed: tuple[str, ...] = ()
     """Texts whose embeddings are the answer; empty for a question. An engine without embeddings refuses them."""
     dimensions: int | None = None
-    """Numbers of each embedding; None means the model's own."""
+    """The length of each embedding, in numbers; None means the model's own."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     prefix_key: bytes | None = None
-    """Requests with equal keys have prompts that begin alike, with the same system message and sources."""
+    """Requests with equal keys share a prompt prefix: the same system message and sources."""
     is_whole: bool = False
     """If true, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
 
@@ -117,7 +117,7 @@ class EngineLoad:
     free: int
     """The number of further requests that would start at once."""
     away: str | None = None
-    """The reason why the engine generates nothing now, if it knows one without being asked for an answer."""
+    """The reason why the engine generates nothing now; None if the engine knows of none."""
 
 
 class EngineError(Exception):
@@ -134,7 +134,7 @@ class RequestRejected(EngineError):  # noqa: N818
 
 
 def require_question(request: GenerationRequest) -> None:
-    """Refuse a request for embeddings, in an engine that gives none. Raises RequestRejected."""
+    """Raise RequestRejected for a request for embeddings: this engine gives none."""
     if request.embed:
         raise RequestRejected("embed", "this engine gives no embeddings; name the model of an embedding server")
 

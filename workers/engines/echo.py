@@ -154,7 +154,7 @@ def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine
 
 
 def _embedded(request: GenerationRequest) -> Completion:
-    """Return an embedding for each text: numbers from -1 to 1 by the text's hash, the same for the same text."""
+    """Return an embedding for each text: numbers from -1 to 1 from a hash of the text."""
     dimensions = request.dimensions or _DIMENSIONS
     digests = [hashlib.shake_128(text.encode()).digest(dimensions) for text in request.embed]
     vectors = tuple(tuple((byte - 127.5) / 127.5 for byte in digest) for digest in digests)

@@ -63,7 +63,7 @@ class _ReadSources:
 
 
 class _Known:
-    """A job's sources so far. Searches add their results as they come, each once."""
+    """A job's sources so far. Each search adds its results when it ends; a repeated result is added once."""
 
     def __init__(self, own: Sequence[Wanted]) -> None:
         self.own = own
@@ -102,7 +102,7 @@ class Enricher:
     ) -> None:
         load_template(settings.template)  # a bad template fails now rather than job by job
         self._settings = self.settings = settings
-        """The limits of sources, also for their question."""
+        """The settings of the sources; the rewriting of questions reads its limits here."""
         self._mark_secret = mark_secret
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
@@ -207,7 +207,7 @@ class Enricher:
     async def _search_and_read(
         self, wanted: Search, known: _Known, asker: Asker, bounds: Bounds, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """Run the search, and read its results in the time that the search leaves."""
+        """Run the search, and read its results in the time left."""
         seconds = bounds.budget_seconds * (1 - self._settings.ranking_share)
         findings, notes = await self._find(wanted, asker, seconds, deadline)
         left = self._within(seconds - findings.seconds, deadline)

@@ -81,11 +81,11 @@ class Found:
     """Text from the search service, for example an abstract. A text replaces the page: the URL is not fetched."""
     particulars: Particulars = Particulars()
     content: bytes | None = None
-    """Bytes from the search service, for example a PDF; they replace the page as a text does."""
+    """Bytes from the search service, for example a PDF. Like `text`, the bytes replace the page."""
     media_type: str | None = None
-    """The media type of `text` or `content`; without one, a text is plain, and the type of bytes follows from them."""
+    """The media type of `text` or `content`. By default, text is plain, and the type of bytes is detected."""
     excerpt: str | None = None
-    """The service's excerpt of the page, which stands in for a page that cannot be read."""
+    """The service's excerpt of the page, used if the page cannot be read."""
 
     @property
     def page(self) -> Page | None:

@@ -27,7 +27,7 @@ class EnrichmentSettings(BaseSettings):
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
     """Time for all of a job's sources. Late sources are left out, with a note. A search's wait for a turn is extra."""
     longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
-    """The most time that a job may ask for its sources (`sources.budget_seconds`)."""
+    """Upper bound of a job's own time for its sources (`sources.budget_seconds`)."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the budget reserved for ranking; the rest is for reading."""
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
@@ -66,11 +66,11 @@ class EnrichmentSettings(BaseSettings):
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)
-    """The least age of cached pages and searches that a job may refuse (`sources.freshness_seconds`)."""
+    """Lower bound of a job's `sources.freshness_seconds`: a job cannot refuse younger cached pages and searches."""
     rewrite: bool = False
-    """Let the model rewrite a conversation's last question for the search, unless a job or its profile decides."""
+    """Let the model rewrite a conversation's last question for the search. A job or profile may decide otherwise."""
     rewrite_seconds: float = Field(default=5.0, gt=0, le=60)
-    """Timeout of such a rewriting; the question then stays as it is."""
+    """Timeout of a rewriting, after which the question stays as it is."""
     rewrite_tokens: int = Field(default=64, ge=8, le=512)
     """Maximum number of tokens of a rewritten question."""
     profiles_folder: Path | None = None
@@ -80,7 +80,7 @@ class EnrichmentSettings(BaseSettings):
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Maximum length of all quoted passages together, in code points; English has about four per token."""
     most_evidence_chars: int = Field(default=16_000, ge=200, le=1_000_000)
-    """The most characters that a job may ask for (`sources.max_chars`)."""
+    """Upper bound of a job's own length of all quoted passages (`sources.max_chars`)."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)

@@ -31,8 +31,8 @@ _BULK, _SPARE = ".batch", ".spare"
 class Admission:
     """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from.
 
-    With `trust`, one of these secrets must have signed each job; without, any writer is believed. `rollouts` give the
-    jobs of an alias the model that the alias stands for now.
+    With `trust`, one of these secrets must have signed each job; without, any writer is believed. `rollouts` replace a
+    job's alias by the model behind the alias.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ log = get_logger()
 class EngineWatch(SideTask):
     """Follows the engine's absence. The event loop updates it, and the health server's threads read it.
 
-    Only jobs send requests to the engine. So without a waiting job the watch reports no reason, except the one that the
-    engine knows by itself, which `away` returns.
+    Only jobs send requests to the engine. So without a waiting job, the watch reports only the engine's own reason,
+    which `away` returns.
     """
 
     def __init__(self, clock: Clock, away: Callable[[], str | None] = lambda: None) -> None:

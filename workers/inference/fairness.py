@@ -1,7 +1,7 @@
 """Fair sharing of the engine between tenants, by tokens; jobs that would wait for long move to the bulk lane.
 
-A waiting job costs the tokens of its prompt, estimated from its bytes, and its tenant's mean tokens of an answer. Once
-the engine has answered, the real tokens count instead.
+A waiting job costs its prompt's tokens, estimated from bytes, plus its tenant's mean tokens per answer. Once the engine
+has answered, the real tokens replace the estimate.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from workers.stage.record import Headers, Output, Record
 from workers.stage.sharing import Place
 
 BYTES_A_TOKEN = 4
-"""An estimate for the prompt of a waiting job."""
+"""The estimated bytes per token of a waiting job's prompt."""
 FIRST_ANSWER_TOKENS = 128.0
-"""The estimate for an answer before the first one."""
+"""The estimated tokens of an answer before the worker has had one."""
 MEAN_WEIGHT = 0.05
-"""The weight of the newest answer in a tenant's mean, which so covers about the last 20 answers."""
+"""The weight of the newest answer in a tenant's mean: the mean covers about the last 20 answers."""
 MOST_TENANTS = 10_000
 """The most tenants whose mean is remembered."""
 
@@ -101,7 +101,7 @@ class TenantSharing:
         record.spent = (record.spent or 0.0) + tokens / self._weights.get(tenant, 1.0)
 
     def urgency(self, record: Record) -> int:
-        """Return the job's deadline in Unix milliseconds, as far as the unread record shows it."""
+        """Return the job's deadline in Unix milliseconds. The JSON is not parsed: a pattern finds its `ttl_seconds`."""
         stated = next((value for name, value in reversed(record.headers or ()) if name == names.DEADLINE), None)
         if stated is not None and _TIME.fullmatch(stated):
             return int(stated)

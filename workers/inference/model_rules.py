@@ -89,9 +89,9 @@ def _reason(rule: Escalation, result: Result) -> str | None:
 
 
 def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Return the tokens of both tries, and their price where both have one currency.
+    """Return the tokens of both tries, and their price if both have the same currency.
 
-    An optional count is the sum of those that the engines tell; it is absent only where neither tells it.
+    An optional count is the sum of the known counts, and absent if neither engine reports it.
     """
     if first is None or second is None:
         return first or second

@@ -21,7 +21,7 @@ log = get_logger()
 
 
 class RegistryWatch(SideTask):
-    """Looks every five seconds. A file with mistakes, or one that needs a restart, changes nothing.
+    """Reads the changed registry file, within five seconds. A file that is wrong or needs a restart changes nothing.
 
     `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of profiles.
     """

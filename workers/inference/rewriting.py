@@ -1,6 +1,6 @@
 """Rewriting of a conversation's last question ("How do they work?") by the engine, so that it can be searched for.
 
-One short generation for each job that asks for it, bounded in tokens and seconds. If it fails, the question stays.
+A rewriting is one short generation, bounded in tokens and seconds. If it fails, the question stays as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNCHANGED: Final = "the question was not rewritten: "
 _NO_LINE: Final = f"the model's answer is no single line of at most {MAX_QUESTION_CHARS} characters"
 _MAX_TURNS: Final = 6
 _TURN_CHARS: Final = 1_000
-"""Bounds of the conversation that the engine reads: its last turns, and the end of each."""
+"""The engine reads a conversation's last _MAX_TURNS turns, and the last _TURN_CHARS characters of each."""
 _ORDER: Final = (
     "Rewrite the last question of the conversation below so that it can be understood without the conversation: "
     "put names in the place of words such as `it`, `they` or `there`. "
@@ -39,9 +39,9 @@ class Rewriter:
         self._numbers = itertools.count()
 
     def wants(self, job: Job, profile_rewrites: bool) -> bool:
-        """True if the job is a conversation whose last question refers to earlier ones, by the wish of the job.
+        """True if the job wants a rewriting, and its conversation has more than one question.
 
-        A profile or the settings decide for a job without a wish of its own.
+        If the job says nothing, its profile or the settings decide.
         """
         wish = job.sources.rewrite if job.sources is not None else False
         if not (profile_rewrites or self._settings.rewrite if wish is None else wish):
@@ -49,7 +49,7 @@ class Rewriter:
         return sum(message.role == "user" for message in job.messages or ()) > 1
 
     async def rewritten(self, received: ReceivedJob, question: str, seconds: float) -> tuple[str, str]:
-        """Return the rewritten question, or else the question as it is, and a note. Raises EngineDied."""
+        """Return the rewritten question, or the old one if the rewriting fails, with a note. Raises EngineDied."""
         try:
             async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
                 completion = await self._engine.generate(self._request(received))

@@ -63,9 +63,9 @@ class WorkerSettings(BaseSettings):
     move to the bulk lane.
     """
     tenant_weights: dict[Tenant, Weight] = Field(default_factory=dict)
-    """The share of tenants beside others, as JSON: a tenant with 3 gets three times the tokens of a tenant with 1.
+    """Weights of tenants, as JSON: a tenant of weight 3 gets three times the tokens of a tenant of weight 1.
 
-    Tenants that are not named have 1.
+    Other tenants have weight 1.
     """
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
     """Seconds in which jobs in work may finish when the worker stops or loses a partition.

@@ -18,7 +18,7 @@ from workers.system.errors import ProcessError
 
 TOPIC_SECONDS = 10.0
 COUNT_SECONDS = 60.0
-"""The time after which a topic's number of partitions is asked for again: an operator may have added some."""
+"""Time for which a topic's number of partitions is cached; an operator may add partitions meanwhile."""
 _TOPIC_ASKED = 10
 _TOPIC_ASK_AGAIN_SECONDS = 0.2
 
@@ -94,7 +94,7 @@ class KafkaTopicIds:
 
 
 class PartitionCounts:
-    """A callable that returns a topic's number of partitions. It asks Kafka again after COUNT_SECONDS."""
+    """A callable that returns a topic's number of partitions, cached for COUNT_SECONDS."""
 
     def __init__(self, kafka: KafkaSettings, clock: Clock) -> None:
         self._kafka = kafka

@@ -2,7 +2,7 @@
 
 A lot serves the party that has been served least (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996; with
 tokens as cost it is the virtual token counter of Sheng et al., OSDI 2024). A party that comes back after a while begins
-where the others are, so that it saves up nothing. Within a party the most urgent record is first.
+at the others' level: it cannot save up service. Within a party the most urgent record is first.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Lot:
         self._parties: dict[Party, PartyQueue] = {}
         """The queue of each party. Of parties that were served equally, the first one is next."""
         self._former: dict[Party, float] = {}
-        """`served` of parties that have no record here, and were served more than `_reached`."""
+        """`served` of each party without a record here, if it is above `_reached`."""
         self._reached = 0.0
-        """`served` of the party whose record was drawn last, before that record."""
+        """The virtual time of fair queueing: `served` of the party drawn last, before its last record."""
         self._tight_since: float | None = None
         self.slow = False
         """True if the lot has been full for SLOW_SECONDS, and gives out records."""
@@ -115,9 +115,9 @@ class Lot:
 
     @property
     def gives_way(self) -> bool:
-        """True if records beyond the lot's capacity are surplus, and the lot takes on more records although it is full.
+        """True if the lot overflows: it takes more records although it is full, and `surplus` removes the excess.
 
-        That is so if the lot is slow, or several parties wait. `surplus` never removes a party's only record.
+        A slow lot overflows, and so does a lot with several parties. `surplus` never removes a party's only record.
         """
         return self.parked > len(self._parties) and (self.slow or len(self._parties) > 1)
 
@@ -159,7 +159,7 @@ class Lot:
         return drawn
 
     def correct(self, party: Party, cost: float) -> None:
-        """Add to the cost of a party's drawn records: they cost more than estimated, or less if `cost` is negative."""
+        """Add to the cost of a party's drawn records: the real cost minus the estimate, which may be negative."""
         queue = self._parties.get(party)
         if queue is not None:
             queue.served += cost

@@ -50,7 +50,7 @@ class Sharing(Protocol):
         ...
 
     def urgency(self, record: Record) -> int:
-        """Return a number, lower for a record that comes earlier within its party. The Kafka thread calls this too."""
+        """Return the record's rank within its party; the lowest is served first. The Kafka thread calls this too."""
         ...
 
     def place(self, topic: str) -> Place:

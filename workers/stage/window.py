@@ -47,8 +47,8 @@ class Window:
     """Decides which partitions to fetch from, and which parked records run next.
 
     The window uses hysteresis, since a pause discards prefetched records. Each place has a lot of its own, so a flood
-    in one does not stop the fetching of another. The later place gets `later_share` of the freed room while records
-    wait in the first place too, and the spare place gets room while no record waits elsewhere.
+    in one place does not stop fetching for the others. The later place gets `later_share` of the freed room while
+    records wait in the first place too. The spare place gets room while no record waits elsewhere.
     """
 
     def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:

@@ -33,7 +33,7 @@ class Job:
     embed: Sequence[str] | None = None
     """Texts whose embeddings are the answer, instead of a question."""
     dimensions: int | None = None
-    """Numbers of each embedding, for models that give several sizes."""
+    """The length of each embedding in numbers, for models with several lengths."""
     job_id: str | None = None
     """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
     model_id: str | None = None

@@ -41,7 +41,7 @@ _CLOCK = MachineClock()
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A job that is sent, and perhaps not acknowledged yet."""
+    """A sent job, perhaps without its acknowledgement."""
 
     job_id: str
     future: Any

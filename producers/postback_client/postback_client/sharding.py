@@ -1,7 +1,7 @@
 """The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing, as in all producers of a fleet.
 
-Jobs whose prompts begin alike (the same system message and sources) go to one partition, so that one worker caches the
-start; a partition that got many more jobs than the others gets no more of them. Other jobs go to the emptiest one.
+Jobs with the same prompt prefix (system message and sources) go to one partition, so that one worker caches the prefix.
+A partition with many more jobs than the others gets no more of them. Other jobs go to the least loaded partition.
 
 A tenant has a third of the partitions, at least 2, so that one tenant's flood does not fill all queues. The tenant
 `default` has all.
@@ -39,7 +39,7 @@ def _weight(tenant: str, partition: int) -> bytes:
 
 
 class Shard:
-    """One tenant's partitions of one topic, with the number of jobs that each got lately."""
+    """One tenant's partitions of one topic, with the number of recent jobs of each."""
 
     def __init__(self, tenant: str, partitions: int) -> None:
         self._partitions = partitions_of(tenant, partitions)
@@ -90,7 +90,7 @@ def _system(messages: object) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """Return JSON in one form: members in the order of their names, without absent ones, defaults and `_IGNORED`."""
+    """Return JSON in a canonical form: members sorted by name, without absent ones, defaults and `_IGNORED`."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):

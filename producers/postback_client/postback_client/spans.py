@@ -1,4 +1,4 @@
-"""Spans of submissions, where the application has set OpenTelemetry up; the gateway's and workers' spans follow them.
+"""Spans of submissions, if the application has set OpenTelemetry up; the gateway's and workers' spans follow them.
 
 Without the package `opentelemetry-api`, or without an SDK that the application has set up, there are no spans, and
 requests and records have no `traceparent`. Source: W3C Trace Context, level 1, section 3.2.

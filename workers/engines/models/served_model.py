@@ -47,8 +47,8 @@ class _Address:
 class ServedModel:
     """Answers requests for one model.
 
-    Requests whose prompts begin alike go to one address, which has the start in its prefix cache, unless it has many
-    more requests in flight than the other addresses. Any other request goes to the address with the fewest.
+    Requests with the same prompt prefix go to one address, whose prefix cache has it. An address with many more
+    requests in flight than the others gets no more. Any other request goes to the address with the fewest.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[Engine], clock: Clock, metrics: Metrics) -> None:

@@ -3,7 +3,7 @@
 The engine imports vLLM only when it starts, since the import takes half a minute and much memory. A program that starts
 this engine needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight
 raises EngineDied, and the engine is loaded again; new requests wait for the load. After a few failed loads all requests
-raise EngineLost. The processes of an engine that hangs are killed, so that it ends like one that died.
+raise EngineLost. The processes of a hung engine are killed, and the same steps follow.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
 abort. Lower priorities run first, and only under the priority policy. `max_tokens` defaults to 16.
@@ -53,7 +53,7 @@ SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
 
 WARM_UP_SECONDS = 600.0
-"""Seconds for the first token and the adapters, as many as vLLM has for its own start (VLLM_ENGINE_READY_TIMEOUT_S)."""
+"""Seconds for the first token and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
 
 log = get_logger()
 
@@ -156,9 +156,9 @@ class VllmEngine:
     # -- health --------------------------------------------------------------------------------------------------
 
     def _away(self) -> str | None:
-        """Return the reason why no request is generated now; None if there is none. Does no I/O.
+        """Return the reason why the engine generates nothing now; None if it works. Does no I/O.
 
-        Other threads call this while the event loop takes the engine away.
+        Other threads may call this while the event loop unloads the engine.
         """
         llm = self._llm
         if self._lost is not None:
@@ -168,9 +168,9 @@ class VllmEngine:
         return None
 
     async def _watch(self) -> None:
-        """Kill an engine that hangs, and load an engine again that ended while no request was in flight.
+        """Kill a hung engine. Load an engine again that ended while no request was in flight.
 
-        A load has its own bounds: `loading.py`, WARM_UP_SECONDS, and those of vLLM.
+        The watch does not bound a load: `loading.py`, WARM_UP_SECONDS and vLLM itself do.
         """
         pause = self._settings.hung_seconds / LOOKS
         while True:

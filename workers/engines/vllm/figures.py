@@ -1,7 +1,7 @@
-"""A few of vLLM's own metrics on our registry, step by step.
+"""Exports a few of vLLM's own metrics on our registry, after each step of the model.
 
 vLLM's Prometheus logger has over a hundred metrics on the process's global registry, which our metrics page does not
-serve. A logger of its type takes its place, so that vLLM makes no other one; it calls none of its code.
+serve. A subclass replaces this logger, since vLLM would otherwise make one; the subclass runs none of its code.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def figures(metrics: Metrics) -> type[Any]:
     prefix = {result: metrics.engine_prefix_tokens.labels(result) for result in ("hit", "miss")}
 
     class Figures(PrometheusStatLogger):
-        """Takes on each step's statistics; its methods are called on the event loop."""
+        """Counts each step's statistics. vLLM calls the methods on the event loop."""
 
         def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            """Begin at 0: an engine that died left its last figures. The base's own start would register metrics."""
+            """Set the gauges to 0, since a dead engine leaves its last values. The base would register metrics here."""
             for rank in engine_indexes or [0]:
                 self._show(rank, 0.0, 0, 0)
 

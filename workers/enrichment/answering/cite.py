@@ -300,7 +300,10 @@ def _line(some: Sequence[str]) -> str:
 
 
 def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
-    """True if a part of the passage, of twice the sentence's words at most, has four fifths of these words in order."""
+    """True if a window of the passage has all numbers of the sentence, and four fifths of its words in order.
+
+    The window has at most twice as many words as the sentence.
+    """
     best = partial_ratio_alignment(sentence, passage)
     if best is None:
         return False

@@ -8,7 +8,7 @@ contradicts a negated clause that has no nearest clause.
                "unsafe" instead of "safe", or has the opposite of a word
     value      the clauses have different numbers or names at the same place, or one number with different units
     order      two parties have changed places, but the voice ("was acquired by") has not changed, and no word has
-               become its opposite ("worse than"); or an event before another one comes after it (see `order`)
+               become its opposite ("worse than"); or two events have changed places in time (see `order`)
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Source:
         return all(self._denies_here(said, beside, at) for at in nearest)
 
     def _has_negated(self, word: str) -> bool:
-        """True if a clause of the source negates this word first of all."""
+        """True if a negation in the source has this word first in its scope."""
         clauses = (self._clauses[at] for at in self._holding.get(word, ()))
         return any(negation.scope[0] == word for clause in clauses for negation in _negations(clause.tokens))
 
     def _nearest(self, said: Clause) -> list[int]:
-        """Return the indices of the clauses that share most words with `said`; among equals, most plain words.
+        """Return the indices of the clauses that share most words with `said`; shared plain words break a tie.
 
         The first content words count twice, since they name the subject.
         """
@@ -110,7 +110,7 @@ class Source:
         return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
 
     def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
-        """True if the words that clause `at` lacks belong to another value in a clause beside it of the same frame.
+        """True if a neighbour of clause `at` has the words that `at` lacks, in the same frame, with another value.
 
         The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has none
         and takes its missing words from the clause before.
@@ -280,9 +280,9 @@ _NOT: Final = Token("not", "not")
 
 
 def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if sentence and source have different numbers or names at one place.
+    """True if sentence and source have different numbers or names at the same place.
 
-    A source that has the sentence's value in another place denies the sentence if the words on both sides are the same.
+    If the source has the sentence's value elsewhere, the words on both sides of the place must be the same.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = _stems(said), _stems(told)

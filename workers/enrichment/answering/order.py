@@ -1,7 +1,7 @@
 """Compares the order of parties and of events in two clauses. Pure.
 
-Parties are exchanged if they stand in another order around the same word in both clauses; a passive ("was bought by")
-turns the order around. Of two events, "before" and "after" tell the earlier one.
+Two parties are exchanged if the clauses have them in opposite orders around the same word. A passive ("was bought by")
+reverses the order. The words "before" and "after" show which of two events is the earlier one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _PLACES: Final = frozenset(_PLACES_WORDS.split())
 _ARTICLES_WORDS: Final = "the a an this that its their his her these those"
 _ARTICLES: Final = frozenset(_ARTICLES_WORDS.split())
 _SUBORDINATING: Final = frozenset({"when", "while", "if", "once"})
-"""Words that begin a clause of a condition or a time, whose parties have another verb."""
+"""Words that begin a clause of condition or time. Such a clause has its own verb and parties."""
 _COMPARING: Final = frozenset({"than", "as", "versus"})
 _PASSIVE_WORDS: Final = "is are was were be been being"
 _PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
 
 
 def exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if two words have changed places around a word that relates them in both clauses."""
+    """True if the clauses have two words in opposite orders around the same relating word."""
     is_comparison = all(any(token.text == "than" for token in clause) for clause in (said, told))
     mine, its = (_parties(clause, with_places=is_comparison) for clause in (said, told))
     for one, other in combinations([word for word in mine if word in its], 2):
@@ -90,13 +90,13 @@ def agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def other_time(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if an event before another one in one clause comes after it in the other clause."""
+    """True if the clauses put two events in opposite orders."""
     (first, then), (its_first, its_then) = _events(said), _events(told)
     return bool((first - then) & (its_then - its_first)) and bool((then - first) & (its_first - its_then))
 
 
 def _events(tokens: Sequence[Token]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words of the earlier and of the later event around a "before" or an "after"."""
+    """Return the words of the earlier event and of the later one; both are empty without "before" or "after"."""
     at = next((at for at, token in enumerate(tokens) if token.text in ("before", "after")), None)
     if at is None:
         return frozenset(), frozenset()

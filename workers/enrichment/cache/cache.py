@@ -64,7 +64,7 @@ class Cache:
     ) -> Reading:
         """Return the page at this URL, shared by all jobs of `scope`. Raises Unreadable, also for a cached failure.
 
-        A copy of more than `max_age_seconds` counts as stale.
+        A copy older than `max_age_seconds` counts as stale.
         """
         key = Key.of(url, scope)
         known = await self._known(key)

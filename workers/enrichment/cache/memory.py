@@ -28,7 +28,7 @@ class Memory:
     def put(self, key: Key, entry: CacheEntry) -> None:
         """Store the entry, unless it exceeds the limit alone; evict others until all entries fit."""
         self.drop(key)
-        with suppress(ValueError):  # larger than the limit
+        with suppress(ValueError):  # the entry alone exceeds the limit
             self._entries[key] = entry
 
     def drop(self, key: Key) -> None:

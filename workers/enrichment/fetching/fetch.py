@@ -32,7 +32,7 @@ _ACCEPT: Final = (
 )
 
 _FILES: Final = (b"%PDF-", b"PK\x03\x04")
-"""The first bytes of a PDF and of an Office file, which may be larger than a page. Many are sent as octet-stream."""
+"""The first bytes of PDFs and Office files, which may be larger than a page. Servers often declare octet-stream."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
 """One reason for both cases: otherwise a job could probe which names exist in the operator's network."""

@@ -25,13 +25,13 @@ _PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
 
 
 def article_body(nodes: Sequence[dict[str, Any]]) -> str:
-    """Return the longest text that the page's JSON-LD has of an article; empty without one."""
+    """Return the longest article text in the page's JSON-LD; empty without one."""
     texts = (node.get(name) for node in nodes for name in _BODIES)
     return max((text for text in texts if isinstance(text, str)), key=len, default="")
 
 
 def script_data(tree: LexborHTMLParser) -> str:
-    """Return the sentences in the page's data for its scripts, each once and in order, a paragraph each."""
+    """Return the prose in the page's data for its scripts: each text once, in order, as a paragraph."""
     return "\n\n".join(dict.fromkeys(text for value in _values(tree) for text in _prose(value)))
 
 

@@ -23,7 +23,7 @@ from workers.enrichment.reading.values import below, lines
 MAX_DEPTH: Final = 1000
 """Cap on the depth of nested elements, as for HTML."""
 MAX_ITEMS: Final = 500
-"""Cap on the entries that are read of a feed."""
+"""Cap on the entries that are read from a feed."""
 
 _FEEDS: Final = frozenset({"rss", "RDF", "feed"})
 _ITEMS: Final = frozenset({"item", "entry"})
@@ -93,7 +93,7 @@ def _name(element: Element) -> str:
 
 
 def _leaves(root: Element) -> Iterator[tuple[str, str]]:
-    """Yield each attribute, and the text of each element that has text of its own or no elements, after its path."""
+    """Yield path and text of each attribute, and of each element with text of its own or without child elements."""
     waiting = [("", root)]
     while waiting:
         path, element = waiting.pop()

@@ -23,12 +23,12 @@ from workers.enrichment.reading.particulars import document_title, iso_date
 
 ZIP: Final = b"PK\x03\x04"
 MAX_UNPACKED_BYTES: Final = 32 * 1024 * 1024
-"""Cap on the XML that is read of a document or presentation; a printed page has about 20 kB."""
+"""Cap on the XML that is read from a document or presentation; a printed page has about 20 kB."""
 _TYPES: Final = (
     "application/vnd.openxmlformats-officedocument.", "application/vnd.ms-", "application/msword", "application/zip",
     "application/octet-stream", "binary/octet-stream",
 )  # fmt: skip
-"""Beginnings of the media types under which an Office file is read; it is also read without a type."""
+"""Prefixes of the media types under which an Office file is read. A file without a type is also read."""
 _CHUNK_BYTES: Final = 64 * 1024
 _CORE_BYTES: Final = 64 * 1024
 
@@ -45,7 +45,7 @@ _OFF: Final = frozenset({"0", "false", "off"})
 _BROKEN: Final = (
     zipfile.BadZipFile, zlib.error, ParseError, CalamineError, EOFError, ValueError, LookupError, OSError, RuntimeError,
 )  # fmt: skip
-"""The errors of `zipfile`, expat, defusedxml and calamine; RuntimeError is that of encrypted or oddly packed parts."""
+"""The errors of `zipfile`, expat, defusedxml and calamine. An encrypted or oddly packed part raises RuntimeError."""
 
 
 def is_office(body: bytes, media_type: str) -> bool:

@@ -78,7 +78,7 @@ def iso_date(text: object) -> str | None:
 
 
 def document_title(text: str) -> str | None:
-    """Return the title that a file's properties state; None for none, and for the name of a file or program."""
+    """Return the title in a file's properties; None if it is missing, or is the name of a file or program."""
     title = " ".join(text.split())[:MAX_TITLE_CHARS]
     return title if title and not _UNTITLED.fullmatch(title) else None
 

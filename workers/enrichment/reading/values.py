@@ -11,7 +11,7 @@ from workers.enrichment.reading.particulars import of_json
 
 _BETWEEN: Final = "\n\n"
 MAX_PATH_CHARS: Final = 200
-"""Cap on the path before a value; of a longer path, the end counts."""
+"""Cap on the path before a value; a longer path is cut at its start."""
 
 
 def from_json(text: str, max_chars: int) -> tuple[str | None, str, Particulars]:
@@ -57,12 +57,12 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def below(path: str, name: str) -> str:
-    """Return the path of a member; only its end counts, so that deep values stay small."""
+    """Return the path of a member, cut at its start to MAX_PATH_CHARS, so that deep values stay small."""
     return f"{path} {name}".strip()[-MAX_PATH_CHARS:]
 
 
 def lines(values: Iterable[tuple[str, Any]], max_chars: int) -> str:
-    """Write a line for each value after its path, up to the line that reaches `max_chars`."""
+    """Return a line for each value, with its path first. The line that reaches `max_chars` is the last one."""
     written: list[str] = []
     size = 0
     for path, value in values:

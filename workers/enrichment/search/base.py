@@ -38,9 +38,9 @@ class SearchQuery:
     tenant: str | None = None
     """The job's tenant; None for a service that all tenants share."""
     parameters: tuple[tuple[str, str], ...] = ()
-    """The job's values for parameters of an operator's source, each with its name."""
+    """Names and values of the job's parameters, for an operator's own source."""
     domains: tuple[str, ...] = ()
-    """Hosts of the results. Results on other hosts are left out, so a provider need not heed them."""
+    """Hosts of the results. A provider may ignore them, since `Searches` drops results on other hosts."""
     since: str | None = None
     until: str | None = None
     """The first and last day of publication, `YYYY-MM-DD`, for a provider with these names in its `filters`."""
@@ -48,14 +48,14 @@ class SearchQuery:
     """The language of the results (ISO 639-1), for a provider with this name in its `filters`."""
 
     def days(self, first: str, last: str) -> tuple[str, str] | None:
-        """Return the range of days, with `first` and `last` for a missing end; None without any."""
+        """Return the range of days, with `first` or `last` for a missing end; None if both ends are missing."""
         return (self.since or first, self.until or last) if self.since or self.until else None
 
 
 class SearchProvider(Protocol):
     """One search service, as the operator has configured it.
 
-    A provider may have an attribute `filters`: the names of the filters of `FILTERS` that it heeds.
+    A provider may have an attribute `filters`: those names in `FILTERS` that the provider heeds.
     """
 
     async def search(self, query: SearchQuery) -> list[Found]:

@@ -81,7 +81,7 @@ class Brave:
 
 
 def _with_sites(query: SearchQuery) -> str:
-    """Return the query with an operator for each of its domains, as far as they fit."""
+    """Return the query with a `site:` operator for each domain, as many as fit."""
     sites, words, chars = "", MAX_QUERY_WORDS, MAX_QUERY_CHARS
     for number in range(len(query.domains), 0, -1):
         sites = f" ({' OR '.join(f'site:{domain}' for domain in query.domains[:number])})"

@@ -83,7 +83,7 @@ class InsideSource:
         return self._tenants.get(query.tenant or "") or self._tenants[EVERYONE]
 
     def result_of(self, item: Mapping[str, Any]) -> Found | None:
-        """Return an item as a result; None without a content. The item's values are a stranger's."""
+        """Return an item, whose values are untrusted, as a result; None for an item without text, content or link."""
         try:
             return self._result(item)
         except RecursionError:  # a value is nested as deeply as JSON allows
@@ -143,7 +143,7 @@ def evaluated(expression: Any, value: object) -> Any:
 
 
 def filled(template: str, values: Mapping[str, str], *, encode: bool = False) -> str:
-    """Return the text with a value for each placeholder, percent-encoded if it is part of a URL. Raises Unreadable."""
+    """Return the template with its placeholders filled, percent-encoded for a URL (`encode`). Raises Unreadable."""
 
     def value(found: re.Match[str]) -> str:
         given = values[found[1]]
@@ -157,7 +157,7 @@ def filled(template: str, values: Mapping[str, str], *, encode: bool = False) ->
 
 
 def filled_value(template: Any, values: Mapping[str, str]) -> Any:
-    """Return the JSON value with a value for each string that is a placeholder. `{limit}` becomes a number."""
+    """Return the JSON template with its placeholders, which are whole strings, filled. `{limit}` becomes a number."""
     if isinstance(template, dict):
         return {name: filled_value(part, values) for name, part in template.items()}
     if isinstance(template, list):
@@ -169,7 +169,7 @@ def filled_value(template: Any, values: Mapping[str, str]) -> Any:
 
 
 def _text(value: object) -> str:
-    """Return a JSON or database value as text; a list's parts stand on one line, the parts of nested lists on lines."""
+    """Return a JSON or database value as text. A list becomes one line, and a list of lists one line for each."""
     if isinstance(value, list):
         parts = [part for part in map(_text, value) if part]
         return ("\n" if any(isinstance(one, list) for one in value) else " ").join(parts)
@@ -182,7 +182,7 @@ def _text(value: object) -> str:
 
 
 def _content(value: object) -> bytes | None:
-    """Return bytes as they are, and a text as base64 (RFC 4648)."""
+    """Return bytes as they are, and text decoded from base64 (RFC 4648); None for any other value."""
     if isinstance(value, bytes | memoryview):
         return bytes(value) or None
     with suppress(ValueError):

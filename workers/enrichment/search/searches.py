@@ -60,7 +60,7 @@ class Searches:
     ) -> Findings:
         """Return the provider's results for a job of this tenant. Only the caller limits the wait for a turn.
 
-        `seconds` takes the place of the time limit; older cached results than `max_age_seconds` are not used. Raises
+        `seconds` replaces the time limit; cached results older than `max_age_seconds` are not used. Raises
         Unreadable, also for an unknown provider, and TimeoutError beyond the time limit. A source that the tenant may
         not use counts as unknown, so that a job cannot learn of its existence.
         """
@@ -125,7 +125,7 @@ class _Remembered:
         self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._entries: OrderedDict[_Key, tuple[float, float, tuple[Found, ...]]] = OrderedDict()
-        """For each search, the times of its answer and of its end, and its results."""
+        """For each search: the time of its answer, the end of its lifetime, and its results."""
         self._chars = 0
 
     def get(self, key: _Key, max_age_seconds: float) -> tuple[Found, ...] | None:
@@ -142,7 +142,7 @@ class _Remembered:
         return found
 
     def put(self, key: _Key, found: tuple[Found, ...], fresh_seconds: float | None = None) -> None:
-        """Keep the results for `fresh_seconds`, or by default for the lifetime of all."""
+        """Keep the results for `fresh_seconds`; None means the lifetime of the constructor."""
         lifetime = self._fresh_seconds if fresh_seconds is None else fresh_seconds
         if key in self._entries:
             self._drop(key)

@@ -22,7 +22,7 @@ from workers.enrichment.search.settings import PerSecond
 
 EVERYONE: Final = "*"
 GIVEN: Final = frozenset({"query", "words", "any", "limit", "tenant"})
-"""Placeholders of every source. The job gives them, except the tenant."""
+"""Placeholders of every source. Their values come from the job, `tenant` from its record."""
 PAGING: Final = frozenset({"page", "offset", "cursor"})
 _PLACEHOLDER: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _MAX_FILE_BYTES: Final = 256 * 1024
@@ -53,7 +53,7 @@ def _pattern(text: str) -> str:
 
 
 def value_of(pattern: str) -> TypeAdapter[str]:
-    """Return a check of a job's value. Its regular expressions take linear time."""
+    """Return a validator of a job's value. The regular expression runs in linear time."""
     return TypeAdapter(Annotated[str, StringConstraints(pattern=f"^(?:{pattern})$")])
 
 
@@ -73,7 +73,7 @@ class _FileSection(BaseModel):
 
 
 class TenantAccess(_FileSection):
-    """The values and secrets with which one tenant's jobs ask a source."""
+    """The values and secrets in the requests of one tenant's jobs to a source."""
 
     values: dict[_Placeholder, Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]] = {}
     secrets: dict[_Placeholder, _Path] = {}

@@ -28,7 +28,7 @@ from workers.enrichment.search.source_file import SqlFile
 _CONTENTS: Final = frozenset({"text", "content", "link"})
 _SQLITE: Final = "sqlite:///"
 _STEPS: Final = 10_000
-"""SQLite's instructions between two looks at the clock."""
+"""Instructions of SQLite's virtual machine between two looks at the clock."""
 
 
 class SqlSource(InsideSource):

@@ -16,7 +16,7 @@ _WORD: Final = re.compile(r"[+-]?\d[\d.,]*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud
 _FEW_WORDS: Final = 8
 """Texts with fewer words must have equal words: a single word is the answer."""
 _MOST_WORDS: Final = 20_000
-"""The words of each text that a similarity counts, from the start: its time grows with their square."""
+"""Cap on the words of each text that are compared: the time grows with the square of their number."""
 
 
 @dataclass(frozen=True, slots=True)

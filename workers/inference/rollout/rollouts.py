@@ -77,7 +77,7 @@ class Rollouts:
         return replace(received, job=job, alias=rollout.order.alias)
 
     def _model(self, rollout: Rollout, received: ReceivedJob, *, has_moved: bool) -> str | None:
-        """Return the model for a job; None for the meaning that the alias has without rollouts.
+        """Return the model for a job; None if the alias means the same as without rollouts.
 
         The first reader of a job decides: two workers that know of different steps would otherwise forward the job in a
         circle. Only an aborted rollout sends a job back from the candidate's lane.

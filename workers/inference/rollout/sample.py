@@ -47,7 +47,7 @@ class SampledEvidence(WireModel):
         return cls(sources=tuple(sources), question=evidence.question, conversation=evidence.conversation)
 
     def evidence(self) -> Evidence:
-        """Return it in the form of enrichment."""
+        """Return the evidence in the form that the check of citations takes."""
         sources = [NumberedSource(each.number, each.id, each.url, each.title, each.passages) for each in self.sources]
         return Evidence(tuple(sources), question=self.question, conversation=self.conversation)
 
@@ -79,7 +79,7 @@ class ShadowSample(WireModel):
 
     @property
     def job_id(self) -> str:
-        """The job's id; the job's own name within its tenant, or the one derived from its place."""
+        """The job's id within its tenant: the producer's own, or the one derived from the record's place."""
         return self.job.job_id or "unknown"
 
     def asked(self, profile: Profile | None) -> GroundedRequest:

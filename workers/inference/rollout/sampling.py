@@ -35,10 +35,10 @@ from workers.inference.rollout.sample import (
 from workers.stage.record import Output
 
 LEAST_WAIT_SECONDS = 5.0
-"""A result waits for the second answer as long as the first one took, but at least this."""
+"""A result waits for the second answer as long as the first answer took, but at least this time."""
 _NOT_SAMPLED = nullcontext()
 _OVER = (Outcome.SUCCEEDED, Outcome.FAILED)
-"""The outcomes that say something about the model."""
+"""The outcomes that show how the model answers."""
 
 
 @dataclass(slots=True)
@@ -137,7 +137,7 @@ class Sampler:
             if completion is None or completion.finish_reason == "abort":
                 return None
             result = await self._results.answered(received, asked, completion, Timings())
-        except Exception:  # the sample is dropped; an error of the engine meets the job itself too
+        except Exception:  # the sample is dropped; the job itself reports the engine's error
             return None
         return _Run(received, asked, result, (self._clock.monotonic() - began) * 1000)
 
