@@ -1,4 +1,4 @@
-"""The report of rollouts: one HTML page without scripts and without anything from elsewhere."""
+"""The report of rollouts: one HTML page without scripts or external resources."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from telemetry.clock import SystemClock
 
 OPERATOR: Final = "operator"
 EXAMPLES: Final = 50
-"""Differing answers that are kept for the report, the latest ones."""
+"""Cap on the latest differing answers that are kept for the report."""
 _CLOCK = SystemClock()
 
 

@@ -14,7 +14,7 @@ from telemetry.metrics import Metrics
 def measure_disks(metrics: Metrics, folders: Mapping[str, Path | None]) -> None:
     """Show the disks of these folders, by content; None stands for a content on another machine.
 
-    Each scrape asks the operating system anew. A folder that vanished has the value NaN.
+    Each scrape asks the operating system again. A vanished folder has the value NaN.
     """
     for content, folder in folders.items():
         if folder is not None:

@@ -24,9 +24,9 @@ TIGHT_SECONDS = 0.2
 quick records make room sooner than a resumed partition delivers."""
 
 SLOW_SECONDS = 0.25
-"""A lot that stays full for this time is slow: further records would wait for long behind those that are parked."""
+"""A lot that stays full for this time is slow: further records would wait long behind the parked records."""
 STILL_SECONDS = 10.0
-"""A lot that gives out no record for this time is not slow but still: its engine is away."""
+"""A lot that gives out no record for this time does not count as slow: its engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon. With only one record here, the partition

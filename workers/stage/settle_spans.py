@@ -8,10 +8,9 @@ from workers.stage.batch import Batch
 
 
 def trace_settled(batch: Batch, now: float, seconds: float) -> None:
-    """Export a span for each trace that the batch's outputs carry on. `now` is the commit's Unix time.
+    """Export a span for each trace that the batch's outputs continue. `now` is the commit's Unix time.
 
-    Outputs of one trace share a span. An output without a `traceparent`, such as the record of an attempt, ends its
-    trace's way through the fleet.
+    Outputs of one trace share a span. An output without a `traceparent`, such as the record of an attempt, has none.
     """
     if not collecting():
         return

@@ -37,7 +37,7 @@ class Limits:
     records: int = 1024
     """The most running records. `max(records, LEAST_PARKED)` more may be parked behind these.
 
-    Each further place may have the same number of parked records besides.
+    Each further place may park the same number of records.
     """
     bytes: int = 256 * 1024 * 1024
     """The most bytes of the values of taken, unsettled records, without put-off records."""

@@ -85,7 +85,7 @@ def _up_to(max_chars: int, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _core(archive: zipfile.ZipFile) -> tuple[str | None, Particulars]:
-    """Read title and date of creation; nothing from a file without these or with broken ones."""
+    """Read title and date of creation, as far as the file has valid ones."""
     try:
         with archive.open(_CORE) as part:
             core = fromstring(part.read(_CORE_BYTES))
@@ -121,7 +121,7 @@ class _Enough(Exception):  # noqa: N818 - named after the event
 
 
 class _Text:
-    """The target of a parser: the text of paragraphs, a line for each paragraph and each row of a table.
+    """The target of an XML parser: collects text, one line for each paragraph and each row of a table.
 
     WordprocessingML and DrawingML have the same names for paragraphs, runs, breaks and tables.
     """

@@ -72,7 +72,7 @@ class InsideSource:
         return {**job, **given, **self._access(query).values, "tenant": query.tenant or ""}
 
     def _with_secrets(self, query: SearchQuery, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the values and the tenant's secrets, which are read anew. Raises Unreadable if one is gone."""
+        """Return the values with the tenant's secrets, read from their files now. Raises Unreadable if one is gone."""
         places = {**self._secrets, **self._access(query).secrets}
         try:
             return {**values, **{name: read_secret(self._folder / place) for name, place in places.items()}}

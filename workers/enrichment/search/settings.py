@@ -91,7 +91,7 @@ class SearchSettings(BaseSettings):
     providers: Path | None = None
     """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""
     allowed: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
-    """Names of the providers that jobs may use, separated by commas; absent, all, also those of other packages."""
+    """Names of the providers that jobs may use, separated by commas; by default all, also those of other packages."""
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

@@ -71,7 +71,7 @@ class SqlSource(InsideSource):
         return rows
 
     def _engine(self, url: str) -> Engine:
-        """Return an engine that connects anew for each search, so that a changed secret holds at once."""
+        """Return an engine with a new connection for each search, so that a changed secret applies at once."""
         seconds = self._file.timeout_seconds
         if not url.startswith(_SQLITE):
             readonly = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": max(2, ceil(seconds))})

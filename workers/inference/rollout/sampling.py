@@ -50,7 +50,7 @@ class Sampled:
 
 
 class Sampler:
-    """Lets the primary answer a sample of jobs twice, and writes what the rollout needs beside the jobs' results."""
+    """Lets the primary answer a sample of jobs twice, and writes copies and reports beside the jobs' results."""
 
     def __init__(
         self,
