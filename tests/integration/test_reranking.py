@@ -16,6 +16,7 @@ from devkit.model import embedding_model
 from schemas.job import Sources
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
+from tests.ecs import log_lines
 from tests.integration.raw_server import CLOCK, HTML, LOOPBACK, saying, speaking
 from tests.postback_command import environment_of, postback, started
 from workers.egress import Guard
@@ -254,8 +255,8 @@ async def test_a_worker_without_the_extra_says_what_to_install_before_it_asks_fo
     env = environment_of(PYTHONPATH=tmp_path, POSTBACK_ENRICHMENT__RERANK_MODEL="all-MiniLM-L6-v2")
     done = await asyncio.to_thread(postback, "worker", "--engine", "echo", env=env)
     assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("postback: POSTBACK_ENRICHMENT__RERANK_MODEL names all-MiniLM-L6-v2, which cannot be loaded")
+    said = log_lines(done.stderr)[-1]["message"]
+    assert said.startswith("POSTBACK_ENRICHMENT__RERANK_MODEL names all-MiniLM-L6-v2, which cannot be loaded")
     assert "install postback with the extra rerank" in said
 
 
