@@ -155,7 +155,9 @@ def ends_with(worker: Role, said: str) -> None:
 def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
     product: Product, hub: str, tmp_path: Path
 ) -> None:
-    worker = product.worker("w1", "--engine", "vllm", "--model", "acme/large", HF_ENDPOINT=hub, HF_HOME=str(tmp_path))
+    # An engine that another test runs in this process turns the hub off for all later ones.
+    online = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    worker = product.worker("w1", "--engine", "vllm", "--model", "acme/large", **online)
     ends_with(
         worker,
         "the model acme/large is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did",

@@ -94,15 +94,19 @@ def test_what_goes_into_the_image_is_checked_by_its_hashes_and_names_no_download
 
 @pytest.mark.timeout(900)
 def test_the_images_requirements_are_enough_for_every_role(tmp_path: Path) -> None:
-    """Runs the Dockerfile's steps in a fresh environment, without vLLM and development packages."""
+    """Runs the Dockerfile's steps in a fresh environment, without vLLM and development packages.
+
+    uv stands for pip, since uv takes from its cache the files that scripts/bootstrap has fetched.
+    """
     python = tmp_path / "postback" / "bin" / "python"
+    uv: list[str | Path] = [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", python]
     wheel: list[str | Path] = ["wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "wheels"]
-    hashed = ["install", "-q", "--require-hashes", "-r"]
+    hashed: list[str | Path] = [*uv, "--require-hashes", "-r"]
     commands: tuple[list[str | Path], ...] = (
         [sys.executable, "-m", "venv", tmp_path / "postback"],
-        [python, "-m", "pip", *hashed, ROOT / "requirements" / "build.txt"],
+        [*hashed, ROOT / "requirements" / "build.txt"],
         [python, "-m", "pip", *wheel, "--no-build-isolation", ROOT, ROOT / "producers" / "postback_client"],
-        [python, "-m", "pip", *hashed, ROOT / "requirements" / "worker.txt"],
+        [*hashed, ROOT / "requirements" / "worker.txt"],
         ["sh", "-c", f"{python} -m pip install -q --no-deps wheels/*.whl"],
     )
     for command in commands:

@@ -183,7 +183,7 @@ async def test_on_a_terminal_callbacks_are_shown_for_people_and_the_file_still_h
 async def test_a_callback_is_written_before_the_delay_so_that_an_impatient_sender_is_seen_too(
     received: list[Received],
 ) -> None:
-    async with Receiver(lambda: KEYS, received.append, behaviour=Behaviour(delay_seconds=30)) as receiver:
+    async with Receiver(lambda: KEYS, received.append, behaviour=Behaviour(delay_seconds=5)) as receiver:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await post(receiver.url, signed())
