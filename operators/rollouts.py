@@ -22,7 +22,7 @@ from schemas.rollout.facts import (
 )
 from schemas.rollout.judge import Judge
 from schemas.settings import KafkaSettings
-from telemetry.clock import SystemClock
+from telemetry.clock import SystemClock, unix_ms
 
 OPERATOR: Final = "operator"
 EXAMPLES: Final = 50
@@ -88,7 +88,7 @@ def start(
         max_jobs=max_jobs,
         canary_jobs=canary_jobs,
         per_second=per_second,
-        at=round(_CLOCK.time() * 1000),
+        at=unix_ms(_CLOCK),
     )
     old = [(key, None) for key in table.records_of(alias)]
     # The new order comes first: the old order without its steps would begin again.
@@ -106,7 +106,7 @@ def end(settings: KafkaSettings, rollout: Rollout, step: Step) -> None:
         raise RolloutRefused(f"the rollout of {order.candidate} for {order.alias} is aborted; start another one")
     if rollout.step is step:
         raise RolloutRefused(f"the rollout of {order.candidate} for {order.alias} is promoted already")
-    at = round(_CLOCK.time() * 1000)
+    at = unix_ms(_CLOCK)
     said = RolloutStep(
         alias=order.alias,
         rollout=order.id,

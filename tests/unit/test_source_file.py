@@ -137,8 +137,14 @@ def test_any_file_is_read_or_refused_by_name(tmp_path: Path, kind: str, tables: 
             assert str(path) in str(refused)
 
 
-FILE = SourceFile(tenants={"*": TenantAccess()})
-SOURCE = InsideSource("bureau", FILE, Path())
+class NeverAsked(InsideSource):
+    """A source for its placeholders and its results."""
+
+    async def search(self, query: SearchQuery) -> list[Found]:
+        raise AssertionError(query)
+
+
+SOURCE = NeverAsked("bureau", SourceFile(tenants={"*": TenantAccess()}), Path())
 ALL = ItemFields.model_validate(
     {name: name for name in ("id", "title", "text", "content", "media_type", "date", "link")}
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,7 +36,7 @@ _ID: Final = re.compile(r"[\x21-\x7e]{1,160}")
 _MEDIA_TYPE: Final = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 
 
-class InsideSource:
+class InsideSource(ABC):
     """One source of the operator's. A subclass for each kind implements `SearchProvider`."""
 
     def __init__(self, name: str, file: SourceFile, folder: Path) -> None:
@@ -50,9 +51,9 @@ class InsideSource:
         """True if jobs of this tenant may use the source."""
         return tenant in self._tenants or EVERYONE in self._tenants
 
+    @abstractmethod
     async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`."""
-        raise NotImplementedError
 
     def values_of(self, query: SearchQuery) -> dict[str, str]:
         """Return the placeholders' values, without secrets. Raises Unreadable for a job's wrong parameters."""

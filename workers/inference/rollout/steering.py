@@ -13,7 +13,7 @@ from schemas.rollout.comparison import InvalidComparison, read_comparison
 from schemas.rollout.facts import Rollout, RolloutStep, Step, step_record
 from schemas.rollout.judge import Judge
 from schemas.settings import KafkaSettings
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.inference.rollout.rollouts import Rollouts
@@ -102,7 +102,7 @@ class Steering(SideTask):
                 step=decision.step,
                 why=decision.why[:1000],
                 by=self._replica,
-                at=round(self._clock.time() * 1000),
+                at=unix_ms(self._clock),
             )
         )
 
