@@ -8,14 +8,14 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 from console.publish import ROOT
 from telemetry.clock import SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
+from tests.http_handler import handling
 from tests.product import eventually
 from tests.prometheus_tools import alertmanager, prometheus
 
@@ -83,12 +83,8 @@ def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+    with handling(Handler) as url:
+        yield f"{url}/"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What compose.yaml runs beside the fleet: secrets, store, monitoring and the log store, by the tools of each."""
+"""The services of compose.yaml beside the fleet: secrets, store, monitoring and log store, by the tools of each."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import aiohttp
 import pytest
 
 from schemas.signature import Signer, generate_secret, generate_signing_key
 from telemetry.clock import SystemClock
+from tests.http_handler import handling
 from tests.postback_command import environment_of, line_of, postback_here, started
 from workers.delivery.keyring import Keyring
 
@@ -37,15 +37,8 @@ def receiving(*options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """Serve a folder's files on a thread, since the test's own thread waits for the command."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with handling(partial(SimpleHTTPRequestHandler, directory=str(folder))) as url:
+        yield url
 
 
 async def post(url: str, signer: Signer, body: bytes = BODY, webhook_id: str = "msg_1") -> int:

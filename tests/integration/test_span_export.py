@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from urllib.request import Request, urlopen
 
 import pytest
 
 from devkit.receiver import Behaviour
+from tests.http_handler import handling
 from tests.integration.gateway.gateway_process import gateway_process
 from tests.otel_collector import OtelCollector, running_collector
 from tests.postback_command import environment_of, postback
@@ -54,12 +54,8 @@ def site() -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/{HUSH}/"
-        server.shutdown()
-        thread.join()
+    with handling(Handler) as url:
+        yield f"{url}/{HUSH}/"
 
 
 def spans_by_job(collector: OtelCollector, job_id: str) -> set[tuple[str, str]]:

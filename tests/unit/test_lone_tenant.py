@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.unit.one_party import OneParty
 from workers.stage.batch import Batch
 from workers.stage.intake import Committed, Contact, PartitionId
 from workers.stage.partition import Partition
-from workers.stage.record import Failure, Headers, Output, Record
+from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.settings import StageSettings
 from workers.stage.settler_state import SettlerState
-from workers.stage.sharing import Place
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
-TENANT = b"acme"
 JOBS = 3_000
 """Jobs in each partition: six times the number that may be parked."""
 PARTITIONS = 2
@@ -55,27 +54,6 @@ class Engine:
     @property
     def paced(self) -> bool:
         return False
-
-
-class Tenants:
-    """Fairness by which all records are one tenant's, with an empty later place."""
-
-    later_share = 0.2
-
-    def party(self, headers: Headers | None) -> bytes:
-        return TENANT
-
-    def cost(self, record: Record) -> float:
-        return 1.0
-
-    def urgency(self, record: Record) -> int:
-        return 0
-
-    def place(self, topic: str) -> Place:
-        return Place.FIRST
-
-    def defer(self, record: Record) -> Sequence[Output]:
-        raise AssertionError(record)
 
 
 class Log:
@@ -162,7 +140,7 @@ class Flood:
         log: Any = Log(self.clock)
         settler: Any = Settler()
         settings = StageSettings("requests", Limits(records=512))
-        self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, Tenants())
+        self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, OneParty())
         told: Any = self.loop
         self.stage.proxy.loop, self.loop.stage = told, self.stage
         assert isinstance(self.stage.proxy.runner, Runner)

@@ -13,9 +13,10 @@ import pytest
 
 import workers.stage.runner
 from telemetry.metrics import Metrics
+from tests.unit.one_party import OneParty
 from workers.stage.defects import Defects
 from workers.stage.partition import Partition
-from workers.stage.record import Failure, Headers, Output, Record
+from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import (
     AT_A_TIME_SECONDS,
     MAX_OUTPUT_BYTES,
@@ -23,7 +24,6 @@ from workers.stage.runner import (
     Handled,
     Runner,
 )
-from workers.stage.sharing import Place
 
 RECORD = Record("requests", 0, 7, b"a job")
 LETTER = Output("dead_letters", b"a job")
@@ -165,21 +165,7 @@ async def test_records_behind_one_that_cannot_be_given_up_are_handled() -> None:
 
 
 async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others() -> None:
-    class Sharing:
-        later_share = 0.5
-
-        def party(self, headers: Headers | None) -> bytes:
-            return b""
-
-        def cost(self, record: Record) -> float:
-            return 1.0
-
-        def urgency(self, record: Record) -> int:
-            return 0
-
-        def place(self, topic: str) -> Place:
-            return Place.FIRST
-
+    class Sharing(OneParty):
         def defer(self, record: Record) -> Sequence[Output]:
             if record.offset == 0:
                 raise KeyError

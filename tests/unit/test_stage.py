@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.unit.one_party import OneParty
 from tests.unit.stage_rig import Desk, Intake, Settler, ended, reread, stage_with
 from workers.stage.partition import Phase
 from workers.stage.progress import Progress, Suspect
@@ -186,7 +187,7 @@ def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_say
     assert stage.stopping.remaining == 30.0
 
 
-class Tenants:
+class Tenants(OneParty):
     """A sharing between the tenants in the records' headers, each with an estimated cost of 10."""
 
     later_share = 0.1
@@ -196,15 +197,6 @@ class Tenants:
 
     def cost(self, record: Record) -> float:
         return 10.0
-
-    def urgency(self, record: Record) -> int:
-        return 0
-
-    def place(self, topic: str) -> Place:
-        return Place.FIRST
-
-    def defer(self, record: Record) -> Sequence[Output]:
-        raise AssertionError(record)
 
 
 def test_a_tenant_whose_records_cost_more_than_estimated_waits_for_the_others() -> None:

@@ -6,11 +6,10 @@ Screenshots lie in the test's folder.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from devkit.kafka.jars import program
 from devkit.receiver import Behaviour
+from tests.http_handler import handling
 from tests.integration.gateway.gateway_process import Gateway
 from tests.product import eventually
 
@@ -64,10 +64,8 @@ def site() -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/kell"
-        server.shutdown()
+    with handling(Handler) as url:
+        yield f"{url}/kell"
 
 
 @pytest.fixture(scope="module")

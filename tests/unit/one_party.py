@@ -1,0 +1,29 @@
+"""A sharing for tests of the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workers.stage.record import Headers, Output, Record
+from workers.stage.sharing import Place
+
+
+class OneParty:
+    """All records are one party's, cost the same and belong in the first place; none may be deferred."""
+
+    later_share = 0.5
+
+    def party(self, headers: Headers | None) -> bytes:
+        return b""
+
+    def cost(self, record: Record) -> float:
+        return 1.0
+
+    def urgency(self, record: Record) -> int:
+        return 0
+
+    def place(self, topic: str) -> Place:
+        return Place.FIRST
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        raise AssertionError(record)
