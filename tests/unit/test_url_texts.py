@@ -59,6 +59,7 @@ def passing(text: str, policy: EgressPolicy) -> URL | None:
 @example("https://[2001:db8::1::2]/hook", EgressPolicy())
 @example("https://[B9.eF..:73598]/", EgressPolicy())
 @example("https://[beef.ac:8080]:443/x", EgressPolicy())
+@example("HTTP://[::]:٣", EgressPolicy(allow=(ip_network("::/0"),)))
 @given(TEXTS, POLICIES)
 def test_the_guard_passes_a_text_or_refuses_it_and_all_that_is_asked_of_what_passed_answers(
     text: str, policy: EgressPolicy
@@ -115,3 +116,9 @@ def test_an_origin_a_filter_and_a_name_in_the_cache_are_had_for_every_text(text:
     assert target_of_host(text).startswith("h:")
     assert Key.of(text, "public")
     assert len(list(CacheEntry(0.0, 0.0, 0.0, text, text).targets)) == 4
+
+
+@pytest.mark.parametrize("port", ["٣", "1_0", "+1"])
+def test_a_port_of_anything_but_ascii_digits_is_refused(port: str) -> None:
+    with pytest.raises(EgressRefused):
+        check_url(f"https://example.org:{port}/", EgressPolicy(development=True, ports=frozenset(range(65536))))

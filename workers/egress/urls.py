@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from yarl import URL
 
@@ -96,9 +96,10 @@ def _readable(url: str | URL) -> URL:
 
 
 def _spelled_plainly(text: str) -> URL:
-    """Return the URL, normalised except for its path and query. Raises EgressRefused and yarl's errors."""
+    """Return the URL, normalised except for its path and query. Raises EgressRefused, ValueError and yarl's errors."""
     if _CONTROL.search(text):  # yarl would drop some control characters silently
         raise EgressRefused(Refusal.URL, NO_ORIGIN)
+    urlsplit(text).port  # noqa: B018 - refuses ":1_0", ":+1" and ":٣", which yarl reads as ports (RFC 3986, 3.2.3)
     plain, written = URL(text), URL(text, encoded=True)
     path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
     if not query and text.partition("#")[0].endswith("?"):
