@@ -83,9 +83,10 @@ async def _checked(result: Result, seconds: float) -> list[CheckedCitation]:
     from workers.enrichment.standing import checked_citations
 
     settings = checked_settings(EnrichmentSettings).model_copy(update={"rerank_model": None})
-    policy = checked_settings(EgressSettings).fetch_policy(development=fleet_settings().env == "development")
+    egress = checked_settings(EgressSettings)
+    guard = Guard(egress.fetch_policy(development=fleet_settings().env == "development"), proxy=egress.fetch_proxy())
     cache = CacheSettings(memory_bytes=0, redis_url=None, disk_path=None)
-    enricher = Enricher(settings, Guard(policy), SystemClock(), Metrics(), cache=cache)
+    enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache)
     try:
         await enricher.start()
         return await checked_citations(result, enricher, seconds)

@@ -16,7 +16,7 @@ from devkit.receiver import Keys
 from schemas.signature import PUBLIC_KEY_PREFIX
 from telemetry.clock import SystemClock
 from workers.delivery.keyring import Keyring, KeyringError
-from workers.egress.answers import bounded_connector
+from workers.egress import bounded_connector
 
 _LOOK_SECONDS = 60.0
 """Seconds between two reads of a JWK set, short enough because keys rotate with an overlap of hours."""

@@ -265,6 +265,11 @@ SCREENING = {
 }
 
 ENRICHMENT = {
+    "egress-proxy-failed": Action(
+        "warning",
+        "The proxy of `POSTBACK_EGRESS__PROXY` carried no connection; the page or search is left out.",
+        "Check the proxy, its rules and the file of `POSTBACK_EGRESS__PROXY_CREDENTIALS`.",
+    ),
     "source-name-refused": Action(
         "info",
         "A source's host name has no address that may be fetched; the job goes on without that source.",

@@ -8,6 +8,7 @@ the URL alone misses a name that resolves differently the second time. A check i
     connector   resolver: checks every address of a name; one refused address refuses the whole name
                 socket factory: checks the address about to be connected to
                 peer: checks the address at the other end, after connecting and before the request is sent
+    proxy       tunnels through the operator's HTTP proxy, to addresses that were checked before
     answers     bounds on a server's answers, and on a connection's age
     addresses   the public addresses
     policy      exceptions: other addresses that are allowed, and public ones that are denied
@@ -17,7 +18,6 @@ URLs from the operator's own settings (search providers, remote engines) are tru
 """
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6, Address, Network, is_public_address
-from workers.egress.answers import bounded_connector
 from workers.egress.connector import Guard, GuardedConnector, guarded_connector
 from workers.egress.policy import (
     DEFAULT_PORTS,
@@ -29,6 +29,7 @@ from workers.egress.policy import (
     is_listed,
     is_named,
 )
+from workers.egress.proxy import Proxy, ProxyFailed, bounded_connector
 from workers.egress.settings import EgressSettings
 from workers.egress.urls import check_reference, check_url, connected_host
 
@@ -43,6 +44,8 @@ __all__ = [
     "Guard",
     "GuardedConnector",
     "Network",
+    "Proxy",
+    "ProxyFailed",
     "Refusal",
     "bounded_connector",
     "check_reference",

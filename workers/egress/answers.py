@@ -47,13 +47,6 @@ def _is_interim(status: int) -> bool:
     return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS
 
 
-def bounded_connector(**options: Any) -> aiohttp.TCPConnector:
-    """A connector for an operator's service: any address is allowed, and every answer is bounded."""
-    connector = aiohttp.TCPConnector(**options)
-    answer_once(connector)
-    return connector
-
-
 def answer_once(connector: aiohttp.TCPConnector) -> None:
     """Make the connector use `OneAnswerEach` for its connections. Call this before the first connection."""
     # aiohttp has no public way to set this. The tests of unrequested answers fail if aiohttp ignores it.
@@ -70,6 +63,8 @@ class OneAnswerEach(ResponseHandler):
         self._interim = 0
         self._received = 0
         """Bytes on the wire since the last request."""
+        self.tunnelled_to: tuple[Any, ...] | None = None
+        """The socket address at the far end, if a proxy carries the connection."""
         self._answer: StreamReader | None = None
         """The body of the answer to the last request, once its headers were read."""
 

@@ -14,8 +14,9 @@ from aiohttp.resolver import DefaultResolver
 from yarl import URL
 
 from workers.egress.addresses import is_public_address
-from workers.egress.answers import answer_once
+from workers.egress.answers import OneAnswerEach
 from workers.egress.policy import EgressPolicy, Refusal, is_allowed, is_denied, is_listed, is_named
+from workers.egress.proxy import ProxiedConnector, Proxy
 from workers.egress.urls import check_reference, check_scheme_and_port, check_url, is_localhost, refusal
 
 if TYPE_CHECKING:
@@ -92,21 +93,22 @@ class GuardedResolver(AbstractResolver):
             await self._resolver.close()
 
 
-class GuardedConnector(aiohttp.TCPConnector):
+class GuardedConnector(ProxiedConnector):
     """A connector that connects to allowed addresses only; made by `guarded_connector`, on a running loop.
 
     `connect` raises EgressRefused. EgressRefused is neither an `aiohttp.ClientError` nor an `OSError`, so a caller's
     handling of network errors does not swallow it by accident.
     """
 
-    def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None, **options: Any) -> None:
+    def __init__(
+        self, policy: EgressPolicy, resolver: AbstractResolver | None, proxy: Proxy | None = None, **options: Any
+    ) -> None:
         self._policy = policy
         self._guarded = GuardedResolver(policy, resolver)
         # The result of a check depends on its arguments alone. A refusal is an exception, and `lru_cache` caches none.
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
-        super().__init__(resolver=self._guarded, socket_factory=self.open_socket, **options)
-        answer_once(self)
+        super().__init__(proxy, resolver=self._guarded, socket_factory=self.open_socket, **options)
 
     async def connect(
         self,
@@ -147,21 +149,28 @@ class GuardedConnector(aiohttp.TCPConnector):
         return socket.socket(family, kind, protocol)
 
     def _check_peer(self, connection: Connection, url: URL) -> None:
-        transport = connection.transport
+        transport, protocol = connection.transport, connection.protocol
         peer = transport.get_extra_info("peername") if transport is not None else None
+        if peer is not None and isinstance(protocol, OneAnswerEach):
+            peer = protocol.tunnelled_to or peer  # behind a proxy, the peer of the socket is the proxy
         if peer is None:
             raise aiohttp.ServerDisconnectedError
         self._check_reached(peer, url)
 
 
 def guarded_connector(
-    policy: EgressPolicy, *, limit: int = 100, limit_per_host: int = 0, resolver: AbstractResolver | None = None
+    policy: EgressPolicy,
+    *,
+    limit: int = 100,
+    limit_per_host: int = 0,
+    resolver: AbstractResolver | None = None,
+    proxy: Proxy | None = None,
 ) -> GuardedConnector:
     """Return a connector that enforces the policy for an `aiohttp.ClientSession`. Call this on a running loop.
 
     `limit` and `limit_per_host` count connections; 0 means no limit. `resolver` defaults to the system's resolver.
     """
-    return GuardedConnector(policy, resolver, limit=limit, limit_per_host=limit_per_host)
+    return GuardedConnector(policy, resolver, proxy, limit=limit, limit_per_host=limit_per_host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,8 @@ class Guard:
     policy: EgressPolicy
     resolver: AbstractResolver | None = None
     """The resolver of names; if None, the system's."""
+    proxy: Proxy | None = None
+    """The proxy that carries the connections; None connects directly."""
 
     def check_url(self, url: str | URL) -> URL:
         """See `check_url`. Raises EgressRefused."""
@@ -182,7 +193,9 @@ class Guard:
 
     def connector(self, *, limit: int = 100, limit_per_host: int = 0) -> GuardedConnector:
         """See `guarded_connector`."""
-        return guarded_connector(self.policy, limit=limit, limit_per_host=limit_per_host, resolver=self.resolver)
+        return guarded_connector(
+            self.policy, limit=limit, limit_per_host=limit_per_host, resolver=self.resolver, proxy=self.proxy
+        )
 
     def session(self, *, limit: int = 100, limit_per_host: int = 0, **options: Any) -> aiohttp.ClientSession:
         """Return a guarded session without cookies and the environment's proxies. `options` are ClientSession's."""

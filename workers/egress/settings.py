@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_network
-from typing import Annotated, Final
+from ipaddress import ip_address, ip_network
+from typing import Annotated, Final, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from workers.egress.addresses import Network
 from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
+from workers.egress.proxy import Proxy, ProxyFailed, read_credentials
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
 """A DNS name with a letter in its last label: a host that ends in a number is an address in some spelling."""
+
+_PROXY: Final = re.compile(
+    r"http://(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})/?"
+)
 
 
 def _items(value: str) -> list[str]:
@@ -49,6 +54,15 @@ def _network_or_name(item: str) -> Network | str:
         return _name(item)
     except ValueError:
         raise ValueError("neither a network (10.1.0.0/16), nor a name, nor *. and a name") from None
+
+
+def _proxy(value: str) -> str:
+    found = _PROXY.fullmatch(value)
+    if found is None or int(found["port"]) not in range(1, 65536):
+        raise ValueError("no http://HOST:PORT; user and password belong into POSTBACK_EGRESS__PROXY_CREDENTIALS")
+    if found["literal"] is not None:
+        ip_address(found["literal"])
+    return value
 
 
 def _ports(value: object) -> object:
@@ -87,6 +101,34 @@ class EgressSettings(BaseSettings):
     """Comma-separated CIDRs and hosts, or `*.` and a domain, that callbacks and fetches never reach, even if another
     list allows them. Meant for public addresses that are used internally."""
 
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = None
+    """`http://HOST:PORT` of an HTTP proxy that carries all pages and searches by CONNECT, on every port.
+
+    The worker resolves the names, and the proxy gets addresses. Callbacks and engines connect directly.
+    """
+    proxy_credentials: FilePath | None = None
+    """A file with the line `user:password` for the proxy. Each connection reads it anew."""
+    proxy_direct: NetworksAndNames = ()
+    """Comma-separated CIDRs and hosts, or `*.` and a domain, that pages and searches reach without the proxy."""
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        if self.proxy_credentials is not None:
+            try:
+                read_credentials(self.proxy_credentials)
+            except ProxyFailed as failed:
+                raise ValueError(str(failed)) from None
+        return self
+
+    def fetch_proxy(self) -> Proxy | None:
+        """Return the proxy for pages and searches; None without one."""
+        found = _PROXY.fullmatch(self.proxy or "")
+        if found is None:
+            return None
+        direct = _split(self.proxy_direct)
+        host = found["literal"] or found["name"]
+        return Proxy(host, int(found["port"]), self.proxy_credentials, EgressPolicy(*direct))
+
     def callback_policy(self, *, development: bool) -> EgressPolicy:
         """Return the policy for callbacks."""
         return self._policy(self.allow_callbacks, self.allow_callback_names, development=development)
@@ -96,6 +138,10 @@ class EgressSettings(BaseSettings):
         return self._policy(self.allow_fetch, self.allow_fetch_names, development=development)
 
     def _policy(self, allow: tuple[Network, ...], names: frozenset[str], *, development: bool) -> EgressPolicy:
-        networks = tuple(one for one in self.deny if not isinstance(one, str))
-        hosts = frozenset(one for one in self.deny if isinstance(one, str))
-        return EgressPolicy(allow, names, development, self.ports, networks, hosts)
+        return EgressPolicy(allow, names, development, self.ports, *_split(self.deny))
+
+
+def _split(mixed: tuple[Network | str, ...]) -> tuple[tuple[Network, ...], frozenset[str]]:
+    """Return the networks and the names."""
+    networks = tuple(one for one in mixed if not isinstance(one, str))
+    return networks, frozenset(one for one in mixed if isinstance(one, str))

@@ -77,7 +77,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
     screen = await open_screen(stack)
-    enricher = await _enricher(process, Guard(egress.fetch_policy(development=process.development)), stack)
+    enricher = await _enricher(process, egress, stack)
     read = lane, bulk_lane, spare_lane = kafka.topics.requests_of(settings.lane)
     # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
@@ -135,10 +135,11 @@ def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) 
     return [topic for lane in others for topic in topics.requests_of(lane)]
 
 
-async def _enricher(process: Process, guard: Guard, stack: AsyncExitStack) -> Enricher:
+async def _enricher(process: Process, egress: EgressSettings, stack: AsyncExitStack) -> Enricher:
     """Return a started enricher. Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
     settings = read_settings(EnrichmentSettings)
-    web = Web(settings.named, process.clock, settings.email)
+    guard = Guard(egress.fetch_policy(development=process.development), proxy=egress.fetch_proxy())
+    web = Web(settings.named, process.clock, settings.email, guard.proxy)
     found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
     trust = process.fleet.trust.secrets

@@ -14,7 +14,7 @@ from yarl import URL
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.traces import Kind, annotate, span
-from workers.egress import EgressRefused, Guard, Refusal
+from workers.egress import EgressRefused, Guard, ProxyFailed, Refusal
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.politeness import Politeness
@@ -245,4 +245,6 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ProxyFailed):
+        return str(error)
     return next((text for kind, text in _REASONS if isinstance(error, kind)), "the connection to its server failed")

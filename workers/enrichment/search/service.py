@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yarl import URL
 
 from telemetry.clock import Clock
-from workers.egress import bounded_connector
+from workers.egress import Proxy, ProxyFailed, bounded_connector
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
@@ -91,16 +91,17 @@ def retry_after(answer: ServiceAnswer) -> float:
 class Web:
     """A worker's connections to all search services. Services may write to the address `email`."""
 
-    def __init__(self, user_agent: str, clock: Clock, email: str | None = None) -> None:
+    def __init__(self, user_agent: str, clock: Clock, email: str | None = None, proxy: Proxy | None = None) -> None:
         self.clock = clock
         self.email = email
         self._user_agent = user_agent
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the session; nothing is connected yet."""
         self._session = aiohttp.ClientSession(
-            connector=bounded_connector(),
+            connector=bounded_connector(self._proxy),
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "gzip, deflate"},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
@@ -132,6 +133,8 @@ class Web:
             ) as response:
                 body = await _bounded(response)
                 return ServiceAnswer(response.status, response.headers, body, self.clock.time())
+        except ProxyFailed as failed:
+            raise Unreadable(f"the search service could not be reached: {failed}") from None
         except aiohttp.ClientConnectionError:
             raise Unreadable("the search service could not be reached") from None
         except (aiohttp.ClientError, OSError, ValueError):
