@@ -6,15 +6,18 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from telemetry.clock import Clock
 from workers.engines.base import EngineLoad
 from workers.stage.record import Record
 
 MARGIN = 8
-"""Jobs to keep waiting in the engine beyond the answers that it gives during a refill; at most as many as run."""
-RATE_MEMORY_SECONDS = 1.0
-DELAY_MEMORY_SECONDS = 30.0
+"""The most jobs that wait in the engine although no place was idle without them; an eighth of those that run."""
+IDLE_SHARE = 0.02
+"""The share of its places that the engine may leave idle: a longer queue would delay newer, more urgent jobs."""
+REFILL_PERIOD_SECONDS = 0.25
+REFILL_MEMORY_SECONDS = 30.0
 LEAD_PERIOD_SECONDS = 0.25
 LEAD_MEMORY_SECONDS = 5.0
 
@@ -28,7 +31,7 @@ class EnginePace:
         """`load` is the engine's. `waiting_target` fixes the jobs that wait in the engine; None adapts their number."""
         self._load = load
         self._fixed = waiting_target
-        self._refill = Refill(clock, RATE_MEMORY_SECONDS, DELAY_MEMORY_SECONDS)
+        self._refill = Refill(clock, REFILL_PERIOD_SECONDS, REFILL_MEMORY_SECONDS)
         self._lead = EnrichmentLead(clock, LEAD_PERIOD_SECONDS, LEAD_MEMORY_SECONDS)
         self._preparing = 0
         self._enriching = 0
@@ -49,9 +52,10 @@ class EnginePace:
 
         Fewer, and the engine runs dry before the next refill; more, and they wait in front of newer, more urgent jobs.
         """
-        answers = self._refill.look()
-        waiting = answers + min(MARGIN, load.running) if self._fixed is None else self._fixed
-        return load.free + waiting
+        if self._fixed is not None:
+            return load.free + self._fixed
+        least = min(MARGIN, math.ceil(load.running / 8))
+        return load.free + max(least, self._refill.look(load.running))
 
     def due_ms(self, record: Record) -> int | None:
         """Always None: every job is due at once."""
@@ -82,48 +86,60 @@ class EnginePace:
 
 
 class Refill:
-    """The answers that the engine gives during a refill: from one look at it until the jobs of the next look arrive.
+    """The queue that bridges refills: from an answer until the jobs of the next look arrive in the engine.
 
-    Jobs are handed over at each look, and arrive before the look after it, so a refill takes at most two intervals
-    between looks. An interval is a round of the stage: 5 ms, or 50 ms and more on a busy broker. Without a job waiting
-    for it, each place whose request ends stays idle for that time. The event loop counts answers, and only the Kafka
-    thread looks.
+    A request that ends leaves its place idle until then, unless a job waits for the place. The next look is half an
+    interval away on average, and the jobs' way is counted as another half. An interval is a round of the stage: 5 ms,
+    or 50 ms and more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle for its own
+    length. The queue is the shortest with which the intervals of the last `memory_seconds` leave IDLE_SHARE idle.
+    Answers that come at once, such as those of equal length, need a longer queue than the same number one by one.
+
+    The event loop counts answers, and only the Kafka thread looks.
     """
 
-    def __init__(self, clock: Clock, rate_memory_seconds: float, delay_memory_seconds: float) -> None:
+    def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:
         self._clock = clock
-        self._rate_memory_seconds = rate_memory_seconds
-        self._delay_memory_seconds = delay_memory_seconds
+        self._period_seconds = period_seconds
+        self._memory_seconds = memory_seconds
         self._answered = 0
         self._counted = 0
-        self._rate = 0.0
-        """Answers a second: an exponentially weighted mean."""
-        self._looks = (clock.monotonic(), clock.monotonic())
-        """The times of the last two looks."""
-        self._delays: deque[tuple[float, float]] = deque()
-        """Delays with their times, in seconds; each is longer than all later ones."""
+        self._since = self._looked = self._judged = clock.monotonic()
+        self._intervals: deque[tuple[float, int, float]] = deque()
+        """The end of each interval with answers, their number, and the interval's seconds."""
+        self._queue = 0
 
     def answered(self) -> None:
         """Count one answer."""
         self._answered += 1
 
-    def look(self) -> int:
-        """Return the answers at the present rate in the longest delay of the last `delay_memory_seconds`."""
-        now, answered = self._clock.monotonic(), self._answered
-        before, last = self._looks
-        if now > last:
-            weight = 1 - math.exp(-(now - last) / self._rate_memory_seconds)
-            self._rate += weight * ((answered - self._counted) / (now - last) - self._rate)
-            self._counted, self._looks = answered, (last, now)
-            self._note_delay(now, now - before)
-        return math.ceil(self._rate * self._delays[0][1]) if self._delays else 0
+    def look(self, running: int) -> int:
+        """Return the queue for an engine that has `running` requests in its places now.
 
-    def _note_delay(self, now: float, seconds: float) -> None:
-        while self._delays and self._delays[-1][1] <= seconds:
-            self._delays.pop()
-        self._delays.append((now, seconds))
-        while now - self._delays[0][0] > self._delay_memory_seconds:
-            self._delays.popleft()
+        A fast engine has none if it answers all its requests between two looks. Then the queue bridges each interval.
+        """
+        now, answered = self._clock.monotonic(), self._answered
+        if now > self._looked:
+            if answered > self._counted:
+                self._intervals.append((now, answered - self._counted, now - self._looked))
+            self._counted, self._looked = answered, now
+        if now - self._judged >= self._period_seconds:
+            self._judged = now
+            while self._intervals and now - self._intervals[0][0] > self._memory_seconds:
+                self._intervals.popleft()
+            seconds = min(self._memory_seconds, now - self._since)
+            self._queue = self._shortest(IDLE_SHARE * running * seconds)
+        return self._queue
+
+    def _shortest(self, idle: float) -> int:
+        """Return the shortest queue with which the intervals leave at most `idle` place-seconds idle."""
+        most_first = sorted(((count, seconds) for _, count, seconds in self._intervals), reverse=True)
+        total = width = 0.0
+        for (count, seconds), (following, _) in pairwise([*most_first, (0, 0.0)]):
+            total += count * seconds
+            width += seconds
+            if total - following * width > idle:
+                return math.ceil((total - idle) / width)
+        return 0
 
 
 class EnrichmentLead:
