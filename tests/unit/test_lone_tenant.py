@@ -12,6 +12,7 @@ from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.unit.one_party import OneParty
 from workers.stage.batch import Batch
+from workers.stage.dispatching import MOST_DEFERRED
 from workers.stage.intake import Committed, Contact, PartitionId
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
@@ -92,9 +93,10 @@ class Log:
 
 
 class Settler:
-    """A settler that has committed each batch at the next call."""
+    """A settler that has committed each batch at the next call, or, once `stuck`, never."""
 
     state = SettlerState.READY
+    stuck = False
     resting = False
     failures = 0
     offsets_swept = True
@@ -108,12 +110,16 @@ class Settler:
         self._batch, self.state = batch, SettlerState.SETTLING
 
     def settled(self) -> Batch | None:
+        if self.stuck:
+            return None
         self.state = SettlerState.READY
         return self._batch
 
 
 class Loop:
-    """A loop that completes started and deferred records at once."""
+    """A loop that completes started and deferred records at once. A `busy` loop completes no deferred one."""
+
+    busy = False
 
     def __init__(self) -> None:
         self.done: list[tuple[int, int]] = []
@@ -124,7 +130,11 @@ class Loop:
         assert self.stage is not None
         batch: list[tuple[Partition, Record]] = args[0]
         deferred = call == self.stage.proxy.runner.defer
-        if not deferred:
+        if deferred and self.busy:
+            return
+        if deferred:
+            self.stage.proxy.runner.deferred += len(batch)
+        else:
             self.stage.proxy.runner.begun += len(batch)
         ended = self.deferred if deferred else self.done
         ended += [(record.partition, record.offset) for _, record in batch]
@@ -138,7 +148,8 @@ class Flood:
     def __init__(self) -> None:
         self.clock, self.loop, self.engine = HandClock(), Loop(), Engine()
         log: Any = Log(self.clock)
-        settler: Any = Settler()
+        self.settler = Settler()
+        settler: Any = self.settler
         settings = StageSettings("requests", Limits(records=512))
         self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, OneParty())
         told: Any = self.loop
@@ -183,3 +194,29 @@ def test_a_flood_is_not_deferred_before_a_fast_engine_nor_while_the_engine_is_aw
         flood = Flood()
         flood.run(400, free)
         assert flood.loop.deferred == []
+
+
+def test_nothing_is_fetched_and_no_more_is_deferred_until_the_loop_has_deferred_the_last_surplus() -> None:
+    flood = Flood()
+    flood.run(200, 1)
+    assert len(flood.loop.deferred) > MOST_DEFERRED
+    flood = Flood()
+    flood.loop.busy = True
+    flood.run(200, 1)
+    fetched = sum(partition.ledger.next_offset for partition in flood.stage.held.partitions.values())
+    parked = flood.stage.dispatching.window.parked
+    assert 0 < fetched - len(flood.loop.done) - parked <= MOST_DEFERRED
+    assert parked <= flood.stage.dispatching.window.limits.records + PARTITIONS * FETCHED
+    handed_over = len(flood.loop.done)
+    flood.run(100, 1)
+    assert len(flood.loop.done) == handed_over + 100, "the engine goes on meanwhile"
+
+
+def test_deferred_jobs_that_wait_to_be_settled_keep_no_job_from_the_engine() -> None:
+    flood = Flood()
+    while not flood.loop.deferred:
+        flood.run(1, 1)
+    flood.settler.stuck, handed_over = True, len(flood.loop.done)
+    flood.run(50, 1)
+    assert len(flood.stage.transactions.pending) > 3 * flood.stage.dispatching.window.limits.records
+    assert len(flood.loop.done) == handed_over + 50

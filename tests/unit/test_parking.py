@@ -18,6 +18,7 @@ from workers.stage.sharing import Party, Place
 from workers.stage.window import LEAST_PARKED, MOST_AT_ONCE, Limits, Window
 
 A, B, C = b"a", b"b", b"c"
+MANY = 1_000_000
 
 
 def partition(number: int = 0, *, place: Place = Place.FIRST) -> Partition:
@@ -247,7 +248,7 @@ def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
     for where, record in records:
         where.ledger.take(record.offset)
         window.park(where, record, party)
-        surplus += window.surplus()
+        surplus += window.surplus(MANY)
     window.look(0.0)
     window.look(TIGHT_SECONDS)
     return surplus
@@ -258,11 +259,15 @@ def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_
     assert park(window, Sender(where).send(3 * LEAST_PARKED), A) == []
     assert window.wants_pause(where)
     window.look(TIGHT_SECONDS + SLOW_SECONDS)  # nothing was drawn: the engine is away
-    assert window.surplus() == []
+    assert window.surplus(MANY) == []
     assert window.wants_pause(where)
-    window.draw(2 * LEAST_PARKED, always)
-    window.look(TIGHT_SECONDS + SLOW_SECONDS - 0.01)  # many were drawn, and the lot is still full
-    assert window.surplus() == []
+    window.draw(LEAST_PARKED, always)
+    window.look(TIGHT_SECONDS + 2 * SLOW_SECONDS)  # a whole lot was drawn, and the lot is still full
+    assert window.surplus(MANY) == []
+    window.draw(LEAST_PARKED - 1, always)
+    park(window, Sender(where).send(2 * LEAST_PARKED), A)
+    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # less was drawn
+    assert len(window.surplus(7)) == 7
 
 
 def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_empty() -> None:
@@ -276,7 +281,7 @@ def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_
     more = sender.send(10)
     for owner, record in more:
         window.park(owner, record, A)
-    assert window.surplus() == more[:0:-1]
+    assert window.surplus(MANY) == more[:0:-1]
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS)
     assert window.wants_pause(where), "an engine that is away makes nobody wait longer"
     window.draw(LEAST_PARKED // 2, always)
@@ -285,7 +290,7 @@ def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_
     for owner, record in sender.send(LEAST_PARKED):
         window.park(owner, record, A)
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1.1)
-    assert window.surplus() == []
+    assert window.surplus(MANY) == []
 
 
 def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -> None:

@@ -175,8 +175,44 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
     metrics = Metrics()
     runner = Runner(Handler((), KeyError()), completions, Defects(metrics), Sharing(), lambda *_: [LETTER])
     runner.defer(records_of(Partition("requests", 0, 1, 0.0), 0, 1), 0.0)
+    await settled()
     assert [completions.get().outputs for _ in range(completions.qsize())] == [[LETTER], [LETTER]]
     assert metrics.handler_defects.labels("defer")._value.get() == 1
+
+
+async def test_a_record_that_can_run_does_not_wait_until_a_whole_surplus_is_deferred() -> None:
+    class Sharing(OneParty):
+        def defer(self, record: Record) -> Sequence[Output]:
+            time.sleep(2 * AT_A_TIME_SECONDS)
+            return [LETTER]
+
+    completions: SimpleQueue[Handled] = SimpleQueue()
+    runner = Runner(Handler((), ()), completions, Defects(Metrics()), Sharing())
+    where = Partition("requests", 0, 1, 0.0)
+    runner.defer(records_of(where, *range(10)), 0.0)
+    runner.start(records_of(where, 10), 0.0)
+    while completions.qsize() < 11:
+        await asyncio.sleep(0)
+    ended = [completions.get() for _ in range(11)]
+    assert [one.deferred for one in ended].index(False) < 5
+    assert [one.record.offset for one in ended if one.deferred] == list(range(10))
+    assert runner.deferred == 10
+
+
+async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() -> None:
+    class Sharing(OneParty):
+        def defer(self, record: Record) -> Sequence[Output]:
+            time.sleep(2 * AT_A_TIME_SECONDS)
+            return [LETTER]
+
+    completions: SimpleQueue[Handled] = SimpleQueue()
+    runner = Runner(Handler((), ()), completions, Defects(Metrics()), Sharing())
+    going, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
+    runner.defer([*records_of(going, *range(5)), *records_of(kept, 0)], 0.0)
+    runner.cancel(going)
+    await settled()
+    assert runner.deferred == 6
+    assert [completions.get().partition for _ in range(completions.qsize())] == [going, kept]
 
 
 class Waiting:

@@ -22,6 +22,9 @@ from workers.stage.window import Limits, Window
 OTHERS_SECONDS = 10.0
 """The longest wait of a suspect's last attempt for another record to complete, while no other record runs or waits."""
 
+MOST_DEFERRED = 512
+"""The most records to defer at once: deferring takes the event loop from the records that it could handle."""
+
 log = get_logger()
 
 
@@ -81,10 +84,15 @@ class Dispatching:
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records that have to wait in the later place to `Sharing.defer`."""
-        surplus = self.window.surplus()
+        """Pass records that have to wait in the later place to `Sharing.defer`, unless earlier ones are on the way."""
+        surplus = [] if self.is_deferring else self.window.surplus(MOST_DEFERRED)
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
+
+    @property
+    def is_deferring(self) -> bool:
+        """True until the event loop has deferred the last surplus. More records would only wait for that."""
+        return self._runner.is_deferring
 
     def spent(self, partition: Partition, record: Record) -> None:
         """Correct the cost of a record's party: the handler has returned, and knows the real cost."""
@@ -102,7 +110,7 @@ class Dispatching:
     def dispatch(self, waiting: int) -> int:
         """Hand over the records that may run now. Returns the number of these records.
 
-        `waiting` is the number of complete records that wait to be settled. Raises NothingCompletes.
+        `waiting` is the number of handled records that wait to be settled. Raises NothingCompletes.
         """
         if self._casualties:
             if self._held.load.running:
@@ -155,7 +163,7 @@ class Dispatching:
     def _free(self, waiting: int) -> int:
         """Return how many further records the handler may have at once.
 
-        Each complete record beyond one window that waits to be settled takes a place. So while transactions fail, the
+        Each handled record beyond one window that waits to be settled takes a place. So while transactions fail, the
         stage soon begins no more records: their outputs would be in memory only, and lost with the process.
         """
         records = self.window.limits.records

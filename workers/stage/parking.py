@@ -23,8 +23,8 @@ TIGHT_SECONDS = 0.2
 """The time for which the lot may lack room before partitions are paused. A pause discards prefetched records, and
 quick records make room sooner than a resumed partition delivers."""
 
-SLOW_SECONDS = 0.25
-"""A lot that stays full for this time is slow: further records would wait long behind the parked records."""
+SLOW_SECONDS = 1.0
+"""A full lot is slow if it gives out fewer records in this time than it may hold: further records would wait longer."""
 STILL_SECONDS = 10.0
 """A lot that gives out no record for this time does not count as slow: its engine is away."""
 
@@ -57,12 +57,16 @@ class Lot:
         """The virtual time of fair queueing: `served` of the party drawn last, before its last record."""
         self._tight_since: float | None = None
         self.slow = False
-        """True if the lot has been full for SLOW_SECONDS, and gives out records."""
+        """True if the lot is full, and gave out records, but fewer than its capacity in the last SLOW_SECONDS."""
         self.full = False
         """True if partitions have to be paused: the lot lacked room for a while, and has not been half empty since."""
-        self._full_since = 0.0
+        self._counted_since = 0.0
+        self._counted = 0
+        """Records that a full lot has given out since `_counted_since`."""
+        self._fell_behind = False
         self._gave_at = -math.inf
-        self._gave_any = False
+        self._drawn = 0
+        """Records that were drawn since the last `look`."""
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
@@ -106,12 +110,15 @@ class Lot:
         high = self._tight_since is not None and now - self._tight_since >= TIGHT_SECONDS
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         if high and not self.full:
-            self._full_since = now
-        if self._gave_any:
-            self._gave_at, self._gave_any = now, False
+            self._counted_since, self._counted, self._fell_behind = now, 0, False
+        self._gave_at = now if self._drawn else self._gave_at
+        self._counted += self._drawn
+        self._drawn = 0
+        if now - self._counted_since >= SLOW_SECONDS:
+            self._fell_behind = self._counted < self._capacity
+            self._counted_since, self._counted = now, 0
         self.full = high or (self.full and not low)
-        moves = now - self._gave_at < STILL_SECONDS
-        self.slow = self.full and moves and now - self._full_since >= SLOW_SECONDS
+        self.slow = self.full and self._fell_behind and now - self._gave_at < STILL_SECONDS
 
     @property
     def gives_way(self) -> bool:
@@ -155,7 +162,7 @@ class Lot:
         for queue in unready:
             queue.served = max(queue.served, self._reached)
         self._left(drawn)
-        self._gave_any = self._gave_any or bool(drawn)
+        self._drawn += len(drawn)
         return drawn
 
     def correct(self, party: Party, cost: float) -> None:
@@ -175,14 +182,14 @@ class Lot:
             raise KeyError(partition.id)
         return min(records, key=_offset)
 
-    def surplus(self) -> list[Parked]:
-        """While the lot is crowded, remove the last record of the party with the highest cost. Return all removed.
+    def surplus(self, most: int) -> list[Parked]:
+        """While the lot is crowded, remove the last record of the party with the highest cost. Return up to `most`.
 
         So a party below its share loses no record, whatever other parties send. A party's only record stays. If each
         party has only one record, partitions have to be paused: see `gives_way`.
         """
         found: list[Parked] = []
-        while self.crowded and self.gives_way:
+        while len(found) < most and self.crowded and self.gives_way:
             heaviest = max((queue for queue in self._parties.values() if queue.records > 1), key=_cost)
             found.append(heaviest.last())
             self._left(found[-1:])

@@ -18,7 +18,7 @@ MAX_OUTPUT_BYTES = 1_000_000
 """A broker refuses larger outputs. The transaction would abort, and so would each repetition."""
 
 AT_A_TIME_SECONDS = 0.001
-"""The time for which records run one after the other before the loop serves its other tasks."""
+"""The time for which records run, or are deferred, one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
 """The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
 so another stage's records get four times as much of the loop. A callback takes a millisecond and a half in all, so a
@@ -88,6 +88,10 @@ class Runner:
         self.begun = 0
         """The number of dispatched records whose handlers have begun, or never will. The Kafka thread reads it too."""
         self._beginning = False
+        self._surplus: deque[_Dispatched] = deque()
+        """Records to defer."""
+        self.deferred = 0
+        """The number of surplus records that are deferred, or never will be. The Kafka thread reads it too."""
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
         """Keeps the newest task alive until it has begun: the loop keeps no reference."""
@@ -107,17 +111,30 @@ class Runner:
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
         """Complete records beyond their party's share with the outputs of `Sharing.defer`, without handling them."""
-        for partition, record in surplus:
-            self._completions.put(Handled(partition, record, self._deferred(record), now, deferred=True))
+        self._surplus.extend([(partition, record, now) for partition, record in surplus])
+        self._defer_some()
 
     def cancel(self, partition: Partition) -> None:
         """Cancel all handlers and queued records of a partition that another worker gets."""
+        surplus = deque(entry for entry in self._surplus if entry[0] is not partition)
+        self.deferred += len(self._surplus) - len(surplus)
+        self._surplus = surplus
         kept = deque(entry for entry in self._queue if entry[0] is not partition)
         self.begun += len(self._queue) - len(kept)
         self._queue = kept
         for task in self._tasks.pop(partition, {}).values():
             if task is not None:
                 task.cancel()
+
+    def _defer_some(self) -> None:
+        """Defer records for a while, and the rest after the loop's other tasks: records that can run now come first."""
+        began = time.perf_counter()
+        while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
+            partition, record, since = self._surplus.popleft()
+            self.deferred += 1
+            self._completions.put(Handled(partition, record, self._deferred(record), since, deferred=True))
+        if self._surplus:
+            asyncio.get_running_loop().call_soon(self._defer_some)
 
     def _begin(self) -> None:
         """Start a task for the queued records, and schedule the next `_begin` for when this task has ended or waits."""

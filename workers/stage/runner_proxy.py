@@ -18,11 +18,17 @@ class RunnerProxy:
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the runner. `Stage.run` sets it before the first call."""
         self._dispatched = 0
+        self._surplus = 0
 
     @property
     def not_begun(self) -> int:
         """The number of dispatched records that wait for the event loop: their handlers have not begun."""
         return self._dispatched - self.runner.begun
+
+    @property
+    def is_deferring(self) -> bool:
+        """True until the surplus of the last `defer` is deferred."""
+        return self._surplus > self.runner.deferred
 
     def start(self, batch: list[tuple[Partition, Record]], now: float) -> None:
         """Call `Runner.start`. `now`: monotonic seconds of the dispatch."""
@@ -35,6 +41,7 @@ class RunnerProxy:
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
         """Call `Runner.defer`."""
+        self._surplus += len(surplus)
         self._on_loop(self.runner.defer, surplus, now)
 
     def cancel(self, partition: Partition) -> None:

@@ -121,10 +121,11 @@ class Stage:
         """Fetch, take, dispatch and settle records, then pause and resume partitions."""
         window = self.dispatching.window
         window.look(self._clock.monotonic())
-        if window.tight:
+        if window.tight or self.dispatching.is_deferring:
             self._clock.sleep(0.001)
         else:
             self.take(*self._intake.consume(window.batch, self.patience()))
+        self.dispatching.defer_surplus()
         self.turn()
         self.regulate()
         self.watch.look(list(self.held.partitions.values()))
@@ -163,7 +164,6 @@ class Stage:
             self.dispatching.opened(partition)
         for partition, record in self.fetching.take(found):
             self.dispatching.accept(partition, record)
-        self.dispatching.defer_surplus()
         for partition in self.fetching.reach(found_ends):
             self.dispatching.caught_up(partition)
 
@@ -174,7 +174,7 @@ class Stage:
     def dispatch(self) -> int:
         """Hand over the records that may run now. Returns the number of these records."""
         try:
-            return self.dispatching.dispatch(len(self.transactions.pending))
+            return self.dispatching.dispatch(self.transactions.handled)
         except NothingCompletes as error:
             self._end_with(error)
             return 0

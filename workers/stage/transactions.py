@@ -65,6 +65,11 @@ class Transactions:
         """Completions to settle next."""
         self.group_commit = GroupCommit(group_commit_seconds)
 
+    @property
+    def handled(self) -> int:
+        """The number of handled records that wait to be settled. Deferred records were never handled."""
+        return sum([not completion.deferred for completion in self.pending])
+
     def collect(self) -> list[tuple[Partition, Record]]:
         """Collect completions from the event loop. Returns the records whose engine died with them."""
         now, ended, healthy = self._clock.monotonic(), 0, False

@@ -104,9 +104,9 @@ class Window:
         """Park a record that was taken, in the queue of `party`."""
         self._lot_of(partition).add(partition, record, party)
 
-    def surplus(self) -> list[Parked]:
-        """Remove and return the records of the first place that have to wait in the later one."""
-        return self.first.surplus() if self._overflows(self.first) else []
+    def surplus(self, most: int) -> list[Parked]:
+        """Remove and return up to `most` records of the first place that have to wait in the later one."""
+        return self.first.surplus(most) if self._overflows(self.first) else []
 
     def correct(self, partition: Partition, party: Party, cost: float) -> None:
         """Add to the cost of a party's drawn records, see `Lot.correct`."""
