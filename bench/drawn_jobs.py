@@ -86,7 +86,7 @@ class DrawnJobs:
         if self._rng.random() < 0.8:
             job.pop("response_format", None)  # the schema does not state which of its fields go together
         if self._rng.random() < 0.8:
-            job.pop("model_id", None)  # no engine has a drawn name, so nothing else of the job would be tested
+            job.pop("model_id", None)  # a drawn name has no engine, so the job would only be rejected
             job.pop("adapter", None)
         if self._rng.random() < 0.7:
             # Half of the URLs go to the receiver unchecked, since a refused URL rejects the job before any other check.

@@ -45,7 +45,7 @@ _TARGETS: Final = {"zyte": 0.94, "wcxb": 0.86}
 """F1 of the main text; the alternative is a share of questions with their passage."""
 _END_TO_END: Final = 0.97
 _LABELLED: Final = 0.01
-"""Most of ordinary pages that may be labelled."""
+"""The largest share of ordinary pages that may be labelled as steering."""
 _CPU_MS: Final = 6.0
 
 

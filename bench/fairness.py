@@ -104,7 +104,7 @@ def _send(kafka: KafkaSettings, tenant: str, name: str, count: int, latency: flo
 
 
 def _prompt(number: int, latency: float) -> str:
-    """Return a job's question. Its time to answer follows from its number alone, so each ten take the same times."""
+    """Return a job's question. The job's number alone sets its time to answer, so every ten jobs take equal times."""
     seconds = latency * (0.5 + number * SPREAD % 1)
     return f"[[sleep {seconds:.3f}]] Where is case {number} of the cases that the court of this city has seen lately?"
 

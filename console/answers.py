@@ -130,7 +130,7 @@ class Answers:
                 stay += len(numbers)
         self._superseded.clear()
         if stay:
-            say(f"{stay} jobs were answered again meanwhile: of their lines the last ones count")
+            say(f"{stay} jobs were answered again meanwhile: the last line of each counts")
 
     def _write(self, out: TextIO, line: str, job_id: str) -> None:
         if self.ordered is not None:

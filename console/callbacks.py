@@ -56,8 +56,8 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
     """Return a function that gives the refusal of a URL, with origin, reason and fix; None if the URL is allowed.
 
-    A base install lacks the workers' rules. Without them the function refuses only unreadable URLs, and http
-    URLs unless this environment may allow http.
+    In a base install, which lacks the workers' rules, the function refuses only unreadable URLs, and http URLs where
+    this environment cannot allow http.
     """
     development = fleet.env == "development"
     try:

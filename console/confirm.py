@@ -20,7 +20,7 @@ def confirmed(question: str, *, yes: bool) -> None:
 def told_of_change(counted: int, found: int) -> None:
     """Print both numbers if the command found another number of records than it had counted before the question."""
     if found != counted:
-        say(f"{counted} were counted before, and {found} were there then: somebody else has acted meanwhile")
+        say(f"{counted} were counted before the question, and {found} after it: another process has acted meanwhile")
 
 
 def limited(counted: int, limit: int | None) -> int:

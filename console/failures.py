@@ -67,7 +67,7 @@ class Failures:
             self._by_job[job_id] = reason
 
     def discard(self, job_id: str) -> None:
-        """Forget the reason of a named job, which has a newer result."""
+        """Forget the reason of a named job that has a newer result."""
         self._by_job.pop(job_id, None)
 
     def tell(self) -> None:

@@ -47,7 +47,7 @@ def checked_tenant(tenant: str) -> str:
     """Return the tenant's name if it is valid in headers and topics, else end the command."""
     from schemas.job import Tenant
 
-    return checked_text(Tenant, tenant, "--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first")
+    return checked_text(Tenant, tenant, "--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first")
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:

@@ -34,8 +34,8 @@ def upgrade(store: StoreUrl = None) -> None:
 def rebuild(store: StoreUrl = None) -> None:
     """Make the rows of results and callback attempts again from Kafka, beside running gateways.
 
-    Rows whose records Kafka has deleted stay as they are. Keys, tenants, files and batches are not touched, but for the
-    counts of running batches. No event, webhook or callback is sent again.
+    Rows whose records Kafka has deleted stay as they are. Keys, tenants, files and batches are not touched, except for
+    the counts of running batches. No event, webhook or callback is sent again.
     """
     with needing("gateway"):
         from confluent_kafka import KafkaException

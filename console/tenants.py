@@ -52,7 +52,7 @@ def show(tenant: Name, store: StoreUrl = None) -> None:
 
         found = opened.read(lambda connection: find_tenant(connection, tenant))
     if found is None:
-        raise fail(f"tenant {tenant} has no settings of its own; POSTBACK_ACCESS__TENANT_DEFAULTS counts", FAILED)
+        raise fail(f"tenant {tenant} has no settings of its own; POSTBACK_ACCESS__TENANT_DEFAULTS applies", FAILED)
     typer.echo(found.model_dump_json(exclude_none=True))
 
 
@@ -71,14 +71,14 @@ def list_tenants(store: StoreUrl = None) -> None:
 
 @app.command()
 def remove(tenant: Name, store: StoreUrl = None) -> None:
-    """Remove a tenant's settings, so that the defaults count. Its keys and jobs stay."""
+    """Remove a tenant's settings, so that the defaults apply. Its keys and jobs stay."""
     with opened_store(store) as opened:
         from gateway.access.tenants import remove_tenant
 
         removed = opened.change(lambda connection: remove_tenant(connection, tenant))
     if not removed:
         raise fail(f"tenant {tenant} has no settings of its own", FAILED)
-    say(f"removed the settings of tenant {tenant}; POSTBACK_ACCESS__TENANT_DEFAULTS counts")
+    say(f"removed the settings of tenant {tenant}; POSTBACK_ACCESS__TENANT_DEFAULTS applies")
 
 
 def _checked(text: str) -> TenantSettings:

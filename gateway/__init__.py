@@ -10,6 +10,6 @@
     blobs     contents of files, in a folder or in S3-compatible storage
     store     the database: tables, one writer thread with group commit, readers
 
-Kafka keeps the truth about jobs. The store can be rebuilt, but for keys, tenants, files, batches and idempotency.
+Kafka keeps the truth about jobs. The store can be rebuilt, except keys, tenants, files, batches and idempotency.
 A room imports only rooms below its line.
 """

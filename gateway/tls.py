@@ -84,7 +84,7 @@ class _Expiry:
 
 @dataclass(frozen=True, slots=True)
 class _LoadedTls:
-    """A context, and the content of its files that the door needs besides."""
+    """A context, and facts from its files that the context does not show."""
 
     context: ssl.SSLContext
     stamps: tuple[Stamp, ...]

@@ -43,7 +43,7 @@ _REFUSALS = (
     kafka_errors.PolicyViolationError,
     kafka_errors.RecordListTooLargeError,
 )
-"""Errors after which the broker certainly does not have the job. After any other error it may have the job."""
+"""Errors after which the broker certainly does not have the job. After any other error, the broker may have it."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024

@@ -3,8 +3,8 @@
 Each tenant has k of the N partitions, so that one tenant's flood fills k queues and not all. Two tenants rarely share
 all of their partitions; with plain sharding, all tenants of a shard do. k is a third of N, but at least 2: of 12
 partitions each tenant has 4, and there are 495 different choices. The weight of a (tenant, partition) pair is a hash of
-both, and a tenant gets the k heaviest partitions. So a new partition replaces at most one of a tenant's partitions,
-unless it makes k grow, and moves nothing else.
+both, and a tenant gets the k heaviest partitions. So a new partition replaces at most one of a tenant's partitions, or
+joins them if k grows; it moves nothing else.
 
 Jobs without a tenant belong to `default`, which uses all partitions: a fleet with a single tenant needs no shielding.
 

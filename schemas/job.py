@@ -282,7 +282,7 @@ class Job(WireModel):
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
     reasoning: Reasoning | None = None
-    """Bounds of the model's reasoning; as the model likes where absent. For models that reason."""
+    """Bounds of the reasoning of a model that reasons; where absent, the model decides."""
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None

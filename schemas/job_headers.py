@@ -32,7 +32,9 @@ librdkafka writes a UUID as 22 characters of base64 with `+` and `/` (RFC 4648, 
 """
 _NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
 _HEADER_RULES = {
-    topics.TENANT: _rule(TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
+    topics.TENANT: _rule(
+        TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first"
+    ),
     topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
     topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),

@@ -46,7 +46,7 @@ _ONE_QUESTION = [
         },
     },
 ]
-"""Job's validator as JSON Schema: exactly one of the three fields is set, and texts to embed go with few others."""
+"""Job's validator as JSON Schema: exactly one of three fields is set, and `embed` allows few other fields."""
 
 
 def documents() -> dict[str, str]:

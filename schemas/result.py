@@ -53,7 +53,7 @@ class Citation(WireModel):
     support: Support
     """The closeness of the source's text to the sentence."""
     quote: Quote | None = None
-    """The source's words that are nearest to the sentence; absent without support, and late in a very long answer."""
+    """The source's words nearest to the sentence; absent without support, and at the end of a very long answer."""
 
 
 class SourceDetails(WireModel):
@@ -164,6 +164,6 @@ class Result(WireModel):
     error: ResultError | None = None
     """The reason why the job did not succeed; absent if it did."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    """The job's metadata, unchanged but for markers such as `[redacted:card]` of the operator's input filter."""
+    """The job's metadata, unchanged except for markers such as `[redacted:card]` of the operator's input filter."""
     created_at: int
     """The time at which the result was made, in Unix seconds."""

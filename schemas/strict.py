@@ -124,7 +124,7 @@ def _names_in_messages(job: Job) -> Iterator[str]:
 
 
 def _whole(job: Job, *problems: Problem) -> Job:
-    """Return the job if it has no problems, also none that only a database has. Raises NotAJob."""
+    """Return the job if it has no problems, and no character that a database cannot store. Raises NotAJob."""
     if job.custom_id is not None and _NUL in job.custom_id:
         problems += (Problem("custom_id", "has a NUL character, which a database cannot store"),)
     if job.metadata and any(_NUL in name or _NUL in value for name, value in job.metadata.items()):

@@ -24,7 +24,7 @@ _INVISIBLE: Final = (
 _MOST_MARKS: Final = 15
 """Marks of one cluster. Python's normalisation takes quadratic time for a long run of marks."""
 _LONGEST_EXPANSION: Final = 4
-"""Characters that one may become; a few ligatures of whole sentences stay as they are."""
+"""Most characters that folding makes of one; a few ligatures of whole sentences stay as they are."""
 
 _mark = re.compile(f"[{_MARKS}]+")
 _control = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")

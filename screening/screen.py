@@ -25,7 +25,7 @@ from screening.rules_file import PlacedRule, read_rules
 from screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
-"""Passes over a text that markers change: text beside a marker may match only then. Two are usual."""
+"""Passes over a text: with a marker in it, the text beside the marker may match for the first time. Two are usual."""
 _TENANTS_KEPT = 1024
 _UNAVAILABLE = "unavailable"
 

@@ -33,7 +33,7 @@ STAGE = {
     "cohort-dispatched": Action("info", "The stage tries a group of suspects: records that ran when a worker died."),
     "suspect-tried-without-others": Action(
         "warning",
-        "A record killed its worker twice alone, and no other record completed meanwhile; the record is tried again.",
+        "A record killed its worker twice while alone, and no other completed meanwhile; the record is tried again.",
     ),
     "record-quarantined": Action(
         "error",

@@ -9,7 +9,7 @@ from operators.doctor.findings import Finding, fault, warning
 
 
 def check_keyring(path: str | None, *, required: bool) -> Iterator[Finding]:
-    """Yield the faults of the keyring. Without a path, a keyring is missing only where a role requires it."""
+    """Yield the faults of the keyring. A missing path is a fault only if a role requires a keyring."""
     from workers.delivery.keyring import Keyring, KeyringError, KeyringMissing
 
     if not path:

@@ -88,7 +88,7 @@ def accept_jobs(
 
 
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
-    """Insert several jobs. Raises JobExists for the first one that exists; the savepoint lets the search see it."""
+    """Insert several jobs. Raises JobExists for the first one that exists, found after a rollback to a savepoint."""
     savepoint = connection.begin_nested()
     if insert_new(connection, jobs, rows) == len(rows):
         savepoint.commit()

@@ -9,7 +9,7 @@ position once before it writes into the outbox, and `adopt` raises the counter. 
 on Kafka; the others go there with the numbers that they had.
 
 Kafka forgets offsets of a group that commits none for seven days, and those of a deleted topic. The relay commits every
-hour, and the store remembers each position, too; without Kafka's answer the store's counts.
+hour, and the store remembers each position, too. If Kafka has forgotten the position, the store's is used.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PositionReader:
 def adopt(connection: Connection, position: int | None) -> tuple[int, bool]:
     """Delete the rows that Kafka has, and raise the counter to the position, in a write transaction.
 
-    Returns the position, by the store if Kafka knows none, and whether the store was behind Kafka.
+    Returns the position (the store's, if Kafka has none), and whether the store was behind Kafka.
     """
     if position is None:
         return int(value_of(connection, _RELAYED) or 0), False

@@ -45,7 +45,7 @@ POLL_SECONDS = 0.25
 KEEP_SECONDS = 3_600.0
 """The time between commits of an idle relay, so that Kafka does not forget its position."""
 SILENT_SECONDS = 5.0
-"""The time without success after which readiness says so."""
+"""The time without success after which `/readyz` fails."""
 
 log = get_logger()
 

@@ -50,7 +50,7 @@ class SideThread(ABC):
         """Work until `_goes_on` is False."""
 
     def _goes_on(self) -> bool:
-        """Note that the thread is alive; return whether it shall work on."""
+        """Note that the thread is alive; return whether it may go on."""
         self._heartbeat.beat()
         return not self._stopping.is_set()
 

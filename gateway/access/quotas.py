@@ -1,7 +1,8 @@
 """Quotas: work that a tenant has queued, counted in jobs (lines) and tokens.
 
 Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
-and each batch keeps its own reservation in its row, so that a reservation is given back once, a repeat.
+and each batch keeps its own reservation in its row, so that a repeated
+result gives nothing back twice.
 Only tenants with a quota reserve anything: others cost no write.
 """
 

@@ -27,7 +27,7 @@ def put_tenant(connection: Connection, clock: Clock, tenant: str, settings: Tena
 
 
 def remove_tenant(connection: Connection, tenant: str) -> bool:
-    """Remove the tenant's settings, so that the defaults count; its keys and jobs stay. False if it has none."""
+    """Remove the tenant's settings, so that the defaults apply; its keys and jobs stay. False if it has none."""
     return connection.execute(tenants.delete().where(tenants.c.tenant == tenant)).rowcount == 1
 
 

@@ -1,7 +1,7 @@
 """The clerk: checks new batches, writes the files of answered ones, and sweeps files. A side task of the process.
 
-All of it is found in the store, so a killed process loses nothing: the next one goes on. A process claims a batch for
-a few seconds, again and again while it works; a claim only saves double work, and every step is compare-and-set.
+The store shows the work that is left, so after a kill the next process goes on. A process claims a batch for a few
+seconds, and renews the claim while it works. A claim only avoids double work: every step is compare-and-set.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Clerk(SideTask):
         return orders.claim(connection, batch_id, now_ms, now_ms + CLAIM_MS)
 
     async def _renew(self, row: BatchRow) -> None:
-        """Keep the claim until cancelled. Without the store it ends, and another process may do the same work too."""
+        """Keep the claim until cancelled. While the store is away the claim may end, and others do the work too."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             until = self._shelf.now_ms() + CLAIM_MS
@@ -197,7 +197,7 @@ class Clerk(SideTask):
             log.info("A batch's files are written, if it has all results.", action="batch-ended", batch_id=row.id)
 
     def _late(self, row: BatchRow) -> BatchRow | None:
-        """Let a batch be finalised that has passed its end. Returns its new row; None if it was changed meanwhile."""
+        """Begin to finalise a batch that is past its end. Returns its new row; None if it was changed meanwhile."""
 
         def change(connection: Connection) -> BatchRow | None:
             if not orders.step(connection, row.id, IN_PROGRESS, FINALIZING, finalizing_at=self._shelf.now_ms()):

@@ -62,7 +62,7 @@ class Unusable(Exception):  # noqa: N818 - it names what is wrong
 
 
 class ExpansionHandler:
-    """Turns ranges of batches into jobs. On the event loop; files and rows are read in threads."""
+    """Turns ranges of batches into jobs, on the event loop; threads read files and rows."""
 
     def __init__(
         self,

@@ -191,7 +191,7 @@ def step(connection: Connection, identifier: str, status: str, following: str, *
 def due(connection: Connection, now_ms: int, late_ms: int, cancelled_ms: int) -> list[BatchRow]:
     """Return batches that have something to be done, and that no process has claimed.
 
-    `late_ms`: a batch that expires before is late. `cancelled_ms`: one cancelled before waits for no more results.
+    A batch that expires before `late_ms` is late. A batch cancelled before `cancelled_ms` waits for no more results.
     """
     answered = batches.c.completed + batches.c.failed >= batches.c.total
     waiting = or_(

@@ -1,6 +1,6 @@
-"""Lists in pages, by id. An id sorts by its time of creation, so a page needs no row of the last one's end.
+"""Lists in pages, by id. Ids sort by their time of creation.
 
-So a list that is read while objects are deleted goes on behind an id that no longer exists.
+So the next page begins after an id even if its object was deleted meanwhile.
 Source: OpenAI's API reference, "List files" and "List batches".
 """
 

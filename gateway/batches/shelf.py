@@ -37,7 +37,7 @@ class Shelf:
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
         """Begin a file. Raises Declined (413), BlobsAway and StoreAway.
 
-        Without `bounded`, the tenant's other files may fill its space: a batch's answers are paid for already.
+        Without `bounded`, the file may exceed the tenant's space: answers of a batch must find room.
         """
         identifier, now_ms = f"file-{new_hex(self.clock)}", self.now_ms()
         most = self.settings.tenant_bytes if bounded else None

@@ -1,4 +1,4 @@
-"""The states of a batch, as OpenAI names them, and which may follow which.
+"""The states of a batch, as OpenAI names them, and the allowed changes from one to another.
 
     validating ─► in_progress ─► finalizing ─► completed | expired
         │  │           └─► cancelling ─► cancelled

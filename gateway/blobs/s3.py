@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
 
 PART_BYTES = 8 * 1024 * 1024
-"""The size of an upload's parts. S3 takes no smaller ones than 5 MiB, but for the last."""
+"""The size of an upload's parts. S3 takes no part below 5 MiB, except the last."""
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND = frozenset({"InvalidRange", "416"})
 _CONFIG = Config(

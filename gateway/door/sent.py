@@ -15,7 +15,7 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 
 
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """Return the bytes that the kernel holds for the peer. It holds some whenever the process holds more."""
+    """Return the bytes that the kernel holds for the peer. 0 shows that the process holds none either."""
     try:
         return int(struct.unpack("=i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except (OSError, ValueError):

@@ -52,7 +52,7 @@ def open_engine(url: str) -> Engine:
 
 
 def writing(engine: Engine, hold: Hold | None = None) -> Engine:
-    """Return an engine on the same pool for write transactions, which a hold keeps from the outbox."""
+    """Return an engine on the same pool for write transactions. While `hold` is set, they cannot add to the outbox."""
     return engine.execution_options(**{_WRITES: True, OPTION: hold})
 
 

@@ -21,7 +21,7 @@ _CLOCK = SystemClock()
 class TopicReader:
     """One reading of topics that exist. Methods raise KafkaException. A single thread calls all methods.
 
-    A topic that does not exist is no part of `places`. A topic made anew needs another reader.
+    `places` leaves out topics that do not exist. A topic made anew needs another reader.
     """
 
     def __init__(self, kafka: KafkaSettings, topics: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
 """The time between two questions for new partitions, and for topics that were made anew."""
 SILENT_SECONDS = 10.0
-"""The time without success after which readiness says so."""
+"""The time without success after which `/readyz` fails."""
 
 log = get_logger()
 
@@ -99,8 +99,8 @@ class TopicView(SideThread):
     def _take(self, messages: Sequence[Any]) -> None:
         """Write records. Raises StoreAway and OffsetsMoved.
 
-        If that fails by a defect, each record is written alone, and the one at fault without its consequences, or left
-        out: it must not end the view for all others.
+        If a defect makes that fail, each record is written alone. A record that still fails is written without its
+        consequences, or else left out, so that the view goes on with all others.
         """
         if self._is_written(messages, self._hooks):
             return

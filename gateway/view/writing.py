@@ -79,7 +79,7 @@ def _key(record: ResultRecord) -> tuple[str, str]:
 
 
 def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, bool]]:
-    """Return of each job with a row: its url, and whether it has no result yet."""
+    """Return the url of each job that has a row, and True for a job without a result."""
     columns = (jobs.c.tenant, jobs.c.job_id, jobs.c.url, jobs.c.status)
     asked = select(*columns).where(pair_in(connection, (jobs.c.tenant, jobs.c.job_id), keys))
     return {(tenant, job_id): (url, status in _UNFINISHED) for tenant, job_id, url, status in connection.execute(asked)}

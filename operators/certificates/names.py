@@ -62,7 +62,7 @@ def checked_authority_name(name: str) -> str:
 def checked_tenant(tenant: str) -> str:
     """Return the tenant if it is a tenant's name. Raises InputRefused."""
     if not re.fullmatch(TENANT_PATTERN, tenant):
-        raise InputRefused("--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first")
+        raise InputRefused("--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first")
     return tenant
 
 
@@ -138,7 +138,7 @@ def _address(text: str) -> str | None:
 
 
 def _host(text: str) -> str | None:
-    """Return the DNS name in lower case and ASCII, or None if the text is none."""
+    """Return the DNS name in lower case and ASCII, or None if the text is not a DNS name."""
     wildcard, rest = text.startswith("*."), text.removeprefix("*.")
     host = rest.removesuffix(".").lower()
     if not host.isascii() or "xn--" in host:

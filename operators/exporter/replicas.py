@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEAST_HORIZON_SECONDS = 30.0
-"""The time that jobs due now or late are taken to have: workers for a shorter time would start too late anyway."""
+"""The least time to assume for a job, even a late one: more workers would not be ready any sooner."""
 
 
 @dataclass(frozen=True, slots=True)

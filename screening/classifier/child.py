@@ -21,11 +21,11 @@ from typing import Any, Final
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Tokens of a window: the cost of a model grows with the square."""
+"""Tokens of a window: a model's cost grows with the square of their number."""
 _OVERLAP_TOKENS: Final = 64
 _WINDOWS_AT_ONCE: Final = 8
 _PIECE_CHARS: Final = 16_384
-"""Characters that are tokenised at once, so that a long text can be left when its time is up."""
+"""Characters that are tokenised at once, so that a long text can be abandoned when its time is up."""
 _ALARM_SECONDS: Final = 30.0
 """Seconds after a request's own when the process ends by itself, since its parent may be dead."""
 _MOST_REASON_CHARS: Final = 200
@@ -72,7 +72,7 @@ def _answer(model: _ClassifierModel, request: dict[str, Any]) -> dict[str, Any]:
         return {"scores": [model.scores(text, deadline) for text in request["texts"]]}
     except _Late:
         return {"failed": "its seconds were over"}
-    except Exception as error:  # one text must not cost all jobs the loaded model
+    except Exception as error:  # a failure at one text must not end the loaded model for all jobs
         return {"failed": type(error).__qualname__}
 
 

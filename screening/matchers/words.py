@@ -65,7 +65,7 @@ class WordLists:
                 yield start, end
 
     def _stretched(self, lowered: str) -> Iterator[tuple[int, int]]:
-        """Return the words with a letter three times or more in a row that are listed once the letters are joined."""
+        """Return words with three or more equal letters in a row that, with these letters joined, are in the lists."""
         done = 0
         for run in _repeated.finditer(lowered):
             if run.start() < done:

@@ -160,7 +160,7 @@ def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
     worker = product.worker("w1", "--engine", "vllm", "--model", "acme/large", **online)
     ends_with(
         worker,
-        "the model acme/large is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did",
+        "the model acme/large is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN of that account",
     )
 
 

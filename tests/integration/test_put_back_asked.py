@@ -109,5 +109,5 @@ def test_what_another_run_puts_back_before_the_answer_is_not_put_back_again_and_
         assert postback_here("dead-letters", "redrive", "--tenant", "globex", "--yes", env=env).returncode == 0
         os.write(asked.screen, b"y\n")
         asked.see("2 of 2 put back")
-        assert "3 were counted before, and 2 were there then: somebody else has acted meanwhile" in asked.shown
+        assert "3 were counted before the question, and 2 after it: another process has acted meanwhile" in asked.shown
     assert called(given_up) == [b"0", b"1", b"2"]

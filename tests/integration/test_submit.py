@@ -279,7 +279,11 @@ def test_waiting_on_a_terminal_shows_the_answers_above_the_bars(fleet: KafkaSett
             "--model: is not a name of 1 to 256 characters of printable ASCII without spaces",
         ),
         (["-", "--callback-url", "ftp://x"], b"{}", "--callback-url: is not an http or https URL without credentials"),
-        (["-", "--tenant", "a b"], b'{"prompt": "q"}', "--tenant: 1 to 63 letters, digits, `_` or `-`, no sign first"),
+        (
+            ["-", "--tenant", "a b"],
+            b'{"prompt": "q"}',
+            "--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first",
+        ),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line_and_status_2(

@@ -24,5 +24,5 @@ def test_json_is_taken_also_where_max_tokens_fell_on_its_end(text: str) -> None:
 def test_what_is_no_json_is_refused_with_what_to_do(text: str) -> None:
     with pytest.raises(NotJson, match=r"max_tokens: the answer's JSON was not whole after 8 tokens; raise it"):
         require_json(answer(text, "length"), 8)
-    with pytest.raises(NotJson, match="response_format: the engine answered with what is not JSON"):
+    with pytest.raises(NotJson, match="response_format: the engine's answer is not JSON"):
         require_json(answer(text), 8)

@@ -93,6 +93,6 @@ def test_what_a_pipe_has_cannot_be_taken_back_so_that_its_last_lines_count_is_sa
     lines = [read_result(line.encode()) for line in pipe.getvalue().splitlines()]
     assert [(line.job_id, line.outcome) for line in lines if line.job_id == "a"][-1] == ("a", "succeeded")
     assert capsys.readouterr().err.splitlines() == [
-        "postback: 1 jobs were answered again meanwhile: of their lines the last ones count",
+        "postback: 1 jobs were answered again meanwhile: the last line of each counts",
         "postback: c failed: no",
     ]

@@ -125,7 +125,9 @@ def _token(value: bytes | None, name: str) -> str:
 def _tenant(text: str) -> str:
     """Check a tenant's name, for the event and the path of the tenant's public keys. Raises UnusableRecord."""
     if not _TENANT.fullmatch(text):
-        raise UnusableRecord(f"the header {names.TENANT} is not 1 to 63 letters, digits, `_` or `-`, no sign first")
+        raise UnusableRecord(
+            f"the header {names.TENANT} is not 1 to 63 letters, digits, `_` or `-`, a letter or digit first"
+        )
     return text
 
 

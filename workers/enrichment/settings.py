@@ -104,7 +104,7 @@ class EnrichmentSettings(BaseSettings):
     def _is_one_name(self) -> Self:
         if self.robots_agent.lower() not in self.user_agent.lower():
             raise ValueError(
-                "robots_agent has to be a part of user_agent, so that sites find in their logs whom they have rules "
-                "for: set POSTBACK_ENRICHMENT__ROBOTS_AGENT beside POSTBACK_ENRICHMENT__USER_AGENT"
+                "robots_agent is not a part of user_agent, so a site could not tell which of its rules apply: "
+                "set POSTBACK_ENRICHMENT__ROBOTS_AGENT together with POSTBACK_ENRICHMENT__USER_AGENT"
             )
         return self

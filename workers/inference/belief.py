@@ -10,7 +10,7 @@ from workers.stage.record import Record
 
 
 def believed_secrets(settings: WorkerSettings, trust: TrustSettings) -> TrustSecrets | None:
-    """Return the secrets of which one must have signed each job; None if any writer is believed.
+    """Return the secrets, one of which signs each believed job; None if any writer is believed.
 
     Raises SettingsRefused.
     """

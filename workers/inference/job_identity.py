@@ -47,7 +47,7 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """Return headers with the record's stated tenant and job id, of any bytes, if other values count."""
+    """Return headers with the tenant and job id that the record states, of any bytes, if the job goes by others."""
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]

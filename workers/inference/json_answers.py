@@ -18,7 +18,7 @@ def require_json(completion: Completion, max_tokens: int) -> None:
     except (ValueError, RecursionError):
         if completion.finish_reason == "length":
             raise NotJson(f"max_tokens: the answer's JSON was not whole after {max_tokens} tokens; raise it") from None
-        raise NotJson("response_format: the engine answered with what is not JSON") from None
+        raise NotJson("response_format: the engine's answer is not JSON") from None
 
 
 def _refuse(name: str) -> None:

@@ -53,8 +53,8 @@ class WorkerSettings(BaseSettings):
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.
 
-    Further jobs with sources wait. Jobs without sources pass them, until `window_records` jobs are in work. An engine
-    that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
+    Further jobs with sources wait. Jobs without sources overtake those that wait, until `window_records` jobs are in
+    work. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
     """The bulk lane's least share of the freed places while both lanes have jobs.

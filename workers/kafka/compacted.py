@@ -58,7 +58,7 @@ class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
 async def until_caught_up(
     topic: str, caught_up: Awaitable[object], ended: Awaitable[object], read: Callable[[], int]
 ) -> None:
-    """Wait until a topic is read to its end, or its following ends, for as long as `read` grows: the number of records.
+    """Wait until a topic is read to its end, or its following ends. `read` returns the number of records so far.
 
     Raises BrokerAway if no record came for START_SECONDS, or the exception of `ended`.
     """

@@ -22,7 +22,7 @@ MOST_BYTES = 256 * 1024
 MOST_KEYS = 100
 LEAST_RSA_BITS = 2048
 _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
-"""Keys of other kinds are passed over: every reader of a symmetric key among public ones could sign."""
+"""Keys of other kinds are skipped: any reader of a published symmetric key could sign."""
 
 log = get_logger()
 
@@ -97,7 +97,7 @@ class IssuerKeys:
 
 
 def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:
-    """Return the issuer's usable keys by id. Blocks for 2 * FETCH_SECONDS at most, and a bit. Raises IssuerAway."""
+    """Return the issuer's usable keys by id. Blocks for little more than 2 * FETCH_SECONDS. Raises IssuerAway."""
     with requests.Session() as session:
         session.trust_env = False  # a .netrc could send the operator's passwords to the issuer
         session.verify = str(settings.ca_file) if settings.ca_file is not None else True

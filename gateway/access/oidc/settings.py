@@ -38,7 +38,7 @@ class OidcSettings(BaseModel):
     leeway_seconds: int = Field(default=30, ge=0, le=300)
     """The difference between the issuer's clock and this one that `exp` and `nbf` allow."""
     keys_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """Time for which fetched keys count. A key that the issuer withdraws is taken for that long at most."""
+    """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for that long at most."""
     cooldown_seconds: float = Field(default=30.0, ge=1, le=3600)
     """Shortest time between two requests to the issuer, however many tokens name unknown keys."""
     stale_seconds: float = Field(default=86_400.0, ge=0, le=7 * 86_400)

@@ -121,7 +121,7 @@ class AdminRoutes:
         return _json(_tenant(name, settings))
 
     async def delete_tenant(self, request: Request) -> Response:
-        """Remove a tenant's settings: the defaults count. Its keys and jobs stay."""
+        """Remove a tenant's settings: the defaults apply. Its keys and jobs stay."""
         door = self._door
         await door.principal(request, Scope.ADMIN)
         name = _named(request)
@@ -136,7 +136,7 @@ def _named(request: Request) -> str:
     try:
         return _TENANT.validate_python(request.path_params["tenant"])
     except ValidationError:
-        reason = "The tenant is not 1 to 63 letters, digits, `_` or `-`, no sign first."
+        reason = "The tenant is not 1 to 63 letters, digits, `_` or `-`, a letter or digit first."
         raise ApiError(400, "invalid_tenant", reason, param="tenant") from None
 
 

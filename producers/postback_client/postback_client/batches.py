@@ -50,7 +50,7 @@ class Batches:
         return self.begin(file.id, endpoint=url, metadata=metadata)
 
     def begin(self, file_id: str, *, endpoint: str, metadata: Mapping[str, str] | None = None) -> Batch:
-        """Begin a batch of a file that is uploaded. A repeat within the call does not begin another one."""
+        """Begin a batch of a file that is uploaded. Requests that this call repeats begin only one batch."""
         terms = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", "metadata": metadata}
         body = json.dumps({name: value for name, value in terms.items() if value is not None}, default=dict)
         headers = {"content-type": "application/json", "idempotency-key": uuid.uuid4().hex}

@@ -16,7 +16,7 @@ _end_of_domain = re.compile(r"\.(?:[^\W\d_]{2,}|xn--[a-z0-9-]+)$", re.IGNORECASE
 
 
 def emails(text: str) -> Iterator[tuple[int, int]]:
-    """Return the places of e-mail addresses. Each `@` costs a bounded look to both sides."""
+    """Return the places of e-mail addresses. A bounded number of characters is read on both sides of each `@`."""
     done = 0
     place = text.find("@")
     while place >= 0:

@@ -11,7 +11,7 @@ from typing import Final
 from phonenumbers import NumberParseException, is_valid_number, parse
 
 _MOST_CHECKS: Final = 20_000
-"""Texts that are validated in one text, at 50 µs each. Further candidates count as numbers: it is a list of them."""
+"""Candidates of one text that are validated, at 50 µs each. Further ones count as numbers: the text lists numbers."""
 _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
 """Digits of a number (E.164)."""

@@ -73,7 +73,7 @@ def outcome(
 ) -> Completion | TryAgain:
     """Return the request's outcome by the response to its POST to `path`. `now`: Unix seconds. Raises EngineError.
 
-    `is_usual` is false if the job asked for another path than the settings name.
+    `is_usual` is false if the job, not the settings, chose the path.
     """
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)

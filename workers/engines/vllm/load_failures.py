@@ -25,7 +25,7 @@ def known_reason(model: str, error: BaseException) -> str | None:
         return "there is no vLLM here: build the image with --target worker-gpu, or pip install 'postback[worker,vllm]'"
     names, text = {type(one).__name__ for one in _causes(error)}, reason(error)
     if "GatedRepoError" in names:
-        return f"the model {model} is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN for who did"
+        return f"the model {model} is gated: accept its terms on the Hugging Face hub, and set HF_TOKEN of that account"
     if names & _UNKNOWN_TO_THE_HUB or "Invalid repository ID" in text:
         return (
             f"there is no model {model}: --model is a folder with a config.json, or a name on the Hugging Face hub, "

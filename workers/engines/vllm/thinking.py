@@ -98,7 +98,7 @@ class Thinking:
 
 
 def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> None:
-    """Raise RequestRejected if the request asks for reasoning, or bounds it, and the model cannot do so."""
+    """Raise RequestRejected if the request asks for reasoning, or for bounds on it, that the model does not have."""
     asked = request.reasoning
     if asked is None or not asked.is_wanted:
         return

@@ -98,7 +98,7 @@ def _reason(error: Exception) -> str:
 def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
     try:
         return {"similarities": texts.similarities(task["question"], json.loads(body))}
-    except Exception as error:  # one text that breaks a tokenizer must not cost all jobs the loaded model
+    except Exception as error:  # a failure at one text must not end the loaded model for all jobs
         return {"failed": type(error).__qualname__}
 
 

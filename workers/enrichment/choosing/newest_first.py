@@ -25,7 +25,7 @@ class NewestFirst(Generic[T]):
         return len(self._waiting)
 
     def put(self, request: T, seconds: float) -> list[T]:
-        """Add a request that has `seconds`. Return the oldest requests, evicted since they would be too late."""
+        """Add a request that is due in `seconds`. Return the oldest requests, evicted since they would be late."""
         self._waiting.append(request)
         served = seconds / self._one_seconds if self._one_seconds else float(len(self._waiting))
         crowded = max(0, len(self._waiting) - max(1, int(served)))

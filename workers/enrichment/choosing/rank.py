@@ -99,9 +99,9 @@ def rank(
 class Ranking:
     """The passages of all documents, each with its weight for the question.
 
-    A document is a title, its main text, and the page's other text if there is any. A passage of the other text takes
-    part only if it has more of the question than every passage of the main text: a list of links repeats the title,
-    and confuses a small model.
+    A document is a title, its main text, and the page's other text if there is any. A passage of the other text is
+    ranked only if it shares more words with the question than every passage of the main text. Otherwise a list of
+    links, which repeats the title, would confuse a small model.
     """
 
     def __init__(self, question: str, documents: Sequence[Sequence[str]], passage_chars: int) -> None:

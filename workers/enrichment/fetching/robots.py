@@ -59,7 +59,7 @@ class Robots:
         origin = str(plain.origin())
         rules = await self._rules(origin, asker)
         if rules.unknown is not None:
-            why = f"whether its site lets us read it is unknown, since of its robots.txt, {rules.unknown}"
+            why = f"its site's robots.txt, which says if it may be read, was not read: {rules.unknown}"
             raise Unreadable(why, is_outage=True, is_lasting=False)
         answer = {"allowed": True, "delay": 0.0}
         if rules.body.strip():

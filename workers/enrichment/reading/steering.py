@@ -1,6 +1,6 @@
 """Names the ways in which passages try to steer the model that reads them. Pure.
 
-Only the passages that are put before the model are judged: a page that says such things elsewhere steers nothing.
+Only passages that the model gets are judged: steering text elsewhere on the page has no effect.
 
 The names are labels for the result's reader and for the model. Safety does not depend on these labels. The text
 of every page stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An

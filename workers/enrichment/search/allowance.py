@@ -23,7 +23,7 @@ class Allowance:
         self.left_seconds = seconds
         """The remaining seconds, updated only when the search starts to wait and when it ends."""
         self.had_a_turn = False
-        """True after the search's first turn. Further requests of the search go before searches without a turn."""
+        """True after the search's first turn. From then on, its requests go before searches that have had no turn."""
         self._limit = asyncio.timeout(None)
         self._in_line = 0
         self._is_open = False
