@@ -196,7 +196,7 @@ def test_a_repeat_is_the_same_event_and_is_taken_once(
     assert rows == [(first.webhook_id, first.event["data"]["id"], PROMPT)]
 
 
-def test_what_goes_over_the_wire_is_what_the_page_says(fleet: Fleet) -> None:
+def test_the_page_states_the_bytes_on_the_wire(fleet: Fleet) -> None:
     head, body = raw_request(fleet)
     request_line, *lines = head.decode("ascii").split("\r\n")
     fields = dict(line.split(": ", 1) for line in lines)

@@ -127,7 +127,7 @@ def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_an
     assert attempts + LETTERS_KEPT_MS / 1000 < days * 86_400
 
 
-def test_who_was_away_is_told_to_ask_for_what_was_settled_before() -> None:
+def test_a_consumer_that_was_away_is_told_which_time_to_ask_for() -> None:
     [advice] = re.findall(r"As TIME, (.*?)\nEvents that still wait", DOCUMENT, re.DOTALL)
     assert advice.startswith(
         "name a time some days before your outage.\n"

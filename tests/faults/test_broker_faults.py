@@ -94,7 +94,7 @@ def test_each_of_three_brokers_dies_in_turn_and_every_job_is_answered_while_it_i
     assert own_processes.terminate("b") == 0
 
 
-def test_what_stood_open_when_broker_and_workers_died_together_holds_up_nobody(
+def test_transactions_left_open_by_dead_brokers_and_workers_delay_no_reader(
     own_broker: Broker, own_ledgers: Ledgers, own_processes: StageProcesses
 ) -> None:
     own_ledgers.submit({"id": number, "ms": 50 + number % 400} for number in range(JOBS))

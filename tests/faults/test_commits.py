@@ -41,7 +41,7 @@ def test_a_commit_with_undecodable_metadata_is_survived(ledgers: Ledgers, proces
     assert "ledger-undecodable" in processes.log("a")
 
 
-def test_what_was_done_above_the_base_is_not_done_again_by_the_next_owner(
+def test_records_done_above_the_base_are_not_done_again_by_the_next_owner(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
     jobs = ledgers.submit(({"id": number, "ms": 600_000 if number == 0 else 1} for number in range(100)), partitions=1)

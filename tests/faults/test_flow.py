@@ -83,7 +83,7 @@ def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledge
     ledgers.assert_each_exactly_once(jobs)
 
 
-def test_what_retention_removed_before_a_worker_came_is_said_and_the_rest_is_handled(
+def test_records_that_retention_removed_are_reported_and_the_rest_is_handled(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
     jobs = ledgers.submit(({"id": n, "ms": 1} for n in range(40)), partitions=1)

@@ -80,9 +80,7 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
     assert worker.terminate() == delivery.terminate() == 0
 
 
-def test_what_kafkas_own_client_has_to_say_stands_among_the_lines_of_json(
-    unprefixed: Product, own_broker: Broker
-) -> None:
+def test_lines_of_kafkas_own_client_stand_among_the_lines_of_json(unprefixed: Product, own_broker: Broker) -> None:
     worker = unprefixed.worker("w1", "--engine", "echo", "--with-delivery")
     eventually(lambda: worker.ready()[0], 60, "the worker does not become ready")
     own_broker.kill()

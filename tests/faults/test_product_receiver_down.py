@@ -21,7 +21,7 @@ def patient(product_with_tiers: Callable[..., Product]) -> Product:
     return product_with_tiers(*TIERS)
 
 
-def test_a_receiver_that_comes_back_gets_what_it_missed_and_what_nobody_takes_is_a_dead_letter(
+def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_letters(
     patient: Product,
 ) -> None:
     patient.callbacks.up()

@@ -142,7 +142,7 @@ def product(guarded: KafkaSettings, tmp_path: Path, clean_processes: None) -> It
         yield started
 
 
-def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -> None:
+def test_every_role_does_its_work_with_the_operations_of_the_table(product: Product) -> None:
     fleet = product.kafka
 
     def run(user: str, *arguments: str, given: bytes = b"") -> str:
@@ -194,7 +194,7 @@ def test_every_role_does_its_work_with_what_the_table_allows(product: Product) -
         assert role.terminate() == 0
 
 
-def test_a_gateway_does_its_work_with_what_the_table_allows(product: Product) -> None:
+def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Product) -> None:
     topics = postback("topics", "create", env=environment_of(product.kafka, **credentials("topics")))
     assert topics.returncode == 0, topics.stderr
     product.callbacks.tenants = ("acme",)
@@ -260,7 +260,7 @@ def settle(fleet: KafkaSettings, job_id: str) -> None:
     assert producer.flush(20) == 0
 
 
-def test_results_are_for_whom_the_table_lets_read_them_and_others_are_told_what_is_refused(product: Product) -> None:
+def test_readers_of_the_table_get_results_and_others_see_the_refused_operation(product: Product) -> None:
     fleet = product.kafka
     assert postback("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
     settle(fleet, "job_read")

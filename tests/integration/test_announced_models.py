@@ -33,7 +33,7 @@ def submit(product: Product, *arguments: str) -> list[str]:
     return [line.removeprefix("postback: ") for line in done.stderr.splitlines()]
 
 
-def test_a_check_warns_by_what_workers_announce_from_when_they_serve_until_they_end(product: Product) -> None:
+def test_a_check_warns_by_the_models_that_workers_announce_while_they_serve(product: Product) -> None:
     unchecked = "models were not checked: no worker of the shared lanes has announced itself within three minutes"
     ready = "7 jobs can be sent; nothing was sent"
     topic = product.kafka.topics.workers

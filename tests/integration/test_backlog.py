@@ -32,7 +32,7 @@ def commit(fleet: KafkaSettings, group: str, topic: str, progress: Progress) -> 
     consumer.close()
 
 
-def test_what_waits_is_told_without_any_process_and_once_it_is_done_no_more(product: Product) -> None:
+def test_waiting_records_are_shown_without_any_process_until_they_are_done(product: Product) -> None:
     product.kafka = product.kafka.model_copy(update={"partitions": 4})
     create_topics(product.kafka, engines=("big",))
     names = product.kafka.topics
@@ -57,7 +57,7 @@ def test_what_waits_is_told_without_any_process_and_once_it_is_done_no_more(prod
     assert lines[-1] == f"{after['total']} in all: 3 jobs, {after['callbacks']} results and callbacks"
 
 
-def test_what_is_done_above_the_base_does_not_wait(product: Product) -> None:
+def test_done_records_above_the_base_do_not_wait(product: Product) -> None:
     names = product.kafka.topics
     product.submit({"prompt": "Why?"} for _ in range(24))  # six in each of four partitions
     commit(product.kafka, "inference", names.requests(), Progress(base=1, done=0b1010, open=True))

@@ -66,7 +66,7 @@ def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> N
     assert (issued.returncode, issued.stdout) == (0, f"{tmp_path}/ca/one.pem\n{tmp_path}/ca/one.key\n")
 
 
-def test_the_backlog_can_be_read_with_what_the_ledgers_say() -> None:
+def test_the_backlog_is_read_with_the_done_offsets_of_the_ledgers() -> None:
     modules = "console.backlog, console.ledgers, operators.exporter.exporter, operators.exporter.reading"
     done = without_extras(f"import {modules}, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")

@@ -236,7 +236,7 @@ def test_on_debian_as_root_a_missing_java_is_installed(monkeypatch: pytest.Monke
     assert calls.read_text().splitlines() == ["update", "install -y --no-install-recommends default-jre-headless"]
 
 
-def test_what_the_package_manager_said_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_has_the_package_managers_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package_manager(monkeypatch, tmp_path, "echo E: no route to the archive; exit 100")
 
     with pytest.raises(MissingPrerequisite, match="Installing it failed:\nE: no route to the archive"):

@@ -61,7 +61,7 @@ def test_cancelling_nothing_is_refused() -> None:
     assert (done.returncode, done.stderr) == (2, "postback: say which jobs: ID or --ids\n")
 
 
-def test_what_is_no_id_is_refused() -> None:
+def test_a_text_that_is_no_id_is_refused() -> None:
     done = postback("cancel", "a job", env=environment_of())
 
     assert (done.returncode, done.stderr) == (

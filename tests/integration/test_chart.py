@@ -51,7 +51,7 @@ def test_the_chart_passes_helms_lint(values: Manifest) -> None:
 
 
 @every_value_set
-def test_what_the_chart_renders_is_valid_for_kubernetes(values: Manifest) -> None:
+def test_rendered_objects_are_valid_for_kubernetes(values: Manifest) -> None:
     manifests = render(values)
 
     for manifest in manifests:
@@ -184,9 +184,7 @@ def test_both_roles_deny_what_the_operator_denies(role: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("values", "role"), [(AUTHORITIES, "delivery"), (ON_GPUS, "worker")])
-def test_what_an_operator_mounts_is_in_that_roles_pod_and_no_other_beside_what_the_chart_mounts(
-    values: Manifest, role: str
-) -> None:
+def test_an_operators_mounts_are_in_that_roles_pod_alone_beside_the_charts_own(values: Manifest, role: str) -> None:
     ours, manifests = values[role], render(values)
     plain = render({**values, role: {k: v for k, v in ours.items() if not k.startswith("extraVolume")}})
 
@@ -212,7 +210,7 @@ def test_the_documented_authority_and_client_certificates_lie_where_delivery_is_
     assert {"ca_file", "client_certificates"} <= DeliverySettings.model_fields.keys()
 
 
-def test_what_an_operator_adds_to_the_command_line_comes_last_and_so_wins() -> None:
+def test_an_operators_options_come_last_on_the_command_line_and_so_win() -> None:
     assert container_of(render(ON_GPUS), "delivery")["args"][-2:] == ["--host", "::"]
 
 

@@ -159,7 +159,7 @@ def test_models_are_downloaded_into_the_workers_cache_before_it_starts() -> None
     assert "--revision" in hf.stdout, hf.stderr
 
 
-def test_what_an_operator_adds_to_a_pod_stands_beside_the_charts_own() -> None:
+def test_an_operators_additions_to_a_pod_stand_beside_the_charts_own_parts() -> None:
     pod = pod_of(render(REGISTRY), "worker")
 
     assert [each["name"] for each in pod["containers"]] == ["worker", "proxy"]

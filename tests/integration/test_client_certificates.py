@@ -133,7 +133,7 @@ def test_a_key_that_is_opened_to_others_while_we_run_is_said_and_the_old_one_sta
     assert "open to other users" in caplog.text
 
 
-def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(authority: Authority, clock: SetClock) -> None:
+def test_a_key_with_a_passphrase_is_refused_without_asking_for_it(authority: Authority, clock: SetClock) -> None:
     with pytest.raises(TlsFileUnusable, match="passphrase"):
         contexts(authority.client_file("locked", b"open sesame"), clock)
 

@@ -91,7 +91,7 @@ async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_d
     await asyncio.to_thread(own_broker.resume)
 
 
-async def test_what_is_too_old_is_passed_over_at_the_start(fleet: KafkaSettings) -> None:
+async def test_records_that_are_too_old_are_skipped_at_the_start(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.control, b"before")
     hour_ms = 3600 * 1000
     known: list[bytes | None] = []
@@ -114,7 +114,7 @@ async def test_what_is_too_old_is_passed_over_at_the_start(fleet: KafkaSettings)
     await followed.close()
 
 
-async def test_what_cannot_be_taken_in_at_the_start_is_told_at_once(fleet: KafkaSettings) -> None:
+async def test_a_record_that_cannot_be_applied_at_the_start_is_reported_at_once(fleet: KafkaSettings) -> None:
     def fail(key: bytes | None, value: bytes | None) -> None:
         raise ValueError("private detail")
 

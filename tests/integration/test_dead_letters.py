@@ -80,7 +80,7 @@ def ignore(done: int) -> None:
     return None
 
 
-def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity_that_it_had(
+def test_letters_are_listed_counted_and_put_back_once_with_their_former_identity(
     fleet: KafkaSettings,
 ) -> None:
     put_letters(fleet)
@@ -148,7 +148,7 @@ def test_what_was_given_up_is_listed_counted_and_put_back_once_with_the_identity
     assert ["callback-url", HOOK] in shown[0]["headers"]
 
 
-def test_a_filter_takes_what_fits_everything_that_it_says(fleet: KafkaSettings) -> None:
+def test_a_filter_takes_letters_that_match_all_of_its_fields(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     table = [
         (EVERYTHING, ["0:0", "0:1", "0:2"]),

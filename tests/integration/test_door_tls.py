@@ -310,7 +310,7 @@ def test_the_log_names_each_file_that_expires_once_and_again_when_it_has_expired
         caplog.clear()
 
 
-def test_the_metrics_show_the_life_of_what_ends_first_and_follow_a_replaced_file(ca: Path, clock: SetClock) -> None:
+def test_the_metrics_show_the_certificate_that_ends_first_and_follow_a_replaced_file(ca: Path, clock: SetClock) -> None:
     metrics = Metrics()
     door = DoorTls(files_of(ca), clock, metrics)
     first = {kind: lifetime(metrics, kind) for kind in ("certificate", "authority", "revocation_list")}

@@ -300,7 +300,7 @@ async def test_a_denied_name_is_not_even_resolved() -> None:
         assert not server.connections
 
 
-async def test_what_is_beside_a_denied_address_is_reached() -> None:
+async def test_an_address_beside_a_denied_one_is_reached() -> None:
     guard = Guard(DENYING, Names(["127.0.0.3"]))
     async with serving("127.0.0.3") as server, guard.session() as session:
         answer = await session.get(server.url("vouched.example"))

@@ -39,7 +39,7 @@ def put_result(fleet: KafkaSettings, job_id: str, url: str) -> None:
     assert producer.flush(20) == 0
 
 
-def test_what_is_gone_stays_disabled_over_a_kill_until_an_operator_enables_it(product: Product) -> None:
+def test_a_gone_endpoint_stays_disabled_over_a_kill_until_an_operator_enables_it(product: Product) -> None:
     fleet, callbacks = product.kafka, product.callbacks
 
     def reasons() -> list[str]:
@@ -147,7 +147,7 @@ def test_several_are_disabled_and_enabled_at_once_and_none_where_one_of_them_is_
         (("disable", HOOK, "--tenant", "a b"), 2, "--tenant"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_nothing_is_written(
+def test_an_impossible_order_is_refused_and_nothing_is_written(
     fleet: KafkaSettings, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
     done = postback("endpoints", *arguments, env=environment_of(fleet))

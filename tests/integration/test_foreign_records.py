@@ -129,18 +129,18 @@ def test_dead_letters_are_listed_shown_and_could_be_put_back(foreign: Fleet) -> 
     assert json.loads(foreign.run("dead-letters", "redrive", "--dry-run", "--json"))["matching"]
 
 
-def test_replay_finds_what_is_undelivered(foreign: Fleet) -> None:
+def test_replay_finds_undelivered_results(foreign: Fleet) -> None:
     for which in ("--dry-run", "--undelivered"):
         foreign.run("replay", "--dry-run", "--tenant", "default", "--endpoint", HOOK, which)
 
 
-def test_what_became_of_a_job_is_shown(foreign: Fleet) -> None:
+def test_the_steps_of_a_job_are_shown(foreign: Fleet) -> None:
     steps = json.loads(foreign.run("deliveries", "named", "--json"))
     assert {step["what"] for step in steps} == {"settled", "attempt", "dead_letter", "redriven", "waiting"}
     assert foreign.run("deliveries", "named")
 
 
-def test_endpoints_are_listed_what_waits_is_counted_and_jobs_are_cancelled(foreign: Fleet) -> None:
+def test_endpoints_are_listed_waiting_records_counted_and_jobs_cancelled(foreign: Fleet) -> None:
     assert [each["url"] for each in json.loads(foreign.run("endpoints", "list", "--json"))] == [HOOK]
     assert foreign.run("backlog")
     foreign.run("cancel", "named")

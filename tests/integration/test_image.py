@@ -83,7 +83,7 @@ def test_every_dependency_of_a_role_is_pinned_to_the_version_that_is_tested() ->
 
 
 @pytest.mark.parametrize("file", ["worker.txt", "build.txt"])
-def test_what_goes_into_the_image_is_checked_by_its_hashes_and_names_no_download_address(file: str) -> None:
+def test_the_images_packages_are_checked_by_their_hashes_and_name_no_download_address(file: str) -> None:
     text = (ROOT / "requirements" / file).read_text()
 
     entries = [entry for entry in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if "==" in entry]

@@ -72,7 +72,7 @@ def test_a_tenant_and_the_master_are_rotated_with_an_overlap_and_a_leak_leaves_o
         (("migrate", "--overlap", "-1h"), "--overlap"),
     ],
 )
-def test_what_was_asked_wrongly_is_said_in_a_line_and_changes_nothing(
+def test_a_wrong_option_is_named_in_a_line_and_changes_nothing(
     made: None, env: dict[str, str], path: Path, arguments: tuple[str, ...], named: str
 ) -> None:
     before = path.read_bytes()
@@ -117,7 +117,7 @@ def test_a_secret_is_imported_from_standard_input_or_a_file_and_signs_beside_the
     assert {new, *rest} > {secret, other, derived}
 
 
-def test_what_cannot_be_imported_is_said_in_a_line_without_the_secret(
+def test_a_secret_that_cannot_be_imported_is_refused_in_a_line_that_does_not_show_it(
     made: None, env: dict[str, str], path: Path, tmp_path: Path
 ) -> None:
     secret = generate_secret()

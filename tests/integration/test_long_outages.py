@@ -159,7 +159,7 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     assert any("its origin fails" in (record.header(names.REASON_DETAIL) or "") for _, record in world.letters.values())
 
 
-async def test_an_origin_that_asks_for_a_day_each_time_is_asked_ten_times_and_what_it_said_last_is_told(
+async def test_an_origin_that_asks_for_a_day_each_time_is_asked_ten_times_and_its_last_answer_is_shown(
     world: World, dead_origin: str, port: socket.socket
 ) -> None:
     events = [world.add(f"{dead_origin}/job/{number}", at=3 * number) for number in range(5)]
@@ -181,7 +181,7 @@ async def test_an_outage_of_days_writes_each_event_some_forty_times_and_not_once
 
 
 @pytest.mark.parametrize("hours", [0.5, 1.01, 4.01, 10.01, 25.01, 48])
-async def test_what_waited_comes_at_the_latest_a_third_of_the_outage_and_some_minutes_after_its_end(
+async def test_waiting_events_come_within_a_third_of_the_outage_and_some_minutes_after_its_end(
     world: World, dead_origin: str, port: socket.socket, hours: float
 ) -> None:
     events = [world.add(f"{dead_origin}/hook", at=3.6 * hours * number) for number in range(500)]

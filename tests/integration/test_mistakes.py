@@ -37,7 +37,7 @@ ECHO = ("worker", "--engine", "echo")
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_asked_wrongly_ends_with_2_and_a_line_that_names_it(
+def test_a_wrong_option_ends_with_2_and_a_line_that_names_it(
     arguments: tuple[str, ...], variables: dict[str, str], said: str
 ) -> None:
     done = postback(*arguments, env=environment_of(**variables))

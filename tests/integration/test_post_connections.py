@@ -230,7 +230,7 @@ async def test_an_answer_before_the_request_was_taken_ends_the_connection(start:
     ids=["200", "408", "half-a-head", "an-empty-line"],
 )
 @on_both_loops
-async def test_what_a_server_says_unasked_on_an_idle_connection_is_no_answer_to_the_next_callback(
+async def test_unasked_bytes_on_an_idle_connection_are_no_answer_to_the_next_callback(
     start: Start, poster: Poster, unasked: bytes
 ) -> None:
     said = asyncio.Event()

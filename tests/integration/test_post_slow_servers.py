@@ -125,7 +125,7 @@ async def test_a_compressed_body_is_never_unpacked(start: Start, poster: Poster)
     ids=["ssh", "no-status", "many-headers", "large-header", "bad-chunk"],
 )
 @on_both_loops
-async def test_what_is_not_http_is_a_failure(start: Start, poster: Poster, answer: bytes) -> None:
+async def test_an_answer_that_is_not_http_is_a_failure(start: Start, poster: Poster, answer: bytes) -> None:
     server = await start(always(answer))
     assert failure(await post(poster, server.url))[0] is FailureReason.BAD_RESPONSE
     assert len(server.requests) == 1
@@ -163,7 +163,7 @@ def full_port() -> Iterator[int]:
 
 
 @on_both_loops
-async def test_a_connection_that_nobody_answers_meets_the_deadline(hasty: Poster) -> None:
+async def test_a_connection_without_an_answer_meets_the_deadline(hasty: Poster) -> None:
     with full_port() as port:
         # The kernel would retry for two minutes.
         async with asyncio.timeout(20):
@@ -171,7 +171,7 @@ async def test_a_connection_that_nobody_answers_meets_the_deadline(hasty: Poster
 
 
 @on_both_loops
-async def test_a_request_that_nobody_takes_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
+async def test_a_request_that_the_server_does_not_take_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
     """A close waits until the peer takes the rest, perhaps for ever, and would keep a connection and its body."""
     left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
 

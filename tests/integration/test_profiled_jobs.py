@@ -85,7 +85,7 @@ async def test_links_of_a_search_are_read_as_any_other_source_and_the_jobs_own_c
             assert prompt.index("opened in 1987") < prompt.index("closed in 1952")
 
 
-async def test_the_service_passes_the_guard_and_what_it_links_to_does_not() -> None:
+async def test_the_service_passes_the_guard_and_its_links_do_not() -> None:
     """An operator's SearXNG in the internal network must not give a job access to other internal hosts."""
     links = searxng(
         {"url": "http://127.0.0.1:9/internal", "title": "x"}, {"url": "http://169.254.169.254/", "title": "y"}

@@ -79,7 +79,7 @@ def called(fleet: KafkaSettings) -> list[bytes]:
     return sorted(record.key() or b"" for record in committed_records(fleet.client_config(), tier))
 
 
-def test_whoever_only_looks_ends_no_redrive_that_is_under_way(given_up: KafkaSettings) -> None:
+def test_an_operator_who_only_looks_ends_no_running_redrive(given_up: KafkaSettings) -> None:
     env, told = environment_of(given_up), list[int]()
 
     def look(done: int) -> None:
@@ -100,7 +100,7 @@ def test_whoever_only_looks_ends_no_redrive_that_is_under_way(given_up: KafkaSet
     assert called(given_up) == [b"0", b"1", b"2"]
 
 
-def test_what_another_run_puts_back_before_the_answer_is_not_put_back_again_and_it_is_said(
+def test_a_letter_that_another_run_puts_back_before_the_answer_is_not_put_back_again_and_it_is_said(
     given_up: KafkaSettings,
 ) -> None:
     env = environment_of(given_up)

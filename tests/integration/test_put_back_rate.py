@@ -56,7 +56,7 @@ def due(fleet: KafkaSettings) -> list[Message]:
     return stands_in(fleet, fleet.topics.tier(min(fleet.tier_delays_seconds)))
 
 
-def test_what_is_put_back_comes_no_faster_than_asked(fleet: KafkaSettings) -> None:
+def test_records_are_put_back_no_faster_than_asked(fleet: KafkaSettings) -> None:
     results, letters = put_results(fleet, COUNT), put_letters(fleet, COUNT)
     commands = (("dead-letters", "redrive"), ("replay", "--tenant", "default"))
     with ExitStack() as stack:

@@ -181,5 +181,5 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
     assert [line.split()[0] for line in first_screen if line.startswith("scripts/")] == ["scripts/demo", "scripts/test"]
 
 
-def test_whom_the_fleet_trusts_stands_in_bold() -> None:
+def test_the_fleets_trust_stands_in_bold() -> None:
     assert "**Anyone who may write to the topics is trusted.**" in README

@@ -211,7 +211,7 @@ async def test_two_guards_in_one_task_do_not_share_their_names() -> None:
         assert len(internal.connections) == 1
 
 
-async def test_a_name_that_nobody_has_is_a_failure_of_dns() -> None:
+async def test_an_unknown_name_is_a_failure_of_dns() -> None:
     async with name_server({}) as names, poster(FIRST, names) as sender:
         outcome = await post(sender, "http://nobody.example/")
     assert isinstance(outcome, FailedDelivery)

@@ -58,7 +58,7 @@ async def test_a_callback_with_either_signature_is_verified(received: list[Recei
 
 
 @pytest.mark.parametrize("case", ["none", "another key", "another body", "not json"])
-async def test_what_is_not_verified_is_refused_and_still_written(received: list[Received], case: str) -> None:
+async def test_an_unverified_callback_is_refused_and_still_written(received: list[Received], case: str) -> None:
     headers = {
         "none": {},
         "another key": signed(secret=generate_secret()),

@@ -106,7 +106,7 @@ def found(kept: Kept, selection: Selection) -> set[str]:
     return {dict(record.headers)["job-id"].decode() for record in records}
 
 
-def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
+def test_results_that_match_every_option_are_put_back(kept: Kept) -> None:
     acme, at = {"early", "late", "elsewhere"}, kept.between_ms
     table = [
         (Selection(tenant="acme"), acme),
@@ -124,7 +124,7 @@ def test_what_fits_everything_that_is_said_is_put_back(kept: Kept) -> None:
     assert [found(kept, selection) for selection, _ in table] == [wanted for _, wanted in table]
 
 
-def test_what_goes_to_an_endpoint_that_is_disabled_is_left_where_it_is_until_it_is_enabled(kept: Kept) -> None:
+def test_results_for_a_disabled_endpoint_stay_until_it_is_enabled(kept: Kept) -> None:
     acme = Selection(tenant="acme")
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     assert found(kept, acme) == {"elsewhere"}
@@ -165,7 +165,7 @@ def test_a_dry_run_counts_by_origin_and_changes_nothing(kept: Kept) -> None:
     ]
 
 
-def test_what_is_named_and_not_there_is_said_and_the_rest_is_called_back_again(kept: Kept) -> None:
+def test_a_named_result_that_is_missing_is_reported_and_the_rest_is_called_back_again(kept: Kept) -> None:
     asked = ["--tenant", "acme", "--id", "late", "--id", "aborted", "--offset", "0:4", "--offset", "3:1"]
     done = postback_here("replay", *asked, env=environment_of(kept.fleet))
 
@@ -179,7 +179,7 @@ def test_an_id_is_enough_where_it_is_one_tenants(kept: Kept) -> None:
     assert (done.returncode, set(waiting(kept.fleet))) == (0, {"theirs", "elsewhere"})
 
 
-def test_whoever_names_an_id_of_two_tenants_is_asked_which_of_them_is_meant(kept: Kept) -> None:
+def test_an_id_of_two_tenants_needs_the_tenant(kept: Kept) -> None:
     producer = Producer({**kept.fleet.client_config(), "transactional.id": f"{kept.fleet.topic_prefix}test"})
     producer.init_transactions(30)
     settle(kept.fleet, replace(EARLY[0], tenant="globex"), producer)
@@ -193,7 +193,7 @@ def test_whoever_names_an_id_of_two_tenants_is_asked_which_of_them_is_meant(kept
     assert (done.returncode, set(waiting(kept.fleet))) == (0, {name})
 
 
-def test_what_is_named_and_held_is_a_failure_that_says_why(kept: Kept) -> None:
+def test_a_named_result_that_is_held_is_a_failure_with_the_reason(kept: Kept) -> None:
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
     for more in ("--dry-run", "--yes"):

@@ -112,9 +112,7 @@ def away(product: Product) -> Iterator[Callbacks]:
     callbacks.end()
 
 
-def test_after_an_outage_what_was_missed_is_called_back_once_and_nothing_else(
-    product: Product, away: Callbacks
-) -> None:
+def test_after_an_outage_missed_results_are_called_back_once_and_no_others(product: Product, away: Callbacks) -> None:
     kafka, callbacks, env = product.kafka, product.callbacks, environment_of(product.kafka)
 
     def replay(*arguments: str) -> list[str]:
@@ -200,7 +198,7 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
     assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {CallbackStanding.DELIVERED: 3}, 1)
 
 
-def test_what_is_named_and_waits_is_a_failure_and_what_was_delivered_is_none(fleet: KafkaSettings) -> None:
+def test_a_named_result_that_waits_is_a_failure_and_a_delivered_one_is_none(fleet: KafkaSettings) -> None:
     for event in ("delivered", "ahead"):
         put(fleet, fleet.topics.results, event)
     attempt(fleet, "delivered", None)
@@ -232,7 +230,7 @@ def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_sa
     assert standings(fleet) == (["new"], {CallbackStanding.UNKNOWN: 1}, 0)
 
 
-def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_had(fleet: KafkaSettings) -> None:
+def test_an_empty_partition_of_attempts_does_not_show_which_attempts_it_had(fleet: KafkaSettings) -> None:
     admin, attempts = AdminClient(fleet.client_config()), fleet.topics.attempts
 
     def configure(name: str, value: str) -> None:
@@ -259,7 +257,7 @@ def test_a_partition_of_attempts_that_is_empty_by_now_says_nothing_of_what_it_ha
     eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
 
 
-def test_what_stands_behind_the_open_transaction_of_a_process_that_died_counts_too(fleet: KafkaSettings) -> None:
+def test_records_behind_the_open_transaction_of_a_dead_process_count_too(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.results, "delivered")
     held = Producer({**fleet.client_config(), "transactional.id": f"{fleet.topic_prefix}held"})
     held.init_transactions(20)

@@ -121,7 +121,7 @@ async def test_many_jobs_at_once_get_each_its_own(chooser: Chooser) -> None:
     assert all(ASKED[question] in quoted(choice) for question, choice in zip(questions, choices, strict=True))
 
 
-async def test_what_is_given_up_while_the_model_is_at_it_harms_nobody(chooser: Chooser) -> None:
+async def test_a_request_given_up_while_the_model_reads_it_harms_no_other(chooser: Chooser) -> None:
     (process,) = processes()
     given_up = [asyncio.create_task(chosen(chooser, f"Doctor number {n}?")) for n in range(5)]
     await asyncio.sleep(0.01)
@@ -178,7 +178,7 @@ async def test_a_model_that_is_late_leaves_the_choice_by_words_and_a_note() -> N
     assert metrics.registry.get_sample_value("postback_reranks_total", {"result": "late"}) == 1
 
 
-async def test_what_was_compared_before_the_time_was_up_counts() -> None:
+async def test_passages_compared_before_the_time_was_up_count() -> None:
     embedder = Embedder(str(embedding_model()), CLOCK)
     await embedder.start()
     many = [f"{number}. {TOWN}" for number in range(2000)]

@@ -114,7 +114,7 @@ def test_openai_lines_have_the_shape_that_each_line_asked_for(submitted: Submitt
     assert lines["d"]["body"]["output"][0]["content"][0]["text"] == "42"
 
 
-def test_with_a_file_for_errors_what_did_not_succeed_goes_there_as_openai_parts_a_batch(
+def test_with_a_file_for_errors_unsuccessful_jobs_go_there_as_in_an_openai_batch(
     submitted: Submitted, tmp_path: Path
 ) -> None:
     output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
@@ -141,7 +141,7 @@ def test_ids_are_read_from_standard_input_too_and_named_one_by_one(submitted: Su
     assert [json.loads(line)["job_id"] for line in theirs.stdout.splitlines()] == ["mine"]
 
 
-def test_the_status_counts_what_is_done_and_what_is_open(submitted: Submitted, tmp_path: Path) -> None:
+def test_the_status_counts_done_and_open_jobs(submitted: Submitted, tmp_path: Path) -> None:
     entries = [json.loads(line) for line in submitted.receipt.read_text().splitlines()]
     more = [
         {**entries[0], "line": 5, "job_id": "open"},
@@ -276,7 +276,7 @@ def test_waiting_is_over_at_once_where_all_are_there_and_the_status_is_told_then
     assert postback_here(*late, env=submitted.env).stdout == "0 of 4 jobs have a result, 4 without a result\n"
 
 
-def test_ctrl_c_ends_waiting_in_one_line_and_what_came_stays(submitted: Submitted) -> None:
+def test_ctrl_c_ends_waiting_in_one_line_and_received_results_stay(submitted: Submitted) -> None:
     with waiting("--ids", str(submitted.receipt), "--id", "open", env=submitted.env) as process:
         came = [json.loads(line_of(process.stdout))["job_id"] for _ in submitted.ids]
         process.send_signal(signal.SIGINT)
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_waiting_in_one_line_and_what_came_stays(submitted: Submitte
     assert (process.returncode, said) == (130, told)
 
 
-def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_of_what_it_has(
+def test_the_timeout_ends_waiting_for_a_frozen_broker_too(
     make_fleet: Callable[[str], KafkaSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "_STALL_SECONDS", 1.0)
@@ -325,7 +325,7 @@ def test_a_time_that_is_up_ends_waiting_too_where_a_frozen_broker_gives_nothing_
         "one file",
     ],
 )
-def test_what_is_asked_wrongly_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_option_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:
     done = postback_here("results", *arguments, env=environment_of())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"postback: {said}")
@@ -345,7 +345,7 @@ def test_lines_that_name_no_job_and_a_receipt_of_another_tenant_are_refused(
     assert (done.returncode, done.stderr) == (2, "postback: --tenant: the receipt is of acme\n")
 
 
-def test_what_was_collected_stays_where_the_topic_is_missing(module_fleet: KafkaSettings, tmp_path: Path) -> None:
+def test_collected_results_stay_if_the_topic_is_missing(module_fleet: KafkaSettings, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     output.write_text("kept")
     env = environment_of(module_fleet.model_copy(update={"topic_prefix": "nowhere."}))

@@ -39,7 +39,7 @@ async def test_a_service_that_is_slow_costs_each_job_its_budget_and_no_more() ->
         assert worker.searches("late") == 10
 
 
-async def test_who_waits_in_line_until_the_jobs_time_is_up_has_expired() -> None:
+async def test_a_job_that_waits_in_line_until_its_deadline_has_expired() -> None:
     async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
         first = asyncio.create_task(worker.result({"profile": "medical"}, about(2)))
         second = await worker.result({"profile": "medical"}, about(4), ttl_seconds=0.5)
@@ -88,7 +88,7 @@ async def test_the_same_question_of_many_jobs_is_one_search_and_is_remembered() 
         assert service.answered == ["/esearch.fcgi", "/efetch.fcgi"]
 
 
-async def test_what_a_search_found_is_forgotten_in_time_and_what_failed_is_not_remembered() -> None:
+async def test_results_of_a_search_expire_and_failures_are_not_cached() -> None:
     article = efetch(pubmed_article("1", "T", "<AbstractText>Aspirin lowers the risk of stroke.</AbstractText>"))
     fault = Reply(b"{}", status=500)
     replies = [fault, esearch("1"), article, esearch("1"), article]

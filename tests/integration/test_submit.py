@@ -214,9 +214,7 @@ def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_wh
     assert done.stdout == b"piped\n"
 
 
-def test_who_gets_no_ids_on_a_terminal_is_told_how_to_find_jobs_without_their_own(
-    fleet: KafkaSettings, tmp_path: Path
-) -> None:
+def test_a_terminal_without_ids_shows_how_to_find_jobs_without_their_own(fleet: KafkaSettings, tmp_path: Path) -> None:
     shown_by, terminal = pty.openpty()
     hint = b"postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
     given = b'{"prompt": "q"}\n{"prompt": "q", "job_id": "mine"}\n'
@@ -286,9 +284,7 @@ def test_waiting_on_a_terminal_shows_the_answers_above_the_bars(fleet: KafkaSett
         ),
     ],
 )
-def test_what_is_asked_wrongly_is_one_line_and_status_2(
-    arguments: list[str], given: bytes, said: str, tmp_path: Path
-) -> None:
+def test_a_wrong_option_is_one_line_and_status_2(arguments: list[str], given: bytes, said: str, tmp_path: Path) -> None:
     done = postback("submit", *arguments, env=environment_of(), given=given)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"postback: {said}\n")
 
@@ -355,7 +351,7 @@ def test_a_check_names_each_line_whose_callback_only_looks_like_a_url_with_its_f
 
 
 @pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
-def test_what_says_how_to_wait_is_refused_where_nothing_is_waited_for(option: tuple[str, str]) -> None:
+def test_options_for_waiting_are_refused_without_a_wait(option: tuple[str, str]) -> None:
     done = postback_here("submit", "-", *option, env=environment_of())
     assert (done.returncode, done.stderr) == (2, f"postback: {option[0]} is for --wait, and nothing was sent\n")
 

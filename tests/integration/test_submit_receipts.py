@@ -77,9 +77,7 @@ def test_a_run_with_the_same_receipt_sends_what_is_not_accepted_under_the_same_i
     assert len(records_of(fleet, fleet.topics.requests())) == 3
 
 
-def test_what_was_not_known_to_be_accepted_is_looked_up_before_it_is_sent_again(
-    fleet: KafkaSettings, tmp_path: Path
-) -> None:
+def test_a_job_of_unknown_acceptance_is_looked_up_before_it_is_sent_again(fleet: KafkaSettings, tmp_path: Path) -> None:
     jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
     jobs.write_text("".join(f'{{"prompt": "q{number}"}}\n' for number in range(4)))
     arguments = ("submit", str(jobs), "--receipt", str(receipt), "--tenant", "acme")
@@ -174,7 +172,7 @@ def test_jobs_that_a_frozen_broker_does_not_acknowledge_are_in_kafka_once_after_
         assert sorted(keys) == sorted(entry["job_id"] for entry in entries)
 
 
-def test_what_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSettings) -> None:
+def test_a_job_that_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSettings) -> None:
     set_on(fleet, fleet.topics.requests(), "max.message.bytes", "1000")
     given = json.dumps({"job_id": "large", "prompt": "".join(map(str, range(10_000)))}).encode()
     done = postback("submit", "-", env=environment_of(fleet), given=given)

@@ -58,7 +58,7 @@ def lasting() -> Poster:
     "flood", [OK * 1000, b"x" * 40_000, b"\r\n" * 20_000], ids=["answers", "letters", "empty-lines"]
 )
 @on_both_loops
-async def test_whoever_floods_an_idle_connection_loses_it(start: Start, flood: bytes) -> None:
+async def test_a_flood_on_an_idle_connection_ends_it(start: Start, flood: bytes) -> None:
     server, poster = await start(flooding(flood)), lasting()
     assert isinstance(await post(poster, server.url), Delivered)
     async with asyncio.timeout(20):
@@ -71,7 +71,7 @@ async def test_whoever_floods_an_idle_connection_loses_it(start: Start, flood: b
 
 
 @on_both_loops
-async def test_so_does_whoever_does_it_over_tls(start: Start, tmp_path: Path) -> None:
+async def test_a_flood_on_an_idle_tls_connection_ends_it(start: Start, tmp_path: Path) -> None:
     authority = Authority.create(tmp_path)
     server = await start(flooding(OK * 1000), authority.server())
     poster = Poster(DeliverySettings(keep_alive_seconds=LONG, ca_file=authority.ca_file), LOOPBACK, SystemClock())
@@ -83,7 +83,7 @@ async def test_so_does_whoever_does_it_over_tls(start: Start, tmp_path: Path) ->
 
 
 @on_both_loops
-async def test_so_does_whoever_floods_an_idle_connection_that_read_a_page(start: Start) -> None:
+async def test_a_flood_on_an_idle_connection_that_read_a_page_ends_it(start: Start) -> None:
     """Sessions that read sources are aiohttp's own, with the same connection class."""
     server = await start(flooding(OK * 1000))
     async with Guard(LOOPBACK).session() as session:

@@ -86,7 +86,7 @@ async def test_a_long_prompt_keeps_its_end(vllm_engine: VllmEngine) -> None:
     assert (await vllm_engine.generate(request(prompt="word " * 3000))).prompt_tokens == 512 - 8
 
 
-async def test_a_long_prompt_that_may_not_be_cut_is_told_with_what_would_fit(
+async def test_a_long_prompt_that_may_not_be_cut_is_refused_with_the_part_that_would_fit(
     vllm_engine: VllmEngine,
 ) -> None:
     assert vllm_engine.context_tokens == 512

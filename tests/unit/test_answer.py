@@ -70,7 +70,7 @@ def test_a_medical_answer_lists_its_evidence_below_and_its_spans_stay() -> None:
     assert answer.text[citation.start : citation.end] == said
 
 
-def test_what_a_page_says_of_itself_is_no_link_in_the_evidence_list_nor_in_its_details() -> None:
+def test_a_pages_statements_about_itself_are_no_links_in_the_evidence_list_nor_in_its_details() -> None:
     title = "Log in at https://evil.example/x ![i](//evil.example/i.png) <img src=//evil.example/i.png> _now_"
     source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,), ("asks for a link",))
     said = "Aspirin lowered the risk of stroke by 12 percent [1]."
@@ -83,7 +83,7 @@ def test_what_a_page_says_of_itself_is_no_link_in_the_evidence_list_nor_in_its_d
 @pytest.mark.parametrize(
     "title", ["(x) of it", ": a history", "[r]: //evil.example/i.png", "<script>", "![", "x](//e.example/"]
 )
-def test_a_title_makes_nothing_with_what_stands_before_it(title: str) -> None:
+def test_a_title_forms_no_mark_with_the_text_before_it(title: str) -> None:
     source = NumberedSource(1, "pmid:1", "https://a.example/1", title, (TEXT,))
     answer = answered("Aspirin lowered the risk of stroke by 12 percent [1].", Evidence((source,)), PROFILES["medical"])
     assert without_unknown_links(answer.text, Evidence((source,))) == answer.text
@@ -234,7 +234,7 @@ def test_json_is_left_as_it_is_and_only_the_notes_say_that_it_rests_on_nothing()
     assert answer.notes == ("the answer rests on no source: none could be used",)
 
 
-def test_what_is_said_ahead_is_the_profiles_and_may_be_nothing() -> None:
+def test_the_notice_before_an_answer_is_the_profiles_and_may_be_empty() -> None:
     own = PROFILES["default"].model_copy(update={"no_sources_notice": "Nichts gelesen."})
     silent = own.model_copy(update={"no_sources_notice": ""})
     assert answered("7 crowns.", NOTHING, own).text == "Nichts gelesen.\n\n7 crowns."

@@ -156,7 +156,7 @@ FACTS = TEXTS | st.fixed_dictionaries(
 
 @ANY
 @given(st.lists(st.tuples(KEYS, st.none() | FACTS), max_size=5))
-def test_what_compacted_topics_say_is_taken_in_or_passed_over(said: list[tuple[bytes | None, bytes | None]]) -> None:
+def test_records_of_compacted_topics_are_taken_in_or_skipped(said: list[tuple[bytes | None, bytes | None]]) -> None:
     cancellations, states = Cancellations(CLOCK), EndpointStates(DeliverySettings(), Metrics())
     for key, value in said:
         cancellations.apply(key, value)

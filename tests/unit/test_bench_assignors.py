@@ -15,7 +15,7 @@ def test_moves_to_a_newcomer_are_needed_and_others_are_not() -> None:
     assert compared(before, after, {0, 1, 2}) == Step(moved=7, needed=2, largest_part=1.5, spread=1)
 
 
-def test_what_a_member_that_left_had_has_to_move() -> None:
+def test_the_partitions_of_a_member_that_left_have_to_move() -> None:
     before, after = owners(a="0012", b="0122"), owners(a="0011", b="0111")
     assert compared(before, after, {0, 1}) == Step(moved=3, needed=3, largest_part=1.5, spread=2)
 

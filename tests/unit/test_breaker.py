@@ -94,7 +94,7 @@ def test_a_probe_that_the_guard_refuses_proves_nothing() -> None:
     assert breaker.take_probe(5.0)
 
 
-def test_what_was_on_its_way_when_it_opened_neither_closes_it_nor_makes_it_longer() -> None:
+def test_attempts_under_way_at_the_opening_neither_close_nor_prolong_it() -> None:
     breaker = breaker_that_saw("xxx")
     breaker.judge(OriginSignal.ANSWERS, 1.0, probe=False)
     breaker.judge(OriginSignal.FAILS, 2.0, probe=False)
@@ -142,7 +142,7 @@ def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReas
         (3600.0, 3600.0, 18.0),
     ],
 )
-def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by_more_than_the_longest(
+def test_a_refused_record_waits_at_least_the_open_time_and_is_late_by_the_longest_at_most(
     asked: float, at: float, seconds: float
 ) -> None:
     breaker = breaker_that_saw("xx")
@@ -150,7 +150,7 @@ def test_whoever_is_turned_away_waits_no_less_than_it_is_open_in_all_nor_late_by
     assert breaker.patience(at) == seconds
 
 
-def test_while_a_probe_hangs_whoever_is_turned_away_waits_until_it_has_taken_as_long_as_the_last_failure() -> None:
+def test_refused_records_wait_for_a_hung_probe_as_long_as_the_last_failure_took() -> None:
     breaker = breaker_that_saw("xx")
     breaker.judge(OriginSignal.FAILS, 0.0, probe=False, took_seconds=20.0)
     assert breaker.patience(4.0) == 5.0
@@ -175,7 +175,7 @@ def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longe
 
 
 @pytest.mark.parametrize(("asked", "dead"), [(0.0, True), (17.0, True), (60.0, False)])
-def test_what_asks_to_be_left_alone_for_longer_than_it_would_be_is_not_dead(asked: float, dead: bool) -> None:
+def test_an_origin_that_asks_for_a_longer_pause_than_usual_is_not_dead(asked: float, dead: bool) -> None:
     breaker = breaker_that_saw("xxx")
     for at in (5.0, 15.0, 33.0):
         assert breaker.take_probe(at)

@@ -60,7 +60,7 @@ def test_one_record_cancels_all_lines_of_a_batch_and_stops_those_that_run() -> N
     assert not cancellations.holds(running[0])
 
 
-def test_what_no_job_can_live_to_see_is_forgotten() -> None:
+def test_a_cancellation_older_than_any_job_is_forgotten() -> None:
     cancellations = Cancellations(CLOCK)
     cancellations.apply(*control("old", at=NOW_MS - KEPT_MS - 60_000))
     cancellations.apply(*control("new"))

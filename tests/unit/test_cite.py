@@ -129,7 +129,7 @@ def test_an_interval_or_an_index_is_no_citation(listed: str) -> None:
     assert levels(f"The values lie in {listed} there.") == []
 
 
-def test_a_list_of_which_a_source_has_one_number_cites_that_and_dangles_for_the_rest() -> None:
+def test_a_list_cites_the_number_that_a_source_has_and_its_other_numbers_dangle() -> None:
     assert levels("The Halvorsen bridge opened in 1987 [1, 9].") == [
         (BRIDGE.id, Support.FUZZY),
         ("[9]", Support.DANGLING),

@@ -58,7 +58,7 @@ def test_another_broker_and_another_trouble_are_of_another_kind(repeats: RepeatF
     assert passed(repeats, line(texts[0], what="SESSTMOUT")) is not None
 
 
-def test_clients_that_come_and_go_say_once_that_nobody_is_there(caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_that_come_and_go_report_an_absent_broker_once(caplog: pytest.LogCaptureFixture) -> None:
     """Real clients run here, so the lines are those that they really pass to the logger."""
     with socket.socket() as nobody, caplog.at_level(logging.INFO, "librdkafka"):
         nobody.bind(("127.0.0.1", 0))  # bound, and not listening

@@ -182,7 +182,7 @@ def test_a_written_job_says_only_what_was_said() -> None:
     assert json.loads(write_job(Job(prompt="a", max_tokens=5))) == {"prompt": "a", "max_tokens": 5}
 
 
-def test_a_result_survives_its_bytes_and_what_is_none_is_left_out() -> None:
+def test_a_result_survives_its_bytes_and_fields_that_are_none_are_left_out() -> None:
     result = Result(
         job_id="job_1", outcome=Outcome.SUCCEEDED, text="Ω\n\u0000", usage=Usage(prompt_tokens=3), created_at=1
     )
@@ -195,7 +195,7 @@ def test_a_result_survives_its_bytes_and_what_is_none_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b'{"job_id":"a","outcome":"s3cret","created_at":1}'])
-def test_what_no_worker_wrote_is_an_invalid_result_that_shows_nothing(value: bytes | None) -> None:
+def test_a_record_that_no_worker_wrote_is_an_invalid_result_that_shows_nothing(value: bytes | None) -> None:
     with pytest.raises(InvalidResult) as raised:
         read_result(value)
 

@@ -60,7 +60,7 @@ def fields(invalid: InvalidJob) -> list[str]:
         ),
     ],
 )
-def test_what_is_no_job_is_refused_with_a_reason_that_names_the_field(job: object, field: str, reason: str) -> None:
+def test_an_invalid_job_is_refused_with_a_reason_that_names_the_field(job: object, field: str, reason: str) -> None:
     invalid = refusal(job)
 
     assert fields(invalid) == [field]
@@ -149,7 +149,7 @@ def test_a_value_of_exactly_the_limit_is_a_job_and_one_byte_more_is_none() -> No
     assert invalid.callback_url == CALLBACK
 
 
-def test_what_can_be_read_of_an_invalid_job_says_where_its_refusal_goes() -> None:
+def test_the_readable_fields_of_an_invalid_job_say_where_its_refusal_goes() -> None:
     wrong = {"prompt": 5, "job_id": "mine", "custom_id": "row 1", "callback_url": CALLBACK}
     invalid = refusal(
         wrong,
@@ -162,7 +162,7 @@ def test_what_can_be_read_of_an_invalid_job_says_where_its_refusal_goes() -> Non
     assert invalid.traceparent == TRACEPARENT
 
 
-def test_what_cannot_be_read_of_an_invalid_job_is_replaced_by_our_own() -> None:
+def test_unreadable_ids_of_an_invalid_job_are_replaced_by_our_own() -> None:
     invalid = refusal({"prompt": 5, "job_id": "a b", "custom_id": 7}, ("tenant", b"a b"))
 
     assert (invalid.job_id, invalid.custom_id, invalid.callback_url) == (f"job_{ORIGIN.digest}", None, None)

@@ -57,14 +57,14 @@ def test_every_name_that_is_mapped_is_one_that_each_client_knows(client: Any) ->
     assert {*_SAME_MEANING.values(), *_NUMBERS.values(), "security_protocol", "ssl_check_hostname"} <= known
 
 
-def test_what_only_shapes_the_fleets_own_processes_is_passed_over() -> None:
+def test_properties_of_the_fleets_own_processes_are_skipped() -> None:
     assert config_of(queued_min_messages="10", statistics_interval_ms="1000") == {
         "bootstrap_servers": ["a:9092", "b:9092"]
     }
 
 
 @pytest.mark.parametrize("name", ["client_rack", "fetch_min_bytes", "max_poll_interval_ms", "compression_type"])
-def test_what_only_a_consumer_or_a_workers_producer_uses_does_not_stop_a_command(name: str) -> None:
+def test_properties_of_consumers_and_of_workers_producers_do_not_stop_a_command(name: str) -> None:
     assert config_of(**{name: "1"}) == config_of()
 
 
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_broker_that_is_away() -> 
         connect(KafkaAdminClient, settings)
 
 
-def test_what_kafka_python_does_not_take_together_is_not_taken_for_a_brokers_refusal() -> None:
+def test_properties_that_kafka_python_does_not_take_together_are_no_brokers_refusal() -> None:
     settings = KafkaSettings(extra={"connections_max_idle_ms": SecretStr("200")})
     with pytest.raises(UnusableProperty, match="takes together"):
         connect(KafkaConsumer, settings)

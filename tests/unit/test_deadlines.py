@@ -23,7 +23,7 @@ async def attempt(deadlines: Deadlines, seconds: float) -> str:
 
 
 @in_virtual_time
-async def test_what_hangs_is_late_and_what_does_not_is_in_time() -> None:
+async def test_attempts_that_hang_are_late_and_all_others_are_in_time() -> None:
     deadlines = Deadlines(0.2)
     attempts = [attempt(deadlines, seconds) for seconds in (0.0, 60.0, 0.01, 60.0)]
     assert await asyncio.gather(*attempts) == ["in time", "late", "in time", "late"]

@@ -68,7 +68,7 @@ def test_a_missing_callback_is_named(tally: DemoTally) -> None:
     assert not tally.well
 
 
-def test_what_is_not_verified_answers_nothing(tally: DemoTally) -> None:
+def test_an_unverified_callback_answers_no_question(tally: DemoTally) -> None:
     assert tally.add(callback(verified=False)) is None
     assert "WRONG: a callback was not verified: no matching signature" in ended(tally)
     assert not tally.complete

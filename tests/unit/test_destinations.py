@@ -151,7 +151,7 @@ STEPS = st.lists(
 
 
 @given(window=st.integers(1, 200), steps=STEPS, ends=st.lists(st.integers(0, 2), min_size=1, max_size=20))
-def test_whatever_happens_each_tenant_leaves_a_third_of_what_it_found(
+def test_each_tenant_always_leaves_a_third_of_the_window_it_found(
     window: int, steps: list[Step], ends: list[int]
 ) -> None:
     async def play() -> None:
@@ -278,7 +278,7 @@ async def test_a_retry_after_holds_the_whole_origin_for_an_hour_at_most() -> Non
     await desk.attempt(OK)
 
 
-async def test_whoever_waits_for_a_place_is_turned_away_when_the_breaker_opens() -> None:
+async def test_waiters_for_a_place_are_refused_when_the_breaker_opens() -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=7, destination_concurrency=1, destination_queue_records=5)
     with await desk.destinations.place(HERE, SIZE) as place:
         waiting = [asyncio.ensure_future(desk.attempt(OK)) for _ in range(3)]
@@ -328,7 +328,7 @@ async def test_a_tenant_s_many_origins_that_fail_do_not_push_out_the_breaker_of_
         await desk.attempt(OK, ("other", HERE[1]))
 
 
-async def test_what_is_known_of_an_origin_outlasts_what_it_has_of_the_window() -> None:
+async def test_knowledge_of_an_origin_outlasts_its_part_of_the_window() -> None:
     desk = Desk(breaker_failures=2)
     await desk.attempt(DOWN)
     with await desk.destinations.place(HERE, SIZE) as place:

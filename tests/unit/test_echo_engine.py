@@ -115,7 +115,7 @@ async def test_the_latency_is_that_of_every_answer() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["[[sleep]]", "[[sleep -1]]", "[[sleep 1e9]]", "[[ sleep 600 ]]", "[[unknown]]"])
-async def test_what_only_looks_like_a_directive_is_text(engine: EchoEngine, prompt: str) -> None:
+async def test_text_that_only_looks_like_a_directive_is_text(engine: EchoEngine, prompt: str) -> None:
     assert (await engine.generate(request(prompt))).text == prompt
 
 
@@ -157,6 +157,6 @@ def test_an_engine_without_a_model_says_so(kind: str) -> None:
         create(kind, engine_settings()(), Metrics(), SystemClock())
 
 
-def test_a_setting_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         VllmSettings.model_validate({"modle": "x"})

@@ -63,9 +63,7 @@ def logging_to(stream: io.TextIOWrapper) -> Iterator[None]:
 
 @example("\ud800", {"x_a": float("nan"), "x_b": [float("inf")]}, "utf-8")
 @given(st.text(), st.dictionaries(NAMES, VALUES, max_size=4), st.sampled_from(["utf-8", "ascii"]))
-def test_whatever_is_logged_is_one_ecs_line_in_any_encoding(
-    message: str, fields: dict[str, object], encoding: str
-) -> None:
+def test_any_log_line_is_one_ecs_line_in_any_encoding(message: str, fields: dict[str, object], encoding: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     with logging_to(stream):
         get_logger().info(message, action="job-done", **fields)

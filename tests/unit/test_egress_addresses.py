@@ -76,7 +76,7 @@ def test_only_global_unicast_mapped_and_nat64_addresses_can_be_public(address: I
 
 
 @given(st.integers(0, 2**32 - 1).map(IPv4Address))
-def test_what_python_calls_private_is_never_public(address: IPv4Address) -> None:
+def test_an_address_that_python_calls_private_is_never_public(address: IPv4Address) -> None:
     assert not is_public_address(address) or address.is_global
 
 
@@ -205,7 +205,7 @@ POLICIES = st.sampled_from(
 
 @example("https://a[]@/", ANY_PORT)
 @given(TEXTS, POLICIES)
-def test_whatever_a_text_is_it_passes_or_is_refused(text: str, policy: EgressPolicy) -> None:
+def test_any_text_passes_or_is_refused(text: str, policy: EgressPolicy) -> None:
     with suppress(EgressRefused):
         passed = check_url(text, policy)
         assert _is_a_target(passed.raw_path_qs)
@@ -296,14 +296,14 @@ def test_the_ports_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "value", ["10.0.0.1", "*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a"]
 )
-def test_what_is_no_name_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_name_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES", value)
     with pytest.raises(ValueError, match="allow_callback_names"):
         EgressSettings()
 
 
 @pytest.mark.parametrize("value", ["0", "65536", "https", "80-90"])
-def test_what_is_no_port_is_refused_as_one(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_port_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__PORTS", value)
     with pytest.raises(ValueError, match="ports"):
         EgressSettings()
@@ -324,7 +324,7 @@ PUPI = EgressPolicy(
      "[2a00:1450::200:5efe:8.8.8.8]", "[2002:808:808::1]", "[2001:0:808:808::1]", "[2001:0:7f00:1::f7f7:f7f7]",
      "inside.example", "INSIDE.example.", "a.corp.example", "a.b.CORP.example."],
 )  # fmt: skip
-def test_what_is_denied_is_refused_although_it_is_public_or_allowed(host: str) -> None:
+def test_a_denied_address_is_refused_although_it_is_public_or_allowed(host: str) -> None:
     """An IPv4 address is denied in every form that embeds it: mapped, NAT64, ISATAP, 6to4, Teredo."""
     with pytest.raises(EgressRefused) as refused:
         check_url(f"https://{host}/", PUPI)
@@ -334,7 +334,7 @@ def test_what_is_denied_is_refused_although_it_is_public_or_allowed(host: str) -
 @pytest.mark.parametrize(
     "host", ["8.8.4.4", "10.8.0.1", "[2a00:1450::1]", "corp.example", "xcorp.example", "a.inside.example"]
 )
-def test_what_is_beside_the_denied_passes(host: str) -> None:
+def test_an_address_beside_a_denied_network_passes(host: str) -> None:
     assert check_url(f"https://{host}/", PUPI)
 
 
@@ -347,7 +347,7 @@ def test_networks_and_names_are_denied_in_one_list_for_callbacks_and_fetches(mon
 
 
 @pytest.mark.parametrize("value", ["10.0.0.1/8", "10.0.0", "https://wiki", "*", "a b"])
-def test_what_is_neither_network_nor_name_cannot_be_denied(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_text_that_is_neither_network_nor_name_cannot_be_denied(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__DENY", value)
     with pytest.raises(ValueError, match="neither a network"):
         EgressSettings()

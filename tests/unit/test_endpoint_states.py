@@ -162,7 +162,7 @@ def test_an_attempt_that_was_on_its_way_does_not_undo_it(late: Delivered | Faile
     assert (len(fleet.written), fleet.disabled) == (written, [True, True])
 
 
-def test_what_the_guard_refuses_says_nothing_of_the_endpoint() -> None:
+def test_a_refusal_by_the_guard_says_nothing_about_the_endpoint() -> None:
     fleet = Fleet()
     for _ in range(100):
         fleet.attempt(REFUSED)
@@ -190,7 +190,7 @@ def test_an_operator_enables_it_and_the_days_start_anew() -> None:
 
 
 @pytest.mark.parametrize("reason", [DisabledBecause.OPERATOR, DisabledBecause.GONE])
-def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile(reason: DisabledBecause) -> None:
+def test_a_tombstone_does_not_undo_a_later_disabling(reason: DisabledBecause) -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
     [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
@@ -205,7 +205,7 @@ def test_who_forgets_that_it_failed_does_not_undo_that_it_was_disabled_meanwhile
     assert fleet.disabled == [True, True]
 
 
-def test_who_finds_that_it_fails_does_not_undo_that_an_operator_disabled_it_meanwhile() -> None:
+def test_a_failing_state_does_not_undo_an_operators_disabling() -> None:
     fleet = Fleet()
     fleet.now_ms += 10 * MINUTE
     late: list[EndpointRecord | Forget] = []
@@ -291,7 +291,7 @@ def test_a_tenant_whose_urls_all_fail_does_not_make_the_failures_of_another_s_be
     assert (fleet.states, list(fleet.kept)) == ([EndpointState.FAILING], [key_bytes(KEY)])
 
 
-def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else_is_attempted() -> None:
+def test_an_untried_endpoint_is_forgotten_by_any_other_attempt() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
     [failing] = fleet.kept.values()
@@ -304,7 +304,7 @@ def test_what_fails_no_more_and_is_not_tried_is_taken_out_again_by_whatever_else
     assert (fleet.states, fleet.kept) == ([EndpointState.FAILING, None], {})
 
 
-def test_what_was_enabled_long_ago_is_taken_out_and_what_is_disabled_never() -> None:
+def test_endpoints_enabled_long_ago_are_forgotten_and_disabled_ones_never() -> None:
     fleet = Fleet()
     disabled = EndpointRecord(
         tenant="acme", url=URL, state=EndpointState.DISABLED, at=NOW_MS, reason=DisabledBecause.OPERATOR
@@ -319,7 +319,7 @@ def test_what_was_enabled_long_ago_is_taken_out_and_what_is_disabled_never() -> 
     assert fleet.disabled == [True, True]
 
 
-def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_none_of_them_is_lost(
+def test_a_tenant_with_only_gone_urls_has_a_bounded_number_disabled_and_loses_none(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fleet = Fleet(processes=1)
@@ -347,7 +347,7 @@ def test_a_tenant_whose_every_url_is_gone_has_no_more_than_so_many_disabled_and_
     assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
 
 
-def test_what_was_decided_and_never_settled_makes_room_after_a_minute() -> None:
+def test_a_decision_that_was_never_settled_makes_room_after_a_minute() -> None:
     states = EndpointStates(DeliverySettings(), Metrics())
     for number in range(MOST_DISABLED):
         assert states.learn(url_of_its_own(number), GONE, NOW_MS)

@@ -33,7 +33,7 @@ def test_the_envelope_is_an_openai_event_around_the_result() -> None:
     }
 
 
-def test_the_body_is_the_same_bytes_from_the_model_and_from_what_is_stored() -> None:
+def test_the_body_is_the_same_bytes_from_the_model_and_from_the_stored_result() -> None:
     assert event_body(write_result(RESULT), "msg_1", "acme") == event_body(RESULT, "msg_1", "acme")
 
 

@@ -29,7 +29,7 @@ FULL = evidence(("a" * 100, "b" * 100, "c" * 100), ("d" * 150,), ("e" * 50, "f" 
         (-5, {}),
     ],
 )
-def test_who_has_the_most_passages_loses_some_before_a_source_is_left_out(chars: int, left: dict[str, str]) -> None:
+def test_the_longest_source_loses_passages_before_a_source_is_left_out(chars: int, left: dict[str, str]) -> None:
     shorter = FULL.shortened(chars)
     assert {source.id: "".join(passage[0] for passage in source.passages) for source in shorter.sources} == left
     assert [source.number for source in shorter.sources] == list(range(1, len(left) + 1))

@@ -28,7 +28,7 @@ def test_the_longest_texts_are_cut_alike(sizes: tuple[int, ...], chars: int, lef
 
 
 @given(st.lists(st.text(max_size=40), max_size=8), st.integers(0, 200))
-def test_what_is_ranked_is_no_more_than_allowed_and_begins_as_the_texts_do(texts: list[str], chars: int) -> None:
+def test_the_ranked_texts_are_no_longer_than_allowed_and_begin_as_the_given_ones(texts: list[str], chars: int) -> None:
     cut = within(texts, chars)
     assert all(text.startswith(part) for text, part in zip(texts, cut, strict=True))
     assert sum(map(len, cut)) <= chars

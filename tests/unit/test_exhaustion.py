@@ -26,12 +26,12 @@ def failed(number: int) -> aiohttp.ClientConnectorError:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_what_the_kernel_refuses_us_is_ours(number: int) -> None:
+def test_an_error_of_our_kernel_is_ours(number: int) -> None:
     assert exhausted_by(failed(number)) == errno.errorcode[number]
 
 
 @pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET])
-def test_what_the_network_says_is_not(number: int) -> None:
+def test_an_error_of_the_network_is_not_ours(number: int) -> None:
     with no_files_left():
         assert exhausted_by(failed(number)) is None
 
@@ -57,7 +57,7 @@ def failed_in_two_ways() -> aiohttp.ClientConnectorError:
     ],
     ids=["no-address", "dns", "two-ways"],
 )
-def test_what_may_be_either_is_ours_where_we_can_open_no_socket(
+def test_an_ambiguous_error_is_ours_if_we_can_open_no_socket(
     fail: Callable[[], aiohttp.ClientConnectorError],
 ) -> None:
     error = fail()

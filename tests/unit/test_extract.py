@@ -110,7 +110,7 @@ def test_title_and_main_text_are_found() -> None:
         "<p style='-webkit-text-fill-color:transparent'>{0}</p>",
     ],
 )
-def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
+def test_text_that_a_person_does_not_see_is_left_out(markup: str) -> None:
     text = text_of(page(markup.format(HIDDEN_SENTENCE)))
     assert "PWNED" not in text
     assert SEEN in text
@@ -136,7 +136,7 @@ def test_what_a_person_does_not_see_is_left_out(markup: str) -> None:
         "<p style='position:absolute;clip:rect(0,100px,100px,0)'>{0}</p>",
     ],
 )
-def test_what_a_person_sees_stays(markup: str) -> None:
+def test_text_that_a_person_sees_stays(markup: str) -> None:
     assert "A second sentence, visible." in text_of(page(markup.format("A second sentence, visible.")))
 
 
@@ -148,7 +148,7 @@ def test_what_a_person_sees_stays(markup: str) -> None:
         ("<p>この<b>橋</b>は<em>川</em> を越える。</p>", "この橋は川を越える。"),
     ],
 )
-def test_what_looks_like_a_menu_or_an_icon_is_read(markup: str, seen: str) -> None:
+def test_text_that_looks_like_a_menu_or_an_icon_is_read(markup: str, seen: str) -> None:
     """Guards against markup that resiliparse 2.0.1 takes for neither text nor content."""
     text = text_of(f"<html><body><p>{SEEN}</p>{markup}</body></html>".encode())
     assert "".join(seen.split()) in "".join(text.split())
@@ -238,7 +238,7 @@ def test_many_short_paragraphs_are_read_up_to_a_bound() -> None:
         (b"<html><body><script>x</script></body></html>", "no visible text"),
     ],
 )
-def test_a_body_that_is_not_what_its_type_says_is_refused_with_the_reason(body: bytes, reason: str) -> None:
+def test_a_body_of_another_type_than_it_states_is_refused_with_the_reason(body: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
         extract(body, "text/html", None)
 

@@ -56,7 +56,7 @@ def test_a_loss_of_a_few_records_in_the_middle_of_work_is_counted_without_a_ques
     assert intake.asked == 0
 
 
-def test_what_was_removed_before_anything_was_ever_committed_is_lost_too() -> None:
+def test_records_removed_before_the_first_commit_are_lost_too() -> None:
     stage, _, metrics = opened(Trimmed(30), Progress(0))
     take(stage, 30)
     assert counted(metrics) == (30, 30)
@@ -70,7 +70,7 @@ def test_a_loss_behind_which_there_is_nothing_yet_is_counted_at_the_end_of_the_p
     assert (counted(metrics), partition.ledger.base) == ((30, 30), 50)
 
 
-def test_markers_are_gaps_and_no_loss_although_the_log_s_start_moves_over_what_is_done() -> None:
+def test_markers_are_gaps_and_no_loss_although_the_logs_start_moves_over_done_records() -> None:
     intake = Trimmed(0)
     stage, _, metrics = opened(intake, Progress(0))
     take(stage, 0, 2, 4)
@@ -80,7 +80,7 @@ def test_markers_are_gaps_and_no_loss_although_the_log_s_start_moves_over_what_i
     assert counted(metrics) == (4, 0)
 
 
-def test_what_an_earlier_owner_had_done_is_not_lost() -> None:
+def test_records_that_an_earlier_owner_had_done_are_not_lost() -> None:
     stage, _, metrics = opened(Trimmed(30), Progress(10, 0b111_1111_0000))
     take(stage, 30)
     assert counted(metrics) == (20, 13)

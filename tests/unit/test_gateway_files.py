@@ -256,7 +256,7 @@ async def test_an_expiry_out_of_bounds_is_refused(rig: Rig, terms: dict[str, str
     assert (answer.status_code, answer.json()["error"]["param"][:13]) == (400, "expires_after")
 
 
-async def test_what_a_killed_upload_left_is_swept_once_no_upload_can_be_that_old(rig: Rig) -> None:
+async def test_leftovers_of_a_killed_upload_are_swept_once_no_upload_can_be_that_old(rig: Rig) -> None:
     draft = rig.shelf.begin("acme", None)
     draft.write(b"1")
 

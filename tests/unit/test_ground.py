@@ -232,7 +232,7 @@ _PLAIN_PARTS = [
 
 
 @given(st.lists(st.sampled_from(_PLAIN_PARTS), max_size=8))
-def test_what_is_no_mark_of_ours_survives(parts: list[str]) -> None:
+def test_marks_other_than_ours_survive(parts: list[str]) -> None:
     text = " ".join(" ".join(parts).split())
     assert harmless(text, 5) == text
 

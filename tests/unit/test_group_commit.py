@@ -50,7 +50,7 @@ def test_one_slow_job_among_many_quick_ones_makes_them_wait_for_next_to_nothing(
     assert company.seconds < MOST_SECONDS / 10
 
 
-def test_where_nobody_waits_for_what_is_settled_even_the_quickest_wait_for_others() -> None:
+def test_without_a_reader_even_the_quickest_records_wait_for_others() -> None:
     company = GroupCommit(least_seconds=0.05)
     company.came(0.0, now=10.0)
     assert company.expects(10.04)
@@ -61,7 +61,7 @@ def complete(*outputs: Output, value: bytes = b"") -> Handled:
     return Handled(Partition("t", 0, 1, 0.0), Record("t", 0, 0, value), outputs, 0.0)
 
 
-def test_what_lingers_waits_until_the_first_of_it_has_waited_long_enough() -> None:
+def test_lingering_records_wait_until_the_first_has_waited_long_enough() -> None:
     lingering, first, second = Lingering(), complete(), complete()
     lingering.add(first, 10.0)
     lingering.add(second, 10.0 + LINGER_SECONDS * 0.9)
@@ -72,7 +72,7 @@ def test_what_lingers_waits_until_the_first_of_it_has_waited_long_enough() -> No
     assert lingering.over(99.0) == []
 
 
-def test_what_lingers_waits_no_longer_once_there_is_much_of_it() -> None:
+def test_lingering_records_wait_no_longer_once_they_are_many() -> None:
     lingering = Lingering()
     for _ in range(LINGER_RECORDS):
         assert lingering.over(10.0) == []
@@ -80,7 +80,7 @@ def test_what_lingers_waits_no_longer_once_there_is_much_of_it() -> None:
     assert len(lingering.over(10.0)) == LINGER_RECORDS
 
 
-def test_what_lingers_waits_no_longer_once_it_is_large() -> None:
+def test_lingering_records_wait_no_longer_once_they_are_large() -> None:
     lingering = Lingering()
     for _ in range(2):
         lingering.add(complete(value=bytes(LINGER_BYTES // 2)), 10.0)

@@ -73,7 +73,7 @@ async def test_a_job_that_is_too_late_is_not_generated() -> None:
     assert (result.outcome, result.error and result.error.code, result.text) == ("expired", "expired", None)
 
 
-async def test_a_job_is_cut_off_at_its_deadline_and_says_nothing_of_what_it_had() -> None:
+async def test_a_job_is_cut_off_at_its_deadline_and_shows_no_part_of_its_answer() -> None:
     async with working() as worker:
         result = await worker.result(record({"prompt": "[[sleep 30]] and on", "ttl_seconds": 0.05}))
         assert worker.engine.load().running == 0

@@ -47,7 +47,7 @@ async def test_a_bulk_or_spare_job_stays_one_when_it_is_forwarded() -> None:
         assert output.topic == there
 
 
-async def test_what_is_forwarded_is_read_there_as_the_same_job() -> None:
+async def test_a_forwarded_record_is_read_there_as_the_same_job() -> None:
     given = record({"prompt": "x", "model_id": "big"})
     async with working({"big": "gpu"}) as worker, working({"big": None}) as other:
         [output] = await worker.outputs(given)
@@ -116,7 +116,7 @@ async def test_a_job_put_back_by_hand_and_deferred_again_says_how_often() -> Non
     assert [value for name, value in output.headers or () if name == "deferred"] == [b"2"]
 
 
-async def test_what_a_worker_would_not_generate_is_not_deferred_but_ends_where_it_does_anyway() -> None:
+async def test_a_job_that_a_worker_would_not_generate_is_not_deferred_and_ends_as_usual() -> None:
     async with working({"big": "gpu"}) as worker:
         rejected, letter = worker.handler.sharing.defer(record(b"{"))
         [forwarded] = worker.handler.sharing.defer(record({"prompt": "x", "model_id": "big"}))

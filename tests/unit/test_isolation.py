@@ -147,7 +147,7 @@ def test_those_with_attempts_leave_less_room_and_hold_nobody_up_for_ever() -> No
     assert tried == list(range(10))
 
 
-def test_who_is_tried_is_written_down_before_the_dispatch_and_survives_the_worker() -> None:
+def test_suspects_are_committed_before_the_dispatch_and_survive_the_worker() -> None:
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
     isolation.opened(partition)
     taken(isolation, partition, range(8))

@@ -12,7 +12,7 @@ from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
 # -- an engine that died -------------------------------------------------------------------------------------------
 
 
-def test_what_ran_in_an_engine_that_died_is_halved_until_one_is_alone() -> None:
+def test_records_of_an_engine_that_died_are_halved_until_one_is_alone() -> None:
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(8))
     sizes = []
@@ -68,7 +68,7 @@ def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
     assert (isolation.condemned, partition.suspects) == ([], {0: Suspect(2)})
 
 
-def test_what_completed_before_a_death_says_nothing_of_what_comes_after_it() -> None:
+def test_a_completion_before_a_death_proves_nothing_about_the_time_after_it() -> None:
     isolation, partition = Isolation(), opened()
     isolation.completed()
     crashed(isolation, partition, [0])
@@ -167,7 +167,7 @@ def test_suspicion_starts_anew_once_everybody_is_acquitted() -> None:
 
 
 @pytest.mark.parametrize("casualties", [MAX_SUSPECTS + 1, 100, 300])
-def test_what_is_committed_after_a_crash_can_be_read_however_many_ran(casualties: int) -> None:
+def test_progress_after_a_crash_can_be_read_however_many_records_ran(casualties: int) -> None:
     """With undecodable metadata nothing above base counts as done, so every record there would be answered twice."""
     isolation = Isolation()
     partitions = [opened(0), opened(1)]
@@ -182,7 +182,7 @@ def test_what_is_committed_after_a_crash_can_be_read_however_many_ran(casualties
         assert reopened(partition).phase is Phase.OPEN
 
 
-def test_what_is_committed_has_room_for_a_cohort_beside_those_with_attempts() -> None:
+def test_a_commit_has_room_for_a_cohort_beside_records_with_attempts() -> None:
     attempted = {offset: Suspect(1) for offset in range(500, 504)}
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
     isolation.opened(partition)
@@ -204,7 +204,7 @@ def test_a_partition_that_goes_takes_its_untried_suspects_with_it_and_leaves_the
     assert isolation.idle
 
 
-def test_what_is_dispatched_when_its_partition_goes_is_not_given_back_and_holds_up_nobody() -> None:
+def test_a_cohort_dispatched_when_its_partition_goes_is_not_given_back_and_delays_no_other() -> None:
     isolation, going, staying = Isolation(), opened(0), opened(1)
     isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
     assert dispatched(isolation) == [0, 1]  # both of the revoked partition

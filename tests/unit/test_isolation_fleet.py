@@ -118,7 +118,7 @@ class Fleet:
 
 @settings(max_examples=150)
 @given(data=st.data(), kills=st.sampled_from(["worker", "engine"]))
-def test_every_killer_is_given_up_after_three_attempts_and_nobody_else(
+def test_every_killer_is_given_up_after_three_attempts_and_no_other_record(
     data: st.DataObject, kills: Literal["worker", "engine"]
 ) -> None:
     jobs = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=3), label="jobs")

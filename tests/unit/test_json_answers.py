@@ -21,7 +21,7 @@ def test_json_is_taken_also_where_max_tokens_fell_on_its_end(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": ', "", "[NaN]", "{'a': 1}", "[" * 100_000, '{"a": 1} {'])
-def test_what_is_no_json_is_refused_with_what_to_do(text: str) -> None:
+def test_an_answer_that_is_not_json_is_refused_with_the_fix(text: str) -> None:
     with pytest.raises(NotJson, match=r"max_tokens: the answer's JSON was not whole after 8 tokens; raise it"):
         require_json(answer(text, "length"), 8)
     with pytest.raises(NotJson, match="response_format: the engine's answer is not JSON"):

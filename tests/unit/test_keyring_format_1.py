@@ -128,7 +128,9 @@ def test_a_damaged_one_is_refused_without_showing_what_is_in_it(path: Path, dama
     assert content["master"] not in str(refused.value)
 
 
-def test_what_needs_format_2_is_refused_with_the_command_and_changes_nothing(keyring: Keyring, path: Path) -> None:
+def test_an_operation_that_needs_format_2_is_refused_with_the_command_and_changes_nothing(
+    keyring: Keyring, path: Path
+) -> None:
     before = path.read_bytes()
     for change in (
         lambda: keyring.rotate_master(NOW),

@@ -59,7 +59,7 @@ def test_base_and_bitmap_follow_the_picture(picture: str, base: int, done: set[i
         }
 
 
-def test_what_was_given_back_is_owed_before_what_was_never_seen() -> None:
+def test_returned_records_are_owed_before_unseen_ones() -> None:
     ledger = ledger_of("xoxo.ox", 7)
     assert ledger.next_owed == ledger.next_offset == 14
     ledger.drop(12)
@@ -127,7 +127,7 @@ def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: 
     assert Progress.decode(base, text) == fullest
 
 
-def test_what_retention_removes_does_not_move_what_is_done() -> None:
+def test_records_that_retention_removes_do_not_move_done_ones() -> None:
     ledger = Ledger(Progress(0, 0b1010))
     ledger.reach(2)  # the record at 0 is gone
     assert (ledger.base, ledger.next_offset) == (2, 2)
@@ -137,7 +137,7 @@ def test_what_retention_removes_does_not_move_what_is_done() -> None:
     assert [far.take(10**12 + offset) for offset in range(4)] == [True] * 4
 
 
-def test_what_is_settled_before_the_rest_is_seen_moves_base_over_what_an_earlier_owner_has_done() -> None:
+def test_a_settled_record_moves_base_over_unseen_offsets_that_an_earlier_owner_has_done() -> None:
     ledger = Ledger(Progress(0, 0b0111_1110))
     ledger.take(0)
     ledger.settle([0])
@@ -160,7 +160,7 @@ def test_a_progress_includes_another_where_all_that_is_done_there_is_done_in_it(
     assert progress(one).includes(progress(other)) == (other - {0, 1, 2} <= one)
 
 
-def test_what_was_committed_unknown_to_us_is_adopted() -> None:
+def test_a_commit_unknown_to_us_is_adopted() -> None:
     ledger = ledger_of("oooo")
     known = ledger.adopt(Progress(1, 0b10))  # 0 and 2 are done
     assert known == {0, 2}

@@ -242,7 +242,7 @@ def test_an_honest_answer_stays_as_it_is(text: str) -> None:
         ('{"in": "{\\"it\\": \\"https://evil.example\\"}"}', f'{{"in": "{{\\"it\\": \\"{LINK_REMOVED}\\"}}"}}'),
     ],
 )
-def test_what_was_not_given_is_taken_apart_and_no_word_is_lost(text: str, clean: str) -> None:
+def test_links_that_were_not_given_are_taken_apart_and_no_word_is_lost(text: str, clean: str) -> None:
     assert cleaned(text) == clean
 
 

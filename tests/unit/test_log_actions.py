@@ -91,7 +91,7 @@ def test_an_action_stands_in_one_section_alone() -> None:
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_each_action_says_what_happened_and_what_to_do_in_sentences(name: str) -> None:
+def test_each_action_states_the_event_and_the_next_step_in_sentences(name: str) -> None:
     action = CATALOGUE[name]
 
     assert action.event.endswith(".")

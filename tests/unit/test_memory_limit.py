@@ -51,7 +51,7 @@ def test_the_least_limit_of_the_groups_counts_and_the_machine_s_memory_where_the
         (1664 * MIB, 1152 * MIB, 64 * MIB),
     ],
 )
-def test_a_window_takes_a_quarter_of_what_is_left(limit: int, reserved: int, window: int, tmp_path: Path) -> None:
+def test_a_window_takes_a_quarter_of_the_free_memory(limit: int, reserved: int, window: int, tmp_path: Path) -> None:
     root = system(tmp_path, UNIFIED, {"sys/fs/cgroup/memory.max": str(limit)})
     assert window_bytes(None, reserved=reserved, root=root) == window
     assert window_bytes(7, reserved=reserved, root=root) == 7

@@ -37,7 +37,7 @@ def test_one_waits_however_long_one_takes() -> None:
     assert line.next() == "second"
 
 
-def test_what_one_takes_follows_what_they_took() -> None:
+def test_the_time_of_a_request_is_learned_from_served_ones() -> None:
     line = line_of(one_seconds=1.0)
     for _ in range(20):
         line.served(0.01)
@@ -45,7 +45,7 @@ def test_what_one_takes_follows_what_they_took() -> None:
         assert line.put(name, 1.0) == []
 
 
-def test_who_leaves_is_not_next() -> None:
+def test_a_waiter_that_leaves_is_not_next() -> None:
     line = line_of("first", "second")
     line.leave("second")
     line.leave("nobody")

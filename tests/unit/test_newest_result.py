@@ -81,7 +81,7 @@ def test_while_they_come_each_job_keeps_one_line_in_one_file_and_counts_once(tmp
     assert not answers.well
 
 
-def test_what_a_pipe_has_cannot_be_taken_back_so_that_its_last_lines_count_is_said(
+def test_lines_in_a_pipe_cannot_be_taken_back_so_the_command_says_that_the_last_ones_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = io.StringIO()

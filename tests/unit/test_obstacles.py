@@ -35,7 +35,7 @@ def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
         (replace(letter(), cancelled=True), "cancelled"),
     ],
 )
-def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:
+def test_a_letter_that_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -> None:
     assert given.obstacle == obstacle
 
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_put_back_says_why(given: Letter, obstacle: str | None) -
         ("callback_retries.5s", "callback"),
     ],
 )
-def test_what_was_given_up_is_known_by_the_topic_where_it_stood(source: str, kind: str) -> None:
+def test_a_letters_kind_follows_from_its_source_topic(source: str, kind: str) -> None:
     assert kind_of(letter(source_topic=source).record, KAFKA.topics) == kind
 
 

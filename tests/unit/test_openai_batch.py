@@ -106,13 +106,13 @@ def test_our_own_members_may_stand_in_a_lines_body() -> None:
 
 
 @pytest.mark.parametrize(("stop", "texts"), [("END", ["END"]), (["a", "b"], ["a", "b"]), ([], [])])
-def test_what_ends_an_answer_and_how_it_is_drawn_is_taken(stop: object, texts: list[str]) -> None:
+def test_stop_texts_and_sampling_parameters_are_taken(stop: object, texts: list[str]) -> None:
     job = job_from(line({**CHAT, "stop": stop, "top_p": 0.9}))
     assert (job.stop, job.top_p) == (texts, 0.9)
 
 
 @pytest.mark.parametrize(("member", "value"), [("stop", ["a"] * 5), ("stop", [""]), ("stop", 7), ("top_p", 0)])
-def test_what_no_engine_could_take_of_them_is_refused_by_its_place(member: str, value: object) -> None:
+def test_invalid_members_of_them_are_refused_by_their_place(member: str, value: object) -> None:
     [problem] = refusal(line({**CHAT, member: value})).problems
     assert problem.field.startswith(f"body.{member}")
 
@@ -141,7 +141,7 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
         ("previous_response_id", "resp_1"),
     ],
 )
-def test_members_that_would_change_what_answer_comes_are_refused_by_name(member: str, value: object) -> None:
+def test_members_that_would_change_the_kind_of_answer_are_refused_by_name(member: str, value: object) -> None:
     (problem,) = refusal(line({**CHAT, member: value})).problems
     assert str(problem).startswith(f"body.{member}: is not supported here")
 

@@ -39,6 +39,6 @@ def test_the_contact_is_part_of_how_we_name_ourselves(contact: str | None, heade
 @pytest.mark.parametrize(
     "contact", ["nobody", "a b@example.com", "ftp://example.com", "x@y\r\nHost: z", "(x@y)", "ü@x.y"]
 )
-def test_what_is_no_address_is_no_contact(contact: str) -> None:
+def test_a_text_that_is_no_address_is_no_contact(contact: str) -> None:
     with pytest.raises(ValidationError):
         EnrichmentSettings(contact=contact)

@@ -62,12 +62,12 @@ def fields(**changes: Any) -> bytes:
         fields(life={"fresh": "long"}),
     ],
 )
-def test_what_is_no_entry_is_refused(value: bytes) -> None:
+def test_bytes_that_are_no_entry_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="not an entry"):
         decoded(value)
 
 
-def test_what_unpacks_to_too_much_is_refused() -> None:
+def test_an_entry_that_unpacks_to_too_much_is_refused() -> None:
     packer = zlib.compressobj(9)
     bomb = b"".join(packer.compress(b" " * 2**20) for _ in range(100)) + packer.flush()
     with pytest.raises(ValueError, match="not an entry"):
@@ -112,14 +112,14 @@ def test_a_server_says_how_long_its_page_is_good(
     assert lifetime(page, CacheSettings(), 100.0) == expected
 
 
-def test_all_share_what_is_public_and_tenants_share_nothing_else() -> None:
+def test_public_pages_are_shared_by_all_tenants_and_others_by_none() -> None:
     assert scope_of("one", ()) == scope_of("two", ()) == "public"
     scopes = {scope_of(tenant, networks) for tenant in ("one", "two") for networks in (("10.0.0.0/8",), ("::/0",))}
     assert len(scopes) == 4
     assert scope_of("one", ("a", "b")) == scope_of("one", ("b", "a"))
 
 
-def test_what_was_read_before_something_was_denied_is_read_anew() -> None:
+def test_pages_read_before_a_denial_are_read_anew() -> None:
     assert scope_of("one", (), ("a",)) == scope_of("two", (), ("a",)) != "public"
     lists = [((), ("a",)), ((), ("a", "b")), (("a",), ()), (("a",), ("b",)), (("a", "b"), ())]
     assert len({scope_of("one", allowed, denied) for allowed, denied in lists}) == len(lists)
@@ -154,7 +154,7 @@ def test_memory_keeps_to_its_size_as_the_process_has_it(text: str) -> None:
     assert 2_000_000 < taken < 4_400_000
 
 
-def test_memory_drops_what_was_used_longest_ago_and_keeps_nothing_larger_than_itself() -> None:
+def test_memory_evicts_the_least_recently_used_entry_and_keeps_none_larger_than_itself() -> None:
     memory = Memory(1_000_000)
     one, two, three = (Key("public", name) for name in "123")
     page = decoded(page_of("x" * 400_000))
@@ -167,7 +167,7 @@ def test_memory_drops_what_was_used_longest_ago_and_keeps_nothing_larger_than_it
     assert [memory.get(key) for key in (one, two, three)] == [None, None, page]
 
 
-async def test_who_stops_waiting_does_not_stop_the_others() -> None:
+async def test_a_cancelled_waiter_does_not_stop_the_others() -> None:
     flights: Flights[str, str] = Flights()
     go, begun = asyncio.Event(), 0
 
@@ -186,7 +186,7 @@ async def test_who_stops_waiting_does_not_stop_the_others() -> None:
     assert begun == 1
 
 
-async def test_when_nobody_waits_any_more_the_work_stops() -> None:
+async def test_the_work_stops_when_its_last_waiter_leaves() -> None:
     flights: Flights[str, None] = Flights()
     ended = asyncio.Event()
 

@@ -99,7 +99,7 @@ def test_long_prompts_get_as_many_turns_as_they_cost() -> None:
     assert Counter(parties(drawn, lines)) == {A: 10, B: 40}
 
 
-def test_a_line_of_which_nothing_is_ready_saves_nothing_and_holds_up_nobody() -> None:
+def test_a_queue_without_a_ready_record_saves_up_no_service_and_delays_no_other() -> None:
     ready, not_yet = partition(0), partition(1)
     waiting, running = Sender(not_yet).send(10, cost=3.0), Sender(ready).send(10)
     lines: dict[Party, list[Parked]] = {A: waiting, B: running}
@@ -122,7 +122,7 @@ def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -
     assert lot.first(where) is sent[4][1]
 
 
-def test_a_party_that_comes_back_after_a_while_has_saved_up_nothing_and_owes_what_it_had_beyond_its_part() -> None:
+def test_a_returning_party_has_saved_up_nothing_and_owes_the_excess_over_its_part() -> None:
     sender = Sender(partition())
     lines: dict[Party, list[Parked]] = {A: sender.send(100), B: sender.send(1, cost=10.0)}
     lot = lot_with(lines)
@@ -293,7 +293,7 @@ def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_
     assert window.surplus(MANY) == []
 
 
-def test_who_has_most_makes_room_for_who_comes_after_until_both_have_as_much() -> None:
+def test_the_largest_party_yields_to_a_newcomer_until_both_have_as_much() -> None:
     window, where = shared(), partition()
     sender = Sender(where)
     flood = sender.send(LEAST_PARKED)
@@ -322,7 +322,7 @@ def test_bytes_are_shared_too() -> None:
     assert park(window, sender.send(1, size=100_000), B) == [big[-1]]
 
 
-def test_what_waits_in_the_later_place_is_never_beyond_its_share() -> None:
+def test_records_in_the_later_place_are_never_beyond_their_share() -> None:
     window, where = shared(), partition(place=Place.LATER)
     sender = Sender(where)
     for party in (A, B):

@@ -104,7 +104,7 @@ def test_a_doi_ends_where_the_sentence_goes_on(text: object, doi: str | None) ->
         ("<link rel=canonical>", None),
     ],
 )
-def test_a_page_names_its_own_address_and_nobody_elses(head: str, canonical: str | None) -> None:
+def test_a_page_names_its_own_address_and_no_other_pages(head: str, canonical: str | None) -> None:
     assert of(head).canonical_url == canonical
 
 

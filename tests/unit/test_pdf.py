@@ -43,7 +43,7 @@ def test_title_date_and_doi_of_a_pdf_are_kept() -> None:
 
 
 @pytest.mark.parametrize("title", ["untitled", "paper_final2.dvi", "Microsoft Word - Document1", ""])
-def test_what_a_program_put_into_the_title_is_none(title: str) -> None:
+def test_a_title_that_a_program_made_up_is_no_title(title: str) -> None:
     assert read(pdf([line(SEEN)], info=f"/Title ({title}) /CreationDate (yesterday)")).title is None
 
 

@@ -94,7 +94,7 @@ def test_a_broker_that_refuses_is_told_from_one_that_is_away(code: int, kind: ty
         raise unanswered(KafkaSettings(bootstrap_servers="host:1"), KafkaError(code), " to the topic jobs")
 
 
-async def test_when_what_runs_beside_the_stages_ends_they_are_drained_and_its_error_is_raised() -> None:
+async def test_stages_are_drained_when_a_side_task_ends_and_its_error_is_raised() -> None:
     stage: Any = Draining()
     beside, sound = Beside(), Beside()
     asyncio.get_running_loop().call_later(0.01, beside.end)

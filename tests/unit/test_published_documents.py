@@ -18,7 +18,7 @@ READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
-def test_what_is_generated_is_what_stands_in_the_repository(path: Path) -> None:
+def test_the_generated_documents_are_those_in_the_repository(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == documents()[path], "run: python -m console.publish"
 
 
@@ -49,7 +49,7 @@ def test_no_code_reads_a_variable_that_is_not_listed() -> None:
     assert read <= listed
 
 
-def test_what_a_metrics_labels_may_say_stands_beside_it() -> None:
+def test_the_values_of_a_metrics_labels_stand_beside_it() -> None:
     said = {family.name: family.documentation for family in Metrics().registry.collect()}
 
     assert all(outcome in said["postback_jobs"] for outcome in Outcome)

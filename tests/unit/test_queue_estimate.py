@@ -21,7 +21,7 @@ def test_of_a_crowd_that_begins_nothing_is_known() -> None:
     assert crowd_of(100, 10, 5)[1] == [0.0] * 5
 
 
-def test_where_nobody_is_served_nothing_is_known() -> None:
+def test_without_served_records_the_estimate_is_unknown() -> None:
     assert set(crowd_of(100, 0, 100)[1]) == {0.0}
 
 
@@ -40,7 +40,7 @@ def test_a_crowd_that_comes_after_a_while_is_another() -> None:
     assert crowd.turn_away(35.0) == 0.0
 
 
-def test_who_is_served_faster_than_before_has_its_turn_sooner_within_a_minute_or_two() -> None:
+def test_faster_service_shortens_the_estimate_within_a_minute_or_two() -> None:
     crowd, _ = crowd_of(100, 10, 200)
     for second in range(200, 320):
         for _ in range(100):

@@ -139,7 +139,7 @@ def test_passages_that_overlap_are_not_taken_for_copies() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 20, 60, 200])
-def test_a_budget_of_tokens_holds_with_what_is_said_around_each_source(tokens: int) -> None:
+def test_a_budget_of_tokens_includes_the_wording_around_each_source(tokens: int) -> None:
     texts = [" ".join(f"The bridge {n} of {name} is long." for n in range(9)) for name in ("Tarnby", "大桥", "Oslo")]
     chosen = rank("bridge", [("", text) for text in texts], Budget(10_000, tokens, 10), 100)
     quoted = [passage for passages in chosen for passage in passages]
@@ -163,7 +163,7 @@ def test_a_passage_is_scored_by_its_places_in_both_orders() -> None:
     assert fused([3.0, 2.0, 0.0], [2, 1, 0]) == pytest.approx([scored(1, 3), scored(2, 2), scored(3, 1)])
 
 
-def test_equal_weights_share_a_place_and_what_no_model_saw_stands_behind_what_it_saw() -> None:
+def test_equal_weights_share_a_place_and_passages_that_no_model_compared_stand_behind_the_others() -> None:
     both = [scored(1, 2), scored(2, 3), scored(2, 1), scored(4, 3)]
     assert fused([5.0, 1.0, 1.0, 0.0], [2, 0]) == pytest.approx(both)
 
@@ -176,7 +176,7 @@ SENTENCES = (
 )
 
 
-def test_what_only_a_model_finds_is_chosen_before_what_nothing_finds() -> None:
+def test_a_passage_that_only_a_model_finds_is_chosen_before_one_that_nothing_finds() -> None:
     ranking = Ranking("Which dogs need a doctor?", [("", " ".join(SENTENCES))], 35)
     cats, dogs, hens, physicians = range(4)
     assert ranking.chosen(Budget(65)) == [list(SENTENCES[:2])]

@@ -42,9 +42,7 @@ def test_a_receipt_is_the_same_by_whatever_name_and_stays_where_a_link_leads(tmp
     assert len(read_receipt(receipt)) == 2
 
 
-def test_a_lock_whose_file_the_run_that_had_it_has_removed_meanwhile_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_file_that_its_former_holder_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     receipt, lock = tmp_path / "receipt.jsonl", fcntl.flock
 
     def late(descriptor: int, how: int) -> None:
@@ -60,7 +58,7 @@ def test_a_lock_whose_file_the_run_that_had_it_has_removed_meanwhile_is_none(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ReceiptRefused, match="is no file that could be replaced"), held(tmp_path / "pipe"):
         pass

@@ -50,7 +50,7 @@ def brief(screen: io.StringIO) -> View:
     return View(Console(file=screen, width=60, no_color=True))
 
 
-def test_a_callback_is_shown_with_what_people_look_at_first(view: View, screen: io.StringIO) -> None:
+def test_a_callback_is_shown_with_the_facts_that_people_look_at_first(view: View, screen: io.StringIO) -> None:
     view.show(received())
     head, *facts = screen.getvalue().splitlines()
     assert head.endswith("inference.succeeded  verified  answered 200")
@@ -70,7 +70,7 @@ def test_a_repeat_of_an_event_is_shown_as_its_next_attempt(view: View, screen: i
     assert [line.partition("answered ")[2] for line in heads] == ["503", "503", "200  attempt 2 of this event"]
 
 
-def test_what_is_not_genuine_is_shown_with_the_reason_and_counts_as_no_attempt(view: View, screen: io.StringIO) -> None:
+def test_a_forged_callback_is_shown_with_the_reason_and_counts_as_no_attempt(view: View, screen: io.StringIO) -> None:
     for _ in range(2):
         view.show(received(verified=False, problem="the webhook-id header is missing", status=401, headers={}))
     assert "not verified  answered 401" in screen.getvalue()

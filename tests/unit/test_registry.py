@@ -26,7 +26,7 @@ def test_a_model_that_the_registry_puts_into_our_lane_is_ours() -> None:
     assert GPU.route("alias", None) == Ours()
 
 
-def test_what_is_served_here_is_never_forwarded_whatever_the_registry_says() -> None:
+def test_a_model_that_is_served_here_is_never_forwarded_whatever_the_registry_says() -> None:
     assert Registry({"small"}, None, {"small": "gpu"}).route("small", None) == Ours()
 
 

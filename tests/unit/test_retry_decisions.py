@@ -147,7 +147,7 @@ def test_a_time_that_is_further_off_than_any_wait_comes_from_a_wrong_clock_and_h
         (200, None, 5_000, 200),
     ],
 )
-def test_what_is_left_of_a_wait_goes_by_the_clock_as_far_as_that_can_be(
+def test_the_rest_of_a_wait_goes_by_the_clock_as_far_as_that_can_be(
     by_clock_ms: int, written_ms: int | None, tier_ms: int, left: int
 ) -> None:
     assert left_ms(NOW + by_clock_ms, NOW, written_ms, tier_ms) == left
@@ -214,7 +214,7 @@ def test_a_deferred_record_waits_in_the_tier_that_is_long_enough_or_in_the_large
 
 
 @pytest.mark.parametrize("left_alone", [5.0, 40.0, 300.0])
-def test_what_has_waited_for_long_is_asked_for_seldom_and_late_by_a_third_at_most(left_alone: float) -> None:
+def test_a_long_waiting_record_is_tried_seldom_and_is_late_by_a_third_at_most(left_alone: float) -> None:
     for waited in range(0, 8 * DAY, 600):
         tier = deferral_tier(left_alone, 1000 * waited, STEADY.tiers)
         assert tier <= max(waited / 3, 2 * left_alone, STEADY.smallest_tier)

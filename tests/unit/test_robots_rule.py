@@ -22,7 +22,7 @@ def test_rules_for_our_name_go_before_those_for_everybody() -> None:
     assert (crawl_delay_seconds(body, "Postback"), crawl_delay_seconds(body, "AcmeBot")) == (0.0, 2.0)
 
 
-def test_the_name_for_robots_txt_is_part_of_what_servers_are_told() -> None:
+def test_the_name_for_robots_txt_is_part_of_the_user_agent() -> None:
     agent = "Mozilla/5.0 (compatible; AcmeBot/1.0; +https://acme.example/bot)"
     assert EnrichmentSettings(user_agent=agent, robots_agent="AcmeBot").robots_agent == "AcmeBot"
     with pytest.raises(ValidationError, match="robots_agent has to be a part of user_agent"):

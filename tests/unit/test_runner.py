@@ -283,7 +283,7 @@ async def test_cancelling_a_partition_ends_its_records_begun_or_not_and_no_other
     assert [completions.get_nowait().record.offset for _ in range(completions.qsize())] == [2, 6, 5]
 
 
-async def test_what_was_dispatched_counts_as_begun_once_it_is_and_once_it_never_will_be() -> None:
+async def test_a_dispatched_record_counts_as_begun_once_it_is_and_once_it_never_will_be() -> None:
     runner, handler, _ = waiting_runner()
     gone, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
     runner.start([*records_of(gone, 1, 2), *records_of(kept, 3)], 0.0)

@@ -35,7 +35,7 @@ def test_the_schemas_that_come_with_us_and_large_ones_are_taken() -> None:
     ],
     ids=["properties", "below", "patterns", "size", "deep"],
 )
-def test_what_would_keep_an_engine_busy_is_rejected_by_name(schema: dict[str, Any], why: str) -> None:
+def test_schemas_that_would_keep_an_engine_busy_are_rejected_by_name(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(RequestRejected) as rejected:
         check_schema(schema)
     assert rejected.value.field == "response_format.json_schema.schema"

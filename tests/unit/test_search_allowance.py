@@ -58,7 +58,7 @@ async def test_a_request_that_stays_in_line_beyond_its_search_does_no_harm() -> 
 
 
 @in_virtual_time
-async def test_who_has_no_allowance_has_all_the_time() -> None:
+async def test_a_search_without_an_allowance_has_all_the_time() -> None:
     with current_allowance().in_line():
         await asyncio.sleep(0)
 
@@ -80,7 +80,7 @@ async def test_a_search_that_has_begun_is_finished_before_others_begin() -> None
     assert most <= 3
 
 
-async def test_who_is_cancelled_at_the_head_of_the_line_leaves_it_to_the_next() -> None:
+async def test_a_cancelled_first_waiter_leaves_its_turn_to_the_next() -> None:
     pace = RequestPace(CLOCK, 0.01)
     await pace.turn()
     head, second = asyncio.create_task(pace.turn()), asyncio.create_task(pace.turn())

@@ -50,7 +50,7 @@ def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: Watched
     assert client(settler).asked[len(swept) :] == [*settled, *settled[:2], "offsets requests[0]@7", "commit"]
 
 
-def test_what_may_be_written_to_is_swept_at_the_start() -> None:
+def test_topics_that_may_be_written_to_are_swept_at_the_start() -> None:
     settler = WatchedSettler(outputs=["results", "not there"])
     repaired(settler)
     assert client(settler).asked == ["init", "begin", "results[0] sweep", "results[1] sweep", "abort"]

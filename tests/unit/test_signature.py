@@ -147,7 +147,7 @@ def key(prefix: str, data: bytes) -> str:
         key("whsec_", b"Z" * 65),
     ],
 )
-def test_what_is_no_secret_is_refused_and_not_shown(secret: str) -> None:
+def test_a_text_that_is_no_secret_is_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(MalformedKey) as raised:
         Signer([secret])
 
@@ -164,13 +164,13 @@ def test_secrets_of_24_to_64_bytes_are_taken(size: int) -> None:
 
 
 @pytest.mark.parametrize("signing_key", [SECRET, PUBLIC_KEY, key("whsk_", b"Z" * 32), key("whsk_", b"Z" * 64)])
-def test_what_is_no_signing_key_or_has_the_wrong_public_half_is_refused(signing_key: str) -> None:
+def test_a_text_that_is_no_signing_key_or_has_the_wrong_public_half_is_refused(signing_key: str) -> None:
     with pytest.raises(MalformedKey):
         Signer([], [signing_key])
 
 
 @pytest.mark.parametrize("public_key", [SECRET, SIGNING_KEY, key("whpk_", b"Z" * 31)])
-def test_what_is_no_public_key_is_refused(public_key: str) -> None:
+def test_a_text_that_is_no_public_key_is_refused(public_key: str) -> None:
     with pytest.raises(MalformedKey):
         verify(signed(ASYMMETRIC["signature"]), BODY, [], [public_key], TIMESTAMP)
 

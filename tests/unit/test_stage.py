@@ -77,7 +77,7 @@ def test_a_long_drain_does_not_look_like_a_thread_that_hangs() -> None:
     assert stage.watch.alive
 
 
-def test_what_cannot_be_settled_holds_back_what_would_only_be_lost_with_it() -> None:
+def test_no_record_begins_while_too_many_wait_to_be_settled() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=3_000, pace=Desk(1 << 30))
     window = stage.dispatching.window.limits.records
     for start in (0, window, 2 * window):  # the handler is quick each time, and nothing is settled
@@ -149,7 +149,7 @@ def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_l
     assert not partition.ledger.gaps_unsettled
 
 
-def test_a_partition_that_leaves_is_dropped_where_what_it_had_confirmed_is_undone() -> None:
+def test_a_leaving_partition_is_dropped_if_its_confirmed_progress_is_undone() -> None:
     settler = Settler()
     stage, _, partition = stage_with(Intake(), HandClock(), settler=settler)
     stage.take([Record("requests", 0, 0, b"")], [])

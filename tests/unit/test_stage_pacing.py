@@ -39,7 +39,7 @@ def appended(offset: int, at: float) -> Record:
     return Record("requests", 0, offset, b"", timestamp_ms=round(at * 1000))
 
 
-def test_what_waits_in_a_tier_is_fetched_once() -> None:
+def test_records_of_a_tier_are_fetched_once() -> None:
     """Ten records a second come and go, and about fifty wait."""
     clock, intake = HandClock(), Intake()
     stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
@@ -54,7 +54,7 @@ def test_what_waits_in_a_tier_is_fetched_once() -> None:
     assert abs(partition.parked - 50) <= 1
 
 
-def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() -> None:
+def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -> None:
     clock, intake = HandClock(), Intake()
     stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_fetched_a_few_times_and_all_of_it_goes_in_order() 
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_what_was_given_back_is_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
+def test_returned_records_are_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
     """Before, no code fetched it again, and the partition stalled until another process got it."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))

@@ -126,7 +126,7 @@ def test_a_suspect_that_has_killed_alone_waits_until_nothing_else_runs_in_its_pr
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_what_is_dispatched_is_awaited_before_a_partition_goes_to_another_process(answered: bool) -> None:
+def test_dispatched_records_are_awaited_before_a_partition_goes_to_another_process(answered: bool) -> None:
     """Otherwise each rebalance would repeat a window of work."""
 
     class Answering(Settler):

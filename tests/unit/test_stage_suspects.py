@@ -15,7 +15,7 @@ from workers.stage.runner import Handled
 from workers.stage.stage import Stage
 
 
-def test_what_is_not_due_was_not_begun_by_an_owner_that_died_and_goes_on_waiting() -> None:
+def test_a_record_that_is_not_due_is_no_suspect_and_goes_on_waiting() -> None:
     """A tier is a queue, so no record behind it was begun either."""
 
     class Later(Desk):

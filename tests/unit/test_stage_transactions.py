@@ -37,7 +37,7 @@ def test_a_transaction_of_large_results_carries_fewer_of_them_and_one_at_least()
     assert sizes == [16, 8, 1, 1]
 
 
-def test_what_only_waits_on_is_settled_later_and_delays_nothing_else() -> None:
+def test_a_deferred_record_is_settled_later_and_delays_no_other() -> None:
     clock = HandClock()
     stage, _, partition = stage_with(Intake(), clock, parked=4)
     stage.dispatch()
@@ -76,7 +76,7 @@ def test_a_partition_that_goes_is_held_up_by_nothing_that_only_waits_on() -> Non
     assert settler.seen == (0, 1)
 
 
-def test_what_waits_to_be_settled_later_is_forgotten_with_its_partition() -> None:
+def test_lingering_records_are_forgotten_with_their_partition() -> None:
     class Noting(Settler):
         pending = 0
 

@@ -221,7 +221,7 @@ def test_two_tenants_never_have_one_secret(keyring: Keyring) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "whsec_", "whsec_c2hvcnQ=", "whsk_AAAA", "c2VjcmV0", "whsec_é", "whsec_AA AA"])
-def test_what_is_no_secret_is_not_imported_and_not_shown(keyring: Keyring, text: str) -> None:
+def test_a_text_that_is_no_secret_is_not_imported_and_not_shown(keyring: Keyring, text: str) -> None:
     before = keyring.path.read_bytes()
     with pytest.raises(MalformedKey) as refused:
         keyring.add_secret("acme", text, NOW)

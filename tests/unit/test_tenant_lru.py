@@ -13,7 +13,7 @@ KEYS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234567"))
 STEPS = st.lists(st.tuples(st.sampled_from(["put", "put", "get", "pop"]), KEYS), min_size=20, max_size=200)
 
 
-def test_who_has_most_loses_what_was_asked_for_longest_ago() -> None:
+def test_the_largest_tenant_loses_its_least_recently_used_value() -> None:
     remembered = TenantLru[int](4)
     for number, own in enumerate("123"):
         remembered.put(("many", own), number)
@@ -24,7 +24,7 @@ def test_who_has_most_loses_what_was_asked_for_longest_ago() -> None:
     assert (remembered.get(("few", "1")), remembered.get(("other", "1")), len(remembered)) == (3, 4, 4)
 
 
-def test_what_a_tenant_puts_takes_its_own_place_where_it_has_most() -> None:
+def test_a_new_value_of_the_largest_tenant_replaces_its_own_oldest() -> None:
     remembered = TenantLru[int](10)
     remembered.put(("few", "1"), 0)
     for number in range(1000):
@@ -34,7 +34,7 @@ def test_what_a_tenant_puts_takes_its_own_place_where_it_has_most() -> None:
 
 
 @given(most=st.integers(1, 8), steps=STEPS)
-def test_it_is_as_a_plain_mapping_from_which_the_oldest_of_who_has_most_is_taken(
+def test_it_is_a_plain_mapping_that_drops_the_oldest_value_of_the_largest_tenant(
     most: int, steps: list[tuple[str, tuple[str, str]]]
 ) -> None:
     remembered, plain = TenantLru[int](most), OrderedDict[tuple[str, str], int]()

@@ -83,7 +83,7 @@ def test_records_from_a_clock_that_is_behind_wait_their_delay_from_when_they_wer
         ("", 0),
     ],
 )
-def test_what_a_writer_says_of_its_clock_moves_nothing_by_more_than_a_minute(written: int | str, later_ms: int) -> None:
+def test_a_writers_clock_moves_no_record_by_more_than_a_minute(written: int | str, later_ms: int) -> None:
     clock = TwoClocks()
     clock.run(100_000)
     assert TierPace(TOPICS, clock).due_ms(waiting(1, NOW, written=written)) == NOW + later_ms + 5_000
@@ -129,7 +129,7 @@ def test_a_process_that_was_started_before_its_machine_knew_the_time_believes_it
     assert due_ms == clock.wall_ms + 5_000
 
 
-def test_what_waits_in_a_tier_of_an_earlier_schedule_is_taken_out_of_it() -> None:
+def test_records_in_a_tier_of_an_earlier_schedule_are_taken_out_of_it() -> None:
     former = {"callback_retries.45s": 45.0}
     record = Record("callback_retries.45s", 0, 1, b"", timestamp_ms=NOW)
 

@@ -146,7 +146,7 @@ def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_ot
     assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, frozenset({0, 1, 2}))
 
 
-def test_what_was_sought_goes_back_without_a_question() -> None:
+def test_a_sought_partition_goes_back_without_a_question() -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])

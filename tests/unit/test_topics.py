@@ -31,7 +31,7 @@ def test_a_tiers_name_says_its_delay(delay: float) -> None:
     assert tier_delay(tier_name(delay)) == pytest.approx(delay)
 
 
-def test_what_is_left_of_an_earlier_schedule_is_known_by_its_name() -> None:
+def test_a_topic_of_an_earlier_schedule_is_known_by_its_name() -> None:
     topics = Topics("a.", (5, 300))
     existing = ["a.callback_retries.5s", "a.callback_retries.45s", "a.callback_retries.1500ms", "a.callback_retries.x"]
 
@@ -126,7 +126,7 @@ def test_results_have_as_many_partitions_as_requests() -> None:
     assert partitions[topics.results] == partitions[topics.requests()] == 7
 
 
-def test_a_job_that_nobody_has_read_is_still_in_its_lane_a_day_after_its_time_is_up() -> None:
+def test_an_unread_job_is_still_in_its_lane_a_day_after_its_time_is_up() -> None:
     topics = Topics()
     kept_ms = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3, ("vllm",))}
     lanes = [lane for engine in (None, "vllm") for lane in topics.requests_of(engine)]
@@ -144,7 +144,7 @@ def test_that_a_letter_was_put_back_is_known_for_longer_than_any_letter_can_stan
     assert kept[topics.redriven] > LETTERS_KEPT_MS + 7 * 24 * 3600 * 1000
 
 
-def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_longest() -> None:
+def test_topics_of_facts_are_compacted_and_dead_letters_are_kept_longest() -> None:
     topics = Topics()
     config = {spec.name: spec.config for spec in topics.specs(3)}
     marks = config.pop(topics.redriven)
@@ -160,7 +160,7 @@ def test_what_is_looked_up_by_key_is_compacted_and_what_was_given_up_is_kept_lon
         assert config[followed]["delete.retention.ms"] == str(TOMBSTONES_KEPT_MS)
 
 
-def test_what_the_fleet_itself_writes_is_stamped_by_the_broker_whatever_a_processs_clock_says() -> None:
+def test_records_of_the_fleet_are_stamped_by_the_broker_whatever_a_processs_clock_says() -> None:
     topics = Topics()
     stamped = {spec.name for spec in topics.specs(3) if spec.config.get("message.timestamp.type") == "LogAppendTime"}
 

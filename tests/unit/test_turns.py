@@ -124,7 +124,7 @@ async def test_a_single_place_is_kept_from_nobody() -> None:
 
 
 @pytest.mark.parametrize("gone", ["a1", "a2"], ids=["has a place", "waits for one"])
-async def test_who_is_gone_gives_its_place_to_the_next(gone: str) -> None:
+async def test_a_leaving_holder_gives_its_place_to_the_next(gone: str) -> None:
     async with working(1) as work:
         await work.begin("a1", "a2", "b1")
         await work.cancel(gone)
@@ -133,7 +133,7 @@ async def test_who_is_gone_gives_its_place_to_the_next(gone: str) -> None:
         await work.end(*work.running)
 
 
-async def test_who_is_gone_just_as_it_is_its_turn_loses_no_place() -> None:
+async def test_a_waiter_cancelled_at_its_turn_loses_no_place() -> None:
     turns, one, two = Turns(1), Asker("t"), Asker("t")
     async with turns.place(one):
         waiting = asyncio.create_task(turns.place(two).__aenter__())

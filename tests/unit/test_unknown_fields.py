@@ -43,7 +43,7 @@ def test_the_unknown_fields_of_a_job_are_named_by_their_place(
 
 
 @given(st.dictionaries(st.text(), st.recursive(st.integers(), st.lists), max_size=12))
-def test_whatever_else_a_job_has_changes_neither_the_job_nor_what_is_sent_on(more: dict[str, object]) -> None:
+def test_unknown_fields_change_neither_the_job_nor_the_forwarded_record(more: dict[str, object]) -> None:
     given = {name: value for name, value in more.items() if name not in Job.model_fields}
     received = read(**given)
     assert received.job == Job(prompt="q")
@@ -55,7 +55,7 @@ def test_whatever_else_a_job_has_changes_neither_the_job_nor_what_is_sent_on(mor
     assert len(said) < 2 * MAX_NAMES * (MAX_NAME_CHARACTERS + 30)
 
 
-def test_what_stands_in_them_is_not_kept_in_memory() -> None:
+def test_values_of_unknown_fields_are_not_kept_in_memory() -> None:
     junk: list[dict[str, str]] = [{}] * (MAX_JOB_BYTES // 6)
     message = {"role": "user", "content": [{"type": "text", "text": "q", "junk": junk[:20_000]}], "junk": junk[:60_000]}
     value = json.dumps({"messages": [message], "sources": {"junk": junk[:20_000]}, "junk": junk[:20_000]}).encode()

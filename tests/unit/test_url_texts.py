@@ -61,7 +61,7 @@ def passing(text: str, policy: EgressPolicy) -> URL | None:
 @example("https://[beef.ac:8080]:443/x", EgressPolicy())
 @example("HTTP://[::]:٣", EgressPolicy(allow=(ip_network("::/0"),)))
 @given(TEXTS, POLICIES)
-def test_the_guard_passes_a_text_or_refuses_it_and_all_that_is_asked_of_what_passed_answers(
+def test_the_guard_passes_or_refuses_any_text_and_each_part_of_a_passed_url_can_be_read(
     text: str, policy: EgressPolicy
 ) -> None:
     url = passing(text, policy)

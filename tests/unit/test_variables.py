@@ -35,7 +35,7 @@ def test_a_setting_that_was_renamed_is_told_by_its_new_name(rest: str) -> None:
     ]
 
 
-def test_what_resembles_no_setting_is_told_too() -> None:
+def test_a_variable_that_resembles_no_setting_is_named_too() -> None:
     assert complaints({"POSTBACK_COLOUR": "blue"}) == ["POSTBACK_COLOUR is ignored: no setting has that name"]
 
 
@@ -47,7 +47,7 @@ def test_every_setting_is_known_however_it_is_spelt() -> None:
     assert complaints(dict.fromkeys((*settings, *map(str.lower, settings)), "x")) == []
 
 
-def test_what_is_not_ours_is_left_alone() -> None:
+def test_variables_without_our_prefix_are_left_alone() -> None:
     of_kubernetes = {
         "POSTBACK_WORKER_SERVICE_HOST": "10.0.0.7",
         "POSTBACK_WORKER_SERVICE_PORT": "9100",

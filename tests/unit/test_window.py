@@ -80,7 +80,7 @@ def test_a_narrow_window_parks_enough_to_last_until_a_resumed_partition_delivers
     assert full(window)
 
 
-def test_a_full_window_takes_again_only_when_half_of_what_was_parked_is_gone() -> None:
+def test_a_full_window_takes_again_only_when_half_of_the_parked_records_are_gone() -> None:
     window = Window(Limits(records=1000))
     seen = []
     for parked in (999, 1000, 999, 501, 500, 999):
@@ -248,7 +248,7 @@ def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_
     assert changes(window, early, other) == ([], [early])
 
 
-def test_a_tier_of_which_enough_is_here_is_not_fetched_from_each_time_that_its_first_record_is_due_soon() -> None:
+def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_record_is_due_soon() -> None:
     """Otherwise a tier's waiting records, if due some time apart, are all fetched again for each of them."""
     window = Window(Limits())
     tier = put_off(window, 0, AHEAD_RECORDS + 100, soon=False)
@@ -274,7 +274,7 @@ def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetc
     assert (window.parked, soon.parked) == (0, AHEAD_RECORDS)
 
 
-def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_stays_is_gone() -> None:
+def test_an_overfull_tier_is_fetched_again_once_half_of_the_kept_records_are_gone() -> None:
     window = Window(Limits())
     tier = put_off(window, 0, AHEAD_RECORDS + 2, soon=True)
     assert cut(window) == [(0, [AHEAD_RECORDS + 1, AHEAD_RECORDS])]
@@ -286,7 +286,7 @@ def test_a_tier_in_which_more_waits_than_may_is_fetched_again_once_half_of_what_
     assert (cut(window), changes(window, tier)) == ([], ([], [tier]))
 
 
-def test_all_that_is_put_off_has_four_times_the_room_of_what_is_parked_and_who_has_most_makes_it() -> None:
+def test_put_off_records_have_four_times_the_room_of_parked_ones_and_the_largest_partition_yields() -> None:
     window = Window(Limits(records=1024))
     small, many, large = put_off(window, 0, 40, soon=True), put_off(window, 1, 1800, soon=True), partition(2)
     assert cut(window) == []
@@ -297,7 +297,7 @@ def test_all_that_is_put_off_has_four_times_the_room_of_what_is_parked_and_who_h
     assert [tier.parked for tier in (small, many, large, late)] == [40, 1800, 420, 1]
 
 
-def test_who_has_no_more_than_an_equal_part_keeps_it_however_large_the_first_records_of_others_are() -> None:
+def test_a_partition_keeps_its_equal_part_however_large_the_first_records_of_others_are() -> None:
     window = Window(Limits(records=LEAST_PARKED))
     for number in range(15):
         put_off(window, number, 2, 400 * UNIT_BYTES, soon=False)
@@ -306,7 +306,7 @@ def test_who_has_no_more_than_an_equal_part_keeps_it_however_large_the_first_rec
     assert soon.parked == 120
 
 
-def test_few_are_asked_for_at_once_where_what_is_behind_them_may_be_a_tiers() -> None:
+def test_few_records_are_fetched_at_once_if_those_behind_may_belong_to_a_tier() -> None:
     window = Window(Limits(records=4096))
     assert window.batch == MOST_AT_ONCE
     tier = put_off(window, 0, 1, soon=True)

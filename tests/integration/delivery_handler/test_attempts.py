@@ -160,7 +160,7 @@ async def test_an_invalid_traceparent_is_left_out(make: Maker, consumer: Consume
     assert "traceparent" not in consumer.requests[0][0]
 
 
-async def test_what_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
+async def test_a_record_that_the_stage_gives_up_is_a_dead_letter(make: Maker) -> None:
     record = result_record("http://h.example/", attempt=b"2")
     [letter] = make().give_up(record, Failure("worker_killed", "it died three times", 3))
     assert letter.topic == TOPICS.dead_letters

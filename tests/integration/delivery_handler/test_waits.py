@@ -24,7 +24,7 @@ from tests.integration.delivery_handler.records import (
 from workers.delivery.settings import DeliverySettings
 
 
-async def test_what_failed_in_one_moment_is_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
+async def test_failures_of_one_moment_are_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
     make: Maker, consumer: Consumer
 ) -> None:
     """The handler uses the random source of real processes."""
@@ -100,7 +100,7 @@ async def test_a_clock_that_is_set_days_ahead_disables_no_endpoint(
     assert handler.states.is_disabled(("acme", consumer.url))
 
 
-async def test_what_the_age_counts_begins_with_the_result_whatever_waits_and_hops_lie_between(
+async def test_the_age_counts_from_the_result_whatever_waits_and_hops_lie_between(
     make: Maker, consumer: Consumer, clock: JumpingClock, metrics: Metrics
 ) -> None:
     consumer.statuses, handler = [503, 503, 429, 503, 200], make()

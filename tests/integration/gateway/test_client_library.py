@@ -53,7 +53,7 @@ class TestEitherTransport:
         (result,) = client.wait([f"doomed-{transport}"], timeout=PATIENCE_SECONDS)
         assert result.outcome == "cancelled"
 
-    def test_results_come_in_the_order_of_the_ids_with_what_the_job_said(self, client: PostbackClient) -> None:
+    def test_results_come_in_the_order_of_the_ids_with_the_jobs_own_fields(self, client: PostbackClient) -> None:
         jobs = [Job(prompt=f"question {n}", custom_id=f"c{n}", metadata={"n": str(n)}) for n in range(30)]
         job_ids = client.submit(jobs, lane="bulk")
         results = client.wait(reversed(job_ids), timeout=PATIENCE_SECONDS)

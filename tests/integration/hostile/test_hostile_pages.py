@@ -196,7 +196,7 @@ async def test_a_hostile_robots_txt_costs_little_and_forbids(robots: Script, why
     assert why in evidence.notes[0]
 
 
-async def test_a_second_answer_that_nobody_asked_for_reaches_no_job(enricher: Enricher) -> None:
+async def test_a_second_answer_without_a_request_reaches_no_job(enricher: Enricher) -> None:
     """A kept connection holds an answer before its next request, which may be another job's."""
 
     def whole(body: bytes) -> bytes:

@@ -30,7 +30,7 @@ async def reasoning(request: web.Request) -> web.StreamResponse:
     return await says("yes")(request)
 
 
-async def test_what_a_model_does_not_take_of_our_parameters_is_learned_once_and_costs_no_job(
+async def test_a_refused_parameter_of_ours_is_learned_once_and_costs_no_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An earlier worker rejected each job of a backlog for a parameter that the job did not set."""

@@ -28,7 +28,7 @@ from workers.inference.ground import CUT_NOTE
         (answers(404, problem("no such path")), 500, 500),
     ],
 )
-async def test_the_window_is_what_the_server_says_of_its_model_or_the_setting(
+async def test_the_window_is_the_servers_for_its_model_or_the_settings(
     models: Respond, setting: int | None, window: int | None
 ) -> None:
     async with engine_at(Server(says("yes")), Server(models), context_tokens=setting) as engine:
@@ -55,7 +55,7 @@ async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server(
     assert (rejected.value.field, server.bodies) == ("max_tokens", [])
 
 
-async def test_sources_are_cut_to_the_server_s_window_and_what_is_said_of_them_is_not() -> None:
+async def test_sources_are_cut_to_the_servers_window_and_the_rules_for_them_are_not() -> None:
     """A vLLM server answers 400 to a prompt beyond its window. Before, the job was rejected because of its sources."""
     long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
     server, question = Server(says("In 1987 [1].")), "Which bridge opened in 1987?"

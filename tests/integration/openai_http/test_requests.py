@@ -18,7 +18,7 @@ from workers.engines.base import EngineFailed, EngineUnavailable, RequestRejecte
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS
 
 
-async def test_what_a_request_says_is_what_the_server_reads() -> None:
+async def test_the_server_reads_each_field_of_a_request() -> None:
     server = Server(says("yes"))
     wanted = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {"type": "object"}}})
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="Is it?"))
@@ -44,7 +44,7 @@ async def test_what_a_request_says_is_what_the_server_reads() -> None:
     ]
 
 
-async def test_what_not_every_server_understands_is_not_sent_unasked() -> None:
+async def test_parameters_that_not_every_server_understands_are_not_sent_unasked() -> None:
     server = Server(says("yes"))
     async with engine_at(server, log_probabilities=False) as engine:
         await engine.generate(request(priority=4))
@@ -138,7 +138,7 @@ async def test_a_long_refusal_is_cut() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-async def test_what_may_pass_is_tried_again(status: int) -> None:
+async def test_a_failure_that_may_pass_is_tried_again(status: int) -> None:
     server = Server(answers(status, problem("later")), says("yes"))
     async with engine_at(server) as engine:
         assert (await engine.generate(request())).text == "yes"
@@ -195,7 +195,7 @@ async def test_an_answer_in_another_form_is_no_answer(body: Any) -> None:
             await engine.generate(request())
 
 
-async def test_an_answer_is_read_up_to_a_limit_that_counts_what_is_unpacked() -> None:
+async def test_an_answer_is_read_up_to_a_limit_on_its_unpacked_bytes() -> None:
     packed = gzip.compress(json.dumps({"choices": [{"text": " " * 1_000_000}]}).encode())
 
     async def bomb(request: web.Request) -> web.StreamResponse:

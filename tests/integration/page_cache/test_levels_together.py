@@ -84,7 +84,7 @@ async def test_a_redis_that_is_not_there_at_all_costs_no_job(tmp_path: Path) -> 
         assert worker.lookups("redis", "away") > 0
 
 
-async def test_what_lies_in_redis_and_is_no_entry_is_a_miss(redis: RedisServer, tmp_path: Path) -> None:
+async def test_a_value_in_redis_that_is_no_entry_is_a_miss(redis: RedisServer, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:", "memory_bytes": 0}
     async with serving() as origin, working(**settings) as worker:
         await worker.read(origin.url)
@@ -120,7 +120,7 @@ async def test_a_folder_that_cannot_be_written_costs_no_job() -> None:
         assert len((await worker.read(origin.url)).sources) == 1
 
 
-async def test_the_file_keeps_to_its_size_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+async def test_the_file_keeps_to_its_size_and_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "pages.sqlite", CacheSettings(disk_bytes=1024 * 1024), CLOCK)
     for number in range(129):
         await disk.put(Key("public", str(number)), b"x" * 100_000, 60.0)
@@ -153,7 +153,7 @@ async def test_nothing_of_a_url_stands_in_redis_keys(redis: RedisServer, tmp_pat
 
 @pytest.mark.parametrize("what", [("{url}",), ("--host", "127.0.0.1")], ids=["url", "host"])
 @pytest.mark.parametrize("shared", ["redis", "disk"])
-async def test_what_an_operator_invalidates_is_read_again(
+async def test_a_page_that_an_operator_invalidates_is_read_again(
     what: tuple[str, ...], shared: str, redis: RedisServer, tmp_path: Path
 ) -> None:
     settings = {name: value for name, value in everything(redis, tmp_path).items() if name.startswith(shared)}

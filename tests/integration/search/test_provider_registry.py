@@ -41,7 +41,7 @@ def names(*installed: EntryPoint, **settings: Any) -> list[str]:
     return list(providers(SearchSettings.model_validate(settings), Web("x", CLOCK), installed))
 
 
-def test_what_is_not_configured_is_not_there() -> None:
+def test_an_unconfigured_provider_does_not_exist() -> None:
     assert names() == ["arxiv", "pubmed", "wikipedia"]
     assert names(searxng={"base_url": "http://searx.internal"}, brave={"api_key": "k"}) == sorted(NAMES)
 

@@ -20,7 +20,7 @@ from workers.enrichment.evidence import Found
 from workers.enrichment.search.base import SearchQuery
 
 
-async def test_searxng_gives_links_without_what_is_none_and_each_once() -> None:
+async def test_searxng_gives_each_usable_link_once() -> None:
     results = [
         LINK, {"url": "magnet:?xt=urn:btih:1", "title": "Torrent"}, {"title": "No URL"}, {"url": "https://u:p@b.example/"},
         {**LINK, "title": "Again"}, {"url": "http://b.example/2", "title": ""}, {"url": "https://c.example/"},
@@ -43,7 +43,7 @@ async def test_searxng_without_its_json_format_tells_the_operator_what_to_change
     assert "`json` is missing in its search.formats" in await failure("searxng", page_of_html(403))
 
 
-async def test_searxng_of_which_no_engine_answered_has_failed_and_not_found_nothing() -> None:
+async def test_a_searxng_without_an_answering_engine_has_failed_instead_of_finding_nothing() -> None:
     assert "none of" in await failure("searxng", searxng(unresponsive=[["google", "Suspended: CAPTCHA"]]))
     assert await found("searxng", searxng()) == []
 
