@@ -15,6 +15,7 @@ from schemas import topics as names
 from schemas.outcome import Outcome
 from schemas.result import Result
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from tests.handlers import CLOCK, TOPICS, inference_handler
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.endpoint_states import EndpointStates
@@ -93,7 +94,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=drawn(100))
 
 
 def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,6 +19,7 @@ from gateway.access import Scope
 from gateway.door.app import create_app
 from telemetry.audit import Audit, AuditEvent
 from telemetry.clock import SystemClock
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 PROMPT = "Why is the secret sky blue?"
@@ -114,7 +115,7 @@ def test_lines_of_many_threads_do_not_mix(file: Path) -> None:
     assert len(lines(file)) == 200
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_text_is_one_line(file: Path, user: str, identifier: str) -> None:
     audit = Audit(file, SystemClock(), "gateway")

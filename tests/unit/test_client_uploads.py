@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from postback_client import Conflict, HttpClient, InvalidRequest
 from telemetry.hand_clock import HandClock
+from tests.drawn import drawn
 from tests.unit.test_client_library import NOW, refusal, scripted
 
 CONTENT = b"0123456789abcdefghijXYZ"
@@ -162,7 +163,7 @@ VALUES = st.none() | st.integers() | st.text() | st.lists(st.text())
 )
 @example(STATE | {"part_bytes": 0})
 @example(STATE | {"part_bytes": 30, "part_ids": ["a", "b"]})
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=drawn(60), suppress_health_check=list(HealthCheck))
 def test_a_state_of_any_content_leads_to_the_whole_file(tmp_path: Path, found: bytes | dict[str, Any]) -> None:
     source, state = file_in(tmp_path), tmp_path / "state"
     with scripted(created(), part(1), part(2), part(3), DONE) as (url, got):

@@ -17,6 +17,7 @@ from gateway.store.tables import jobs
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, SourceDetails, Support, Timings, Usage
+from tests.drawn import drawn
 from tests.unit.console_browser import Browser, console_rig, signed_in
 from tests.unit.console_rows import EVIL, NOW_MS, job_row
 from tests.unit.gateway_rig import Rig
@@ -25,7 +26,7 @@ PATHS = [
     *("/console", "/console/batches", "/console/batch", "/console/jobs", "/console/job", "/console/callbacks"),
     *("/console/endpoints", "/console/file", "/console/sign-in", "/console/nothing"),
 ]
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=drawn(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = st.text(st.characters(), max_size=30) | st.just(EVIL)
 
 

@@ -23,11 +23,12 @@ from gateway.door.door import PEER
 from gateway.store.tables import console_sessions
 from operators.certificates import Leaf, init, issue
 from telemetry.clock import SystemClock
+from tests.drawn import drawn
 from tests.unit.console_browser import Browser, console_rig, signed_in
 from tests.unit.gateway_rig import Rig
 
 OTHERS = [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "https://evil.example"}]
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=drawn(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

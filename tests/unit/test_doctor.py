@@ -29,6 +29,7 @@ from operators.doctor.brokers import parsed_addresses, settings_findings, versio
 from operators.doctor.files import check_certificates
 from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault
 from telemetry.clock import SystemClock
+from tests.drawn import drawn
 from tests.http_handler import handling
 from tests.integration.certificates import Authority
 from tests.integration.test_acls import documented_rows
@@ -315,7 +316,7 @@ LOCAL = [name for name in names() if not name.endswith("*") and "BOOTSTRAP" not 
 
 
 @given(st.dictionaries(st.sampled_from(LOCAL), NOISE, max_size=6), st.binary(max_size=300), NOISE)
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
     tmp_path: Path, variables: dict[str, str], content: bytes, url: str
 ) -> None:

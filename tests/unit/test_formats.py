@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.unit.office_files import core, document, packed, paragraph, row, slides, workbook
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.reading.extract import MAX_TEXT_CHARS, Extracted, extract
@@ -102,7 +103,7 @@ def test_xml_that_cannot_be_read_is_refused_with_the_reason(body: str, reason: s
         text(body, "application/xml")
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(st.lists(st.tuples(_PLAIN, _PLAIN), min_size=1, max_size=5))
 def test_each_entry_of_any_feed_is_read(entries: list[tuple[str, str]]) -> None:
     items = "".join(
@@ -114,7 +115,7 @@ def test_each_entry_of_any_feed_is_read(entries: list[tuple[str, str]]) -> None:
         assert "".join(summary.split()) in found
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(st.one_of(_NOISE, st.text(alphabet="<>/!?[]-'\"&;#x:= aitemrsfdENTIYLAC", max_size=200).map(str.encode)))
 def test_any_bytes_that_are_called_xml_end_with_a_text_or_a_reason(body: bytes) -> None:
     survives(body, "application/xml")
@@ -147,7 +148,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(st.lists(_JSON, min_size=1, max_size=4), _NOISE)
 def test_any_lines_of_json_end_with_a_text_or_a_reason(values: list[object], noise: bytes) -> None:
     body = "\n".join(map(json.dumps, values)).encode()
@@ -185,7 +186,7 @@ def test_a_page_that_shows_its_text_is_not_read_from_its_data() -> None:
     assert HIDDEN not in found.text + found.rest
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(_JSON, st.text(max_size=300), _NOISE)
 def test_any_data_of_a_page_ends_with_a_text_or_a_reason(value: object, body: str, noise: bytes) -> None:
     survives(scripted("", body, value).encode(errors="replace"), "text/html")
@@ -250,14 +251,14 @@ def test_the_properties_of_an_office_file_may_be_broken() -> None:
     assert text(document(paragraph(SEEN), **{"docProps/core.xml": "<a>" * 9})) == SEEN
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(st.lists(_PLAIN, min_size=1, max_size=5))
 def test_each_paragraph_of_any_document_and_each_slide_is_read(texts: list[str]) -> None:
     for body in (document("".join(map(paragraph, texts))), slides(*texts)):
         assert text(body).split() == " ".join(texts).split()
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(_NOISE, st.sampled_from([document(paragraph(SEEN) * 3), slides(SEEN, SEEN)]), st.data())
 def test_any_damage_to_an_office_file_ends_with_a_text_or_a_reason(
     noise: bytes, body: bytes, data: st.DataObject

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.access import Scope
 from gateway.access.key_text import id_of
 from gateway.access.principal import DEFAULT_SCOPES
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 KEYS, TENANTS = "/v1/admin/api_keys", "/v1/admin/tenants"
@@ -122,7 +123,7 @@ BODIES = st.binary(max_size=60) | st.dictionaries(
 ).map(lambda body: json.dumps(body).encode())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=drawn(50), deadline=None)
 @given(body=BODIES, name=st.text(max_size=20))
 async def test_no_body_or_name_makes_an_admins_route_fail(body: bytes, name: str, rig: Rig, admin: str) -> None:
     for method, path in (("POST", KEYS), ("PUT", f"{TENANTS}/noise"), ("PUT", f"{TENANTS}/{name!r}")):

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select
 from gateway.accept.idempotency import StoredAnswer, once
 from gateway.store.store import Store
 from gateway.store.tables import tenants
+from tests.drawn import drawn
 
 NUMBERS = count()
 
@@ -79,7 +80,7 @@ def made(store: Store, example: int) -> set[str]:
 
 
 @given(REQUESTS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawn(25), deadline=None, suppress_health_check=list(HealthCheck))
 def test_each_key_has_one_answer_and_one_work(stores: list[Store], requests: list[Asked]) -> None:
     example = next(NUMBERS)
     futures = [submitted(stores[asked.process], asked, example, number) for number, asked in enumerate(requests)]

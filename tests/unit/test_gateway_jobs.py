@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.access import Scope
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 JOB = {"prompt": "Why is the sky blue?"}
@@ -24,7 +25,7 @@ NOISE = st.recursive(
 )
 FIELDS = st.sampled_from(["prompt", "messages", "job_id", "custom_id", "callback_url", "metadata", "sources", "body"])
 BODIES = st.binary(max_size=40) | st.dictionaries(FIELDS, NOISE, max_size=4).map(lambda job: json.dumps(job).encode())
-SEVERAL = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SEVERAL = settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
@@ -21,12 +20,13 @@ from gateway.door.openapi.document import OPERATIONS, openapi_document
 from gateway.door.settings import GatewaySettings
 from gateway.view.waiting import Waiting
 from telemetry.clock import SystemClock
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 IN_PATH = re.compile(r"\{([a-z_]+)(?::path)?\}")
 ENDLESS = ("/v1/events",)
 BY_OPERATION = settings(
-    max_examples=2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None
+    max_examples=drawn(2), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None
 )
 
 
@@ -95,15 +95,22 @@ async def test_the_page_shows_every_operation_and_loads_nothing(rig: Rig) -> Non
     assert "default-src 'none'; style-src 'sha256-" in answer.headers["content-security-policy"]
 
 
+@pytest.fixture(scope="module")
+def described() -> Any:
+    """The document as schemathesis reads it, once; imported here since the import takes a second."""
+    import schemathesis
+
+    return schemathesis.openapi.from_dict(openapi_document())
+
+
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.path not in ENDLESS], ids=lambda one: one.name)
-def test_any_request_by_the_description_has_an_answer_below_500(rig: Rig, operation: Any) -> None:
-    schema = schemathesis.openapi.from_dict(openapi_document())
+def test_any_request_by_the_description_has_an_answer_below_500(rig: Rig, described: Any, operation: Any) -> None:
     key = rig.key("schemathesis", *Scope)
 
     @BY_OPERATION
     @given(st.data())
     def send(data: st.DataObject) -> None:
-        case = data.draw(schema[operation.path][operation.method].as_strategy())
+        case = data.draw(described[operation.path][operation.method].as_strategy())
         arguments = case.as_transport_kwargs(base_url="http://door")
         method, url = arguments.pop("method"), urlsplit(arguments.pop("url"))
         chosen = {

@@ -22,6 +22,7 @@ from schemas.codec import write_result
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -305,7 +306,7 @@ def test_a_request_that_no_engine_can_fulfil_is_refused_by_its_member(
     refused(ask(rig, "GET", f"{RESPONSES}/resp_1?stream=true", key), 400)
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(url=st.sampled_from(list(BODIES)), body=st.binary(max_size=40) | NOISE.map(json.dumps).map(str.encode))
 @example(url=RESPONSES, body=b'{"input":[{"role":"user","content":[]}]}')
 @example(url=RESPONSES, body=b'{"input":[{"role":[],"content":[{"type":"input_text"}]}]}')
@@ -314,7 +315,7 @@ def test_any_body_that_is_no_request_is_refused(rig: Rig, key: str, url: str, bo
     refused(ask(rig, "POST", url, key, content=body), 400)
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(name=st.text(max_size=20), method=st.sampled_from(["GET", "POST", "DELETE"]), prefixed=st.booleans())
 def test_any_unknown_response_is_not_found(rig: Rig, key: str, name: str, method: str, prefixed: bool) -> None:
     path = f"{RESPONSES}/{'resp_' if prefixed else 'x'}{quote(name.encode('utf-8', 'replace'), safe='')}"

@@ -26,6 +26,7 @@ from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.topics import Topics
 from telemetry.hand_clock import HandClock
+from tests.drawn import drawn
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=8)
 BATCH = f"batch_{'0' * 32}"
@@ -44,7 +45,7 @@ def clear(store: Store) -> None:
     store.write_now(lambda connection: connection.execute(jobs.delete()))
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(ANY_TEXT.map(storable), st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=2), min_size=1, max_size=5),
     st.none() | st.binary(max_size=8),
@@ -70,7 +71,7 @@ def test_rows_are_written_as_one_by_one(
     assert store.write_now(lambda connection: insert_new(connection, jobs, [new])) == 0
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), ANY_TEXT.map(storable)), min_size=1, max_size=9),
     st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), ANY_TEXT.map(storable)), max_size=9),

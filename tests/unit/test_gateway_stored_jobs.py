@@ -22,6 +22,7 @@ from schemas.codec import write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Result
+from tests.drawn import drawn
 
 TENANT = "acme"
 TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
@@ -57,7 +58,7 @@ def ids(found: Sequence[StoredJob]) -> list[str]:
     return [job.job_id for job in found]
 
 
-@settings(max_examples=25)
+@settings(max_examples=drawn(25))
 @given(
     limit=st.integers(1, 12),
     ascending=st.booleans(),
@@ -222,7 +223,7 @@ def test_events_wait_while_the_rows_of_results_are_rebuilt(store: Store) -> None
     limit=st.integers(1, 4),
     name=st.integers(0, 10**9),
 )
-@settings(max_examples=25)
+@settings(max_examples=drawn(25))
 def test_reading_on_finds_each_event_of_the_chosen_types_once(
     store: Store, kinds: list[str], chosen: tuple[str, ...], limit: int, name: int
 ) -> None:

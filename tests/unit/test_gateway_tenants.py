@@ -31,6 +31,7 @@ from gateway.store.store import Store
 from gateway.store.tables import batches, jobs, tenants
 from schemas.job import Job
 from telemetry.hand_clock import HandClock
+from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
 
 CLOCK = HandClock()
@@ -280,7 +281,7 @@ def test_the_lines_of_a_batch_give_all_of_it_back_and_no_more(store: Store) -> N
 STEPS = st.lists(st.tuples(st.sampled_from(["job", "batch", "answer", "line", "end", "recount"]), st.integers(0, 3)))
 
 
-@hypothesis_settings(max_examples=20)
+@hypothesis_settings(max_examples=drawn(20))
 @given(steps=STEPS)
 def test_counts_are_the_reservations_of_the_rows_after_any_steps(
     steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory

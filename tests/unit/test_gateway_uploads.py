@@ -19,6 +19,7 @@ from gateway.access import Scope
 from gateway.batches.assembly import Assembly
 from gateway.batches.declined import Declined
 from gateway.batches.uploads import MOST_PARTS, completion, upload_terms
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.gateway_uploader import TERMS, Uploader, refusal
 from tests.unit.test_gateway_files import END, FORM, part
@@ -345,7 +346,7 @@ def test_any_body_is_an_upload_or_a_completion_or_is_declined(body: Any) -> None
 
 
 @given(cuts=st.lists(st.integers(1, 40), max_size=5), order=st.randoms())
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawn(10), deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_cuts_in_any_order_of_arrival_give_the_content(rig: Rig, cuts: list[int], order: Any) -> None:
     client, content = Uploader(rig), bytes(range(100))
     edges = sorted({0, 100, *(min(cut * 2, 100) for cut in cuts)})

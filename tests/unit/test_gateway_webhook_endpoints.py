@@ -31,6 +31,7 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.topics import Topics
+from tests.drawn import drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 from workers.delivery.endpoint_events import read_endpoint_event
 from workers.delivery.keyring import Keyring
@@ -158,7 +159,7 @@ def test_terms_that_cannot_be_kept_are_refused_by_name(rig: Rig, member: str, va
     assert "secret@" not in answer.text
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=40) | st.dictionaries(MEMBERS, NOISE, max_size=4).map(lambda body: json.dumps(body).encode()))
 def test_any_body_is_answered_without_a_failure(rig: Rig, body: bytes) -> None:
     key = rig.key("noise")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from workers.stage.horizon import LEAST_MARGIN, MOST_MARGIN, undone_below
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress, begun_of
@@ -86,7 +87,7 @@ def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_b
     assert found.careful_records == 1024, "an owner of an earlier release said nothing"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(st.data())
 def test_begun_records_are_always_among_the_first_undone_ones_of_the_last_commit(data: st.DataObject) -> None:
     """Records begin and end in any order, commits return or do not, and the owner dies at any point."""

@@ -8,6 +8,7 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.unit.isolation_rig import NO_BOUND, opened, record, taken
 from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
 from workers.stage.partition import Partition
@@ -116,7 +117,7 @@ class Fleet:
             isolation.settled(partition, offset)
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(data=st.data(), kills=st.sampled_from(["worker", "engine"]))
 def test_every_killer_is_given_up_after_three_attempts_and_no_other_record(
     data: st.DataObject, kills: Literal["worker", "engine"]

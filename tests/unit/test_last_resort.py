@@ -18,6 +18,7 @@ from schemas.outcome import Outcome
 from schemas.topics import Topics
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from workers.roles import last_resort
 from workers.stage.dead_letters import MAX_LETTER_BYTES
 from workers.stage.record import Failure, Header, Output, Record, size_of
@@ -78,7 +79,7 @@ def outputs_for_a_job(record: Record) -> Sequence[Output]:
 
 
 @example(Record(TOPICS.requests(), 0, 0, b'{"prompt":"x","callback_url":"https://[2001:db8::1::2]/hook"}'))
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(RECORDS)
 def test_a_job_has_one_failed_result_and_one_letter_that_can_be_told_apart_whatever_the_record_is(
     record: Record,
@@ -97,7 +98,7 @@ def test_a_job_has_one_failed_result_and_one_letter_that_can_be_told_apart_whate
     assert letter.value in (record.value, None)
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(RECORDS)
 def test_a_callback_has_one_letter_whatever_the_record_is(record: Record) -> None:
     (letter,) = last_resort.for_callbacks(TOPICS, Metrics())(record, FAILURE)

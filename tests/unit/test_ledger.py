@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.drawn import drawn
 from workers.stage.ledger import Ledger
 from workers.stage.progress import (
     MAX_BITMAP,
@@ -232,7 +233,7 @@ bitmaps = st.one_of(
     above=suspects,
     topic=st.none() | st.uuids().map(str).map(topic_mark),
 )
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 def test_every_progress_survives_the_round_trip(
     base: int, done: int, is_open: bool, alone: bool, above: dict[int, Suspect], topic: bytes | None
 ) -> None:
@@ -350,4 +351,4 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
 
 TestLedgerAgainstNaiveSets = LedgerAgainstNaiveSets.TestCase
-TestLedgerAgainstNaiveSets.settings = settings(max_examples=150, stateful_step_count=30)
+TestLedgerAgainstNaiveSets.settings = settings(max_examples=drawn(150), stateful_step_count=30)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.renderers import rendered, urls_in_text
 from workers.enrichment.answering.links import LINK_REMOVED, without_unknown_links
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -177,7 +178,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=drawn(300))
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_pieces_of_links_in_any_order_make_none(text: str) -> None:
     assert strangers(cleaned(text)) == []

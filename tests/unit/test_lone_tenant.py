@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from tests.unit.one_party import OneParty
 from workers.stage.batch import Batch
 from workers.stage.dispatching import MOST_DEFERRED
@@ -172,7 +173,9 @@ PACES = st.lists(
 """Pairs: for that number of rounds the engine takes that number of jobs."""
 
 
-@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking takes long
+@settings(
+    max_examples=drawn(20), deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)  # shrinking takes long
 @given(PACES)
 def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
     flood = Flood()

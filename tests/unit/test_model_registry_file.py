@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from workers.engines.models.mistakes import RegistryRefused
 from workers.engines.models.registry_file import MOST_BYTES, ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
@@ -229,7 +230,7 @@ CUT = st.integers(0, len(FULL)).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(NOISE | TABLES | CUT)
 def test_any_bytes_give_a_registry_or_a_clear_error(tmp_path: Path, content: bytes) -> None:
     try:

@@ -21,6 +21,7 @@ from schemas.rollout.comparison import (
 from schemas.rollout.e_process import DECIDED, EProcess
 from schemas.rollout.facts import RolloutOrder, Step
 from schemas.rollout.judge import MOST_DIFFERENT, Judge
+from tests.drawn import drawn
 
 ID = "ro_0123456789abcdef"
 ORDER = RolloutOrder(id=ID, alias="a", candidate="c", canary_jobs=5, max_jobs=400, at=0)
@@ -123,7 +124,7 @@ def simulated(differs: float, noise: float, runs: int = 1000, most: int = 2000) 
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=200))
-@settings(max_examples=25)
+@settings(max_examples=drawn(25))
 def test_the_simulation_plays_as_the_e_process_does(values: list[float]) -> None:
     evidence, end, at = EProcess(0.03), "undecided", len(values)
     for number, value in enumerate(values, start=1):

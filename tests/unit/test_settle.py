@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from telemetry.hand_clock import HandClock
+from tests.drawn import drawn
 from tests.unit.settle_rig import Client, WatchedSettler, batch_of, client, landed, repaired
 from workers.stage import transactional_producer
 from workers.stage.partition import Partition
@@ -262,4 +263,4 @@ class Sweeping(RuleBasedStateMachine):
 
 
 TestSweeping = Sweeping.TestCase
-TestSweeping.settings = settings(max_examples=60, stateful_step_count=25)
+TestSweeping.settings = settings(max_examples=drawn(60), stateful_step_count=25)

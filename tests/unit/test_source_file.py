@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn
 from tests.integration.inside.page import NAMES, written
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
@@ -120,7 +121,7 @@ KINDS = st.sampled_from(["http_json", "sql", "mcp"])
     kind=KINDS, tables=st.dictionaries(FIELDS, VALUES | st.text(max_size=40), max_size=6), noise=st.text(max_size=60)
 )
 @example(kind="sql", tables={"statement": "SELECT :limit" + "\\:" * 50}, noise="")
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_read_or_refused_by_name(tmp_path: Path, kind: str, tables: dict[str, Any], noise: str) -> None:
     path = tmp_path / "x.toml"
     known = {"http_json": HTTP, "sql": SQL, "mcp": MCP}[kind]

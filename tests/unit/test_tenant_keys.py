@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.signature import MalformedKey, NoMatchingSignature, generate_secret, verify
 from telemetry.hand_clock import SetClock
+from tests.drawn import drawn
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring, KeyringError, KeyringRefused
 from workers.delivery.keyring.data import KeyringData
 
@@ -270,7 +271,7 @@ CHANGED = st.tuples(WHOLE, CHANGES).map(lambda parts: {**parts[0], **parts[1]})
 FILES = st.binary(max_size=200) | (JSON | CHANGED).map(lambda value: json.dumps(value).encode())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=drawn(300))
 @given(FILES)
 def test_a_file_of_anything_is_refused_as_a_keyring_or_signs_for_every_tenant(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

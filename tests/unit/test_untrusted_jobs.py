@@ -17,6 +17,7 @@ from schemas.settings import SettingsRefused, TrustSettings
 from schemas.trust import TrustSecrets
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from tests.handlers import CLOCK, TOPICS
 from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.belief import believed_secrets
@@ -124,7 +125,7 @@ HEADERS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=drawn(50))
 @given(headers=HEADERS, value=st.binary(max_size=40) | st.just(json.dumps(JOB).encode()))
 def test_no_noise_of_headers_is_believed_even_by_the_last_resort(headers: list[Header], value: bytes) -> None:
     given = Record(TOPICS.requests(), 3, 7, value, None, headers)
