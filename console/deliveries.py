@@ -13,7 +13,7 @@ from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
-    from operators.deliveries import Step
+    from operators.deliveries import CallbackStep
 
 
 def deliveries(
@@ -49,7 +49,7 @@ def deliveries(
         raise fail(f"nothing is kept of {wanted}", FAILED)
 
 
-def timeline(steps: list[Step], *, named: bool = False) -> list[str]:
+def timeline(steps: list[CallbackStep], *, named: bool = False) -> list[str]:
     """Return one line per step, with the job if the steps belong to several. Control characters are escaped.
 
     With `named`, each line has its job.

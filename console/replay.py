@@ -18,7 +18,7 @@ from console.times import HELP, TIME, checked_time
 if TYPE_CHECKING:
     from operators.put_back import PutBack
     from operators.replay import Counts
-    from producers.scan import Place
+    from producers.scan import StoredPlace
     from producers.selection import Selection
     from schemas.settings import KafkaSettings
 
@@ -114,10 +114,10 @@ def replay(
     _end(selection, counts)
 
 
-def _place(text: str) -> Place:
-    from producers.scan import Place
+def _place(text: str) -> StoredPlace:
+    from producers.scan import StoredPlace
 
-    place = Place.parse(text)
+    place = StoredPlace.parse(text)
     if place is None:
         raise fail("--offset: a partition and an offset of model_results, as in 3:1024", BAD_INPUT)
     return place

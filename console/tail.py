@@ -15,7 +15,7 @@ from console.times import HELP, TIME, checked_time
 from schemas.outcome import Outcome
 
 if TYPE_CHECKING:
-    from operators.deliveries import Step
+    from operators.deliveries import CallbackStep
 
 
 def tail(
@@ -50,7 +50,7 @@ def tail(
             return
 
 
-def _line(step: Step, *, as_json: bool) -> str:
+def _line(step: CallbackStep, *, as_json: bool) -> str:
     if as_json:
         return harmless(json.dumps(step.said()))
     return timeline([step], named=True)[0]

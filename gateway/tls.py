@@ -83,7 +83,7 @@ class _Expiry:
 
 
 @dataclass(frozen=True, slots=True)
-class _LoadedTls:
+class _LoadedDoorTls:
     """A context, and facts from its files that the context does not show."""
 
     context: ssl.SSLContext
@@ -183,7 +183,7 @@ class DoorTls:
         files = (self._files.certificate, self._files.key, self._files.client_ca, self._crl)
         return tuple(stamp(path) for path in files if path is not None)
 
-    def _load(self) -> _LoadedTls:
+    def _load(self) -> _LoadedDoorTls:
         stamps = self._stamps()  # taken first, so that the next look notices a change meanwhile
         files, context = self._files, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -200,7 +200,7 @@ class DoorTls:
             load_authorities(context, self._crl)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
             expiries += ends
-        return _LoadedTls(context, stamps, revoked, tuple(expiries))
+        return _LoadedDoorTls(context, stamps, revoked, tuple(expiries))
 
     def _measure(self) -> None:
         """Show the lifetimes as metrics; each kind shows the one that ends first."""

@@ -21,7 +21,7 @@ from operators.cancel import CancelledJobs
 from operators.endpoints import disabled_endpoints
 from operators.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.connection import partition_counts
-from producers.scan import Place, Range, Scanner, Stored
+from producers.scan import Range, Scanner, Stored, StoredPlace
 from producers.selection import is_at
 from producers.times import show_time
 from schemas import topics
@@ -67,7 +67,7 @@ class Letter:
     """True for a cancelled job. Workers may have forgotten the cancellation, and would answer the job."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> StoredPlace:
         """The letter's place in `dead_letters`, which is its id."""
         return self.record.place
 
@@ -82,11 +82,11 @@ class Letter:
         return self.record.header(topics.REASON) or "unknown"
 
     @property
-    def source(self) -> tuple[str, Place] | None:
+    def source(self) -> tuple[str, StoredPlace] | None:
         """Topic and place of the record that was given up; None if unknown."""
         numbers = [self.record.number(name) for name in (topics.SOURCE_PARTITION, topics.SOURCE_OFFSET)]
         topic, (partition, offset) = self.record.header(topics.SOURCE_TOPIC), numbers
-        return None if topic is None or partition is None or offset is None else (topic, Place(partition, offset))
+        return None if topic is None or partition is None or offset is None else (topic, StoredPlace(partition, offset))
 
     @property
     def obstacle(self) -> str | None:
@@ -303,7 +303,7 @@ class RedriveMarks:
 
     def add(self, record: Stored) -> None:
         """Add a record of `dead_letters.redriven`; marks outside the ranges are skipped."""
-        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        place = StoredPlace.parse(record.key.decode("latin-1")) if record.key is not None else None
         if place is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
             if 0 <= place.offset - start < len(at_ms):
@@ -341,7 +341,7 @@ def _named_remainder(value: bytes | None) -> int:
 
 
 def mark(
-    names: Topics, place: Place, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
+    names: Topics, place: StoredPlace, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
     """Return the mark of a letter that is put back. It prevents a second redrive; its headers name tenant and job.
 

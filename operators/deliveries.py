@@ -24,7 +24,7 @@ What = Literal["settled", "attempt", "waiting", "dead_letter", "redriven"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CallbackStep:
     """One event in the life of a job or its callback."""
 
     at_ms: int
@@ -51,7 +51,7 @@ def deliveries(
     wanted: str,
     tenant: str | None = None,
     since_ms: int | None = None,
-) -> list[Step]:
+) -> list[CallbackStep]:
     """Return the kept steps of a job or of an event, in the order of time.
 
     `wanted` is a job id or a webhook id. Without a `tenant`, the steps may be of several tenants' jobs with one id.
@@ -59,7 +59,7 @@ def deliveries(
     """
     names = settings.topics
 
-    def steps(kept: Iterable[str], since_ms: int | None) -> Iterator[Step]:
+    def steps(kept: Iterable[str], since_ms: int | None) -> Iterator[CallbackStep]:
         for record in scanner.read([each for topic in kept for each in scanner.ranges(topic, since_ms)]):
             if wanted in record.ids or _key(record) == wanted:
                 step = read_step(record, settings)
@@ -72,7 +72,7 @@ def deliveries(
     return with_waits_as_one(sorted(found, key=lambda step: step.at_ms))
 
 
-def _beginning(found: list[Step], since_ms: int | None) -> int | None:
+def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
     """Return the time from which to search attempts and waits, which are most of the records: none precedes the result.
 
     If a dead letter precedes the first kept result, an earlier result is missing; then the search covers all records.
@@ -81,12 +81,12 @@ def _beginning(found: list[Step], since_ms: int | None) -> int | None:
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
 
 
-def with_waits_as_one(steps: list[Step]) -> list[Step]:
+def with_waits_as_one(steps: list[CallbackStep]) -> list[CallbackStep]:
     """Merge each event's consecutive waits into one step, with the first wait's time and the last wait's facts.
 
     Hops between tiers count as one wait. The step counts all deferrals without a try.
     """
-    told: list[Step] = []
+    told: list[CallbackStep] = []
     waits: dict[tuple[str, str, str | None], int] = {}
     counted: dict[tuple[str, str, str | None], int] = {}
     for step in steps:
@@ -105,7 +105,7 @@ def with_waits_as_one(steps: list[Step]) -> list[Step]:
     return told
 
 
-def read_step(record: Stored, settings: KafkaSettings) -> Step | None:
+def read_step(record: Stored, settings: KafkaSettings) -> CallbackStep | None:
     """Return the record's step; None if the record cannot be read as one."""
     names = settings.topics
     if record.topic == names.attempts:
@@ -124,18 +124,18 @@ _LETTER_FACTS = {"reason": topics.REASON, "detail": topics.REASON_DETAIL}
 _ATTEMPT_FACTS = ("attempt", "status", "error", "duration_ms", "bytes", "origin", "answer")
 
 
-def _made(record: Stored, what: What, facts: dict[str, Any]) -> Step:
+def _made(record: Stored, what: What, facts: dict[str, Any]) -> CallbackStep:
     job_id = record.header(topics.JOB_ID) or _key(record)
-    return Step(record.at_ms, what, record.tenant, job_id, record.header(topics.WEBHOOK_ID), facts)
+    return CallbackStep(record.at_ms, what, record.tenant, job_id, record.header(topics.WEBHOOK_ID), facts)
 
 
-def _attempt(record: Stored, most_attempts: int) -> Step | None:
+def _attempt(record: Stored, most_attempts: int) -> CallbackStep | None:
     """Return the step of an attempt's record, or None if it is malformed. `most_attempts` is the limit for an event."""
     try:
         said = from_json(record.value or b"")
         identity = (str(said["tenant"]), str(said["job_id"]), str(said["webhook_id"]))
         facts = {name: said.get(name) for name in _ATTEMPT_FACTS}
-        return Step(int(said["at"]), "attempt", *identity, {**facts, "most_attempts": most_attempts})
+        return CallbackStep(int(said["at"]), "attempt", *identity, {**facts, "most_attempts": most_attempts})
     except (ValueError, KeyError, TypeError, OverflowError):
         return None  # not written by the fleet
 

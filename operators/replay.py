@@ -17,7 +17,7 @@ from itertools import islice
 from operators.endpoints import disabled_endpoints
 from operators.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from operators.undelivered import CallbackStanding, Undelivered
-from producers.scan import Place, Range, Scanner, Stored
+from producers.scan import Range, Scanner, Stored, StoredPlace
 from producers.selection import Selection
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -47,7 +47,7 @@ class Counts:
     """The selection's ids that were found."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
     """Tenants by each found id."""
-    places: set[Place] = field(default_factory=set)
+    places: set[StoredPlace] = field(default_factory=set)
     """The selection's places that were found."""
     held_names: dict[str, str] = field(default_factory=dict)
     """Selected ids and places whose result is not put back, with the obstacle."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from kafka import TopicPartition
 
-from operators.deliveries import Step, read_step
+from operators.deliveries import CallbackStep, read_step
 from producers.connection import kafka_errors_translated, partition_counts
 from producers.reader import CommittedReader
 from producers.scan import Stored, stored
@@ -31,11 +31,11 @@ class EventFilter:
     model: str | None = None
     outcome: str | None = None
 
-    def takes(self, step: Step) -> bool:
+    def takes(self, step: CallbackStep) -> bool:
         """Return whether the step's tenant and job are wanted."""
         return self.tenant in (None, step.tenant) and step.job_id.startswith(self.job_prefix)
 
-    def takes_result(self, step: Step) -> bool:
+    def takes_result(self, step: CallbackStep) -> bool:
         """Return whether a result's model and outcome are wanted."""
         facts = step.facts
         return self.model in (None, facts.get("model")) and self.outcome in (None, facts.get("outcome"))
@@ -55,7 +55,7 @@ class Tail(CommittedReader):
         super().__init__(settings)
         self._wanted = wanted
         self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._undecided: OrderedDict[tuple[str, str], list[Step]] = OrderedDict()
+        self._undecided: OrderedDict[tuple[str, str], list[CallbackStep]] = OrderedDict()
         partitions = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
         with kafka_errors_translated(settings):
             self._consumer.assign(partitions)
@@ -64,7 +64,7 @@ class Tail(CommittedReader):
             for partition, offset in starts.items():
                 self._consumer.seek(partition, offset)
 
-    def poll(self) -> list[Step]:
+    def poll(self) -> list[CallbackStep]:
         """Return the wanted events since the last call, by time; wait up to half a second for the first."""
         with kafka_errors_translated(self._settings):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -72,13 +72,13 @@ class Tail(CommittedReader):
         found = sorted((step for step in steps if step is not None), key=lambda step: step.at_ms)
         return [shown for step in found if self._wanted.takes(step) for shown in self._decided(step)]
 
-    def _step(self, record: Stored) -> Step | None:
+    def _step(self, record: Stored) -> CallbackStep | None:
         step = read_step(record, self._settings)
         if step is None or step.what != "settled":
             return step
         return replace(step, facts={**step.facts, "model": _model_of(record)})
 
-    def _decided(self, step: Step) -> list[Step]:
+    def _decided(self, step: CallbackStep) -> list[CallbackStep]:
         """Return the steps to show now that this one is known. Brokers may give an attempt before its result."""
         if not self._wanted.is_by_result:
             return [step]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from operators.deliveries import Step
+from operators.deliveries import CallbackStep
 from operators.exporter.exporter import Exporter, FleetReader
 from operators.exporter.lanes import DoneOffsets
 from operators.exporter.reading import Connected, connected
@@ -46,7 +46,7 @@ class RecentEvents:
         self._clock = clock
         self._buckets: dict[int, Counter[tuple[str, str]]] = {}
 
-    def add(self, step: Step) -> None:
+    def add(self, step: CallbackStep) -> None:
         """Count an event in the second of its time, which is taken to be within the last minute."""
         now = int(self._clock.time())
         second = min(max(step.at_ms // 1000, now - RECENT_SECONDS + 1), now)
@@ -66,7 +66,7 @@ class RecentEvents:
         return total
 
 
-def _name_of(step: Step) -> str:
+def _name_of(step: CallbackStep) -> str:
     facts = step.facts
     if step.what == "attempt":
         return str(facts.get("error") or "delivered")

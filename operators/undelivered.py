@@ -27,7 +27,7 @@ from pydantic_core import from_json
 from operators.dead_letters import BROKERS_DIFFER_MS, DeadLetters, LetterFilter, mark
 from operators.put_back import Returning
 from producers.connection import committed_offsets
-from producers.scan import Place, Range, Scanner, Stored
+from producers.scan import Range, Scanner, Stored, StoredPlace
 from schemas import topics
 from schemas.groups import DELIVERY_GROUP
 from schemas.settings import KafkaSettings
@@ -54,7 +54,7 @@ class _Open(NamedTuple):
 
     digest: bytes
     """Hash of the letter's value."""
-    place: Place
+    place: StoredPlace
     at_ms: int
     reason: str
 
@@ -120,7 +120,7 @@ class Undelivered:
             self._read_attempt(record)
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
 
-    def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, Place]]:
+    def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, StoredPlace]]:
         """Note open letters of the given results; yield the source of each callback that was given up."""
         for letter in letters.letters(LetterFilter(redriven_too=True)):
             event = event_of(letter.record)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import NamedTuple
 
-from producers.scan import Place
+from producers.scan import StoredPlace
 
 _TABLE = "CREATE TABLE result (job BLOB NOT NULL, at_ms INTEGER, partition INTEGER, offset INTEGER)"
 _OLDER = """
@@ -42,13 +42,13 @@ class Moments:
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
 
-    def of(self, at_ms: int, place: Place) -> Moment:
+    def of(self, at_ms: int, place: StoredPlace) -> Moment:
         """Return the moment of the record at `place` with the timestamp `at_ms`, Unix milliseconds."""
         latest = self._latest[place.partition] = max(at_ms, self._latest.get(place.partition, 0))
         return Moment(latest, place.partition, place.offset)
 
 
-def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[Place]:
+def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[StoredPlace]:
     """Return the places of results whose job has a newer one, from each result's tenant, job id and moment.
 
     SQLite's temporary directory holds the index of all results, some 50 bytes for each. Memory holds the superseded
@@ -58,7 +58,7 @@ def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[Place]:
     with closing(sqlite3.connect("")) as index:  # "": a temporary file, which SQLite removes (sqlite3_open, SQLite)
         index.execute(_TABLE)
         index.executemany("INSERT INTO result VALUES (?, ?, ?, ?)", rows)
-        return {Place(partition, offset) for partition, offset in index.execute(_OLDER)}
+        return {StoredPlace(partition, offset) for partition, offset in index.execute(_OLDER)}
 
 
 def _digest(tenant: str, job_id: str) -> bytes:

@@ -14,7 +14,7 @@ from producers.connection import kafka_errors_translated, needed, partition_coun
 from producers.errors import RequestRefused
 from producers.newest import Moment, Moments, superseded
 from producers.reader import SKEW_MS, CommittedReader
-from producers.scan import Place, Range, Scanner, Stored, stored
+from producers.scan import Range, Scanner, Stored, StoredPlace, stored
 from producers.selection import Selection
 from schemas.codec import InvalidResult, read_result
 from schemas.result import Result
@@ -58,7 +58,7 @@ class ResultsReader(CommittedReader):
                 self._consumer.seek(partition, offset)
         self._superseded = self._superseded_from(starts)
 
-    def _superseded_from(self, starts: dict[Any, int]) -> set[Place]:
+    def _superseded_from(self, starts: dict[Any, int]) -> set[StoredPlace]:
         """Return the places of kept results, from `starts` on, that are older than another result of their job."""
         ranges = [Range(p.topic, p.partition, starts[p], stop) for p, stop in self._kept.items() if starts[p] < stop]
         if not ranges:
@@ -75,7 +75,7 @@ class ResultsReader(CommittedReader):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
         for records in batches.values():
             for record in records:
-                place = Place(record.partition, record.offset)
+                place = StoredPlace(record.partition, record.offset)
                 moment = self._moments.of(record.timestamp, place)
                 if record.timestamp < from_ms or place in self._superseded:
                     continue
@@ -125,7 +125,7 @@ def kept_results(
     )
 
 
-def _superseded(records: Iterable[Stored], job_ids: Container[str] | None = None) -> set[Place]:
+def _superseded(records: Iterable[Stored], job_ids: Container[str] | None = None) -> set[StoredPlace]:
     moments = Moments()
     return superseded(
         (record.tenant, result.job_id, moments.of(record.at_ms, record.place))

@@ -30,7 +30,7 @@ _LOOK_AGAIN_SECONDS = 0.1
 _CLOCK = SystemClock()
 
 
-class Place(NamedTuple):
+class StoredPlace(NamedTuple):
     """A record's partition and offset in a known topic."""
 
     partition: int
@@ -40,7 +40,7 @@ class Place(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
     @classmethod
-    def parse(cls, text: str) -> Place | None:
+    def parse(cls, text: str) -> StoredPlace | None:
         """Parse `P:N`, a partition and an offset. Return None for any other text."""
         partition, colon, offset = text.partition(":")
         numbers = [part for part in (partition, offset) if part.isascii() and part.isdigit() and len(part) <= 18]
@@ -52,7 +52,7 @@ class Stored:
     """One record, as stored in Kafka."""
 
     topic: str
-    place: Place
+    place: StoredPlace
     at_ms: int
     """The record's timestamp, Unix milliseconds."""
     key: bytes | None
@@ -222,7 +222,7 @@ def stored(record: Any) -> Stored:
     """Convert a record of kafka-python's consumer."""
     return Stored(
         record.topic,
-        Place(record.partition, record.offset),
+        StoredPlace(record.partition, record.offset),
         record.timestamp,
         record.key,
         record.value,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas import topics
 from telemetry.logs import NO_ORIGIN, origin_of
 
@@ -24,7 +24,7 @@ class Selection:
     since_ms: int | None = None
     until_ms: int | None = None
     """Only results settled at `since_ms` or later and before `until_ms`, Unix milliseconds."""
-    places: frozenset[Place] = frozenset()
+    places: frozenset[StoredPlace] = frozenset()
     """Places in `model_results`."""
     undelivered: bool = False
     """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""

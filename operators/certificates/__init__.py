@@ -12,7 +12,7 @@ from operators.certificates.errors import (
     InputRefused,
 )
 from operators.certificates.index import Index, IssuedCertificate
-from operators.certificates.issuing import Kind, Leaf
+from operators.certificates.issuing import Leaf, LeafKind
 from operators.certificates.lifetimes import State, authority_state
 from operators.certificates.notices import Contents, crl_problem, warnings_of
 from operators.certificates.operations import (
@@ -36,8 +36,8 @@ __all__ = [
     "InputRefused",
     "Issued",
     "IssuedCertificate",
-    "Kind",
     "Leaf",
+    "LeafKind",
     "Reason",
     "State",
     "authority_state",

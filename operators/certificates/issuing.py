@@ -26,14 +26,14 @@ from operators.certificates.names import (
 )
 
 
-class Kind(StrEnum):
+class LeafKind(StrEnum):
     """The side of a connection that shows the certificate."""
 
     SERVER = "server"
     CLIENT = "client"
 
 
-_USAGE = {Kind.SERVER: ExtendedKeyUsageOID.SERVER_AUTH, Kind.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH}
+_USAGE = {LeafKind.SERVER: ExtendedKeyUsageOID.SERVER_AUTH, LeafKind.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
 class Leaf(BaseModel):
@@ -43,7 +43,7 @@ class Leaf(BaseModel):
 
     name: str
     """The common name, and the name of the files."""
-    kind: Kind
+    kind: LeafKind
     sans: tuple[str, ...] = ()
     """A server's names, each as `DNS:web.example` or `IP:192.0.2.1`."""
     tenant: str | None = None
@@ -77,13 +77,13 @@ class Leaf(BaseModel):
         name = checked_name(name)
         if len(sans) > MOST_SANS:
             raise InputRefused(f"--san: at most {MOST_SANS} names")
-        return cls(name=name, kind=Kind.SERVER, sans=tuple(map(checked_san, sans or (name,))))
+        return cls(name=name, kind=LeafKind.SERVER, sans=tuple(map(checked_san, sans or (name,))))
 
     @classmethod
     def client(cls, name: str, tenant: str, scopes: str = "") -> Self:
         """Return a leaf of a tenant's client, with scopes that commas or spaces separate. Raises InputRefused."""
         name, tenant = checked_name(name), checked_tenant(tenant)
-        return cls(name=name, kind=Kind.CLIENT, tenant=tenant, scopes=checked_scopes(scopes))
+        return cls(name=name, kind=LeafKind.CLIENT, tenant=tenant, scopes=checked_scopes(scopes))
 
 
 def sign_leaf(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pydantic_core import to_json
 
 from operators.exporter.visible import Visible
-from producers.scan import Place, Range, Scanner, Stored
+from producers.scan import Range, Scanner, Stored, StoredPlace
 from producers.workers import LIVE_SECONDS
 from schemas.endpoint import EndpointKey, EndpointState, InvalidEndpointRecord, ends_disabling, read_endpoint, read_key
 from schemas.topics import LETTERS_KEPT_MS, Topics
@@ -42,7 +42,7 @@ class Facts:
             topics.workers: self.add_worker,
         }
         self._positions: dict[tuple[str, int], int] = {}
-        self._letters: dict[Place, int] = {}
+        self._letters: dict[StoredPlace, int] = {}
         """The time of each letter, Unix milliseconds, by place."""
         self._disabled: set[bytes] = set()
         """Digests of the disabled endpoints, since URLs may be long."""
@@ -76,7 +76,7 @@ class Facts:
 
     def add_mark(self, record: Stored) -> None:
         """Add a record of `dead_letters.redriven`. A mark that is older than its letter is of a deleted topic."""
-        place = Place.parse(record.key.decode("latin-1")) if record.key is not None else None
+        place = StoredPlace.parse(record.key.decode("latin-1")) if record.key is not None else None
         if place is not None and self._letters.get(place, record.at_ms) <= record.at_ms + _CLOCKS_DIFFER_MS:
             self._letters.pop(place, None)
 

@@ -24,7 +24,7 @@ _REFUSAL: Final = re.compile(
 )
 
 
-class Observed(WireModel):
+class ObservedAnswer(WireModel):
     """One side of a job: facts of an answer that the guards compare."""
 
     failed: bool = False
@@ -50,8 +50,8 @@ class Comparison(WireModel):
     job_id: Identifier
     profile: Identifier = "none"
     """The profile of the job's sources; `none` for a job without sources."""
-    primary: Observed | None = None
-    candidate: Observed | None = None
+    primary: ObservedAnswer | None = None
+    candidate: ObservedAnswer | None = None
     differs: float = Field(default=0.0, ge=0, le=1)
     """The difference of the candidate's answer from the primary's: 0 equal, 1 different."""
     noise: float = Field(default=0.0, ge=0, le=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import log10
 from typing import Final
 
-from schemas.rollout.comparison import Comparison, Observed
+from schemas.rollout.comparison import Comparison, ObservedAnswer
 from schemas.rollout.e_process import DECIDED, EProcess
 from schemas.rollout.facts import RolloutOrder, Step
 
@@ -55,7 +55,7 @@ class Baseline:
     _recent: deque[float] = field(default_factory=deque)
     _sorted: list[float] = field(default_factory=list)
 
-    def take(self, seen: Observed) -> None:
+    def take(self, seen: ObservedAnswer) -> None:
         """Add an answer."""
         self.count += 1
         self.tokens += seen.tokens
@@ -73,7 +73,7 @@ class Baseline:
             return None
         return self._sorted[int(0.95 * (len(self._sorted) - 1))]
 
-    def excess(self, seen: Observed, beside: Observed | None) -> dict[str, float]:
+    def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None) -> dict[str, float]:
         """Return each guard's value of a candidate's answer minus the primary's, -1 to 1.
 
         `beside` is the primary's answer to the same job; without it, the primary's mean so far counts.

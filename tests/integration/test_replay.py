@@ -12,7 +12,7 @@ from confluent_kafka import Message, Producer
 from devkit.committed import committed_records
 from operators.endpoints import put_endpoints
 from operators.replay import Counts, Replay
-from producers.scan import Place, Scanner
+from producers.scan import Scanner, StoredPlace
 from producers.selection import Selection
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState
@@ -114,8 +114,11 @@ def test_results_that_match_every_option_are_put_back(kept: Kept) -> None:
         (Selection(tenant="acme", until_ms=at), {"early"}),
         (Selection(tenant="acme", since_ms=at, until_ms=at), set()),
         (Selection(tenant="acme", ids=frozenset({"early", "msg_elsewhere", "theirs"})), {"early", "elsewhere"}),
-        (Selection(tenant="acme", places=frozenset({Place(0, 0), Place(1, 0), Place(2, 0)})), {"early", "elsewhere"}),
-        (Selection(tenant="acme", places=frozenset({Place(0, 10**9), Place(9, 0)})), set()),
+        (
+            Selection(tenant="acme", places=frozenset({StoredPlace(0, 0), StoredPlace(1, 0), StoredPlace(2, 0)})),
+            {"early", "elsewhere"},
+        ),
+        (Selection(tenant="acme", places=frozenset({StoredPlace(0, 10**9), StoredPlace(9, 0)})), set()),
         (Selection(endpoint=HOOK), {"early", "late", "theirs"}),
         (Selection(endpoint="https://OTHER.example:8443"), {"elsewhere"}),
         (Selection(endpoint="https://hooks.example/in"), set()),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from console.deliveries import timeline
 from operators.deliveries import read_step
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
@@ -112,7 +112,7 @@ def test_no_record_moves_the_cursor_or_ends_the_command(
     topic: str, value: bytes, headers: dict[str, str], at_ms: int
 ) -> None:
     pairs = [(name, said.encode("utf-8", "surrogatepass")) for name, said in headers.items()]
-    step = read_step(Stored(topic, Place(0, 1), at_ms, b"key", value, pairs), KafkaSettings())
+    step = read_step(Stored(topic, StoredPlace(0, 1), at_ms, b"key", value, pairs), KafkaSettings())
     if step is not None:
         [line] = timeline([step], named=True)
         assert not any(unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") for one in line)

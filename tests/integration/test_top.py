@@ -19,7 +19,7 @@ from rich.console import Console
 
 from console.top import TokenRates
 from console.top_view import view
-from operators.deliveries import Step
+from operators.deliveries import CallbackStep
 from operators.top import Frame, RecentEvents
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
@@ -119,8 +119,8 @@ def test_tokens_per_second_are_shown_from_the_second_reading_on(role: str) -> No
         assert list(TokenRates().lines([wrong], 1.0).values()) == ["does not answer with metrics"]
 
 
-def step(at_ms: int, error: str) -> Step:
-    return Step(at_ms, "attempt", "acme", "job-1", None, {"error": error})
+def step(at_ms: int, error: str) -> CallbackStep:
+    return CallbackStep(at_ms, "attempt", "acme", "job-1", None, {"error": error})
 
 
 def test_events_count_for_a_minute_and_their_names_are_few() -> None:

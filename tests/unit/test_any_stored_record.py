@@ -24,7 +24,7 @@ from operators.put_back import Returning
 from operators.replay import Counts, has_callback
 from operators.undelivered import CallbackStanding, Undelivered
 from producers.results import ResultsReader, kept_results
-from producers.scan import Place, Range, Stored, stored
+from producers.scan import Range, Stored, StoredPlace, stored
 from producers.selection import Selection
 from producers.times import show_time
 from schemas import topics as names
@@ -69,13 +69,17 @@ TIMES = st.sampled_from(LARGE) | st.integers(1_700_000_000_000, 2_000_000_000_00
 
 
 def records(*topics: str) -> st.SearchStrategy[Stored]:
-    return st.builds(Stored, st.sampled_from(topics), st.just(Place(3, 7)), TIMES, KEYS, VALUES, HEADERS)
+    return st.builds(Stored, st.sampled_from(topics), st.just(StoredPlace(3, 7)), TIMES, KEYS, VALUES, HEADERS)
 
 
-@example(Stored(READ[-1], Place(3, 7), 1, None, None, [(names.NOT_BEFORE, "²".encode())]))
-@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e999}', []))
-@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e99}', []))
-@example(Stored(TOPICS.attempts, Place(3, 7), 1, None, b"[" * 100_000, []))
+@example(Stored(READ[-1], StoredPlace(3, 7), 1, None, None, [(names.NOT_BEFORE, "²".encode())]))
+@example(
+    Stored(TOPICS.attempts, StoredPlace(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e999}', [])
+)
+@example(
+    Stored(TOPICS.attempts, StoredPlace(3, 7), 1, None, b'{"tenant":"","job_id":"","webhook_id":"","at":1e99}', [])
+)
+@example(Stored(TOPICS.attempts, StoredPlace(3, 7), 1, None, b"[" * 100_000, []))
 @given(records(*READ))
 def test_deliveries_shows_any_record(record: Stored) -> None:
     steps = [step for step in [read_step(record, FLEET)] * 2 if step is not None]
@@ -83,7 +87,7 @@ def test_deliveries_shows_any_record(record: Stored) -> None:
     json.dumps([step.said() for step in steps]).encode()
 
 
-@example(Stored(TOPICS.dead_letters, Place(3, 7), 1, None, b"[" * 100_000, []), False)
+@example(Stored(TOPICS.dead_letters, StoredPlace(3, 7), 1, None, b"[" * 100_000, []), False)
 @given(records(TOPICS.dead_letters), st.booleans())
 def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_new: bool) -> None:
     letter = Letter(record, kind_of(record, TOPICS), record.at_ms)
@@ -113,7 +117,10 @@ def test_a_mark_of_any_content_is_taken(record: Stored, letter: Stored) -> None:
 
 @given(st.lists(records(TOPICS.results), max_size=4))
 def test_replay_and_results_take_any_record(found: list[Stored]) -> None:
-    counts, selection = Counts(), Selection("a", "https://a.example", frozenset("a"), 1, 2, frozenset([Place(3, 7)]))
+    counts, selection = (
+        Counts(),
+        Selection("a", "https://a.example", frozenset("a"), 1, 2, frozenset([StoredPlace(3, 7)])),
+    )
     for record in found:
         selection.takes(record)
         has_callback(record)
@@ -148,7 +155,7 @@ def test_an_attempt_of_any_content_is_taken(result: Stored, attempt: Stored) -> 
     scanner.kept_from_ms.return_value = 0
     scanner.ranges.side_effect = lambda topic, *times: [Range(topic, 3, 0, 9)]
     scanner.read.side_effect = lambda ranges: iter(found.get(ranges[0].topic, []) if ranges else [])
-    attempted = Stored(TOPICS.results, Place(3, 8), attempt.at_ms, None, None, attempt.headers)
+    attempted = Stored(TOPICS.results, StoredPlace(3, 8), attempt.at_ms, None, None, attempt.headers)
     with (
         patch("operators.undelivered.committed_offsets", return_value={(TOPICS.results, 3): 9}),
         patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
@@ -172,7 +179,7 @@ def test_a_control_record_of_any_content_is_taken(found: list[Stored]) -> None:
 def test_a_cancelled_batch_holds_all_of_its_lines_and_no_others() -> None:
     batch = "batch_" + "a" * 32
     order = JobControl(tenant="acme", job_id=batch, state=ControlState.CANCELLED, at=1)
-    record = Stored(TOPICS.control, Place(0, 0), 1, job_key_bytes(order.key), write_control(order), [])
+    record = Stored(TOPICS.control, StoredPlace(0, 0), 1, job_key_bytes(order.key), write_control(order), [])
     cancelled = CancelledJobs([record])
 
     asked = (("acme", f"{batch}.7"), ("acme", batch), ("other", f"{batch}.7"), ("acme", "x"))
@@ -182,7 +189,7 @@ def test_a_cancelled_batch_holds_all_of_its_lines_and_no_others() -> None:
 @pytest.mark.parametrize("at", [10**40, -(10**40), 253402300800000, -62135596800001])
 def test_an_endpoint_of_any_time_is_listed(at: int) -> None:
     said = {"tenant": "a", "url": "https://a.example", "state": "disabled", "at": at}
-    record = Stored(TOPICS.endpoints, Place(0, 0), 1, b'["a","https://a.example"]', json.dumps(said).encode(), [])
+    record = Stored(TOPICS.endpoints, StoredPlace(0, 0), 1, b'["a","https://a.example"]', json.dumps(said).encode(), [])
     assert [endpoint_summary(one)["since"][:4] for one in latest_records([record]).values()] == [
         "9999" if at > 0 else "0001"
     ]

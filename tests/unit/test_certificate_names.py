@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.tls import PeerUnreadable, read_peer
-from operators.certificates import InputRefused, Kind, Leaf
+from operators.certificates import InputRefused, Leaf, LeafKind
 from operators.certificates.authority import new_authority, new_key
 from operators.certificates.files import AuthorityFiles
 from operators.certificates.issuing import sign_leaf
@@ -213,7 +213,7 @@ def test_bytes_that_are_no_certificate_are_refused(der: bytes) -> None:
 
 def test_a_servers_own_name_counts_only_where_no_other_is_given() -> None:
     leaf = Leaf.server("web", ("*.example.com", "bücher.example", "::1"))
-    assert (leaf.kind, leaf.sans) == (Kind.SERVER, ("DNS:*.example.com", "DNS:xn--bcher-kva.example", "IP:::1"))
+    assert (leaf.kind, leaf.sans) == (LeafKind.SERVER, ("DNS:*.example.com", "DNS:xn--bcher-kva.example", "IP:::1"))
     assert Leaf.server("web.example").sans == ("DNS:web.example",)
     with pytest.raises(InputRefused, match="--san"):
         Leaf.server("my_server")

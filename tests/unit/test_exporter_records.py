@@ -23,7 +23,7 @@ from operators.exporter.open_jobs import OpenJobs
 from operators.exporter.pool import ReadingTime, WorkerPool
 from operators.exporter.settings import ExporterSettings
 from producers.errors import BrokerUnreachable
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas import topics as names
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.groups import INFERENCE_GROUP
@@ -48,25 +48,25 @@ def job(
     offset: int, *, ttl: float = 100, at_ms: int = NOW, topic: str = TOPICS.requests(), partition: int = 0
 ) -> Stored:
     value = json.dumps({"prompt": "Why?", "ttl_seconds": ttl}).encode()
-    return Stored(topic, Place(partition, offset), at_ms, None, value, [])
+    return Stored(topic, StoredPlace(partition, offset), at_ms, None, value, [])
 
 
 def endpoint(state: EndpointState) -> Stored:
     said = EndpointRecord(tenant=ENDPOINT[0], url=ENDPOINT[1], state=state, at=1)
-    return Stored(TOPICS.endpoints, Place(0, 0), NOW, key_bytes(ENDPOINT), write_endpoint(said), [])
+    return Stored(TOPICS.endpoints, StoredPlace(0, 0), NOW, key_bytes(ENDPOINT), write_endpoint(said), [])
 
 
 def worker(replica: str, *models: str, lane: str | None = None, at_ms: int = NOW) -> Stored:
     value = write_announcement(announcement(replica, lane, models, at_ms))
-    return Stored(TOPICS.workers, Place(0, 0), at_ms, worker_key(replica), value, [])
+    return Stored(TOPICS.workers, StoredPlace(0, 0), at_ms, worker_key(replica), value, [])
 
 
 def letter(offset: int, at_ms: int = NOW) -> Stored:
-    return Stored(TOPICS.dead_letters, Place(0, offset), at_ms, None, b"", [])
+    return Stored(TOPICS.dead_letters, StoredPlace(0, offset), at_ms, None, b"", [])
 
 
 def mark(offset: int, at_ms: int = NOW) -> Stored:
-    return Stored(TOPICS.redriven, Place(0, 0), at_ms, str(Place(0, offset)).encode(), b"", [])
+    return Stored(TOPICS.redriven, StoredPlace(0, 0), at_ms, str(StoredPlace(0, offset)).encode(), b"", [])
 
 
 @dataclass
@@ -93,7 +93,7 @@ def test_a_lanes_record_of_any_content_is_a_waiting_job(found: list[tuple[int, A
     done = done << 1 & (1 << end) - 1
     partition.advance(0, done, end)
     for offset, (at_ms, value, headers) in enumerate(found):
-        partition.add(Stored(TOPICS.requests(), Place(0, offset), at_ms, None, value, headers))
+        partition.add(Stored(TOPICS.requests(), StoredPlace(0, offset), at_ms, None, value, headers))
 
     expected = end - done.bit_count()
     assert partition.known + partition.unread == expected
@@ -116,7 +116,7 @@ def test_a_fact_of_any_content_is_taken(found: list[tuple[str, int, Any, Any, An
         "worker": facts.add_worker,
     }
     for kind, at_ms, key, value, headers in found:
-        takers[kind](Stored("any", Place(3, 7), at_ms, key, value, headers))
+        takers[kind](Stored("any", StoredPlace(3, 7), at_ms, key, value, headers))
     facts.forget(NOW)
 
     assert facts.dead_letters <= 1
@@ -201,7 +201,7 @@ def test_a_worker_counts_until_it_withdraws_or_is_silent() -> None:
     facts.forget(NOW)
     assert (facts.workers(), facts.models()) == ({None: 1, "big": 1}, {"a": 2, "b": 1})
 
-    facts.add_worker(Stored(TOPICS.workers, Place(0, 9), NOW, b"w1", None, []))
+    facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 9), NOW, b"w1", None, []))
     assert (facts.workers(), facts.models()) == ({"big": 1}, {"a": 1})
 
 
@@ -210,7 +210,7 @@ def test_the_clocks_of_workers_are_compared_with_the_brokers() -> None:
     assert facts.clock_skew() == {"ahead": 0.0, "behind": 0.0}
     for replica, ahead_ms in (("w1", 4_000), ("w2", -9_000), ("w3", 100)):
         value = write_announcement(announcement(replica, None, [], NOW + ahead_ms))
-        facts.add_worker(Stored(TOPICS.workers, Place(0, 0), NOW, worker_key(replica), value, []))
+        facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 0), NOW, worker_key(replica), value, []))
 
     assert facts.clock_skew() == {"ahead": 4.0, "behind": 9.0}
 
@@ -219,7 +219,7 @@ def test_an_announcement_with_an_impossible_time_is_left_out() -> None:
     facts, said = Facts(TOPICS), worker("w1", "a").value or b""
     for time in (b"9" * 400, b"-1", b"1000000000000000"):
         value = said.replace(str(NOW).encode(), time)
-        facts.add_worker(Stored(TOPICS.workers, Place(0, 0), NOW, worker_key("w1"), value, []))
+        facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 0), NOW, worker_key("w1"), value, []))
 
     assert (facts.workers().total(), facts.clock_skew()["ahead"]) == (0, 0.0)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.dead_letters import Letter, _Partitions, returning
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas.codec import Headers, InvalidJob, Origin, ReceivedJob, read_job, read_result
 from schemas.settings import KafkaSettings
 from tests.unit.echo_worker import TOPIC_ID, headers_of, record, working
@@ -142,7 +142,7 @@ async def test_a_redriven_job_keeps_its_webhook_id_unless_it_is_to_be_a_new_even
 def _put_back(letter: Output, as_new_event: bool) -> Record:
     """The record that a redrive writes for a dead letter, at its new place."""
     headers = [(name, value or b"") for name, value in letter.headers or ()]
-    stored = Stored(letter.topic, Place(0, 0), NOW_MS, letter.key, letter.value, headers)
+    stored = Stored(letter.topic, StoredPlace(0, 0), NOW_MS, letter.key, letter.value, headers)
     partitions: _Partitions = {letter_topic(headers): 4}  # type: ignore[assignment]  # it is only asked for counts
     back = returning(Letter(stored, "job", None), KafkaSettings(), NOW_MS, partitions, as_new_event)
     return Record(back.topic, 3, 1234, back.value or b"", back.key, back.headers, NOW_MS)

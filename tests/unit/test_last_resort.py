@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from operators.dead_letters import kind_of
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas import topics as names
 from schemas.codec import Origin, read_job, read_result
 from schemas.outcome import Outcome
@@ -126,7 +126,7 @@ def test_the_result_has_the_identity_and_the_callback_that_the_jobs_other_result
     assert read_result(result.value).custom_id == "mine"
     stored = Stored(
         letter.topic,
-        Place(0, 0),
+        StoredPlace(0, 0),
         0,
         letter.key,
         letter.value,

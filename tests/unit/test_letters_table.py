@@ -18,7 +18,7 @@ from rich.console import Console
 from console import dead_letters
 from console.letters_table import ROWS_AT_ONCE, write_table
 from operators.dead_letters import Letter
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas import topics
 
 HEADERS = (topics.REASON, topics.REASON_DETAIL, topics.TENANT, topics.JOB_ID, topics.CALLBACK_URL)
@@ -26,7 +26,7 @@ HEADERS = (topics.REASON, topics.REASON_DETAIL, topics.TENANT, topics.JOB_ID, to
 
 def letter(offset: int = 7, redriven_ms: int | None = None, **said: str) -> Letter:
     headers = [(name.replace("_", "-"), value.encode("utf-8", "surrogatepass")) for name, value in said.items()]
-    return Letter(Stored("dead_letters", Place(0, offset), 0, b"job_1", b"{}", headers), "callback", redriven_ms)
+    return Letter(Stored("dead_letters", StoredPlace(0, offset), 0, b"job_1", b"{}", headers), "callback", redriven_ms)
 
 
 def table_of(*letters: Letter) -> tuple[str, int, dict[str, int]]:

@@ -14,7 +14,7 @@ from console.answers import Answers, as_line
 from console.output import written
 from producers.newest import Moment, Moments, superseded
 from producers.results import Settled
-from producers.scan import Place
+from producers.scan import StoredPlace
 from schemas.codec import read_result
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError
@@ -38,16 +38,16 @@ def test_all_results_but_the_newest_of_each_job_are_superseded_however_they_are_
         settled.append((tenant, job_id, moment))
         newest[tenant, job_id] = max(moment, newest.get((tenant, job_id), moment))
     order.shuffle(settled)
-    counting = {Place(moment.partition, moment.offset) for moment in newest.values()}
-    places = {Place(moment.partition, moment.offset) for _, _, moment in settled}
+    counting = {StoredPlace(moment.partition, moment.offset) for moment in newest.values()}
+    places = {StoredPlace(moment.partition, moment.offset) for _, _, moment in settled}
     assert superseded(settled) == places - counting
 
 
 def test_in_one_partition_the_later_record_is_newer_though_the_broker_s_clock_was_set_back() -> None:
     moments = Moments()
-    first, second = moments.of(5_000, Place(0, 1)), moments.of(4_000, Place(0, 2))
+    first, second = moments.of(5_000, StoredPlace(0, 1)), moments.of(4_000, StoredPlace(0, 2))
     assert second > first
-    assert moments.of(4_500, Place(1, 9)) < first  # another partition has its own time
+    assert moments.of(4_500, StoredPlace(1, 9)) < first  # another partition has its own time
 
 
 def settled(job_id: str, outcome: Outcome, at_ms: int, partition: int = 0, offset: int = 0) -> Settled:

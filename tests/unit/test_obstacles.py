@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from operators.dead_letters import Letter, _Partitions, kind_of, returning
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas.settings import KafkaSettings
 from telemetry.hand_clock import SetClock
 
@@ -19,7 +19,7 @@ def letter(value: bytes | None = b"{}", **headers: str) -> Letter:
     """A job's dead letter; header names have `_` for `-`."""
     named = {"source-topic": "model_requests", **{name.replace("_", "-"): text for name, text in headers.items()}}
     said = [(name, text.encode()) for name, text in named.items()]
-    return Letter(Stored("dead_letters", Place(0, 7), 1_700_000_000_000, None, value, said), "job", None)
+    return Letter(Stored("dead_letters", StoredPlace(0, 7), 1_700_000_000_000, None, value, said), "job", None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from operators.dead_letters import RedriveMarks, mark
 from operators.undelivered import event_of
-from producers.scan import Place, Range, Stored
+from producers.scan import Range, Stored, StoredPlace
 from schemas.topics import Topics
 
 LETTERS = 20_000
@@ -21,24 +21,24 @@ AT_MS = 1_700_000_000_000
 
 
 def marked(partition: int, offset: int, at_ms: int = AT_MS, value: bytes | None = b"{}") -> Stored:
-    return Stored("marks", Place(0, 0), at_ms, str(Place(partition, offset)).encode(), value, [])
+    return Stored("marks", StoredPlace(0, 0), at_ms, str(StoredPlace(partition, offset)).encode(), value, [])
 
 
 def letter(partition: int, offset: int, at_ms: int = AT_MS) -> Stored:
-    return Stored("letters", Place(partition, offset), at_ms, None, b"{}", [])
+    return Stored("letters", StoredPlace(partition, offset), at_ms, None, b"{}", [])
 
 
 def result(tenant: str, webhook_id: str) -> Stored:
     headers = [("tenant", tenant.encode()), ("webhook-id", webhook_id.encode())]
-    return Stored("results", Place(0, 0), 1, None, b"{}", headers)
+    return Stored("results", StoredPlace(0, 0), 1, None, b"{}", headers)
 
 
 def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over() -> None:
     marks = RedriveMarks([Range("letters", 0, 10, 13), Range("letters", 2, 0, 1)])
     for record in (
         *(marked(0, 11), marked(0, 9), marked(0, 13), marked(1, 11), marked(2, 0, AT_MS + 6), marked(2, 0, AT_MS + 7)),
-        Stored("marks", Place(0, 0), 1, None, b"{}", []),
-        Stored("marks", Place(0, 0), 1, b"\xff:1", b"{}", []),
+        Stored("marks", StoredPlace(0, 0), 1, None, b"{}", []),
+        Stored("marks", StoredPlace(0, 0), 1, b"\xff:1", b"{}", []),
     ):
         marks.add(record)
     assert [marks.of(letter(0, offset)) for offset in (10, 11, 12)] == [None, AT_MS, None]
@@ -72,7 +72,7 @@ def test_a_mark_of_a_letter_that_stood_there_before_counts_for_nothing(
 
 @given(st.integers(AT_MS - 10**9, AT_MS + 10**9), st.integers(0, 10**10))
 def test_a_mark_that_is_written_for_a_letter_counts_for_it(letter_ms: int, later_ms: int) -> None:
-    marks, place = RedriveMarks([Range("letters", 0, 0, 1)]), Place(0, 0)
+    marks, place = RedriveMarks([Range("letters", 0, 0, 1)]), StoredPlace(0, 0)
     written = mark(Topics(), place, letter_ms, "rejected", [], letter_ms + later_ms)
     marks.add(Stored("marks", place, letter_ms + later_ms, written.key, written.value, []))
     assert marks.of(letter(0, 0, letter_ms)) == letter_ms + later_ms

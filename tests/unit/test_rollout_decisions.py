@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas.rollout.comparison import (
     Comparison,
     InvalidComparison,
-    Observed,
+    ObservedAnswer,
     is_refusal,
     read_comparison,
     write_comparison,
@@ -26,11 +26,11 @@ from tests.drawn import drawn
 ID = "ro_0123456789abcdef"
 ORDER = RolloutOrder(id=ID, alias="a", candidate="c", canary_jobs=5, max_jobs=400, at=0)
 VALUES = st.lists(st.floats(-1, 1), max_size=300)
-FINE = Observed(infer_ms=100, tokens=20)
+FINE = ObservedAnswer(infer_ms=100, tokens=20)
 
 
 def compared(differs: float = 0.0, noise: float = 0.0, profile: str = "none", **candidate: Any) -> Comparison:
-    seen = Observed(infer_ms=candidate.pop("infer_ms", 100), tokens=candidate.pop("tokens", 20), **candidate)
+    seen = ObservedAnswer(infer_ms=candidate.pop("infer_ms", 100), tokens=candidate.pop("tokens", 20), **candidate)
     fields = {"differs": differs, "noise": noise, "profile": profile, "primary": FINE, "candidate": seen}
     return Comparison(rollout=ID, step=Step.SHADOW, job_id="j", **fields)
 
@@ -246,7 +246,7 @@ def test_a_flood_of_profiles_takes_bounded_memory() -> None:
         rollout=ID, step=step, job_id="j", differs=differs, noise=noise, primary=primary, candidate=candidate,
         profile=profile),
     st.floats(0, 1), st.floats(0, 1), *[st.none() | st.builds(
-        Observed, failed=st.booleans(), infer_ms=st.floats(0, 1e300), tokens=st.integers(0, 2**31 - 1))] * 2,
+        ObservedAnswer, failed=st.booleans(), infer_ms=st.floats(0, 1e300), tokens=st.integers(0, 2**31 - 1))] * 2,
     st.sampled_from(["a", "b"]), st.sampled_from(Step),
 ), max_size=80), st.sampled_from(Step))  # fmt: skip
 def test_any_readable_comparisons_lead_to_a_step_or_to_none(said: list[Comparison], step: Step) -> None:

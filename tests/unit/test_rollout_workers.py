@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from schemas import topics as names
 from schemas.codec import read_result
-from schemas.rollout.comparison import Comparison, Observed, read_comparison, write_comparison
+from schemas.rollout.comparison import Comparison, ObservedAnswer, read_comparison, write_comparison
 from schemas.rollout.facts import RolloutOrder, RolloutStep, Step, order_record, step_record
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS
@@ -245,7 +245,7 @@ async def test_an_equal_answer_is_compared_without_its_text_and_another_one_with
     shadow.engine.refuses = True
     refused = await shadow.compared(value)
     assert refused is not None
-    assert (refused.differs, refused.candidate) == (1, Observed(failed=True))
+    assert (refused.differs, refused.candidate) == (1, ObservedAnswer(failed=True))
 
 
 async def test_the_candidates_citations_are_checked_against_the_primarys_evidence() -> None:
@@ -273,7 +273,7 @@ def test_a_sample_that_killed_its_worker_counts_against_the_candidate() -> None:
     failure = Failure("worker_killed", "it killed its worker", 3)
     [output] = shadow.handler.give_up(Record(TOPICS.shadow, 1, 5, value), failure)
     seen = read_comparison(output.key, output.value)
-    assert (seen.differs, seen.candidate) == (1, Observed(failed=True))
+    assert (seen.differs, seen.candidate) == (1, ObservedAnswer(failed=True))
     assert shadow.handler.give_up(Record(TOPICS.shadow, 1, 5, b"{"), failure) == []
 
 
@@ -305,7 +305,7 @@ class Steered:
         self.steering = Steering(self.rollouts, "w1", CLOCK, self.metrics, self.written.append)
 
     def observe(self, number: int, **fields: Any) -> None:
-        seen = Observed(infer_ms=100, tokens=20)
+        seen = ObservedAnswer(infer_ms=100, tokens=20)
         kept = {"step": Step.SHADOW, "primary": seen, "candidate": seen, **fields}
         said = Comparison(rollout=ID, job_id="j", **kept)
         for _ in range(number):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from console.models import warn_of_unserved
 from producers import workers
 from producers.errors import BrokerUnreachable
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from producers.workers import Announced, live_workers
 from schemas.job import Job
 from schemas.settings import KafkaSettings
@@ -42,7 +42,7 @@ NOISE = st.binary(max_size=60) | st.dictionaries(st.sampled_from([*WHOLE, "lane"
 
 
 def stored(value: bytes | None, key: bytes | None = b"w1", at_ms: int = SINCE) -> Stored:
-    return Stored("fleet_workers", Place(0, 0), at_ms, key, value, [])
+    return Stored("fleet_workers", StoredPlace(0, 0), at_ms, key, value, [])
 
 
 def said(replica: str = "w1", *models: str, at: int = 0) -> bytes:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from console.deliveries import timeline
 from operators.deliveries import read_step
-from producers.scan import Place, Stored
+from producers.scan import Stored, StoredPlace
 from schemas.settings import KafkaSettings
 from schemas.topics import Topics
 from tests.integration.delivery_handler.records import Consumer, Maker, attempt_of, headers_of, result_record
@@ -67,7 +67,7 @@ def test_any_bytes_of_an_answer_are_one_line_of_the_timeline(body: bytes) -> Non
     outcome = FailedDelivery(FailureReason.SERVER_ERROR, 0.001, 500, answer_excerpt=excerpt)
     written = outputs.attempt(pending, TOPICS, outcome, 1, 2)
     assert from_json(written.value or b"").get("answer") == excerpt
-    step = read_step(Stored(TOPICS.attempts, Place(0, 0), 1, written.key, written.value, []), FLEET)
+    step = read_step(Stored(TOPICS.attempts, StoredPlace(0, 0), 1, written.key, written.value, []), FLEET)
     assert step is not None
     [line] = timeline([step])
     assert len(line.splitlines()) == 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from schemas.codec import Origin, ReceivedJob
 from schemas.result import Timings
-from schemas.rollout.comparison import MAX_TEXT_CHARS, Comparison, Observed
+from schemas.rollout.comparison import MAX_TEXT_CHARS, Comparison, ObservedAnswer
 from schemas.rollout.facts import Step
 from schemas.topics import Topics
 from telemetry.clock import Clock
@@ -46,7 +46,7 @@ log = get_logger()
 @dataclass(frozen=True, slots=True)
 class _Answer:
     said: Said
-    seen: Observed
+    seen: ObservedAnswer
 
 
 class ShadowHandler:
@@ -106,7 +106,7 @@ class ShadowHandler:
             sample = read_sample(record.value)
         except InvalidSample:
             return []
-        answer = _Answer(Said(None, failure.code), Observed(failed=True))
+        answer = _Answer(Said(None, failure.code), ObservedAnswer(failed=True))
         return [self._output(sample, answer, 1.0)] if self._is_wanted(sample) else []
 
     def _is_wanted(self, sample: ShadowSample) -> bool:
@@ -141,9 +141,9 @@ class ShadowHandler:
         try:
             asked, completion = await self._generator.generated(received, asked)
         except (RequestRejected, PromptTooLong, EngineKeepsFailing) as failed:
-            return _Answer(Said(None, type(failed).__name__), Observed(failed=True))
+            return _Answer(Said(None, type(failed).__name__), ObservedAnswer(failed=True))
         if completion is None or completion.finish_reason == "abort":
-            return _Answer(Said(None, "expired"), Observed(failed=True, infer_ms=SAMPLE_SECONDS * 1000))
+            return _Answer(Said(None, "expired"), ObservedAnswer(failed=True, infer_ms=SAMPLE_SECONDS * 1000))
         record.shows_health = True
         result = await self._results.answered(received, asked, completion, Timings())
         return _Answer(said(result), observed(result, (self._clock.monotonic() - began) * 1000))

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from schemas.job import DEFAULT_TENANT, Identifier, Job, Tenant, WireModel
 from schemas.result import MAX_RESULT_BYTES, Result, Support
-from schemas.rollout.comparison import Observed, is_refusal
+from schemas.rollout.comparison import ObservedAnswer, is_refusal
 from schemas.rollout.facts import RolloutId
 from workers.enrichment.answering.profile import Profile
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -64,7 +64,7 @@ class ShadowSample(WireModel):
     Its sources and its callback are left out.
     """
     evidence: SampledEvidence | None = None
-    primary: Observed
+    primary: ObservedAnswer
     text: str | None = None
     """The primary's answer; absent if it failed."""
     code: str | None = Field(default=None, max_length=64)
@@ -111,10 +111,10 @@ def said(result: Result) -> Said:
     return Said(result.text, result.error.code if result.error is not None else None)
 
 
-def observed(result: Result, infer_ms: float) -> Observed:
+def observed(result: Result, infer_ms: float) -> ObservedAnswer:
     """Return the facts of a result that the guards compare."""
     code = result.error.code if result.error is not None else None
-    return Observed(
+    return ObservedAnswer(
         failed=result.text is None,
         not_json=code == "not_json",
         refused=result.text is not None and is_refusal(result.text),

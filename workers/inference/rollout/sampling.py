@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from schemas.codec import ReceivedJob
 from schemas.outcome import Outcome
 from schemas.result import Result, Timings
-from schemas.rollout.comparison import Comparison, Observed, write_comparison
+from schemas.rollout.comparison import Comparison, ObservedAnswer, write_comparison
 from schemas.rollout.facts import Rollout, Step, share_of
 from schemas.topics import Topics
 from telemetry.clock import Clock
@@ -19,7 +19,6 @@ from workers.engines.base import RequestRejected
 from workers.inference.generate import Generator
 from workers.inference.ground import GroundedRequest
 from workers.inference.results import Results
-from workers.inference.rollout.allowance import Allowance
 from workers.inference.rollout.difference import difference
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sample import (
@@ -32,6 +31,7 @@ from workers.inference.rollout.sample import (
     thresholds_of,
     write_sample,
 )
+from workers.inference.rollout.sample_rate import SampleRate
 from workers.stage.record import Output
 
 LEAST_WAIT_SECONDS = 5.0
@@ -66,7 +66,7 @@ class Sampler:
         self._results = results
         self._topics = topics
         self._clock = clock
-        self._allowance = Allowance(clock)
+        self._rate = SampleRate(clock)
         self._counts = metrics.rollout_samples
 
     def beside(
@@ -100,7 +100,7 @@ class Sampler:
                 sampled.outputs = [self._reported(rollout, received, asked, seen)]
         except RequestRejected:
             if kind is not Step.SHADOW:
-                sampled.outputs = [self._reported(rollout, received, asked, Observed(failed=True))]
+                sampled.outputs = [self._reported(rollout, received, asked, ObservedAnswer(failed=True))]
             raise
         finally:
             for run in runs:
@@ -118,7 +118,7 @@ class Sampler:
             return None
         if share_of(order.id, "sample", received.tenant, received.job_id) >= part:
             return None
-        if not self._allowance.takes(order.per_second):
+        if not self._rate.takes(order.per_second):
             self._counts.labels("skipped").inc()
             return None
         return step
@@ -168,7 +168,9 @@ class Sampler:
         self._counts.labels("copied").inc()
         return [Output(self._topics.shadow, value, received.job_id.encode())]
 
-    def _reported(self, rollout: Rollout, received: ReceivedJob, asked: GroundedRequest, seen: Observed) -> Output:
+    def _reported(
+        self, rollout: Rollout, received: ReceivedJob, asked: GroundedRequest, seen: ObservedAnswer
+    ) -> Output:
         """Return the report of a job during the canary."""
         by_candidate = received.job.model_id == rollout.order.candidate
         self._counts.labels("reported").inc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from telemetry.clock import Clock
 
 
-class Allowance:
+class SampleRate:
     """Allows events evenly: one in each `1 / per_second` seconds, and after a pause a second's worth at once."""
 
     def __init__(self, clock: Clock) -> None:
