@@ -193,12 +193,13 @@ def as_text(result: Result, entry: ReceiptEntry | None) -> str:
     Text of a model or a page is escaped and indented, so that it can neither control the terminal nor look like a line
     of this command.
     """
+    from console.kind_answers import in_words
+
     sources = f"{len(result.sources)} source{'' if len(result.sources) == 1 else 's'}"
     named = [name_of(entry)] if entry is not None else []
     head = "  ".join([*named, result.job_id, result.outcome.value, sources])
     text = result.error.message if result.error is not None else result.text or ""
-    if result.embeddings is not None:
-        text = f"{len(result.embeddings)} embeddings of {len(result.embeddings[0])} numbers"
+    text = in_words(result) or text
     return "\n".join([harmless(head), *(f"    {harmless(line, kept=_TAB)}" for line in text.split("\n"))])
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
 from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Day, Domain, Identifier, Job, Language, MediaType, Url
+from schemas.kinds import KINDS
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 
@@ -59,9 +61,7 @@ JOB = {
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",
 }
-"""A job with every field except `messages`, `embed` and `dimensions`: a job asks one kind of question."""
-EMBEDDING = {"embed": ["Aspirin lowers the risk.", "Statins do too."], "dimensions": 256}
-"""A job for the embeddings of two texts."""
+"""A job with every field except `messages` and those of the kinds without a question: a job asks one thing."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},
@@ -127,16 +127,6 @@ RESULT = {
     "created_at": 1764022104,
 }
 """A successful result with every field; `error` belongs only to other results."""
-EMBEDDED = {
-    "job_id": "order-4711",
-    "outcome": "succeeded",
-    "embeddings": [[0.12, -0.98, 0.05], [0.31, -0.77, 0.11]],
-    "usage": {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10},
-    "finish_reason": "stop",
-    "engine": "openai",
-    "created_at": 1764022104,
-}
-"""The result of a job for embeddings; real embeddings have hundreds of numbers."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -204,18 +194,19 @@ def page() -> str:
             _headers(),
             _section(
                 *("Job", "The value of a record in `model_requests`, as JSON.", job),
-                JOB | EMBEDDING | {"messages": CHAT["messages"]},
+                _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
             ),
-            *_parts(job, JOB, CHAT),
+            *_parts(job, JOB, CHAT, *KIND_JOBS.values()),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
-            _example("A job for embeddings", EMBEDDING),
+            *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),
             _section(
-                "Result", "The value of a record in `model_results`, as JSON.", result, EMBEDDED | FAILURE | RESULT
+                *("Result", "The value of a record in `model_results`, as JSON.", result),
+                _merged(KIND_RESULTS) | FAILURE | RESULT,
             ),
-            *_parts(result, RESULT, FAILURE),
+            *_parts(result, RESULT, FAILURE, *KIND_RESULTS.values()),
             _example("A whole result", RESULT),
-            _example("The result of a job for embeddings", EMBEDDED),
+            *(_example(f"The result of a job for {kind.answer}", KIND_RESULTS[kind.field]) for kind in KINDS),
             _example("A result without an answer", FAILURE),
             _section("Event", "The body of a callback.", event, _event()),
             "\n`data` has every field of the result, and the job's identifier again as `id`.\n",
@@ -225,6 +216,10 @@ def page() -> str:
             _meanings("Reasons of dead letters", "`reason`", DEAD_LETTER_REASONS),
         ]
     )
+
+
+def _merged(examples: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for example in examples.values() for name, value in example.items()}
 
 
 def _event() -> dict[str, Any]:
@@ -302,7 +297,8 @@ def _type(kind: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if "$ref" in kind:
         return _type(parts[kind["$ref"].removeprefix("#/$defs/")], parts)
     if kind["type"] == "array":
-        return f"array of {_type(kind['items'], parts)}s"
+        inner = _type(kind["items"], parts)
+        return f"array of arrays{inner.removeprefix('array')}" if inner.startswith("array") else f"array of {inner}s"
     if isinstance(kind.get("additionalProperties"), Mapping):
         return "object of strings"
     return str(kind["type"])

@@ -24,8 +24,9 @@ from producers.identity import new_job_id
 from producers.jsonl import JobFile
 from producers.reader import SKEW_MS
 from producers.scan import Scanner
+from schemas.bounded import WireModel
 from schemas.codec import write_job
-from schemas.job import CustomId, Identifier, Job, Tenant, WireModel
+from schemas.job import CustomId, Identifier, Job, Tenant
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from schemas import openai
+from schemas.problems import UnusableLine
 
 MOST_LOAD = 1.25
 """Cap on a place's load, relative to the mean. A larger cap keeps more jobs together, and spreads loads less evenly."""
@@ -38,7 +39,7 @@ def prefix_key(value: bytes | None) -> bytes | None:
     try:
         document = from_json(value or b"")
         job = openai.job_fields(document) if openai.is_batch_line(document) else document
-    except (ValueError, openai.UnusableLine):
+    except (ValueError, UnusableLine):
         return None
     return prefix_of(job) if isinstance(job, dict) else None
 

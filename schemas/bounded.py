@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 FEW: Final = 64
@@ -38,3 +38,16 @@ class BoundedModel(BaseModel):
         schema = handler(source)
         _fail_fast(schema)
         return schema
+
+
+class WireModel(BoundedModel):
+    """A frozen model that ignores unknown fields, so that an older reader can read a newer writer's records."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )

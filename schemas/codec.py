@@ -21,7 +21,7 @@ from schemas import openai, topics
 from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
 from schemas.job_headers import Headers, read_headers
 from schemas.outcome import Outcome
-from schemas.problems import Problem, problems_of
+from schemas.problems import Problem, UnusableLine, problems_of
 from schemas.result import Result, ResultError
 from schemas.screening import ScreeningFinding
 from schemas.unknown import UnknownFields, taken_from, unknown_fields
@@ -204,12 +204,12 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
 def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
     """Read the job in a line of an OpenAI Batch (`openai.is_batch_line`), and its ignored members.
 
-    Raises openai.UnusableLine, which names the line's own members.
+    Raises UnusableLine, which names the line's own members.
     """
     try:
         job = Job.model_validate(openai.job_fields(line), strict=True)
     except ValidationError as error:
-        raise openai.UnusableLine(*(openai.problem_in_line(found, line) for found in problems_of(error))) from None
+        raise UnusableLine(*(openai.problem_in_line(found, line) for found in problems_of(error))) from None
     return job, unknown_fields(f"body.{name}" for name in openai.passed_over(line))
 
 
@@ -275,7 +275,7 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
         if openai.is_batch_line(document):
             try:
                 return read_batch_line(document)
-            except openai.UnusableLine as unusable:
+            except UnusableLine as unusable:
                 raise _Refused(document, *unusable.problems) from None
         raise _Refused(document, *problems_of(error)) from None
     return job, taken_from(job)

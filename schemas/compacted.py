@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from schemas.job import WireModel
+from schemas.bounded import WireModel
 
 Fact = TypeVar("Fact", bound=WireModel)
 

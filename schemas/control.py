@@ -7,8 +7,9 @@ from enum import StrEnum
 
 from pydantic import TypeAdapter
 
+from schemas.bounded import WireModel
 from schemas.compacted import CompactedCodec
-from schemas.job import Identifier, Tenant, WireModel
+from schemas.job import Identifier, Tenant
 
 JobKey = tuple[str, str]
 """Tenant and job id. A record's key is the pair as a JSON array."""

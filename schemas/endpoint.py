@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field, TypeAdapter
 
+from schemas.bounded import WireModel
 from schemas.compacted import CompactedCodec
-from schemas.job import WireModel
 
 EndpointKey = tuple[str, str]
 """Tenant and full URL. A record's key is the pair as a JSON array."""

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic_core import to_json
 
+from schemas.bounded import WireModel
 from schemas.codec import read_result, write_result
-from schemas.job import Tenant, WireModel
+from schemas.job import Tenant
 from schemas.outcome import Outcome
 from schemas.result import Result
 

@@ -1,4 +1,4 @@
-"""A job: a producer's record on `model_requests`. Only `prompt` or `messages` is required."""
+"""A job: a producer's record on `model_requests`. Only one of QUESTIONS, such as `prompt`, is required."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import to_json
 
-from schemas.bounded import BoundedModel
+from schemas.bounded import WireModel
+from schemas.kinds import KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
 
 MAX_DOCUMENTS = 20
 """The most documents of a job; together they are limited by the job's size."""
-MAX_EMBEDDED = 64
-"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 KiB, and a result 900 at most."""
 MAX_DIMENSIONS = 16_384
 MAX_SEARCHES = 4
 """The most further searches of a job."""
@@ -66,19 +65,6 @@ MediaType = Annotated[str, StringConstraints(max_length=255, pattern=rf"^{_NAME}
 def _only(named: str, other: str) -> dict[str, Any]:
     """Return the JSON Schema of an object that has a text as `named`, and no `other`."""
     return {"required": [named], "properties": {named: {"type": "string"}, other: {"type": "null"}}}
-
-
-class WireModel(BoundedModel):
-    """A frozen model that ignores unknown fields, so that an older reader can read a newer writer's records."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
 
 
 class TextPart(WireModel):
@@ -253,12 +239,16 @@ class Job(WireModel):
     """If true, the model continues `prompt` as it stands. A model without a chat template always does so."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
-    embed: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
-        default=None, min_length=1, max_length=MAX_EMBEDDED
-    )
+    embed: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_EMBEDDED)
     """Texts whose embeddings are the answer, instead of a question. For models that give embeddings."""
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     """The length of each embedding in numbers, for models with several lengths; goes with `embed`."""
+    rerank: Rerank | None = None
+    """Documents to be ranked for a query, instead of a question. For models that rank or embed."""
+    score: Score | None = None
+    """Pairs of texts to be scored, instead of a question. For models that rank or embed."""
+    classify: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_CLASSIFIED)
+    """Texts to be labelled, instead of a question. For models that classify."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -303,31 +293,41 @@ class Job(WireModel):
     """The producer's own name for the job, returned in the result."""
 
     @property
+    def kind(self) -> JobKind | None:
+        """The kind of a job with texts; None for a job with a question."""
+        return next((kind for kind in KINDS if getattr(self, kind.field) is not None), None)
+
+    @property
     def prompt_sha256(self) -> str:
         """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts.
 
-        Messages are hashed as a JSON array of `[role, text]` pairs, and `embed` as an array of texts, without spaces.
+        Messages are hashed as a JSON array of `[role, text]` pairs, without spaces. The texts of another kind of job
+        are hashed as the JSON of its field, without spaces and absent members.
         """
         if self.prompt is not None:
             return hashlib.sha256(self.prompt.encode()).hexdigest()
-        if self.embed is not None:
-            return hashlib.sha256(to_json(self.embed)).hexdigest()
+        if self.kind is not None:
+            return hashlib.sha256(to_json(getattr(self, self.kind.field), exclude_none=True)).hexdigest()
         texts = [[message.role, message.text] for message in self.messages or ()]
         return hashlib.sha256(to_json(texts)).hexdigest()
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
-        if (self.prompt, self.messages, self.embed).count(None) != 2:
-            raise ValueError("exactly one of `prompt`, `messages` and `embed` is required")
+        asked = [name for name in QUESTIONS if getattr(self, name) is not None]
+        if len(asked) != 1:
+            raise ValueError(f"exactly one of {_NAMED} is required")
         if self.raw and self.prompt is None:
-            raise ValueError("`raw` goes with `prompt` and not with `messages` or `embed`")
-        if self.embed is None and self.dimensions is not None:
-            raise ValueError("`dimensions` goes with `embed`")
-        for name in _OF_A_QUESTION if self.embed is not None else ():
-            if getattr(self, name):
-                raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `embed`")
+            raise ValueError(f"`raw` goes with `prompt` and not with `{asked[0]}`")
+        for option, field in _OPTIONS:
+            if field != asked[0] and getattr(self, option) is not None:
+                raise ValueError(f"`{option}` goes with `{field}`")
+        for name in OF_A_QUESTION if self.prompt is None and self.messages is None else ():
+            if getattr(self, name) != Job.model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `{asked[0]}`")
         return self
 
 
-_OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop")
-"""Fields that would change the answer to a question; embeddings have none of them."""
+_OPTIONS = tuple((option, kind.field) for kind in KINDS for option in kind.options)
+_NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
+OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop")
+"""Fields that would change the answer to a question; jobs with texts have none of them."""

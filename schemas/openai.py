@@ -1,7 +1,7 @@
 """OpenAI's Batch input lines and request bodies, converted to jobs. `openai_answers` converts results.
 
 Source: OpenAI API reference, "The request input object" of the Batch API, and the bodies of /v1/chat/completions,
-/v1/completions, /v1/responses and /v1/embeddings.
+/v1/completions and /v1/responses. `kind_bodies` has the bodies of the endpoints for texts, such as /v1/embeddings.
 
 A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
 (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
@@ -11,15 +11,18 @@ A line's body may also have Postback's own `sources`, `context_window`, `adapter
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeGuard
 
-from schemas.problems import Problem
+from schemas.kind_bodies import ENDPOINTS
+from schemas.kinds import QUESTIONS
+from schemas.problems import Problem, UnusableLine
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
-EMBEDDINGS: Final = "/v1/embeddings"
-URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, EMBEDDINGS)
+URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, *ENDPOINTS)
 
 CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
@@ -37,6 +40,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "encoding_format": ("float",),
+    "return_documents": (False,),
     "previous_response_id": (),
     "conversation": (),
 }
@@ -45,6 +49,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _INSTEAD = {
     "stream": "; the answer comes whole",
     "encoding_format": "; a batch has embeddings as arrays of numbers, `float`",
+    "return_documents": "; a result names each document by its index",
     "previous_response_id": "; send the earlier messages in `input`",
     "conversation": "; send the earlier messages in `input`",
 }
@@ -63,7 +68,7 @@ _TAKEN_BY_URL = {
     ),
     COMPLETIONS: ("prompt", "max_tokens"),
     RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
-    EMBEDDINGS: ("input", "dimensions"),
+    **{endpoint.url: endpoint.members for endpoint in ENDPOINTS.values()},
 }
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
@@ -84,22 +89,13 @@ NOT_TAKEN: Final = frozenset(
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {
     RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"},
-    EMBEDDINGS: {"embed": "input"},
 }
 """The names in a body that differ from the job's names for the same fields."""
 
 
-class UnusableLine(ValueError):  # noqa: N818 - named after the line
-    """A Batch line cannot become a job. The error's text repeats no input."""
-
-    def __init__(self, *problems: Problem) -> None:
-        super().__init__("; ".join(str(problem) for problem in problems))
-        self.problems = problems
-
-
 def is_batch_line(document: object) -> TypeGuard[dict[str, Any]]:
     """True if this JSON value looks like a Batch line rather than a job."""
-    if not isinstance(document, dict) or {"prompt", "messages", "embed"} & document.keys():
+    if not isinstance(document, dict) or document.keys() & QUESTIONS:
         return False
     return "body" in document and ("url" in document or "method" in document)
 
@@ -159,6 +155,9 @@ def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
     if problem.field == "custom_id":
         return problem
     first, *rest = problem.field.split(".")
+    endpoint = ENDPOINTS.get(line["url"])
+    if endpoint is not None and first == endpoint.kind.field:
+        return dataclasses.replace(problem, field=".".join(("body", *endpoint.place(rest, line["body"]))))
     names = _PLACES | _PLACES_BY_URL.get(line["url"], {})
     if first == "messages" and rest and line["url"] == RESPONSES and line["body"].get("instructions") is not None:
         # Instructions became the first message, so each of the input's own messages moved by one.
@@ -248,15 +247,6 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embedding_question(body: dict[str, Any]) -> dict[str, Any]:
-    texts = body.get("input")
-    if isinstance(texts, str):
-        texts = [texts]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UnusableLine(Problem("body.input", "is required and is a string or a list of strings"))
-    return {"embed": texts, "dimensions": body.get("dimensions")}
-
-
 def _reasoning_of_response(asked: object) -> object:
     """Return the effort; `summary`, which only OpenAI's models write, has no effect."""
     return _reasoning_asked(asked.get("effort")) if isinstance(asked, dict) else asked
@@ -286,9 +276,9 @@ def _response_format(text: object) -> object:
     return {"type": "json_schema", "json_schema": members}
 
 
-_QUESTIONS = {
+_QUESTIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     CHAT_COMPLETIONS: _chat_question,
     COMPLETIONS: _completion_question,
     RESPONSES: _response_question,
-    EMBEDDINGS: _embedding_question,
+    **{endpoint.url: partial(endpoint.fields, endpoint) for endpoint in ENDPOINTS.values()},
 }

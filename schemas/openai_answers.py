@@ -1,16 +1,19 @@
-"""Results as OpenAI's answers: lines of a Batch's output file, and bodies of the four endpoints.
+"""Results as OpenAI's answers: lines of a Batch's output file, and bodies of the endpoints.
 
 Source: OpenAI API reference, "The request output object" of the Batch API, and the answers of /v1/chat/completions,
-/v1/completions, /v1/responses and /v1/embeddings.
+/v1/completions and /v1/responses. `kind_bodies` has those of the endpoints for texts, such as /v1/embeddings.
 """
 
 from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
+from schemas.kind_bodies import ENDPOINTS, TextEndpoint
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result
 
@@ -98,14 +101,10 @@ def _response_answer(result: Result) -> dict[str, Any]:
     }
 
 
-def _embedding_answer(result: Result) -> dict[str, Any]:
+def _answer_with_texts(endpoint: TextEndpoint, result: Result) -> dict[str, Any]:
     usage = result.usage
     return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": embedding}
-            for index, embedding in enumerate(result.embeddings or ())
-        ],
+        **endpoint.answer(result),
         "model": result.model_id or "",
         "usage": usage.model_dump(include={"prompt_tokens", "total_tokens"}) if usage is not None else None,
         **_ours(result),
@@ -131,11 +130,11 @@ def _reasoning_items(result: Result) -> list[dict[str, Any]]:
     return [item]
 
 
-_ANSWERS = {
+_ANSWERS: dict[str, Callable[[Result], dict[str, Any]]] = {
     CHAT_COMPLETIONS: _chat_answer,
     COMPLETIONS: _completion_answer,
     RESPONSES: _response_answer,
-    EMBEDDINGS: _embedding_answer,
+    **{endpoint.url: partial(_answer_with_texts, endpoint) for endpoint in ENDPOINTS.values()},
 }
 
 

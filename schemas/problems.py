@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from schemas.bounded import WireModel
 from schemas.job import (
     Job,
     JsonSchemaFormat,
@@ -17,11 +18,15 @@ from schemas.job import (
     Sources,
     TextPart,
 )
+from schemas.kinds import KINDS
 
 MAX_PROBLEMS = 8
 """Enough problems to repair a record; a hostile record may have thousands."""
 
-_MODELS = (Job, Message, TextPart, Reasoning, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument)
+_MODELS: tuple[type[WireModel], ...] = (
+    *(Job, Message, TextPart, Reasoning, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument),
+    *(kind.model for kind in KINDS if kind.model is not None),
+)
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
 
 _NOT_A_URL = "is not an http or https URL without credentials"
@@ -88,3 +93,11 @@ def _innermost(found: dict[str, str]) -> dict[str, str]:
     return {
         place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
     }
+
+
+class UnusableLine(ValueError):  # noqa: N818 - named after the line
+    """A Batch line cannot become a job. The error's text repeats no input."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems

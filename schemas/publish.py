@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from schemas import asyncapi
+from schemas.bounded import WireModel
 from schemas.control import JobControl
 from schemas.endpoint import EndpointRecord
 from schemas.event import Event
-from schemas.job import Job, WireModel
+from schemas.job import OF_A_QUESTION, Job
+from schemas.kinds import KINDS, QUESTIONS
 from schemas.result import Result
 from schemas.worker import WorkerAnnouncement
 
@@ -26,27 +28,23 @@ _MODELS: dict[str, type[WireModel]] = {
     "control": JobControl,
     "worker": WorkerAnnouncement,
 }
-_NULL: dict[str, Any] = {"type": "null"}
-_ONE_QUESTION = [
-    {
-        "required": ["prompt"],
-        "properties": {"prompt": {"type": "string"}, "messages": _NULL, "embed": _NULL, "dimensions": _NULL},
-    },
-    {
-        "required": ["messages"],
-        "properties": {"messages": {"type": "array"}, "prompt": _NULL, "embed": _NULL, "dimensions": _NULL},
-    },
-    {
-        "required": ["embed"],
-        "properties": {
-            "embed": {"type": "array"},
-            **dict.fromkeys(("prompt", "messages", "sources", "response_format", "reasoning"), _NULL),
-            "stop": {"maxItems": 0},
-            "raw": {"const": False},
-        },
-    },
-]
-"""Job's validator as JSON Schema: exactly one of three fields is set, and `embed` allows few other fields."""
+
+
+def one_question() -> list[dict[str, Any]]:
+    """Return Job's validator as JSON Schema: one of QUESTIONS is set, and texts go with few other fields."""
+    properties = Job.model_json_schema()["properties"]
+    options = {option: kind.field for kind in KINDS for option in kind.options}
+    choices = []
+    for asked in QUESTIONS:
+        absent = [name for name in QUESTIONS if name != asked]
+        absent += [option for option, field in options.items() if field != asked]
+        absent += OF_A_QUESTION if asked not in ("prompt", "messages") else ()
+        absent += ["raw"] if asked != "prompt" else []
+        kind = properties[asked]["anyOf"][0].get("type", "object")
+        constants = {name: Job.model_fields[name].get_default(call_default_factory=True) for name in absent}
+        others = {name: {"const": default} for name, default in constants.items()}
+        choices.append({"required": [asked], "properties": {asked: {"type": kind}, **others}})
+    return choices
 
 
 def documents() -> dict[str, str]:
@@ -73,7 +71,7 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def _schema(name: str, model: type[WireModel]) -> dict[str, Any]:
-    extra: dict[str, Any] = {"oneOf": _ONE_QUESTION} if model is Job else {}
+    extra: dict[str, Any] = {"oneOf": one_question()} if model is Job else {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:postback:schema:{name}:1",

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from schemas.job import WireModel
+from schemas.bounded import WireModel
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding
 
@@ -112,6 +112,24 @@ class ResultError(WireModel):
     """The reason in a sentence for people."""
 
 
+class Rank(WireModel):
+    """A document of `rerank` with its score."""
+
+    index: int = Field(ge=0)
+    """The document's index in the job's `documents`, from 0 on."""
+    score: Float32
+    """The document's relevance to the query; a higher score is better. Its range is the model's."""
+
+
+class Label(WireModel):
+    """The label of a text of `classify`."""
+
+    label: str | None = None
+    """The name of the likeliest class; absent where the model names no classes."""
+    probabilities: list[Float32]
+    """The probability of each class, in the order of the model's classes."""
+
+
 class Result(WireModel):
     """The result of one job."""
 
@@ -127,6 +145,12 @@ class Result(WireModel):
     """The answer."""
     embeddings: list[list[Float32]] | None = None
     """The embeddings of the job's `embed`, in the same order; absent for a job with a question."""
+    ranks: list[Rank] | None = None
+    """The documents of the job's `rerank`, the best first."""
+    scores: list[Float32] | None = None
+    """The score of each document of the job's `score`, in the same order. Its range is the model's."""
+    labels: list[Label] | None = None
+    """The label of each text of the job's `classify`, in the same order."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave it out."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)

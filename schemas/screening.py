@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.job import WireModel
+from schemas.bounded import WireModel
 
 
 class Verdict(StrEnum):
@@ -30,7 +30,7 @@ class Verdict(StrEnum):
 
 _ORDER = tuple(Verdict)
 
-FieldName = Literal["prompt", "messages", "embed", "search", "documents", "metadata"]
+FieldName = Literal["prompt", "messages", "embed", "rerank", "score", "classify", "search", "documents", "metadata"]
 """A job's text that the filter reads.
 
 `search` is the query of each search in `sources`, and the values of its parameters. The filter reads `title` and

@@ -14,17 +14,16 @@ from pydantic_core import from_json
 from schemas import openai
 from schemas.codec import read_batch_line
 from schemas.job import Job
+from schemas.kind_bodies import ENDPOINTS
 from schemas.openai import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
-    EMBEDDINGS,
     RESPONSES,
-    UnusableLine,
     body_fields,
     is_batch_line,
     problem_in_line,
 )
-from schemas.problems import MAX_PROBLEMS, Problem, problems_of
+from schemas.problems import MAX_PROBLEMS, Problem, UnusableLine, problems_of
 from schemas.unknown import nearest, refused, taken_from, unknown_fields, unknown_reason
 
 _NUL = "\0"
@@ -33,7 +32,7 @@ _CALLED_ELSEWHERE = {
     CHAT_COMPLETIONS: {"input": "messages", "prompt": "messages", "max_output_tokens": "max_completion_tokens"},
     COMPLETIONS: {"input": "prompt", "messages": "prompt", "max_completion_tokens": "max_tokens"},
     RESPONSES: {"messages": "input", "prompt": "input", "response_format": "text", "max_tokens": "max_output_tokens"},
-    EMBEDDINGS: {"prompt": "input", "messages": "input", "embed": "input"},
+    **{endpoint.url: endpoint.elsewhere for endpoint in ENDPOINTS.values()},
 }
 """The names of other URLs' members for the members of a URL."""
 

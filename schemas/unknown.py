@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from schemas import openai
-from schemas.job import Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources, WireModel
+from schemas.bounded import WireModel
+from schemas.job import Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources
+from schemas.kinds import KINDS
 from schemas.problems import Problem
 
 MAX_NAMES = 5
@@ -30,6 +32,7 @@ _MODELS: dict[str, type[WireModel]] = {
     "response_format": ResponseFormat,
     "response_format.json_schema": JsonSchemaFormat,
     "reasoning": Reasoning,
+    **{kind.field: kind.model for kind in KINDS if kind.model is not None},
 }
 _KNOWN = {
     place: tuple(info.alias or name for name, info in model.model_fields.items()) for place, model in _MODELS.items()
@@ -77,6 +80,9 @@ def taken_from(job: Job) -> UnknownFields | None:
         for document in job.sources.documents:
             names += _below("sources.documents", document)
     names += _below("reasoning", job.reasoning)
+    for kind in KINDS:
+        asked = getattr(job, kind.field)
+        names += _below(kind.field, asked if isinstance(asked, WireModel) else None)
     if job.response_format is not None:
         names += _below("response_format", job.response_format)
         names += _below("response_format.json_schema", job.response_format.json_schema)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from schemas.job import Identifier, WireModel
+from schemas.bounded import WireModel
+from schemas.job import Identifier
 
 MAX_MODELS = 256
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")

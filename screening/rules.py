@@ -31,6 +31,9 @@ class _Rule(BaseModel):
         "prompt",
         "messages",
         "embed",
+        "rerank",
+        "score",
+        "classify",
         "search",
         "documents",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from schemas.job import (
     MAX_METADATA_CHARS,
@@ -17,6 +17,7 @@ from schemas.job import (
     Sources,
     TextPart,
 )
+from schemas.kinds import texts_in, with_texts_in
 from schemas.screening import FieldName
 
 Place = tuple[FieldName, str | int]
@@ -56,8 +57,9 @@ def texts_of(job: Job) -> Iterator[JobText]:
     for number, message in enumerate(job.messages or ()):
         parts = () if isinstance(message.content, str) else tuple(part.text for part in message.content)
         yield JobText(("messages", number), message.text, parts)
-    for number, text in enumerate(job.embed or ()):
-        yield JobText(("embed", number), text)
+    if job.kind is not None:
+        field = cast(FieldName, job.kind.field)
+        yield from (JobText((field, key), text) for key, text in texts_in(getattr(job, field)))
     for number, search in enumerate(job.sources.all_searches if job.sources is not None else ()):
         yield JobText(("search", number), search.query)
         for key, value in search.parameters.items():
@@ -81,8 +83,10 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
         update["messages"] = [
             _with_text(message, changed.get(("messages", number))) for number, message in enumerate(job.messages)
         ]
-    if job.embed is not None:
-        update["embed"] = [changed.get(("embed", number), text) for number, text in enumerate(job.embed)]
+    if job.kind is not None:
+        field = job.kind.field
+        of_field = {key: text for (name, key), text in changed.items() if name == field and isinstance(text, str)}
+        update[field] = with_texts_in(getattr(job, field), of_field)
     if job.sources is not None:
         update["sources"] = _with_source_texts(job.sources, changed)
     values = {str(key): text for (field, key), text in changed.items() if field == "metadata"}

@@ -18,6 +18,7 @@ from gateway.batches.ranges import LineCut, cut
 from schemas import openai
 from schemas.codec import read_batch_line
 from schemas.job import MAX_JOB_BYTES, Job
+from schemas.problems import UnusableLine
 
 MOST_LINES: Final = 50_000
 MOST_BYTES: Final = 200 * 1024 * 1024
@@ -134,7 +135,7 @@ def _request_errors(
         return errors
     try:
         job, _ = read_batch_line(document)
-    except openai.UnusableLine as unusable:
+    except UnusableLine as unusable:
         return [_unusable(number, str(problem.field), str(problem)) for problem in unusable.problems[:MOST_ERRORS]]
     refusal = check_job(job)
     return [] if refusal is None else [LineError("not_allowed", f"Line {number}: {refusal}", number)]

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, ValidationError
 
 from gateway.batches.lines import Line
-from schemas.job import Tenant, WireModel
+from schemas.bounded import WireModel
+from schemas.job import Tenant
 
 MOST_LINES = 500
 MOST_BYTES = 4 * 1024 * 1024

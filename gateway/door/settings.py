@@ -55,8 +55,9 @@ class GatewaySettings(BaseSettings):
     jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
     """The most jobs in one request to `/v1/jobs`. Batches are for more."""
     await_seconds: float = Field(default=120.0, gt=0, le=3600)
-    """Seconds that a request waits for its answer (`/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, and
-    `/v1/responses` without `background`). Then the job is cancelled, and the request gets status 504."""
+    """Seconds that a request waits for its answer: `/v1/chat/completions`, `/v1/completions`, `/v1/responses` without
+    `background`, and the endpoints for texts such as `/v1/embeddings`. Then the job is cancelled, and the request gets
+    status 504."""
     session_seconds: int = Field(default=8 * 3600, ge=60, le=30 * 86_400)
     """Seconds after which a browser has to sign in at the console page again."""
     cancel_seconds: float = Field(default=2.0, ge=0, le=60)

@@ -11,7 +11,8 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from schemas.job import Identifier, WireModel
+from schemas.bounded import WireModel
+from schemas.job import Identifier
 from schemas.rollout.facts import RolloutId, Step
 
 MAX_TEXT_CHARS: Final = 4_000

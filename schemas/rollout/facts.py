@@ -14,8 +14,9 @@ from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
+from schemas.bounded import WireModel
 from schemas.compacted import CompactedCodec
-from schemas.job import Identifier, WireModel
+from schemas.job import Identifier
 
 DEFAULT_ALIAS: Final = "default"
 """The alias of jobs without `model_id`."""

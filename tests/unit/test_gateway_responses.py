@@ -19,7 +19,8 @@ from sqlalchemy import select
 
 from gateway.store.tables import jobs, outbox
 from schemas.codec import write_result
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
+from schemas.kind_bodies import EMBEDDINGS
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from tests.drawn import drawn
@@ -30,6 +31,9 @@ BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "small", "prompt": "Why?"},
     RESPONSES: {"model": "small", "input": "Why?"},
     EMBEDDINGS: {"model": "small", "input": "Why?"},
+    "/v1/rerank": {"model": "small", "query": "Why?", "documents": ["So."]},
+    "/v1/score": {"model": "small", "queries": "Why?", "documents": ["So."]},
+    "/v1/classify": {"model": "small", "input": "Why?"},
 }
 BACKGROUND = {**BODIES[RESPONSES], "background": True}
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
@@ -106,18 +110,23 @@ async def out_waited(rig: Rig, asking: asyncio.Task[httpx.Response]) -> httpx.Re
 async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> None:
     tuned = {"logprobs": True} if url == CHAT_COMPLETIONS else {}
     asking, job = await asked(rig, key, url, json={**BODIES[url], **tuned})
-    finish(rig, job, embeddings=[[0.5, -1.0]])
+    labels = [{"label": "calm", "probabilities": [1.0]}]
+    finish(rig, job, embeddings=[[0.5, -1.0]], ranks=[{"index": 0, "score": 2.0}], scores=[3.0], labels=labels)
     answer = await asking
 
     assert answer.status_code == 200
     body = answer.json()
     texts = {
         EMBEDDINGS: lambda: body["data"][0]["embedding"],
+        "/v1/rerank": lambda: body["results"][0]["relevance_score"],
+        "/v1/score": lambda: body["data"][0]["score"],
+        "/v1/classify": lambda: body["data"][0]["label"],
         CHAT_COMPLETIONS: lambda: body["choices"][0]["message"]["content"],
         COMPLETIONS: lambda: body["choices"][0]["text"],
         RESPONSES: lambda: body["output_text"],
     }
-    assert texts[url]() == ([0.5, -1.0] if url == EMBEDDINGS else "Because.")
+    numbers = {EMBEDDINGS: [0.5, -1.0], "/v1/rerank": 2.0, "/v1/score": 3.0, "/v1/classify": "calm"}
+    assert texts[url]() == numbers.get(url, "Because.")
     assert records(rig, rig.door.fleet.kafka.topics.requests())[-1]["ttl_seconds"] == rig.door.settings.await_seconds
     assert body["postback"].get("notes", []) == (
         ["ignored, since no engine here has it: `logprobs`"] if url == CHAT_COMPLETIONS else []

@@ -7,14 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pytest
 
 from console.job_reference import (
     CHAT,
-    EMBEDDED,
-    EMBEDDING,
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
@@ -23,6 +22,7 @@ from console.job_reference import (
     SUPPORT,
     page,
 )
+from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from console.publish import ROOT
 from schemas.asyncapi import PRODUCER_HEADERS
 from schemas.codec import Origin, read_job, read_result
@@ -82,7 +82,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT, EMBEDDING], ids=["job", "chat", "embedding"])
+@pytest.mark.parametrize("example", [JOB, CHAT, *KIND_JOBS.values()])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")
@@ -94,14 +94,16 @@ def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert received.tenant == "acme"
 
 
-@pytest.mark.parametrize("example", [RESULT, EMBEDDED, FAILURE], ids=["success", "embedded", "failure"])
+@pytest.mark.parametrize(
+    "example", [RESULT, FAILURE, *KIND_RESULTS.values()], ids=["success", "failure", *KIND_RESULTS]
+)
 def test_each_result_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert read_result(json.dumps(example).encode()) == Result.model_validate(example)
 
 
 def test_the_examples_have_every_field_and_header() -> None:
-    assert JOB.keys() | CHAT.keys() | EMBEDDING.keys() == Job.model_fields.keys()
-    assert RESULT.keys() | EMBEDDED.keys() | FAILURE.keys() == Result.model_fields.keys()
+    assert {*JOB, *CHAT, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
+    assert {*RESULT, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
     assert list(HEADER_EXAMPLES) == list(PRODUCER_HEADERS)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from console.kind_examples import KIND_JOBS
 from schemas import topics as names
 from schemas.codec import read_result
 from schemas.rollout.comparison import Comparison, ObservedAnswer, read_comparison, write_comparison
@@ -191,15 +193,19 @@ async def test_the_canary_reports_both_sides_and_a_request_that_the_candidate_re
 
 
 class Candidate(EchoEngine):
-    """Answers with other words if `says` is set, refuses if `refuses` is."""
+    """Answers with other words if `says` is set, refuses if `refuses` is. Numbers are multiplied by `moves`."""
 
     says: str | None = None
+    moves = 1.0
     refuses = False
 
     async def generate(self, request: GenerationRequest) -> Completion:
         if self.refuses:
             raise RequestRejected("prompt", "no")
         echoed = await super().generate(request)
+        if echoed.pooled is not None:
+            rows = tuple(tuple(number * self.moves for number in row) for row in echoed.pooled.rows)
+            return replace(echoed, pooled=replace(echoed.pooled, rows=rows))
         return Completion(self.says or echoed.text, "stop", 1, 2)
 
 
@@ -246,6 +252,23 @@ async def test_an_equal_answer_is_compared_without_its_text_and_another_one_with
     refused = await shadow.compared(value)
     assert refused is not None
     assert (refused.differs, refused.candidate) == (1, ObservedAnswer(failed=True))
+
+
+@pytest.mark.parametrize("field", KIND_JOBS)
+async def test_numbers_of_texts_are_compared_by_value_and_are_no_failure(field: str) -> None:
+    async with working(MODELS) as worker:
+        begin(worker)
+        outputs = await worker.outputs(record({"model_id": "assistant", **KIND_JOBS[field]}))
+        assert worker.sample("postback_rollout_samples_total", result="copied") == 1
+    shadow = Shadow()
+    shadow.engine.moves = 1.001
+    equal = await shadow.compared(outputs[-1].value)
+    shadow.engine.moves = 2
+    other = await shadow.compared(outputs[-1].value)
+    assert equal is not None
+    assert other is not None
+    assert (equal.differs, equal.noise, other.differs) == (0, 0, 1)
+    assert [each and each.failed for each in (equal.primary, equal.candidate)] == [False, False]
 
 
 async def test_the_candidates_citations_are_checked_against_the_primarys_evidence() -> None:

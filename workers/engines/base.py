@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field
 
 from schemas.job import Message, Reasoning, ResponseFormat
+from workers.engines.pooling import Pooled, PoolingInput
 
 TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A number of tokens in a server's answer: metrics refuse a negative one, and databases a larger one."""
@@ -31,7 +32,7 @@ class GenerationRequest:
 
     request_id: str
     prompt: str | None
-    """The question as one text; None in a chat (`messages`) and in a request for embeddings (`embed`)."""
+    """The question as one text; None in a chat (`messages`) and in a request without a question (`pooling`)."""
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float | None
@@ -54,10 +55,8 @@ class GenerationRequest:
     """0 to 9, higher runs first."""
     response_format: ResponseFormat | None = None
     adapter: str | None = None
-    embed: tuple[str, ...] = ()
-    """Texts whose embeddings are the answer; empty for a question. An engine without embeddings refuses them."""
-    dimensions: int | None = None
-    """The length of each embedding, in numbers; None means the model's own."""
+    pooling: PoolingInput | None = None
+    """The texts of a request without a question. An engine that only generates text refuses them."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     prefix_key: bytes | None = None
@@ -97,8 +96,8 @@ class Completion:
     """The model's reasoning before its answer; None if there is none."""
     reasoning_tokens: int | None = None
     """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
-    embeddings: tuple[tuple[float, ...], ...] | None = None
-    """One embedding for each text of the request's `embed`; None for a question."""
+    pooled: Pooled | None = None
+    """The answer to the request's `pooling`; None for a question."""
     cached_tokens: int | None = field(default=None, compare=False)
     """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
 
@@ -134,9 +133,10 @@ class RequestRejected(EngineError):  # noqa: N818
 
 
 def require_question(request: GenerationRequest) -> None:
-    """Raise RequestRejected for a request for embeddings: this engine gives none."""
-    if request.embed:
-        raise RequestRejected("embed", "this engine gives no embeddings; name the model of an embedding server")
+    """Raise RequestRejected for a request without a question: this engine only generates text."""
+    if request.pooling is not None:
+        kind = request.pooling.kind
+        raise RequestRejected(kind.field, f"this engine gives no {kind.answer}; name a model that gives them")
 
 
 class PromptTooLong(EngineError):  # noqa: N818

@@ -1,5 +1,7 @@
 """The development engine: it answers at once with the words of the question. A token is a word.
 
+Jobs without a question get numbers that depend on their texts alone.
+
 Directives in the question cause delays and faults for tests and rehearsals:
 
     [[sleep 2.5]]      answer after this many seconds
@@ -18,18 +20,22 @@ import os
 import re
 import signal
 from collections import deque
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
+from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
+from workers.engines.pooling import Pooled, PoolingInput
 from workers.engines.prompts import last_user_text, prompt_room
 from workers.engines.settings import EngineSection
 
 _SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
 _DIMENSIONS = 8
+_CLASSES = ("LABEL_0", "LABEL_1")
 _CRASH_WORKER = "[[crash-worker]]"
 _CRASH_ENGINE = "[[crash-engine]]"
 
@@ -76,21 +82,20 @@ class EchoEngine:
             raise RequestRejected("adapter", "this engine has no adapters")
         if request.reasoning is not None and request.reasoning.is_wanted:
             raise RequestRejected("reasoning", "this engine does not reason")
-        if request.embed:
-            return _embedded(request)
-        text = last_user_text(request)
+        asked = request.pooling
+        text = last_user_text(request) if asked is None else " ".join((*asked.queries, *asked.texts))
         seconds = self._latency
         if "[[" in text:
             seconds = self._obey(text, seconds)
         words = text.split()
-        room = prompt_room(request, None)
+        room = prompt_room(request, None) if asked is None else None
         if room is not None and len(words) > room:
             if request.is_whole:
                 raise PromptTooLong(room / len(words))
             words = words[-room:]
         if seconds > 0 and await self._sleep(request.request_id, seconds) == "aborted":
             return Completion("", "abort", len(words), 0)
-        return _answer(words, request)
+        return _answer(words, request) if asked is None else _pooled(asked, len(words))
 
     async def abort(self, request_id: str) -> None:
         """End the request's sleep. A request that does not sleep is answered already."""
@@ -153,12 +158,40 @@ def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine
     return EchoEngine(settings, metrics)
 
 
-def _embedded(request: GenerationRequest) -> Completion:
-    """Return an embedding for each text: numbers from -1 to 1 from a hash of the text."""
-    dimensions = request.dimensions or _DIMENSIONS
-    digests = [hashlib.shake_128(text.encode()).digest(dimensions) for text in request.embed]
-    vectors = tuple(tuple((byte - 127.5) / 127.5 for byte in digest) for digest in digests)
-    return Completion("", "stop", sum(len(text.split()) for text in request.embed), 0, embeddings=vectors)
+def _pooled(asked: PoolingInput, tokens: int) -> Completion:
+    rows = tuple(_ROWS[asked.kind.field](asked))
+    labels = tuple(_CLASSES[row.index(max(row))] for row in rows) if asked.kind is CLASSIFY else ()
+    return Completion("", "stop", tokens, 0, pooled=Pooled(rows, labels))
+
+
+def _embeddings(asked: PoolingInput) -> Iterator[tuple[float, ...]]:
+    """Yield an embedding for each text: numbers from -1 to 1 from a hash of the text."""
+    for text in asked.texts:
+        digest = hashlib.shake_128(text.encode()).digest(asked.dimensions or _DIMENSIONS)
+        yield tuple((byte - 127.5) / 127.5 for byte in digest)
+
+
+def _scores(asked: PoolingInput) -> Iterator[tuple[float, ...]]:
+    """Yield the part of the query's words that each text has."""
+    for query, text in asked.pairs:
+        words = set(query.casefold().split())
+        yield (len(words & set(text.casefold().split())) / max(1, len(words)),)
+
+
+def _probabilities(asked: PoolingInput) -> Iterator[tuple[float, ...]]:
+    """Yield the probabilities of two classes for each text, from a hash of the text."""
+    for text in asked.texts:
+        share = hashlib.shake_128(text.encode()).digest(1)[0] / 255
+        yield (share, 1 - share)
+
+
+_ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]] = {
+    EMBED.field: _embeddings,
+    RERANK.field: _scores,
+    SCORE.field: _scores,
+    CLASSIFY.field: _probabilities,
+}
+"""The row of each text, by the kind of job."""
 
 
 def _wake(sleeping: asyncio.Future[_Woken]) -> None:

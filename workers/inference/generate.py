@@ -21,6 +21,7 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
 )
+from workers.engines.pooling import PoolingInput
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes
@@ -179,8 +180,7 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
         request_id=f"{received.place.digest}-{number}",
         prompt=asked.prompt,
         messages=asked.messages,
-        embed=tuple(job.embed or ()),
-        dimensions=job.dimensions,
+        pooling=PoolingInput.of(job),
         max_tokens=job.max_tokens,
         is_raw=job.raw,
         temperature=job.temperature if job.temperature is not None else asked.temperature,

@@ -18,6 +18,7 @@ from workers.enrichment.answering.links import without_unknown_links
 from workers.inference.ground import GroundedRequest
 from workers.inference.json_answers import NotJson, require_json
 from workers.inference.lifetime import Lifetimes
+from workers.inference.pooled_answers import answer_of
 
 LONG_ANSWER_CHARS = 10_000
 _UNFINISHED = {
@@ -54,8 +55,9 @@ class Results:
             why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
             error = ResultError(code="unfinished", message=why)
             return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
-        if completion.embeddings is not None:
-            return self._result(received, Outcome.SUCCEEDED, embeddings=completion.embeddings, notes=notes, **common)
+        if completion.pooled is not None:
+            common |= answer_of(received.job, completion.pooled)
+            return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         try:
             answer = await _answer(completion, asked, received.job.max_tokens)
             reasoning = await _reasoning(completion.reasoning, asked)

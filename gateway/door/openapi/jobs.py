@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.access import Scope
+from gateway.door.openapi import kinds
 from gateway.door.openapi.operation import IDEMPOTENCY, PAGING, Operation, Parameter
 from schemas.outcome import Outcome
 
@@ -122,17 +123,7 @@ OPERATIONS = (
         parameters=(IDEMPOTENCY,),
         body="CompletionRequest",
     ),
-    Operation(
-        "POST",
-        "/v1/embeddings",
-        "createEmbedding",
-        "Embed texts",
-        Scope.SUBMIT,
-        "EmbeddingList",
-        about=_AWAITED,
-        parameters=(IDEMPOTENCY,),
-        body="EmbeddingRequest",
-    ),
+    *kinds.operations(_AWAITED),
     Operation("GET", "/v1/models", "listModels", "List the tenant's models", Scope.READ, "ModelList"),
     Operation("GET", "/v1/models/{model}", "getModel", "Read one model", Scope.READ, "ModelObject"),
     Operation(

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.access.tenant_settings import TenantSettings
+from gateway.door.openapi.kinds import kind_schemas
 from gateway.door.routes.admin import KeyRequest
 from gateway.webhooks.event_types import EVENT_TYPES
 from schemas.job import Job
@@ -134,7 +135,6 @@ _TUNED: dict[str, Any] = {
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
 }
-_SOME_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 _STOP: dict[str, Any] = {
     "anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]
 }
@@ -158,15 +158,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "CompletionRequest": _asked(
         {"prompt": {"type": "string", "minLength": 1}}, **_TUNED, stop=_STOP, max_tokens=_TOKENS
     ),
-    "EmbeddingRequest": _asked(
-        {"input": {"anyOf": [_SOME_TEXT, {"type": "array", "items": _SOME_TEXT, "minItems": 1, "maxItems": 64}]}},
-        model=_TEXT,
-        dimensions={"type": "integer", "minimum": 1, "maximum": 16_384},
-        encoding_format={"enum": ["float", "base64"]},
-        metadata=_TUNED["metadata"],
-        priority=_TUNED["priority"],
-        ttl_seconds=_TUNED["ttl_seconds"],
-    ),
+    **kind_schemas({name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}, PLACE),
     "ResponseRequest": _asked(
         {"input": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}},
         **_TUNED,
@@ -178,7 +170,6 @@ _PLAIN: dict[str, dict[str, Any]] = {
     ),
     "ChatCompletion": _object("chat.completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
     "TextCompletion": _object("text_completion", model=_TEXT, created=_WHOLE, choices={"type": "array"}),
-    "EmbeddingList": _asked({"object": {"const": "list"}, "data": {"type": "array"}}, model=_TEXT),
     "ResponseObject": _object(
         "response",
         status={"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},

@@ -1,6 +1,6 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`: one job whose answer is awaited.
+"""`/v1/chat/completions`, `/v1/completions` and the endpoints for texts: one job whose answer is awaited.
 
-Source: OpenAI's API reference, "Create chat completion", "Create completion" and "Create embeddings".
+Source: OpenAI's API reference, "Create chat completion" and "Create completion"; `schemas.kind_bodies` for the others.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.screened import screened
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
+from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS
 from schemas.openai_answers import BINARY, answer_body, in_binary
 from schemas.responses import NOTES
 from schemas.strict import ignored_members
 
 
 def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of completions and embeddings."""
+    """Return the routes of completions and of the endpoints for texts."""
 
     async def create(request: Request) -> Response:
         principal = await door.principal(request, Scope.SUBMIT)
@@ -46,4 +47,4 @@ def routes(door: Door) -> list[BaseRoute]:
             answer["postback"][NOTES] = [*answer["postback"].get(NOTES, ()), note]
         return Response(to_json(answer), media_type="application/json")
 
-    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS)]
+    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS, *ENDPOINTS)]

@@ -33,7 +33,16 @@ from postback_client.errors import (
 )
 from postback_client.http_client import HttpClient
 from postback_client.job import Job, Lane
-from postback_client.result import CitedPlace, JobFailure, Result, SourceQuote, TokenUsage, UsedSource
+from postback_client.result import (
+    CitedPlace,
+    JobFailure,
+    RankedDocument,
+    Result,
+    SourceQuote,
+    TextLabel,
+    TokenUsage,
+    UsedSource,
+)
 
 if TYPE_CHECKING:
     from postback_client.kafka_client import KafkaClient
@@ -60,12 +69,14 @@ __all__ = [
     "NotTrusted",
     "PostbackClient",
     "PostbackError",
+    "RankedDocument",
     "RateLimited",
     "Result",
     "SourceQuote",
     "StillWaiting",
     "StoredFile",
     "SubmitFailed",
+    "TextLabel",
     "TokenUsage",
     "Unauthorized",
     "Unreachable",

@@ -18,7 +18,9 @@ Lane = Literal["default", "bulk", "spare"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One prompt with its options. `prompt` or `messages` is required; None takes the fleet's default.
+    """One prompt or other input with its options; None takes the fleet's default.
+
+    One of `prompt`, `messages`, `embed`, `rerank`, `score` and `classify` is required.
 
     A field that this version of the library does not know can be sent in a mapping, which `submit` takes too. Source:
     the fleet's published JSON Schema of jobs.
@@ -34,6 +36,12 @@ class Job:
     """Texts whose embeddings are the answer, instead of a question."""
     dimensions: int | None = None
     """The length of each embedding in numbers, for models with several lengths."""
+    rerank: Mapping[str, Any] | None = None
+    """Documents to rank for a query, instead of a question: `query`, `documents`, `top_n`."""
+    score: Mapping[str, Any] | None = None
+    """Pairs of texts to score, instead of a question: `queries`, `documents`."""
+    classify: Sequence[str] | None = None
+    """Texts to label, instead of a question."""
     job_id: str | None = None
     """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
     model_id: str | None = None

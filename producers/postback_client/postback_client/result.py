@@ -68,6 +68,26 @@ class JobFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """A document of `rerank` with its score."""
+
+    index: int
+    """The document's index in the job's `documents`, from 0 on."""
+    score: float
+    """A higher score is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextLabel:
+    """The label of a text of `classify`."""
+
+    probabilities: tuple[float, ...]
+    """The probability of each class, in the order of the model's classes."""
+    label: str | None = None
+    """The name of the likeliest class; None where the model names no classes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The result of one job. Source: the fleet's published JSON Schema of results."""
 
@@ -82,6 +102,12 @@ class Result:
     """The answer."""
     embeddings: tuple[tuple[float, ...], ...] | None = None
     """The embeddings of the job's `embed`, in the same order."""
+    ranks: tuple[RankedDocument, ...] | None = None
+    """The documents of the job's `rerank`, the best first."""
+    scores: tuple[float, ...] | None = None
+    """The scores of the documents of the job's `score`, in the same order."""
+    labels: tuple[TextLabel, ...] | None = None
+    """The labels of the texts of the job's `classify`, in the same order."""
     reasoning: str | None = None
     """The model's reasoning before the answer."""
     confidence: float | None = None

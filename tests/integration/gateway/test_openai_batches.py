@@ -103,6 +103,9 @@ def assert_texts_are_embedded(client: OpenAI) -> None:
     assert embedded.usage.prompt_tokens == 6
     awaited = client.embeddings.create(model="echo", input="a river", dimensions=4)  # the SDK asks for base64
     assert awaited.data[0].embedding == pytest.approx(river[:4])
+    asked = {"query": "a river", "documents": ["a house", "a river"], "top_n": 1}
+    ranked = client.post("/rerank", cast_to=dict[str, Any], body=asked)
+    assert ranked["results"] == [{"index": 1, "relevance_score": 1.0}]
 
 
 def test_a_bad_line_is_named_to_pythons_sdk(client: OpenAI) -> None:

@@ -60,7 +60,6 @@ async def openai_server(server: Server, models: Server | None = None) -> AsyncIt
     app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
-    app.router.add_post("/v1/embeddings", server.respond)
     async with serving(app) as url:
         yield url
 

@@ -58,17 +58,6 @@ async def test_the_server_decides_about_the_sampling_that_no_job_and_no_profile_
     assert sorted(server.bodies[0]) == ["max_tokens", "messages", "model"]
 
 
-async def test_texts_go_to_embeddings_and_their_number_of_tokens_is_the_server_s_matter() -> None:
-    """An embedding model's window is smaller than the answer that a job may have by default."""
-    data = [{"index": number, "embedding": [number, 0.5]} for number in (1, 0)]
-    server = Server(answers(200, {"data": data, "usage": {"prompt_tokens": 4, "total_tokens": 4}}))
-    asked = request(prompt=None, embed=("Is it?", "It is."), max_tokens=512)
-    async with engine_at(server, context_tokens=512) as engine:
-        completion = await engine.generate(asked)
-    assert server.bodies == [{"model": "m1", "input": ["Is it?", "It is."], "encoding_format": "float"}]
-    assert (completion.embeddings, completion.prompt_tokens) == (((0.0, 0.5), (1.0, 0.5)), 4)
-
-
 async def test_a_raw_prompt_goes_to_completions_and_any_other_is_a_message_of_the_user() -> None:
     server = Server(says("yes"), answers(200, {"choices": [{"text": " so", "finish_reason": "stop"}]}))
     async with engine_at(server) as engine:

@@ -259,8 +259,8 @@ def _family(model: RegistryModel) -> Family | None:
 
 def _estimate(request: GenerationRequest) -> int:
     chars = len(request.prompt or "") + sum(len(message.text) for message in request.messages or ())
-    if request.embed:
-        return sum(map(len, request.embed)) // _CHARS_PER_TOKEN
+    if request.pooling is not None:
+        return request.pooling.chars // _CHARS_PER_TOKEN
     return chars // _CHARS_PER_TOKEN + request.max_tokens
 
 

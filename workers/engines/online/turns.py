@@ -16,7 +16,7 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     """Return the system text, and the turns of user and assistant. Texts of one speaker in a row become one turn.
 
     A chat of system messages alone becomes one turn of the user, since the APIs take no chat without a turn.
-    Raises RequestRejected for a raw prompt and for embeddings.
+    Raises RequestRejected for a raw prompt, and for a request without a question.
     """
     require_question(request)
     if request.is_raw:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pydantic import Field, ValidationError
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_DIMENSIONS, MAX_EMBEDDED, MAX_TOKENS
-from schemas.result import Float32
+from schemas.job import MAX_TOKENS
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -24,6 +23,7 @@ from workers.engines.base import (
 )
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure
+from workers.engines.openai_http import pooling
 from workers.engines.openai_http.dialect import ServerProblem, problem_in
 from workers.engines.reasoning import parted
 
@@ -44,7 +44,7 @@ _FIELDS = {
     for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
-_FIELDS |= {"input": "embed", "dimensions": "dimensions"}
+_FIELDS["dimensions"] = "dimensions"
 _FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
 """The fraction of a too long prompt to try next, since servers do not tell the number of tokens that fit."""
@@ -81,8 +81,10 @@ def outcome(
         after = parse_retry_after(headers.get("Retry-After", ""), now)
         return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
-    if status == 404 and request.embed and problem_in(body).param != "model":
-        raise RequestRejected("embed", f"the server has no /{path}, so its model gives no embeddings")
+    if status == 404 and request.pooling is not None and problem_in(body).param != "model":
+        kind = request.pooling.kind
+        own = pooling.ENDPOINTS[kind.field].paths[0]
+        raise RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
     if status == 404 and not is_usual and problem_in(body).param != "model":
         raise RequestRejected("raw", f"the server has no /{path}, so it takes chats only")
     if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
@@ -97,8 +99,8 @@ def outcome(
     if status != 200:
         raise EngineUnavailable(f"the server answered {status}")
     try:
-        if request.embed:
-            return embeddings_of(EmbeddingsAnswer.model_validate_json(body), len(request.embed))
+        if request.pooling is not None:
+            return pooling.completion_of(request.pooling, body)
         return completion_of(ServerAnswer.model_validate_json(body), marks)
     except ValidationError:
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
@@ -176,27 +178,6 @@ class ServerAnswer(_Bill):
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
-class _Embedding(BoundedModel):
-    index: int = Field(ge=0, lt=MAX_EMBEDDED)
-    embedding: list[Float32] = Field(min_length=1, max_length=MAX_DIMENSIONS)
-
-
-class EmbeddingsAnswer(_Bill):
-    """The fields of an answer of /v1/embeddings that this engine reads."""
-
-    data: list[_Embedding] = Field(min_length=1, max_length=MAX_EMBEDDED)
-
-
-def embeddings_of(answer: EmbeddingsAnswer, count: int) -> Completion:
-    """Return the embeddings in the order of the texts. Raises EngineFailed unless each of `count` texts has one."""
-    by_index = {each.index: tuple(each.embedding) for each in answer.data}
-    if sorted(by_index) != [*range(count)] or len(answer.data) != count:
-        raise EngineFailed("the server did not give one embedding for each text")
-    vectors = tuple(by_index[index] for index in range(count))
-    usage = answer.usage or _Usage()
-    return Completion("", "stop", usage.prompt_tokens, 0, embeddings=vectors)
-
-
 def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> Completion:
     """Return the first choice. Raises EngineFailed if its finish reason is a failure.
 
@@ -244,7 +225,9 @@ def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) ->
     """Return the server's refusal as an error with the job's field and the server's own text."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
-    asked = "embed" if request.embed else "messages" if request.messages is not None else "prompt"
+    asked = "messages" if request.messages is not None else "prompt"
+    if request.pooling is not None:
+        asked = request.pooling.kind.field
     field = _FIELDS.get(problem.param or "", asked)
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(field, reason or f"the server answered {status}")

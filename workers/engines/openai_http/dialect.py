@@ -16,13 +16,13 @@ from schemas.bounded import BoundedModel
 from schemas.job import Reasoning
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest
+from workers.engines.openai_http.pooling import ENDPOINTS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
 
 log = get_logger()
 
 CHAT = "chat/completions"
-EMBEDDINGS = "embeddings"
 COMPLETIONS = "completions"
 _NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
 """Parameters that only our settings add, by the names that servers use in refusals."""
@@ -61,22 +61,32 @@ class Dialect:
         self._settings = settings
         self._refused: set[str] = set()
         """Parameters that the server has refused."""
+        self._found: set[str] = set()
+        """Paths that the server has answered."""
 
     def path(self, request: GenerationRequest) -> str:
         """Return the path of the request below the server's URL: a raw prompt is no chat."""
-        if request.embed:
-            return EMBEDDINGS
-        return CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS
+        return self.paths(request)[0]
+
+    def paths(self, request: GenerationRequest) -> Sequence[str]:
+        """Return the paths to try one after the other while the server answers 404."""
+        if request.pooling is None:
+            return (CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS,)
+        paths = ENDPOINTS[request.pooling.kind.field].paths
+        return sorted(paths, key=lambda path: path not in self._found)
+
+    def found(self, path: str) -> None:
+        """Remember that the server has this path: it is tried first from now on."""
+        self._found.add(path)
 
     def is_usual(self, request: GenerationRequest) -> bool:
         """True if the request's path is the one of the settings; False if the job asks for another one."""
-        return self._settings.api == "completions" or not (request.is_raw or request.embed)
+        return self._settings.api == "completions" or not (request.is_raw or request.pooling is not None)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the request's JSON for its `path`."""
-        if request.embed:
-            sized = {"dimensions": request.dimensions} if request.dimensions is not None else {}
-            return {"model": self._model, "input": list(request.embed), "encoding_format": "float", **sized}
+        if request.pooling is not None:
+            return {"model": self._model, **ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
         chat = self.path(request) == CHAT
         longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}

@@ -96,7 +96,7 @@ class HttpEngine:
         """Answer one request. Raises EngineError. Cancelling closes the connection, so that the server stops too."""
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
-        if not request.embed:
+        if request.pooling is None:
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
         asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
         try:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 
 import aiohttp
 from pydantic import ValidationError
 
+from schemas.kinds import KINDS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.engines.base import (
@@ -26,13 +28,21 @@ from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
 from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.pooling import PoolingInput
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 _COMING_UP = {502, 503, 504}
 """Statuses of a server that still loads its model, and of a gateway in front of such a server."""
-_FIRST = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
+_FIRST_QUESTION = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
+_FIRST = (
+    _FIRST_QUESTION,
+    *(
+        replace(_FIRST_QUESTION, prompt=None, pooling=PoolingInput(kind, ("Hello.",), ("Hello.",) * bool(kind.model)))
+        for kind in KINDS
+    ),
+)
 
 log = get_logger()
 
@@ -68,12 +78,17 @@ class OpenAIServer:
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
         """POST the request, and POST it again after each refused parameter of ours. Raises EngineError."""
-        path, is_usual = self._dialect.path(request), self._dialect.is_usual(request)
+        (path, *others), is_usual = self._dialect.paths(request), self._dialect.is_usual(request)
         try:
             while True:
                 sent = self._dialect.body(request)
-                async with self._http.post(f"{self._base}/{path}", json=sent, allow_redirects=False) as response:
+                async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
                     body = await self._read(response)
+                if response.status == 404 and others and problem_in(body).param != "model":
+                    path, *others = others
+                    continue
+                if response.status == 200:
+                    self._dialect.found(path)
                 if response.status != 400 or not self._dialect.learns(request, sent, problem_in(body)):
                     now = self._clock.time()
                     return outcome(
@@ -88,6 +103,11 @@ class OpenAIServer:
                     )
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
+
+    def _url(self, path: str) -> str:
+        """Return the URL of a path below the server's URL; `../` is beside its `/v1`."""
+        beside = path.removeprefix("../")
+        return f"{self._base}/{path}" if beside == path else f"{self._base.removesuffix('/v1')}/{beside}"
 
     async def window(self) -> int | None:
         """Wait until the server answers for our model. Return the tokens of the model's window, None if not listed.
@@ -122,25 +142,38 @@ class OpenAIServer:
             return None
 
     async def _try_out(self, models: ServerModels | None) -> None:
-        """Generate some tokens if no list names our model: only an answer shows that the server takes the name.
+        """Ask for some tokens if no list names our model: only an answer shows that the server takes the name.
 
-        A llama.cpp server takes any name, Ollama takes shorter names than it lists, and some servers have no list.
+        A reranker answers no question, so the kinds of job without a question are tried too. A llama.cpp server takes
+        any name, Ollama takes shorter names than it lists, and some servers have no list.
         Raises EngineRefused, or EngineUnavailable while the server is starting.
         """
-        try:
-            tried = await self.post(_FIRST)
-        except (EngineUnavailable, RequestRejected) as error:
-            if isinstance(error, EngineFailed) and error.took_too_long:
-                raise
+        refusals = []
+        for first in _FIRST:
+            refusal = await self._refusal_of(first)
+            if refusal is None:
+                break
+            refusals.append(refusal)
+        else:
             said = "has no list of models" if models is None else f"lists no {self._model} but {models.shown}"
-            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {error}") from None
-        if isinstance(tried, TryAgain):
-            raise EngineUnavailable(tried.reason)
+            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusals[0]}")
         log.warning(
             "The server does not list the model but answers to its name; going on.",
             action="engine-model-unlisted",
             model=self._model,
         )
+
+    async def _refusal_of(self, first: GenerationRequest) -> str | None:
+        """Return the reason why the server refuses a first request; None for an answer. Raises EngineUnavailable."""
+        try:
+            tried = await self.post(first)
+        except (EngineUnavailable, RequestRejected) as error:
+            if isinstance(error, EngineFailed) and error.took_too_long:
+                raise
+            return str(error)
+        if isinstance(tried, TryAgain):
+            raise EngineUnavailable(tried.reason)
+        return None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         return await bounded_body(response, self._settings.max_response_bytes)

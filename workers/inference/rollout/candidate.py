@@ -155,7 +155,8 @@ class ShadowHandler:
 
         def differs() -> float:
             primary = Said(sample.text, sample.code)
-            return difference(primary, answer.said, is_json=asked.wants_json, thresholds=thresholds_of(profile))
+            is_json = asked.wants_json or sample.job.kind is not None
+            return difference(primary, answer.said, is_json=is_json, thresholds=thresholds_of(profile))
 
         is_long = len(sample.text or "") + len(answer.said.text or "") > LONG_ANSWER_CHARS
         return self._output(sample, answer, await asyncio.to_thread(differs) if is_long else differs())

@@ -6,7 +6,10 @@ from typing import Final, Self
 
 from pydantic import Field, ValidationError
 
-from schemas.job import DEFAULT_TENANT, Identifier, Job, Tenant, WireModel
+from schemas.bounded import WireModel
+from schemas.job import DEFAULT_TENANT, Identifier, Job, Tenant
+from schemas.kinds import KINDS
+from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 from schemas.rollout.comparison import ObservedAnswer, is_refusal
 from schemas.rollout.facts import RolloutId
@@ -17,6 +20,8 @@ from workers.inference.rollout.difference import Said, Thresholds
 
 MAX_SAMPLE_BYTES: Final = MAX_RESULT_BYTES
 NO_PROFILE: Final = "none"
+_NUMBERS: Final = {kind.answer for kind in KINDS}
+"""The fields of results that have numbers of texts instead of a text."""
 _WITHOUT_SUPPORT: Final = (Support.UNSUPPORTED, Support.DANGLING)
 
 
@@ -107,15 +112,17 @@ def read_sample(value: bytes | None) -> ShadowSample:
 
 
 def said(result: Result) -> Said:
-    """Return the answer of a result, for a comparison."""
-    return Said(result.text, result.error.code if result.error is not None else None)
+    """Return the answer of a result, for a comparison. Numbers of texts become JSON."""
+    numbers = result.model_dump_json(include=_NUMBERS, exclude_none=True) if result.text is None else "{}"
+    text = numbers if numbers != "{}" else result.text
+    return Said(text, result.error.code if result.error is not None else None)
 
 
 def observed(result: Result, infer_ms: float) -> ObservedAnswer:
     """Return the facts of a result that the guards compare."""
     code = result.error.code if result.error is not None else None
     return ObservedAnswer(
-        failed=result.text is None,
+        failed=result.outcome is not Outcome.SUCCEEDED,
         not_json=code == "not_json",
         refused=result.text is not None and is_refusal(result.text),
         cut=result.finish_reason == "length",

@@ -158,7 +158,7 @@ class Sampler:
         noise = difference(
             said(reference),
             said(again.result),
-            is_json=again.asked.wants_json,
+            is_json=again.asked.wants_json or received.job.kind is not None,
             thresholds=thresholds_of(again.asked.profile),
         )
         value = write_sample(_sample(rollout, again, reference, infer_ms, noise))
@@ -203,8 +203,10 @@ def comparison_output(topics: Topics, comparison: Comparison) -> Output:
 
 
 def _is_greedy(received: ReceivedJob, asked: GroundedRequest) -> bool:
+    """True for an answer without chance; numbers of texts have none."""
     temperature = received.job.temperature
-    return (temperature if temperature is not None else asked.temperature) == 0
+    is_greedy = (temperature if temperature is not None else asked.temperature) == 0
+    return is_greedy or received.job.kind is not None
 
 
 def _sample(rollout: Rollout, run: _Run, reference: Result, infer_ms: float, noise: float) -> ShadowSample:

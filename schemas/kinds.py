@@ -1,0 +1,107 @@
+"""The kinds of job whose answer is numbers of texts instead of a text, as one table: KINDS.
+
+Each layer has one table with a row for each kind: `kind_bodies` (requests and answers over HTTP), the engines
+(`echo`, `openai_http/pooling`, `vllm/pooling`) and `workers/inference/pooled_answers` (results).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from schemas.bounded import WireModel
+
+MAX_EMBEDDED: Final = 64
+"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 KiB, and a result 900 at most."""
+MAX_COMPARED: Final = 1000
+"""The most documents that one job ranks or scores."""
+MAX_CLASSIFIED: Final = 256
+"""The most texts of one job for labels. 256 texts with 150 classes take some 800 KiB of a result."""
+
+SomeText = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Rerank(WireModel):
+    """Documents to be ranked by their relevance to a query."""
+
+    query: SomeText
+    """The query."""
+    documents: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
+    """The documents; `ranks` names each by its index."""
+    top_n: int | None = Field(default=None, ge=1, le=MAX_COMPARED)
+    """The most ranks in the result, the best ones; all documents where absent."""
+
+    @property
+    def queries(self) -> list[str]:
+        """The query of all documents, as a list of one."""
+        return [self.query]
+
+
+class Score(WireModel):
+    """Pairs of a query and a document, to be scored by the document's relevance."""
+
+    queries: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
+    """One query for all documents, or one for each document."""
+    documents: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
+    """The documents; `scores` has their order."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.queries) not in (1, len(self.documents)):
+            raise ValueError("`queries` has neither one query nor one for each of `documents`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """One kind of job."""
+
+    field: str
+    """The job's field with the texts; it takes the place of `prompt` and `messages`."""
+    answer: str
+    """The result's field with the answer."""
+    model: type[WireModel] | None = None
+    """The model of that field; None for a list of texts."""
+    options: tuple[str, ...] = ()
+    """The job's further fields that only this kind has."""
+
+
+EMBED: Final = JobKind("embed", "embeddings", options=("dimensions",))
+RERANK: Final = JobKind("rerank", "ranks", Rerank)
+SCORE: Final = JobKind("score", "scores", Score)
+CLASSIFY: Final = JobKind("classify", "labels")
+KINDS: Final = (EMBED, RERANK, SCORE, CLASSIFY)
+
+QUESTIONS: Final = ("prompt", "messages", *(kind.field for kind in KINDS))
+"""The job's fields with a question or texts: each job has exactly one of them."""
+
+TextKey = str | int
+"""A text's place in a kind's field: an index of a list, else a member such as `query` or `documents.3`."""
+
+
+def texts_in(asked: Sequence[str] | WireModel) -> Iterator[tuple[TextKey, str]]:
+    """Yield each text of a kind's field, with its place."""
+    if not isinstance(asked, WireModel):
+        yield from enumerate(asked)
+        return
+    for name, value in asked:
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, list):
+            yield from ((f"{name}.{number}", text) for number, text in enumerate(value))
+
+
+def with_texts_in(asked: Any, changed: Mapping[TextKey, str]) -> Any:
+    """Return a kind's field with other texts at these places."""
+    if not isinstance(asked, WireModel):
+        return [changed.get(number, text) for number, text in enumerate(asked)]
+    update: dict[str, object] = {}
+    for name, value in asked:
+        if isinstance(value, str):
+            update[name] = changed.get(name, value)
+        elif isinstance(value, list):
+            update[name] = [changed.get(f"{name}.{number}", text) for number, text in enumerate(value)]
+    return asked.model_copy(update=update)

@@ -1,0 +1,318 @@
+"""Jobs without a question: fields, endpoints, the input filter, the echo engine and the results, for each kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from console.kind_answers import in_words
+from console.kind_examples import KIND_JOBS, KIND_RESULTS
+from postback_client import Result as ClientResult
+from postback_client.shapes import parsed
+from postback_client.shapes import read as read_shape
+from schemas.codec import InvalidJob, Origin, read_job, read_result, write_job, write_result
+from schemas.job import MAX_JOB_BYTES, OF_A_QUESTION, Job
+from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS
+from schemas.kinds import EMBED, KINDS, MAX_COMPARED, QUESTIONS
+from schemas.openai import URLS, is_batch_line
+from schemas.openai_answers import output_line
+from schemas.publish import FOLDER
+from schemas.result import Result
+from schemas.screening import ScreeningFinding
+from schemas.strict import NotAJob, body_job, job_of
+from screening.rules import RegexRule
+from screening.texts import JobText, texts_of, with_texts
+from telemetry.metrics import Metrics
+from tests.unit.echo_worker import record, working
+from workers.engines.base import GenerationRequest, RequestRejected, require_question
+from workers.engines.echo import EchoEngine, EchoSettings
+from workers.engines.pooling import Pooled, PoolingInput
+from workers.inference.pooled_answers import answer_of
+
+FEWER = settings(max_examples=60)
+PLACE = Origin("topic-uuid", 3, 7)
+SCHEMA = jsonschema.Draft202012Validator(json.loads((FOLDER / "job.json").read_text()))
+TEXTS = st.text(min_size=1, max_size=4)
+NOISE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+BY_FIELD = {endpoint.kind.field: endpoint for endpoint in ENDPOINTS.values()}
+LISTED = st.lists(TEXTS, min_size=1, max_size=3)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "embed": LISTED,
+    "rerank": st.fixed_dictionaries({"query": TEXTS, "documents": LISTED}, optional={"top_n": st.integers(1, 9)}),
+    "score": LISTED.flatmap(
+        lambda documents: st.fixed_dictionaries(
+            {
+                "queries": st.lists(TEXTS, min_size=1, max_size=1) | st.permutations(documents),
+                "documents": st.just(documents),
+            }
+        )
+    ),
+    "classify": LISTED,
+}
+"""Valid values of each kind's field."""
+JOBS = st.one_of([st.fixed_dictionaries({field: value}) for field, value in FIELDS.items()])
+MEMBERS = st.sampled_from(["query", "queries", "documents", "top_n", "text"])
+NOISY_JOBS = st.dictionaries(
+    st.sampled_from([*QUESTIONS, "dimensions", "raw", "stop"]),
+    st.lists(TEXTS | NOISE, max_size=4) | st.dictionaries(MEMBERS, LISTED | TEXTS | NOISE, max_size=4) | NOISE,
+    min_size=1,
+    max_size=3,
+)
+
+
+def read(document: object) -> Job:
+    return read_job(json.dumps(document).encode(), [], PLACE, 0).job
+
+
+def line(field: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": "row-1", "method": "POST", "url": BY_FIELD[field].url, "body": body}
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in a value, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts(inner)
+
+
+def test_every_table_has_a_row_for_each_kind() -> None:
+    fields = [kind.field for kind in KINDS]
+    assert [*BY_FIELD] == [*KIND_JOBS] == [*KIND_RESULTS] == [*FIELDS] == fields
+    assert {*URLS} >= {*ENDPOINTS}
+    assert {"prompt", "messages", *fields} == {*QUESTIONS}
+    assert {*fields} <= {*RegexRule.model_fields["fields"].default}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"embed": []}, "embed"),
+        ({"embed": [""]}, "embed.0"),
+        ({"embed": ["a"] * 65}, "embed"),
+        ({"embed": ["a"], "dimensions": 0}, "dimensions"),
+        ({"embed": ["a"], "prompt": "b"}, "exactly one of `prompt`, `messages`, `embed`, `rerank`, `score` and"),
+        ({"prompt": "a", "dimensions": 8}, "`dimensions` goes with `embed`"),
+        ({"classify": ["a"], "dimensions": 8}, "`dimensions` goes with `embed`"),
+        ({"classify": ["a"] * 257}, "classify"),
+        ({"rerank": {"query": "a"}}, "rerank.documents"),
+        ({"rerank": {"query": "", "documents": ["b"]}}, "rerank.query"),
+        ({"rerank": {"query": "a", "documents": []}}, "rerank.documents"),
+        ({"rerank": {"query": "a", "documents": ["b"] * 1001}}, "rerank.documents"),
+        ({"rerank": {"query": "a", "documents": ["b"], "top_n": 0}}, "rerank.top_n"),
+        ({"score": {"queries": ["a", "b"], "documents": ["c"]}}, "score: `queries` has neither one query nor one for"),
+        ({"score": {"queries": [], "documents": ["c"]}}, "score.queries"),
+        ({"rerank": {"query": "a", "documents": ["b"]}, "score": {"queries": ["a"], "documents": ["b"]}}, "exactly"),
+    ],
+)
+def test_a_job_without_a_question_has_texts_within_bounds(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidJob, match=problem):
+        read(fields)
+    with pytest.raises(NotAJob):
+        job_of(fields)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize(
+    "option",
+    [{"sources": {"urls": ["https://a.example"]}}, {"stop": ["x"]}, {"raw": True}, {"response_format": {}}],
+    ids=lambda option: next(iter(option)),
+)
+def test_a_field_that_changes_an_answer_s_text_is_refused_by_name(field: str, option: dict[str, Any]) -> None:
+    [name] = option
+    with pytest.raises(InvalidJob, match=f"`{name}` goes with `prompt`.* and not with `{field}`"):
+        read({**KIND_JOBS[field], **option})
+    assert {"sources", "response_format", "reasoning", "stop"} <= {*OF_A_QUESTION}
+
+
+@given(JOBS | NOISY_JOBS)
+@FEWER
+def test_the_published_schema_and_the_reader_agree_about_any_job(document: dict[str, Any]) -> None:
+    try:
+        read(document)
+        readable = True
+    except InvalidJob:
+        readable = False
+    if isinstance(asked := document.get("score"), dict) and SCHEMA.is_valid(document):  # no words for equal lengths
+        readable = readable or len(asked["queries"]) not in (1, len(asked["documents"]))
+    assert SCHEMA.is_valid(document) is readable
+
+
+@given(JOBS)
+@FEWER
+def test_any_texts_survive_the_record_and_the_filter_reads_and_redacts_each(
+    fields: dict[str, Any],
+) -> None:
+    job = read(json.loads(write_job(Job.model_validate(fields))))
+    assert job == Job.model_validate(fields)
+    found = [*texts_of(job)]
+    [(field, asked)] = fields.items()
+    assert sorted(each.text for each in found) == sorted(texts(asked))
+    assert {each.field for each in found} == {field}
+    for each in found:
+        changed = [*texts_of(with_texts(job, {each.place: "[redacted:card]"}))]
+        assert changed == [JobText(other.place, "[redacted:card]") if other == each else other for other in found]
+    ScreeningFinding.model_validate({"rule": "r", "kind": "words", "verdict": "flag", "field": field, "count": 1})
+
+
+@given(JOBS, JOBS)
+@FEWER
+def test_the_hash_of_the_texts_is_equal_for_equal_texts_only(one: dict[str, Any], other: dict[str, Any]) -> None:
+    first, second = (Job.model_validate(each) for each in (one, other))
+    fields = [getattr(each, each.kind.field) for each in (first, second) if each.kind is not None]
+    assert (first.prompt_sha256 == second.prompt_sha256) == (fields[0] == fields[1])
+
+
+def test_a_misspelt_member_is_named_with_the_right_one() -> None:
+    asked = {"rerank": {"query": "a", "documents": ["b"], "top_m": 1}}
+    with pytest.raises(NotAJob, match=r"rerank\.top_m: is unknown; did you mean `rerank\.top_n`"):
+        job_of(asked)
+    assert "rerank.top_m" in str(read_job(json.dumps(asked).encode(), [], PLACE, 0).unknown)
+
+
+def test_the_largest_job_fits_into_a_record() -> None:
+    asked = {"score": {"queries": ["a" * 200] * MAX_COMPARED, "documents": ["b" * 300] * MAX_COMPARED}}
+    assert len(write_job(read(asked))) < MAX_JOB_BYTES
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "body", "fields"),
+    [
+        ("embed", {"input": "a", "dimensions": 4}, {"embed": ["a"], "dimensions": 4}),
+        ("rerank", {"query": "a", "documents": ["b", {"text": "c"}], "top_n": 1}, None),
+        ("rerank", {"query": "a", "documents": ["b", "c"], "top_n": 0, "return_documents": False}, None),
+        ("score", {"queries": "a", "documents": "b"}, {"score": {"queries": ["a"], "documents": ["b"]}}),
+        ("score", {"text_1": "a", "text_2": ["b", "c"]}, {"score": {"queries": ["a"], "documents": ["b", "c"]}}),
+        ("classify", {"input": ["a", "b"]}, {"classify": ["a", "b"]}),
+    ],
+)
+def test_bodies_of_openai_vllm_jina_and_cohere_are_jobs(
+    field: str, body: dict[str, Any], fields: dict[str, Any] | None
+) -> None:
+    if fields is None:
+        fields = {"rerank": {"query": "a", "documents": ["b", "c"], "top_n": body["top_n"] or None}}
+    job = body_job(BY_FIELD[field].url, {"model": "m", **body})
+    assert job == read(line(field, **body)).model_copy(update={"custom_id": None, "model_id": "m"})
+    assert job == Job.model_validate({"model_id": "m", **fields})
+
+
+@pytest.mark.parametrize(
+    ("field", "body", "problem"),
+    [
+        ("embed", {"input": [1, 2]}, "input: is required"),
+        ("embed", {"input": ["a", ""]}, "input.1: "),
+        ("embed", {"input": "a", "encoding_format": "base64"}, "encoding_format: .*float"),
+        ("rerank", {"documents": ["a"]}, "query: "),
+        ("rerank", {"query": "a", "documents": ["b", {"text": "c", "title": "d"}]}, r"documents\.1: "),
+        ("rerank", {"query": "a", "documents": ["b"], "return_documents": True}, "return_documents: .*index"),
+        ("rerank", {"query": "a", "documents": ["b"], "top_k": 3}, "top_k: is unknown; did you mean `top_n`"),
+        ("rerank", {"query": "a", "documents": ["b"], "sources": {"urls": []}}, "`sources` goes with"),
+        ("score", {"queries": ["a", "b"], "documents": ["c"]}, "`queries` has neither one"),
+        ("score", {"text_1": ["a"], "text_2": [""]}, r"text_2\.0: "),
+        ("score", {"query": "a", "documents": ["b"]}, "query: is unknown; did you mean `queries`"),
+        ("classify", {"input": ["a"] * 257}, "input: "),
+        ("classify", {"texts": ["a"]}, "texts: is unknown; did you mean `input`"),
+    ],
+)
+def test_a_body_that_is_no_job_is_refused_with_its_own_name_of_the_field(
+    field: str, body: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(NotAJob, match=problem):
+        body_job(BY_FIELD[field].url, body)
+
+
+@FEWER
+@given(st.sampled_from([*FIELDS]), st.dictionaries(MEMBERS | st.sampled_from(["input", "text_1"]), NOISE | LISTED))
+def test_any_body_is_a_job_or_names_its_members(field: str, body: dict[str, Any]) -> None:
+    try:
+        assert body_job(BY_FIELD[field].url, body).kind == BY_FIELD[field].kind
+    except NotAJob as refused:
+        members = {*BY_FIELD[field].members, *body, "body"}
+        assert {problem.field.split(".")[0] for problem in refused.problems} <= members
+
+
+@given(JOBS)
+@FEWER
+def test_a_job_with_the_members_of_a_batch_line_is_no_line(fields: dict[str, Any]) -> None:
+    assert not is_batch_line({**fields, "body": {}, "url": EMBEDDINGS})
+
+
+async def test_a_worker_answers_a_line_of_each_endpoint_in_its_own_form() -> None:
+    """The echo engine scores a document by the part of the query's words that the document has."""
+    query, documents = "a river", ["the house", "a river", "a house"]
+    async with working() as worker:
+        embedded = await worker.result(record(line("embed", input=["one", "two", "one"], dimensions=4)))
+        ranked = await worker.result(record(line("rerank", query=query, documents=documents, top_n=2)))
+        scored = await worker.result(record(line("score", queries=query, documents=documents)))
+        labelled = await worker.result(record(line("classify", input=documents)))
+    for result in (embedded, ranked, scored, labelled):
+        assert (result.outcome, result.text, result.confidence) == ("succeeded", None, None)
+        assert read_result(write_result(result)) == result
+    answers = {
+        field: output_line(result, BY_FIELD[field].url)["response"]["body"]
+        for field, result in zip(FIELDS, (embedded, ranked, scored, labelled), strict=True)
+    }
+    first, second, third = (each["embedding"] for each in answers["embed"]["data"])
+    assert (first == third != second, {len(first), len(second)}) == (True, {4})
+    assert answers["embed"]["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert [(each["index"], each["relevance_score"]) for each in answers["rerank"]["results"]] == [(1, 1.0), (2, 0.5)]
+    assert [each["score"] for each in answers["score"]["data"]] == [0.0, 1.0, 0.5]
+    assert [each["index"] for each in answers["classify"]["data"]] == [0, 1, 2]
+    for each in answers["classify"]["data"]:
+        assert each["label"] == f"LABEL_{each['probs'].index(max(each['probs']))}"
+        assert (math.isclose(sum(each["probs"]), 1), each["num_classes"]) == (True, 2)
+
+
+async def test_the_echo_engine_sleeps_before_it_answers_texts_and_an_abort_ends_the_sleep() -> None:
+    engine = EchoEngine(EchoSettings(), Metrics())
+    asked = PoolingInput.of(Job(classify=["[[sleep 3600]] a", "b"]))
+    answering = asyncio.create_task(engine.generate(GenerationRequest("r1", None, None, 512, None, pooling=asked)))
+    while not engine.load().running:
+        await asyncio.sleep(0.01)
+    await engine.abort("r1")
+    assert (await answering).finish_reason == "abort"
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, -1.0, 3e38]), min_size=1, max_size=9), st.integers(1, 9))
+def test_ranks_are_the_best_documents_and_equal_ones_keep_their_order(scores: list[float], top_n: int) -> None:
+    job = Job.model_validate({"rerank": {"query": "a", "documents": ["b"] * len(scores), "top_n": top_n}})
+    ranks: Any = answer_of(job, Pooled(tuple((score,) for score in scores)))["ranks"]
+    in_order = sorted(enumerate(scores), key=lambda each: (-each[1], each[0]))
+    assert [(rank["index"], rank["score"]) for rank in ranks] == in_order[:top_n]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_result_of_each_kind_is_shown_and_read_by_the_client_library(field: str) -> None:
+    result = Result.model_validate(KIND_RESULTS[field])
+    shown = in_words(result)
+    read_by_client = read_shape(ClientResult, parsed(write_result(result)))
+    kind = BY_FIELD[field].kind
+    assert len(getattr(read_by_client, kind.answer)) == len(getattr(result, kind.answer)) == 2
+    assert shown is not None
+    assert len(shown.splitlines()) == (1 if kind is EMBED else 2)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_an_engine_that_only_generates_text_refuses_the_field(field: str) -> None:
+    asked = PoolingInput.of(Job.model_validate(KIND_JOBS[field]))
+    with pytest.raises(RequestRejected, match=f"{field}: this engine gives no {BY_FIELD[field].kind.answer}"):
+        require_question(GenerationRequest("r1", None, None, 512, None, pooling=asked))

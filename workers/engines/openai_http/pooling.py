@@ -1,0 +1,108 @@
+"""Requests without a question to a server: the path, the body and the answer of each kind, as one table.
+
+Sources: OpenAI's API reference, "Create embeddings"; the pooling APIs of `vllm serve` (0.32) for the others. Jina and
+Cohere have the same body and answer of `/rerank`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import Field
+
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_DIMENSIONS
+from schemas.kinds import CLASSIFY, EMBED, MAX_COMPARED, RERANK, SCORE
+from schemas.result import Float32
+from workers.engines.base import Completion, EngineFailed, TokenCount
+from workers.engines.pooling import Pooled, PoolingInput
+
+_MOST_NUMBERS = MAX_DIMENSIONS
+"""The most dimensions or classes of one text."""
+_SHOWN_LABEL = 256
+
+
+class _PoolingUsage(BoundedModel):
+    prompt_tokens: TokenCount = 0
+    total_tokens: TokenCount = 0
+    """The tokens of all texts; Jina gives only these."""
+
+
+class _PoolingRow(BoundedModel):
+    index: int = Field(ge=0, lt=MAX_COMPARED)
+    embedding: list[Float32] | None = Field(default=None, min_length=1, max_length=_MOST_NUMBERS)
+    relevance_score: Float32 | None = None
+    score: Float32 | None = None
+    probs: list[Float32] | None = Field(default=None, min_length=1, max_length=_MOST_NUMBERS)
+    label: str | None = None
+
+
+class PoolingAnswer(BoundedModel):
+    """The fields of an answer that this engine reads."""
+
+    data: list[_PoolingRow] = Field(default_factory=list, max_length=MAX_COMPARED)
+    results: list[_PoolingRow] = Field(default_factory=list, max_length=MAX_COMPARED)
+    """The rows of /rerank."""
+    usage: _PoolingUsage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEndpoint:
+    """A server's endpoint for one kind. The paths are below the server's URL, or beside its `/v1`."""
+
+    paths: tuple[str, ...]
+    """The paths to try, until the server has one."""
+    body: Callable[[PoolingInput], dict[str, Any]]
+    """Returns the body without the model's name."""
+    rows: str
+    """The answer's member with the rows."""
+    numbers: str
+    """The row's member with its numbers."""
+
+
+def _embed(asked: PoolingInput) -> dict[str, Any]:
+    sized = {"dimensions": asked.dimensions} if asked.dimensions is not None else {}
+    return {"input": list(asked.texts), "encoding_format": "float", **sized}
+
+
+def _rerank(asked: PoolingInput) -> dict[str, Any]:
+    return {"query": asked.queries[0], "documents": list(asked.texts)}
+
+
+def _score(asked: PoolingInput) -> dict[str, Any]:
+    """Return vLLM's body: the older names `text_1` and `text_2`, which each version takes."""
+    return {"text_1": list(asked.queries), "text_2": list(asked.texts)}
+
+
+def _classify(asked: PoolingInput) -> dict[str, Any]:
+    return {"input": list(asked.texts)}
+
+
+ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
+    EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
+    RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
+    SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
+    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has it beside /v1
+}
+"""A row for each kind, by its field."""
+
+
+def completion_of(asked: PoolingInput, body: bytes) -> Completion:
+    """Return the answer with its rows in the texts' order.
+
+    Raises ValidationError for an unreadable answer, and EngineFailed unless the answer has one row for each text.
+    """
+    endpoint, answer = ENDPOINTS[asked.kind.field], PoolingAnswer.model_validate_json(body)
+    found: list[_PoolingRow] = getattr(answer, endpoint.rows)
+    by_index = {row.index: row for row in found}
+    numbers = {index: getattr(row, endpoint.numbers) for index, row in by_index.items()}
+    if sorted(by_index) != [*range(len(asked.texts))] or len(found) != len(asked.texts) or None in numbers.values():
+        raise EngineFailed(f"the server did not give one of the {asked.kind.answer} for each text")
+    indices = range(len(asked.texts))
+    rows = tuple(tuple(each) if isinstance(each, list) else (each,) for each in map(numbers.__getitem__, indices))
+    labels = tuple((by_index[index].label or "")[:_SHOWN_LABEL] or None for index in indices)
+    usage = answer.usage or _PoolingUsage()
+    pooled = Pooled(rows, labels if asked.kind is CLASSIFY else ())
+    return Completion("", "stop", usage.prompt_tokens or usage.total_tokens, 0, pooled=pooled)
