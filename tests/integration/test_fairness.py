@@ -79,15 +79,15 @@ def test_one_tenants_flood_gives_way_to_another_ones_few_jobs_and_is_answered_to
 def test_a_tenants_flood_alone_is_deferred_so_that_a_later_tenant_is_answered_long_before_its_end(
     product: Product,
 ) -> None:
-    product.put(jobs("flood", 3000), of("acme"))
-    worker = product.worker("w1", **SLOW)
+    product.put(jobs("flood", 2500), of("acme"))
+    worker = product.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "0.4"})
     eventually(lambda: worker.metrics()["postback_deferred_total"] > 1000, 60, "nothing is deferred")
     product.put(jobs("few", 10), of("globex"))
-    product.wait_for_results(3000 + 10, 90)
+    product.wait_for_results(2500 + 10, 90)
     product.wait_until_nothing_is_left()
 
     order = in_order(product)
-    assert_each_once(order, flood=3000, few=10)
+    assert_each_once(order, flood=2500, few=10)
     assert max(places(order, "few")) < max(places(order, "flood")) - 800
 
 

@@ -23,7 +23,7 @@ TIGHT_SECONDS = 0.2
 """The time for which the lot may lack room before partitions are paused. A pause discards prefetched records, and
 quick records make room sooner than a resumed partition delivers."""
 
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 2.0
 """A full lot is slow if it gives out fewer records in this time than it may hold: further records would wait longer."""
 STILL_SECONDS = 10.0
 """A lot that gives out no record for this time does not count as slow: its engine is away."""
