@@ -1,0 +1,116 @@
+"""The last release's processes beside this program's on the same topics: an upgrade and its rollback under load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from devkit.receiver import Behaviour
+from tests import last_release
+from tests.messages import value_of
+from tests.postback_command import environment_of
+from tests.product import Product, Role, eventually
+
+pytestmark = pytest.mark.broker
+
+OUTSTANDING = 60
+NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
+PATIENT = {"POSTBACK_DELIVERY__BREAKER_FAILURES": "10000", "POSTBACK_DELIVERY__BREAKER_FAILURE_SHARE": "1"}
+"""The receiver fails each callback once; no breaker opens for that."""
+
+
+class Load:
+    """Jobs that are sent while others are under way."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+        self.names: list[str] = []
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Keep some jobs under way until the condition holds."""
+
+        def reached() -> bool:
+            if len(self.names) - len(self.product.callbacks.events) < OUTSTANDING:
+                self._send()
+            return condition()
+
+        eventually(reached, 90, lambda: f"{len(self.product.callbacks.events)} callbacks\n{self.product.last_lines()}")
+
+    def goes_on(self) -> None:
+        """Wait until a job that is sent after this moment has been called back."""
+        sent = len(self.names)
+        self.until(lambda: sent < len(self.names) and self.names[sent] in self.product.callbacks.events)
+
+    def _send(self) -> None:
+        more = [f"job-{len(self.names) + number}" for number in range(20)]
+        url, seconds = self.product.callbacks.url, [2, *[0.1] * 9]  # slow jobs, so that done offsets lie above the base
+        self.product.submit(
+            {"job_id": name, "prompt": f"[[sleep {seconds[number % 10]}]] {name}", "callback_url": url}
+            for number, name in enumerate(more)
+        )
+        self.names += more
+
+
+def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_twice(
+    product: Product, tmp_path: Path
+) -> None:
+    source = last_release.unpacked(tmp_path / "last_release")
+    old = {"PYTHONPATH": str(source)}
+    assert place_of_program(old).is_relative_to(source)
+    product.callbacks.up(Behaviour(fail_first=1))  # so each callback waits in a tier, where the other program reads it
+    load = Load(product)
+    last = pair(product, "1", old)
+    load.until(lambda: len(product.callbacks.events) >= 30)
+    this = worker, delivery = pair(product, "2", {})
+    load.until(lambda: worker.metrics().get("postback_jobs_total{succeeded}", 0) > 0)
+    load.until(lambda: delivery.metrics().get("postback_callbacks_total{delivered}", 0) > 0)
+
+    # Killed processes leave open ledgers, which the other program goes on with.
+    kill(last)
+    load.goes_on()
+    last = pair(product, "1", old)
+    kill(this)
+    load.goes_on()
+
+    product.wait_for_callbacks(len(load.names), 60)
+    product.wait_until_nothing_is_left()
+    product.assert_each_is_answered_once_and_called_back(load.names)
+    assert set(product.outcomes().values()) == {"succeeded"}
+    assert product.dead_letters() == []
+    assert_the_last_release_knows(product, source)
+    for role in last:
+        assert role.terminate() == 0
+
+
+def place_of_program(settings: dict[str, str]) -> Path:
+    """The folder of the program that a process with these settings runs."""
+    command = [sys.executable, "-P", "-c", "import workers; print(workers.__path__[0])"]
+    return Path(subprocess.check_output(command, env=environment_of(**settings), text=True).strip())
+
+
+def pair(product: Product, number: str, program: dict[str, str]) -> tuple[Role, Role]:
+    """A worker and a delivery process."""
+    return product.worker(f"w{number}", **NARROW, **program), product.deliver(f"d{number}", **PATIENT, **program)
+
+
+def kill(roles: tuple[Role, Role]) -> None:
+    for role in roles:
+        role.kill()
+
+
+def assert_the_last_release_knows(product: Product, source: Path) -> None:
+    """Assert that the last release's published schemas describe every result and event of the run."""
+    published = source / "schemas" / "published"
+    result, event = (
+        Draft202012Validator(json.loads((published / f"{name}.json").read_text())) for name in ("result", "event")
+    )
+    for message in product.read(product.kafka.topics.results):
+        result.validate(json.loads(value_of(message)))
+    for [callback, *_] in product.callbacks.events.values():
+        event.validate(callback.event)
