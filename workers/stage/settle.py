@@ -56,6 +56,8 @@ class Settler:
         self._group_metadata = group_metadata
         self._clock = clock
         self._metrics = metrics
+        for result in ("committed", "failed", "aborted"):
+            metrics.settles.labels(result)  # exposed as 0: Prometheus's `rate` misses an event that makes its series
         self._fatal_at: deque[float] = deque()
         self._flight: tuple[Batch, CommitUnderWay] | None = None
         self._committing: Batch | None = None
