@@ -9,15 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from jsonschema import Draft202012Validator
 
+from devkit.broker import Broker
 from devkit.receiver import Behaviour
 from tests import last_release
+from tests.conftest import ExternalBroker
+from tests.integration.doctor_kafka import empty_fleet
 from tests.messages import value_of
-from tests.postback_command import environment_of
+from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product, Role, eventually
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 OUTSTANDING = 60
 NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
@@ -40,7 +44,7 @@ class Load:
                 self._send()
             return condition()
 
-        eventually(reached, 90, lambda: f"{len(self.product.callbacks.events)} callbacks\n{self.product.last_lines()}")
+        eventually(reached, 150, lambda: f"{len(self.product.callbacks.events)} callbacks\n{self.product.last_lines()}")
 
     def goes_on(self) -> None:
         """Wait until a job that is sent after this moment has been called back."""
@@ -68,8 +72,8 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     last = pair(product, "1", old)
     load.until(lambda: len(product.callbacks.events) >= 30)
     this = worker, delivery = pair(product, "2", {})
-    load.until(lambda: worker.metrics().get("postback_jobs_total{succeeded}", 0) > 0)
-    load.until(lambda: delivery.metrics().get("postback_callbacks_total{delivered}", 0) > 0)
+    load.until(lambda: counted(worker, "postback_jobs_total{succeeded}") > 0)
+    load.until(lambda: counted(delivery, "postback_callbacks_total{delivered}") > 0)
 
     # Killed processes leave open ledgers, which the other program goes on with.
     kill(last)
@@ -78,7 +82,7 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     kill(this)
     load.goes_on()
 
-    product.wait_for_callbacks(len(load.names), 60)
+    product.wait_for_callbacks(len(load.names), 120)
     product.wait_until_nothing_is_left()
     product.assert_each_is_answered_once_and_called_back(load.names)
     assert set(product.outcomes().values()) == {"succeeded"}
@@ -86,6 +90,23 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     assert_the_last_release_knows(product, source)
     for role in last:
         assert role.terminate() == 0
+
+
+def test_topics_of_the_last_release_are_completed_and_configured_for_this_one(
+    broker: Broker | ExternalBroker, tmp_path: Path
+) -> None:
+    old = {"PYTHONPATH": str(last_release.unpacked(tmp_path))}
+    fleet = empty_fleet(broker.bootstrap_servers)
+    made = postback("topics", "create", env=environment_of(fleet, **old))
+    assert made.returncode == 0, made.stderr
+    env = environment_of(fleet)
+    completed = postback_here("topics", "create", "--fix-config", env=env)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(postback_here("doctor", "--json", env=env).stdout)
+    assert [each for each in report["findings"] if each["check"] == "topics"] == []
+    admin = AdminClient(fleet.client_config())
+    for deleted in admin.delete_topics([spec.name for spec in fleet.topics.specs(fleet.partitions)]).values():
+        deleted.result(30)
 
 
 def place_of_program(settings: dict[str, str]) -> Path:
@@ -97,6 +118,11 @@ def place_of_program(settings: dict[str, str]) -> Path:
 def pair(product: Product, number: str, program: dict[str, str]) -> tuple[Role, Role]:
     """A worker and a delivery process."""
     return product.worker(f"w{number}", **NARROW, **program), product.deliver(f"d{number}", **PATIENT, **program)
+
+
+def counted(role: Role, metric: str) -> float:
+    """A counter's value; 0 until the process serves metrics."""
+    return role.metrics().get(metric, 0) if "metrics and health on port" in role.said() else 0
 
 
 def kill(roles: tuple[Role, Role]) -> None:
