@@ -61,7 +61,16 @@ JOB = {
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",
 }
-"""A job with every field except `messages` and those of the kinds without a question: a job asks one thing."""
+"""A job with every field of one question with one answer."""
+SAMPLING = {
+    "prompt": "Name a fruit.",
+    "temperature": 0.8,
+    "max_tokens": 8,
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 2,
+}
+"""A job for two answers with log-probabilities."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},
@@ -127,6 +136,48 @@ RESULT = {
     "created_at": 1764022104,
 }
 """A successful result with every field; `error` belongs only to other results."""
+SAMPLED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "Apple",
+    "choices": [
+        {
+            "index": 0,
+            "text": "Apple",
+            "reasoning": "A common one.",
+            "finish_reason": "stop",
+            "confidence": 0.61,
+            "citations": [],
+            "logprobs": [
+                {
+                    "token": "Apple",
+                    "logprob": -0.494296,
+                    "top_logprobs": [
+                        {"token": "Apple", "logprob": -0.494296},
+                        {"token": "Pear", "logprob": -1.386294},
+                    ],
+                }
+            ],
+        },
+        {
+            "index": 1,
+            "text": "Pear",
+            "finish_reason": "stop",
+            "confidence": 0.25,
+            "logprobs": [{"token": "Pear", "logprob": -1.386294}],
+        },
+    ],
+    "created_at": 1764022104,
+}
+"""The result of a job for two answers."""
+SCORED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "Apple",
+    "logprobs": [{"token": "Apple", "logprob": -0.494296, "top_logprobs": [{"token": "Apple", "logprob": -0.494296}]}],
+    "created_at": 1764022104,
+}
+"""The result of a job for one answer with log-probabilities."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -194,18 +245,20 @@ def page() -> str:
             _headers(),
             _section(
                 *("Job", "The value of a record in `model_requests`, as JSON.", job),
-                _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
+                SAMPLING | _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
             ),
             *_parts(job, JOB, CHAT, *KIND_JOBS.values()),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
+            _example("A job for two answers with log-probabilities", SAMPLING),
             *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),
             _section(
                 *("Result", "The value of a record in `model_results`, as JSON.", result),
-                _merged(KIND_RESULTS) | FAILURE | RESULT,
+                SAMPLED | SCORED | _merged(KIND_RESULTS) | FAILURE | RESULT,
             ),
-            *_parts(result, RESULT, FAILURE, *KIND_RESULTS.values()),
+            *_parts(result, RESULT, FAILURE, SAMPLED, SCORED, *KIND_RESULTS.values()),
             _example("A whole result", RESULT),
+            _example("The result of a job for two answers", SAMPLED),
             *(_example(f"The result of a job for {kind.answer}", KIND_RESULTS[kind.field]) for kind in KINDS),
             _example("A result without an answer", FAILURE),
             _section("Event", "The body of a callback.", event, _event()),

@@ -28,7 +28,11 @@ MAX_PARAMETER_CHARS = 256
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
-"""The most tokens that an answer may have."""
+"""The most tokens that an answer may have, and that all answers of a job may have together."""
+MAX_CHOICES = 16
+"""The most answers of one job."""
+MAX_TOP_LOGPROBS = 20
+"""The most alternatives of each token, as in OpenAI's API and by default in vLLM."""
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
@@ -269,6 +273,16 @@ class Job(WireModel):
     """The most tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """The seed of random sampling."""
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    """The number of answers, which are the result's `choices`. More than one needs a temperature above 0.
+
+    Together the answers, with their log-probabilities, are bounded: `n`, `max_tokens` and 1 + `top_logprobs`
+    multiplied give at most 131,072.
+    """
+    logprobs: bool = False
+    """If true, the result has the log-probability of each token of the answer."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    """The number of the likeliest tokens at each place whose log-probabilities the result has; goes with `logprobs`."""
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
     reasoning: Reasoning | None = None
@@ -326,8 +340,25 @@ class Job(WireModel):
                 raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `{asked[0]}`")
         return self
 
+    @model_validator(mode="after")
+    def _bounded_choices(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` goes with `logprobs`; set `logprobs` to true")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("`n` above 1 needs a `temperature` above 0: greedy answers are all the same")
+        if self.max_tokens > self.most_tokens:
+            raise ValueError(
+                f"`max_tokens` may be {self.most_tokens} at most with this `n` and `top_logprobs`; lower one of them"
+            )
+        return self
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of each answer: more answers, and more log-probabilities of each token, leave fewer."""
+        return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
+
 
 _OPTIONS = tuple((option, kind.field) for kind in KINDS for option in kind.options)
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
-OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop")
+OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs")
 """Fields that would change the answer to a question; jobs with texts have none of them."""

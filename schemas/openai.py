@@ -5,7 +5,7 @@ Source: OpenAI API reference, "The request input object" of the Batch API, and t
 
 A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
 (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
-`presence_penalty`, are ignored. Members that would change the kind of answer, such as `n` or `tools`, are rejected.
+`presence_penalty`, are ignored. Members that would change the kind of answer, such as `tools`, are rejected.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ _INSTEAD = {
 
 _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Members that inform OpenAI and do not change the answer."""
+LOGPROBS_INCLUDED: Final = "message.output_text.logprobs"
+"""The value of `include` by which a request to /v1/responses asks for log-probabilities."""
 _REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
 """OpenAI's member of chats for the effort of reasoning, and vLLM's for its most tokens."""
 _TAKEN_BY_URL = {
@@ -64,12 +66,19 @@ _TAKEN_BY_URL = {
         "max_tokens",
         "max_completion_tokens",
         "response_format",
+        "logprobs",
+        "top_logprobs",
         *_REASONING_PLACES.values(),
     ),
-    COMPLETIONS: ("prompt", "max_tokens"),
-    RESPONSES: ("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
+    COMPLETIONS: ("prompt", "max_tokens", "logprobs"),
+    RESPONSES: (
+        *("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
+        *("include", "top_logprobs"),
+    ),
     **{endpoint.url: endpoint.members for endpoint in ENDPOINTS.values()},
 }
+_OF_SEVERAL_ANSWERS = (CHAT_COMPLETIONS, COMPLETIONS)
+"""The URLs that take `n`."""
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
 _MEMBERS_BY_URL = {url: _TAKEN.union(names) for url, names in _TAKEN_BY_URL.items()}
@@ -89,6 +98,7 @@ NOT_TAKEN: Final = frozenset(
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {
     RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"},
+    COMPLETIONS: {"top_logprobs": "logprobs"},
 }
 """The names in a body that differ from the job's names for the same fields."""
 
@@ -110,7 +120,7 @@ def callback_of(line: dict[str, Any]) -> object:
 def job_fields(line: dict[str, Any]) -> dict[str, Any]:
     """Convert a Batch line to a job's fields, to be validated as a Job. Raises UnusableLine."""
     body = line.get("body")
-    problems = [*_frame_problems(line), *_unsupported(body if isinstance(body, dict) else {})]
+    problems = [*_frame_problems(line), *_unsupported(line.get("url"), body if isinstance(body, dict) else {})]
     if problems or not isinstance(body, dict):
         raise UnusableLine(*problems)
     return {"custom_id": line["custom_id"], **_fields(line["url"], body)}
@@ -121,7 +131,7 @@ def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
     Problems are named as in a Batch line, such as `body.input`.
     """
-    if problems := _unsupported(body):
+    if problems := _unsupported(url, body):
         raise UnusableLine(*problems)
     return _fields(url, body)
 
@@ -147,7 +157,11 @@ def members_of(url: str) -> frozenset[str]:
 def passed_over(line: dict[str, Any]) -> list[str]:
     """Return the names of the set members in a usable line's body that are ignored."""
     members = members_of(line["url"])
-    return sorted(name for name, value in line["body"].items() if value is not None and name not in members)
+    body = line["body"]
+    passed = {name for name, value in body.items() if value is not None and name not in members}
+    if line["url"] == RESPONSES and body.get("include") not in (None, [], [LOGPROBS_INCLUDED]):
+        passed.add("include")
+    return sorted(passed)
 
 
 def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
@@ -180,11 +194,13 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _unsupported(body: dict[str, Any]) -> list[Problem]:
+def _unsupported(url: object, body: dict[str, Any]) -> list[Problem]:
     return [
         Problem(f"body.{name}", f"is not supported here{_INSTEAD.get(name, '')}")
         for name, neutral in _NEUTRAL.items()
-        if (value := body.get(name)) is not None and value not in neutral
+        if (value := body.get(name)) is not None
+        and value not in neutral
+        and not (name == "n" and url in _OF_SEVERAL_ANSWERS)
     ]
 
 
@@ -209,6 +225,7 @@ def _chat_question(body: dict[str, Any]) -> dict[str, Any]:
     return {
         "messages": messages,
         "max_tokens": body.get("max_tokens") if limit is None else limit,
+        **{name: body.get(name) for name in ("n", "logprobs", "top_logprobs")},
         "response_format": body.get("response_format"),
         "reasoning": _reasoning_asked(body.get("reasoning_effort"), body.get("thinking_token_budget")),
     }
@@ -224,7 +241,15 @@ def _completion_question(body: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise UnusableLine(Problem("body.prompt", "is required and is one string"))
-    return {"prompt": prompt, "raw": True, "max_tokens": body.get("max_tokens")}
+    top = body.get("logprobs")
+    return {
+        "prompt": prompt,
+        "raw": True,
+        "max_tokens": body.get("max_tokens"),
+        "n": body.get("n"),
+        "logprobs": True if top is not None else None,
+        "top_logprobs": top,
+    }
 
 
 def _response_question(body: dict[str, Any]) -> dict[str, Any]:
@@ -243,8 +268,16 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
         "messages": messages,
         "max_tokens": body.get("max_output_tokens"),
         "reasoning": _reasoning_of_response(body.get("reasoning")),
+        "logprobs": _wants_logprobs(body),
+        "top_logprobs": body.get("top_logprobs"),
         "response_format": _response_format(body.get("text")),
     }
+
+
+def _wants_logprobs(body: dict[str, Any]) -> bool | None:
+    included = body.get("include")
+    is_included = isinstance(included, list) and LOGPROBS_INCLUDED in included
+    return True if is_included or body.get("top_logprobs") is not None else None
 
 
 def _reasoning_of_response(asked: object) -> object:

@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from schemas.kind_bodies import ENDPOINTS, TextEndpoint
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai_choices import chat_logprobs, choices_of, completion_logprobs, token_objects
 from schemas.outcome import Outcome
-from schemas.result import Result
+from schemas.result import Choice, Result
 
 BINARY: Final = "base64"
 """The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
-_FINISH_REASONS = frozenset(("stop", "length", "content_filter", "tool_calls"))
-"""The reasons that OpenAI uses too."""
 
 
 def output_line(result: Result, url: str) -> dict[str, Any]:
@@ -41,29 +40,45 @@ def answer_body(result: Result, url: str) -> dict[str, Any]:
 
 
 def _chat_answer(result: Result) -> dict[str, Any]:
-    message = {"role": "assistant", "content": result.text or "", "refusal": None}
-    if result.reasoning is not None:
-        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
-        message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
     return {
         "id": f"chatcmpl-{result.job_id}",
         "object": "chat.completion",
         "created": result.created_at,
         "model": result.model_id or "",
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(result)}],
+        "choices": [_chat_choice(choice) for choice in choices_of(result)],
         "usage": _usage(result),
         **_ours(result),
     }
 
 
+def _chat_choice(choice: Choice) -> dict[str, Any]:
+    message = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning is not None:
+        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
+        message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": chat_logprobs(choice.logprobs),
+        "finish_reason": choice.finish_reason,
+    }
+
+
 def _completion_answer(result: Result) -> dict[str, Any]:
-    choice = {"index": 0, "text": result.text or "", "logprobs": None, "finish_reason": _finish_reason(result)}
     return {
         "id": f"cmpl-{result.job_id}",
         "object": "text_completion",
         "created": result.created_at,
         "model": result.model_id or "",
-        "choices": [choice],
+        "choices": [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "logprobs": completion_logprobs(choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices_of(result)
+        ],
         "usage": _usage(result),
         **_ours(result),
     }
@@ -72,7 +87,8 @@ def _completion_answer(result: Result) -> dict[str, Any]:
 def _response_answer(result: Result) -> dict[str, Any]:
     cut = result.finish_reason == "length"
     status = "incomplete" if cut else "completed"
-    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": []}
+    logprobs = token_objects(result.logprobs or ())
+    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": logprobs}
     message = {
         "id": f"msg_{result.job_id}",
         "type": "message",
@@ -136,10 +152,6 @@ _ANSWERS: dict[str, Callable[[Result], dict[str, Any]]] = {
     RESPONSES: _response_answer,
     **{endpoint.url: partial(_answer_with_texts, endpoint) for endpoint in ENDPOINTS.values()},
 }
-
-
-def _finish_reason(result: Result) -> str:
-    return result.finish_reason if result.finish_reason in _FINISH_REASONS else "stop"
 
 
 def _usage(result: Result) -> dict[str, Any] | None:

@@ -28,6 +28,17 @@ _MODELS: dict[str, type[WireModel]] = {
     "control": JobControl,
     "worker": WorkerAnnouncement,
 }
+_CHOICES = [
+    {
+        "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer"}}},
+        "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+    },
+    {
+        "if": {"required": ["n"], "properties": {"n": {"minimum": 2}}},
+        "then": {"properties": {"temperature": {"not": {"const": 0}}}},
+    },
+]
+"""Job's rules for several answers. JSON Schema has no words for the bound on their product."""
 
 
 def one_question() -> list[dict[str, Any]]:
@@ -71,7 +82,7 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def _schema(name: str, model: type[WireModel]) -> dict[str, Any]:
-    extra: dict[str, Any] = {"oneOf": one_question()} if model is Job else {}
+    extra: dict[str, Any] = {"oneOf": one_question(), "allOf": _CHOICES} if model is Job else {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:postback:schema:{name}:1",

@@ -92,6 +92,41 @@ class Usage(WireModel):
     """Tokens of the reasoning, a part of `completion_tokens`; absent where there is none or the engine tells none."""
 
 
+class Logprob(WireModel):
+    """A token, and the natural logarithm of its probability at one place of the answer."""
+
+    token: str
+    """The token's text; a part of a character is shown as U+FFFD."""
+    logprob: float
+    """The logarithm, rounded to six places, and at least -9999."""
+
+
+class TokenLogprob(Logprob):
+    """A token of the answer, with the likeliest tokens at its place."""
+
+    top_logprobs: list[Logprob] | None = None
+    """The likeliest tokens, the likeliest first; absent where the job does not ask for them."""
+
+
+class Choice(WireModel):
+    """One of several answers of a job with `n` above 1."""
+
+    index: int = Field(ge=0)
+    """The answer's number, from 0."""
+    text: str
+    """The answer."""
+    reasoning: str | None = None
+    """The model's reasoning before the answer; absent where there is none."""
+    finish_reason: Literal["stop", "length"]
+    """The reason for the end of generation: `stop` (by itself) or `length` (at `max_tokens`)."""
+    confidence: float | None = Field(default=None, ge=0.0, le=1.0)
+    """The answer's confidence, as for the whole result."""
+    citations: list[Citation] = Field(default_factory=list)
+    """Places in this answer's text that rest on sources."""
+    logprobs: list[TokenLogprob] | None = None
+    """The log-probabilities of this answer's tokens; absent where the job does not ask for them."""
+
+
 class Timings(WireModel):
     """Milliseconds spent in each phase."""
 
@@ -166,6 +201,16 @@ class Result(WireModel):
     """Details of each source in `sources`, in the same order."""
     citations: list[Citation] = Field(default_factory=list)
     """Places in the text that rest on sources."""
+    logprobs: list[TokenLogprob] | None = None
+    """The log-probabilities of the answer's tokens, as generated, without the reasoning.
+
+    Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own.
+    """
+    choices: list[Choice] | None = None
+    """All answers of a job with `n` above 1; absent for one answer. `text`, `citations` and the like are the first's.
+
+    An answer that the job cannot use, such as one that is not the requested JSON, is left out with a note.
+    """
     notes: list[str] = Field(default_factory=list)
     """Notes for the reader, such as a source that was left out, and the reason."""
     screening: list[ScreeningFinding] | None = None

@@ -144,7 +144,9 @@ def _misspelt_members(line: dict[str, Any]) -> tuple[Problem, ...]:
     """Return problems for the members of a body that OpenAI's API does not have at this URL."""
     members = openai.members_of(line["url"])
     unknown = unknown_fields(
-        name for name in openai.passed_over(line) if name in openai.MEMBERS or name not in openai.NOT_TAKEN
+        name
+        for name in openai.passed_over(line)
+        if name not in members and (name in openai.MEMBERS or name not in openai.NOT_TAKEN)
     )
     names = unknown.names if unknown is not None else ()
     return tuple(Problem(name, unknown_reason(_meant(line["url"], name, members))) for name in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,14 +64,11 @@ def echo_app() -> web.Application:
     async def chat(request: web.Request) -> web.Response:
         body = await request.json()
         completion = await engine.generate(_request(body))
-        content = [{"token": "", "logprob": -0.5} for _ in range(completion.completion_tokens)]
-        choice = {"message": {"role": "assistant", "content": completion.text}, "logprobs": {"content": content}}
-        return _answer(completion, choice)
+        return _answer(completion, *(_chat_choice(each) for each in (completion, *completion.further)))
 
     async def completions(request: web.Request) -> web.Response:
         completion = await engine.generate(_request(await request.json()))
-        logprobs = {"token_logprobs": [math.log(0.5)] * completion.completion_tokens}
-        return _answer(completion, {"text": completion.text, "logprobs": logprobs})
+        return _answer(completion, *(_text_choice(each) for each in (completion, *completion.further)))
 
     app = web.Application()
     app.router.add_get("/v1/models", models)
@@ -81,7 +77,20 @@ def echo_app() -> web.Application:
     return app
 
 
+def _chat_choice(completion: Completion) -> dict[str, Any]:
+    content = [each.model_dump() for each in completion.logprobs or ()]
+    return {"message": {"role": "assistant", "content": completion.text}, "logprobs": {"content": content}}
+
+
+def _text_choice(completion: Completion) -> dict[str, Any]:
+    logprobs = completion.logprobs or ()
+    tops = [{top.token: top.logprob for top in each.top_logprobs or ()} for each in logprobs]
+    values = {"tokens": [each.token for each in logprobs], "token_logprobs": [each.logprob for each in logprobs]}
+    return {"text": completion.text, "logprobs": {**values, "top_logprobs": tops}}
+
+
 def _request(body: dict[str, Any]) -> GenerationRequest:
+    asked = body.get("logprobs")
     messages = tuple(Message.model_validate(message) for message in body.get("messages", ()))
     return GenerationRequest(
         request_id=uuid.uuid4().hex,
@@ -91,10 +100,12 @@ def _request(body: dict[str, Any]) -> GenerationRequest:
         temperature=body.get("temperature"),
         top_p=body.get("top_p"),
         stop=tuple(body.get("stop", ())),
+        n=body.get("n", 1),
+        top_logprobs=body.get("top_logprobs", 0) if asked is True else asked,
     )
 
 
-def _answer(completion: Completion, choice: dict[str, Any]) -> web.Response:
+def _answer(completion: Completion, *choices: dict[str, Any]) -> web.Response:
     usage = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
-    choices = [{"index": 0, "finish_reason": completion.finish_reason, **choice}]
-    return web.json_response({"object": "chat.completion", "model": MODEL, "choices": choices, "usage": usage})
+    said = [{"index": at, "finish_reason": completion.finish_reason, **each} for at, each in enumerate(choices)]
+    return web.json_response({"object": "chat.completion", "model": MODEL, "choices": said, "usage": usage})

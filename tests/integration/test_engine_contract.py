@@ -48,6 +48,19 @@ class EngineContract:
         completion = await engine.generate(request(max_tokens=3))
         assert (completion.completion_tokens, completion.finish_reason) == (3, "length")
 
+    async def test_several_answers_come_each_with_its_log_probabilities(self, engine: Engine) -> None:
+        completion = await engine.generate(request(temperature=1.0, n=3, top_logprobs=2))
+        answers = (completion, *completion.further)
+        tokens = [len(each.logprobs or ()) for each in answers]
+        assert (len(answers), min(tokens) > 0) == (3, True)
+        assert completion.completion_tokens == sum(tokens)
+        for each in (token for answer in answers for token in answer.logprobs or ()):
+            assert each.logprob <= 0
+            assert 1 <= len(each.top_logprobs or ()) <= 2
+        one = await engine.generate(request(top_logprobs=0))
+        assert [each.top_logprobs for each in one.logprobs or ()] == [None] * one.completion_tokens
+        assert (await engine.generate(request())).logprobs is None
+
     async def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(self, engine: Engine) -> None:
         whole = await engine.generate(request())
         first, second = whole.text[3:6], whole.text[9:12]

@@ -108,7 +108,7 @@ async def out_waited(rig: Rig, asking: asyncio.Task[httpx.Response]) -> httpx.Re
 
 @pytest.mark.parametrize("url", BODIES)
 async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> None:
-    tuned = {"logprobs": True} if url == CHAT_COMPLETIONS else {}
+    tuned = {"presence_penalty": 1} if url == CHAT_COMPLETIONS else {}
     asking, job = await asked(rig, key, url, json={**BODIES[url], **tuned})
     labels = [{"label": "calm", "probabilities": [1.0]}]
     finish(rig, job, embeddings=[[0.5, -1.0]], ranks=[{"index": 0, "score": 2.0}], scores=[3.0], labels=labels)
@@ -129,7 +129,7 @@ async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> N
     assert texts[url]() == numbers.get(url, "Because.")
     assert records(rig, rig.door.fleet.kafka.topics.requests())[-1]["ttl_seconds"] == rig.door.settings.await_seconds
     assert body["postback"].get("notes", []) == (
-        ["ignored, since no engine here has it: `logprobs`"] if url == CHAT_COMPLETIONS else []
+        ["ignored, since no engine here has it: `presence_penalty`"] if url == CHAT_COMPLETIONS else []
     )
 
 
@@ -302,7 +302,7 @@ def test_the_stored_input_has_no_callback(rig: Rig, key: str) -> None:
         (RESPONSES, {"max_tokens": 5}, "max_tokens"),
         (RESPONSES, {"metadata": {"webhook_url": "https://10.0.0.1/"}}, "metadata.webhook_url"),
         (CHAT_COMPLETIONS, {"stream": True}, "stream"),
-        (CHAT_COMPLETIONS, {"n": 2}, "n"),
+        (CHAT_COMPLETIONS, {"n": 17}, "n"),
         (COMPLETIONS, {"prompt": ["a", "b"]}, "prompt"),
     ],
 )

@@ -19,6 +19,9 @@ from console.job_reference import (
     JOB,
     OUTCOMES,
     RESULT,
+    SAMPLED,
+    SAMPLING,
+    SCORED,
     SUPPORT,
     page,
 )
@@ -82,7 +85,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT, *KIND_JOBS.values()])
+@pytest.mark.parametrize("example", [JOB, CHAT, SAMPLING, *KIND_JOBS.values()])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")
@@ -95,15 +98,17 @@ def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [RESULT, FAILURE, *KIND_RESULTS.values()], ids=["success", "failure", *KIND_RESULTS]
+    "example",
+    [RESULT, SAMPLED, SCORED, FAILURE, *KIND_RESULTS.values()],
+    ids=["success", "sampled", "scored", "failure", *KIND_RESULTS],
 )
 def test_each_result_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert read_result(json.dumps(example).encode()) == Result.model_validate(example)
 
 
 def test_the_examples_have_every_field_and_header() -> None:
-    assert {*JOB, *CHAT, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
-    assert {*RESULT, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
+    assert {*JOB, *CHAT, *SAMPLING, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
+    assert {*RESULT, *SAMPLED, *SCORED, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
     assert list(HEADER_EXAMPLES) == list(PRODUCER_HEADERS)
 
 

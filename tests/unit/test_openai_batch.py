@@ -134,7 +134,7 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("n", 2),
+        ("best_of", 2),
         ("stream", True),
         ("tools", [{"type": "function"}]),
         ("modalities", ["text", "audio"]),

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.engines.base import Completion
+from workers.engines.base import Completion, GenerationRequest
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
@@ -55,7 +55,7 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
     contents = {"candidates": [candidate], "usageMetadata": counts}
     for api, answer in ((MessagesApi("m", "2023-06-01"), message), (GenerateContentApi("m"), contents)):
         try:
-            completion = api.completion(written(answer))
+            completion = api.completion(written(answer), GenerationRequest("r1", "a", None, 8, None))
         except ValueError:
             continue
         require_usable(completion)

@@ -14,14 +14,19 @@ Errors:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
 from schemas.job import Message, Reasoning, ResponseFormat
+from schemas.result import Logprob, TokenLogprob
 from workers.engines.pooling import Pooled, PoolingInput
 
+_LEAST_LOGPROB = -9999.0
+"""The logarithm of the least probability in results, as in vLLM's server: JSON has no infinity."""
 TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A number of tokens in a server's answer: metrics refuse a negative one, and databases a larger one."""
 
@@ -49,6 +54,13 @@ class GenerationRequest:
     None means the model's own.
     """
     seed: int | None = None
+    n: int = 1
+    """The number of answers. An engine that gives fewer refuses a larger number, or gives as many as it can."""
+    top_logprobs: int | None = None
+    """The number of the likeliest tokens at each place to return with their log-probabilities.
+
+    0 returns those of the answer's own tokens only, and None returns none.
+    """
     reasoning: Reasoning | None = None
     """Bounds of the reasoning before the answer; None leaves it to the model."""
     priority: int = 0
@@ -98,6 +110,10 @@ class Completion:
     """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
     pooled: Pooled | None = None
     """The answer to the request's `pooling`; None for a question."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Log-probabilities of the answer's tokens, without the reasoning; None unless the request asks for them."""
+    further: tuple[Completion, ...] = ()
+    """The answers after the first one, if the request asks for several. The first one's tokens are those of all."""
     cached_tokens: int | None = field(default=None, compare=False)
     """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
 
@@ -130,6 +146,25 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:
+    """Return a token's log-probability in the form of results; `top` are the likeliest tokens at its place."""
+    others = [Logprob(token=text, logprob=_rounded(each)) for text, each in top] if top else None
+    return TokenLogprob(token=token, logprob=_rounded(value), top_logprobs=others)
+
+
+def _rounded(logprob: float) -> float:
+    """Return a finite value that JSON holds in few digits: -inf is the logarithm of 0."""
+    return round(min(max(logprob, _LEAST_LOGPROB), 0.0), 6) if not math.isnan(logprob) else _LEAST_LOGPROB
+
+
+def require_one_answer(request: GenerationRequest) -> None:
+    """Raise RequestRejected for several answers or log-probabilities: the service gives neither."""
+    if request.n > 1:
+        raise RequestRejected("n", "this service gives one answer; submit the job several times")
+    if request.top_logprobs is not None:
+        raise RequestRejected("logprobs", "this service gives no log-probabilities; remove the field")
 
 
 def require_question(request: GenerationRequest) -> None:

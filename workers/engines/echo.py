@@ -28,12 +28,21 @@ from pydantic import Field
 from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, EngineDied, EngineLoad, GenerationRequest, PromptTooLong, RequestRejected
+from workers.engines.base import (
+    Completion,
+    EngineDied,
+    EngineLoad,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+    token_logprob,
+)
 from workers.engines.pooling import Pooled, PoolingInput
 from workers.engines.prompts import last_user_text, prompt_room
 from workers.engines.settings import EngineSection
 
 _SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
+_TOKEN = re.compile(r"\s*\S+")
 _DIMENSIONS = 8
 _CLASSES = ("LABEL_0", "LABEL_1")
 _CRASH_WORKER = "[[crash-worker]]"
@@ -210,4 +219,11 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
         if request.response_format.type == "json_schema":
             raise RequestRejected("response_format", "this engine writes no JSON after a schema")
         text = json.dumps({"text": text}, ensure_ascii=False)
-    return Completion(text, reason, len(words), len(said), confidence=1.0)
+    logprobs = None
+    if request.top_logprobs is not None:  # each word is certain, and has no alternatives
+        words_said = _TOKEN.findall(text)
+        logprobs = tuple(token_logprob(word, 0.0, [(word, 0.0)][: request.top_logprobs]) for word in words_said)
+    further = (Completion(text, reason, 0, 0, confidence=1.0, logprobs=logprobs),) * (request.n - 1)
+    return Completion(
+        text, reason, len(words), request.n * len(said), confidence=1.0, logprobs=logprobs, further=further
+    )

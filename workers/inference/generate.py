@@ -169,6 +169,15 @@ def _prefix_key(job: Job) -> bytes | None:
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 
+def _temperature(job: Job, asked: GroundedRequest) -> float | None:
+    """Return the job's temperature, else the profile's; None means the model's own.
+
+    Several answers are drawn at random: a profile's or a registry's 0 would make them all the same.
+    """
+    temperature = job.temperature if job.temperature is not None else asked.temperature
+    return None if job.n > 1 and temperature == 0 else temperature
+
+
 def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_id: str | None) -> GenerationRequest:
     """Return the engine's request for a job.
 
@@ -183,13 +192,15 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
         pooling=PoolingInput.of(job),
         max_tokens=job.max_tokens,
         is_raw=job.raw,
-        temperature=job.temperature if job.temperature is not None else asked.temperature,
+        temperature=_temperature(job, asked),
         temperature_is_default=job.temperature is None,
         top_p=job.top_p,
         stop=tuple(job.stop),
         model_id=model_id or job.model_id,
         context_window=job.context_window,
         seed=job.seed,
+        n=job.n,
+        top_logprobs=(job.top_logprobs or 0) if job.logprobs else None,
         reasoning=job.reasoning,
         priority=received.priority,
         response_format=asked.response_format,

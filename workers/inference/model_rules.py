@@ -33,6 +33,8 @@ class ModelRules:
         changes: dict[str, Any] = {
             name: value for name, value in options.items() if value is not None and name not in job.model_fields_set
         }
+        if "max_tokens" in changes:
+            changes["max_tokens"] = min(changes["max_tokens"], job.most_tokens)
         if entry.profile and job.sources is not None and "profile" not in job.sources.model_fields_set:
             changes["sources"] = job.sources.model_copy(update={"profile": entry.profile})
         return replace(received, job=job.model_copy(update=changes)) if changes else received

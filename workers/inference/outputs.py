@@ -34,7 +34,8 @@ class Outputs:
         value = write_result(result)
         if len(value) > MAX_RESULT_BYTES:
             message = (
-                f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; lower max_tokens or metadata"
+                f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; "
+                "lower max_tokens, n, top_logprobs or metadata"
             )
             result = self._results.failed(received, "result_too_large", message)
             value = write_result(result)

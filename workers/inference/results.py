@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from functools import partial
 
 from schemas.codec import ReceivedJob
+from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Timings, Usage
 from schemas.rollout.facts import DEFAULT_ALIAS
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine
-from workers.enrichment.answering.answer import Answer, Unsupported, answered
-from workers.enrichment.answering.links import without_unknown_links
+from workers.inference.choices import ReadAnswer, notes_on, read_answers, sources_of
 from workers.inference.ground import GroundedRequest
-from workers.inference.json_answers import NotJson, require_json
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pooled_answers import answer_of
-
-LONG_ANSWER_CHARS = 10_000
-_UNFINISHED = {
-    "content_filter": "the engine's content filter held the answer back",
-    "tool_calls": "the model called a tool instead of answering, and jobs have no tools",
-    "repetition": "the model repeated itself until the engine ended the answer",
-}
 
 
 class Results:
@@ -51,31 +41,29 @@ class Results:
         }
         if completion.served_by is not None:
             common["engine"] = completion.served_by.engine
-        if completion.finish_reason not in ("stop", "length"):
-            why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
-            error = ResultError(code="unfinished", message=why)
-            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
         if completion.pooled is not None:
             common |= answer_of(received.job, completion.pooled)
             return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
-        try:
-            answer = await _answer(completion, asked, received.job.max_tokens)
-            reasoning = await _reasoning(completion.reasoning, asked)
-        except (NotJson, Unsupported) as wrong:
-            code = "unsupported" if isinstance(wrong, Unsupported) else "not_json"
-            error = ResultError(code=code, message=str(wrong))
-            return self._result(received, Outcome.FAILED, error=error, notes=notes, **common)
+        job = received.job
+        read = await read_answers(completion, asked, job)
+        answers = [each for each in read if isinstance(each, ReadAnswer)]
+        if not answers:
+            return self._result(received, Outcome.FAILED, error=read[0], notes=notes, **common)
+        first, sources = answers[0], sources_of(answers)
+        several = [each.choice(index) for index, each in enumerate(answers)] if job.n > 1 else None
         return self._result(
             received,
             Outcome.SUCCEEDED,
-            text=answer.text,
-            reasoning=reasoning,
-            confidence=answer.lowered(completion.confidence),
-            sources=[source.id for source in answer.sources],
-            source_details=list(answer.sources),
-            citations=list(answer.citations),
-            notes=[*notes, *answer.notes],
-            **common,
+            **common | {"finish_reason": first.completion.finish_reason},
+            text=first.answer.text,
+            reasoning=first.reasoning,
+            choices=several,
+            logprobs=first.completion.logprobs if several is None else None,
+            confidence=first.confidence,
+            sources=[source.id for source in sources],
+            source_details=sources,
+            citations=list(first.answer.citations),
+            notes=[*notes, *notes_on(read, job.n), *_without_logprobs(first, job)],
         )
 
     def cut_off(self, received: ReceivedJob, completion: Completion | None = None) -> Result:
@@ -119,25 +107,9 @@ class Results:
         )
 
 
-async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int) -> Answer:
-    """Return the answer with its citations. Raises NotJson and Unsupported.
-
-    A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
-    """
-    if asked.wants_json:
-        require_json(completion, max_tokens)
-    if asked.evidence is None or asked.profile is None:
-        return Answer(completion.text, (), ())
-    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=asked.wants_json)
-    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
-
-
-async def _reasoning(reasoning: str | None, asked: GroundedRequest) -> str | None:
-    """Return the reasoning without links that a page could have put into it, as `_answer` returns the answer."""
-    if reasoning is None or asked.evidence is None:
-        return reasoning
-    read = partial(without_unknown_links, reasoning, asked.evidence)
-    return read() if len(reasoning) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+def _without_logprobs(first: ReadAnswer, job: Job) -> list[str]:
+    is_missing = job.logprobs and first.completion.logprobs is None
+    return ["logprobs: the engine gave no log-probabilities"] if is_missing else []
 
 
 def _named(received: ReceivedJob) -> str | None:

@@ -10,7 +10,7 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.door.openapi.kinds import kind_schemas
 from gateway.door.routes.admin import KeyRequest
 from gateway.webhooks.event_types import EVENT_TYPES
-from schemas.job import Job
+from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.openai import URLS
 from schemas.outcome import Outcome
 from schemas.result import Result
@@ -139,6 +139,8 @@ _STOP: dict[str, Any] = {
     "anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]
 }
 _TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
+_ANSWERS: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES}
+_TOP_LOGPROBS: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}
 _MESSAGES: dict[str, Any] = {"type": "array", "items": ref("Message"), "minItems": 1}
 
 _PLAIN: dict[str, dict[str, Any]] = {
@@ -154,9 +156,17 @@ _PLAIN: dict[str, dict[str, Any]] = {
         max_completion_tokens=_TOKENS,
         response_format=ref("ResponseFormat"),
         reasoning_effort=_TEXT,
+        n=_ANSWERS,
+        logprobs={"type": "boolean"},
+        top_logprobs=_TOP_LOGPROBS,
     ),
     "CompletionRequest": _asked(
-        {"prompt": {"type": "string", "minLength": 1}}, **_TUNED, stop=_STOP, max_tokens=_TOKENS
+        {"prompt": {"type": "string", "minLength": 1}},
+        **_TUNED,
+        stop=_STOP,
+        max_tokens=_TOKENS,
+        n=_ANSWERS,
+        logprobs=_TOP_LOGPROBS,
     ),
     **kind_schemas({name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}, PLACE),
     "ResponseRequest": _asked(
@@ -165,6 +175,8 @@ _PLAIN: dict[str, dict[str, Any]] = {
         instructions=_TEXT,
         max_output_tokens=_TOKENS,
         reasoning={"type": "object"},
+        include={"type": "array", "items": _TEXT},
+        top_logprobs=_TOP_LOGPROBS,
         background={"type": "boolean"},
         store={"type": "boolean"},
     ),

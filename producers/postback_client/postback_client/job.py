@@ -60,6 +60,12 @@ class Job:
     """Texts that end the answer."""
     seed: int | None = None
     """The seed of random sampling."""
+    n: int | None = None
+    """The number of answers, which are the result's `choices`; 1 where absent."""
+    logprobs: bool | None = None
+    """If true, the result has the log-probability of each token of the answer."""
+    top_logprobs: int | None = None
+    """The number of the likeliest tokens at each place that the result has too; goes with `logprobs`."""
     response_format: Mapping[str, Any] | None = None
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None

@@ -47,6 +47,36 @@ class CitedPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class LikelyToken:
+    """A token, and the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerToken:
+    """A token of the answer, with the likeliest tokens at its place."""
+
+    token: str
+    logprob: float
+    top_logprobs: tuple[LikelyToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChoice:
+    """One of several answers of a job with `n` above 1."""
+
+    index: int
+    text: str
+    finish_reason: str
+    reasoning: str | None = None
+    confidence: float | None = None
+    citations: tuple[CitedPlace, ...] = ()
+    logprobs: tuple[AnswerToken, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UsedSource:
     """A source that the answer used."""
 
@@ -110,6 +140,10 @@ class Result:
     """The labels of the texts of the job's `classify`, in the same order."""
     reasoning: str | None = None
     """The model's reasoning before the answer."""
+    choices: tuple[AnswerChoice, ...] | None = None
+    """All answers of a job with `n` above 1."""
+    logprobs: tuple[AnswerToken, ...] | None = None
+    """The log-probabilities of the answer's tokens; with `choices`, each choice has its own."""
     confidence: float | None = None
     """0 to 1."""
     sources: tuple[str, ...] = ()

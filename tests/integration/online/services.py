@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -31,6 +32,7 @@ _MESSAGE_FIELDS = {
 _GEMINI_FIELDS = {"contents", "generationConfig", "systemInstruction"}
 _GEMINI_OPTIONS = {
     "maxOutputTokens", "temperature", "topP", "stopSequences", "seed", "responseMimeType", "responseJsonSchema",
+    "candidateCount", "responseLogprobs", "logprobs",
 }  # fmt: skip
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 _FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
@@ -136,20 +138,38 @@ def gemini_app() -> web.Application:
         turns = [(_role(each["role"]), "".join(part["text"] for part in each["parts"])) for each in body["contents"]]
         system = "".join(part["text"] for part in body.get("systemInstruction", {}).get("parts", ()))
         said, stop = _turns(turns, system), tuple(options.get("stopSequences", ()))
-        done = await engine.generate(_asked(said, options["maxOutputTokens"], options.get("temperature", 1.0), stop))
-        candidate = {
-            "content": {"role": "model", "parts": [{"text": done.text}]},
-            "finishReason": _FINISH_REASONS[done.finish_reason],
-            "index": 0,
-            "avgLogprobs": -0.5,
-        }
+        asked = _asked(said, options["maxOutputTokens"], options.get("temperature", 1.0), stop)
+        top = options.get("logprobs", 0) if options.get("responseLogprobs") else None
+        done = await engine.generate(replace(asked, n=options.get("candidateCount", 1), top_logprobs=top))
+        candidates = [
+            {
+                "content": {"role": "model", "parts": [{"text": each.text}]},
+                "finishReason": _FINISH_REASONS[each.finish_reason],
+                "index": index,
+                "avgLogprobs": -0.5,
+                **_likely(each),
+            }
+            for index, each in enumerate((done, *done.further))
+        ]
         counts = {"promptTokenCount": done.prompt_tokens, "candidatesTokenCount": done.completion_tokens}
-        return web.json_response({"candidates": [candidate], "usageMetadata": counts, "modelVersion": MODEL})
+        return web.json_response({"candidates": candidates, "usageMetadata": counts, "modelVersion": MODEL})
 
     app = web.Application()
     app.router.add_get("/v1/models/{model}", model)
     app.router.add_post("/v1/models/{model}", generate)
     return app
+
+
+def _likely(completion: Completion) -> dict[str, Any]:
+    """The log-probabilities of a candidate, if they are asked for."""
+    if completion.logprobs is None:
+        return {}
+    chosen = [{"token": each.token, "logProbability": each.logprob} for each in completion.logprobs]
+    top = [
+        {"candidates": [{"token": top.token, "logProbability": top.logprob} for top in each.top_logprobs or ()]}
+        for each in completion.logprobs
+    ]
+    return {"logprobsResult": {"chosenCandidates": chosen, "topCandidates": top}}
 
 
 def _wrong_content(body: Mapping[str, Any]) -> str | None:

@@ -65,6 +65,13 @@ class TestAnthropic(_Online):
                 await engine.generate(request(**{field: value}))  # type: ignore[arg-type] # by name
             assert rejected.value.field == field
 
+    async def test_several_answers_come_each_with_its_log_probabilities(self, engine: Engine) -> None:
+        """The API has neither."""
+        for fields, field in (({"n": 2}, "n"), ({"top_logprobs": 0}, "logprobs")):
+            with pytest.raises(RequestRejected) as rejected:
+                await engine.generate(request(**fields))  # type: ignore[arg-type] # by name
+            assert rejected.value.field == field
+
 
 class TestGemini(_Online):
     kind = "gemini"
@@ -370,7 +377,7 @@ JSON = st.recursive(
 def test_any_answer_is_a_completion_or_a_value_error(body: bytes) -> None:
     for api in (MessagesApi(MODEL, "2023-06-01"), GenerateContentApi(MODEL)):
         try:
-            completion = api.completion(body)
+            completion = api.completion(body, request())
         except ValueError:
             continue
         assert completion.confidence is None or 0 <= completion.confidence <= 1

@@ -33,4 +33,5 @@ def without_fence(completion: Completion, request: GenerationRequest, family: Fa
     if family is None or not family.fences or form is None or form.type == "text":
         return completion
     found = _FENCE.fullmatch(completion.text)
-    return replace(completion, text=found[1]) if found is not None else completion
+    further = tuple(without_fence(each, request, family) for each in completion.further)
+    return replace(completion, text=found[1] if found is not None else completion.text, further=further)

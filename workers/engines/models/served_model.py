@@ -261,7 +261,7 @@ def _estimate(request: GenerationRequest) -> int:
     chars = len(request.prompt or "") + sum(len(message.text) for message in request.messages or ())
     if request.pooling is not None:
         return request.pooling.chars // _CHARS_PER_TOKEN
-    return chars // _CHARS_PER_TOKEN + request.max_tokens
+    return chars // _CHARS_PER_TOKEN + request.n * request.max_tokens
 
 
 def _report(task: asyncio.Task[None]) -> None:

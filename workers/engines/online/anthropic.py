@@ -11,7 +11,7 @@ from schemas.bounded import BoundedModel
 from schemas.job import Reasoning
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount, require_one_answer
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
@@ -76,9 +76,13 @@ class MessagesApi:
         return {"x-api-key": key, "anthropic-version": self._version}
 
     def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
-        """Return the JSON of a message request. Raises RequestRejected for a seed, raw, or a temperature above 1."""
+        """Return the JSON of a message request.
+
+        Raises RequestRejected for a seed, raw, several answers, log-probabilities, or a temperature above 1.
+        """
         if request.seed is not None:
             raise RequestRejected("seed", "this service takes none")
+        require_one_answer(request)
         system, turns = parted(request)
         body: dict[str, Any] = {
             "model": self._model,
@@ -103,7 +107,7 @@ class MessagesApi:
             body["output_config"] = body.get("output_config", {}) | {"format": schema}
         return body
 
-    def completion(self, body: bytes) -> Completion:
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the message's text blocks as one text. Raises ValidationError."""
         answer = AnthropicAnswer.model_validate_json(body)
         usage = answer.usage

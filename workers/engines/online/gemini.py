@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from schemas.job import Reasoning
+from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, Reasoning
+from schemas.result import TokenLogprob
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, TokenCount
+from workers.engines.base import Completion, GenerationRequest, TokenCount, token_logprob
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
@@ -42,7 +45,29 @@ class _Content(BoundedModel):
     parts: list[_Part] = Field(default_factory=list, max_length=_MOST_PARTS)
 
 
+class _LogprobCandidate(BoundedModel):
+    token: str = ""
+    value: float = Field(default=-math.inf, alias="logProbability")
+
+
+class _TopCandidates(BoundedModel):
+    candidates: list[_LogprobCandidate] = Field(default_factory=list, max_length=MAX_TOP_LOGPROBS)
+
+
+class _LogprobsResult(BoundedModel):
+    chosen: list[_LogprobCandidate] = Field(default_factory=list, alias="chosenCandidates", max_length=MAX_TOKENS)
+    top: list[_TopCandidates] = Field(default_factory=list, alias="topCandidates", max_length=MAX_TOKENS)
+
+    def of_tokens(self, top: int) -> tuple[TokenLogprob, ...]:
+        """Return the log-probabilities of the answer's tokens, with `top` alternatives each."""
+        above = [[(each.token, each.value) for each in place.candidates[:top]] for place in self.top] if top else []
+        places = zip_longest(self.chosen, above[: len(self.chosen)])
+        return tuple(token_logprob(chosen.token, chosen.value, others) for chosen, others in places)
+
+
 class _Candidate(BoundedModel):
+    index: int = 0
+    logprobs: _LogprobsResult | None = Field(default=None, alias="logprobsResult")
     content: _Content = _Content()
     finish_reason: str | None = Field(default=None, alias="finishReason")
     mean_logprob: float | None = Field(default=None, alias="avgLogprobs", le=0, allow_inf_nan=False)
@@ -98,6 +123,11 @@ class GenerateContentApi:
             options["stopSequences"] = list(request.stop)
         if request.reasoning is not None:
             options["thinkingConfig"] = _reasoning(request.reasoning)
+        if request.n > 1:
+            options["candidateCount"] = request.n
+        if request.top_logprobs is not None:
+            options["responseLogprobs"] = True
+            options["logprobs"] = request.top_logprobs
         if request.seed is not None:
             options["seed"] = request.seed % 2**31  # the API's seed is an int32
         form = request.response_format
@@ -111,8 +141,8 @@ class GenerateContentApi:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         return body
 
-    def completion(self, body: bytes) -> Completion:
-        """Return the first candidate's text. Raises ValueError."""
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the candidates, the first one with the others as `further`. Raises ValueError."""
         answer = GeminiAnswer.model_validate_json(body)
         usage = answer.usage
         tokens = usage.prompt, usage.candidates + usage.thoughts
@@ -120,19 +150,32 @@ class GenerateContentApi:
             raise ValueError("the answer has neither a candidate nor a reason for none")
         if not answer.candidates:
             return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
-        first = answer.candidates[0]
-        text = "".join(part.text for part in first.content.parts if not part.thought)
-        thoughts = "".join(part.text for part in first.content.parts if part.thought)
-        confidence = math.exp(first.mean_logprob) if first.mean_logprob is not None else None
-        reason = finish_reason(first.finish_reason or "unknown")
-        return Completion(
-            text, reason, *tokens, confidence, thoughts or None, usage.thoughts or None, cached_tokens=usage.cached
+        candidates = sorted(answer.candidates, key=lambda each: each.index)
+        first, *further = [_completion(each, request.top_logprobs) for each in candidates]
+        return replace(
+            first,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            reasoning_tokens=usage.thoughts or None,
+            cached_tokens=usage.cached,
+            further=tuple(further),
         )
 
     def window(self, body: bytes) -> int | None:
         """Return the tokens of prompt and answer together, if the description has them. Raises ValidationError."""
         model = GeminiModel.model_validate_json(body)
         return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
+
+
+def _completion(candidate: _Candidate, top_logprobs: int | None) -> Completion:
+    text = "".join(part.text for part in candidate.content.parts if not part.thought)
+    thoughts = "".join(part.text for part in candidate.content.parts if part.thought)
+    confidence = math.exp(candidate.mean_logprob) if candidate.mean_logprob is not None else None
+    reason = finish_reason(candidate.finish_reason or "unknown")
+    logprobs = None
+    if top_logprobs is not None and candidate.logprobs is not None:
+        logprobs = candidate.logprobs.of_tokens(top_logprobs)
+    return Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Api(Protocol):
         """Return a generation request's JSON. Raises RequestRejected for an option that the service lacks."""
         ...
 
-    def completion(self, body: bytes) -> Completion:
-        """Return the answer. Raises ValueError for another form."""
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the answer to the request. Raises ValueError for another form."""
         ...
 
     def window(self, body: bytes) -> int | None:
@@ -157,7 +157,7 @@ class OnlineService:
         if status != 200:
             raise EngineUnavailable(f"the service answered {status}: look at the model's name and at {self._where}")
         try:
-            return self._api.completion(body)
+            return self._api.completion(body, request)
         except ValueError:
             raise EngineFailed("the service's answer has another form than its API describes") from None
 

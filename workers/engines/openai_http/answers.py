@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import Field, ValidationError
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS
+from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
+from schemas.result import TokenLogprob
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -20,6 +21,7 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
     TokenCount,
+    token_logprob,
 )
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure
@@ -36,12 +38,26 @@ _REFUSED = {400, 413, 422}
 _OVERLOADED = {408, 409, 429, 502, 503}
 """Statuses that concern the whole server rather than the request."""
 _REASON_SHOWN = 40
+_MOST_TOP = MAX_TOP_LOGPROBS + 1
+"""Alternatives of one token that an answer may have: some servers add the chosen token to the wanted ones."""
 _MOST_CHOICES = 64
-"""Limit on an answer's choices; a request asks for one. Without it, 8 MiB could become a gigabyte of objects."""
+"""Limit on an answer's choices; a request asks for few. Without it, 8 MiB could become a gigabyte of objects."""
 
 _FIELDS = {
     name: name
-    for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format", "messages", "prompt")
+    for name in (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "response_format",
+        "messages",
+        "prompt",
+        "n",
+        "logprobs",
+        "top_logprobs",
+    )
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
 _FIELDS["dimensions"] = "dimensions"
@@ -101,13 +117,18 @@ def outcome(
     try:
         if request.pooling is not None:
             return pooling.completion_of(request.pooling, body)
-        return completion_of(ServerAnswer.model_validate_json(body), marks)
+        return completion_of(ServerAnswer.model_validate_json(body), marks, top_logprobs=request.top_logprobs)
     except ValidationError:
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
 
-class _TokenLogprob(BoundedModel):
+class _Alternative(BoundedModel):
+    token: str = ""
     logprob: float | None = None
+
+
+class _TokenLogprob(_Alternative):
+    top_logprobs: list[_Alternative] | None = Field(default=None, max_length=_MOST_TOP)
 
 
 class _Logprobs(BoundedModel):
@@ -115,11 +136,47 @@ class _Logprobs(BoundedModel):
     """Log-probabilities in the form of chat completions."""
     token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
     """Log-probabilities in the form of completions."""
+    tokens: list[str] | None = Field(default=None, max_length=MAX_TOKENS)
+    """The tokens of `token_logprobs`, in the form of completions."""
+    top_logprobs: list[dict[str, float | None] | None] | None = Field(default=None, max_length=MAX_TOKENS)
+    """The likeliest tokens at each place, in the form of completions."""
 
     def values(self) -> list[float]:
         """Return the log-probabilities of the answer's tokens; empty if the server gave none."""
         given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
         return [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
+
+    def of_tokens(self, top: int) -> tuple[TokenLogprob, ...] | None:
+        """Return the log-probabilities with their tokens, and `top` alternatives each; None if the server gave none."""
+        if self.content is not None:
+            return tuple(
+                token_logprob(each.token, _known(each.logprob), _first(each.top_logprobs or (), top))
+                for each in self.content
+            )
+        if self.tokens is None or self.token_logprobs is None:
+            return None
+        above = self.top_logprobs or [None] * len(self.tokens)
+        return tuple(
+            token_logprob(token, _known(value), sorted(_pairs(others or {}), key=_by_logprob)[:top] if top else None)
+            for token, value, others in zip(self.tokens, self.token_logprobs, above, strict=False)
+        )
+
+
+def _first(others: Sequence[_Alternative], top: int) -> list[tuple[str, float]] | None:
+    return [(each.token, _known(each.logprob)) for each in others[:top]] if top else None
+
+
+def _pairs(others: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    return [(token, _known(value)) for token, value in others.items()]
+
+
+def _by_logprob(pair: tuple[str, float]) -> float:
+    return -pair[1]
+
+
+def _known(value: float | None) -> float:
+    """Return the value; the logarithm of 0 for a missing one."""
+    return value if value is not None else -math.inf
 
 
 class _Message(BoundedModel):
@@ -131,6 +188,7 @@ class _Message(BoundedModel):
 
 
 class _Choice(BoundedModel):
+    index: int = 0
     message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
@@ -178,12 +236,28 @@ class ServerAnswer(_Bill):
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
 
 
-def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> Completion:
-    """Return the first choice. Raises EngineFailed if its finish reason is a failure.
+def completion_of(
+    answer: ServerAnswer, marks: ReasoningMarks | None = None, *, top_logprobs: int | None = None
+) -> Completion:
+    """Return the choices, the first one with the others as `further`. Raises EngineFailed if one is a failure.
 
-    `marks` part the reasoning from the text of a server that does not part them itself.
+    `marks` part the reasoning from the text of a server that does not part them itself. `top_logprobs` is the
+    request's.
     """
-    choice, usage = answer.choices[0], answer.usage or _Usage()
+    usage = answer.usage or _Usage()
+    choices = sorted(answer.choices, key=lambda each: each.index)
+    first, *further = [_completion(each, usage, marks, top_logprobs) for each in choices]
+    return replace(
+        first,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        further=tuple(further),
+    )
+
+
+def _completion(choice: _Choice, usage: _Usage, marks: ReasoningMarks | None, top_logprobs: int | None) -> Completion:
     text, reasoning = choice.text or "", None
     if choice.message is not None:
         text, reasoning = choice.message.content or "", choice.message.reasoning or choice.message.reasoning_content
@@ -201,16 +275,10 @@ def completion_of(answer: ServerAnswer, marks: ReasoningMarks | None = None) -> 
         )
     values = choice.logprobs.values() if choice.logprobs is not None else []
     confidence = math.exp(sum(values) / len(values)) if values else None
-    return Completion(
-        text,
-        reason,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        confidence,
-        cached_tokens=usage.cached_tokens,
-        reasoning=reasoning or None,
-        reasoning_tokens=usage.reasoning_tokens,
-    )
+    logprobs = None
+    if top_logprobs is not None and choice.logprobs is not None:
+        logprobs = choice.logprobs.of_tokens(top_logprobs)
+    return Completion(text, reason, 0, 0, confidence, reasoning=reasoning or None, logprobs=logprobs)
 
 
 def _billed(body: bytes) -> int:

@@ -24,8 +24,6 @@ log = get_logger()
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
-_NEVER_A_JOB_S = {"logprobs", "top_logprobs", "priority"}
-"""Parameters that only our settings add, by the names that servers use in refusals."""
 
 
 class ServerProblem(BoundedModel):
@@ -107,11 +105,20 @@ class Dialect:
             body["stop"] = list(request.stop)
         if request.response_format is not None and request.response_format.type != "text":
             body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
-        if self._settings.log_probabilities and "logprobs" not in self._refused:
-            body["logprobs"] = True if chat else 0
+        if request.n > 1:
+            body["n"] = request.n
+        body |= self._log_probabilities(request, chat=chat)
         if self._settings.send_priority and "priority" not in self._refused:
             body["priority"] = -request.priority  # vLLM runs lower priorities first
         return body
+
+    def _log_probabilities(self, request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
+        """Return the parameters for log-probabilities, of the job or of our settings: chats have two, others one."""
+        top = request.top_logprobs
+        if top is not None:
+            return {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+        is_sent = self._settings.log_probabilities and "logprobs" not in self._refused
+        return {"logprobs": True if chat else 0} if is_sent else {}
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
         """Remember a refused parameter that no job set. Return True if so: the request may be sent again without it."""
@@ -119,7 +126,8 @@ class Dialect:
         if name is None or name not in sent:
             return False
         is_ours = (
-            name in _NEVER_A_JOB_S
+            name == "priority"
+            or (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
             or (name == "max_tokens" and problem.code == "unsupported_parameter")  # other codes refuse the job's value
         )

@@ -82,6 +82,8 @@ class VllmEngine:
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
+        self._answers = 0
+        """Answers that the requests in flight ask for: each takes a place of its own."""
         self._closing = asyncio.Event()
         self._is_started = False
         self._lost: str | None = None
@@ -116,6 +118,7 @@ class VllmEngine:
         lora = self._adapters.requested(request.adapter) if request.adapter is not None else None
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
+        self._answers += request.n
         try:
             llm = await self._ready(aborted)
             require_reasoning(request, self._thinking)
@@ -125,6 +128,7 @@ class VllmEngine:
             return await self._generated(llm, request, tokens, lora)
         finally:
             del self._in_flight[request.request_id]
+            self._answers -= request.n
 
     async def abort(self, request_id: str) -> None:
         """End a request's generation, or its wait for an engine that is loading. Unknown ids are ignored."""
@@ -136,8 +140,8 @@ class VllmEngine:
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Return the numbers of requests that vLLM generates and queues, by this engine's own count."""
-        places, count = self._places or 1, len(self._in_flight)
+        """Return the numbers of answers that vLLM generates and queues, by this engine's own count."""
+        places, count = self._places or 1, self._answers
         running = min(count, places)
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 

@@ -7,17 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workers.engines.base import Completion, EngineError, EngineFailed, GenerationRequest, RequestRejected
+from schemas.result import TokenLogprob
+from workers.engines.base import (
+    Completion,
+    EngineError,
+    EngineFailed,
+    GenerationRequest,
+    RequestRejected,
+    token_logprob,
+)
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, confidence_from
 
-_FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
+_FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs")}
 """vLLM's parameters to fields of a job. A refusal of any other parameter names the format or the prompt."""
 
 
+_OF_SEVERAL = 1.0
+"""The temperature of several answers that nobody set: greedy answers would be the same, and vLLM refuses them."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Parameters that no job sets: the model's `generation_config.json` gives them."""
 
@@ -28,18 +38,20 @@ def sampling_params(
     """Return the request as `SamplingParams`. `defaults` are the model's, by its `generation_config.json`.
 
     `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
-    sampling is greedy. Raises RequestRejected for a JSON Schema beyond our bounds.
+    sampling is greedy for one answer, and has the temperature 1 for several. Raises RequestRejected for a JSON Schema
+    beyond our bounds.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
+        n=request.n,
         max_tokens=request.max_tokens,
-        temperature=defaults.get("temperature", 0.0) if request.temperature is None else request.temperature,
+        temperature=_temperature(request, defaults),
         top_p=defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=[*request.stop, *settings.stop],
-        logprobs=0 if settings.log_probabilities else None,  # 0: log-probabilities of the chosen tokens only
+        logprobs=_logprobs(request, settings),
         flat_logprobs=True,  # a third less CPU than with a dictionary for each token
         structured_outputs=_structure(request),
         thinking_token_budget=_budget(request),
@@ -52,8 +64,26 @@ def sampling_params(
 def completion_of(
     output: Any, request: GenerationRequest, prompt: Sequence[int], thinking: Thinking | None = None
 ) -> Completion:
-    """Return the final output as a completion. Raises EngineError if vLLM ended the answer with an error."""
-    answer = output.outputs[0]
+    """Return the final output, its first answer with the others as `further`.
+
+    The request was aborted if one of the answers was. Raises EngineError if vLLM ended an answer with an error.
+    """
+    first, *further = [_answer(each, request, prompt, thinking) for each in output.outputs]
+    reasons = [each.finish_reason for each in (first, *further)]
+    thought = [each.reasoning_tokens for each in (first, *further) if each.reasoning_tokens is not None]
+    return replace(
+        first,
+        finish_reason="abort" if "abort" in reasons else first.finish_reason,
+        prompt_tokens=len(prompt),
+        completion_tokens=sum(each.completion_tokens for each in (first, *further)),
+        reasoning_tokens=sum(thought) if thought else None,
+        cached_tokens=output.num_cached_tokens,
+        further=tuple(further),
+    )
+
+
+def _answer(answer: Any, request: GenerationRequest, prompt: Sequence[int], thinking: Thinking | None) -> Completion:
+    """Return one of the request's answers, with its own tokens."""
     count = len(answer.token_ids)
     if is_failure(answer.finish_reason):
         raise _ended_by_an_error(request, count)
@@ -63,10 +93,10 @@ def completion_of(
     completion = Completion(
         answer.text,
         finish_reason(answer.finish_reason),
-        len(prompt),
+        0,
         count,
         confidence,
-        cached_tokens=output.num_cached_tokens,
+        logprobs=_token_logprobs(answer.logprobs, request.top_logprobs),
     )
     if thinking is None or grammar_is_first(request, prompt, thinking):
         return completion
@@ -80,6 +110,21 @@ def completion_of(
         reasoning=whole.reasoning,
         reasoning_tokens=tokens,
         confidence=confidence_from(answer.logprobs, tokens),
+        logprobs=completion.logprobs[tokens:] if completion.logprobs is not None else None,
+    )
+
+
+def _token_logprobs(found: Any, top: int | None) -> tuple[TokenLogprob, ...] | None:
+    """Return vLLM's `FlatLogprobs` with tokens; None unless asked for. At each place the chosen token stands first."""
+    if found is None or top is None:
+        return None
+    tokens = [token or "" for token in found.decoded_tokens]
+    pairs = [*zip(tokens, found.logprobs, strict=True)]
+    return tuple(
+        token_logprob(
+            tokens[start], found.logprobs[start], pairs[start + 1 : min(end, start + 1 + top)] if top else None
+        )
+        for start, end in zip(found.start_indices, found.end_indices, strict=True)
     )
 
 
@@ -102,6 +147,18 @@ def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
             "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"
         )
     return RequestRejected(field, short(str(error.args[0]) if error.args else type(error).__name__))
+
+
+def _temperature(request: GenerationRequest, defaults: Mapping[str, Any]) -> float:
+    if request.temperature is not None:
+        return request.temperature
+    temperature: float = defaults.get("temperature", 0.0)
+    return temperature or (_OF_SEVERAL if request.n > 1 else 0.0)
+
+
+def _logprobs(request: GenerationRequest, settings: VllmSettings) -> int | None:
+    """Return the number of alternatives whose log-probabilities vLLM returns beside those of the chosen tokens."""
+    return request.top_logprobs if request.top_logprobs is not None else 0 if settings.log_probabilities else None
 
 
 def _budget(request: GenerationRequest) -> int | None:

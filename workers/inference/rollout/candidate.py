@@ -17,12 +17,13 @@ from telemetry.metrics import Metrics
 from workers.engines.base import Engine, EngineDied, PromptTooLong, RequestRejected
 from workers.enrichment.answering.profile import Profile, Profiles, UnknownProfile
 from workers.inference.cancellations import Cancellations
+from workers.inference.choices import LONG_ANSWER_CHARS
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.generate import EngineKeepsFailing, Generator
 from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pace import EnginePace
-from workers.inference.results import LONG_ANSWER_CHARS, Results
+from workers.inference.results import Results
 from workers.inference.rollout.difference import Said, difference
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sample import (

@@ -37,6 +37,7 @@ from workers.stage.record import Output
 LEAST_WAIT_SECONDS = 5.0
 """A result waits for the second answer as long as the first answer took, but at least this time."""
 _NOT_SAMPLED = nullcontext()
+_GREEDY = {"temperature": 0.0, "top_p": None, "seed": None, "n": 1, "logprobs": False, "top_logprobs": None}
 _OVER = (Outcome.SUCCEEDED, Outcome.FAILED)
 """The outcomes that show how the model answers."""
 
@@ -125,7 +126,7 @@ class Sampler:
 
     def _runs(self, received: ReceivedJob, asked: GroundedRequest) -> list[asyncio.Task[_Run | None]]:
         """Begin the greedy answers: one beside a greedy job, two beside another job."""
-        job = received.job.model_copy(update={"temperature": 0.0, "top_p": None, "seed": None})
+        job = received.job.model_copy(update=_GREEDY)
         greedy = replace(received, job=job)
         return [asyncio.create_task(self._run(greedy, asked)) for _ in range(1 if _is_greedy(received, asked) else 2)]
 

@@ -1,0 +1,105 @@
+"""The answers of one completion, each read by itself: its citations, its JSON, and the reason why it is of no use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from schemas.job import Job
+from schemas.result import Choice, ResultError, SourceDetails
+from workers.engines.base import Completion
+from workers.enrichment.answering.answer import Answer, Unsupported, answered
+from workers.enrichment.answering.links import without_unknown_links
+from workers.inference.ground import GroundedRequest
+from workers.inference.json_answers import NotJson, require_json
+
+LONG_ANSWER_CHARS = 10_000
+_UNFINISHED = {
+    "content_filter": "the engine's content filter held the answer back",
+    "tool_calls": "the model called a tool instead of answering, and jobs have no tools",
+    "repetition": "the model repeated itself until the engine ended the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """An answer of use to the job, with its citations."""
+
+    completion: Completion
+    answer: Answer
+    reasoning: str | None
+
+    @property
+    def confidence(self) -> float | None:
+        """The answer's confidence, lowered where its sentences have no source."""
+        return self.answer.lowered(self.completion.confidence)
+
+    def choice(self, index: int) -> Choice:
+        """Return the answer as one of a result's choices."""
+        return Choice.model_validate(
+            {
+                "index": index,
+                "text": self.answer.text,
+                "reasoning": self.reasoning,
+                "finish_reason": self.completion.finish_reason,
+                "confidence": self.confidence,
+                "citations": list(self.answer.citations),
+                "logprobs": self.completion.logprobs,
+            }
+        )
+
+
+async def read_answers(completion: Completion, asked: GroundedRequest, job: Job) -> list[ReadAnswer | ResultError]:
+    """Return each answer of the completion, or the reason why it is of no use; at most the job's `n`."""
+    return [await _read(each, asked, job.max_tokens) for each in (completion, *completion.further)[: job.n]]
+
+
+def sources_of(answers: Sequence[ReadAnswer]) -> list[SourceDetails]:
+    """Return the sources that the answers use, in the order of their first use."""
+    return list({source.id: source for each in answers for source in each.answer.sources}.values())
+
+
+def notes_on(read: Sequence[ReadAnswer | ResultError], wanted: int) -> list[str]:
+    """Return the answers' notes, and notes about the answers that are missing."""
+    notes = [note for each in read if isinstance(each, ReadAnswer) for note in each.answer.notes]
+    left_out = [
+        f"answer {number} of {wanted} was left out: {each.message}"
+        for number, each in enumerate(read, 1)
+        if isinstance(each, ResultError)
+    ]
+    few = [f"n: the engine gave {len(read)} of {wanted} answers"] if len(read) < wanted else []
+    return list(dict.fromkeys((*notes, *left_out, *few)))
+
+
+async def _read(completion: Completion, asked: GroundedRequest, max_tokens: int) -> ReadAnswer | ResultError:
+    if completion.finish_reason not in ("stop", "length"):
+        why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
+        return ResultError(code="unfinished", message=why)
+    try:
+        answer = await _answer(completion, asked, max_tokens)
+        return ReadAnswer(completion, answer, await _reasoning(completion.reasoning, asked))
+    except (NotJson, Unsupported) as wrong:
+        return ResultError(code="unsupported" if isinstance(wrong, Unsupported) else "not_json", message=str(wrong))
+
+
+async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int) -> Answer:
+    """Return the answer with its citations. Raises NotJson and Unsupported.
+
+    A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
+    """
+    if asked.wants_json:
+        require_json(completion, max_tokens)
+    if asked.evidence is None or asked.profile is None:
+        return Answer(completion.text, (), ())
+    read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=asked.wants_json)
+    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+
+
+async def _reasoning(reasoning: str | None, asked: GroundedRequest) -> str | None:
+    """Return the reasoning without links that a page could have put into it, as `_answer` returns the answer."""
+    if reasoning is None or asked.evidence is None:
+        return reasoning
+    read = partial(without_unknown_links, reasoning, asked.evidence)
+    return read() if len(reasoning) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
