@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -56,9 +57,8 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
     found: dict[str, str] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
         place, kind = _place(details["loc"]), details["type"]
-        # A value error without a field comes from the only rule for a whole job: `prompt` or `messages`.
-        whole = "prompt" if kind == "value_error" else "value"
-        found.setdefault(place or whole, _reason(place, kind, details["msg"]))
+        reason = _reason(place, kind, details["msg"])
+        found.setdefault(place or (_field_of_rule(reason) if kind == "value_error" else "value"), reason)
         if len(found) > 2 * MAX_PROBLEMS:
             break
     return tuple(Problem(place, reason) for place, reason in _innermost(found).items())[:MAX_PROBLEMS]
@@ -86,6 +86,12 @@ def _reason(place: str, kind: str, message: str) -> str:
     if kind == "literal_error" and ".content." in place:
         return "only text parts are taken; images, audio and files are not"
     return message.removeprefix("Value error, ")
+
+
+def _field_of_rule(reason: str) -> str:
+    """Return the field of a rule for a whole job, whose reason begins with the field, or with a choice of questions."""
+    named = re.match(r"`(\w+)`", reason)
+    return named[1] if named is not None and named[1] in _FIELDS else "prompt"
 
 
 def _innermost(found: dict[str, str]) -> dict[str, str]:

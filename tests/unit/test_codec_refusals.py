@@ -43,7 +43,7 @@ def fields(invalid: InvalidJob) -> list[str]:
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "valid integer"),
         ({"prompt": "a", "seed": 10**400}, "seed", "less than or equal"),
         (b'{"prompt":"a","temperature":NaN}', "temperature", "finite number"),
-        (b'{"messages":[{"role":"user","content":"a"}],"raw":true}', "prompt", "`raw` goes with `prompt`"),
+        (b'{"messages":[{"role":"user","content":"a"}],"raw":true}', "raw", "`raw` goes with `prompt`"),
         (b'{"prompt":"a","ttl_seconds":Infinity}', "ttl_seconds", "finite number"),
         ({"prompt": "a", "ttl_seconds": 7 * 24 * 3600}, "ttl_seconds", "less than or equal to 518400"),
         ({"prompt": "a", "priority": 10}, "priority", "less than or equal"),
