@@ -15,7 +15,7 @@ import argparse
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,7 +106,7 @@ class Members:
             consumer.close()
 
 
-def compared(before: dict[Place, int], after: dict[Place, int], members: set[int]) -> Step:
+def compared(before: Mapping[Place, Hashable], after: Mapping[Place, Hashable], members: Set[Hashable]) -> Step:
     """Compare two assignments. `members` are the members after the change."""
     moved = sum(after[place] != owner for place, owner in before.items())
     orphaned = sum(owner not in members for owner in before.values())

@@ -43,6 +43,14 @@ def test_one_and_two_workers_answer_each_job_once(broker: Broker, clean_processe
     assert [row[0] for row in rows_of(printed)] == ["1", "2"]
 
 
+def test_a_fleet_grows_and_loses_a_replica_under_load(broker: Broker, clean_processes: None) -> None:
+    sizes = ("--replicas", "1", "--changing", "1", "--latency", "0.2", "--seconds", "1", "--warm-up", "0")
+    printed = bench("fleet", broker.bootstrap_servers, *sizes)
+    named = [line.strip("|").split("|")[0].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert named[-2:] == ["1 to 2 replicas", "2 to 1, one killed"]
+    assert "moves beyond the needed ones: 0.00, target ≤ 0: met" in printed
+
+
 def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: None) -> None:
     sizes = ("--rate", "20", "--seconds", "2", "--warm-up", "1")
     (row,) = rows_of(bench("latency", broker.bootstrap_servers, *sizes))
