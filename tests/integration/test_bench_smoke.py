@@ -51,6 +51,15 @@ def test_a_fleet_grows_and_loses_a_replica_under_load(broker: Broker, clean_proc
     assert "moves beyond the needed ones: 0.00, target ≤ 0: met" in printed
 
 
+def test_a_few_jobs_are_timed_alone_and_beside_a_flood(broker: Broker, clean_processes: None) -> None:
+    printed = bench("fairness", broker.bootstrap_servers, "--flood", "150", "--latency", "0.1", "--rounds", "1")
+    assert [row[:2] for row in rows_of(printed)] == [
+        ["alone", "10"],
+        ["right behind the flood", "10"],
+        ["while the flood waits", "10"],
+    ]
+
+
 def test_every_callback_arrives_and_verifies(broker: Broker, clean_processes: None) -> None:
     sizes = ("--rate", "20", "--seconds", "2", "--warm-up", "1")
     (row,) = rows_of(bench("latency", broker.bootstrap_servers, *sizes))
@@ -124,3 +133,13 @@ def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_proc
     sizes = ("--jobs", "8", "--tokens", "4", "--rounds", "1")
     (row,) = rows_of(bench("engine", broker.bootstrap_servers, *sizes))
     assert len(row) == 5
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_jobs_about_documents_are_compared_with_and_without_prefix_affinity(clean_processes: None) -> None:
+    tiny_model()
+    command = [sys.executable, "-m", "bench.prefix", "--documents", "8", "--words", "80", "--jobs", "32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row[0] for row in rows_of(done.stdout)] == ["ceiling", "with affinity", "without"]
