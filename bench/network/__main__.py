@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bench.network.link import CLIENT, SERVER, SERVER_ADDRESS, Conditions, Link, slow_link, within
+from bench.network.link import CLIENT, SERVER, SERVER_ADDRESS, Conditions, EmulatedLink, slow_link, within
 from bench.table import table, title
 from operators.certificates.authority import key_pem, new_authority
 
@@ -53,7 +53,7 @@ def certificate(folder: Path) -> Path:
     return file
 
 
-def connections(link: Link) -> None:
+def connections(link: EmulatedLink) -> None:
     """A request of 1 kB on a new connection and on a kept one, by the round trip."""
     rows = []
     for milliseconds in (10, 50, 100, 200):
@@ -63,7 +63,7 @@ def connections(link: Link) -> None:
     table(("round trip", "request on a new connection", "on a kept one"), rows)
 
 
-def congestion(link: Link) -> None:
+def congestion(link: EmulatedLink) -> None:
     """A body of 8 MB by congestion control and loss, with a round trip of 100 ms."""
     rows = []
     for loss in (0.0, 0.0001, 0.001, 0.01):
@@ -74,7 +74,7 @@ def congestion(link: Link) -> None:
     table(("packets lost", "cubic", "bbr"), rows)
 
 
-def pauses(link: Link) -> None:
+def pauses(link: EmulatedLink) -> None:
     """A body of 1 MB on a kept connection after a pause, with and without a slow start after it."""
     rows = []
     link.conditions = Conditions()

@@ -71,7 +71,7 @@ class Direction:
 
 
 @dataclass
-class Link:
+class EmulatedLink:
     """The running link. Its conditions may change between two measurements."""
 
     conditions: Conditions = Conditions()
@@ -97,7 +97,7 @@ class Link:
 
 
 @contextmanager
-def slow_link() -> Iterator[Link]:
+def slow_link() -> Iterator[EmulatedLink]:
     """Make the namespaces, and a link between them. Raises CalledProcessError if this user may not."""
     with ExitStack() as stack:
         devices = []
@@ -114,7 +114,7 @@ def slow_link() -> Iterator[Link]:
             within(namespace, "ip", "address", "add", address, "peer", other, "dev", namespace)
             within(namespace, "ip", "link", "set", namespace, "up", "txqueuelen", "10000")
             devices.append(device)
-        link = Link()
+        link = EmulatedLink()
         thread = threading.Thread(target=link.move, args=devices)
         thread.start()
         stack.callback(thread.join)

@@ -29,7 +29,7 @@ PATIENT = {"POSTBACK_DELIVERY__BREAKER_FAILURES": "10000", "POSTBACK_DELIVERY__B
 """The receiver fails each callback once; no breaker opens for that."""
 
 
-class Load:
+class JobsUnderWay:
     """Jobs that are sent while others are under way."""
 
     def __init__(self, product: Product) -> None:
@@ -68,23 +68,23 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     old = {"PYTHONPATH": str(source)}
     assert place_of_program(old).is_relative_to(source)
     product.callbacks.up(Behaviour(fail_first=1))  # so each callback waits in a tier, where the other program reads it
-    load = Load(product)
+    jobs = JobsUnderWay(product)
     last = pair(product, "1", old)
-    load.until(lambda: len(product.callbacks.events) >= 30)
+    jobs.until(lambda: len(product.callbacks.events) >= 30)
     this = worker, delivery = pair(product, "2", {})
-    load.until(lambda: counted(worker, "postback_jobs_total{succeeded}") > 0)
-    load.until(lambda: counted(delivery, "postback_callbacks_total{delivered}") > 0)
+    jobs.until(lambda: counted(worker, "postback_jobs_total{succeeded}") > 0)
+    jobs.until(lambda: counted(delivery, "postback_callbacks_total{delivered}") > 0)
 
     # Killed processes leave open ledgers, which the other program goes on with.
     kill(last)
-    load.goes_on()
+    jobs.goes_on()
     last = pair(product, "1", old)
     kill(this)
-    load.goes_on()
+    jobs.goes_on()
 
-    product.wait_for_callbacks(len(load.names), 120)
+    product.wait_for_callbacks(len(jobs.names), 120)
     product.wait_until_nothing_is_left()
-    product.assert_each_is_answered_once_and_called_back(load.names)
+    product.assert_each_is_answered_once_and_called_back(jobs.names)
     assert set(product.outcomes().values()) == {"succeeded"}
     assert product.dead_letters() == []
     assert_the_last_release_knows(product, source)
