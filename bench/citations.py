@@ -1,6 +1,6 @@
 """Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.citations`.
 
-Each pair of the five tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
+Each pair of the seven tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
 passage as the only source. The bench uses no clock and no random numbers, so the results are equal on every machine.
 """
 
@@ -26,6 +26,8 @@ TABLES: Final = (
     "support_unseen.toml",
     "support_fresh.toml",
     "support_final.toml",
+    "support_later.toml",
+    "support_last.toml",
 )
 _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences", "lose support")
 

@@ -40,7 +40,7 @@ def support(sentence: str, *passages: str) -> Support:
 
 def test_the_tables_have_as_many_pairs_as_is_said_of_them() -> None:
     assert (len(MADE_WITH), sum(pair.holds for pair in MADE_WITH)) == (60, 30)
-    assert [len(HELD_OUT), *map(len, LATER)] == [24, 40, 60, 60]
+    assert [len(HELD_OUT), *map(len, LATER)] == [24, 40, 60, 60, 60, 60]
     pairs = [*MADE_WITH, *HELD_OUT, *chain(*LATER)]
     assert {pair.domain for pair in pairs} == {"medicine", "finance", "history", "engineering"}
     assert {pair.language for pair in pairs} == {"en", "de", "fr", "es"}
@@ -52,11 +52,62 @@ def test_a_contradiction_is_not_supported_and_a_true_sentence_is(pair: Pair) -> 
     assert pair.is_judged_right, pair.support
 
 
-@pytest.mark.parametrize(("pairs", "most"), list(zip(LATER, (2, 0, 1), strict=True)), ids=TABLES[2:])
-def test_of_a_later_table_few_contradictions_pass_and_one_true_sentence_is_lost(pairs: list[Pair], most: int) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "most", "lost"), list(zip(LATER, (1, 0, 1, 2, 6), (1, 0, 1, 2, 1), strict=True)), ids=TABLES[2:]
+)
+def test_of_a_later_table_few_contradictions_pass_and_few_true_sentences_are_lost(
+    pairs: list[Pair], most: int, lost: int
+) -> None:
     wrong = [pair for pair in pairs if not pair.is_judged_right]
     assert sum(not pair.holds for pair in wrong) <= most, wrong
-    assert sum(pair.holds for pair in wrong) <= 1, wrong
+    assert sum(pair.holds for pair in wrong) <= lost, wrong
+
+
+@pytest.mark.parametrize(
+    ("sentence", "passage"),
+    [
+        ("The tower was built by the town and later bought by the monks",
+         "The tower was built by the monks and later bought by the town."),
+        ("The old lamps use a third of the power of the new lamps",
+         "The new lamps use a third of the power of the old lamps."),
+        ("Doctors washed before 71 percent of contacts",
+         "Nurses washed before 71 percent of contacts and doctors before 48 percent."),
+        ("Sick leave fell by 14 days with pilates",
+         "Sick leave fell by 14 days with running and by 5 days with pilates."),
+        ("Osby Mills was cleared of the same charge",
+         "Osby Mills had booked sales too early. Its rival Brevik Foods was cleared of the same charge."),
+        ("Parents preferred the flexible spacer", "The flexible spacer was cheap. Parents preferred the rigid spacer."),
+        ("The bank lost customers", "Analysts had expected the bank to lose customers."),
+        ("The ear plugs were useful", "The ear plugs were useless."),
+        ("The wraps eased pain for six days", "The wraps eased pain for six hours."),
+        ("The syrup reduced fever in children", "The syrup reduced cough in children, but it did not reduce fever."),
+        ("Members without a job pay a fee", "Members without a job pay no fee."),
+    ],
+)  # fmt: skip
+def test_a_sentence_in_the_source_s_words_is_held_against_all_of_them(sentence: str, passage: str) -> None:
+    assert support(sentence, passage) is Support.UNSUPPORTED
+    for told in passage.rstrip(".").split(". "):
+        assert support(told, passage) in BEARING
+
+
+def test_the_second_half_of_a_shortened_pair_supports_its_own_number() -> None:
+    passage = "Nurses washed before 71 percent of contacts and doctors before 48 percent."
+    assert support("Doctors washed before 48 percent of contacts", passage) in BEARING
+    assert support("Nurses washed before 48 percent of contacts", passage) is Support.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("sentence", "passage"),
+    [
+        ("Salt and pepper were sold in Norway and in Sweden", "Pepper and salt were sold in Sweden and in Norway."),
+        ("The strike began in May", "The strike began in May."),
+        ("Vinter delivered 81,000 cars", "Buyers trust Vinter. Vinter Motors delivered 81,000 cars."),
+        ("Orders fell by 22 percent", "Orders at Sundby Steel fell by 22 percent."),
+        ("Brevik will pay a dividend", "Brevik sells salmon. The company will pay a dividend."),
+    ],
+)
+def test_another_order_in_a_list_or_a_shorter_name_is_no_contradiction(sentence: str, passage: str) -> None:
+    assert support(sentence, passage) in BEARING
 
 
 @pytest.mark.parametrize(

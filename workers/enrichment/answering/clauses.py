@@ -27,6 +27,9 @@ _TURNS_WORDS: Final = (
     "but although though while whereas however because aber sondern obwohl während mais pero aunque sino"
 )
 _TURNS: Final = frozenset(_TURNS_WORDS.split())
+_PAIRING: Final = frozenset({"between", "both"})
+_PAIRED_WITHIN: Final = 4
+"""Reach of "between" and "both" in tokens: their "and" joins two things."""
 _AND: Final = frozenset({"and", "und", "et", "y"})
 _GERMAN_WORDS: Final = (
     "als am an auf auch bei beiden bis dem den der des die das ein eine einem einen einer es für hat im in ist mit "
@@ -66,13 +69,17 @@ _UNITS: Final = {
         "l litre litres liter liters", "ml millilitre millilitres milliliter milliliters", "mm", "cm",
         "m metre metres meter meters", "km kilometre kilometres kilometer kilometers", "mile miles", "foot feet ft",
         "s second seconds sec", "ms millisecond milliseconds", "min minute minutes", "hour hours h", "day days",
-        "week weeks", "month months", "year years", "thousand", "million millions", "billion billions", "trillion",
+        "week weeks woche wochen semaine semaines semana semanas", "month months monat monate monaten mois mes meses",
+        "quarter quarters", "year years jahr jahre jahren an ans año años",
+        "thousand", "million millions", "billion billions", "trillion",
         "dollar dollars usd $", "euro euros eur", "pound pounds gbp", "crown crowns", "degree degrees", "bar",
         "volt volts v", "tonne tonnes ton tons t",
         "watt watts w", "kw", "mw", "gb", "mb", "kb", "tb", "mmhg", "mmol", "mol",
     )
     for name in names.split()
 }  # fmt: skip
+_NUMBER_WORDS: Final = "two three four five six seven eight nine ten eleven twelve"
+_NUMBERS: Final = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split(), start=2)}
 _STEMMER: Final = Stemmer.Stemmer("english")
 
 
@@ -166,8 +173,10 @@ def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Ite
             yield written
             continue
         word = written.casefold()
-        if kind == "number":
-            yield Token(word.replace(",", ""), word.replace(",", ""), is_number=True, unit=_unit(normal, found.end()))
+        unit = _unit(normal, found.end()) if kind == "number" or word in _NUMBERS else ""
+        if kind == "number" or unit:  # "six days" is a number, and "six" alone may be part of a name
+            number = _NUMBERS.get(word, word.replace(",", ""))
+            yield Token(number, number, is_number=True, unit=unit)
         else:
             is_capital = kind == "word" and written[0].isupper() and names_are_marked
             is_letter = len(word) == 1 and word != "i"  # "group A" is a name, although "a" is a common word
@@ -209,8 +218,7 @@ def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
     """Yield the clauses of a sentence, except empty ones."""
     part: list[Token] = []
     for at, token in enumerate(sentence):
-        is_end = isinstance(token, str) or token.text in _TURNS or len(part) >= MAX_TOKENS
-        if is_end or (token.text in _AND and _says_enough(part) and _says_enough(_until_mark(sentence, at + 1))):  # type: ignore[union-attr]
+        if isinstance(token, str) or _begins_clause(token, part, sentence[at + 1 : at + 1 + MAX_TOKENS]):
             if part:
                 yield part
             part = []
@@ -220,9 +228,17 @@ def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
         yield part
 
 
-def _until_mark(sentence: Sequence[Token | str], at: int) -> list[Token]:
+def _begins_clause(token: Token, part: Sequence[Token], behind: Sequence[Token | str]) -> bool:
+    """True if the token begins another clause than `part`, the tokens before it."""
+    if token.text in _TURNS or len(part) >= MAX_TOKENS:
+        return True
+    is_paired = any(one.text in _PAIRING for one in part[-_PAIRED_WITHIN:])
+    return token.text in _AND and not is_paired and _says_enough(part) and _says_enough(_until_mark(behind))
+
+
+def _until_mark(behind: Sequence[Token | str]) -> list[Token]:
     part: list[Token] = []
-    for token in sentence[at : at + MAX_TOKENS]:
+    for token in behind:
         if isinstance(token, str) or token.text in _AND:
             break
         part.append(token)

@@ -20,12 +20,31 @@ from itertools import groupby, pairwise
 from operator import attrgetter
 from typing import Final
 
+from workers.enrichment.answering.anchors import other_direction, other_unit, other_value
 from workers.enrichment.answering.clauses import Clause, Token, clauses, negations_at, says_something, stem
-from workers.enrichment.answering.negation import NO_PREFIXES, OPPOSITES, PREFIXES
+from workers.enrichment.answering.negation import (
+    BEFORE_MONTHS,
+    ENDINGS,
+    MODALS,
+    NO_PREFIXES,
+    OPPOSITES,
+    PREFIXES,
+    UNCERTAIN,
+)
 from workers.enrichment.answering.order import agent_kept, exchanged, is_passive, other_time
+from workers.enrichment.answering.wording import (
+    Vocabulary,
+    exchanged_words,
+    has_its_words,
+    is_other_half,
+    other_half,
+    other_words,
+)
 
 MAX_CLAUSES: Final = 40
 """Cap on the clauses of one sentence that are compared."""
+MAX_EXCHANGES: Final = 100
+"""Cap on the pairs of sentences that are searched for exchanged words: each takes up to a hundredth of a second."""
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
@@ -36,12 +55,14 @@ _MIN_SHARED: Final = 0.5
 """Least share of a clause's words in a nearest clause; a clause with fewer words is about something else."""
 _FEWEST_IN_PREFIXED: Final = 4
 _SUBJECT_WORDS: Final = 2
+_FEWEST_IN_REST: Final = 2
+_MOST_OF_REST: Final = 0.5
+"""Share of the words besides the subject that make a clause the nearest one, whatever subject the clause has."""
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
     for word in {stem(one) for pair in OPPOSITES for one in pair}
 }
-_DIRECTIONS: Final = frozenset({"from", "to"})
 _LISTING: Final = frozenset({"and", "or"})
 
 
@@ -52,15 +73,23 @@ class Source:
         self._clauses: list[Clause] = []
         self._beside: list[list[Clause]] = []
         """The nearest neighbours of each clause in the clause's sentence."""
+        self._sentence_of: list[list[Token]] = []
+        """The tokens of each clause's sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
         for text in texts:
             for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
                 beside = list(together)
+                whole = [token for clause in beside for token in clause.tokens]
                 for at, clause in enumerate(beside):
                     for word in clause.content:
                         self._holding[word].append(len(self._clauses))
                     self._clauses.append(clause)
+                    self._sentence_of.append(whole)
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
+
+        self._exchanged: dict[tuple[str, ...], bool] = {}
+        """The answers of `exchanged_words`, which is costly, by the words of both sentences."""
+        self._vocabulary = Vocabulary.of(self._sentence_of)
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
         """True if the source contradicts a clause of this sentence, or has no clause near a negated clause."""
@@ -68,10 +97,10 @@ class Source:
         return any(self._denies(clause, said) for clause in said)
 
     def _denies(self, said: Clause, beside: Sequence[Clause]) -> bool:
-        nearest = self._nearest(said)
-        if not nearest:
+        nearest = [self._nearest(said), self._nearest_besides_subject(said)]
+        if not any(nearest):
             return any(not self._has_negated(negation.scope[0]) for negation in _negations(said.tokens))
-        return all(self._denies_here(said, beside, at) for at in nearest)
+        return any(near and all(self._denies_here(said, beside, at) for at in near) for near in nearest)
 
     def _has_negated(self, word: str) -> bool:
         """True if a negation in the source has this word first in its scope."""
@@ -86,17 +115,35 @@ class Source:
         words = [*said.content, *_subject(said)]
         shared = Counter(at for word in words for at in self._holding.get(word, ()))
         most = max(shared.values(), default=0)
-        if most < _MIN_SHARED * len(words):
+        return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
+
+    def _nearest_besides_subject(self, said: Clause) -> list[int]:
+        """Return the clauses that share most words besides the subject, if the nearest ones say something else.
+
+        A clause about another subject, or with "it", may be the one that denies the sentence.
+        """
+        rest = said.content.difference(_subject(said))
+        shared = Counter(at for word in rest for at in self._holding.get(word, ()))
+        most = max(shared.values(), default=0)
+        if len(rest) < _FEWEST_IN_REST or most < _MOST_OF_REST * len(rest):
             return []
+        about = max((shared[at] for at in self._nearest(said)), default=0)
+        return self._plainest(said, shared, most) if 2 * about <= most else []
+
+    def _plainest(self, said: Clause, shared: Counter[int], most: int) -> list[int]:
         best = {at: len(said.plain & self._clauses[at].plain) for at, count in shared.items() if count == most}
         plainest = max(best.values())
         return sorted(at for at, count in best.items() if count == plainest)[:_MAX_COMPARED]
 
     def _denies_here(self, said: Clause, beside: Sequence[Clause], at: int) -> bool:
         mine, its = _named(said.tokens), _named(self._clauses[at].tokens)
-        if _other_value(mine, its) or _other_unit(mine, its) or _other_direction(mine, its) or other_time(mine, its):
+        whole = [token for clause in beside if clause.sentence == said.sentence for token in clause.tokens]
+        is_other = other_value(mine, its) or self._is_mixed(said, mine, at)
+        if is_other and not is_other_half(whole, self._sentence_of[at]):
             return True
-        if self._is_mixed(said, mine, at):
+        if other_unit(mine, its) or other_direction(mine, its) or other_time(mine, its) or _is_uncertain(mine, its):
+            return True
+        if self._is_worded_otherwise(said, whole, at):
             return True
         is_english = said.is_english and self._clauses[at].is_english
         is_exchanged = is_english and exchanged(mine, its)
@@ -109,8 +156,25 @@ class Source:
         others = [one for one in beside if one is not said]
         return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
 
+    def _is_worded_otherwise(self, said: Clause, whole: Sequence[Token], at: int) -> bool:
+        """True if the source has nearly the sentence's words, but exchanged or in another place (see `wording`)."""
+        sentence, told = self._sentence_of[at], self._clauses[at].tokens
+        if other_half(whole, sentence) or self._has_exchanged(whole, sentence):
+            return True
+        return other_words(said.tokens, told, sentence, self._vocabulary)
+
+    def _has_exchanged(self, said: Sequence[Token], told: Sequence[Token]) -> bool:
+        if not has_its_words(said, told):
+            return False
+        key = (*(token.stem for token in said), "", *(token.stem for token in told))
+        if key not in self._exchanged and len(self._exchanged) < MAX_EXCHANGES:
+            self._exchanged[key] = exchanged_words(said, told)
+        return self._exchanged.get(key, False)
+
     def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
-        """True if a neighbour of clause `at` has the words that `at` lacks, in the same frame, with another value.
+        """True if a neighbour of clause `at` has the words that `at` lacks, in the same frame, and denies the sentence.
+
+        The neighbour has another value, or negates the words of the frame.
 
         The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has none
         and takes its missing words from the clause before.
@@ -120,9 +184,35 @@ class Source:
         return bool(missing) and any(
             missing <= other.content
             and said.plain & told.plain & other.plain
-            and _other_value(mine, _named(other.tokens))
+            and (other_value(mine, _named(other.tokens)) or _is_negated(said.plain & other.plain, said, other))
             for other in self._beside[at]
         )
+
+
+def _is_negated(frame: frozenset[str], said: Clause, told: Clause) -> bool:
+    """True if `told` negates a word of the frame, and the sentence negates none."""
+    return not _negations(said.tokens) and any(frame & set(one.scope) for one in _negations(told.tokens))
+
+
+def _is_uncertain(said: Sequence[Token], told: Sequence[Token]) -> bool:
+    """True if the source only expects or allows for a word ("expected to fall", "could fall") that the sentence states.
+
+    The word follows "to" or a modal verb in the source.
+    """
+    if any(token.stem in UNCERTAIN or _is_modal(said, at) for at, token in enumerate(said)):
+        return False
+    stems, is_expected = _stems(said), False
+    for at, (token, then) in enumerate(pairwise(told)):
+        is_expected = is_expected or token.stem in UNCERTAIN
+        if then.stem in stems and (_is_modal(told, at) or (is_expected and token.text == "to")):
+            return True
+    return False
+
+
+def _is_modal(tokens: Sequence[Token], at: int) -> bool:
+    """True for a modal verb; "in May" has none."""
+    is_month = tokens[at].text == "may" and at > 0 and tokens[at - 1].text in BEFORE_MONTHS
+    return tokens[at].text in MODALS and not is_month
 
 
 def _subject(clause: Clause) -> list[str]:
@@ -161,7 +251,7 @@ def _negates_otherwise(
     elsewhere = [one for clause in beside for one in _negations(clause.tokens)]
     others = [_without_prefixes(clause.tokens, said_stems) for clause in around]
     unanswered += [one for tokens in others for one in _negations(tokens)]
-    _, unanswered = _unpaired([*mine, *elsewhere], unanswered, _has_same_head, _has_same_word)
+    _, unanswered = _unpaired(elsewhere, unanswered, _has_same_head, _has_same_word)
     everything = [token for one in (told, *others) for token in one]
     return any(_is_about(one, said_stems, everything) for one in unanswered)
 
@@ -270,101 +360,16 @@ def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
     for word in its - mine:
         for other in _OPPOSITE.get(word, frozenset()) & (mine - its):
             found[word] = other
+    others = {token.text: token.stem for token in said if token.stem not in its}
+    for token in told:
+        for ending, turned in (ENDINGS, ENDINGS[::-1]):
+            other = token.text.removesuffix(ending) + turned
+            if token.text.endswith(ending) and token.stem not in mine and other in others:
+                found[token.stem] = others[other]
     return found
 
 
 _NOT: Final = Token("not", "not")
-
-
-# -- values ----------------------------------------------------------------------------------------------------------
-
-
-def _other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if sentence and source have different numbers or names at the same place.
-
-    If the source has the sentence's value elsewhere, the words on both sides of the place must be the same.
-    """
-    mine, its = _anchors(said), _anchors(told)
-    said_stems, told_stems = _stems(said), _stems(told)
-    for one in mine:
-        for other in its:
-            is_like = one.is_number == other.is_number and one.unit == other.unit
-            if not is_like or not other.words - said_stems:
-                continue
-            if one.words - told_stems and one.is_beside_the_same(other):
-                return True
-            if one.is_number and one.words != other.words and one.is_between_the_same(other):
-                return not any(one.words == same.words and one.is_between_the_same(same) for same in its)
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Anchor:
-    """A number or a run of names, with the nearest content words before and after it."""
-
-    words: frozenset[str]
-    is_number: bool
-    unit: str
-    before: str
-    behind: str
-
-    def is_beside_the_same(self, other: _Anchor) -> bool:
-        """True if the same word stands before both anchors, or after both."""
-        return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
-
-    def is_between_the_same(self, other: _Anchor) -> bool:
-        """True if the same words stand before and after both anchors."""
-        return bool(self.before and self.behind) and (self.before, self.behind) == (other.before, other.behind)
-
-
-def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
-    saying = [token for token in tokens if says_something(token)]
-    found: list[_Anchor] = []
-    at = 0
-    while at < len(saying):
-        end = at + 1
-        if not (saying[at].is_number or saying[at].is_name):
-            at = end
-            continue
-        while saying[at].is_name and end < len(saying) and saying[end].is_name:
-            end += 1
-        words = frozenset(token.stem for token in saying[at:end])
-        before = saying[at - 1].stem if at else ""
-        behind = saying[end].stem if end < len(saying) else ""
-        found.append(_Anchor(words, saying[at].is_number, saying[at].unit, before, behind))
-        at = end
-    return found
-
-
-def _other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a number has a unit in the sentence, and only other units in the source."""
-    units: dict[str, set[str]] = defaultdict(set)
-    for token in told:
-        if token.is_number:
-            units[token.stem].add(token.unit)
-    return any(
-        token.is_number and token.unit and units.get(token.stem) and "" not in units[token.stem]
-        and not any(_fits(token.unit, unit) for unit in units[token.stem])
-        for token in said
-    )  # fmt: skip
-
-
-def _fits(unit: str, other: str) -> bool:
-    """True if the units agree in all parts that both have: "5 mg" and "5 mg per day" do not differ."""
-    parts = zip(unit.split(" per "), other.split(" per "), strict=False)
-    return all(set(one.split()) <= set(two.split()) or set(two.split()) <= set(one.split()) for one, two in parts)
-
-
-def _other_direction(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a number follows "from" in one clause and "to" in the other clause."""
-    mine, its = _directions(said), _directions(told)
-    return any(number in its and its[number] != direction for number, direction in mine.items())
-
-
-def _directions(tokens: Sequence[Token]) -> dict[str, str]:
-    return {
-        token.stem: before.text for before, token in pairwise(tokens) if token.is_number and before.text in _DIRECTIONS
-    }
 
 
 def _stems(tokens: Sequence[Token]) -> frozenset[str]:

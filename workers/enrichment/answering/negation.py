@@ -39,30 +39,58 @@ NO_PREFIXES: Final = frozenset(NO_PREFIXES_WORDS.split())
 """Words that only seem to have a prefix."""
 
 _OPPOSITES: Final = """
-above/below accept/reject active/inactive after/before allow/forbid allow/prevent always/rarely approve/reject
-asset/liability begin/end benign/malignant best/worst better/worse big/small bigger/smaller borrow/lend bought/sold
-buy/sell cheap/expensive common/rare credit/debit creditor/debtor day/night decline/grow decline/increase decline/rise
-decline/rose decrease/grow decrease/increase decrease/rise decrease/rose deficit/surplus deposit/withdraw
-difficult/easy down/up earlier/later early/late east/west exclude/include expand/shrink export/import
-external/internal fail/succeed failure/success fall/grow fall/increase fall/rise fall/rose false/true faster/slower
-father/mother fell/grew fell/increase fell/increased fell/rise fell/rose female/male few/many fewer/more finish/start
-first/last forbid/permit frequent/rare gain/lose gain/loss gained/lost greater/less greater/lower greater/smaller
-grew/shrank grow/shrink hard/soft harder/softer heavier/lighter high/low higher/lower highest/lowest improve/worsen
-increase/lower increase/reduce inferior/superior input/output invest/withdraw large/small larger/smaller
-largest/smallest least/most left/right less/more longer/shorter lose/win loss/profit lost/won lower/raise
-maximum/minimum men/women negative/positive newer/older north/south older/younger open/close oppose/support
-permit/prohibit reduce/raise safe/dangerous start/end start/stop strengthen/weaken strong/weak stronger/weaker
-survive/die victory/defeat warm/cold warmer/colder wet/dry
+above/below accept/refuse accept/reject active/inactive after/before ahead/behind allow/forbid allow/prevent
+allow/refuse always/rarely approve/refuse approve/reject arrive/leave asset/liability begin/end benign/malignant
+best/worst better/worse big/small bigger/smaller borrow/lend bought/sold buy/sell cheap/expensive common/rare
+credit/debit creditor/debtor cut/add cut/increase cut/raise cut/rise day/night decline/grow decline/increase
+decline/rise decline/rose decrease/grow decrease/increase decrease/rise decrease/rose deficit/surplus deposit/withdraw
+difficult/easy down/up drop/increase drop/rise earlier/later early/late east/west encourage/discourage enter/leave
+exclude/include expand/contract expand/shrink expire/renew export/import external/internal fail/succeed failure/success
+fall/grow fall/increase fall/rise fall/rose false/true faster/slower father/mother fell/grew fell/increase
+fell/increased fell/rise fell/rose female/male few/many fewer/more final/initial finish/start first/last forbid/permit
+former/latter frequent/rare full/empty gain/drop gain/lose gain/loss gained/lost grant/deny grant/refuse greater/less
+greater/lower greater/smaller grew/shrank grow/shrink hard/soft harder/softer heavier/lighter high/low higher/lower
+highest/lowest hire/dismiss import/export improve/worsen increase/lower increase/reduce inferior/superior input/output
+invest/withdraw join/leave large/small larger/smaller largest/smallest least/most left/right lengthen/shorten less/more
+longer/briefer longer/less longer/shorter lose/win loss/profit lost/won lower/raise majority/minority maximum/minimum
+men/women narrow/wide narrower/wider negative/positive newer/older north/south obese/lean old/new older/newer
+older/younger open/close oppose/support own/lease pass/fail permit/prohibit praise/criticise private/public quick/slow
+quicker/slower reduce/raise remain/leave rich/poor richer/poorer rise/sink safe/dangerous safe/harmful senior/junior
+shallow/deep solvent/bankrupt start/end start/stop stay/leave strengthen/weaken strong/weak stronger/weaker
+sufficient/scarce survive/die tighten/loosen upgrade/downgrade upper/lower urban/rural victory/defeat
+voluntary/compulsory warm/cold warmer/colder wax/wane weaker/stronger wet/dry
 """
 OPPOSITES: Final = tuple(tuple(pair.split("/")) for pair in _OPPOSITES.split())
 """Pairs of opposites: a statement with one word denies an equal statement with the other word."""
 
 _IRREGULAR: Final = """
-began:begin begun:begin bought:buy broke:break broken:break built:build chose:choose chosen:choose fell:fall fallen:fall
-fought:fight found:find gave:give given:give grew:grow grown:grow held:hold kept:keep left:leave lent:lend lost:lose
-made:make met:meet paid:pay ran:run rose:rise risen:rise said:say sank:sink shrank:shrink shrunk:shrink sold:sell
-sought:seek spent:spend stood:stand taken:take took:take taught:teach thought:think told:tell went:go gone:go won:win
-withdrew:withdraw withdrawn:withdraw wrote:write written:write
+arose:arise ate:eat began:begin begun:begin bit:bite bled:bleed bore:bear borne:bear bought:buy bred:breed broke:break
+broken:break brought:bring built:build burnt:burn came:come caught:catch chose:choose chosen:choose dealt:deal
+drank:drink drawn:draw drew:draw driven:drive drove:drive drunk:drink eaten:eat fallen:fall fed:feed fell:fall
+felt:feel fled:flee flew:fly flown:fly forbade:forbid forbidden:forbid forgot:forget forgotten:forget fought:fight
+found:find froze:freeze frozen:freeze gave:give given:give gone:go grew:grow grown:grow held:hold hid:hide hidden:hide
+kept:keep knew:know known:know laid:lay lain:lie led:lead left:leave lent:lend lit:light lost:lose made:make meant:mean
+met:meet mistook:mistake overcame:overcome paid:pay ran:run rang:ring ridden:ride risen:rise rode:ride rose:rise
+rung:ring said:say sank:sink saw:see seen:see shaken:shake shone:shine shook:shake shot:shoot shown:show shrank:shrink
+shrunk:shrink slept:sleep sold:sell sought:seek sped:speed spent:spend spoke:speak spoken:speak stole:steal
+stolen:steal stood:stand struck:strike swam:swim swept:sweep swore:swear taken:take taught:teach thought:think
+threw:throw thrown:throw told:tell took:take undergone:undergo underwent:undergo went:go withdrawn:withdraw
+withdrew:withdraw woke:wake woken:wake won:win wore:wear worn:wear written:write wrote:write
 """
 IRREGULAR: Final = dict(form.split(":") for form in _IRREGULAR.split())
 """Forms of verbs that have another stem than the verb."""
+
+ENDINGS: Final = ("ful", "less")
+"""A word with one of these endings is the opposite of the word with the other one: "useful", "useless"."""
+
+_MODAL_WORDS: Final = "may might could would should can"
+MODALS: Final = frozenset(_MODAL_WORDS.split())
+"""Verbs before a statement that may not be true. A sentence with one of them states nothing as a fact."""
+
+_BEFORE_MONTHS_WORDS: Final = "after before by during early from in late last next of since this through to until"
+BEFORE_MONTHS: Final = frozenset(_BEFORE_MONTHS_WORDS.split())
+"""Words after which "may" is the month."""
+
+_UNCERTAIN_WORDS: Final = "aim attempt expect fear forecast hope intend plan predict propos threaten tri will would"
+UNCERTAIN: Final = frozenset(_UNCERTAIN_WORDS.split())
+"""Stems of words after which "to" begins something that has not happened."""
