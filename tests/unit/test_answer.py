@@ -183,6 +183,22 @@ def test_a_quote_that_holds_an_address_is_compared_without_it() -> None:
     assert answer.text[citation.start : citation.end] == "Rates are at (link removed) as of May 2020."
 
 
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("The bank owes 3.5 billion crowns.", Support.EXACT),
+        ("Its debt is large.", Support.EXACT),
+        ("The bank does not owe 3.5 billion crowns.", Support.UNSUPPORTED),
+        ("The bank owes 35 billion crowns.", Support.UNSUPPORTED),
+        (["no text"], Support.EXACT),
+    ],
+)
+def test_a_claim_that_its_source_denies_is_unsupported_beside_a_right_quote(claim: object, expected: Support) -> None:
+    item = {"claim": claim, "source": 2, "quote": "The bank owes 3.5 billion crowns."}
+    [citation] = answered(judged(evidence=[item]), EVIDENCE, PROFILES["finance"]).citations
+    assert citation.support is expected
+
+
 def test_the_same_quote_twice_is_found_at_both_places_and_not_in_a_claim_that_says_the_same() -> None:
     quote = "The bank owes 3.5 billion crowns."
     text = judged({"claim": quote, "source": 2, "quote": quote}, {"claim": quote, "source": 2, "quote": quote})

@@ -130,7 +130,8 @@ def _chain_share(citations: Sequence[Citation]) -> float:
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
     """Return a citation for each item: the level at which the item's source supports the item's quote.
 
-    An item without a known source is dangling.
+    An item without a known source is dangling. An item is unsupported if its source contradicts its `claim`: a model
+    may copy a quote exactly and still misread it.
     """
     citations: list[Citation] = []
     behind = 0
@@ -142,6 +143,9 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
         behind = place[1] if place is not None else behind
         start, end = place or (0, len(text))
         name, support = sources.name(number), sources.support(quote, number)
+        claim = fields.get("claim")
+        if support in BEARING and isinstance(claim, str) and sources.denies(claim, number):
+            support = Support.UNSUPPORTED
         citation = Citation(start=start, end=end, source=name, support=support)
         citations.append(sources.quoted(citation, quote, number))
     return citations

@@ -147,9 +147,17 @@ class SourceTexts:
         level = self._by_words(words(text), read)
         if level not in BEARING:
             return level
+        return Support.UNSUPPORTED if self._denied(text, number, read) else level
+
+    def denies(self, text: str, number: int) -> bool:
+        """True if source `number` contradicts this text, or lacks one of its numbers."""
+        read = self._sources.get(number)
+        return read is not None and (not _numbers(words(text)) <= read.vocabulary or self._denied(text, number, read))
+
+    def _denied(self, text: str, number: int, read: _SourceWords) -> bool:
         if number not in self._clauses_of:
             self._clauses_of[number] = read.clauses()
-        return Support.UNSUPPORTED if self._clauses_of[number].denies(self._clauses(text)) else level
+        return self._clauses_of[number].denies(self._clauses(text))
 
     def quoted(self, citation: Citation, text: str, number: int) -> Citation:
         """Return the citation with the words of source `number` that are nearest to the text, if it has support."""
