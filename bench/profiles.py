@@ -36,7 +36,7 @@ MODEL_TOKENS: Final = {"medical": 64, "finance": 400}
 _HEAD: Final = ("profile", "answers", "number", "supported", "withheld", "flagged")
 
 
-class Kind(StrEnum):
+class AnswerKind(StrEnum):
     """The kind of a written answer."""
 
     RIGHT = "right"
@@ -46,8 +46,8 @@ class Kind(StrEnum):
     REFUSING = "refusing"
 
 
-class Outcome(StrEnum):
-    """The fate of an answer."""
+class Fate(StrEnum):
+    """The end of an answer under its profile."""
 
     SUPPORTED = "supported"
     """The result has the answer, and a source supports every citation of it."""
@@ -58,61 +58,61 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ProfileQuestion:
     """A question with its sources, and its written answers. The sources answer it if one of the answers is right."""
 
     profile: str
     ask: str
     evidence: Evidence
-    answers: tuple[tuple[Kind, str], ...]
+    answers: tuple[tuple[AnswerKind, str], ...]
 
     @property
     def is_answerable(self) -> bool:
         """True if the sources answer the question."""
-        return any(kind is Kind.RIGHT for kind, _ in self.answers)
+        return any(kind is AnswerKind.RIGHT for kind, _ in self.answers)
 
 
-def load_questions(profile: str) -> list[Question]:
+def load_questions(profile: str) -> list[ProfileQuestion]:
     """Return the profile's questions, in the order of the file."""
     with (FOLDER / f"profile_{profile}.toml").open("rb") as opened:
         topics = tomllib.load(opened)["topic"]
     return [_question(profile, topic["sources"], each) for topic in topics for each in topic["question"]]
 
 
-def judged(text: str, evidence: Evidence, profile: Profile) -> Outcome:
+def judged(text: str, evidence: Evidence, profile: Profile) -> Fate:
     """Return the fate of this answer under the profile."""
     try:
         answer = answered(text, evidence, profile, is_json=profile.evidence_chain is not None)
     except Unsupported:
-        return Outcome.WITHHELD
+        return Fate.WITHHELD
     levels = [citation.support in BEARING for citation in answer.citations]
-    return Outcome.SUPPORTED if levels and all(levels) else Outcome.FLAGGED
+    return Fate.SUPPORTED if levels and all(levels) else Fate.FLAGGED
 
 
-def _question(profile: str, sources: Sequence[str], written: dict[str, Any]) -> Question:
+def _question(profile: str, sources: Sequence[str], written: dict[str, Any]) -> ProfileQuestion:
     numbered = (
         NumberedSource(number, f"https://a.example/{number}", f"https://a.example/{number}", None, (text,))
         for number, text in enumerate(sources, start=1)
     )
     answers = _finance(written) if profile == "finance" else _medical(written)
-    return Question(profile, written["ask"], Evidence(tuple(numbered), question=written["ask"]), tuple(answers))
+    return ProfileQuestion(profile, written["ask"], Evidence(tuple(numbered), question=written["ask"]), tuple(answers))
 
 
-def _medical(written: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
-    for kind in Kind:
+def _medical(written: dict[str, Any]) -> Iterator[tuple[AnswerKind, str]]:
+    for kind in AnswerKind:
         if kind in written:
             yield kind, written[kind]
 
 
-def _finance(written: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
+def _finance(written: dict[str, Any]) -> Iterator[tuple[AnswerKind, str]]:
     source, quote = written.get("source", 1), written.get("quote", "")
     if "refusing" in written:
-        yield Kind.REFUSING, _assessed(written["refusing"])
+        yield AnswerKind.REFUSING, _assessed(written["refusing"])
     else:
-        yield Kind.RIGHT, _assessed("", (written["right"], source, quote))
-        yield Kind.CONTRADICTED, _assessed("", (written["contradicted"], source, written["contradicted"]))
-        yield Kind.MISREAD, _assessed("", (written["contradicted"], source, quote))
-    yield Kind.UNSUPPORTED, _assessed("", (written["unsupported"], source, written["unsupported"]))
+        yield AnswerKind.RIGHT, _assessed("", (written["right"], source, quote))
+        yield AnswerKind.CONTRADICTED, _assessed("", (written["contradicted"], source, written["contradicted"]))
+        yield AnswerKind.MISREAD, _assessed("", (written["contradicted"], source, quote))
+    yield AnswerKind.UNSUPPORTED, _assessed("", (written["unsupported"], source, written["unsupported"]))
 
 
 def _assessed(summary: str, *items: tuple[str, int, str]) -> str:
@@ -120,12 +120,12 @@ def _assessed(summary: str, *items: tuple[str, int, str]) -> str:
     return json.dumps({"summary": summary, "evidence": evidence, "risk_score": 50, "risk_level": "medium"})
 
 
-def prompted(question: Question, profile: Profile) -> GroundedPrompt:
+def prompted(question: ProfileQuestion, profile: Profile) -> GroundedPrompt:
     """Return the prompt that a worker would give its engine for this question."""
     return profile.instructed(ground(question.ask, question.evidence))
 
 
-async def _model_answers(questions: Sequence[Question], profiles: Profiles) -> list[str]:
+async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profiles) -> list[str]:
     """Let the demo's small model answer all questions. A newline ends its answer, since it is a base model."""
     from devkit.model import small_model
     from telemetry.metrics import Metrics
@@ -153,10 +153,10 @@ async def _model_answers(questions: Sequence[Question], profiles: Profiles) -> l
     return [completion.text.strip() for completion in completions]
 
 
-def _rows(judgements: Sequence[tuple[str, str, Outcome]]) -> list[tuple[object, ...]]:
+def _rows(judgements: Sequence[tuple[str, str, Fate]]) -> list[tuple[object, ...]]:
     counts = Counter(judgements)
     groups = dict.fromkeys((profile, kind) for profile, kind, _ in judgements)
-    outcomes = {group: [counts[(*group, outcome)] for outcome in Outcome] for group in groups}
+    outcomes = {group: [counts[(*group, outcome)] for outcome in Fate] for group in groups}
     return [(*group, sum(found), *found) for group, found in outcomes.items()]
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     ]
     table(_HEAD, _rows([(question.profile, kind, outcome) for question, kind, _, outcome in written]))
     for question, kind, text, outcome in written:
-        if (outcome is Outcome.SUPPORTED) is not (kind is Kind.RIGHT):
+        if (outcome is Fate.SUPPORTED) is not (kind is AnswerKind.RIGHT):
             print(f"{question.profile}: {outcome}, though it is {kind}: {text}")
     if options.model:
         answers = asyncio.run(_model_answers(questions, profiles))
