@@ -16,6 +16,7 @@ from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Day, Domain, Iden
 from schemas.kinds import KINDS
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
+from schemas.tools import FunctionName
 
 JOB = {
     "job_id": "order-4711",
@@ -71,6 +72,35 @@ SAMPLING = {
     "top_logprobs": 2,
 }
 """A job for two answers with log-probabilities."""
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "Is the pharmacy open?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "call_0", "type": "function", "function": {"name": "clock", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "call_0", "content": "Monday, 9:41"},
+    ],
+    "tools": [
+        {"type": "function", "function": {"name": "clock", "description": "The day and the time."}},
+        {
+            "type": "function",
+            "function": {
+                "name": "opening_hours",
+                "description": "The hours of a shop on a day.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"shop": {"type": "string"}, "day": {"type": "string"}},
+                    "required": ["shop", "day"],
+                },
+                "strict": True,
+            },
+        },
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "opening_hours"}},
+    "parallel_tool_calls": False,
+}
+"""A job with tools, whose chat has a call and what it returned."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},
@@ -178,6 +208,23 @@ SCORED = {
     "created_at": 1764022104,
 }
 """The result of a job for one answer with log-probabilities."""
+CALLED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "",
+    "tool_calls": [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "opening_hours", "arguments": '{"shop": "pharmacy", "day": "Monday"}'},
+        }
+    ],
+    "finish_reason": "tool_calls",
+    "created_at": 1764022104,
+}
+"""The result of a job with tools."""
+CALLED_CHOICE = {"choices": [{"tool_calls": CALLED["tool_calls"]}]}
+"""A call in one of several answers."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",
@@ -211,6 +258,7 @@ SUPPORT: dict[Support, str] = {
 
 _PATTERNS = {
     TypeAdapter(Identifier).json_schema()["pattern"]: "printable ASCII without spaces",
+    TypeAdapter(FunctionName).json_schema()["pattern"]: "1 to 64 letters, digits, `_` or `-`",
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
     TypeAdapter(Base64).json_schema()["pattern"]: "base64 with padding",
     TypeAdapter(MediaType).json_schema()["pattern"]: "a media type without parameters",
@@ -245,20 +293,22 @@ def page() -> str:
             _headers(),
             _section(
                 *("Job", "The value of a record in `model_requests`, as JSON.", job),
-                SAMPLING | _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
+                SAMPLING | CALLING | _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
             ),
-            *_parts(job, JOB, CHAT, *KIND_JOBS.values()),
+            *_parts(job, JOB, CHAT, CALLING, *KIND_JOBS.values()),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
             _example("A job for two answers with log-probabilities", SAMPLING),
+            _example("A job with tools", CALLING),
             *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),
             _section(
                 *("Result", "The value of a record in `model_results`, as JSON.", result),
-                SAMPLED | SCORED | _merged(KIND_RESULTS) | FAILURE | RESULT,
+                SAMPLED | SCORED | CALLED | _merged(KIND_RESULTS) | FAILURE | RESULT,
             ),
-            *_parts(result, RESULT, FAILURE, SAMPLED, SCORED, *KIND_RESULTS.values()),
+            *_parts(result, RESULT, FAILURE, CALLED, SAMPLED, SCORED, CALLED_CHOICE, *KIND_RESULTS.values()),
             _example("A whole result", RESULT),
             _example("The result of a job for two answers", SAMPLED),
+            _example("The result of a job with tools", CALLED),
             *(_example(f"The result of a job for {kind.answer}", KIND_RESULTS[kind.field]) for kind in KINDS),
             _example("A result without an answer", FAILURE),
             _section("Event", "The body of a callback.", event, _event()),

@@ -1,4 +1,4 @@
-"""The base of every model that is read from a topic, a socket or a file of another party."""
+"""The bases of models that are read from a topic, a socket or a file of another party."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -11,6 +10,9 @@ from pydantic_core import to_json
 
 from schemas.bounded import WireModel
 from schemas.kinds import KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
+from schemas.messages import Message as Message
+from schemas.messages import TextPart as TextPart
+from schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, require_json
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
@@ -71,29 +73,6 @@ def _only(named: str, other: str) -> dict[str, Any]:
     return {"required": [named], "properties": {named: {"type": "string"}, other: {"type": "null"}}}
 
 
-class TextPart(WireModel):
-    """A part of a chat message. Text only: the engine itself would fetch an `image_url`, past the egress guard."""
-
-    type: Literal["text"]
-    """The kind of part."""
-    text: str
-    """The part's text."""
-
-
-class Message(WireModel):
-    """One chat message in OpenAI's shape."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    """The author of the message."""
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    """The message as one text or as text parts, which are joined by line breaks."""
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-
-
 class JsonSchemaFormat(WireModel):
     """The `json_schema` member of OpenAI's response format."""
 
@@ -104,15 +83,7 @@ class JsonSchemaFormat(WireModel):
     strict: bool = True
     """OpenAI's flag, passed on to a server. vLLM in the worker holds every answer to the schema."""
 
-    @field_validator("schema_")
-    @classmethod
-    def _is_json(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        """Reject NaN and Infinity: the JSON parser takes them, but RFC 8259 forbids them and engines reject them."""
-        try:
-            json.dumps(schema, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            raise ValueError("has something in it that is not JSON") from None
-        return schema
+    _is_json = field_validator("schema_")(require_json)
 
 
 class ResponseFormat(WireModel):
@@ -285,6 +256,15 @@ class Job(WireModel):
     """The number of the likeliest tokens at each place whose log-probabilities the result has; goes with `logprobs`."""
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
+    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
+    """Functions that the model may call. Its calls are the result's `tool_calls`; no worker runs them."""
+    tool_choice: ToolChoice | None = None
+    """`auto` (the model decides), `none`, `required` (at least one call) or one function by name; goes with `tools`.
+
+    `auto` where absent.
+    """
+    parallel_tool_calls: bool | None = None
+    """If false, the model makes one call at most; as the model likes where absent. Goes with `tools`."""
     reasoning: Reasoning | None = None
     """Bounds of the reasoning of a model that reasons; where absent, the model decides."""
     adapter: Identifier | None = None
@@ -352,6 +332,20 @@ class Job(WireModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tools_of_a_chat(self) -> Self:
+        for name in ("tool_choice", "parallel_tool_calls"):
+            if self.tools is None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` goes with `tools`")
+        if self.tools is not None and self.raw:
+            raise ValueError("`tools` goes with a chat and not with `raw`")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len({*names}) < len(names):
+            raise ValueError("`tools` has two functions with one name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("`tool_choice` names a function that `tools` does not have")
+        return self
+
     @property
     def most_tokens(self) -> int:
         """The most tokens of each answer: more answers, and more log-probabilities of each token, leave fewer."""
@@ -360,5 +354,5 @@ class Job(WireModel):
 
 _OPTIONS = tuple((option, kind.field) for kind in KINDS for option in kind.options)
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
-OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs")
+OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")
 """Fields that would change the answer to a question; jobs with texts have none of them."""

@@ -5,7 +5,7 @@ Source: OpenAI API reference, "The request input object" of the Batch API, and t
 
 A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
 (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
-`presence_penalty`, are ignored. Members that would change the kind of answer, such as `tools`, are rejected.
+`presence_penalty`, are ignored. Members that would change the kind of answer, such as `modalities`, are rejected.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, TypeGuard
 
 from schemas.kind_bodies import ENDPOINTS
 from schemas.kinds import QUESTIONS
+from schemas.openai_tools import called_message, response_choice, response_tools
 from schemas.problems import Problem, UnusableLine
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
@@ -36,7 +37,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "background": (False, True),
     "suffix": ("",),
-    "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
     "encoding_format": ("float",),
@@ -58,6 +58,7 @@ _OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_c
 """Members that inform OpenAI and do not change the answer."""
 LOGPROBS_INCLUDED: Final = "message.output_text.logprobs"
 """The value of `include` by which a request to /v1/responses asks for log-probabilities."""
+_OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 _REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
 """OpenAI's member of chats for the effort of reasoning, and vLLM's for its most tokens."""
 _TAKEN_BY_URL = {
@@ -68,12 +69,13 @@ _TAKEN_BY_URL = {
         "response_format",
         "logprobs",
         "top_logprobs",
+        *_OF_TOOLS,
         *_REASONING_PLACES.values(),
     ),
     COMPLETIONS: ("prompt", "max_tokens", "logprobs"),
     RESPONSES: (
         *("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
-        *("include", "top_logprobs"),
+        *("include", "top_logprobs", *_OF_TOOLS),
     ),
     **{endpoint.url: endpoint.members for endpoint in ENDPOINTS.values()},
 }
@@ -226,9 +228,17 @@ def _chat_question(body: dict[str, Any]) -> dict[str, Any]:
         "messages": messages,
         "max_tokens": body.get("max_tokens") if limit is None else limit,
         **{name: body.get(name) for name in ("n", "logprobs", "top_logprobs")},
+        **_tools(body, body.get("tools"), body.get("tool_choice")),
         "response_format": body.get("response_format"),
         "reasoning": _reasoning_asked(body.get("reasoning_effort"), body.get("thinking_token_budget")),
     }
+
+
+def _tools(body: dict[str, Any], tools: object, choice: object) -> dict[str, Any]:
+    """Return the fields for tools; without tools, a choice and its bound change nothing."""
+    if tools in (None, []):
+        return {}
+    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": body.get("parallel_tool_calls")}
 
 
 def _reasoning_asked(effort: object, max_tokens: object = None) -> dict[str, object] | None:
@@ -259,7 +269,7 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(question, str):
         messages = [{"role": "user", "content": question}]
     elif isinstance(question, list) and question:
-        messages = [_response_message(item, f"body.input.{index}") for index, item in enumerate(question)]
+        messages = [_response_item(item, f"body.input.{index}") for index, item in enumerate(question)]
     else:
         raise UnusableLine(Problem("body.input", "is required and is a string or a list of messages"))
     if (instructions := body.get("instructions")) is not None:
@@ -270,6 +280,7 @@ def _response_question(body: dict[str, Any]) -> dict[str, Any]:
         "reasoning": _reasoning_of_response(body.get("reasoning")),
         "logprobs": _wants_logprobs(body),
         "top_logprobs": body.get("top_logprobs"),
+        **_tools(body, response_tools(body.get("tools")), response_choice(body.get("tool_choice"))),
         "response_format": _response_format(body.get("text")),
     }
 
@@ -285,9 +296,13 @@ def _reasoning_of_response(asked: object) -> object:
     return _reasoning_asked(asked.get("effort")) if isinstance(asked, dict) else asked
 
 
+def _response_item(item: object, place: str) -> dict[str, Any]:
+    return called_message(item) or _response_message(item, place)
+
+
 def _response_message(item: object, place: str) -> dict[str, Any]:
     if not isinstance(item, dict) or item.get("type", "message") != "message":
-        raise UnusableLine(Problem(place, "is not a message"))
+        raise UnusableLine(Problem(place, "is neither a message nor a function call nor its output"))
     content = item.get("content")
     if isinstance(content, list):
         content = [_response_part(part, f"{place}.content.{index}") for index, part in enumerate(content)]

@@ -15,8 +15,9 @@ from typing import Any, Final
 from schemas.kind_bodies import ENDPOINTS, TextEndpoint
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from schemas.openai_choices import chat_logprobs, choices_of, completion_logprobs, token_objects
+from schemas.openai_tools import call_items
 from schemas.outcome import Outcome
-from schemas.result import Choice, Result
+from schemas.result import Result, ResultChoice
 
 BINARY: Final = "base64"
 """The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
@@ -51,8 +52,10 @@ def _chat_answer(result: Result) -> dict[str, Any]:
     }
 
 
-def _chat_choice(choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
+def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.tool_calls is not None:
+        message |= {"content": choice.text or None, "tool_calls": [call.model_dump() for call in choice.tool_calls]}
     if choice.reasoning is not None:
         # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
         message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
@@ -86,6 +89,7 @@ def _completion_answer(result: Result) -> dict[str, Any]:
 
 def _response_answer(result: Result) -> dict[str, Any]:
     cut = result.finish_reason == "length"
+    calls = call_items(result.tool_calls or ())
     status = "incomplete" if cut else "completed"
     logprobs = token_objects(result.logprobs or ())
     part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": logprobs}
@@ -106,7 +110,7 @@ def _response_answer(result: Result) -> dict[str, Any]:
         "instructions": None,
         "metadata": result.metadata,
         "model": result.model_id or "",
-        "output": [*_reasoning_items(result), message],
+        "output": [*_reasoning_items(result), *([message] if result.text or not calls else []), *calls],
         "parallel_tool_calls": False,
         "temperature": None,
         "tool_choice": "none",

@@ -10,22 +10,23 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Final, Literal
 
-from schemas.result import Choice, Logprob, Result, TokenLogprob
+from schemas.result import Logprob, Result, ResultChoice, TokenLogprob
 
 _PART_OF_A_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def choices_of(result: Result) -> list[Choice]:
+def choices_of(result: Result) -> list[ResultChoice]:
     """Return the answers of a job that succeeded."""
     if result.choices is not None:
         return result.choices
-    reason: Literal["stop", "length"] = "length" if result.finish_reason == "length" else "stop"
+    reasons: dict[str | None, Literal["length", "tool_calls"]] = {"length": "length", "tool_calls": "tool_calls"}
     return [
-        Choice.model_construct(
+        ResultChoice.model_construct(
             index=0,
             text=result.text or "",
             reasoning=result.reasoning,
-            finish_reason=reason,
+            finish_reason=reasons.get(result.finish_reason, "stop"),
+            tool_calls=result.tool_calls,
             logprobs=result.logprobs,
         )
     ]

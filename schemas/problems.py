@@ -20,6 +20,7 @@ from schemas.job import (
     TextPart,
 )
 from schemas.kinds import KINDS
+from schemas.tools import CalledFunction, Tool, ToolCall, ToolFunction
 
 MAX_PROBLEMS = 8
 """Enough problems to repair a record; a hostile record may have thousands."""
@@ -27,6 +28,7 @@ MAX_PROBLEMS = 8
 _MODELS: tuple[type[WireModel], ...] = (
     *(Job, Message, TextPart, Reasoning, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument),
     *(kind.model for kind in KINDS if kind.model is not None),
+    *(Tool, ToolFunction, ToolCall, CalledFunction),
 )
 _FIELDS = frozenset(info.alias or name for model in _MODELS for name, info in model.model_fields.items())
 
@@ -36,6 +38,7 @@ _MISMATCHES = {
     "callback_url": _NOT_A_URL,
     "urls": _NOT_A_URL,
     **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile", "id"), _NOT_AN_IDENTIFIER),
+    "name": "is not 1 to 64 letters, digits, `_` or `-`",
     "base64": "is not base64 with padding (RFC 4648, section 4)",
     "media_type": "is not a media type without parameters, such as application/pdf",
 }

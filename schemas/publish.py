@@ -28,7 +28,8 @@ _MODELS: dict[str, type[WireModel]] = {
     "control": JobControl,
     "worker": WorkerAnnouncement,
 }
-_CHOICES = [
+_NULL: dict[str, Any] = {"type": "null"}
+_RULES = [
     {
         "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer"}}},
         "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
@@ -37,8 +38,16 @@ _CHOICES = [
         "if": {"required": ["n"], "properties": {"n": {"minimum": 2}}},
         "then": {"properties": {"temperature": {"not": {"const": 0}}}},
     },
+    {
+        "if": {"properties": {"tools": _NULL}},
+        "then": {"properties": {"tool_choice": _NULL, "parallel_tool_calls": _NULL}},
+        "else": {"properties": {"raw": {"const": False}}},
+    },
 ]
-"""Job's rules for several answers. JSON Schema has no words for the bound on their product."""
+"""Job's rules between fields.
+
+JSON Schema has no words for the bound on a product, nor for functions with one name.
+"""
 
 
 def one_question() -> list[dict[str, Any]]:
@@ -82,7 +91,7 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def _schema(name: str, model: type[WireModel]) -> dict[str, Any]:
-    extra: dict[str, Any] = {"oneOf": one_question(), "allOf": _CHOICES} if model is Job else {}
+    extra: dict[str, Any] = {"oneOf": one_question(), "allOf": _RULES} if model is Job else {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:postback:schema:{name}:1",

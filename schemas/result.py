@@ -10,6 +10,7 @@ from pydantic import Field
 from schemas.bounded import WireModel
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding
+from schemas.tools import ToolCall
 
 MAX_RESULT_BYTES = 900 * 1024
 """The largest value, in bytes, of a result's record. A larger answer ends as `failed` with `result_too_large`."""
@@ -108,7 +109,7 @@ class TokenLogprob(Logprob):
     """The likeliest tokens, the likeliest first; absent where the job does not ask for them."""
 
 
-class Choice(WireModel):
+class ResultChoice(WireModel):
     """One of several answers of a job with `n` above 1."""
 
     index: int = Field(ge=0)
@@ -117,8 +118,10 @@ class Choice(WireModel):
     """The answer."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none."""
-    finish_reason: Literal["stop", "length"]
-    """The reason for the end of generation: `stop` (by itself) or `length` (at `max_tokens`)."""
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    """The reason for the end of generation: `stop` (by itself), `length` (at `max_tokens`) or `tool_calls`."""
+    tool_calls: list[ToolCall] | None = None
+    """The calls that this answer asks for; absent where there are none."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     """The answer's confidence, as for the whole result."""
     citations: list[Citation] = Field(default_factory=list)
@@ -201,12 +204,14 @@ class Result(WireModel):
     """Details of each source in `sources`, in the same order."""
     citations: list[Citation] = Field(default_factory=list)
     """Places in the text that rest on sources."""
+    tool_calls: list[ToolCall] | None = None
+    """The calls that the model asks for, of the job's `tools`; absent where there are none. No worker runs them."""
     logprobs: list[TokenLogprob] | None = None
     """The log-probabilities of the answer's tokens, as generated, without the reasoning.
 
     Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own.
     """
-    choices: list[Choice] | None = None
+    choices: list[ResultChoice] | None = None
     """All answers of a job with `n` above 1; absent for one answer. `text`, `citations` and the like are the first's.
 
     An answer that the job cannot use, such as one that is not the requested JSON, is left out with a note.
@@ -220,11 +225,12 @@ class Result(WireModel):
     finish_reason: Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"] | None = (
         None
     )
-    """The reason for the end of generation: `stop` (by itself), `length` (at `max_tokens`) or `abort` (from outside).
+    """The reason for the end of generation.
 
-    After any other reason the outcome is `failed`, the error's code is `unfinished`, and the result has no text. The
-    other reasons: a filter withheld the answer, the model called a tool or repeated itself, or the engine's reason is
-    unknown.
+    `stop` (by itself), `length` (at `max_tokens`), `tool_calls` (for calls of the job's tools) or `abort` (from
+    outside). After any other reason the outcome is `failed`, the error's code is `unfinished`, and the result has no
+    text. The other reasons: a filter withheld the answer, the model repeated itself or called a tool that the job does
+    not have, or the engine's reason is unknown.
     """
     timings: Timings | None = None
     """Milliseconds of each phase; absent where no generation finished."""

@@ -30,7 +30,9 @@ class Verdict(StrEnum):
 
 _ORDER = tuple(Verdict)
 
-FieldName = Literal["prompt", "messages", "embed", "rerank", "score", "classify", "search", "documents", "metadata"]
+FieldName = Literal[
+    "prompt", "messages", "tools", "embed", "rerank", "score", "classify", "search", "documents", "metadata"
+]
 """A job's text that the filter reads.
 
 `search` is the query of each search in `sources`, and the values of its parameters. The filter reads `title` and

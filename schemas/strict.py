@@ -117,9 +117,12 @@ def _checked(job: Job) -> Job:
 def _names_in_messages(job: Job) -> Iterator[str]:
     for index, message in enumerate(job.messages or ()):
         yield from (f"messages.{index}.{name}" for name in message.model_extra or ())
-        if not isinstance(message.content, str):
-            for place, part in enumerate(message.content):
-                yield from (f"messages.{index}.content.{place}.{name}" for name in part.model_extra or ())
+        for place, part in enumerate(message.parts):
+            yield from (f"messages.{index}.content.{place}.{name}" for name in part.model_extra or ())
+        for place, call in enumerate(message.tool_calls or ()):
+            at = f"messages.{index}.tool_calls.{place}"
+            yield from (f"{at}.{name}" for name in call.model_extra or ())
+            yield from (f"{at}.function.{name}" for name in call.function.model_extra or ())
 
 
 def _whole(job: Job, *problems: Problem) -> Job:

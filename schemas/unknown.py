@@ -17,6 +17,7 @@ from schemas.bounded import WireModel
 from schemas.job import Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources
 from schemas.kinds import KINDS
 from schemas.problems import Problem
+from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 
 MAX_NAMES = 5
 MAX_NAME_CHARACTERS = 64
@@ -33,6 +34,10 @@ _MODELS: dict[str, type[WireModel]] = {
     "response_format.json_schema": JsonSchemaFormat,
     "reasoning": Reasoning,
     **{kind.field: kind.model for kind in KINDS if kind.model is not None},
+    "tools": Tool,
+    "tools.function": ToolFunction,
+    "tool_choice": NamedTool,
+    "tool_choice.function": ChosenFunction,
 }
 _KNOWN = {
     place: tuple(info.alias or name for name, info in model.model_fields.items()) for place, model in _MODELS.items()
@@ -68,9 +73,11 @@ def taken_from(job: Job) -> UnknownFields | None:
     """
     for message in job.messages or ():
         _removed(message)
-        if not isinstance(message.content, str):
-            for part in message.content:
-                _removed(part)
+        for part in message.parts:
+            _removed(part)
+        for call in message.tool_calls or ():
+            _removed(call)
+            _removed(call.function)
     names = [*_removed(job)]
     if job.sources is not None:
         names += _below("sources", job.sources)
@@ -83,6 +90,12 @@ def taken_from(job: Job) -> UnknownFields | None:
     for kind in KINDS:
         asked = getattr(job, kind.field)
         names += _below(kind.field, asked if isinstance(asked, WireModel) else None)
+    for tool in job.tools or ():
+        names += _below("tools", tool)
+        names += _below("tools.function", tool.function)
+    if isinstance(job.tool_choice, NamedTool):
+        names += _below("tool_choice", job.tool_choice)
+        names += _below("tool_choice.function", job.tool_choice.function)
     if job.response_format is not None:
         names += _below("response_format", job.response_format)
         names += _below("response_format.json_schema", job.response_format.json_schema)

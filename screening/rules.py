@@ -30,6 +30,7 @@ class _Rule(BaseModel):
     fields: Annotated[tuple[FieldName, ...], Field(min_length=1)] = (
         "prompt",
         "messages",
+        "tools",
         "embed",
         "rerank",
         "score",

@@ -19,9 +19,10 @@ from schemas.job import (
 )
 from schemas.kinds import texts_in, with_texts_in
 from schemas.screening import FieldName
+from schemas.tools import Tool
 
 Place = tuple[FieldName, str | int]
-"""A field, and the text within it: a message's number, a document's member, a key, or 0."""
+"""A field, and the text within it: a number, a message's call, a document's member, a key, or 0."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema that a text with markers must keep too."""
@@ -54,23 +55,36 @@ def texts_of(job: Job) -> Iterator[JobText]:
     """Return the texts of a job that a rule can read."""
     if job.prompt is not None:
         yield JobText(("prompt", 0), job.prompt)
-    for number, message in enumerate(job.messages or ()):
-        parts = () if isinstance(message.content, str) else tuple(part.text for part in message.content)
-        yield JobText(("messages", number), message.text, parts)
+    yield from _texts_of_chat(job)
     if job.kind is not None:
         field = cast(FieldName, job.kind.field)
         yield from (JobText((field, key), text) for key, text in texts_in(getattr(job, field)))
-    for number, search in enumerate(job.sources.all_searches if job.sources is not None else ()):
+    yield from _texts_of_sources(job.sources or Sources())
+    for key, value in job.metadata.items():
+        yield JobText(("metadata", key), value)
+
+
+def _texts_of_chat(job: Job) -> Iterator[JobText]:
+    for number, message in enumerate(job.messages or ()):
+        if message.content is not None:
+            yield JobText(("messages", number), message.text, tuple(part.text for part in message.parts))
+        for at, call in enumerate(message.tool_calls or ()):
+            yield JobText(("messages", f"{number}.{at}"), call.function.arguments)
+    for number, tool in enumerate(job.tools or ()):
+        if tool.function.description is not None:
+            yield JobText(("tools", number), tool.function.description)
+
+
+def _texts_of_sources(sources: Sources) -> Iterator[JobText]:
+    for number, search in enumerate(sources.all_searches):
         yield JobText(("search", number), search.query)
         for key, value in search.parameters.items():
             yield JobText(("search", f"{number}.{key}"), value)
-    for number, document in enumerate(job.sources.documents if job.sources is not None else ()):
+    for number, document in enumerate(sources.documents):
         for member in _MEMBERS:
             text = getattr(document, member)
             if text is not None:
                 yield JobText(("documents", f"{number}.{member}"), text)
-    for key, value in job.metadata.items():
-        yield JobText(("metadata", key), value)
 
 
 def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
@@ -81,8 +95,11 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
         update["prompt"] = prompt
     if job.messages is not None:
         update["messages"] = [
-            _with_text(message, changed.get(("messages", number))) for number, message in enumerate(job.messages)
+            _with_arguments(number, _with_text(message, changed.get(("messages", number))), changed)
+            for number, message in enumerate(job.messages)
         ]
+    if job.tools is not None:
+        update["tools"] = [_with_description(tool, changed.get(("tools", at))) for at, tool in enumerate(job.tools)]
     if job.kind is not None:
         field = job.kind.field
         of_field = {key: text for (name, key), text in changed.items() if name == field and isinstance(text, str)}
@@ -93,6 +110,22 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
     if values:
         update["metadata"] = {**job.metadata, **values}
     return job.model_copy(update=update)
+
+
+def _with_arguments(number: int, message: Message, changed: Mapping[Place, str | tuple[str, ...]]) -> Message:
+    if message.tool_calls is None:
+        return message
+    calls = []
+    for at, call in enumerate(message.tool_calls):
+        arguments = changed.get(("messages", f"{number}.{at}"), call.function.arguments)
+        calls.append(call.model_copy(update={"function": call.function.model_copy(update={"arguments": arguments})}))
+    return message.model_copy(update={"tool_calls": calls})
+
+
+def _with_description(tool: Tool, text: str | tuple[str, ...] | None) -> Tool:
+    if text is None:
+        return tool
+    return tool.model_copy(update={"function": tool.function.model_copy(update={"description": text})})
 
 
 def _with_source_texts(sources: Sources, changed: Mapping[Place, str | tuple[str, ...]]) -> Sources:

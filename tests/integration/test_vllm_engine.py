@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY, generate_latest
 
 from devkit.model import tiny_model
 from schemas.job import Message, Reasoning
+from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 from telemetry.metrics import Metrics
 from tests.integration.json_schemas import CIRCULAR, ODD, SCHEMA, UNSUPPORTED, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request
@@ -24,6 +25,7 @@ from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine, loading
 from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
+from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian, marked
 from workers.engines.vllm.sampling import sampling_params
@@ -35,6 +37,7 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
 SETTINGS = VllmSettings(model=str(tiny_model()))
+TOOLS = (Tool(type="function", function=ToolFunction(name="opening_hours", parameters={"type": "object"})),)
 
 
 async def test_the_beginning_of_sentence_is_there_once(vllm_engine: VllmEngine) -> None:
@@ -62,6 +65,31 @@ async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(vllm_engine: VllmEn
     renderer = renderer_from_config(arguments.create_engine_config())
     prompt = renderer.get_tokenizer().decode(Prompts(renderer).tokens(request()))
     assert f"<｜User｜>{QUESTION}<｜Assistant｜>" in prompt  # noqa: RUF001 - DeepSeek's bar
+    assert "opening_hours" in renderer.get_tokenizer().decode(Prompts(renderer).tokens(request(tools=TOOLS)))
+
+
+async def test_a_family_s_parser_finds_the_calls_and_a_grammar_demands_one() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    config = AsyncEngineArgs(**engine_arguments(SETTINGS, {})).create_engine_config().model_config
+    tools = Calling.of(str(tiny_model()), config, "hermes").wanted(request(tools=TOOLS))
+    assert tools is not None
+    said = 'Wait.<tool_call>\n{"name": "opening_hours", "arguments": {"day": "Monday"}}\n</tool_call>'
+    text, [call] = tools.calls(said, [])
+    assert (text, call.function.name, call.function.arguments) == ("Wait.", "opening_hours", '{"day": "Monday"}')
+    assert tools.calls("<tool_call>{", []) == ("<tool_call>{", [])
+    assert (tools.is_demanded, tools.keeps_special_tokens) == (False, True)
+    for choice in ("required", NamedTool(type="function", function=ChosenFunction(name="opening_hours"))):
+        demanded = Calling.of(str(tiny_model()), config, "hermes").wanted(request(tools=TOOLS, tool_choice=choice))
+        assert demanded is not None
+        assert (demanded.is_demanded, demanded.structure is not None) == (True, True)
+    with pytest.raises(RequestRejected, match="tools: vLLM in the worker has no parser"):
+        Calling.of(str(tiny_model()), config).wanted(request(tools=TOOLS))
+
+
+async def test_tools_are_refused_where_the_model_s_template_has_no_place_for_them(vllm_engine: VllmEngine) -> None:
+    with pytest.raises(RequestRejected, match="tools: the model's chat template"):
+        await vllm_engine.generate(request(tools=TOOLS))
 
 
 async def test_the_model_s_own_sampling_counts_where_a_request_says_nothing(vllm_engine: VllmEngine) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from console.job_reference import (
+    CALLED,
+    CALLING,
     CHAT,
     FAILURE,
     HEADER_EXAMPLES,
@@ -85,7 +87,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT, SAMPLING, *KIND_JOBS.values()])
+@pytest.mark.parametrize("example", [JOB, CHAT, SAMPLING, CALLING, *KIND_JOBS.values()])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")
@@ -99,16 +101,16 @@ def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [RESULT, SAMPLED, SCORED, FAILURE, *KIND_RESULTS.values()],
-    ids=["success", "sampled", "scored", "failure", *KIND_RESULTS],
+    [RESULT, CALLED, SAMPLED, SCORED, FAILURE, *KIND_RESULTS.values()],
+    ids=["success", "called", "sampled", "scored", "failure", *KIND_RESULTS],
 )
 def test_each_result_of_the_page_is_one(example: dict[str, Any]) -> None:
     assert read_result(json.dumps(example).encode()) == Result.model_validate(example)
 
 
 def test_the_examples_have_every_field_and_header() -> None:
-    assert {*JOB, *CHAT, *SAMPLING, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
-    assert {*RESULT, *SAMPLED, *SCORED, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
+    assert {*JOB, *CHAT, *SAMPLING, *CALLING, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
+    assert {*RESULT, *CALLED, *SAMPLED, *SCORED, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
     assert list(HEADER_EXAMPLES) == list(PRODUCER_HEADERS)
 
 

@@ -136,7 +136,6 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
     [
         ("best_of", 2),
         ("stream", True),
-        ("tools", [{"type": "function"}]),
         ("modalities", ["text", "audio"]),
         ("previous_response_id", "resp_1"),
     ],
@@ -159,7 +158,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://internal/"}}]
         ({**line(CHAT), "body": []}, "body"),
         (line({}), "body.messages"),
         (line({"messages": []}), "body.messages"),
-        (line({"messages": [{"role": "tool", "content": "a"}]}), "body.messages.0.role"),
+        (line({"messages": [{"role": "tool", "content": "a"}]}), "body.messages.0"),
         (line({**CHAT, "model": "a b"}), "body.model"),
         (line({**CHAT, "metadata": {"webhook_url": "ftp://a"}}), "body.metadata.webhook_url"),
         (line({**CHAT, "metadata": "s3cret"}), "body.metadata"),

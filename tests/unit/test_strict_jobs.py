@@ -103,7 +103,7 @@ def test_a_body_with_a_member_of_another_url_or_a_typing_error_is_told_the_right
     [
         ("stream", True, "; the answer comes whole"),
         ("previous_response_id", "resp_1", "; send the earlier messages in `input`"),
-        ("tools", [{"type": "web_search"}], ""),
+        ("modalities", ["audio"], ""),
     ],
 )
 def test_members_that_would_change_the_answer_are_refused_with_the_way_around(

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
 from schemas.job import Message, Reasoning, ResponseFormat
 from schemas.result import Logprob, TokenLogprob
+from schemas.tools import Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
 
 _LEAST_LOGPROB = -9999.0
@@ -61,6 +62,12 @@ class GenerationRequest:
 
     0 returns those of the answer's own tokens only, and None returns none.
     """
+    tools: tuple[Tool, ...] = ()
+    """Functions that the model may call; empty for an answer without calls."""
+    tool_choice: ToolChoice | None = None
+    """The job's choice; None leaves it to the model, as `auto` does."""
+    parallel_tool_calls: bool | None = None
+    """If false, the model makes one call at most."""
     reasoning: Reasoning | None = None
     """Bounds of the reasoning before the answer; None leaves it to the model."""
     priority: int = 0
@@ -95,7 +102,7 @@ class ServedBy:
 class Completion:
     """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
-    `text` is an answer only after `stop` and `length`, and has no reasoning in it.
+    `text` is an answer only after `stop`, `length` and, with `tool_calls`, `tool_calls`. It has no reasoning in it.
     """
 
     text: str
@@ -110,6 +117,8 @@ class Completion:
     """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
     pooled: Pooled | None = None
     """The answer to the request's `pooling`; None for a question."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls that the model asks for. The reason is then `tool_calls`, or `length` for a call that is cut off."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Log-probabilities of the answer's tokens, without the reasoning; None unless the request asks for them."""
     further: tuple[Completion, ...] = ()
@@ -146,6 +155,14 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
+    """Return the completion with the calls. Some servers give the reason `stop` for a call that the job demanded."""
+    is_called = bool(calls) and completion.finish_reason == "stop"
+    return replace(
+        completion, tool_calls=tuple(calls), finish_reason="tool_calls" if is_called else completion.finish_reason
+    )
 
 
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:

@@ -26,6 +26,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import Field
 
 from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
+from schemas.tools import CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import (
@@ -36,6 +37,7 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
     token_logprob,
+    with_calls,
 )
 from workers.engines.pooling import Pooled, PoolingInput
 from workers.engines.prompts import last_user_text, prompt_room
@@ -203,6 +205,14 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
 """The row of each text, by the kind of job."""
 
 
+def _call(text: str, request: GenerationRequest) -> ToolCall:
+    """Return the call of a tool that the job demands: the named one or the first, with the text as its argument."""
+    choice = request.tool_choice
+    name = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
+    arguments = json.dumps({"text": text}, ensure_ascii=False)
+    return ToolCall(id="call_0", function=CalledFunction(name=name, arguments=arguments))
+
+
 def _wake(sleeping: asyncio.Future[_Woken]) -> None:
     if not sleeping.done():
         sleeping.set_result("slept")
@@ -223,6 +233,8 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
     if request.top_logprobs is not None:  # each word is certain, and has no alternatives
         words_said = _TOKEN.findall(text)
         logprobs = tuple(token_logprob(word, 0.0, [(word, 0.0)][: request.top_logprobs]) for word in words_said)
+    if request.tools and request.tool_choice not in (None, "auto", "none"):
+        return with_calls(Completion("", reason, len(words), len(said), confidence=1.0), [_call(text, request)])
     further = (Completion(text, reason, 0, 0, confidence=1.0, logprobs=logprobs),) * (request.n - 1)
     return Completion(
         text, reason, len(words), request.n * len(said), confidence=1.0, logprobs=logprobs, further=further

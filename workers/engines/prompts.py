@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from schemas.job import Job, Message
+from schemas.tools import ToolCall
 from workers.engines.base import GenerationRequest, RequestRejected
 
-_SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+_SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 def plain_text(messages: Sequence[Message]) -> str:
@@ -41,3 +44,19 @@ def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | 
     if request.context_window is not None and request.context_window == window:
         raise RequestRejected("context_window", f"{window} tokens leave no room for a prompt beside max_tokens")
     raise RequestRejected("max_tokens", f"leaves no room for a prompt in the {window} tokens of this model")
+
+
+def arguments_of(call: ToolCall) -> dict[str, Any]:
+    """Return the arguments of a call in the chat, as an object. Raises RequestRejected for any other text."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}", parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestRejected("messages", "`arguments` of a call in `tool_calls` is to be a JSON object")
+    return arguments
+
+
+def _refuse(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's parser would accept."""
+    raise ValueError(f"{name} is no JSON")

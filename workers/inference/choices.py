@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from schemas.job import Job
-from schemas.result import Choice, ResultError, SourceDetails
+from schemas.result import ResultChoice, ResultError, SourceDetails
 from workers.engines.base import Completion
 from workers.enrichment.answering.answer import Answer, Unsupported, answered
 from workers.enrichment.answering.links import without_unknown_links
@@ -18,7 +18,7 @@ from workers.inference.json_answers import NotJson, require_json
 LONG_ANSWER_CHARS = 10_000
 _UNFINISHED = {
     "content_filter": "the engine's content filter held the answer back",
-    "tool_calls": "the model called a tool instead of answering, and jobs have no tools",
+    "tool_calls": "the model called a tool instead of answering, and the job has no tools",
     "repetition": "the model repeated itself until the engine ended the answer",
 }
 
@@ -36,9 +36,9 @@ class ReadAnswer:
         """The answer's confidence, lowered where its sentences have no source."""
         return self.answer.lowered(self.completion.confidence)
 
-    def choice(self, index: int) -> Choice:
+    def choice(self, index: int) -> ResultChoice:
         """Return the answer as one of a result's choices."""
-        return Choice.model_validate(
+        return ResultChoice.model_validate(
             {
                 "index": index,
                 "text": self.answer.text,
@@ -46,6 +46,7 @@ class ReadAnswer:
                 "finish_reason": self.completion.finish_reason,
                 "confidence": self.confidence,
                 "citations": list(self.answer.citations),
+                "tool_calls": list(self.completion.tool_calls) or None,
                 "logprobs": self.completion.logprobs,
             }
         )
@@ -74,12 +75,14 @@ def notes_on(read: Sequence[ReadAnswer | ResultError], wanted: int) -> list[str]
 
 
 async def _read(completion: Completion, asked: GroundedRequest, max_tokens: int) -> ReadAnswer | ResultError:
-    if completion.finish_reason not in ("stop", "length"):
+    ends = ("stop", "length", "tool_calls") if completion.tool_calls else ("stop", "length")
+    if completion.finish_reason not in ends:
         why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
         return ResultError(code="unfinished", message=why)
     try:
         answer = await _answer(completion, asked, max_tokens)
-        return ReadAnswer(completion, answer, await _reasoning(completion.reasoning, asked))
+        reasoning = completion.reasoning
+        return ReadAnswer(completion, answer, await _without_links(reasoning, asked) if reasoning is not None else None)
     except (NotJson, Unsupported) as wrong:
         return ResultError(code="unsupported" if isinstance(wrong, Unsupported) else "not_json", message=str(wrong))
 
@@ -89,6 +92,8 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
 
     A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
     """
+    if completion.tool_calls:  # the model answers once it has what its tools return
+        return Answer(await _without_links(completion.text, asked), (), ())
     if asked.wants_json:
         require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
@@ -97,9 +102,9 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
     return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
-async def _reasoning(reasoning: str | None, asked: GroundedRequest) -> str | None:
-    """Return the reasoning without links that a page could have put into it, as `_answer` returns the answer."""
-    if reasoning is None or asked.evidence is None:
-        return reasoning
-    read = partial(without_unknown_links, reasoning, asked.evidence)
-    return read() if len(reasoning) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+async def _without_links(text: str, asked: GroundedRequest) -> str:
+    """Return a text without links that a page could have put into it, as `_answer` returns the answer."""
+    if asked.evidence is None:
+        return text
+    read = partial(without_unknown_links, text, asked.evidence)
+    return read() if len(text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)

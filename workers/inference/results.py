@@ -58,6 +58,7 @@ class Results:
             text=first.answer.text,
             reasoning=first.reasoning,
             choices=several,
+            tool_calls=list(first.completion.tool_calls) or None,
             logprobs=first.completion.logprobs if several is None else None,
             confidence=first.confidence,
             sources=[source.id for source in sources],

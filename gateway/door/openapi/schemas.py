@@ -14,6 +14,7 @@ from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.openai import URLS
 from schemas.outcome import Outcome
 from schemas.result import Result
+from schemas.tools import MAX_TOOLS
 
 PLACE = "#/components/schemas/"
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -159,6 +160,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
         n=_ANSWERS,
         logprobs={"type": "boolean"},
         top_logprobs=_TOP_LOGPROBS,
+        tools={"type": "array", "items": ref("Tool"), "minItems": 1, "maxItems": MAX_TOOLS},
+        tool_choice={"anyOf": [{"enum": ["none", "auto", "required"]}, ref("NamedTool")]},
+        parallel_tool_calls={"type": "boolean"},
     ),
     "CompletionRequest": _asked(
         {"prompt": {"type": "string", "minLength": 1}},
@@ -176,6 +180,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
         max_output_tokens=_TOKENS,
         reasoning={"type": "object"},
         include={"type": "array", "items": _TEXT},
+        tools={"type": "array", "items": {"type": "object"}},
+        tool_choice={"type": ["string", "object"]},
+        parallel_tool_calls={"type": "boolean"},
         top_logprobs=_TOP_LOGPROBS,
         background={"type": "boolean"},
         store={"type": "boolean"},

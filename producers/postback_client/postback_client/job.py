@@ -70,6 +70,12 @@ class Job:
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None
     """Tokens of prompt and answer together."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """Functions that the model may call, in OpenAI's shape. The calls are the result's `tool_calls`; none is run."""
+    tool_choice: str | Mapping[str, Any] | None = None
+    """`auto`, `none`, `required` or one function, in OpenAI's shape; goes with `tools`."""
+    parallel_tool_calls: bool | None = None
+    """If false, the model makes one call at most."""
     reasoning: Mapping[str, Any] | None = None
     """Bounds of the model's reasoning: `effort`, `max_tokens`."""
     adapter: str | None = None

@@ -47,6 +47,23 @@ class CitedPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionOfCall:
+    """A function's name and its arguments, which the model wrote as JSON: check them before use."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallOfTool:
+    """A call that the model asks for. A message of the role `tool` answers it by its `id`."""
+
+    id: str
+    function: FunctionOfCall
+    type: str = "function"
+
+
+@dataclass(frozen=True, slots=True)
 class LikelyToken:
     """A token, and the natural logarithm of its probability."""
 
@@ -73,6 +90,7 @@ class AnswerChoice:
     reasoning: str | None = None
     confidence: float | None = None
     citations: tuple[CitedPlace, ...] = ()
+    tool_calls: tuple[CallOfTool, ...] = ()
     logprobs: tuple[AnswerToken, ...] | None = None
 
 
@@ -140,6 +158,8 @@ class Result:
     """The labels of the texts of the job's `classify`, in the same order."""
     reasoning: str | None = None
     """The model's reasoning before the answer."""
+    tool_calls: tuple[CallOfTool, ...] = ()
+    """The calls that the model asks for, of the job's `tools`."""
     choices: tuple[AnswerChoice, ...] | None = None
     """All answers of a job with `n` above 1."""
     logprobs: tuple[AnswerToken, ...] | None = None

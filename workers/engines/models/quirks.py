@@ -17,7 +17,7 @@ def with_quirks(request: GenerationRequest, family: Family | None) -> Generation
     if family is None or family.system != "none" or request.messages is None:
         return request
     of_system = [message.text for message in request.messages if message.role in ("system", "developer")]
-    others = [message for message in request.messages if message.role in ("user", "assistant")]
+    others = [message for message in request.messages if message.role not in ("system", "developer")]
     at = next((at for at, message in enumerate(others) if message.role == "user"), None)
     if not of_system:
         return request

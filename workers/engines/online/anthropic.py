@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -9,14 +10,23 @@ from pydantic import Field
 
 from schemas.bounded import BoundedModel
 from schemas.job import Reasoning
+from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount, require_one_answer
+from workers.engines.base import (
+    Completion,
+    GenerationRequest,
+    RequestRejected,
+    TokenCount,
+    require_one_answer,
+    with_calls,
+)
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
-from workers.engines.online.turns import parted
+from workers.engines.online.turns import Turn, parted
 from workers.engines.openai_http.engine import HttpEngine
+from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
@@ -37,6 +47,10 @@ class _Block(BoundedModel):
     text: str = ""
     thinking: str = ""
     """The reasoning, in blocks of that type; `redacted_thinking` hides it."""
+    id: str = Field(default="", max_length=256)
+    name: str = Field(default="", max_length=256)
+    input: dict[str, Any] | None = None
+    """The arguments of the call, in blocks of the type `tool_use`."""
 
 
 class _AnthropicUsage(BoundedModel):
@@ -87,8 +101,10 @@ class MessagesApi:
         body: dict[str, Any] = {
             "model": self._model,
             "max_tokens": request.max_tokens,
-            "messages": [{"role": role, "content": text} for role, text in turns],
+            "messages": [{"role": turn.role, "content": _content(turn)} for turn in turns],
         }
+        if request.tools:
+            body |= _tools(request)
         if request.reasoning is not None:
             body |= _reasoning(request.reasoning)
         if system:
@@ -116,13 +132,55 @@ class MessagesApi:
         text = "".join(block.text for block in answer.content if block.type == "text")
         thoughts = "".join(block.thinking for block in answer.content if block.type == "thinking")
         reason = finish_reason(answer.stop_reason)
-        return Completion(
+        completion = Completion(
             text, reason, prompt_tokens, usage.output_tokens, reasoning=thoughts or None, cached_tokens=cached
         )
+        called = [block for block in answer.content if block.type == "tool_use"][:MAX_TOOL_CALLS]
+        return with_calls(completion, [_call(block) for block in called]) if request.tools else completion
 
     def window(self, body: bytes) -> int | None:
         """Return the most tokens of a prompt, if the description has them. Raises ValidationError."""
         return AnthropicModel.model_validate_json(body).max_input_tokens
+
+
+def _call(block: _Block) -> ToolCall:
+    arguments = json.dumps(block.input or {}, ensure_ascii=False)
+    return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))
+
+
+def _content(turn: Turn) -> str | list[dict[str, Any]]:
+    """Return a turn's content: a text, or blocks where it has calls or their answers. Raises RequestRejected."""
+    if turn.is_text:
+        return turn.text
+    blocks: list[dict[str, Any]] = []
+    for message in turn.messages:
+        if message.role == "tool":
+            blocks.append({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text})
+        elif message.text:
+            blocks.append({"type": "text", "text": message.text})
+        blocks += [_used(call) for call in message.tool_calls or ()]
+    return blocks
+
+
+def _used(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.function.name, "input": arguments_of(call)}
+
+
+def _tools(request: GenerationRequest) -> dict[str, Any]:
+    """Return the parameters for tools; `any` is the service's word for `required`."""
+    tools = []
+    for tool in request.tools:
+        described = {"description": tool.function.description} if tool.function.description is not None else {}
+        schema = {"type": "object", **tool.function.parameters}
+        tools.append({"name": tool.function.name, **described, "input_schema": schema})
+    asked = request.tool_choice or "auto"
+    if isinstance(asked, NamedTool):
+        choice: dict[str, Any] = {"type": "tool", "name": asked.function.name}
+    else:
+        choice = {"type": {"required": "any"}.get(asked, asked)}
+    if request.parallel_tool_calls is False and asked != "none":
+        choice["disable_parallel_tool_use"] = True
+    return {"tools": tools, "tool_choice": choice}
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:

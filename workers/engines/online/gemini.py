@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -13,18 +15,21 @@ from pydantic import Field
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, Reasoning
 from schemas.result import TokenLogprob
+from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, TokenCount, token_logprob
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount, token_logprob, with_calls
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
-from workers.engines.online.turns import parted
+from workers.engines.online.turns import Turn, parted
 from workers.engines.openai_http.engine import HttpEngine
+from workers.engines.prompts import arguments_of
 
 _MOST_PARTS = 4096
 _LEVELS: dict[str, str] = {"xhigh": "high"}
 """Our words for efforts, where the service has another one."""
+_MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _ROLES = {"user": "user", "assistant": "model"}
 
 
@@ -35,8 +40,15 @@ class GeminiSettings(OnlineSettings):
     """The service's URL, with the version of its API."""
 
 
+class _FunctionCall(BoundedModel):
+    id: str | None = Field(default=None, max_length=256)
+    name: str = Field(min_length=1, max_length=256)
+    args: dict[str, Any] | None = None
+
+
 class _Part(BoundedModel):
     text: str = ""
+    call: _FunctionCall | None = Field(default=None, alias="functionCall")
     thought: bool = False
     """True if the part is a summary of the model's reasoning."""
 
@@ -135,8 +147,11 @@ class GenerateContentApi:
             options["responseMimeType"] = "application/json"
         if form is not None and form.json_schema is not None:
             options["responseJsonSchema"] = form.json_schema.schema_
-        contents = [{"role": _ROLES[role], "parts": [{"text": text}]} for role, text in turns]
+        names = {call.id: call.function.name for message in request.messages or () for call in message.tool_calls or ()}
+        contents = [{"role": _ROLES[turn.role], "parts": _parts(turn, names)} for turn in turns]
         body: dict[str, Any] = {"contents": contents, "generationConfig": options}
+        if request.tools:
+            body |= _tools(request)
         if system:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         return body
@@ -151,7 +166,7 @@ class GenerateContentApi:
         if not answer.candidates:
             return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
         candidates = sorted(answer.candidates, key=lambda each: each.index)
-        first, *further = [_completion(each, request.top_logprobs) for each in candidates]
+        first, *further = [_completion(each, request) for each in candidates]
         return replace(
             first,
             prompt_tokens=tokens[0],
@@ -167,15 +182,60 @@ class GenerateContentApi:
         return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
 
 
-def _completion(candidate: _Candidate, top_logprobs: int | None) -> Completion:
+def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion:
     text = "".join(part.text for part in candidate.content.parts if not part.thought)
     thoughts = "".join(part.text for part in candidate.content.parts if part.thought)
     confidence = math.exp(candidate.mean_logprob) if candidate.mean_logprob is not None else None
     reason = finish_reason(candidate.finish_reason or "unknown")
     logprobs = None
-    if top_logprobs is not None and candidate.logprobs is not None:
-        logprobs = candidate.logprobs.of_tokens(top_logprobs)
-    return Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
+    if request.top_logprobs is not None and candidate.logprobs is not None:
+        logprobs = candidate.logprobs.of_tokens(request.top_logprobs)
+    completion = Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
+    called = [part.call for part in candidate.content.parts if part.call is not None][:MAX_TOOL_CALLS]
+    return with_calls(completion, [_call(call, at) for at, call in enumerate(called)]) if request.tools else completion
+
+
+def _call(call: _FunctionCall, number: int) -> ToolCall:
+    """Return a call; the service gives most calls no id."""
+    arguments = json.dumps(call.args or {}, ensure_ascii=False)
+    return ToolCall(id=call.id or f"call_{number}", function=CalledFunction(name=call.name, arguments=arguments))
+
+
+def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a turn's parts. `names` has the functions of the chat's calls by their ids. Raises RequestRejected."""
+    if turn.is_text:
+        return [{"text": turn.text}]
+    parts: list[dict[str, Any]] = []
+    for message in turn.messages:
+        if message.role == "tool":
+            name = names.get(message.tool_call_id or "")
+            if name is None:
+                raise RequestRejected("messages", "`tool_call_id` names no call of an earlier message")
+            parts.append({"functionResponse": {"name": name, "response": {"result": message.text}}})
+        elif message.text:
+            parts.append({"text": message.text})
+        parts += [
+            {"functionCall": {"name": call.function.name, "args": arguments_of(call)}}
+            for call in message.tool_calls or ()
+        ]
+    return parts
+
+
+def _tools(request: GenerationRequest) -> dict[str, Any]:
+    """Return the parameters for tools; `ANY` is the service's word for `required`. Raises RequestRejected."""
+    if request.parallel_tool_calls is False:
+        raise RequestRejected("parallel_tool_calls", "this service has no such bound; remove the field")
+    declared = []
+    for tool in request.tools:
+        described = {"description": tool.function.description} if tool.function.description is not None else {}
+        schema = {"parametersJsonSchema": tool.function.parameters} if tool.function.parameters else {}
+        declared.append({"name": tool.function.name, **described, **schema})
+    asked = request.tool_choice or "auto"
+    mode = "ANY" if isinstance(asked, NamedTool) else _MODES[asked]
+    config: dict[str, Any] = {"mode": mode}
+    if isinstance(asked, NamedTool):
+        config["allowedFunctionNames"] = [asked.function.name]
+    return {"tools": [{"functionDeclarations": declared}], "toolConfig": {"functionCallingConfig": config}}
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from schemas.job import Message
 from workers.engines.base import GenerationRequest, RequestRejected, require_question
 
-Turn = tuple[str, str]
-"""`user` or `assistant`, and the text."""
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Messages of one speaker in a row. What tools returned is said by the user, as both services want it."""
+
+    role: str
+    """`user` or `assistant`."""
+    messages: Sequence[Message]
+
+    @property
+    def text(self) -> str:
+        """The texts of the messages as one text."""
+        return "\n\n".join(message.text for message in self.messages)
+
+    @property
+    def is_text(self) -> bool:
+        """True if no message has calls of tools or answers of such calls."""
+        return all(message.tool_calls is None and message.role != "tool" for message in self.messages)
 
 
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
-    """Return the system text, and the turns of user and assistant. Texts of one speaker in a row become one turn.
+    """Return the system text, and the turns of user and assistant. Messages of one speaker in a row become one turn.
 
     A chat of system messages alone becomes one turn of the user, since the APIs take no chat without a turn.
     Raises RequestRejected for a raw prompt, and for a request without a question.
@@ -22,13 +39,16 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     if request.is_raw:
         raise RequestRejected("raw", "this service answers chats only")
     if request.messages is None:
-        return "", [("user", request.prompt or "")]
+        return "", [_of_the_user(request.prompt or "")]
     system = "\n\n".join(message.text for message in request.messages if _is_system(message))
-    others: Sequence[Message] = [message for message in request.messages if not _is_system(message)]
+    others = [message for message in request.messages if not _is_system(message)]
     if not others:
-        return "", [("user", system)]
-    turns = [(role, "\n\n".join(each.text for each in group)) for role, group in groupby(others, _role)]
-    return system, turns
+        return "", [_of_the_user(system)]
+    return system, [Turn(role, [*group]) for role, group in groupby(others, _role)]
+
+
+def _of_the_user(text: str) -> Turn:
+    return Turn("user", [Message(role="user", content=text)])
 
 
 def _is_system(message: Message) -> bool:
@@ -36,4 +56,4 @@ def _is_system(message: Message) -> bool:
 
 
 def _role(message: Message) -> str:
-    return message.role
+    return "assistant" if message.role == "assistant" else "user"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.result import TokenLogprob
+from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -22,6 +25,7 @@ from workers.engines.base import (
     RequestRejected,
     TokenCount,
     token_logprob,
+    with_calls,
 )
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure
@@ -57,6 +61,9 @@ _FIELDS = {
         "n",
         "logprobs",
         "top_logprobs",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
     )
 }
 _FIELDS["max_completion_tokens"] = "max_tokens"
@@ -117,7 +124,7 @@ def outcome(
     try:
         if request.pooling is not None:
             return pooling.completion_of(request.pooling, body)
-        return completion_of(ServerAnswer.model_validate_json(body), marks, top_logprobs=request.top_logprobs)
+        return completion_of(ServerAnswer.model_validate_json(body), marks, request)
     except ValidationError:
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
@@ -179,8 +186,27 @@ def _known(value: float | None) -> float:
     return value if value is not None else -math.inf
 
 
+class _CalledFunction(BoundedModel):
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str | dict[str, Any] = ""
+    """JSON as a text; some servers give the object itself."""
+
+
+class _Call(BoundedModel):
+    id: str | None = Field(default=None, max_length=256)
+    function: _CalledFunction
+
+    def named(self, number: int) -> ToolCall:
+        """Return the call; a call without an id gets one from its number."""
+        said = self.function.arguments
+        arguments = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        function = CalledFunction(name=self.function.name, arguments=arguments)
+        return ToolCall(id=self.id or f"call_{number}", function=function)
+
+
 class _Message(BoundedModel):
     content: str | None = None
+    tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     reasoning: str | None = None
     """vLLM's name for the reasoning, and OpenRouter's."""
     reasoning_content: str | None = None
@@ -237,16 +263,16 @@ class ServerAnswer(_Bill):
 
 
 def completion_of(
-    answer: ServerAnswer, marks: ReasoningMarks | None = None, *, top_logprobs: int | None = None
+    answer: ServerAnswer, marks: ReasoningMarks | None = None, request: GenerationRequest | None = None
 ) -> Completion:
     """Return the choices, the first one with the others as `further`. Raises EngineFailed if one is a failure.
 
-    `marks` part the reasoning from the text of a server that does not part them itself. `top_logprobs` is the
-    request's.
+    `marks` part the reasoning from the text of a server that does not part them itself. Without the request, calls and
+    log-probabilities are left out.
     """
     usage = answer.usage or _Usage()
     choices = sorted(answer.choices, key=lambda each: each.index)
-    first, *further = [_completion(each, usage, marks, top_logprobs) for each in choices]
+    first, *further = [_completion(each, usage, marks, request) for each in choices]
     return replace(
         first,
         prompt_tokens=usage.prompt_tokens,
@@ -257,7 +283,9 @@ def completion_of(
     )
 
 
-def _completion(choice: _Choice, usage: _Usage, marks: ReasoningMarks | None, top_logprobs: int | None) -> Completion:
+def _completion(
+    choice: _Choice, usage: _Usage, marks: ReasoningMarks | None, request: GenerationRequest | None
+) -> Completion:
     text, reasoning = choice.text or "", None
     if choice.message is not None:
         text, reasoning = choice.message.content or "", choice.message.reasoning or choice.message.reasoning_content
@@ -276,9 +304,12 @@ def _completion(choice: _Choice, usage: _Usage, marks: ReasoningMarks | None, to
     values = choice.logprobs.values() if choice.logprobs is not None else []
     confidence = math.exp(sum(values) / len(values)) if values else None
     logprobs = None
-    if top_logprobs is not None and choice.logprobs is not None:
-        logprobs = choice.logprobs.of_tokens(top_logprobs)
-    return Completion(text, reason, 0, 0, confidence, reasoning=reasoning or None, logprobs=logprobs)
+    if request is not None and request.top_logprobs is not None and choice.logprobs is not None:
+        logprobs = choice.logprobs.of_tokens(request.top_logprobs)
+    completion = Completion(text, reason, 0, 0, confidence, reasoning=reasoning or None, logprobs=logprobs)
+    if request is None or not request.tools or choice.message is None:
+        return completion
+    return with_calls(completion, [call.named(at) for at, call in enumerate(choice.message.tool_calls or ())])
 
 
 def _billed(body: bytes) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.bounded import BoundedModel
-from schemas.job import Reasoning
+from schemas.job import Message, Reasoning
+from schemas.tools import NamedTool
 from telemetry.logs import get_logger
-from workers.engines.base import GenerationRequest
+from workers.engines.base import GenerationRequest, RequestRejected
 from workers.engines.openai_http.pooling import ENDPOINTS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
@@ -105,6 +106,7 @@ class Dialect:
             body["stop"] = list(request.stop)
         if request.response_format is not None and request.response_format.type != "text":
             body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
+        body |= _tools(request, chat=chat)
         if request.n > 1:
             body["n"] = request.n
         body |= self._log_probabilities(request, chat=chat)
@@ -141,6 +143,30 @@ class Dialect:
         return is_ours
 
 
+def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
+    """Return the parameters for tools. Raises RequestRejected where they cannot go with the request's path."""
+    if not request.tools:
+        return {}
+    if not chat:
+        raise RequestRejected("tools", "the server completes texts here and calls no tools; name a model for chats")
+    choice = request.tool_choice
+    fields = {
+        "tools": [tool.model_dump(exclude_none=True, exclude_defaults=True) for tool in request.tools],
+        "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.text if message.content is not None else None}
+    if message.tool_calls is not None:
+        said["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        said["tool_call_id"] = message.tool_call_id
+    return said
+
+
 def _reasoning(asked: Reasoning, *, chat: bool) -> dict[str, Any]:
     """Return OpenAI's parameter for the effort, which chats have, and vLLM's for the most tokens."""
     effort = asked.effort if asked.is_wanted else "none"
@@ -151,4 +177,4 @@ def _reasoning(asked: Reasoning, *, chat: bool) -> dict[str, Any]:
 def _messages(request: GenerationRequest) -> Sequence[dict[str, str]]:
     if request.messages is None:
         return [{"role": "user", "content": request.prompt or ""}]
-    return [{"role": message.role, "content": message.text} for message in request.messages]
+    return [_message(message) for message in request.messages]

@@ -5,6 +5,7 @@
     adapters        LoRA adapters, loaded at the start
     tokens          a prompt as tokens
     sampling        requests and answers in vLLM's terms
+    calling         tools, and the calls in an answer
     thinking        the model's reasoning
     schema_limits   rejects schemas that would block vLLM
     loading         reloads an engine that died

@@ -39,6 +39,7 @@ from workers.engines.base import (
 from workers.engines.prompts import prompt_room
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
+from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, answers
@@ -76,6 +77,7 @@ class VllmEngine:
         self._llm: Any = None
         self._prompts: Any = None
         self._thinking: Thinking | None = None
+        self._calling: Any = None
         self._defaults: Mapping[str, Any] = {}
         self._context_tokens = settings.max_model_len
         self._places = settings.max_num_seqs
@@ -280,6 +282,7 @@ class VllmEngine:
             usage = UsageContext.LLM_CLASS
             config = arguments.create_engine_config(usage)
             self._thinking = Thinking.of(self._model, config.model_config)
+            self._calling = Calling.of(self._model, config.model_config, self._settings.tool_parser)
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
                 config = arguments.create_engine_config(usage)
@@ -313,13 +316,15 @@ class VllmEngine:
         output: Any = None
         try:
             thinking = self._thinking
+            tools = self._calling.wanted(request)
             params = sampling_params(
                 request,
                 self._settings,
                 self._defaults,
                 marks_are_special=thinking is not None and thinking.is_special,
+                tools=tools,
             )
-            is_grammar_first = thinking is not None and grammar_is_first(request, tokens, thinking)
+            is_grammar_first = thinking is not None and grammar_is_first(request, tokens, thinking, tools)
             outputs = llm.generate(
                 tokens_input(tokens),
                 params,
@@ -342,7 +347,7 @@ class VllmEngine:
             raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
-        return completion_of(output, request, tokens, self._thinking)
+        return completion_of(output, request, tokens, self._thinking, tools)
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 

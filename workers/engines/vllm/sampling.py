@@ -15,8 +15,10 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     token_logprob,
+    with_calls,
 )
 from workers.engines.finish import finish_reason, is_failure
+from workers.engines.vllm.calling import ToolsOfRequest
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
@@ -33,7 +35,12 @@ _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "fr
 
 
 def sampling_params(
-    request: GenerationRequest, settings: VllmSettings, defaults: Mapping[str, Any], *, marks_are_special: bool = False
+    request: GenerationRequest,
+    settings: VllmSettings,
+    defaults: Mapping[str, Any],
+    *,
+    marks_are_special: bool = False,
+    tools: ToolsOfRequest | None = None,
 ) -> Any:
     """Return the request as `SamplingParams`. `defaults` are the model's, by its `generation_config.json`.
 
@@ -53,22 +60,26 @@ def sampling_params(
         stop=[*request.stop, *settings.stop],
         logprobs=_logprobs(request, settings),
         flat_logprobs=True,  # a third less CPU than with a dictionary for each token
-        structured_outputs=_structure(request),
+        structured_outputs=_structure(request, tools),
         thinking_token_budget=_budget(request),
-        skip_special_tokens=not marks_are_special,
+        skip_special_tokens=not (marks_are_special or (tools is not None and tools.keeps_special_tokens)),
         **{name: defaults[name] for name in _BY_THE_MODEL if name in defaults},
         output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields a final output too, with the tokens so far
     )
 
 
 def completion_of(
-    output: Any, request: GenerationRequest, prompt: Sequence[int], thinking: Thinking | None = None
+    output: Any,
+    request: GenerationRequest,
+    prompt: Sequence[int],
+    thinking: Thinking | None = None,
+    tools: ToolsOfRequest | None = None,
 ) -> Completion:
     """Return the final output, its first answer with the others as `further`.
 
     The request was aborted if one of the answers was. Raises EngineError if vLLM ended an answer with an error.
     """
-    first, *further = [_answer(each, request, prompt, thinking) for each in output.outputs]
+    first, *further = [_answer(each, request, prompt, thinking, tools) for each in output.outputs]
     reasons = [each.finish_reason for each in (first, *further)]
     thought = [each.reasoning_tokens for each in (first, *further) if each.reasoning_tokens is not None]
     return replace(
@@ -82,7 +93,13 @@ def completion_of(
     )
 
 
-def _answer(answer: Any, request: GenerationRequest, prompt: Sequence[int], thinking: Thinking | None) -> Completion:
+def _answer(
+    answer: Any,
+    request: GenerationRequest,
+    prompt: Sequence[int],
+    thinking: Thinking | None,
+    tools: ToolsOfRequest | None,
+) -> Completion:
     """Return one of the request's answers, with its own tokens."""
     count = len(answer.token_ids)
     if is_failure(answer.finish_reason):
@@ -98,13 +115,13 @@ def _answer(answer: Any, request: GenerationRequest, prompt: Sequence[int], thin
         confidence,
         logprobs=_token_logprobs(answer.logprobs, request.top_logprobs),
     )
-    if thinking is None or grammar_is_first(request, prompt, thinking):
-        return completion
-    whole = thinking.parted(answer.text, is_open=thinking.is_open(prompt))
+    if thinking is None or grammar_is_first(request, prompt, thinking, tools):
+        return _with_calls_of(completion, tools, answer.token_ids, thinking)
+    whole = thinking.parted(answer.text, is_open=thinking.is_open(prompt), keeps_special_tokens=tools is not None)
     if whole.reasoning is None:
-        return replace(completion, text=whole.text)
+        return _with_calls_of(replace(completion, text=whole.text), tools, answer.token_ids, thinking)
     tokens = thinking.tokens(answer.text, answer.token_ids, whole)
-    return replace(
+    reasoned = replace(
         completion,
         text=whole.text,
         reasoning=whole.reasoning,
@@ -112,6 +129,17 @@ def _answer(answer: Any, request: GenerationRequest, prompt: Sequence[int], thin
         confidence=confidence_from(answer.logprobs, tokens),
         logprobs=completion.logprobs[tokens:] if completion.logprobs is not None else None,
     )
+    return _with_calls_of(reasoned, tools, answer.token_ids[tokens:], thinking)
+
+
+def _with_calls_of(
+    completion: Completion, tools: ToolsOfRequest | None, ids: Sequence[int], thinking: Thinking | None
+) -> Completion:
+    """Return the completion with the calls in its text; special tokens leave the text after the calls are found."""
+    if tools is None:
+        return completion
+    text, calls = tools.calls(completion.text, ids)
+    return with_calls(replace(completion, text=thinking.shown(text) if thinking is not None else text), calls)
 
 
 def _token_logprobs(found: Any, top: int | None) -> tuple[TokenLogprob, ...] | None:
@@ -128,12 +156,15 @@ def _token_logprobs(found: Any, top: int | None) -> tuple[TokenLogprob, ...] | N
     )
 
 
-def grammar_is_first(request: GenerationRequest, prompt: Sequence[int], thinking: Thinking) -> bool:
-    """True if JSON begins with the first token, so that the output has no reasoning.
+def grammar_is_first(
+    request: GenerationRequest, prompt: Sequence[int], thinking: Thinking, tools: ToolsOfRequest | None = None
+) -> bool:
+    """True if JSON or a demanded call begins with the first token, so that the output has no reasoning.
 
     The output has none if neither the prompt opened the reasoning nor the job asks for it.
     """
-    if request.response_format is None or request.response_format.type == "text":
+    has_grammar = tools is not None and tools.is_demanded and tools.structure is not None
+    if not has_grammar and (request.response_format is None or request.response_format.type == "text"):
         return False
     is_asked = request.reasoning is not None and request.reasoning.is_wanted
     return thinking.parser is None or not (is_asked or thinking.is_open(prompt))
@@ -167,7 +198,14 @@ def _budget(request: GenerationRequest) -> int | None:
     return asked.max_tokens if asked is not None and asked.is_wanted else None
 
 
-def _structure(request: GenerationRequest) -> Any:
+def _structure(request: GenerationRequest, tools: ToolsOfRequest | None) -> Any:
+    """Return the grammar of the job's calls, which has the response format in it, or that of the format alone."""
+    if tools is not None and tools.structure is not None:
+        if request.response_format is not None and request.response_format.json_schema is not None:
+            check_schema(request.response_format.json_schema.schema_)
+        for tool in request.tools:
+            check_schema(tool.function.parameters, "tools.function.parameters")
+        return tools.structure
     if request.response_format is None or request.response_format.type == "text":
         return None
     from vllm.sampling_params import StructuredOutputsParams

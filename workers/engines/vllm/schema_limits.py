@@ -20,23 +20,23 @@ MAX_PATTERNS: Final = 50
 FIELD: Final = "response_format.json_schema.schema"
 
 
-def check_schema(schema: dict[str, Any]) -> None:
+def check_schema(schema: dict[str, Any], field: str = FIELD) -> None:
     """Raise RequestRejected, with the field, for a schema beyond a bound."""
     size = len(json.dumps(schema, ensure_ascii=False))
     if size > MAX_SCHEMA_CHARS:
-        raise RequestRejected(FIELD, f"has {size} characters, and {MAX_SCHEMA_CHARS} are allowed")
+        raise RequestRejected(field, f"has {size} characters, and {MAX_SCHEMA_CHARS} are allowed")
     patterns = 0
     for part in _parts(schema):
         properties = part.get("properties")
         if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
             raise RequestRejected(
-                FIELD, f"has an object with {len(properties)} properties, and {MAX_PROPERTIES} are allowed"
+                field, f"has an object with {len(properties)} properties, and {MAX_PROPERTIES} are allowed"
             )
         patterns += isinstance(part.get("pattern"), str)
         pattern_properties = part.get("patternProperties")
         patterns += len(pattern_properties) if isinstance(pattern_properties, dict) else 0
     if patterns > MAX_PATTERNS:
-        raise RequestRejected(FIELD, f"has {patterns} patterns, and {MAX_PATTERNS} are allowed")
+        raise RequestRejected(field, f"has {patterns} patterns, and {MAX_PATTERNS} are allowed")
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -45,6 +45,8 @@ class VllmSettings(EngineSection):
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
     """Texts that end every answer. A base model without instruction tuning would go on after its answer."""
+    tool_parser: str | None = None
+    """The name of vLLM's tool parser; if absent, the one of the model's family, which its name tells."""
     adapters: dict[str, str] = Field(default_factory=dict)
     """LoRA adapters as JSON: each name with its directory.
 

@@ -76,14 +76,21 @@ class Thinking:
         end: str = self._tokenizer.decode([*prompt[-_PROMPT_END:]])
         return end.rstrip().endswith(self._marks.opening)
 
-    def parted(self, output: str, *, is_open: bool) -> Parted:
-        """Part the output, and leave special tokens out of both parts, as vLLM leaves them out of plain output."""
+    def shown(self, text: str) -> str:
+        """Return a text without special tokens, if vLLM was asked to keep them for the marks."""
+        return self._specials.sub("", text)
+
+    def parted(self, output: str, *, is_open: bool, keeps_special_tokens: bool = False) -> Parted:
+        """Part the output, and leave special tokens out of both parts, as vLLM leaves them out of plain output.
+
+        With `keeps_special_tokens`, the answer still has its own, such as the marks around calls.
+        """
         whole = parted(output, self._marks, is_open=is_open)
         if not self.is_special:
             return whole
         reasoning = whole.reasoning.removesuffix(self._marks.trailer) if whole.reasoning is not None else None
         shown = self._specials.sub("", reasoning).strip() if reasoning is not None else None
-        return Parted(self._specials.sub("", whole.text), shown, whole.end)
+        return Parted(whole.text if keeps_special_tokens else self.shown(whole.text), shown, whole.end)
 
     def tokens(self, output: str, ids: Sequence[int], whole: Parted) -> int:
         """Return the number of tokens of the reasoning, up to and with its closing mark."""

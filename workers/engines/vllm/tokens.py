@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.job import Message
+from schemas.tools import ToolCall
 from workers.engines.base import GenerationRequest, RequestRejected
-from workers.engines.prompts import plain_text
+from workers.engines.prompts import arguments_of, plain_text
 from workers.engines.vllm.loading import short
 
 
@@ -32,9 +33,11 @@ class Prompts:
         messages = request.messages
         if messages is None and not request.is_raw:
             messages = (Message(role="user", content=request.prompt or ""),)
+        if request.tools and not (self._is_in_code or "tools" in (self._template or "")):
+            raise RequestRejected("tools", "the model's chat template has no place for tools")
         if messages is None or not (self._is_in_code or self._template):
             return self._plain(request.prompt if request.prompt is not None else plain_text(messages or ()))
-        said = [{"role": message.role, "content": message.text} for message in messages]
+        said = _messages(messages)
         try:
             prompt = self._rendered(said, _template_options(request))
         except Exception as error:  # the template is the model's own program and may raise anything
@@ -42,7 +45,7 @@ class Prompts:
             raise RequestRejected(field, f"the model's chat template refuses it: {short(str(error))}") from error
         return prompt if isinstance(prompt, list) else self._encoded(prompt, add_special_tokens=False)
 
-    def _rendered(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str | list[int]:
+    def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str | list[int]:
         """Return the prompt's text, or its tokens where the template is vLLM's code."""
         if not self._is_in_code:
             text: str = self._tokenizer.apply_chat_template(
@@ -80,12 +83,34 @@ def cut_at_start(tokens: Sequence[int], room: int | None, bos: int | None) -> li
     return [*tokens[len(tokens) - room :]]
 
 
+def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them: arguments are objects, and a tool's answer names the function."""
+    names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
+    said = []
+    for message in messages:
+        one: dict[str, Any] = {"role": message.role, "content": message.text}
+        if message.tool_calls is not None:
+            one["tool_calls"] = [_called(call) for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            one |= {"tool_call_id": message.tool_call_id, "name": names.get(message.tool_call_id, "")}
+        said.append(one)
+    return said
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": arguments_of(call)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 def _template_options(request: GenerationRequest) -> dict[str, Any]:
-    """Return the variables by which chat templates turn reasoning on and off. A template ignores those of others."""
+    """Return the variables of chat templates for tools and for reasoning. A template ignores those of others."""
+    options: dict[str, Any] = {}
+    if request.tools and request.tool_choice != "none":
+        options["tools"] = [tool.model_dump(exclude_none=True) for tool in request.tools]
     asked = request.reasoning
     if asked is None:
-        return {}
-    options: dict[str, Any] = {"enable_thinking": asked.is_wanted, "thinking": asked.is_wanted}
+        return options
+    options |= {"enable_thinking": asked.is_wanted, "thinking": asked.is_wanted}
     return options | ({"reasoning_effort": asked.effort} if asked.effort and asked.is_wanted else {})
 
 

@@ -75,7 +75,7 @@ def _into_messages(messages: Sequence[Message], preface: str, question: str) -> 
     if last is None:
         return (*messages, Message(role="user", content=preface))
     preface = f"{preface}\n\n{question}"
-    content = messages[last].content
+    content = messages[last].content or ""
     grounded = preface + content if isinstance(content, str) else [TextPart(type="text", text=preface), *content]
     return (*messages[:last], messages[last].model_copy(update={"content": grounded}), *messages[last + 1 :])
 

@@ -91,7 +91,7 @@ class Profile(_ProfileSection):
         if grounded.messages is None:
             return GroundedPrompt(f"{self.instructions}\n\n{grounded.prompt or ''}", None)
         at = max(at for at, message in enumerate(grounded.messages) if message.role == "user")
-        said = grounded.messages[at].content
+        said = grounded.messages[at].content or ""
         content: str | list[TextPart] = (
             f"{self.instructions}\n\n{said}"
             if isinstance(said, str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final, Self
 
 from pydantic import Field, ValidationError
@@ -115,6 +116,9 @@ def said(result: Result) -> Said:
     """Return the answer of a result, for a comparison. Numbers of texts become JSON."""
     numbers = result.model_dump_json(include=_NUMBERS, exclude_none=True) if result.text is None else "{}"
     text = numbers if numbers != "{}" else result.text
+    if result.tool_calls is not None:
+        calls = [[call.function.name, call.function.arguments] for call in result.tool_calls]
+        text = json.dumps([text, calls], ensure_ascii=False)
     return Said(text, result.error.code if result.error is not None else None)
 
 

@@ -1,0 +1,57 @@
+"""Tools in the shapes of OpenAI's Responses API, converted to those of chat completions, and calls converted back.
+
+Source: OpenAI API reference, "Create a model response": `tools`, `tool_choice`, and the items `function_call` and
+`function_call_output`. A value of another shape is left as it is, for the job's own check to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from schemas.tools import ToolCall
+
+_MEMBERS = ("name", "description", "parameters", "strict")
+
+
+def response_tools(tools: object) -> object:
+    """Return the tools of a Responses body with their members one level deeper, as chat completions have them."""
+    return [_nested(tool) for tool in tools] if isinstance(tools, list) else tools
+
+
+def response_choice(choice: object) -> object:
+    """Return the choice of a Responses body in the form of chat completions."""
+    return _nested(choice) if isinstance(choice, dict) else choice
+
+
+def called_message(item: object) -> dict[str, Any] | None:
+    """Return a call, or what a called function returned, as a chat message; None for any other item."""
+    if not isinstance(item, dict):
+        return None
+    if item.get("type") == "function_call":
+        function = {name: item.get(name) for name in ("name", "arguments")}
+        return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
+    if item.get("type") == "function_call_output":
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+    return None
+
+
+def call_items(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Return calls as items of a Response's output."""
+    return [
+        {
+            "type": "function_call",
+            "id": f"fc_{call.id}",
+            "call_id": call.id,
+            "name": call.function.name,
+            "arguments": call.function.arguments,
+            "status": "completed",
+        }
+        for call in calls
+    ]
+
+
+def _nested(tool: object) -> object:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return tool
+    return {"type": "function", "function": {name: tool[name] for name in _MEMBERS if tool.get(name) is not None}}
