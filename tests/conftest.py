@@ -32,6 +32,9 @@ _EXIT_GRACE_SECONDS = 5.0
 _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
 _SHOWN = "shown"
 
+DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
+"""Parameters of a fixture: the databases of the gateway's store."""
+
 # Hypothesis' default deadline of 200 ms an example would test the machine. Examples are the same in each run, so that a
 # failure is due to the change that is tested; `hunt` draws new ones.
 hypothesis.settings.register_profile("postback", deadline=None, derandomize=True)
@@ -105,7 +108,7 @@ def postgres() -> Iterator[PostgresServer]:
         yield own
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database; a test that asks for it runs on both databases."""
     if request.param == "sqlite":

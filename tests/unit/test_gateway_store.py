@@ -17,8 +17,6 @@ from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import idempotency, meta
 from gateway.store.text import storable, to_json
-from tests.postgres_server import PostgresServer
-from tests.product import eventually
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:
@@ -146,61 +144,3 @@ def test_json_has_no_nul_and_no_lone_surrogate(value: object) -> None:
     text = to_json(value)
     assert text.encode()
     assert "\\u0000" not in text
-
-
-class TestPostgresThatIsStartedAgain:
-    def test_a_committed_change_is_kept_and_an_open_one_runs_again(self) -> None:
-        with PostgresServer() as server:
-            store = Store.open(server.new_database())
-            store.write_now(put("before"))
-            runs: list[int] = []
-
-            def killed_once(connection: Connection) -> None:
-                runs.append(1)
-                set_value(connection, "during", "v")
-                if len(runs) == 1:
-                    server.kill()
-                    server.start()
-
-            store.write_now(killed_once)
-            assert names(store) == {"before", "during"}
-            assert len(runs) == 2
-            server.kill()
-            server.start()
-            assert names(store) == {"before", "during"}
-            store.close()
-
-    def test_a_change_whose_answer_was_lost_after_its_commit_is_not_run_again(self) -> None:
-        with PostgresServer() as server:
-            url = server.new_database()
-            store = Store.open(url)
-            # A commit is durable, and then waits for a standby that does not exist.
-            server.command("ALTER SYSTEM SET synchronous_standby_names = 'absent'", "SELECT pg_reload_conf()")
-            runs: list[int] = []
-
-            def count(connection: Connection) -> None:
-                runs.append(1)
-                set_value(connection, "count", str(int(value_of(connection, "count") or 0) + 1))
-
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            future = store.submit(count)
-            eventually(lambda: server.command(waiting) == 1, 30, "the commit does not wait")
-            server.command("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-            future.result(60)
-            server.command("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
-            assert store.read_now(lambda connection: value_of(connection, "count")) == "1"
-            assert len(runs) == 1
-            store.close()
-
-    def test_while_it_is_away_requests_are_refused_and_then_served_again(self) -> None:
-        with PostgresServer() as server:
-            store = Store.open(server.new_database())
-            server.kill()
-            with pytest.raises(StoreAway):
-                store.write_now(put("a"))
-            with pytest.raises(StoreAway):
-                names(store)
-            server.start()
-            store.write_now(put("b"))
-            assert names(store) == {"b"}
-            store.close()

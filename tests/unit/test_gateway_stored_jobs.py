@@ -22,13 +22,14 @@ from schemas.codec import write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Result
+from tests.conftest import DATABASES
 from tests.drawn import drawn
 
 TENANT = "acme"
 TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=DATABASES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A store with 30 jobs, created three at a time; every job has a team and a model of its own."""
     if request.param == "sqlite":

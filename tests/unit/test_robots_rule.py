@@ -25,5 +25,5 @@ def test_rules_for_our_name_go_before_those_for_everybody() -> None:
 def test_the_name_for_robots_txt_is_part_of_the_user_agent() -> None:
     agent = "Mozilla/5.0 (compatible; AcmeBot/1.0; +https://acme.example/bot)"
     assert EnrichmentSettings(user_agent=agent, robots_agent="AcmeBot").robots_agent == "AcmeBot"
-    with pytest.raises(ValidationError, match="robots_agent has to be a part of user_agent"):
+    with pytest.raises(ValidationError, match="robots_agent is not a part of user_agent"):
         EnrichmentSettings(user_agent=agent)

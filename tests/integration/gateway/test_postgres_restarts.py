@@ -1,0 +1,83 @@
+"""The store while its PostgreSQL is killed and started again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection, select
+
+from gateway.store.meta import set_value, value_of
+from gateway.store.store import Store, StoreAway
+from gateway.store.tables import meta
+from tests.postgres_server import PostgresServer
+from tests.product import eventually
+
+
+def put(name: str) -> Callable[[Connection], None]:
+    return lambda connection: set_value(connection, name, "v")
+
+
+def names(store: Store) -> set[str]:
+    """Names of the values that a test has written."""
+    found = set(store.read_now(lambda connection: connection.scalars(select(meta.c.name)).all()))
+    return found - {"store"}
+
+
+def test_a_committed_change_is_kept_and_an_open_one_runs_again() -> None:
+    with PostgresServer() as server:
+        store = Store.open(server.new_database())
+        store.write_now(put("before"))
+        runs: list[int] = []
+
+        def killed_once(connection: Connection) -> None:
+            runs.append(1)
+            set_value(connection, "during", "v")
+            if len(runs) == 1:
+                server.kill()
+                server.start()
+
+        store.write_now(killed_once)
+        assert names(store) == {"before", "during"}
+        assert len(runs) == 2
+        server.kill()
+        server.start()
+        assert names(store) == {"before", "during"}
+        store.close()
+
+
+def test_a_change_whose_answer_was_lost_after_its_commit_is_not_run_again() -> None:
+    with PostgresServer() as server:
+        url = server.new_database()
+        store = Store.open(url)
+        # A commit is durable, and then waits for a standby that does not exist.
+        server.command("ALTER SYSTEM SET synchronous_standby_names = 'absent'", "SELECT pg_reload_conf()")
+        runs: list[int] = []
+
+        def count(connection: Connection) -> None:
+            runs.append(1)
+            set_value(connection, "count", str(int(value_of(connection, "count") or 0) + 1))
+
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        future = store.submit(count)
+        eventually(lambda: server.command(waiting) == 1, 30, "the commit does not wait")
+        server.command("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        future.result(60)
+        server.command("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+        assert store.read_now(lambda connection: value_of(connection, "count")) == "1"
+        assert len(runs) == 1
+        store.close()
+
+
+def test_while_it_is_away_requests_are_refused_and_then_served_again() -> None:
+    with PostgresServer() as server:
+        store = Store.open(server.new_database())
+        server.kill()
+        with pytest.raises(StoreAway):
+            store.write_now(put("a"))
+        with pytest.raises(StoreAway):
+            names(store)
+        server.start()
+        store.write_now(put("b"))
+        assert names(store) == {"b"}
+        store.close()
