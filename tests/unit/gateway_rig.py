@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -68,13 +70,25 @@ class Rig:
         return sorted(path.name for path in (self.folder / "blobs").iterdir())
 
 
+@cache
+def _empty_store() -> bytes:
+    """The file of a new SQLite store, made once: its tables take longer to make than most tests run."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "store.db"
+        Store.open(f"sqlite:///{path}").close()
+        return path.read_bytes()
+
+
 @contextmanager
 def gateway_rig(
     folder: Path, limits: AccessSettings = UNLIMITED, store_url: str | None = None, **settings: Any
 ) -> Iterator[Rig]:
     """Yield a door, on SQLite unless `store_url` is given; `settings` are those of files."""
     clock = HandClock(NOW)
-    url = f"sqlite:///{folder}/store.db"
+    file = folder / "store.db"
+    if not file.exists():
+        file.write_bytes(_empty_store())
+    url = f"sqlite:///{file}"
     store = Store.open(store_url or url)
     shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
     access = Access.open(store, url, limits, clock)

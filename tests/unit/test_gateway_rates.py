@@ -79,7 +79,9 @@ async def test_the_rate_of_a_credential_leaves_the_tenants_other_ones_alone(rig:
 
 async def test_guessing_of_keys_is_slowed_by_address_and_known_keys_go_on(rig: Rig) -> None:
     known, unknown, guess = rig.key(), rig.key("globex"), rig.key()
-    rig.store.submit(lambda connection: connection.exec_driver_sql("DELETE FROM api_keys WHERE id = ?", (guess[3:19],)))
+    rig.store.write_now(
+        lambda connection: connection.exec_driver_sql("DELETE FROM api_keys WHERE id = ?", (guess[3:19],))
+    )
     assert await statuses(rig, known, 1) == [200]
     assert await statuses(rig, guess, 5) == [401, 401, 401, 429, 429]
     assert await statuses(rig, None, 1) == [429]

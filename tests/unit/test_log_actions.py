@@ -56,9 +56,11 @@ def logged_in(source: str) -> Iterator[tuple[str, str | None]]:
                 yield node.value, None
 
 
-def sources() -> Iterator[Path]:
-    for package in PACKAGES:
-        yield from (ROOT / package).rglob("*.py")
+@pytest.fixture(scope="module")
+def logged() -> list[tuple[str, str | None]]:
+    """Each action that the program logs, with its level where the call shows it; the source is parsed once."""
+    paths: list[Path] = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return [found for path in paths for found in logged_in(path.read_text(encoding="utf-8"))]
 
 
 def test_the_search_finds_actions_in_calls_and_beside_calls() -> None:
@@ -66,21 +68,20 @@ def test_the_search_finds_actions_in_calls_and_beside_calls() -> None:
     assert set(logged_in(INDIRECT_SOURCE)) == {("handler-raised", None)}
 
 
-def test_the_catalogue_has_each_action_that_the_source_logs_and_no_other() -> None:
-    logged = {action for path in sources() for action, _ in logged_in(path.read_text(encoding="utf-8"))}
+def test_the_catalogue_has_each_action_that_the_source_logs_and_no_other(logged: list[tuple[str, str | None]]) -> None:
+    actions = {action for action, _ in logged}
 
-    assert sorted(logged - CATALOGUE.keys()) == [], (
+    assert sorted(actions - CATALOGUE.keys()) == [], (
         "declare them in telemetry/actions.py; run python -m console.publish"
     )
-    assert sorted(CATALOGUE.keys() - logged) == [], "no line logs these: remove them from telemetry/actions.py"
+    assert sorted(CATALOGUE.keys() - actions) == [], "no line logs these: remove them from telemetry/actions.py"
 
 
-def test_each_actions_level_is_the_highest_that_the_source_logs_it_with() -> None:
+def test_each_actions_level_is_the_highest_that_the_source_logs_it_with(logged: list[tuple[str, str | None]]) -> None:
     highest: dict[str, str] = {}
-    for path in sources():
-        for action, level in logged_in(path.read_text(encoding="utf-8")):
-            if level is not None:
-                highest[action] = max(level, highest.get(action, "debug"), key=LEVELS.index)
+    for action, level in logged:
+        if level is not None:
+            highest[action] = max(level, highest.get(action, "debug"), key=LEVELS.index)
 
     assert len(highest) > 50
     assert highest == {action: CATALOGUE[action].level for action in highest}
