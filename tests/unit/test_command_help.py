@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from typer.main import get_command
 
 from console.help import EXAMPLES
@@ -25,7 +26,8 @@ def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", command
 
 
-COMMANDS = dict(commands_of(get_command(app)))
+ROOT: Any = get_command(app)  # made once: it takes as long as most tests here
+COMMANDS = dict(commands_of(ROOT))
 
 
 def test_every_command_has_an_example_and_every_example_a_command() -> None:
@@ -44,12 +46,28 @@ def test_the_examples_of_a_command_are_parsed_by_it(words: str) -> None:
         COMMANDS[words].make_context(words, arguments[:end])  # raises if an option is unknown or missing
 
 
-@pytest.mark.parametrize("words", ["", "keys", *COMMANDS])
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_help_of_a_command_shows_its_examples(words: str) -> None:
+    shown = CliRunner().invoke(ROOT, [*words.split(), "--help"], env=WIDE)
+    assert shown.exit_code == 0
+    for example in EXAMPLES[words]:
+        assert f" {example} " in shown.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_short_option_asks_for_the_help_of_every_command(words: str) -> None:
+    command = ROOT
+    context = command.make_context("postback", [], resilient_parsing=True)
+    for word in words.split():
+        command = command.commands[word]
+        context = command.make_context(word, [], parent=context, resilient_parsing=True)
+    assert set(command.get_help_option_names(context)) == {"-h", "--help"}
+
+
+@pytest.mark.parametrize("words", ["", "keys", "submit"])
 def test_the_short_option_shows_the_same_help_as_the_long_one(words: str) -> None:
     long, short = (postback_here(*words.split(), option, env=WIDE) for option in ("--help", "-h"))
     assert (short.returncode, short.stdout) == (0, long.stdout)
-    for example in EXAMPLES.get(words, ()):
-        assert f" {example} " in long.stdout
 
 
 def test_the_help_shows_every_command_in_a_group() -> None:
