@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -212,21 +211,20 @@ async def serving_tls(context: ssl.SSLContext) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_tls_reaches_through_the_proxy_and_checks_the_server_s_certificate(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop], proxy: Proxy, server: ProxyServer, tmp_path: Path
+async def test_tls_reaches_through_the_proxy_and_checks_the_server_s_certificate(
+    proxy: Proxy, server: ProxyServer, tmp_path: Path
 ) -> None:
     authority = Authority.create(tmp_path)
     trusting = ssl.create_default_context(cafile=authority.ca_file)
+    async with serving_tls(authority.server()) as port, guard(proxy).session() as session:
+        for _ in range(2):  # the second request uses the same tunnel
+            async with session.get(f"https://127.0.0.1:{port}/", ssl=trusting) as answer:
+                assert await answer.text() == "over TLS"
+        assert len(server.asked) == 1
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await session.get(f"https://127.0.0.1:{port}/")
 
-    async def read() -> None:
-        async with serving_tls(authority.server()) as port, guard(proxy).session() as session:
-            for _ in range(2):  # the second request uses the same tunnel
-                async with session.get(f"https://127.0.0.1:{port}/", ssl=trusting) as answer:
-                    assert await answer.text() == "over TLS"
-            assert len(server.asked) == 1
-            with pytest.raises(aiohttp.ClientConnectorCertificateError):
-                await session.get(f"https://127.0.0.1:{port}/")
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(read())
+def test_the_proxy_gets_the_address_on_the_loop_that_workers_run_too(proxy: Proxy, server: ProxyServer) -> None:
+    """uvloop has its own implementation of sockets."""
+    uvloop.run(test_the_proxy_gets_the_address_that_the_guard_has_checked_and_never_the_name(proxy, server))
