@@ -31,13 +31,14 @@ from schemas.strict import NotAJob, body_job, job_of
 from screening.rules import RegexRule
 from screening.texts import JobText, texts_of, with_texts
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from tests.unit.echo_worker import record, working
 from workers.engines.base import GenerationRequest, RequestRejected, require_question
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.pooling import Pooled, PoolingInput
 from workers.inference.pooled_answers import answer_of
 
-FEWER = settings(max_examples=60)
+FEWER = settings(max_examples=drawn(60))
 PLACE = Origin("topic-uuid", 3, 7)
 SCHEMA = jsonschema.Draft202012Validator(json.loads((FOLDER / "job.json").read_text()))
 TEXTS = st.text(min_size=1, max_size=4)
