@@ -1,4 +1,4 @@
-"""Loads a worker's engine without Kafka, lets each of its models answer one prompt, and ends it."""
+"""Loads a worker's engine without Kafka, lets each of its models answer once, and ends it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from uuid import uuid4
 
 from telemetry.clock import Clock, SystemClock
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine, EngineFailed, GenerationRequest
+from workers.engines.base import Engine, EngineError, EngineFailed, EngineUnavailable, RequestRejected
+from workers.engines.first_requests import first_requests
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.roles.model_registry import engine_of
 
@@ -40,12 +41,24 @@ def _models(engine: Engine) -> list[str | None]:
 
 
 async def _answered(engine: Engine, model: str | None, clock: Clock) -> str:
-    """Ask a model, and return a line about its answer. Raises EngineError."""
+    """Ask a model, and return a line about its answer. Raises EngineError.
+
+    A model that answers no question is asked for numbers of a text.
+    """
     name = model or next(iter(engine.models), engine.name)
-    request = GenerationRequest(uuid4().hex, _PROMPT, None, _MAX_TOKENS, None, model_id=model)
-    began = clock.monotonic()
-    completion = await engine.generate(request)
-    if completion.finish_reason not in ("stop", "length"):
-        raise EngineFailed(f"{name} gave no answer: its reason for the end is {completion.finish_reason}")
-    seconds = clock.monotonic() - began
-    return f"{name}: answered {completion.completion_tokens} tokens in {seconds:.2f} s"
+    refusals: list[EngineError] = []
+    for request in first_requests(uuid4().hex, _PROMPT, _MAX_TOKENS, model_id=model):
+        began = clock.monotonic()
+        try:
+            completion = await engine.generate(request)
+        except EngineFailed:
+            raise
+        except (RequestRejected, EngineUnavailable) as refused:
+            refusals.append(refused)
+            continue
+        if completion.finish_reason not in ("stop", "length"):
+            raise EngineFailed(f"{name} gave no answer: its reason for the end is {completion.finish_reason}")
+        kind = request.pooling.kind.answer if request.pooling is not None else None
+        said = f"gave {kind}" if kind is not None else f"answered {completion.completion_tokens} tokens"
+        return f"{name}: {said} in {clock.monotonic() - began:.2f} s"
+    raise refusals[0]

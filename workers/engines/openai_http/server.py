@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
 
 import aiohttp
 from pydantic import ValidationError
 
-from schemas.kinds import KINDS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.engines.base import (
@@ -24,25 +22,18 @@ from workers.engines.base import (
     RequestRejected,
 )
 from workers.engines.families import family_of
+from workers.engines.first_requests import first_requests
 from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
 from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.settings import OpenAISettings
-from workers.engines.pooling import PoolingInput
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 _COMING_UP = {502, 503, 504}
 """Statuses of a server that still loads its model, and of a gateway in front of such a server."""
-_FIRST_QUESTION = GenerationRequest("first-request", "Hello.", None, 16, 0.0, temperature_is_default=True)
-_FIRST = (
-    _FIRST_QUESTION,
-    *(
-        replace(_FIRST_QUESTION, prompt=None, pooling=PoolingInput(kind, ("Hello.",), ("Hello.",) * bool(kind.model)))
-        for kind in KINDS
-    ),
-)
+_FIRST = first_requests("first-request", "Hello.", 16, 0.0)
 
 log = get_logger()
 

@@ -25,9 +25,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
     Completion,
-    EngineDied,
     EngineError,
-    EngineFailed,
     EngineLoad,
     EngineLost,
     EngineRefused,
@@ -40,12 +38,14 @@ from workers.engines.prompts import prompt_room
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.calling import Calling
+from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, answers
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
-from workers.engines.vllm.sampling import completion_of, grammar_is_first, refusal, sampling_params
+from workers.engines.vllm.pooling import PoolingModel
+from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
 from workers.engines.vllm.tokens import Prompts
@@ -76,6 +76,8 @@ class VllmEngine:
         self._guardian = guardian or Guardian()
         self._llm: Any = None
         self._prompts: Any = None
+        self._pooling: PoolingModel | None = None
+        """Set for a model that gives numbers of texts; it generates no text."""
         self._thinking: Thinking | None = None
         self._calling: Any = None
         self._defaults: Mapping[str, Any] = {}
@@ -116,13 +118,15 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
-        require_question(request)
         lora = self._adapters.requested(request.adapter) if request.adapter is not None else None
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
         self._answers += request.n
         try:
             llm = await self._ready(aborted)
+            if llm is not None and self._pooling is not None:
+                return await self._pooled(self._pooling, request, lora, aborted)
+            require_question(request)
             require_reasoning(request, self._thinking)
             tokens = await self._tokenized(llm, request) if llm is not None else []
             if aborted.done():
@@ -231,7 +235,8 @@ class VllmEngine:
         self._places = self._llm.vllm_config.scheduler_config.max_num_seqs
         try:
             async with asyncio.timeout(WARM_UP_SECONDS):
-                await _warm(self._llm)
+                self._pooling = await PoolingModel.of(self._llm)
+                await (self._pooling.warm() if self._pooling is not None else _warm(self._llm))
                 await self._adapters.add(self._llm)
         except TimeoutError:
             raise EngineRefused(f"vLLM gave no first token within {WARM_UP_SECONDS:.0f} s") from None
@@ -309,12 +314,10 @@ class VllmEngine:
     # -- generating ----------------------------------------------------------------------------------------------
 
     async def _generated(self, llm: Any, request: GenerationRequest, tokens: list[int], lora: Any) -> Completion:
-        from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError
         from vllm.inputs.engine import tokens_input
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         output: Any = None
-        try:
+        with as_engine_errors(request, self._died):
             thinking = self._thinking
             tools = self._calling.wanted(request)
             params = sampling_params(
@@ -335,19 +338,28 @@ class VllmEngine:
             )
             async for output in outputs:  # noqa: B007 - the only output is the final one
                 pass
-        except EngineDeadError as error:
-            if not self._closing.is_set():
-                self._begin_loading()  # load now, so that the next request waits less
-            raise EngineDied("the engine's process ended with this request in flight") from error
-        except VLLMClientError as error:
-            raise refusal(request, error) from error
-        except GracefulHTTPError as error:
-            raise EngineUnavailable(f"the engine takes no more now: {type(error).__name__}") from error
-        except VLLMServerError as error:
-            raise EngineFailed(f"the engine failed: {type(error).__name__}") from error
         if output is None:
             return Completion("", "abort", len(tokens), 0)
         return completion_of(output, request, tokens, self._thinking, tools)
+
+    async def _pooled(
+        self, model: PoolingModel, request: GenerationRequest, lora: Any, aborted: asyncio.Future[None]
+    ) -> Completion:
+        """Answer a request to a pooling model; an abort ends all of its texts."""
+        with as_engine_errors(request, self._died):
+            prompts = await asyncio.get_running_loop().run_in_executor(self._tokenizing, model.prompts, request)
+            pooling = asyncio.create_task(model.pooled(request, prompts, lora))
+            either: set[asyncio.Future[Any]] = {pooling, aborted}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                return await pooling if pooling.done() else Completion("", "abort", 0, 0)
+            finally:
+                pooling.cancel()
+
+    def _died(self) -> None:
+        """Load the engine now, so that the next request waits less."""
+        if not self._closing.is_set():
+            self._begin_loading()
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 

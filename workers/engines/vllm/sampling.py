@@ -173,6 +173,8 @@ def grammar_is_first(
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
     """Return vLLM's error as ours, with the job's field. The error's first argument is the reason without the value."""
     field = _FIELDS.get(getattr(error, "parameter", None) or "")
+    if request.pooling is not None:
+        field = request.pooling.kind.field
     if field is None:
         field = (
             "response_format" if request.response_format is not None else "messages" if request.messages else "prompt"

@@ -1,0 +1,20 @@
+"""Requests that show if a model answers at all: a question, then the texts of each kind without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from schemas.kinds import KINDS
+from workers.engines.base import GenerationRequest
+from workers.engines.pooling import PoolingInput
+
+
+def first_requests(
+    request_id: str, prompt: str, max_tokens: int, temperature: float | None = None, model_id: str | None = None
+) -> tuple[GenerationRequest, ...]:
+    """Return the requests in the order to try: most models answer the first, and rerankers only their own kind."""
+    question = GenerationRequest(
+        request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id
+    )
+    inputs = [PoolingInput(kind, (prompt,), (prompt,) if kind.model is not None else ()) for kind in KINDS]
+    return (question, *(replace(question, prompt=None, pooling=each) for each in inputs))
