@@ -100,13 +100,20 @@ class JinaServer(PoolingServer):
 
 
 @asynccontextmanager
-async def pooling_engine(server: PoolingServer, **settings: Any) -> AsyncIterator[OpenAIEngine]:
-    """A started engine of the server."""
+async def pooling_url(server: PoolingServer) -> AsyncIterator[str]:
+    """The base URL of the server."""
     app = web.Application()
     if not isinstance(server, JinaServer):
         app.router.add_get("/v1/models", lists({"id": "m1", "max_model_len": 16}))
     app.router.add_route("*", "/{path:.*}", server.respond)
     async with serving(app) as url:
+        yield url
+
+
+@asynccontextmanager
+async def pooling_engine(server: PoolingServer, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+    """A started engine of the server."""
+    async with pooling_url(server) as url:
         chosen = {"base_url": url, "model": "m1", "attempts": 3, **settings}
         engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
         await engine.start()

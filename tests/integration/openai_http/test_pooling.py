@@ -8,10 +8,18 @@ import pytest
 
 from console.kind_examples import KIND_JOBS
 from schemas.job import Job
-from tests.integration.openai_http.pooling_server import CLASSES, WINDOW, JinaServer, PoolingServer, pooling_engine
+from tests.integration.openai_http.pooling_server import (
+    CLASSES,
+    WINDOW,
+    JinaServer,
+    PoolingServer,
+    pooling_engine,
+    pooling_url,
+)
 from tests.integration.openai_http.servers import answers, problem
 from workers.engines.base import EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
 from workers.engines.pooling import PoolingInput
+from workers.roles.engine_check import check_engine
 
 DOCUMENTS = ["a house", "a long river", "a sea"]
 ASKED: dict[str, Any] = {
@@ -120,3 +128,11 @@ async def test_a_reranker_of_a_server_that_lists_no_models_starts_and_its_tokens
     assert completion.prompt_tokens == 815
     assert completion.pooled is not None
     assert len(completion.pooled.rows) == 2
+
+
+async def test_the_check_of_a_worker_asks_a_reranker_to_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    async with pooling_url(JinaServer()) as url:
+        monkeypatch.setenv("POSTBACK_ENGINE__OPENAI__BASE_URL", url)
+        await check_engine("openai", "m1", told.append)
+    assert told[1].startswith("m1: gave ranks in ")
