@@ -96,9 +96,9 @@ class Usage(WireModel):
 class Logprob(WireModel):
     """A token, and the natural logarithm of its probability at one place of the answer."""
 
-    token: str
+    token: str = ""
     """The token's text; a part of a character is shown as U+FFFD."""
-    logprob: float
+    logprob: float = 0.0
     """The logarithm, rounded to six places, and at least -9999."""
 
 
@@ -112,13 +112,13 @@ class TokenLogprob(Logprob):
 class ResultChoice(WireModel):
     """One of several answers of a job with `n` above 1."""
 
-    index: int = Field(ge=0)
+    index: int = Field(default=0, ge=0)
     """The answer's number, from 0."""
-    text: str
+    text: str = ""
     """The answer."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none."""
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
     """The reason for the end of generation: `stop` (by itself), `length` (at `max_tokens`) or `tool_calls`."""
     tool_calls: list[ToolCall] | None = None
     """The calls that this answer asks for; absent where there are none."""
