@@ -38,7 +38,7 @@ BAD_LINES: list[tuple[Any, str, str | None]] = [
     (line(7, custom_id=None), "missing_required_parameter", "custom_id"),
     (line(7, custom_id="row-1"), "duplicate_custom_id", "custom_id"),
     (line(7, body={"model": "echo"}), "missing_required_parameter", "body.messages"),
-    (line(7, body={**line(7)["body"], "n": 2}), "invalid_value", "body.n"),
+    (line(7, body={**line(7)["body"], "n": 17}), "invalid_value", "body.n"),
     (line(7, body={**line(7)["body"], "temperature": 99}), "invalid_value", "body.temperature"),
     (line(7, body="x"), "invalid_value", "body"),
     (b'{"custom_id": "' + b"x" * 600_000 + b'"}', "line_too_large", None),
