@@ -4,7 +4,7 @@ A real worker with the echo engine answers like a GPU: a job takes half to one a
 PLACES jobs run at once. The flood and the ten jobs are on the same partitions. The ten jobs come right behind the
 flood, and again while the flood waits. Each is compared with the same jobs in a fleet without a flood. A job's time
 counts from its submission until Kafka has its result. The bench does not wait for the end of the flood.
-`--flood 100000` is the issue's figure.
+The flood has 10,000 jobs, or as many as `--flood` says.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Results for the ten endpoints come on an open schedule, to one fleet after the o
 callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet count.
 
 Consecutive short turns run on an equally fast machine. Runs of a minute do not, if the machine is half as fast for half
-a minute at a time. A round takes about 30 s, as long as a record waits for a sick endpoint. Four rounds take as long as
-a wait of two minutes. So returning records may come back in their own fleet's turns; the output shows their share. So
-that its records too wait as long as a round, a failing origin gets no calls for 30 s the first time, instead of 5 s.
+a minute at a time. A round takes about 30 s, and a record waits for a sick endpoint for 30 s or two minutes: one round
+or four. So records may return in the turns of their own fleet; the output shows their share. A failing origin's first
+wait is 30 s instead of 5 s, so that its records wait for one round too.
 Only rounds with many returning records count: not the first ones, and none after seven minutes, when the waits are
 longer. Work that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
 

@@ -113,7 +113,7 @@ def revoke(
 ) -> None:
     """Revoke the valid certificates of a name, or one certificate, in crl.pem.
 
-    A gateway that reads crl.pem refuses them from then on, without a restart.
+    A gateway that reads crl.pem refuses revoked certificates from then on, without a restart.
     """
     from operators.certificates import Reason, revoke
 

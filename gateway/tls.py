@@ -66,7 +66,7 @@ class TlsFiles:
     key: Path | None = None
     """The server's private key; in the certificate's file where absent."""
     client_ca: Path | None = None
-    """The authorities of client certificates. Without it, clients are asked for no certificate."""
+    """The authorities of client certificates. Without authorities, clients are asked for no certificate."""
     client_crl: Path | None = None
     """The authorities' revocation lists. Where absent, `crl.pem` beside `client_ca`, if that file exists."""
     client_required: bool = False

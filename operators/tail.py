@@ -79,7 +79,7 @@ class Tail(CommittedReader):
         return replace(step, facts={**step.facts, "model": _model_of(record)})
 
     def _decided(self, step: CallbackStep) -> list[CallbackStep]:
-        """Return the steps to show now that this one is known. Brokers may give an attempt before its result."""
+        """Given one more step, return the steps to show now. Brokers may give an attempt before its result."""
         if not self._wanted.is_by_result:
             return [step]
         job = (step.tenant, step.job_id)

@@ -30,7 +30,7 @@ from telemetry.clock import Clock, Deadline, SystemClock
 from telemetry.traces import Kind, OpenSpan, TraceContext, begin_span, collecting
 
 DELIVERY_SECONDS = 60.0
-"""Longest wait for a job's acknowledgement, which may include a broker's restart. After it the job is given up."""
+"""Longest wait for a job's acknowledgement, long enough for a broker's restart. The job is given up then."""
 
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 """Most bytes of jobs that are sent and not yet acknowledged: enough to fill batches, and a bound on memory."""
@@ -43,7 +43,7 @@ _REFUSALS = (
     kafka_errors.PolicyViolationError,
     kafka_errors.RecordListTooLargeError,
 )
-"""Errors after which the broker certainly does not have the job. After any other error, the broker may have it."""
+"""Errors after which the broker certainly does not have the job. After any other error, the broker may have the job."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024

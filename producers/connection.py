@@ -26,7 +26,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 BOOTSTRAP_SECONDS = 5.0
-"""Longest wait for a first connection. After it the broker counts as unreachable."""
+"""Longest wait for a first connection. After this wait the broker counts as unreachable."""
 
 _CLOSE_SECONDS = 2.0
 _TOPIC_KNOWN_SECONDS = 2.0

@@ -25,7 +25,7 @@ from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 500
 _STALL_SECONDS = 60.0
-"""Longest silence of a broker that still has records. After it the read is given up."""
+"""Longest silence of a broker that still has records. After this silence the read is given up."""
 _LOOK_AGAIN_SECONDS = 0.1
 _CLOCK = SystemClock()
 

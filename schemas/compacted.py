@@ -13,7 +13,7 @@ Fact = TypeVar("Fact", bound=WireModel)
 
 
 class CompactedCodec(Generic[Fact]):
-    """Reads and writes keys and values. A key is a JSON array of a tenant and a name; a value states a fact about them.
+    """Reads and writes keys and values. A key is a JSON array of a tenant and a name; a value is a fact about the name.
 
     Reading any other record raises `invalid`; the error says that `key_is` or `value_is` was expected.
     """

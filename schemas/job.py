@@ -178,7 +178,7 @@ class Sources(WireModel):
     search: Search | None = None
     """A search whose results become sources too."""
     searches: list[Search] = Field(default_factory=list, max_length=MAX_SEARCHES)
-    """Further searches, which run beside `search`. A result of several searches is one source."""
+    """Further searches, which run beside `search`. A page that several searches find is one source."""
     budget_seconds: float | None = Field(default=None, gt=0, le=120)
     """Time for all sources; the operator's default where absent, and at most the operator's bound."""
     freshness_seconds: float | None = Field(default=None, ge=0, le=31_536_000)

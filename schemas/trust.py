@@ -27,7 +27,7 @@ Header = tuple[str, bytes]
 
 
 class MalformedSecrets(ValueError):  # noqa: N818 - named after the secrets
-    """The text is no list of secrets. The error's text shows none of it."""
+    """The text is no list of secrets. The error's text shows no part of the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class CompiledRule:
 
 
 def compiled(rule: MatchingRule, folder: Path) -> CompiledRule:
-    """Return the rule with its matcher. `folder` is the one of the rules' file. Raises RuleRefused."""
+    """Return the rule with its matcher. `folder` is the folder of the rules' file. Raises RuleRefused."""
     match rule:
         case RegexRule():
             return CompiledRule(rule, _patterns(rule), (rule.name,))

@@ -174,7 +174,7 @@ class _LoadedRules:
         self._models: dict[Path, Classifier] = {}
 
     def add(self, placed: PlacedRule, folder: Path) -> None:
-        """Add a rule; `folder` is the one of the rules' file."""
+        """Add a rule; `folder` is the folder of the rules' file."""
         rule = placed.rule
         try:
             if isinstance(rule, ClassifierRule):

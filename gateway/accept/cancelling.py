@@ -29,7 +29,7 @@ class JobFinished(Exception):  # noqa: N818 - it names what happened
 
 
 def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics, clock: Clock) -> bool:
-    """Ask the workers to cancel a job; False if the tenant has no row of it. A second call changes nothing.
+    """Ask the workers to cancel a job; False if the tenant has no row of this job. A second call changes nothing.
 
     Raises JobFinished.
     """

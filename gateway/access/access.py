@@ -50,7 +50,7 @@ class Access:
         return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
     async def principal(self, authorization: str | None, peer: bytes | None) -> Principal:
-        """Return the principal of an `Authorization` header, or without one of a TLS client certificate (DER).
+        """Return the principal of an `Authorization` header; without a header, that of a TLS client certificate (DER).
 
         Raises CredentialRefused, StoreAway and IssuerAway.
         """

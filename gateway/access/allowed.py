@@ -64,7 +64,7 @@ def may_call(settings: TenantSettings, url: str) -> bool:
 
 
 def _one_of(problem: str, allowed: list[str], shown: int = 8) -> str:
-    """Return the problem with the first allowed values: they are the tenant's own."""
+    """Return the problem with the first allowed values, which are no secret: the tenant's settings have them."""
     if not allowed:
         return f"{problem}: it has none"
     more = f" and {len(allowed) - shown} more" if len(allowed) > shown else ""

@@ -27,7 +27,7 @@ _VARIABLE = "POSTBACK_ACCESS__PEPPER_FILE"
 
 
 class PepperProblem(ProcessError):  # noqa: N818 - it names a thing, not a failure
-    """The pepper is missing, unusable, or not the one of this store. The error's text shows none of it."""
+    """The pepper is missing, unusable, or not this store's. The error's text shows no part of the pepper."""
 
 
 def load_pepper(store: Store, store_url: str, file: Path | None) -> bytes:

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class CredentialRefused(Exception):  # noqa: N818 - named after the refusal
-    """The request has no valid credential. The error's text repeats nothing of it."""
+    """The request has no valid credential. The error's text repeats no part of a credential."""
 
 
 class Scope(StrEnum):

@@ -157,7 +157,7 @@ class Assembly:
                 await asyncio.shield(asyncio.to_thread(self._shelf.drop, draft))
 
     async def _copy(self, draft: Draft, parts: Sequence[str], md5: str | None) -> None:
-        """Append the parts to the draft. Raises Declined (400) for another MD5."""
+        """Append the parts to the draft. Raises Declined (400) if the MD5 of the parts is not `md5`."""
         digest = hashlib.md5(usedforsecurity=False)
 
         def some(pieces: Iterator[bytes]) -> bool:

@@ -85,7 +85,7 @@ def begin(
     submitted_by: str | None,
     tenant_bytes: int | None,
 ) -> None:
-    """Write the row of a file whose first byte is still to come. Raises Declined (413) for a tenant with too many."""
+    """Write the row of a file whose first byte is still to come. Raises Declined (413) if the tenant lacks room."""
     if tenant_bytes is not None:
         require_room(connection, tenant, 1, tenant_bytes, "file")
     row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}

@@ -159,7 +159,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
 
 
 def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, topics: Topics) -> bool:
-    """Put a checked batch to work: its status, and a record for each range. False if it was cancelled meanwhile."""
+    """Put a checked batch to work: its status, and a record for each range. False if the batch was cancelled."""
     said = {"total": checked.total, "in_progress_at": now_ms}
     if not step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
         return False
@@ -174,7 +174,7 @@ def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, 
 
 
 def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, on_ended: OnEnded) -> bool:
-    """End a batch whose file has lines that are no jobs. False if it was cancelled meanwhile."""
+    """End a batch whose file has lines that are no jobs. False if the batch was cancelled meanwhile."""
     errors = [error.json for error in checked.errors]
     if not step(connection, row.id, VALIDATING, FAILED, errors=errors, failed_at=now_ms):
         return False

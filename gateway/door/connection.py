@@ -108,7 +108,7 @@ class DoorConnection(HttpToolsProtocol):
         self._lost()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a whole request of a client that has ended its side; without one, end the connection."""
+        """Answer a client that has ended its side after a whole request; end any other client's connection."""
         working = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
         if not working or self._linger is not None or self.scheme == "https":  # TLS has no half-closed connections
             return False

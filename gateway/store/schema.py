@@ -15,7 +15,7 @@ from gateway.store.tables import meta, metadata
 
 
 class OtherSchema(StoreAway):
-    """The store's schema is not the one of this program."""
+    """The store's schema is older or newer than this program's."""
 
 
 def require_current(connection: Connection) -> None:

@@ -138,7 +138,7 @@ events = Table(
 )
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
-The data of an event without `data` are the result in its job's row. Readers skip such an event once that result is
+Where `data` is null, the event's data are the result in the job's row. Readers skip such an event once that result is
 removed, or replaced by a result of another outcome."""
 
 files = Table(

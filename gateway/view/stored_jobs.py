@@ -1,6 +1,6 @@
 """Reads of a tenant's jobs: one by its id, and lists in a stable order.
 
-A line of a batch has its row from its result. Until then its state is read from its batch's row.
+A batch's line gets a row when its result comes. Until then, the line's state is read from the batch's row.
 """
 
 from __future__ import annotations

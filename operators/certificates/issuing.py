@@ -89,7 +89,7 @@ class Leaf(BaseModel):
 def sign_leaf(
     authority: Authority, leaf: Leaf, key: CertificatePublicKeyTypes, days: int, now: datetime
 ) -> x509.Certificate:
-    """Return a certificate for the leaf and its public key, which ends with the authority's own at the latest."""
+    """Return a certificate for the leaf and its public key, valid no longer than the authority's certificate."""
     begin, end = validity(days, now, authority.ends)
     names = x509.SubjectAlternativeName(general_names(leaf.sans, leaf.tenant, leaf.scopes))
     return (

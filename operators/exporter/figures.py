@@ -48,7 +48,7 @@ class FleetFigures:
     """The largest seconds by which a worker's clock is `ahead` of the brokers' clocks, or `behind` these."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
-        """Return the JSON of `/backlog`. `wanted_replicas` at the top is of the whole fleet's lanes."""
+        """Return the JSON of `/backlog`. The top-level `wanted_replicas` is for the whole fleet's lanes."""
         deadlines = [
             pool.tightest_deadline_seconds for pool in self.pools if pool.tightest_deadline_seconds is not None
         ]

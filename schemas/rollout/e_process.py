@@ -19,7 +19,7 @@ _PRIOR_VARIANCE = 0.25
 
 
 class EProcess:
-    """Evidence on which side of `bound` the mean of values from -1 to 1 lies.
+    """Evidence that the mean of values from -1 to 1 lies below `bound`, and evidence that the mean lies above.
 
     `below` is the e-value against "the mean is at least the bound", `above` that against "the mean is at most the
     bound". Raises ValueError for a bound outside of -1 to 1.

@@ -30,7 +30,7 @@ _ASKS_AFTER = 0.25
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""Limit in seconds on a tier's excess over the time that the origin is left alone, after a short wait so far."""
+"""If a record's wait so far is short: the most seconds by which a tier may exceed the time the origin is left alone."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3

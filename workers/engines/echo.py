@@ -115,7 +115,7 @@ class EchoEngine:
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Return the load: sleeping requests run. A request that does not sleep needs no place."""
+        """Return the load. A request runs while it sleeps with an alarm set; one that does not sleep needs no place."""
         running = len(self._alarms)
         return EngineLoad(running, waiting=len(self._sleeping) - running, free=self._places - running)
 

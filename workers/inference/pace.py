@@ -86,13 +86,13 @@ class EnginePace:
 
 
 class Refill:
-    """The queue that bridges refills: from an answer until the jobs of the next look arrive in the engine.
+    """The queue that keeps places busy until the next refill, when the jobs of the next look arrive in the engine.
 
     A request that ends leaves its place idle until then, unless a job waits for the place. The next look is half an
     interval away on average, and the jobs' way is counted as another half. An interval is a round of the stage: 5 ms,
-    or 50 ms and more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle for its own
-    length. The queue is the shortest with which the intervals of the last `memory_seconds` leave IDLE_SHARE idle.
-    Answers that come at once, such as those of equal length, need a longer queue than the same number one by one.
+    or 50 ms and more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle until
+    the interval ends. The queue is the shortest with which the intervals of the last `memory_seconds` leave IDLE_SHARE
+    idle. Answers that come at once, such as those of equal length, need a longer queue than the same number one by one.
 
     The event loop counts answers, and only the Kafka thread looks.
     """

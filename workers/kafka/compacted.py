@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
 Apply = Callable[[bytes | None, bytes | None], None]
-"""Applies a record's key and value; None as a value deletes the fact. An exception ends the following."""
+"""Applies a record's key and value; None as a value deletes the fact. The topic is followed until an exception."""
 
 log = get_logger()
 
@@ -58,7 +58,7 @@ class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
 async def until_caught_up(
     topic: str, caught_up: Awaitable[object], ended: Awaitable[object], read: Callable[[], int]
 ) -> None:
-    """Wait until a topic is read to its end, or its following ends. `read` returns the number of records so far.
+    """Wait until a topic is read to its end, or is not followed any more. `read` returns the number of records so far.
 
     Raises BrokerAway if no record came for START_SECONDS, or the exception of `ended`.
     """
@@ -128,13 +128,13 @@ class CompactedTopic(SideTask):
             await asyncio.to_thread(self._thread.join)
 
     async def ended(self) -> None:
-        """Wait until the following ends, see `SideTask.ended`. Raises FollowingEnded."""
+        """Wait until the topic cannot be followed any more, see `SideTask.ended`. Raises FollowingEnded."""
         if self._ended is not None:
             await asyncio.shield(self._ended)
 
     @property
     def alive(self) -> bool:
-        """True if the following has not failed, and its thread made a round within a minute."""
+        """True if the topic is still followed, and the thread made a round within a minute."""
         return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
@@ -156,7 +156,7 @@ class CompactedTopic(SideTask):
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        """End the following, and make `ended` raise: a process must not act on stale facts."""
+        """Stop following, and make `ended` raise: a process must not act on stale facts."""
         self._stopping.set()
         if self._ended is None or self._ended.done():
             return

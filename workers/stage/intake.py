@@ -64,7 +64,7 @@ class Intake(Protocol):
         ...
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Wait for records or ends of partitions. Return records, and the (topic, partition, offset) of each end.
+        """Wait for records or a partition's end. Return the records, and each end as (topic, partition, offset).
 
         Raises GroupRefused.
         """

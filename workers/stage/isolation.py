@@ -144,7 +144,7 @@ class Isolation:
         self._died_alone.clear()
 
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
-        """Suspect the records that were running in a crash. Call it once per death, with all of them."""
+        """Suspect `casualties`: all records that were running in one crash."""
         self._start_anew_if_calm()
         tried, self.cohorts = self.cohorts, []
         alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)

@@ -40,7 +40,7 @@ class Pacing:
         return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
 
     def draw(self, room: int) -> list[tuple[Partition, Record]]:
-        """Remove and return up to `room` parked records that are due. Put off partitions whose first record is not."""
+        """Remove and return up to `room` due records, and put off each partition whose first record is not due."""
         drawn = self._window.draw(room, self._ready)
         self._look_at_fronts()
         return drawn

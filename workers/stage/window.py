@@ -26,8 +26,8 @@ need to deliver."""
 MOST_AT_ONCE = 2_000
 """The most records to fetch in a round."""
 FEW_AT_ONCE = 100
-"""The most records to fetch in a round while some are put off: most of the records behind these are not due soon, and
-a longer round would delay records that are due."""
+"""The most records to fetch in a round while records are put off. Most records behind these are not due soon, and a
+longer round would delay due records."""
 
 
 @dataclass(frozen=True, slots=True)

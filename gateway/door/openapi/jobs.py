@@ -70,7 +70,7 @@ OPERATIONS = (
         "Create a response",
         Scope.SUBMIT,
         "ResponseObject",
-        about=f"With `background` the answer comes at once, as `queued`. Without it: {_AWAITED}",
+        about=f"With `background` the answer comes at once, as `queued`. Without `background`: {_AWAITED}",
         parameters=(IDEMPOTENCY,),
         body="ResponseRequest",
     ),

@@ -1,6 +1,6 @@
 """`/v1/responses`: create, retrieve, cancel, delete, and the list of input items.
 
-With `background` the response is answered at once as `queued`. Without it, the request waits for the answer.
+With `background` the response is answered at once as `queued`. Without `background`, the request waits for the answer.
 Source: OpenAI's API reference, "Responses", and `openai-python`'s `resources/responses`.
 """
 

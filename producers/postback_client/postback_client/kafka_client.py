@@ -33,7 +33,7 @@ ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
 _IN_FLIGHT = 10_000
 _MOST_OWN = 200_000
-"""The most jobs without a given out result that a client remembers. Older ones count as another client's."""
+"""The most jobs without a given out result that a client remembers. Older jobs count as another client's."""
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
 _CLOCK = MachineClock()

@@ -1,4 +1,4 @@
-"""The model registry: one file that says which models a fleet has, and which engine answers for each of them.
+"""The model registry: one file that says which models a fleet has, and which engine answers for each model.
 
 `registry_file` reads the file, `entries` has its shapes, `mistakes` and `toml_lines` name each mistake with its line,
 and `secret_references` finds keys. The file is TOML:

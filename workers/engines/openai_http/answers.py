@@ -45,7 +45,7 @@ _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
 """Alternatives of one token that an answer may have: some servers add the chosen token to the wanted ones."""
 _MOST_CHOICES = 64
-"""Limit on an answer's choices; a request asks for few. Without it, 8 MiB could become a gigabyte of objects."""
+"""Limit on an answer's choices; a request asks for few. Without the limit, 8 MiB could become a gigabyte of objects."""
 
 _FIELDS = {
     name: name

@@ -29,7 +29,7 @@ _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed",
 
 
 _OF_SEVERAL = 1.0
-"""The temperature of several answers that nobody set: greedy answers would be the same, and vLLM refuses them."""
+"""The temperature of several answers, if none is set: greedy answers would be the same, and vLLM refuses them."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Parameters that no job sets: the model's `generation_config.json` gives them."""
 
@@ -42,7 +42,7 @@ def sampling_params(
     marks_are_special: bool = False,
     tools: ToolsOfRequest | None = None,
 ) -> Any:
-    """Return the request as `SamplingParams`. `defaults` are the model's, by its `generation_config.json`.
+    """Return the request as `SamplingParams`. `defaults` are those in the model's `generation_config.json`.
 
     `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
     sampling is greedy for one answer, and has the temperature 1 for several. Raises RequestRejected for a JSON Schema

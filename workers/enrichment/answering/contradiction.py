@@ -176,8 +176,8 @@ class Source:
 
         The neighbour has another value, or negates the words of the frame.
 
-        The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has none
-        and takes its missing words from the clause before.
+        The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has no
+        frame, and takes its missing words from the clause before.
         """
         told = self._clauses[at]
         missing = said.content - told.content

@@ -23,8 +23,8 @@ CONTEXT_CHARS: Final = 32
 """The most code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
 MAX_COMPARED: Final = 200_000
-"""Budget of one answer for quotes that are no exact run, in words of the sources: a fifth of a second. Without it, an
-answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
+"""Budget of one answer for quotes that are no exact run, in words of the sources: a fifth of a second. Without a
+budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
 
 
 def words(text: str) -> tuple[str, ...]:

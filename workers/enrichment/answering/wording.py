@@ -118,8 +118,8 @@ class Vocabulary:
 def other_words(said: Sequence[Token], told: Sequence[Token], sentence: Sequence[Token], source: Vocabulary) -> bool:
     """True if the clause `told` has another name, subject or adjective in one place of the sentence `said`.
 
-    `sentence` is the whole sentence of `told`. The sentence's own word must stand in the source too: a word that the
-    source lacks may be another word for the same.
+    `sentence` is the whole sentence of `told`. The sentence's own word must stand elsewhere in the source: a word
+    that the source lacks may be a synonym.
     """
     mine, its = _without_articles(said), _without_articles(told)
     if len(mine) > MAX_WORDS:

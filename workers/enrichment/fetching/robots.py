@@ -52,7 +52,7 @@ class Robots:
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
     async def check(self, url: str, asker: Asker) -> None:
-        """Return if the site allows this URL. Raises Unreadable if it does not."""
+        """Return if the site allows this URL. Raises Unreadable if the site forbids it."""
         if not self._settings.robots:
             return
         plain = URL(url)  # yarl removes dot segments, which could evade a rule
