@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, Reasoning
@@ -57,24 +58,30 @@ class _Content(BoundedModel):
     parts: list[_Part] = Field(default_factory=list, max_length=_MOST_PARTS)
 
 
-class _LogprobCandidate(BoundedModel):
-    token: str = ""
-    value: float = Field(default=-math.inf, alias="logProbability")
+class _LogprobCandidate(TypedDict, total=False):
+    """A dictionary and no model: an answer may have two million of them, and models would take gigabytes."""
+
+    token: str
+    value: Annotated[float, Field(alias="logProbability")]
 
 
-class _TopCandidates(BoundedModel):
-    candidates: list[_LogprobCandidate] = Field(default_factory=list, max_length=MAX_TOP_LOGPROBS)
+class _TopCandidates(TypedDict, total=False):
+    candidates: Annotated[list[_LogprobCandidate], Field(max_length=MAX_TOP_LOGPROBS)]
 
 
 class _LogprobsResult(BoundedModel):
     chosen: list[_LogprobCandidate] = Field(default_factory=list, alias="chosenCandidates", max_length=MAX_TOKENS)
     top: list[_TopCandidates] = Field(default_factory=list, alias="topCandidates", max_length=MAX_TOKENS)
 
-    def of_tokens(self, top: int) -> tuple[TokenLogprob, ...]:
-        """Return the log-probabilities of the answer's tokens, with `top` alternatives each."""
-        above = [[(each.token, each.value) for each in place.candidates[:top]] for place in self.top] if top else []
-        places = zip_longest(self.chosen, above[: len(self.chosen)])
-        return tuple(token_logprob(chosen.token, chosen.value, others) for chosen, others in places)
+    def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...]:
+        """Return the log-probabilities of at most `most` tokens of the answer, with `top` alternatives each."""
+        chosen = self.chosen[:most]
+        above = [[*map(_pair, place.get("candidates", ())[:top])] for place in self.top[: len(chosen)]]
+        return tuple(token_logprob(*_pair(each), others) for each, others in zip_longest(chosen, above))
+
+
+def _pair(found: _LogprobCandidate) -> tuple[str, float]:
+    return found.get("token", ""), found.get("value", -math.inf)
 
 
 class _Candidate(BoundedModel):
@@ -157,7 +164,7 @@ class GenerateContentApi:
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the candidates, the first one with the others as `further`. Raises ValueError."""
+        """Return the wanted candidates, the first one with the others as `further`. Raises ValueError."""
         answer = GeminiAnswer.model_validate_json(body)
         usage = answer.usage
         tokens = usage.prompt, usage.candidates + usage.thoughts
@@ -165,7 +172,7 @@ class GenerateContentApi:
             raise ValueError("the answer has neither a candidate nor a reason for none")
         if not answer.candidates:
             return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
-        candidates = sorted(answer.candidates, key=lambda each: each.index)
+        candidates = sorted(answer.candidates, key=lambda each: each.index)[: request.n]
         first, *further = [_completion(each, request) for each in candidates]
         return replace(
             first,
@@ -189,7 +196,7 @@ def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion
     reason = finish_reason(candidate.finish_reason or "unknown")
     logprobs = None
     if request.top_logprobs is not None and candidate.logprobs is not None:
-        logprobs = candidate.logprobs.of_tokens(request.top_logprobs)
+        logprobs = candidate.logprobs.of_tokens(request.top_logprobs, request.max_tokens)
     completion = Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
     called = [part.call for part in candidate.content.parts if part.call is not None][:MAX_TOOL_CALLS]
     return with_calls(completion, [_call(call, at) for at, call in enumerate(called)]) if request.tools else completion

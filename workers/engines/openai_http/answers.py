@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
+from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
@@ -129,13 +130,15 @@ def outcome(
         raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
 
 
-class _Alternative(BoundedModel):
-    token: str = ""
-    logprob: float | None = None
+class _Alternative(TypedDict, total=False):
+    """A dictionary and no model: an answer may have two million of them, and models would take gigabytes."""
+
+    token: str
+    logprob: float | None
 
 
-class _TokenLogprob(_Alternative):
-    top_logprobs: list[_Alternative] | None = Field(default=None, max_length=_MOST_TOP)
+class _TokenLogprob(_Alternative, total=False):
+    top_logprobs: Annotated[list[_Alternative], Field(max_length=_MOST_TOP)] | None
 
 
 class _Logprobs(BoundedModel):
@@ -150,27 +153,27 @@ class _Logprobs(BoundedModel):
 
     def values(self) -> list[float]:
         """Return the log-probabilities of the answer's tokens; empty if the server gave none."""
-        given = [token.logprob for token in self.content] if self.content else self.token_logprobs or []
+        given = [token.get("logprob") for token in self.content] if self.content else self.token_logprobs or []
         return [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
 
-    def of_tokens(self, top: int) -> tuple[TokenLogprob, ...] | None:
-        """Return the log-probabilities with their tokens, and `top` alternatives each; None if the server gave none."""
+    def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...] | None:
+        """Return the log-probabilities of at most `most` tokens, with `top` alternatives each; None without any."""
         if self.content is not None:
             return tuple(
-                token_logprob(each.token, _known(each.logprob), _first(each.top_logprobs or (), top))
-                for each in self.content
+                token_logprob(*_pair(each), [*map(_pair, (each.get("top_logprobs") or ())[:top])])
+                for each in self.content[:most]
             )
         if self.tokens is None or self.token_logprobs is None:
             return None
         above = self.top_logprobs or [None] * len(self.tokens)
         return tuple(
             token_logprob(token, _known(value), sorted(_pairs(others or {}), key=_by_logprob)[:top] if top else None)
-            for token, value, others in zip(self.tokens, self.token_logprobs, above, strict=False)
+            for token, value, others in zip(self.tokens[:most], self.token_logprobs, above, strict=False)
         )
 
 
-def _first(others: Sequence[_Alternative], top: int) -> list[tuple[str, float]] | None:
-    return [(each.token, _known(each.logprob)) for each in others[:top]] if top else None
+def _pair(found: _Alternative) -> tuple[str, float]:
+    return found.get("token", ""), _known(found.get("logprob"))
 
 
 def _pairs(others: Mapping[str, float | None]) -> list[tuple[str, float]]:
@@ -267,11 +270,11 @@ def completion_of(
 ) -> Completion:
     """Return the choices, the first one with the others as `further`. Raises EngineFailed if one is a failure.
 
-    `marks` part the reasoning from the text of a server that does not part them itself. Without the request, calls and
-    log-probabilities are left out.
+    `marks` part the reasoning from the text of a server that does not part them itself. Choices and tokens beyond those
+    of the request are left out; without the request, calls and log-probabilities are.
     """
     usage = answer.usage or _Usage()
-    choices = sorted(answer.choices, key=lambda each: each.index)
+    choices = sorted(answer.choices, key=lambda each: each.index)[: request.n if request is not None else None]
     first, *further = [_completion(each, usage, marks, request) for each in choices]
     return replace(
         first,
@@ -305,7 +308,7 @@ def _completion(
     confidence = math.exp(sum(values) / len(values)) if values else None
     logprobs = None
     if request is not None and request.top_logprobs is not None and choice.logprobs is not None:
-        logprobs = choice.logprobs.of_tokens(request.top_logprobs)
+        logprobs = choice.logprobs.of_tokens(request.top_logprobs, request.max_tokens)
     completion = Completion(text, reason, 0, 0, confidence, reasoning=reasoning or None, logprobs=logprobs)
     if request is None or not request.tools or choice.message is None:
         return completion
