@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from schemas.codec import InvalidJob, Origin, read_job, read_result, write_job, 
 from schemas.job import Job, Message
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.openai_answers import output_line
+from schemas.result import ResultError
 from schemas.strict import NotAJob, body_job, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
 from screening.texts import texts_of, with_texts
@@ -27,6 +29,7 @@ from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect
 from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.vllm.calling import calls_of
 from workers.inference.choices import ReadAnswer, read_answers
 from workers.inference.ground import GroundedRequest
 
@@ -191,6 +194,14 @@ async def test_a_call_needs_no_json_and_one_without_tools_is_no_answer() -> None
     assert [isinstance(each, ReadAnswer) for each in (called, without, withheld)] == [True, False, False]
 
 
+async def test_an_answer_that_ended_for_a_call_is_unfinished_without_one() -> None:
+    [read] = await read_answers(Completion("Let me", "tool_calls", 0, 0), GroundedRequest("a", None, None, 0.0), job())
+    assert read == ResultError(
+        code="unfinished",
+        message="the model called a tool instead of answering, and no call of the job's tools was found",
+    )
+
+
 def test_the_page_s_job_with_tools_names_the_tool_that_its_result_calls() -> None:
     assert CALLED["tool_calls"][0]["function"]["name"] == CALLING["tool_choice"]["function"]["name"]  # type: ignore[index] # the page's own
 
@@ -278,7 +289,13 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
     ]
 
 
-@pytest.mark.parametrize("arguments", ["", "[]", "{", '{"a": NaN}', "[" * 100_000])
+HALF_A_PAIR = '{"a": "\\ud800"}'
+"""JSON of half a surrogate pair, for which UTF-8 has no bytes."""
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "[]", "{", '{"a": NaN}', "[" * 100_000, HALF_A_PAIR, '{"a": ' + "[" * 500 + "]" * 500 + "}"]
+)
 def test_arguments_that_are_no_object_are_refused_by_the_services_that_want_one(arguments: str) -> None:
     called = Message(
         role="assistant", tool_calls=[ToolCall(id="c1", function=CalledFunction(name="clock", arguments=arguments))]
@@ -289,6 +306,26 @@ def test_arguments_that_are_no_object_are_refused_by_the_services_that_want_one(
             continue
         with pytest.raises(RequestRejected, match="messages: "):
             api.body(request(messages=(called,)), with_temperature=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": "f" * 257},
+        {"name": None},
+        {"name": "\ud800"},
+        {"arguments": None},
+        {"arguments": "\ud800"},
+        {"id": "c" * 257},
+    ],
+)
+def test_a_call_in_a_model_s_text_that_no_result_can_have_is_no_call(wrong: dict[str, object]) -> None:
+    good = {"id": None, "name": "clock", "arguments": "{}"}
+    [call] = calls_of([SimpleNamespace(**good)])
+    assert call == ToolCall(id="call_0", function=CalledFunction(name="clock", arguments="{}"))
+    with pytest.raises(ValueError, match=r"for CalledFunction|for ToolCall|surrogates not allowed"):
+        calls_of([SimpleNamespace(**good), SimpleNamespace(**{**good, **wrong})])
 
 
 def test_a_result_of_an_unknown_call_is_refused_where_the_service_wants_the_function_s_name() -> None:

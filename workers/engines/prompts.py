@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from schemas.job import Job, Message
 from schemas.tools import ToolCall
@@ -49,14 +50,9 @@ def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
     """Return the arguments of a call in the chat, as an object. Raises RequestRejected for any other text."""
     try:
-        arguments = json.loads(call.function.arguments or "{}", parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        arguments = from_json(call.function.arguments or "{}", allow_inf_nan=False)
+    except ValueError:  # also for half a surrogate pair and for deep nesting, which no tokenizer or encoder takes
         arguments = None
     if not isinstance(arguments, dict):
         raise RequestRejected("messages", "`arguments` of a call in `tool_calls` is to be a JSON object")
     return arguments
-
-
-def _refuse(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's parser would accept."""
-    raise ValueError(f"{name} is no JSON")

@@ -18,7 +18,7 @@ from workers.inference.json_answers import NotJson, require_json
 LONG_ANSWER_CHARS = 10_000
 _UNFINISHED = {
     "content_filter": "the engine's content filter held the answer back",
-    "tool_calls": "the model called a tool instead of answering, and the job has no tools",
+    "tool_calls": "the model called a tool instead of answering, and no call of the job's tools was found",
     "repetition": "the model repeated itself until the engine ended the answer",
 }
 

@@ -84,9 +84,9 @@ class ToolsOfRequest:
             _, content, found = self._make(tools=self._chat.tools).parse(
                 text, self._chat, enable_auto_tools=True, model_output_token_ids=[*ids]
             )
+            return content or "", calls_of(found or ())
         except Exception:  # a model writes anything, and a parser may raise anything
             return text, []
-        return content or "", [_call(call, at) for at, call in enumerate((found or [])[:MAX_TOOL_CALLS])]
 
 
 def parser_named(name: str) -> Any:
@@ -96,6 +96,12 @@ def parser_named(name: str) -> Any:
     return ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True)
 
 
+def calls_of(found: Sequence[Any]) -> list[ToolCall]:
+    """Return vLLM's calls as ours. Raises ValueError for a call that a result's reader would refuse."""
+    return [_call(call, at) for at, call in enumerate(found[:MAX_TOOL_CALLS])]
+
+
 def _call(call: Any, number: int) -> ToolCall:
-    function = CalledFunction.model_construct(name=call.name, arguments=call.arguments)
-    return ToolCall.model_construct(id=call.id or f"call_{number}", function=function)
+    function = CalledFunction(name=call.name, arguments=call.arguments)
+    function.arguments.encode()  # half a surrogate pair, which the model can write in JSON, has no UTF-8
+    return ToolCall(id=call.id or f"call_{number}", function=function)
