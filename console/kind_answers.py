@@ -16,7 +16,7 @@ def in_words(result: Result) -> str | None:
 
 
 def _embeddings(rows: list[list[float]]) -> str:
-    return f"{len(rows)} embeddings of {len(rows[0])} numbers"
+    return f"{len(rows)} embeddings of {len(rows[0]) if rows else 0} numbers"
 
 
 def _ranks(ranks: list[Rank]) -> str:

@@ -313,6 +313,12 @@ def test_a_result_of_each_kind_is_shown_and_read_by_the_client_library(field: st
 
 
 @pytest.mark.parametrize("field", FIELDS)
+def test_a_stored_result_with_an_empty_answer_is_shown(field: str) -> None:
+    stored = parsed(write_result(Result.model_validate({**KIND_RESULTS[field], BY_FIELD[field].kind.answer: []})))
+    assert len((in_words(Result.model_validate(stored)) or "").splitlines()) <= 1
+
+
+@pytest.mark.parametrize("field", FIELDS)
 def test_an_engine_that_only_generates_text_refuses_the_field(field: str) -> None:
     asked = PoolingInput.of(Job.model_validate(KIND_JOBS[field]))
     with pytest.raises(RequestRejected, match=f"{field}: this engine gives no {BY_FIELD[field].kind.answer}"):
