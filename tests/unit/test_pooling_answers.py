@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Job
-from workers.engines.base import EngineError, EngineFailed, GenerationRequest, RequestRejected
+from workers.engines.base import EngineError, EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect
@@ -92,3 +92,22 @@ def test_a_server_or_an_engine_without_the_kind_refuses_its_field(field: str) ->
         parted(asked(field))
     with pytest.raises(RequestRejected, match=f"{field}: too long"):
         answered(field, {"error": {"message": "too long", "param": "input"}}, 400)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_question_to_a_server_that_answers_texts_alone_is_refused(api: str) -> None:
+    """Such a job would otherwise wait for its end, and a tenant's flood of them would fill the worker's window."""
+    dialect = Dialect("bge", OpenAISettings.model_validate({"api": api}))
+    question = GenerationRequest("r1", "Is it?", None, 8, None)
+
+    def ask() -> object:
+        return outcome(question, dialect.path(question), 404, {}, b"", 0.0, is_usual=dialect.is_usual(question))
+
+    with pytest.raises(EngineUnavailable):
+        ask()
+    dialect.found("../rerank")
+    with pytest.raises(RequestRejected, match=r"prompt: the server has no /[a-z/]+, so its model answers no question"):
+        ask()
+    dialect.found(dialect.path(question))
+    with pytest.raises(EngineUnavailable):
+        ask()

@@ -110,7 +110,9 @@ def outcome(
         own = pooling.ENDPOINTS[kind.field].paths[0]
         raise RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
     if status == 404 and not is_usual and problem_in(body).param != "model":
-        raise RequestRejected("raw", f"the server has no /{path}, so it takes chats only")
+        if request.is_raw:
+            raise RequestRejected("raw", f"the server has no /{path}, so it completes no raw prompt")
+        raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
     if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
@@ -327,9 +329,13 @@ def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) ->
     """Return the server's refusal as an error with the job's field and the server's own text."""
     if request.is_whole and status in (400, 413) and problem.is_of_length:
         return PromptTooLong(_LESS)
-    asked = "messages" if request.messages is not None else "prompt"
-    if request.pooling is not None:
-        asked = request.pooling.kind.field
-    field = _FIELDS.get(problem.param or "", asked)
+    field = _FIELDS.get(problem.param or "", _question(request))
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(field, reason or f"the server answered {status}")
+
+
+def _question(request: GenerationRequest) -> str:
+    """Return the job's field with its question or texts."""
+    if request.pooling is not None:
+        return request.pooling.kind.field
+    return "messages" if request.messages is not None else "prompt"

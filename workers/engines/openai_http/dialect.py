@@ -25,6 +25,8 @@ log = get_logger()
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
+_OF_TEXTS = frozenset(path for endpoint in ENDPOINTS.values() for path in endpoint.paths)
+"""The paths for jobs without a question."""
 
 
 class ServerProblem(BoundedModel):
@@ -79,7 +81,12 @@ class Dialect:
         self._found.add(path)
 
     def is_usual(self, request: GenerationRequest) -> bool:
-        """True if the request's path is the one of the settings; False if the job asks for another one."""
+        """True if the settings chose the request's path; False if the job chose it.
+
+        A server that has answered jobs with texts alone, such as a reranker, answers no question: the job is at fault.
+        """
+        if self._found and self._found <= _OF_TEXTS:
+            return False
         return self._settings.api == "completions" or not (request.is_raw or request.pooling is not None)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
