@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
+from itertools import chain, islice, permutations
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 
 from bench.citations import TABLES, Pair, load_pairs
 from schemas.result import Support
+from workers.enrichment.answering import contradiction
 from workers.enrichment.answering.answer import Unsupported, answered
 from workers.enrichment.answering.cite import BEARING, cited
+from workers.enrichment.answering.clauses import Token, clauses
 from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.answering.wording import Vocabulary, is_other_half, other_half
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MADE_WITH, HELD_OUT, *LATER = map(load_pairs, TABLES)
@@ -168,3 +172,46 @@ def test_any_text_is_survived(sentence: str, passage: str) -> None:
 def test_a_long_answer_is_judged(part: str) -> None:
     """Each part once made a pattern or a loop slow; a quadratic cost takes minutes here."""
     assert support(part * (200_000 // len(part)), part * (8000 // len(part))) in Support
+
+
+def test_a_sentence_of_many_clauses_is_read_for_its_vocabulary_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+
+    def counting(sentences: Sequence[Sequence[Token]]) -> Vocabulary:
+        nonlocal read
+        read += sum(map(len, sentences))
+        return Vocabulary(frozenset(), frozenset())
+
+    monkeypatch.setattr(Vocabulary, "of", counting)
+    assert support("the alder birch cedar", "the alder birch cedar, " * 100) in BEARING
+    assert read == 400
+
+
+def test_a_sentence_beyond_the_bound_has_no_halves_since_each_pair_of_its_numbers_reads_it_again() -> None:
+    common = frozenset({"with", "the", "and"})
+
+    def tokens(text: str) -> list[Token]:
+        return [token for clause in clauses(text, common) for token in clause.tokens]
+
+    told = "38 minutes with Vey and 9 minutes with Sund"
+    assert is_other_half(tokens("9 minutes with Sund"), tokens(told))
+    assert other_half(tokens("9 minutes with Vey"), tokens(told))
+    assert not other_half(tokens("9 minutes with Vey"), tokens(told + " the" * 120))
+    assert not is_other_half(tokens("9 minutes with Sund"), tokens(told + " the" * 120))
+
+
+def test_all_sources_of_an_answer_share_one_bound_on_the_costly_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def counting(said: Sequence[Token], told: Sequence[Token]) -> bool:
+        nonlocal compared
+        compared += 1
+        return False
+
+    monkeypatch.setattr(contradiction, "exchanged_words", counting)
+    trees = ("alder", "birch", "cedar", "dogwood", "elder", "fir")
+    written = [" ".join(each) for each in islice(permutations(trees), 60)]
+    passage = "".join(f"{one} larch. " for one in written)
+    sources = [NumberedSource(number, f"{number}", f"{number}", None, (passage,)) for number in (1, 2, 3)]
+    cited(" ".join(f"{one} [1][2][3]." for one in written), Evidence(tuple(sources)))
+    assert compared == contradiction.MAX_EXCHANGES

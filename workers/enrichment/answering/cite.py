@@ -24,7 +24,7 @@ from rapidfuzz.fuzz import partial_ratio_alignment
 
 from schemas.result import Citation, Support
 from workers.enrichment.answering.clauses import Clause, clauses
-from workers.enrichment.answering.contradiction import Source
+from workers.enrichment.answering.contradiction import Exchanges, Source
 from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.links import without_unknown_links
 from workers.enrichment.answering.quotes import Quoter, without_links, words
@@ -112,9 +112,9 @@ class _SourceWords:
         vocabulary = frozenset(word for passage in passages for word in passage.vocabulary)
         return cls(source.id, passages, vocabulary, texts)
 
-    def clauses(self) -> Source:
+    def clauses(self, exchanges: Exchanges) -> Source:
         """Split the source into clauses. The split is costly, and needed only for a source with a sentence's words."""
-        return Source([without_links(text) for text in self.texts], _COMMON)
+        return Source([without_links(text) for text in self.texts], _COMMON, exchanges)
 
 
 class SourceTexts:
@@ -125,6 +125,7 @@ class SourceTexts:
         self._sources = {source.number: _SourceWords.of(source) for source in evidence.sources}
         self._left = MAX_ALIGNED
         self._clauses_of: dict[int, Source] = {}
+        self._exchanges: Exchanges = {}
         self._quoter = Quoter({number: source.texts for number, source in self._sources.items()}, _COMMON)
         self._said: tuple[str, list[Clause]] = ("", [])
         """The last compared text and its clauses, kept since one text is compared with every source."""
@@ -156,7 +157,7 @@ class SourceTexts:
 
     def _denied(self, text: str, number: int, read: _SourceWords) -> bool:
         if number not in self._clauses_of:
-            self._clauses_of[number] = read.clauses()
+            self._clauses_of[number] = read.clauses(self._exchanges)
         return self._clauses_of[number].denies(self._clauses(text))
 
     def quoted(self, citation: Citation, text: str, number: int) -> Citation:

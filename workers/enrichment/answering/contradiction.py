@@ -44,7 +44,7 @@ from workers.enrichment.answering.wording import (
 MAX_CLAUSES: Final = 40
 """Cap on the clauses of one sentence that are compared."""
 MAX_EXCHANGES: Final = 100
-"""Cap on the pairs of sentences that are searched for exchanged words: each takes up to a hundredth of a second."""
+"""Cap on the pairs of sentences that are searched for exchanged words, in one answer: each takes up to 10 ms."""
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
@@ -66,20 +66,27 @@ _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
 _LISTING: Final = frozenset({"and", "or"})
 
 
+Exchanges = dict[tuple[str, ...], bool]
+"""The answers of `exchanged_words`, which is costly, by the words of both sentences."""
+
+
 class Source:
     """A source's clauses, for comparison with many sentences. `common` holds the words without content."""
 
-    def __init__(self, texts: Sequence[str], common: frozenset[str]) -> None:
+    def __init__(self, texts: Sequence[str], common: frozenset[str], exchanges: Exchanges) -> None:
+        """All sources of an answer share `exchanges`, so that MAX_EXCHANGES bounds the time of the answer."""
         self._clauses: list[Clause] = []
         self._beside: list[list[Clause]] = []
         """The nearest neighbours of each clause in the clause's sentence."""
         self._sentence_of: list[list[Token]] = []
         """The tokens of each clause's sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
+        sentences: list[list[Token]] = []
         for text in texts:
             for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
                 beside = list(together)
                 whole = [token for clause in beside for token in clause.tokens]
+                sentences.append(whole)
                 for at, clause in enumerate(beside):
                     for word in clause.content:
                         self._holding[word].append(len(self._clauses))
@@ -87,9 +94,8 @@ class Source:
                     self._sentence_of.append(whole)
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
 
-        self._exchanged: dict[tuple[str, ...], bool] = {}
-        """The answers of `exchanged_words`, which is costly, by the words of both sentences."""
-        self._vocabulary = Vocabulary.of(self._sentence_of)
+        self._exchanges = exchanges
+        self._vocabulary = Vocabulary.of(sentences)
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
         """True if the source contradicts a clause of this sentence, or has no clause near a negated clause."""
@@ -167,9 +173,9 @@ class Source:
         if not has_its_words(said, told):
             return False
         key = (*(token.stem for token in said), "", *(token.stem for token in told))
-        if key not in self._exchanged and len(self._exchanged) < MAX_EXCHANGES:
-            self._exchanged[key] = exchanged_words(said, told)
-        return self._exchanged.get(key, False)
+        if key not in self._exchanges and len(self._exchanges) < MAX_EXCHANGES:
+            self._exchanges[key] = exchanged_words(said, told)
+        return self._exchanges.get(key, False)
 
     def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
         """True if a neighbour of clause `at` has the words that `at` lacks, in the same frame, and denies the sentence.

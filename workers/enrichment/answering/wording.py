@@ -206,7 +206,12 @@ def is_other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _halves(told: Sequence[Token]) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """Yield the first number, the second, and the words of the second half alone: "… 38 minutes … and … 9 minutes"."""
+    """Yield the first number, the second, and the words of the second half alone: "… 38 minutes … and … 9 minutes".
+
+    The time grows with the square of the words, so a sentence with more than _MAX_SOURCE_WORDS has no halves.
+    """
+    if len(told) > _MAX_SOURCE_WORDS:
+        return
     numbers = [at for at, token in enumerate(told) if token.is_number]
     for first, second in pairwise(numbers):
         joins = [at for at in range(first + 1, second) if told[at].text in _LISTING or told[at].text == "but"]
