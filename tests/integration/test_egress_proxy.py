@@ -167,6 +167,21 @@ async def test_a_server_that_the_proxy_cannot_reach_is_told_as_a_server_that_is_
     assert "its server could not be reached" in note
 
 
+async def test_the_proxy_is_asked_once_for_each_address_of_a_name_that_it_cannot_reach(
+    proxy: Proxy, server: ProxyServer
+) -> None:
+    addresses = [f"127.0.0.{number}" for number in range(2, 6)]
+    async with serving("127.0.0.2") as gone:
+        pass
+    async with (
+        name_server({"several.example": [addresses]}) as names,
+        guard(proxy, resolver=names.resolver()).session() as session,
+    ):
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(gone.url("several.example"))
+    assert sorted(server.asked) == [f"CONNECT {address}:{gone.port}" for address in addresses]
+
+
 async def test_hosts_of_the_direct_list_are_connected_to_without_the_proxy(
     proxy: Proxy, server: ProxyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

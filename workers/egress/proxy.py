@@ -51,7 +51,7 @@ class ProxyFailed(aiohttp.ClientConnectionError):
 
 
 class _Unreached(OSError):  # noqa: N818 - named after the event
-    """The proxy could not reach the destination. aiohttp then tries another address of the name."""
+    """The proxy could not reach the destination. The connector then tries another address of the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +191,24 @@ class ProxiedConnector(aiohttp.TCPConnector):
         direct = [info for info in addr_infos if proxy is None or not proxy.carries(host, str(info[4][0]))]
         if proxy is None or direct:
             return await super()._wrap_create_connection(*args, addr_infos=direct, req=req, **options)
-        target, tunnel = await self._tunnel(proxy, [info[4] for info in addr_infos], req)
+        target, tunnel = await self._tunnel(proxy, addr_infos, req)
         transport, protocol = await self._wrap_existing_connection(*args, req=req, sock=tunnel, **options)
         cast(OneAnswerEach, protocol).tunnelled_to = target
         return transport, protocol
 
     async def _tunnel(
-        self, proxy: Proxy, targets: list[tuple[Any, ...]], req: ClientRequest
+        self, proxy: Proxy, addr_infos: list[AddrInfoType], req: ClientRequest
     ) -> tuple[tuple[Any, ...], socket.socket]:
-        """Return the first address that the proxy reaches, and the tunnel. Raises ProxyFailed and ClientError."""
+        """Return the first address that the proxy reaches, and the tunnel. Raises ProxyFailed and ClientError.
+
+        Removes the addresses before it: after an error, aiohttp calls this again with the addresses that are left.
+        """
         unreached = OSError("the name has no address")
-        for target in targets:
+        while addr_infos:
+            target = addr_infos[0][4]
             try:
                 return target, await proxy.tunnel(str(target[0]), int(target[1]))
             except _Unreached as error:
                 unreached = error
+                del addr_infos[0]
         raise aiohttp.ClientConnectorError(req.connection_key, unreached)
