@@ -212,7 +212,9 @@ async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() ->
     runner.cancel(going)
     await settled()
     assert runner.deferred == 6
-    assert [completions.get().partition for _ in range(completions.qsize())] == [going, kept]
+    *earlier, last = [completions.get().partition for _ in range(completions.qsize())]
+    assert last is kept
+    assert earlier in ([], [going])  # none if the machine paused for a turn's time at the start of the first turn
 
 
 class Waiting:
