@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.settings import SettingsRefused, read_settings
 from workers.egress import EgressSettings, ProxyFailed
-from workers.egress.proxy import MAX_HEAD_BYTES, status_in
+from workers.egress.proxy import MAX_HEAD_BYTES, read_credentials, status_in
 
 STATUSES = st.integers(100, 999)
 PHRASES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
@@ -72,7 +72,8 @@ def test_a_proxy_is_set_by_its_address(value: str, place: tuple[str, int], monke
 @pytest.mark.parametrize(
     "value",
     ["proxy:3128", "https://proxy:3128", "http://proxy", "http://user:s3cret@proxy:3128", "http://proxy:0",
-     "http://proxy:65536", "http://[fd00:::7]:80", "http://proxy:3128/path", "socks5://proxy:1080", ""],
+     "http://proxy:65536", "http://[fd00:::7]:80", "http://proxy:3128/path", "socks5://proxy:1080", "",
+     "http://proxy..example:3128", f"http://{'a' * 64}:3128"],
 )  # fmt: skip
 def test_another_value_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__PROXY", value)
@@ -92,3 +93,9 @@ def test_a_file_without_one_line_of_credentials_is_refused_at_the_start(
     monkeypatch.setenv("POSTBACK_EGRESS__PROXY_CREDENTIALS", str(file))
     with pytest.raises(SettingsRefused, match="credentials of the operator's proxy"):
         read_settings(EgressSettings)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_may_end_with_a_space(end: str, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_bytes(f"fleet: a password {end}".encode())
+    assert read_credentials(tmp_path / "credentials") == "fleet: a password "

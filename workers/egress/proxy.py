@@ -121,7 +121,7 @@ def read_credentials(file: Path) -> str:
     """Return `user:password` from the file, without the end of the line. Raises ProxyFailed."""
     try:
         with file.open("rb") as opened:
-            text = opened.read(_MAX_CREDENTIALS_BYTES + 1).decode().strip()
+            text = opened.read(_MAX_CREDENTIALS_BYTES + 1).decode().strip("\r\n")
     except (OSError, UnicodeDecodeError):
         raise ProxyFailed("the file with the credentials of the operator's proxy cannot be read") from None
     if len(text.encode()) > _MAX_CREDENTIALS_BYTES or not _CREDENTIALS.fullmatch(text):

@@ -18,7 +18,8 @@ _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
 """A DNS name with a letter in its last label: a host that ends in a number is an address in some spelling."""
 
 _PROXY: Final = re.compile(
-    r"http://(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})/?"
+    r"http://(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?))"
+    r":(?P<port>[0-9]{1,5})/?"
 )
 
 
