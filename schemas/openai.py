@@ -17,7 +17,7 @@ from typing import Any, Final, TypeGuard
 
 from schemas.kind_bodies import ENDPOINTS
 from schemas.kinds import QUESTIONS
-from schemas.openai_tools import called_message, response_choice, response_tools
+from schemas.openai_tools import called_message, response_choice, response_place, response_tools
 from schemas.problems import Problem, UnusableLine
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
@@ -180,6 +180,8 @@ def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
         first, rest = ("instructions", []) if rest[0] == "0" else (first, [str(int(rest[0]) - 1), *rest[1:]])
     if first == "reasoning" and rest and line["url"] == CHAT_COMPLETIONS:
         first, rest = _REASONING_PLACES[rest[0]], []
+    if line["url"] == RESPONSES:
+        first, *rest = response_place([first, *rest])
     return dataclasses.replace(problem, field=".".join(("body", names.get(first, first), *rest)))
 
 

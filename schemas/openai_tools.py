@@ -36,6 +36,17 @@ def called_message(item: object) -> dict[str, Any] | None:
     return None
 
 
+def response_place(path: Sequence[str]) -> list[str]:
+    """Return the place in a Responses body of a place in a job: tools and calls have their members one level higher."""
+    if [*path[2:4]] == ["tool_calls", "0"]:
+        path = [*path[:2], *path[4:]]
+    elif [*path[2:]] == ["tool_call_id"]:
+        return [*path[:2], "call_id"]
+    elif path[0] not in ("tools", "tool_choice"):
+        return [*path]
+    return ["call_id" if part == "id" else part for part in path if part != "function"]
+
+
 def call_items(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     """Return calls as items of a Response's output."""
     return [

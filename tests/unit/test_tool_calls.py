@@ -164,6 +164,29 @@ def test_a_response_s_tools_and_calls_are_those_of_a_chat() -> None:
     assert body_job(RESPONSES, {"input": "a", "tools": [], "tool_choice": "auto"}).tools is None
 
 
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"tools": [{"type": "function", "name": "a b"}]}, ["tools.0.name"]),
+        (
+            {"tools": [{"type": "function", "name": "a"}], "tool_choice": {"type": "function", "name": "a b"}},
+            ["tool_choice.name"],
+        ),
+        (
+            {"input": [{"type": "function_call", "call_id": "", "name": "", "arguments": 3}], "instructions": "b"},
+            ["input.0.call_id", "input.0.name", "input.0.arguments"],
+        ),
+        ({"input": [{"type": "function_call_output", "call_id": "", "output": "b"}]}, ["input.0.call_id"]),
+    ],
+)
+def test_a_refusal_names_the_members_of_a_response_s_tools_as_they_were_sent(
+    body: dict[str, Any], fields: list[str]
+) -> None:
+    with pytest.raises(NotAJob) as refused:
+        body_job(RESPONSES, {"input": "a", **body})
+    assert [problem.field for problem in refused.value.problems] == fields
+
+
 # -- the whole way -----------------------------------------------------------------------------------------------------
 
 
