@@ -160,9 +160,9 @@ async def test_a_page_that_takes_too_long_is_killed_and_the_next_one_is_read() -
 
 
 async def test_a_job_that_is_cancelled_takes_its_reader_with_it() -> None:
-    async with speaking(saying(SLOW, HTML)) as origin, enriching() as enricher:
+    async with speaking(saying(SLOW, HTML)) as origin, enriching(member_seconds=60, budget_seconds=60) as enricher:
         job = asyncio.create_task(enricher.enrich(Sources(urls=[f"{origin}/"]), "Why?"))
-        while not any(reader.cpu_times().user > 0.5 for reader in readers()):
+        while not any(reader.cpu_times().user > 2 for reader in readers()):  # a start takes half a second
             await asyncio.sleep(0.05)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
