@@ -99,7 +99,6 @@ def _spelled_plainly(text: str) -> URL:
     """Return the URL, normalised except for its path and query. Raises EgressRefused, ValueError and yarl's errors."""
     if _CONTROL.search(text):  # yarl would drop some control characters silently
         raise EgressRefused(Refusal.URL, NO_ORIGIN)
-    urlsplit(text).port  # noqa: B018 - refuses ":1_0", ":+1" and ":٣", which yarl reads as ports (RFC 3986, 3.2.3)
     plain, written = URL(text), URL(text, encoded=True)
     path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
     if not query and text.partition("#")[0].endswith("?"):
@@ -114,6 +113,7 @@ def _spelled_plainly(text: str) -> URL:
     )
     if _BRACKETED.match(text) and ":" not in (spelled.raw_host or ""):
         raise EgressRefused(Refusal.HOST, NO_ORIGIN)  # yarl drops the brackets, and reads [cafe.cc:80] as cafe.cc:80
+    urlsplit(text).port  # noqa: B018 - refuses ":1_0", ":+1" and ":٣", which yarl reads as ports (RFC 3986, 3.2.3)
     return spelled
 
 
