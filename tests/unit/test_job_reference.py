@@ -12,21 +12,19 @@ from typing import Any
 
 import pytest
 
-from console.job_reference import (
+from console.job_examples import (
     CALLED,
     CALLING,
     CHAT,
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
-    OUTCOMES,
     RESULT,
     SAMPLED,
     SAMPLING,
     SCORED,
-    SUPPORT,
-    page,
 )
+from console.job_reference import OUTCOMES, SUPPORT, page
 from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from console.publish import ROOT
 from schemas.asyncapi import PRODUCER_HEADERS

@@ -180,14 +180,17 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
     assert metrics.handler_defects.labels("defer")._value.get() == 1
 
 
-async def test_a_record_that_can_run_does_not_wait_until_a_whole_surplus_is_deferred() -> None:
-    class Sharing(OneParty):
-        def defer(self, record: Record) -> Sequence[Output]:
-            time.sleep(2 * AT_A_TIME_SECONDS)
-            return [LETTER]
+class SlowSharing(OneParty):
+    """A sharing whose every deferral takes longer than a turn of the loop."""
 
+    def defer(self, record: Record) -> Sequence[Output]:
+        time.sleep(2 * AT_A_TIME_SECONDS)
+        return [LETTER]
+
+
+async def test_a_record_that_can_run_does_not_wait_until_a_whole_surplus_is_deferred() -> None:
     completions: SimpleQueue[Handled] = SimpleQueue()
-    runner = Runner(Handler((), ()), completions, Defects(Metrics()), Sharing())
+    runner = Runner(Handler((), ()), completions, Defects(Metrics()), SlowSharing())
     where = Partition("requests", 0, 1, 0.0)
     runner.defer(records_of(where, *range(10)), 0.0)
     runner.start(records_of(where, 10), 0.0)
@@ -200,13 +203,8 @@ async def test_a_record_that_can_run_does_not_wait_until_a_whole_surplus_is_defe
 
 
 async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() -> None:
-    class Sharing(OneParty):
-        def defer(self, record: Record) -> Sequence[Output]:
-            time.sleep(2 * AT_A_TIME_SECONDS)
-            return [LETTER]
-
     completions: SimpleQueue[Handled] = SimpleQueue()
-    runner = Runner(Handler((), ()), completions, Defects(Metrics()), Sharing())
+    runner = Runner(Handler((), ()), completions, Defects(Metrics()), SlowSharing())
     going, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
     runner.defer([*records_of(going, *range(5)), *records_of(kept, 0)], 0.0)
     runner.cancel(going)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from console.job_reference import CALLED, CALLING
+from console.job_examples import CALLED, CALLING
 from schemas.codec import InvalidJob, Origin, read_job, read_result, write_job, write_result
 from schemas.job import Job, Message
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES

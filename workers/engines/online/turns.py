@@ -12,7 +12,7 @@ from workers.engines.base import GenerationRequest, RequestRejected, require_que
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Messages of one speaker in a row. What tools returned is said by the user, as both services want it."""
+    """Messages of one speaker in a row. A tool's return value is part of a user's turn, as both services require."""
 
     role: str
     """`user` or `assistant`."""

@@ -1,0 +1,226 @@
+"""Examples of jobs, results and headers for the reference; tests read each by its model."""
+
+from __future__ import annotations
+
+JOB = {
+    "job_id": "order-4711",
+    "model_id": "qwen2.5-7b",
+    "prompt": "Does aspirin lower the risk of a second stroke?",
+    "raw": False,
+    "context_window": 8192,
+    "temperature": 0.2,
+    "top_p": 0.95,
+    "stop": ["\n\nQ:"],
+    "max_tokens": 256,
+    "seed": 7,
+    "response_format": {"type": "text"},
+    "reasoning": {"effort": "low", "max_tokens": 1024},
+    "adapter": "cardiology",
+    "callback_url": "https://consumer.example/hook",
+    "sources": {
+        "urls": ["https://example.org/guideline.html"],
+        "documents": [
+            {"id": "ward-letter", "title": "Letter of 3 May", "text": "Aspirin was paused before the operation."},
+            {"id": "ward-scan", "base64": "JVBERi0xLjcK", "media_type": "application/pdf"},
+        ],
+        "search": {
+            "provider": "labs",
+            "query": "creatinine",
+            "limit": 5,
+            "parameters": {"patient": "p1"},
+            "domains": ["who.int"],
+            "since": "2024-01-01",
+            "until": "2024-12-31",
+            "language": "en",
+        },
+        "searches": [{"provider": "pubmed", "query": "creatinine clearance", "limit": 3}],
+        "rewrite": True,
+        "budget_seconds": 10,
+        "freshness_seconds": 3600,
+        "max_chars": 8000,
+        "profile": "medical",
+        "required": True,
+    },
+    "priority": 5,
+    "ttl_seconds": 3600,
+    "metadata": {"ward": "3b"},
+    "custom_id": "row-1",
+}
+"""A job with every field of one question with one answer."""
+SAMPLING = {
+    "prompt": "Name a fruit.",
+    "temperature": 0.8,
+    "max_tokens": 8,
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 2,
+}
+"""A job for two answers with log-probabilities."""
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "Is the pharmacy open?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "call_0", "type": "function", "function": {"name": "clock", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "call_0", "content": "Monday, 9:41"},
+    ],
+    "tools": [
+        {"type": "function", "function": {"name": "clock", "description": "The day and the time."}},
+        {
+            "type": "function",
+            "function": {
+                "name": "opening_hours",
+                "description": "The hours of a shop on a day.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"shop": {"type": "string"}, "day": {"type": "string"}},
+                    "required": ["shop", "day"],
+                },
+                "strict": True,
+            },
+        },
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "opening_hours"}},
+    "parallel_tool_calls": False,
+}
+"""A job with tools, whose chat has a call and what it returned."""
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Answer with JSON."},
+        {"role": "user", "content": [{"type": "text", "text": "Name a fruit."}]},
+    ],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "fruit",
+            "schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+            "strict": True,
+        },
+    },
+}
+"""A chat job whose answer follows a schema."""
+RESULT = {
+    "job_id": "order-4711",
+    "custom_id": "row-1",
+    "model_id": "qwen2.5-7b",
+    "outcome": "succeeded",
+    "reasoning": "The first trial names a rate of 4 %, the second one of 3 %.",
+    "text": "Aspirin lowers the risk of a second stroke [1].",
+    "confidence": 0.87,
+    "sources": ["pmid:10591382"],
+    "source_details": [
+        {
+            "id": "pmid:10591382",
+            "url": "https://pubmed.ncbi.nlm.nih.gov/10591382/",
+            "canonical_url": "https://pubmed.ncbi.nlm.nih.gov/10591382",
+            "title": "Aspirin after a first stroke",
+            "published": "1999-12",
+            "doi": "10.1000/182",
+        }
+    ],
+    "citations": [
+        {
+            "start": 0,
+            "end": 47,
+            "source": "pmid:10591382",
+            "support": "lexical",
+            "quote": {
+                "exact": "Aspirin reduced the risk of a second stroke",
+                "prefix": "follow-up. ",
+                "suffix": " by a fifth.",
+            },
+        }
+    ],
+    "notes": ["https://example.org/guideline.html: the server answered 404"],
+    "screening": [{"rule": "toxicity", "kind": "words", "verdict": "flag", "field": "prompt", "count": 1}],
+    "usage": {
+        "prompt_tokens": 1204,
+        "completion_tokens": 14,
+        "total_tokens": 1218,
+        "cached_tokens": 1136,
+        "cost": 0.000189,
+        "currency": "USD",
+        "reasoning_tokens": 9,
+    },
+    "finish_reason": "stop",
+    "timings": {"queued_ms": 12.5, "enrich_ms": 840.0, "infer_ms": 412.3},
+    "engine": "vllm",
+    "metadata": {"ward": "3b"},
+    "created_at": 1764022104,
+}
+"""A successful result with every field; `error` belongs only to other results."""
+SAMPLED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "Apple",
+    "choices": [
+        {
+            "index": 0,
+            "text": "Apple",
+            "reasoning": "A common one.",
+            "finish_reason": "stop",
+            "confidence": 0.61,
+            "citations": [],
+            "logprobs": [
+                {
+                    "token": "Apple",
+                    "logprob": -0.494296,
+                    "top_logprobs": [
+                        {"token": "Apple", "logprob": -0.494296},
+                        {"token": "Pear", "logprob": -1.386294},
+                    ],
+                }
+            ],
+        },
+        {
+            "index": 1,
+            "text": "Pear",
+            "finish_reason": "stop",
+            "confidence": 0.25,
+            "logprobs": [{"token": "Pear", "logprob": -1.386294}],
+        },
+    ],
+    "created_at": 1764022104,
+}
+"""The result of a job for two answers."""
+SCORED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "Apple",
+    "logprobs": [{"token": "Apple", "logprob": -0.494296, "top_logprobs": [{"token": "Apple", "logprob": -0.494296}]}],
+    "created_at": 1764022104,
+}
+"""The result of a job for one answer with log-probabilities."""
+CALLED = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "text": "",
+    "tool_calls": [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "opening_hours", "arguments": '{"shop": "pharmacy", "day": "Monday"}'},
+        }
+    ],
+    "finish_reason": "tool_calls",
+    "created_at": 1764022104,
+}
+"""The result of a job with tools."""
+CALLED_CHOICE = {"choices": [{"tool_calls": CALLED["tool_calls"]}]}
+"""A call in one of several answers."""
+FAILURE = {
+    "job_id": "order-4711",
+    "outcome": "failed",
+    "error": {"code": "no_sources", "message": "sources.required is set, and no source could be used"},
+    "created_at": 1764022104,
+}
+"""A result without an answer."""
+HEADER_EXAMPLES = {
+    "tenant": "acme",
+    "deadline": "1764108504000",
+    "priority": "5",
+    "idempotency-key": "order-4711-try-1",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "schema": "1",
+}
