@@ -14,7 +14,7 @@ from workers.engines.base import EngineError, EngineFailed, EngineUnavailable, G
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect
-from workers.engines.openai_http.pooling import ENDPOINTS
+from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.pooling import PoolingInput
 
@@ -55,7 +55,7 @@ def vector(index: int, *numbers: float) -> dict[str, Any]:
 
 
 def test_every_kind_has_an_endpoint() -> None:
-    assert [*ENDPOINTS] == [*JOBS]
+    assert [*SERVER_ENDPOINTS] == [*JOBS]
 
 
 def test_the_server_is_asked_for_numbers_and_its_embeddings_are_put_into_the_texts_order() -> None:

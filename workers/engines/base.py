@@ -23,7 +23,7 @@ from pydantic import Field
 
 from schemas.job import Message, Reasoning, ResponseFormat
 from schemas.result import Logprob, TokenLogprob
-from schemas.tools import Tool, ToolCall, ToolChoice
+from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
 
 _LEAST_LOGPROB = -9999.0
@@ -155,6 +155,11 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def numbered_call(call_id: str | None, name: str, arguments: str, number: int) -> ToolCall:
+    """Return a call; a call without an id gets one from its number. Raises ValueError for values out of bounds."""
+    return ToolCall(id=call_id or f"call_{number}", function=CalledFunction(name=name, arguments=arguments))
 
 
 def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:

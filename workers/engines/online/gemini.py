@@ -16,10 +16,18 @@ from typing_extensions import TypedDict
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, Reasoning
 from schemas.result import TokenLogprob
-from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
+from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected, TokenCount, token_logprob, with_calls
+from workers.engines.base import (
+    Completion,
+    GenerationRequest,
+    RequestRejected,
+    TokenCount,
+    numbered_call,
+    token_logprob,
+    with_calls,
+)
 from workers.engines.finish import finish_reason
 from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
@@ -205,7 +213,7 @@ def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion
 def _call(call: _FunctionCall, number: int) -> ToolCall:
     """Return a call; the service gives most calls no id."""
     arguments = json.dumps(call.args or {}, ensure_ascii=False)
-    return ToolCall(id=call.id or f"call_{number}", function=CalledFunction(name=call.name, arguments=arguments))
+    return numbered_call(call.id, call.name, arguments, number)
 
 
 def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.result import TokenLogprob
-from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
+from schemas.tools import MAX_TOOL_CALLS, ToolCall
 from telemetry.logs import get_logger
 from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
@@ -25,6 +25,7 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
     TokenCount,
+    numbered_call,
     token_logprob,
     with_calls,
 )
@@ -107,7 +108,7 @@ def outcome(
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
     if status == 404 and request.pooling is not None and problem_in(body).param != "model":
         kind = request.pooling.kind
-        own = pooling.ENDPOINTS[kind.field].paths[0]
+        own = pooling.SERVER_ENDPOINTS[kind.field].paths[0]
         raise RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
     if status == 404 and not is_usual and problem_in(body).param != "model":
         if request.is_raw:
@@ -202,11 +203,10 @@ class _Call(BoundedModel):
     function: _CalledFunction
 
     def named(self, number: int) -> ToolCall:
-        """Return the call; a call without an id gets one from its number."""
+        """Return the call, see `numbered_call`."""
         said = self.function.arguments
         arguments = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-        function = CalledFunction(name=self.function.name, arguments=arguments)
-        return ToolCall(id=self.id or f"call_{number}", function=function)
+        return numbered_call(self.id, self.function.name, arguments, number)
 
 
 class _Message(BoundedModel):

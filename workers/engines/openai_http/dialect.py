@@ -17,7 +17,7 @@ from schemas.job import Message, Reasoning
 from schemas.tools import NamedTool
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest, RequestRejected
-from workers.engines.openai_http.pooling import ENDPOINTS
+from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
 
@@ -25,7 +25,7 @@ log = get_logger()
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
-_OF_TEXTS = frozenset(path for endpoint in ENDPOINTS.values() for path in endpoint.paths)
+_OF_TEXTS = frozenset(path for endpoint in SERVER_ENDPOINTS.values() for path in endpoint.paths)
 """The paths for jobs without a question."""
 
 
@@ -73,7 +73,7 @@ class Dialect:
         """Return the paths to try one after the other while the server answers 404."""
         if request.pooling is None:
             return (CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS,)
-        paths = ENDPOINTS[request.pooling.kind.field].paths
+        paths = SERVER_ENDPOINTS[request.pooling.kind.field].paths
         return sorted(paths, key=lambda path: path not in self._found)
 
     def found(self, path: str) -> None:
@@ -92,7 +92,7 @@ class Dialect:
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the request's JSON for its `path`."""
         if request.pooling is not None:
-            return {"model": self._model, **ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
+            return {"model": self._model, **SERVER_ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
         chat = self.path(request) == CHAT
         longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}

@@ -80,7 +80,7 @@ def _classify(asked: PoolingInput) -> dict[str, Any]:
     return {"input": list(asked.texts)}
 
 
-ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
+SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
     RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
@@ -94,7 +94,7 @@ def completion_of(asked: PoolingInput, body: bytes) -> Completion:
 
     Raises ValidationError for an unreadable answer, and EngineFailed unless the answer has one row for each text.
     """
-    endpoint, answer = ENDPOINTS[asked.kind.field], PoolingAnswer.model_validate_json(body)
+    endpoint, answer = SERVER_ENDPOINTS[asked.kind.field], PoolingAnswer.model_validate_json(body)
     found: list[_PoolingRow] = getattr(answer, endpoint.rows)
     by_index = {row.index: row for row in found}
     numbers = {index: getattr(row, endpoint.numbers) for index, row in by_index.items()}

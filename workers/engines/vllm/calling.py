@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Self
 
-from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
-from workers.engines.base import GenerationRequest, RequestRejected
+from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
+from workers.engines.base import GenerationRequest, RequestRejected, numbered_call
 from workers.engines.families import family_of
 from workers.engines.vllm.loading import short
 
@@ -52,16 +52,12 @@ class ToolsOfRequest:
     def __init__(self, parser: Any, tokenizer: Any, model_config: Any, request: GenerationRequest) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        form = request.response_format
+        form, choice = request.response_format, request.tool_choice or "auto"
         asked = {
             "model": "",
             "messages": [{"role": "user", "content": ""}],
             "tools": [tool.model_dump(exclude_none=True) for tool in request.tools],
-            "tool_choice": request.tool_choice
-            if isinstance(request.tool_choice, str)
-            else request.tool_choice.model_dump()
-            if request.tool_choice is not None
-            else "auto",
+            "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "response_format": form.model_dump(by_alias=True, exclude_none=True) if form is not None else None,
         }
@@ -75,7 +71,7 @@ class ToolsOfRequest:
         """The grammar of the calls as `StructuredOutputsParams`; None where the model may write anything."""
         self.keeps_special_tokens = not self._chat.skip_special_tokens
         """True if the marks around calls are special tokens, which vLLM would leave out of the text."""
-        self.is_demanded = request.tool_choice not in (None, "auto")
+        self.is_demanded = choice != "auto"
         """True if the answer has to be a call."""
 
     def calls(self, text: str, ids: Sequence[int]) -> tuple[str, list[ToolCall]]:
@@ -102,6 +98,6 @@ def calls_of(found: Sequence[Any]) -> list[ToolCall]:
 
 
 def _call(call: Any, number: int) -> ToolCall:
-    function = CalledFunction(name=call.name, arguments=call.arguments)
-    function.arguments.encode()  # half a surrogate pair, which the model can write in JSON, has no UTF-8
-    return ToolCall(id=call.id or f"call_{number}", function=function)
+    made = numbered_call(call.id, call.name, call.arguments, number)
+    made.function.arguments.encode()  # half a surrogate pair, which the model can write in JSON, has no UTF-8
+    return made

@@ -103,10 +103,12 @@ class Source:
         return any(self._denies(clause, said) for clause in said)
 
     def _denies(self, said: Clause, beside: Sequence[Clause]) -> bool:
-        nearest = [self._nearest(said), self._nearest_besides_subject(said)]
+        by_all = self._nearest(said)
+        nearest = [by_all, self._nearest_besides_subject(said, by_all)]
         if not any(nearest):
             return any(not self._has_negated(negation.scope[0]) for negation in _negations(said.tokens))
-        return any(near and all(self._denies_here(said, beside, at) for at in near) for near in nearest)
+        whole = [token for clause in beside if clause.sentence == said.sentence for token in clause.tokens]
+        return any(near and all(self._denies_here(said, beside, whole, at) for at in near) for near in nearest)
 
     def _has_negated(self, word: str) -> bool:
         """True if a negation in the source has this word first in its scope."""
@@ -123,8 +125,8 @@ class Source:
         most = max(shared.values(), default=0)
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
-    def _nearest_besides_subject(self, said: Clause) -> list[int]:
-        """Return the clauses that share most words besides the subject, if the nearest ones say something else.
+    def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
+        """Return the clauses that share most words besides the subject, if the `nearest` ones say something else.
 
         A clause about another subject, or with "it", may be the one that denies the sentence.
         """
@@ -133,7 +135,7 @@ class Source:
         most = max(shared.values(), default=0)
         if len(rest) < _FEWEST_IN_REST or most < _MOST_OF_REST * len(rest):
             return []
-        about = max((shared[at] for at in self._nearest(said)), default=0)
+        about = max((shared[at] for at in nearest), default=0)
         return self._plainest(said, shared, most) if 2 * about <= most else []
 
     def _plainest(self, said: Clause, shared: Counter[int], most: int) -> list[int]:
@@ -141,9 +143,9 @@ class Source:
         plainest = max(best.values())
         return sorted(at for at, count in best.items() if count == plainest)[:_MAX_COMPARED]
 
-    def _denies_here(self, said: Clause, beside: Sequence[Clause], at: int) -> bool:
+    def _denies_here(self, said: Clause, beside: Sequence[Clause], whole: Sequence[Token], at: int) -> bool:
+        """True if clause `at` contradicts `said`; `whole` has the tokens of the sentence of `said`."""
         mine, its = _named(said.tokens), _named(self._clauses[at].tokens)
-        whole = [token for clause in beside if clause.sentence == said.sentence for token in clause.tokens]
         is_other = other_value(mine, its) or self._is_mixed(said, mine, at)
         if is_other and not is_other_half(whole, self._sentence_of[at]):
             return True
