@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from confluent_kafka import Producer
 
-from bench.fleet import Command, Kafka, assert_exactly_once, broker, new_fleet, wait_for
+from bench.fleet import Command, Kafka, assert_exactly_once, broker, new_fleet, sleep_of, wait_for
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from schemas.settings import KafkaSettings
@@ -27,8 +27,6 @@ TARGET = 3.0
 PARTITIONS = 4
 JOBS = 10
 PLACES = 64
-SPREAD = 0.618034
-"""Multiples of it, modulo 1, are spread evenly."""
 DEFERRED = "postback_deferred_total"
 STILL_SECONDS = 2.0
 WAIT_SECONDS = 300.0
@@ -105,8 +103,8 @@ def _send(kafka: KafkaSettings, tenant: str, name: str, count: int, latency: flo
 
 def _prompt(number: int, latency: float) -> str:
     """Return a job's question. The job's number alone sets its time to answer, so every ten jobs take equal times."""
-    seconds = latency * (0.5 + number * SPREAD % 1)
-    return f"[[sleep {seconds:.3f}]] Where is case {number} of the cases that the court of this city has seen lately?"
+    case = f"Where is case {number} of the cases that the court of this city has seen lately?"
+    return f"{sleep_of(number, latency)} {case}"
 
 
 def _times(kafka: KafkaSettings, sent: dict[str, float]) -> list[float]:

@@ -30,6 +30,8 @@ from telemetry.metrics import Metrics
 
 POSTBACK = Path(sys.executable).with_name("postback")
 START_SECONDS = 180.0
+_SPREAD = 0.618034
+"""Multiples of it, modulo 1, are spread evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,14 @@ class Command:
     def output(self) -> str:
         """Return everything that the process has printed."""
         return Path(self._log.name).read_text()
+
+
+def sleep_of(number: int, latency: float) -> str:
+    """Return the words after which the echo engine takes 0.5 to 1.5 times `latency` seconds for job `number`.
+
+    The times of successive numbers are spread evenly.
+    """
+    return f"[[sleep {latency * (0.5 + number * _SPREAD % 1):.3f}]]"
 
 
 def wait_for(found: Callable[[], Any], seconds: float, look_seconds: float = 0.1) -> Any:

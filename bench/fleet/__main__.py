@@ -33,6 +33,7 @@ from bench.fleet import (
     new_fleet,
     prefill,
     shared_evenly,
+    sleep_of,
     wait_for,
 )
 from bench.table import table, title, verdict
@@ -43,8 +44,6 @@ from schemas.settings import KafkaSettings
 TARGET = 0.95
 PARTITIONS = 24
 PLACES = 32
-SPREAD = 0.618034
-"""Multiples of it, modulo 1, are spread evenly."""
 SPARE = 2.5
 """Work in the backlog beyond the measured seconds, and before a fleet changes, in mean times of a job."""
 OVERLOAD = 1.2
@@ -124,8 +123,8 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
 def _jobs(latency: float) -> Iterator[bytes]:
     """Yield jobs without an end. Their times are spread evenly, and equal in each fleet."""
     for number in count():
-        seconds = latency * (0.5 + number * SPREAD % 1)
-        yield json.dumps({"prompt": f"[[sleep {seconds:.3f}]] Where is it?", "custom_id": str(number)}).encode()
+        prompt = f"{sleep_of(number, latency)} Where is it?"
+        yield json.dumps({"prompt": prompt, "custom_id": str(number)}).encode()
 
 
 def _rate(used: Kafka, replicas: int, options: argparse.Namespace) -> FleetRate:
