@@ -2,9 +2,9 @@
 
 Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes its records. The bare loop is
 aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each callback
-shows the cost of the two signatures. The three run in this process in turn, a slice each, so that other load on the
-machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process that starts
-with a full topic, and fleets with sick endpoints.
+shows the cost of the two signatures. The three sides run in this process in turn, a slice each, so that other load on
+the machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process that
+starts with a full topic, and fleets with sick endpoints.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ async def _all(url: str, keyring: Keyring, options: argparse.Namespace) -> list[
 
 @asynccontextmanager
 async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Post]:
-    """Yield a POST with aiohttp's client alone. With `signs`, it signs each callback with keys in memory."""
+    """Yield a POST with aiohttp's client alone. With `signs`, each POST is signed with keys in memory."""
     now, body = CLOCK.time(), event_body(result(0), webhook_id(0), TENANT)
     signer = keyring.signer(TENANT, now)
     sent = {

@@ -68,7 +68,7 @@ class DrawnJobs:
             yield Drawn(_written(self._job()), self._headers())
 
     def broken(self, count: int) -> Iterator[Drawn]:
-        """Yield jobs with one fault each. By chance, some may still be valid."""
+        """Yield jobs with one fault each. By chance, some of these jobs may still be valid."""
         made = 0
         while made < count:
             broken = self._rng.choice(_FAULTS)(self._rng, self._job(), self._headers(), self._noise)
@@ -316,7 +316,7 @@ def _many_headers(rng: random.Random, job: Json, headers: list[Header], noise: l
 
 def _too_large(rng: random.Random, job: Json, headers: list[Header], noise: list[Any]) -> Drawn:
     if rng.random() < 0.95:
-        return _another_byte(rng, job, headers, noise)  # each of these is half a megabyte, so a few are enough
+        return _another_byte(rng, job, headers, noise)  # each of these jobs is half a megabyte, so a few are enough
     return Drawn(_written({**job, "metadata": {"x": "y" * MAX_JOB_BYTES}}), headers)
 
 

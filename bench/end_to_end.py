@@ -1,8 +1,8 @@
 """Jobs a second from `model_requests` to `model_results`, with an engine without cost: `python -m bench.end_to_end`.
 
 Real `postback worker --engine echo` processes share the partitions evenly; then all jobs come at once. The clock starts
-with the first commit that is seen. It stops with the commit after which a read_committed reader finds a result of
-every job; each job has exactly one. Workers, Kafka and the producer share this machine's cores.
+with the first commit that is seen. The clock stops with the commit after which a read_committed reader finds exactly
+one result of every job. Workers, Kafka and the producer share this machine's cores.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def wait_until_finished(
         settled = sum(sample[SETTLED] for sample in now[0])
         if last is None and sum(map(_done, now[0])) >= jobs:
             last = now
-        if settled >= jobs:  # not earlier, since reading results takes CPU time from the workers
+        if settled >= jobs:  # only now, since reading results takes CPU time from the workers
             answered = len(set(answered_jobs(kafka)))
         if answered >= jobs:
             return last or now

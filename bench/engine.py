@@ -2,11 +2,11 @@
 
 Both sides use one loaded engine in turn. AsyncLLM alone gets every prompt at once, by `AsyncLLM.generate`. The worker
 consists of the parts of `postback worker --engine vllm`, as a member of its group; its jobs are on `model_requests`
-before it joins. The clock runs from the first submit until the last answer. For the worker, this is the time from the
-last check that finds nothing in flight (every 20 ms) until the last result is settled.
+before it joins. The clock runs from the first submit until the last answer. The worker's clock runs from the last check
+(every 20 ms) that finds nothing in flight until the last result is settled.
 
 The worker asks for log-probabilities, which it needs for `confidence` and which cost time. AsyncLLM alone is measured
-with log-probabilities, which is the same work, and without them, as by a caller that does not need them.
+with log-probabilities, which is the worker's work too, and without them, as by a caller that does not need them.
 """
 
 from __future__ import annotations

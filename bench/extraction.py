@@ -34,7 +34,7 @@ from workers.enrichment.reading.steering import steering
 
 HTML: Final = "text/html"
 MANY_WORDS: Final = 100
-"""A page with as many words of gold text must not end as "no visible text"."""
+"""A page with at least this many words of gold text must not end as "no visible text"."""
 SIDE_BY_SIDE: Final = 8
 EVIDENCE_CHARS: Final = 4000
 PASSAGE_CHARS: Final = 600
@@ -117,7 +117,7 @@ def _ours(body: bytes) -> str:
 
 
 def _extractors() -> dict[str, Callable[[bytes], str]]:
-    """Return the extractors that are installed, by name. Each takes a page's bytes."""
+    """Return the extractors that are installed, by name. Each extractor takes a page's bytes."""
     found: dict[str, Callable[[bytes], str]] = {"ours": _ours, "resiliparse": _resiliparse()}
     for name, make in (("trafilatura", _trafilatura), ("readability", _readability)):
         try:
@@ -158,7 +158,7 @@ def _compare(name: str, pages: Sequence[GoldPage]) -> None:
     found, labelled = _found(pages)
     verdict("F1", ours.f1, _TARGETS[name], at_least=True)
     verdict(f"questions with their passage, of {SIDE_BY_SIDE} pages", found, _END_TO_END, at_least=True)
-    verdict("questions whose passages are said to steer", labelled, _LABELLED, at_least=False)
+    verdict("questions whose passages are labelled as steering", labelled, _LABELLED, at_least=False)
     verdict("CPU", 1000 * ours.cpu_seconds / len(pages), _CPU_MS, at_least=False, unit=" ms a page")
     verdict("empty pages", len(ours.empty), 0, at_least=False)
 
@@ -210,9 +210,10 @@ def _row(scores: Scores, pages: int) -> tuple[str, ...]:
 
 
 def _found(pages: Sequence[GoldPage]) -> tuple[float, float]:
-    """Return the share of questions whose answer is quoted, and the share whose page is said to steer.
+    """Return the share of questions whose answer is quoted, and the share whose page is labelled as steering.
 
-    A question has the words of one sentence of a page's gold text, in another order. It is asked of eight pages.
+    A question has the words of one sentence of a page's gold text, in another order. Each question is asked of eight
+    pages.
     """
     texts = [_extracted(page.body) for page in pages]
     hits, labels = [], []

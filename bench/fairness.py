@@ -2,8 +2,8 @@
 
 A real worker with the echo engine answers like a GPU: a job takes half to one and a half times `--latency` seconds, and
 PLACES jobs run at once. The flood and the ten jobs are on the same partitions. The ten jobs come right behind the
-flood, and again while the flood waits. Each is compared with the same jobs in a fleet without a flood. A job's time
-counts from its submission until Kafka has its result. The bench does not wait for the end of the flood.
+flood, and again while the flood waits. Both times are compared with those of the same jobs in a fleet without a flood.
+A job's time counts from its submission until Kafka has its result. The bench does not wait for the end of the flood.
 The flood has 10,000 jobs, or as many as `--flood` says.
 """
 

@@ -139,7 +139,7 @@ def _put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
 
         def note(error: KafkaError | None, message: Message, value: bytes | None = one.value) -> None:
             if error is not None:
-                raise RuntimeError(f"the broker took a record not: {error}")
+                raise RuntimeError(f"the broker refused a record: {error}")
             expected.add(Origin(topic_id, message.partition() or 0, message.offset() or 0).webhook_id(value))
 
         # the type stub wants str | bytes as value

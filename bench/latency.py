@@ -1,8 +1,8 @@
 """Time from a job's submission to its verified callback: `python -m bench.latency`.
 
 A real worker (engine echo) and a real delivery process call a receiver in this process, which verifies every signature.
-Jobs are submitted on an open schedule. Each job's time counts from its due time, so that a stall counts for every job
-that it delays.
+Jobs are submitted on an open-loop schedule, which waits for no answer. Each job's time counts from its due time, so
+that a stall counts for every job that it delays.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Nam
 
 
 def _submit(kafka: KafkaSettings, url: str, jobs: int, rate: float) -> list[float]:
-    """Produce jobs on an open schedule; return each job's due time in Unix seconds."""
+    """Produce jobs on an open-loop schedule; return each job's due time in Unix seconds."""
     producer = Producer({**kafka.client_config(), "linger.ms": 0})
     start, due = time.time() + 0.1, []
     for number in range(jobs):

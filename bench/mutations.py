@@ -1,8 +1,8 @@
 """Puts defects into the kernel and delivery, and names the tests that fail with them: `python -m bench.mutations`.
 
-`mutants.toml` lists the defects. Each is a text that occurs exactly once in a file, its replacement, and the tests that
-must then fail. One defect at a time is put into a copy of the tree (DeMillo, Lipton and Sayward 1978). A mutant that no
-test kills shows a claim of the documentation that no test checks.
+`mutants.toml` lists the defects. Each defect is a text that occurs exactly once in a file, its replacement, and the
+tests that must then fail. One defect at a time is put into a copy of the tree (DeMillo, Lipton and Sayward 1978). A
+mutant that no test kills shows a claim of the documentation that no test checks.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def killer(mutant: Mutant, folder: Path) -> str | None:
 def main() -> None:
     """Run the mutants one by one, and print the test that kills each. The exit status is 1 if a mutant survives."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="only mutants whose name has this in it")
+    parser.add_argument("--only", default="", help="run only mutants whose name contains this text")
     options = parser.parse_args()
     chosen = [mutant for mutant in mutants() if options.only in mutant.name]
     clock, rows, survivors = SystemClock(), list[tuple[str, ...]](), list[str]()
@@ -133,7 +133,7 @@ def main() -> None:
             mutant.source(folder)  # raises for an outdated list before any test runs
         named = tuple(sorted({test for mutant in chosen for test in mutant.tests}))
         if (failed := failing_test(folder, named)) is not None:
-            sys.exit(f"without any mutant this fails: {failed}")
+            sys.exit(f"this test fails even without a mutant: {failed}")
         for mutant in chosen:
             began = clock.monotonic()
             found = killer(mutant, folder)

@@ -152,7 +152,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=3_000)
-    parser.add_argument("--sequential-jobs", type=int, default=300, help="fewer, since each of them takes so long")
+    parser.add_argument("--sequential-jobs", type=int, default=300, help="jobs of the slow run, with the small window")
     parser.add_argument("--places", type=int, default=20, help="answers that the engine generates at once")
     parser.add_argument("--seconds", type=float, default=0.2, help="that one of them takes")
     parser.add_argument("--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="least and most of a page")

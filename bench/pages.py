@@ -1,8 +1,8 @@
 """Measures reading eight pages of a loopback site before a question, cold and cached: `python -m bench.pages`.
 
 With `--rerank`, a second side also orders passages with an embedding model. A further measurement then times the choice
-among passages that are new to the model. In the first one the passages are the same in every round, and the model's
-results for them are cached.
+among passages that are new to the model. In the first measurement, the passages are the same in every round, and the
+model's results for them are cached.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     """Read eight new pages, then read them again, and print both times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--rerank", action="store_true", help="beside it with an embedding model")
+    parser.add_argument("--rerank", action="store_true", help="a second side that also ranks by an embedding model")
     options = parser.parse_args()
     title(f"{PAGES} pages before a question, {options.rounds} rounds")
     uvloop.run(_measured(options.rounds, with_model=options.rerank))
@@ -113,7 +113,7 @@ async def _choices(rounds: int, sides: dict[str, EnrichmentSettings]) -> None:
             await chooser.close()
             await pool.close()
     most = sides[", reranked"].rerank_passages
-    print(f"\nChoosing among passages that nobody has seen; the model is asked about {most} of them,")
+    print(f"\nChoosing among passages that the model has not seen; it is asked about {most} of them,")
     print(f"and its process has {largest / 2**20:,.0f} MiB of memory:")
     _show({f"choosing{name}": taken for name, taken in samples.items()})
 

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 CONFIDENCE = 0.9
-"""Confidence of the interval. A limit above the interval is met with 95 %: a ratio below the interval meets it too."""
+"""Confidence of the interval.
+
+If a limit is above the interval, the ratio is below that limit with a confidence of 95 %.
+"""
 _FEWEST = 5
 """Fewest pairs for an interval: of four pairs, the widest interval has the ratio in only 87.5 % of all cases."""
 

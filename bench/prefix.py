@@ -2,8 +2,8 @@
 
 The jobs ask questions about documents, which are system messages. The real `Partitioner` chooses each job's partition,
 and one worker of a fleet answers the jobs of its partitions. All documents together exceed the worker's prefix cache.
-Without affinity, jobs take turns over the partitions. The ceiling is the same number of jobs about a document of the
-same length that is cached. The workers of a fleet share nothing, so one engine measures each worker of it.
+Without affinity, jobs take turns over the partitions. The ceiling is the rate of as many jobs about one cached document
+of the same length. The workers of a fleet share nothing, so one engine measures each worker of it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _jobs(documents: Sequence[str], count: int) -> list[Job]:
 
 
 def _of_one_worker(jobs: Sequence[Job], *, affine: bool) -> list[Job]:
-    """Return the jobs of the first worker's partitions. Without a value the partitioner knows no prefix."""
+    """Return the jobs of the first worker's partitions. Without a record's value, the partitioner knows no prefix."""
     partitioner = Partitioner()
     ours = range(PARTITIONS // WORKERS)
     return [

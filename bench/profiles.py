@@ -2,11 +2,11 @@
 
 Each question has two sources, and answers of four kinds: right, unsupported, contradicted, and refusing where the
 sources do not tell. The real `answered` judges each answer under its profile, with both sources as the evidence. A
-`finance` answer is the JSON of its profile. Its contradicted answer is written twice: as a wrong quote, and as a wrong
-claim beside a right quote.
+`finance` answer is the JSON of its profile. A contradicted `finance` answer is written twice: as a wrong quote, and as
+a wrong claim beside a right quote.
 
 With `--model`, the demo's small model also answers each question, and its answers are judged in the same way. Without
-it, the bench uses no clock and no random numbers, so the results are equal on every machine.
+`--model`, the bench uses no clock and no random numbers, so the results are equal on every machine.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProfileQuestion:
-    """A question with its sources, and its written answers. The sources answer it if one of the answers is right."""
+    """A question with its sources, and its written answers.
+
+    The sources answer a question if one of its written answers is right.
+    """
 
     profile: str
     ask: str
@@ -126,7 +129,10 @@ def prompted(question: ProfileQuestion, profile: Profile) -> GroundedPrompt:
 
 
 async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profiles) -> list[str]:
-    """Let the demo's small model answer all questions. A newline ends its answer, since it is a base model."""
+    """Let the demo's small model answer all questions.
+
+    A newline ends each of the model's answers, since a base model would go on.
+    """
     from devkit.model import small_model
     from telemetry.metrics import Metrics
     from workers.engines.base import GenerationRequest

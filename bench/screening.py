@@ -1,8 +1,9 @@
 """Measures the input filter beside plain `re` searches over the same texts: `python -m bench.screening`.
 
-The texts are drawn from words of a small vocabulary, as prompts of three lengths, in ASCII and with other letters. The
-peer searches with six patterns that have the forms of the personal data, and with one alternation of all listed words:
-no folding, no checks, no offsets. Both sides run in turn, in the same process; the times are of its CPU.
+The texts are drawn from words of a small vocabulary, as prompts of three lengths, in ASCII and with other letters.
+Plain `re` searches for six patterns with the forms of the personal data, and for one alternation of all listed words,
+without folding, checks or offsets. Both sides run in turn, in the same process; the times are CPU times of that
+process.
 """
 
 from __future__ import annotations

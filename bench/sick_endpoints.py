@@ -2,15 +2,15 @@
 
 Three fleets share one Kafka. Each fleet is a real `postback deliver` with its own topics, and ten endpoints. All
 endpoints of the first fleet are well. In the second fleet one hangs; in the third one hangs and another refuses.
-Results for the ten endpoints come on an open schedule, to one fleet after the other, for a few seconds each. A
+Results for the ten endpoints come on an open-loop schedule, to one fleet after the other, for a few seconds each. A
 callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet count.
 
-Consecutive short turns run on an equally fast machine. Runs of a minute do not, if the machine is half as fast for half
-a minute at a time. A round takes about 30 s, and a record waits for a sick endpoint for 30 s or two minutes: one round
-or four. So records may return in the turns of their own fleet; the output shows their share. A failing origin's first
-wait is 30 s instead of 5 s, so that its records wait for one round too.
-Only rounds with many returning records count: not the first ones, and none after seven minutes, when the waits are
-longer. Work that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
+Consecutive short turns run on an equally fast machine. Runs of a minute would not, if the machine is half as fast for
+half a minute at a time. A round takes about 30 s, and a record waits for a sick endpoint for 30 s or two minutes: one
+round or four. So records may return in the turns of their own fleet; the output shows their share. A failing origin's
+first wait is 30 s instead of 5 s, so that its records wait for one round too. Only rounds with many returning records
+count: not the first ones, and none after seven minutes, when the waits are longer. Work that all fleets cause for the
+broker and the two cores affects every turn equally, and does not show.
 
 An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A first outage with
 more results a second lets Kafka's JVM compile frequently used code.
@@ -58,7 +58,10 @@ MOVED = 1.1
 
 
 class Side(StrEnum):
-    """State of a fleet's endpoints. Only the last two of ten differ, and these do not count."""
+    """State of a fleet's endpoints.
+
+    Only the last two of the ten endpoints differ between fleets, and these two do not count.
+    """
 
     WELL = "all ten are well"
     HUNG = "one hangs"
@@ -211,7 +214,7 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
 
 
 def _produce(fleets: Sequence[KafkaSettings], ports: Sequence[Sequence[int]], load: Load) -> list[float]:
-    """Put results on each fleet's `model_results` in its turns, on an open schedule; return monotonic due times."""
+    """Put results on each fleet's `model_results` in its turns, open-loop; return the monotonic due times."""
     producer = Producer({**fleets[0].client_config(), "linger.ms": 0})
     start, due = time.monotonic(), []
     for number in range(load.total):

@@ -1,8 +1,8 @@
 """Compares the stage with the blocking loop that it replaces: `python -m bench.stage`.
 
-Both sides validate each job and answer at once, from the same topic, with the same client settings. They run in turn,
-each in a separate process. The clock runs from the first commit to the last. The loop takes a batch, handles it and
-commits it, one step after the other. So its rate is the ceiling for one process with this client.
+Both sides validate each job and answer at once, from the same topic, with the same client settings. The sides run in
+turn, each in a separate process. The clock runs from the first commit to the last. The loop takes a batch, handles it
+and commits it, one step after the other. So the loop's rate is the ceiling for one process with this client.
 """
 
 from __future__ import annotations

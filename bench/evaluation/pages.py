@@ -39,7 +39,7 @@ class Page:
     questions: tuple[Question, ...]
     content_type: str
     encoding: str
-    """The charset in which the page is served. Its header or markup may name another one."""
+    """The charset in which the page is served. The page's header or markup may name another charset."""
 
     @property
     def path(self) -> str:

@@ -31,7 +31,7 @@ from telemetry.metrics import Metrics
 POSTBACK = Path(sys.executable).with_name("postback")
 START_SECONDS = 180.0
 _SPREAD = 0.618034
-"""Multiples of it, modulo 1, are spread evenly."""
+"""The multiples of this number, modulo 1, are spread evenly."""
 
 
 @dataclass(frozen=True, slots=True)

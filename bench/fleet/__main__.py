@@ -1,8 +1,8 @@
 """Jobs a second by the number of replicas, and the effect of a new and a killed one: `python -m bench.fleet`.
 
 Real `postback worker --engine echo` processes share one Kafka. The engine sleeps like a GPU: PLACES jobs run at once,
-and a job takes half to one and a half times `--latency` seconds. So many replicas fit on few cores. *Linear* is the
-rate of the smallest fleet of the same run, times the number of replicas.
+and a job takes half to one and a half times `--latency` seconds. Sleeping engines let many replicas fit on few cores.
+*Linear* is the rate of the smallest fleet of the same run, times the number of replicas.
 
 Then a replica joins a fleet under load, and one is killed with SIGKILL. A partition's move is *needed* if its owner is
 gone, or if the newcomer would otherwise have less than its share. Each job of each fleet has exactly one result.
@@ -110,7 +110,7 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
             variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__PLACES": str(PLACES)}
             command = Command(kafka, "worker", "--engine", "echo", **variables)
             stack.push(command)
-            stack.callback(command.kill)  # first: nothing is left to drain
+            stack.callback(command.kill)  # killed before the block's end, so that nothing is left to drain
             return command
 
         commands = [start(number) for number in range(replicas)]
@@ -121,7 +121,7 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
 
 
 def _jobs(latency: float) -> Iterator[bytes]:
-    """Yield jobs without an end. Their times are spread evenly, and equal in each fleet."""
+    """Yield jobs without an end. The jobs' times are spread evenly, and are the same in each fleet."""
     for number in count():
         prompt = f"{sleep_of(number, latency)} Where is it?"
         yield json.dumps({"prompt": prompt, "custom_id": str(number)}).encode()
@@ -191,7 +191,7 @@ def _load(kafka: KafkaSettings, per_second: float, latency: float) -> Iterator[l
 
 
 def _owners(kafka: KafkaSettings, members: int) -> dict[Place, str]:
-    """Wait until so many members have the partitions that Kafka means them to have; return each partition's owner."""
+    """Wait until this many members have the partitions that Kafka assigned to them; return each partition's owner."""
     admin, group = AdminClient(kafka.client_config()), f"{kafka.topic_prefix}{INFERENCE_GROUP}"
     partitions = PARTITIONS * len(kafka.topics.requests_of(None))
 

@@ -1,6 +1,6 @@
 """The door's server around a handler that does nothing: `python -m bench.gateway.empty_door CERTIFICATE`.
 
-It prints its port, serves over TLS until SIGTERM, and answers POST /v1/jobs with 202 once it has the body.
+The server prints its port, serves over TLS until SIGTERM, and answers POST /v1/jobs with 202 once it has the body.
 """
 
 from __future__ import annotations

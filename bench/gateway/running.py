@@ -24,9 +24,9 @@ class Sizes:
     lines: int = 50_000
     """Lines of a batch."""
     large_line_bytes: int = 4_100
-    """With 50,000 lines 200 MB in all, almost OpenAI's bound for a file."""
+    """50,000 of these lines are 200 MB, almost OpenAI's bound for a file."""
     slices: int = 5
-    """Slices of time of the door, and as many of the empty handler, in turn."""
+    """Number of time slices of the door; the empty handler gets as many, in turn."""
     slice_seconds: float = 4.0
     connections: int = 64
     readable_jobs: int = 500

@@ -72,7 +72,7 @@ class Direction:
 
 @dataclass
 class EmulatedLink:
-    """The running link. Its conditions may change between two measurements."""
+    """The running link. A link's conditions may change between two measurements."""
 
     conditions: Conditions = Conditions()
     _ended: bool = False

@@ -1,8 +1,8 @@
-"""Runs each trace under each way of scaling: `python -m bench.scaling`. It takes minutes, and no I/O.
+"""Runs each trace under each way of scaling: `python -m bench.scaling`. The bench takes minutes and does no I/O.
 
 *Lag* is the usual rule: one worker for a number of records after the committed offsets. The first number is the jobs
-that one worker answers at once; larger numbers save workers until jobs miss their deadlines. *Deadlines* is the number
-that `postback exporter` wants. Both go through the same simulated autoscaler, with the same bounds.
+that one worker answers at once; larger numbers need fewer workers, but jobs may miss their deadlines. *Deadlines* is
+the number that `postback exporter` wants. Both numbers go through the same simulated autoscaler, with the same bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A simulated fleet: workers that start, answer several jobs at once and drain, and an autoscaler beside them.
 
-The autoscaler is Kubernetes' HorizontalPodAutoscaler as the chart configures it. The autoscaler scales up at once. It
-scales down by one pod a minute, to the highest wish of the stabilisation window.
+The autoscaler is Kubernetes' HorizontalPodAutoscaler as the chart configures it. The autoscaler scales up at once. The
+autoscaler scales down by one pod a minute, to the largest number that was wanted in the stabilisation window.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ PARTITIONS = 16
 WORKER_JOBS = 8
 """Jobs that one worker answers at once."""
 BULK_EVERY = 10
-"""One of so many freed places goes to the bulk lane while both lanes have jobs."""
+"""While both lanes have jobs, one of this many freed places goes to the bulk lane."""
 POLL_SECONDS = 15.0
 START_SECONDS = 120.0
 STABILISATION_SECONDS = 630.0
-"""The longest answer and the drain: a pod that starts to drain earlier would be killed at its work."""
+"""The longest answer and the drain: with a shorter window, a pod could be killed at its work."""
 DOWN_PERIOD_SECONDS = 60.0
 
 
