@@ -176,7 +176,7 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """A function that adds a line to the run's summary, for counts that serve as evidence; capturing hides none."""
+    """A function that adds a line of evidence to the run's summary, which pytest shows despite capturing."""
     # A property travels with the test's report, also from another process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
 

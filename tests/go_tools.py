@@ -41,7 +41,7 @@ class GoTool:
 
     @property
     def file_name(self) -> str:
-        """The executable's name in the cache. It contains the version, so a new pin is a new build."""
+        """The executable's name in the cache. The name contains the version, so a new pin is a new build."""
         return f"{self.package.replace('/', '_')}@{self.version}"
 
 

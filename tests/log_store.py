@@ -1,7 +1,7 @@
 """VictoriaLogs, and Filebeat that ships log files to it with the configuration of `deploy/filebeat/`.
 
-Both are built from their Go modules: no registry has them as packages.
-VictoriaLogs takes Elasticsearch's bulk requests.
+VictoriaLogs and Filebeat are built from their Go modules: no registry has them as packages. VictoriaLogs takes
+Elasticsearch's bulk requests.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Issuer:
         return OidcSettings.model_validate(given)
 
     def rotate(self, key_id: str, *, rsa: bool = False) -> Key:
-        """Publish a new key, and no other any more."""
+        """Publish a new key in place of all earlier keys."""
         made: Key
         made = RSAKey.generate_key(2048) if rsa else ECKey.generate_key("P-256")
         self.keys = {key_id: made}

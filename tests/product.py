@@ -152,7 +152,7 @@ class Role:
 
     @property
     def port(self) -> int:
-        """The port of its metrics, from its log line."""
+        """The port of the process's metrics, from its log line."""
         eventually(lambda: bool(self._announced()), 30, lambda: f"no port is announced: {self.said()[-2000:]}")
         return int(self._announced()[-1])
 
@@ -160,11 +160,11 @@ class Role:
         return self.log.read_text()
 
     def lines(self) -> list[dict[str, Any]]:
-        """Its log lines; fails if one of them is not ECS."""
+        """The process's log lines; fails if one of them is not ECS."""
         return log_lines(self.said())
 
     def ready(self) -> tuple[bool, list[str]]:
-        """True if it is ready, and the reasons if it is not."""
+        """True if the process is ready, and the reasons if it is not."""
         status, body = self._get("/readyz")
         answer = json.loads(body)
         assert answer["ready"] == (status == 200)
@@ -174,7 +174,7 @@ class Role:
         return self._get("/healthz")[0] == 200
 
     def page(self, path: str) -> tuple[int, dict[str, Any]]:
-        """The status and the JSON of a page of its own."""
+        """The status and the JSON of one of the role's own pages."""
         status, body = self._get(path)
         return status, json.loads(body)
 

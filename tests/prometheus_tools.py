@@ -29,7 +29,10 @@ def prometheus() -> Path:
 
 
 def alertmanager(*arguments: str) -> list[str | Path]:
-    """Return the command that runs Alertmanager. Debian's reads its templates in /usr/share, so it sees its own one."""
+    """Return the command that runs Alertmanager.
+
+    Debian's Alertmanager reads templates in /usr/share, so it gets its unpacked folder mounted there.
+    """
     root = unpacked("prometheus-alertmanager")
     namespace = ["--mount"] if os.geteuid() == 0 else ["--map-root-user", "--mount"]
     bound = 'mount --bind "$1" /usr/share && shift && exec "$@"'

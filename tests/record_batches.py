@@ -50,7 +50,7 @@ def batch(records: Sequence[bytes], *, codec: int = 0, content: bytes | None = N
 
 
 def produce(bootstrap_servers: str, written: Sequence[tuple[str, bytes]]) -> None:
-    """Send a batch to partition 0 of each of these topics. Raises KafkaError if the broker refuses one."""
+    """Send a batch to partition 0 of each of these topics. Raises KafkaError if the broker refuses a batch."""
     producer = KafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=False, acks="all")
     try:
         for topic, content in written:

@@ -11,7 +11,7 @@ from tests.loopback_server import LoopbackServer
 
 
 class RedisServer(LoopbackServer):
-    """A context manager of a Redis on a free loopback port. It keeps no file, so a kill loses all its data."""
+    """A context manager of a Redis on a free loopback port. This Redis keeps no file, so a kill loses all data."""
 
     @property
     def url(self) -> str:

@@ -29,7 +29,7 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(test(*args, **kwargs))
 
-    del synchronous.__wrapped__  # or pytest takes it for asynchronous
+    del synchronous.__wrapped__  # or pytest takes the test for asynchronous
     return synchronous
 
 

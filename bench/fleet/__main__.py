@@ -128,7 +128,7 @@ def _jobs(latency: float) -> Iterator[bytes]:
 
 
 def _rate(used: Kafka, replicas: int, options: argparse.Namespace) -> FleetRate:
-    """Return the rate of a new fleet of so many replicas while it has a backlog."""
+    """Return the rate of a new fleet of this many replicas while it has a backlog."""
     kafka = new_fleet(used, PARTITIONS)
     jobs = int(replicas * PLACES / options.latency * (options.warm_up + options.seconds + SPARE * options.latency))
     with _fleet(kafka, replicas) as (_, commands):

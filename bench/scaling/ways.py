@@ -14,7 +14,7 @@ ASSUMED_JOBS_PER_SECOND = 1.0
 
 
 def by_lag(records: int) -> Wish:
-    """Want one worker for so many records of Kafka's lag, as KEDA's scaler for Kafka does."""
+    """Want one worker for this many records of Kafka's lag, as KEDA's scaler for Kafka does."""
     return lambda sight: math.ceil(sight.kafka_lag / records)
 
 

@@ -56,7 +56,10 @@ def request(signer: Signer, tenant: str) -> tuple[dict[str, str], bytes]:
 
 
 def strangers_requests(keyring: Keyring, *, one_key_for_all: bool) -> list[tuple[dict[str, str], bytes]]:
-    """Requests that a stranger can get signed: its own events. With its own keys it can also sign forged bodies."""
+    """Requests that a stranger can get signed: its own events.
+
+    A stranger can also sign forged bodies with its own keys.
+    """
     stranger = keyring.signer("stranger", CLOCK.time())
     return [request(stranger, "stranger")] + ([] if one_key_for_all else [request(stranger, "victim")])
 

@@ -49,7 +49,7 @@ class Fleet:
         self.product.submit([{"prompt": prompt, "callback_url": url}])
 
     def callback(self, behaviour: Behaviour | None = None, attempts: int = 1, prompt: str = PROMPT) -> list[Received]:
-        """A real callback as a receiver gets it; so many attempts of it."""
+        """All attempts of a real callback, as a receiver gets them; `attempts` is their number."""
         callbacks = Callbacks(self.product.keyring)
         try:
             self.product.keyring.follow(CLOCK.time())
@@ -114,7 +114,7 @@ def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
     assert (kind, text) == ("inference.succeeded", PROMPT)
     assert webhook_id.startswith("msg_")
     fleet.call_back(consumer.url, prompt="")
-    assert consumer.line().startswith("inference.rejected msg_"), "an event without an answer is one, too"
+    assert consumer.line().startswith("inference.rejected msg_"), "a rejected job's event is an event, too"
 
     headers, body = webhook_headers(genuine), genuine.body
     known, other = ("v1", "v1a") if request.node.callspec.params["consumer"] in BY_SECRET else ("v1a", "v1")

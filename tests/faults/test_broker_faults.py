@@ -1,8 +1,8 @@
 """Brokers freeze, die and come back under load: nothing is lost, nothing stands still, nothing is answered twice.
 
-One broker alone allows an exception, which is Kafka's. If a partition's only replica is down when a transaction ends,
-Kafka 4.3.1 ends the transaction without a marker there. A confirmed transaction may then be undone in one partition
-and kept in another. The kernel detects that, logs it, and repeats the undone work.
+With a single broker, Kafka itself may break these promises. If a partition's only replica is down when a transaction
+ends, Kafka 4.3.1 ends the transaction without a marker there. A confirmed transaction may then be undone in one
+partition and kept in another. The kernel detects that, logs it, and repeats the undone work.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def test_the_only_broker_freezes_and_is_killed_and_nothing_is_lost(
 def test_each_of_three_brokers_dies_in_turn_and_every_job_is_answered_while_it_is_away(
     own_broker: Broker, own_ledgers: Ledgers, own_processes: StageProcesses
 ) -> None:
-    """Each broker leads partitions, and coordinates the group or some transactions. The first one freezes as well."""
+    """Each broker leads partitions, and coordinates the group or some transactions.
+
+    The first broker freezes as well.
+    """
     own_processes.start("a", "b")
     jobs = 0
 

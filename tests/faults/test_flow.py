@@ -75,7 +75,7 @@ def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledge
     codes = {first.poll(), second.poll()}
     processes.running["other"] = first
     assert len(codes - {None}) == 1, "one of the two has to end"
-    assert 0 not in codes, "it has to say that something is wrong"
+    assert 0 not in codes, "the process that ends has to report a failure"
     assert "inference.same" in processes.log("same")
     assert "POSTBACK_REPLICA" in processes.log("same")
     processes.start("third")

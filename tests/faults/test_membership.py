@@ -39,7 +39,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
 def test_a_worker_that_was_paused_past_its_session_suspects_nothing_of_its_own(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
-    """The worker knows that it did not die. Before, it tried its backlog a few records at a time, as after a crash."""
+    """The worker knows that it did not die. An earlier version tried the backlog in small groups, as after a crash."""
     ledgers.submit({"id": number, "ms": 50} for number in range(2_000))
     processes.window = 20
     processes.start("a")

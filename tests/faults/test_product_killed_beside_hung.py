@@ -17,7 +17,10 @@ pytestmark = pytest.mark.broker
 
 FIRST, FOUND = PARTITIONS, 492
 HUNG_ONE_IN = 41
-"""Sixteen hung events in all, with FIRST. Before, suspects ran 32 at a time, and each 32 waited for its hung ones."""
+"""With FIRST, sixteen events hang.
+
+In an earlier version, suspects ran in groups of 32, and each group waited for its hung events.
+"""
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_surviv
     producer.close()
     eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
-    # Delivery is idle, so no work of its own fails. Before, it noticed only after a request's timeout of 60 s.
+    # Delivery is idle, so no work of its own fails. An earlier version noticed only after a request's timeout of 60 s.
     eventually(
         lambda: not worker.ready()[0] and not delivery.ready()[0],
         20,

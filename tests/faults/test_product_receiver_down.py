@@ -39,7 +39,7 @@ def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_lette
     eventually(lambda: worker.metrics().get(failed, 0) >= len(missed + lost), 60, "not every callback was tried")
     patient.callbacks.up()
     patient.wait_for_callbacks(len(missed), 30)
-    eventually(lambda: len(patient.dead_letters()) >= len(lost), 30, "what nobody takes is not a dead letter")
+    eventually(lambda: len(patient.dead_letters()) >= len(lost), 30, "a lost callback is no dead letter")
     patient.wait_until_nothing_is_left()
 
     assert set(patient.callbacks.events) == set(missed)

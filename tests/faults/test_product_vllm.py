@@ -35,7 +35,7 @@ def engine_of(worker: Role) -> list[psutil.Process]:
 def title(process: psutil.Process) -> str:
     try:
         return process.cmdline()[0]
-    except (psutil.Error, IndexError):  # it ended after it was listed, or is ending
+    except (psutil.Error, IndexError):  # the process ended after the listing, or is ending
         return ""
 
 
@@ -64,7 +64,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     with frozen(first):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
         eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, 60, "not every job is taken")
-        eventually(lambda: "loaded again" in "".join(worker.ready()[1]), 120, "nobody notices that the engine hangs")
+        eventually(lambda: "loaded again" in "".join(worker.ready()[1]), 120, "the worker does not notice the hang")
     assert "engine-hung" in worker.said()
     eventually(lambda: worker.metrics()["postback_engine_restarts_total"] == 1, LOADING, "no restart is counted")
     product.wait_for_results(JOBS, LOADING)

@@ -1,9 +1,9 @@
 """A receiver is down for a week, shortened to under half a minute, and delivery processes are killed all the time.
 
-One endpoint comes back after a day. It first refuses connections, then accepts them without an answer, then answers
-503 with Retry-After; its events that wait in the tiers are then delivered. The other endpoint stays down until the
-first events have had all of their attempts, and on until it is disabled. Its events become dead letters, and a redrive
-delivers them. No event is lost, and no attempt skipped.
+One endpoint comes back after a day. This endpoint first refuses connections, then accepts them without an answer, then
+answers 503 with Retry-After. After that, the events that wait for this endpoint in the tiers are delivered. The other
+endpoint stays down until the first events have had all of their attempts, and then until that endpoint is disabled. The
+other endpoint's events become dead letters, and a redrive delivers them. No event is lost, and no attempt skipped.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
         kept = set(reasons(product))  # on a slow machine some of `delayed` too
         return set(missed) <= kept and set(delayed) <= kept | taken(back_after_a_day)
 
-    eventually(all_attempts_are_made, 120, "something is neither delivered nor a dead letter")
+    eventually(all_attempts_are_made, 120, "an event is neither delivered nor a dead letter")
     assert set(reasons(product).values()) == {"callback_exhausted"}
     missed += later
     submit(product, away, later)

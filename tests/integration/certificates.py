@@ -25,7 +25,7 @@ _DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Authority:
-    """An authority that signs certificates on request. Its files hold key and certificate in PEM."""
+    """An authority that signs certificates on request. The files of an authority hold key and certificate in PEM."""
 
     folder: Path
     key: ec.EllipticCurvePrivateKey

@@ -152,7 +152,7 @@ def _configure(admin: AdminClient, topic: str, name: str, value: str) -> None:
 
 
 def _deny(admin: AdminClient, topic: str) -> None:
-    """Deny writes to a topic, and allow all else: the first rule of a topic takes away what everyone may do."""
+    """Deny writes to a topic, and allow all else: a topic's first rule ends the default that allows everything."""
     rules = [(AclOperation.WRITE, AclPermissionType.DENY), (AclOperation.ALL, AclPermissionType.ALLOW)]
     bindings = [
         AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", may, kind)

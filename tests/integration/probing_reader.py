@@ -1,6 +1,7 @@
 """A real reader process that makes given attempts, as a page that took it over might.
 
-It runs in place of the module `workers.enrichment.processes.member` and calls its `main`; only the task differs.
+This module runs in place of `workers.enrichment.processes.member` and calls that module's `main`; only the task
+differs.
 """
 
 from __future__ import annotations

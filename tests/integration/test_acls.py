@@ -182,7 +182,7 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
     assert run("operator", "replay", "--tenant", "default", "--yes")
     assert run("operator", "replay", "--tenant", "default", "--undelivered", "--yes")
     assert run("operator", "dead-letters", "redrive", "--yes")
-    eventually(lambda: len(product.callbacks.received) >= 12, 60, "what was replayed is not called back")
+    eventually(lambda: len(product.callbacks.received) >= 12, 60, "the replayed event is not called back")
     assert exporter.page("/backlog")[1]["models"] == {"default": 1, "echo": 1}
     compared = "postback_rollout_samples_total{compared}"
     eventually(lambda: shadow.metrics().get(compared, 0) >= 6, 60, "the shadow worker compares nothing")

@@ -70,7 +70,7 @@ def mend(metrics: Metrics) -> None:
 
 @contextmanager
 def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
-    """An operator's webhook. It keeps each alert's name and state."""
+    """An operator's webhook, which keeps each alert's name and state."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -90,7 +90,7 @@ def test_a_private_key_that_others_may_use_stops_the_start_with_the_fix(
 ) -> None:
     path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
     if os.geteuid() == 0:
-        os.chown(path, 10001, 10001)  # not root's: the group of root's files may read them
+        os.chown(path, 10001, 10001)  # another owner, since the group may read root's files
         with pytest.MonkeyPatch.context() as as_user:
             as_user.setattr(os, "geteuid", lambda: 10001)
             refused(path, clock, mode)

@@ -101,7 +101,7 @@ def test_every_container_is_confined(compose: Manifest) -> None:
             assert port["host_ip"] == "127.0.0.1"
     for name, service in compose["services"].items():
         if name == "kafka":
-            continue  # its image writes its configuration into itself
+            continue  # Kafka's image writes its configuration into its own file system
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]

@@ -52,7 +52,7 @@ def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_
     assert postback_here("dead-letters", "redrive", "job_1", env=env).returncode == 0
     product.wait_for_callbacks(2, 60)
     product.wait_until_nothing_is_left()
-    eventually(lambda: not product.lag("delivery", [former_tier]), 30, "what waited in the former tier is not settled")
+    eventually(lambda: not product.lag("delivery", [former_tier]), 30, "the callback of the former tier is not settled")
     with Scanner(product.kafka) as scanner:
         scanner.wait_until_settled([product.kafka.topics.attempts])
 

@@ -45,10 +45,10 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
         first = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
         second = product.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
-        # This has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
+        # The rebalance has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
         eventually(lambda: abandoned(first) > 0, 60, first.said)
         eventually(
-            lambda: second.metrics()["postback_in_flight"] > 0, 60, "what was cut is not tried by its next owner"
+            lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks"
         )
 
         put_results(product, product.callbacks.url, [f"ok-{number}" for number in range(4 * PARTITIONS)])

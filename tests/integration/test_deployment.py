@@ -38,7 +38,7 @@ def test_every_variable_that_is_set_is_one_that_the_program_reads(compose: Manif
     for where, variables in environments(compose):
         ours = {variable for variable in variables if variable.startswith("POSTBACK_")}
         assert {"POSTBACK_ENV", "POSTBACK_KAFKA__BOOTSTRAP_SERVERS"} <= ours, where
-        assert complaints(dict.fromkeys(ours, "")) == [], f"{where} sets what nothing reads"
+        assert complaints(dict.fromkeys(ours, "")) == [], f"{where} sets variables that no setting reads"
 
 
 def commands(compose: Manifest) -> Iterator[tuple[str, list[str]]]:

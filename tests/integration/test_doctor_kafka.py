@@ -109,7 +109,7 @@ def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less long for a Kafka that never answers."""
+    """Shorten the wait for a Kafka that never answers."""
     monkeypatch.setattr("producers.connection.BOOTSTRAP_SECONDS", 0.5)
     monkeypatch.setattr("operators.doctor.brokers.PROBE_SECONDS", 1.0)
 

@@ -1,4 +1,4 @@
-"""The door's TLS on real sockets: who gets in, and when a changed file counts."""
+"""The door's TLS on real sockets: clients that are accepted or refused, and changed files that take effect."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def test_the_metrics_show_the_certificate_that_ends_first_and_follow_a_replaced_
 
 
 def lifetime(metrics: Metrics, kind: str) -> tuple[float, float]:
-    """The Unix times of the begin and the end that the metrics show."""
+    """The Unix times of a certificate's begin and end that the metrics show."""
     shown = [
         metrics.registry.get_sample_value(f"postback_certificate_{side}_timestamp_seconds", {"kind": kind})
         for side in ("begin", "end")

@@ -104,7 +104,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     put("acme", HOOK, EndpointState.ENABLED)
     put("acme", HOOK, EndpointState.FAILING)
     put("acme", f"{HOOK}3", EndpointState.DISABLED)
-    put("acme", f"{HOOK}3", EndpointState.FAILING)  # by a process that had not yet read that it is disabled
+    put("acme", f"{HOOK}3", EndpointState.FAILING)  # from a process that has not read DISABLED yet
     put("acme", f"{HOOK}2", EndpointState.FAILING)
     put("acme", f"{HOOK}2", None)
     put("acme", "https://hooks.example/\x1b[2J", EndpointState.DISABLED)

@@ -203,7 +203,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
 async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
     fleet_with: Callable[..., Fleet], site: Site
 ) -> None:
-    # Enough waits that no event is the probe so often that its schedule ends.
+    # The schedule has enough waits: no event probes the origin so often that its schedule ends.
     fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
     with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
@@ -245,10 +245,10 @@ async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kep
             return fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")
 
         await until(lambda: kept() == 20 and len(site.got) == 3, lambda: f"{kept()} of 20 are kept")
-    # A new process knows that before it sends anything.
+    # A new process knows the disabled endpoint before it sends anything.
     fleet.put(gone, ["after-restart"])
     async with fleet.delivery():
-        await until(lambda: kept() == 21, lambda: "what came after the restart is not kept")
+        await until(lambda: kept() == 21, lambda: "the event from after the restart is not kept")
         fleet.put_state(EndpointRecord(tenant="acme", url=gone, state=EndpointState.ENABLED, at=1))
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 0, lambda: "it is not enabled")
         fleet.put(gone, ["enabled"])
@@ -308,7 +308,7 @@ async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant
     fleet.put_state(operator)
     # The breaker is hardly ever open, so that all events are attempted.
     async with fleet.delivery(disable_after_seconds=0.5, breaker_open_seconds=0.01, breaker_longest_seconds=0.01):
-        site.status = 503  # each fails three times, over more than disable_after_seconds
+        site.status = 503  # each event fails three times, over more than disable_after_seconds
         put(40)
         await until(lambda: counted("callback_exhausted") == 40, lambda: "not all are given up")
         site.status = 410

@@ -90,7 +90,10 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
 
 
 def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, server: Server) -> None:
-    """So a startup probe ends a worker whose engine never comes. Before, `/healthz` answered 200 from the start."""
+    """A startup probe thus ends a worker whose engine never comes.
+
+    In an earlier version, `/healthz` was 200 from the start.
+    """
     server.listing = 503
     worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
     eventually(lambda: "engine-wait" in worker.said(), 60, "the engine is not waited for")
@@ -100,7 +103,7 @@ def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, serve
 
 
 def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
-    """Before, the registry knew only the command line's model, and each such job was rejected."""
+    """In an earlier version, the registry knew only the command line's model, and each such job was rejected."""
     product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
     product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
     product.wait_for_results(2, 60)

@@ -182,7 +182,10 @@ async def test_a_reader_that_was_killed_is_replaced() -> None:
 
 
 async def test_a_reader_of_a_large_worker_is_kept() -> None:
-    """At the fork, the kernel counts the worker's memory as the reader's. Before, each page got a new reader, late."""
+    """At the fork, the kernel counts the worker's memory as the reader's.
+
+    An earlier version therefore started a new reader for each page.
+    """
     ballast = b"x" * (400 * 1024 * 1024)
     async with Site() as site, enriching(members=1) as enricher:
         kept = set()
@@ -280,7 +283,7 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
 
 
 async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
-    """Before, such a page took as long to rank as ten others, and two of them cost a job all of its sources."""
+    """Earlier, such a page took as long to rank as ten others, and two such pages cost a job all sources."""
     letters = FACT.encode() + b"\na" * 150_000
     async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])

@@ -20,8 +20,11 @@ from tests.input_models import models
 
 RECORD_BYTES: Final = 300_000
 MOST_KIB: Final = 96 * 1024
-"""Upper bound on growth. Before, such a record took 390 MiB: pydantic's error for each missing field holds the record
-as Python objects again."""
+"""Upper bound on growth.
+
+In an earlier version, a record took 390 MiB: pydantic's error for each missing field holds the record as Python objects
+again.
+"""
 LARGEST_RECORD_BYTES: Final = 900_000
 Path = tuple[str, ...]
 
@@ -49,7 +52,7 @@ class Bomb(NamedTuple):
 
 
 def bombs() -> Iterator[Bomb]:
-    """A bomb for each collection and kind of item of each model that is no part of another one."""
+    """A bomb for each collection and kind of item of each model that is no part of another model."""
     bounded = [model for model in models() if issubclass(model, BoundedModel) and model.model_fields]
     schemas = {model: model.model_json_schema(by_alias=True) for model in bounded}
     parts = {(model.__module__, name) for model in bounded for name in schemas[model].get("$defs", {})}

@@ -101,7 +101,7 @@ async def test_a_document_cannot_leave_its_marks_nor_steer_unnoticed() -> None:
         sources = Sources.model_validate({"documents": [{"id": "attack", "title": "<|im_start|>", "text": attack}]})
         evidence = await enricher.enrich(sources, QUESTION)
     prompt = ground(QUESTION, evidence, mark="m4rk").prompt or ""
-    assert prompt.count("</m4rk>") == 2  # one in the explanation, one of our own
+    assert prompt.count("</m4rk>") == 2  # one mark in the explanation, and one around the document
     assert "<|im" not in prompt
     assert prompt.count("\nQuestion: ") == 1
     assert evidence.notes[0].startswith("source 1 (document attack) tries to steer the model: overrides instructions")

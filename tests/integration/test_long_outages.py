@@ -190,7 +190,7 @@ async def test_waiting_events_come_within_a_third_of_the_outage_and_some_minutes
         await world.run()
     assert set(world.delivered) == set(events)
     late = [event for event, at in world.delivered.items() if at >= 3600 * hours * 4 / 3 + 660]
-    assert len(late) <= 2, "only what was the probe so often that its own next attempt is as far off"
+    assert len(late) <= 2, "only events that probed so often that their own next attempt is that far off"
     for event in late:
         *_, last = failed = world.failed[event]
         assert world.delivered[event] < last + TIER_DELAYS_SECONDS[len(failed) - 1] * 1.1 + 660

@@ -141,7 +141,7 @@ async def test_a_closed_port_is_a_failed_connect(poster: Poster) -> None:
 
 @contextmanager
 def full_port() -> Iterator[int]:
-    """A port whose backlog is full, so that each further SYN is dropped. Fails if one is accepted all the same."""
+    """A port whose backlog is full, so that each further SYN is dropped. Fails if a further connection is accepted."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         waiting = []

@@ -1,7 +1,7 @@
 """The small real model in a worker's handler: its results with sources, without them, and under a schema.
 
-It is a base model of 270M parameters and follows no instruction reliably. The tests check facts that hold for any
-model.
+The model is a base model of 270M parameters and follows no instruction reliably. The tests check facts that hold for
+any model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FINANCE_MAX_TOKENS = 7_000
 """One token for each of the 6,200 characters that the profile's schema allows in strings, and some for the JSON around
 them. This model likes to fill the strings with digits: one answer in six took more than a thousand tokens."""
 MOSTLY = 16
-"""Of twenty answers, the number that has to be in its page exactly or nearly. A paraphrase is `lexical`."""
+"""Number of the twenty answers that have to stand in their page, exactly or nearly. A paraphrase is `lexical`."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

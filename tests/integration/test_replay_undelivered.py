@@ -188,7 +188,8 @@ def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: Kaf
         attempt(fleet, event, None)
     put(fleet, names.attempts, "lost", value=b"{not json")
     at = {event: put(fleet, tier, event) for event in ("failed-then-delivered", "given-up", "hopped")}
-    # It was handled out of order: it lies above the base, and its dead letter proves that it waits no more.
+    # This event was handled out of order: its record lies above the base, and its dead letter proves that it waits no
+    # more.
     letter(fleet, "given-up", tier, at["given-up"])
     letter(fleet, "lost", names.results, 4, value=result("lost", "another result of the same event"))
     commit(fleet, {names.results: 5, tier: 1})

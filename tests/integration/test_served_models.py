@@ -320,7 +320,7 @@ async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_n
 async def test_a_folder_or_a_setting_that_cannot_be_read_changes_nothing_and_ends_no_watch(
     raised: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before, the error of a profiles' folder on a lost network disk ended the watch, and with it the worker."""
+    """Earlier, a profiles' folder on a lost network disk ended the watch, and the watch ended the worker."""
     problems = [raised]
 
     def read() -> ModelRegistry:

@@ -191,7 +191,7 @@ def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
 
 
 def wait_for_results(fleet: KafkaSettings, count: int) -> None:
-    """Wait until a reader of committed records sees so many results."""
+    """Wait until a reader of committed records sees this many results."""
     seen = 0
     with ResultsReader(fleet, 0) as reader:
         while seen < count:

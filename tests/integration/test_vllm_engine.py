@@ -179,7 +179,10 @@ async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEng
 async def test_a_schema_that_goes_round_in_a_circle_is_rejected_and_the_engine_goes_on(
     vllm_engine: VllmEngine, schema: dict[str, object]
 ) -> None:
-    """vLLM ends such an answer with an error. Before, it looked like one that stopped by itself."""
+    """vLLM ends such an answer with an error.
+
+    In an earlier version, the answer looked as if it had stopped by itself.
+    """
     async with asyncio.timeout(60):
         with pytest.raises(RequestRejected, match="response_format: no answer can go on"):
             await vllm_engine.generate(request("circle", response_format=as_schema(schema), max_tokens=16))
@@ -293,7 +296,7 @@ async def test_a_higher_priority_runs_first(vllm_engine: VllmEngine) -> None:
 
 
 async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache(vllm_engine: VllmEngine) -> None:
-    """Marks that were random in each request left nothing to find: 0 % of the tokens instead of 81 %."""
+    """With marks that are random in each request, vLLM finds 0 % of the tokens in its cache, instead of 81 %."""
     page = NumberedSource(
         1, "u", "u", "A page", tuple(f"Line {n} of the long page that all ask about." for n in range(24))
     )
@@ -323,7 +326,7 @@ async def test_each_adapter_changes_the_answer_though_its_folder_is_gone(vllm_en
 async def test_an_adapter_that_cannot_be_loaded_ends_its_own_jobs_only(
     vllm_engine: VllmEngine, adapter: str, reason: str
 ) -> None:
-    """vLLM loads an adapter at its first request; one without a folder then ended the engine for everyone."""
+    """vLLM loads an adapter at its first request; an adapter without a folder then ended the engine for all jobs."""
     with pytest.raises(RequestRejected, match=reason) as rejected:
         await vllm_engine.generate(request(adapter=adapter))
     assert rejected.value.field == "adapter"
@@ -395,7 +398,7 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before, each waiting job's next try began another load, without a pause or an end."""
+    """In an earlier version, each waiting job's next try began another load, without a pause or an end."""
     monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
     model, metrics, guardian = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics(), Guardian()
     engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics, guardian)

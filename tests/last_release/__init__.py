@@ -1,6 +1,7 @@
 """The last release's source, as an archive: tests run its processes beside this program's.
 
-The archive is here since a checkout without history has no earlier commit. After a release, replace it and `COMMIT`:
+The archive is here since a checkout without history has no earlier commit. After a release, replace the archive and
+`COMMIT`:
 
     git archive REF console devkit gateway operators producers schemas screening telemetry workers | xz -9 \
         > tests/last_release/source.tar.xz
@@ -18,7 +19,7 @@ _ARCHIVE = Path(__file__).with_name("source.tar.xz")
 
 
 def unpacked(folder: Path) -> Path:
-    """Unpack the source into `folder`, and return it. In PYTHONPATH it goes before the installed program."""
+    """Unpack the source into `folder`, and return it. In PYTHONPATH, the folder precedes the installed program."""
     with tarfile.open(_ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     return folder

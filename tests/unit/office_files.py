@@ -1,4 +1,4 @@
-"""Makes Office files as small as their readers allow. Real ones have more parts, which are not read."""
+"""Makes Office files as small as their readers allow. Real Office files have more parts, which are not read."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def stage_with(intake: Intake, clock: HandClock, parked: int = 0, **parts: Any) 
 
 
 def handled(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] | None = ()) -> None:
-    """Queue the handler's completions for these offsets; None as `outputs` means that it died at them."""
+    """Queue the handler's completions for these offsets; None as `outputs` means that the engine died at them."""
     for offset in offsets:
         record = Record("requests", 0, offset, b"")
         stage.transactions.completions.put(Handled(partition, record, outputs, 0.0))

@@ -1,4 +1,4 @@
-"""Workers scaled by deadlines cost less than workers scaled by lag, and miss no deadline that lag keeps."""
+"""Workers scaled by deadlines cost less than workers scaled by lag, and miss no deadline that scaling by lag meets."""
 
 from __future__ import annotations
 

@@ -136,7 +136,10 @@ async def test_a_job_that_runs_when_it_is_cancelled_is_cut_off() -> None:
 
 
 async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ended_it_is_answered() -> None:
-    """Both records may arrive at once. Before, the result was `expired`, hours before the job's deadline."""
+    """Both records may arrive at once.
+
+    In an earlier version the result was `expired`, hours before the job's deadline.
+    """
     async with working() as worker:
         running = asyncio.ensure_future(worker.result(record(job_id="job_1", prompt="[[sleep 0.05]] Who?")))
         while worker.engine.load().running == 0:
@@ -150,7 +153,7 @@ async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ende
 async def test_a_job_whose_cancellation_is_taken_back_while_its_sources_are_read_has_them_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before, the result was a failure, `no_sources`."""
+    """In an earlier version the result was a failure, `no_sources`."""
     async with working() as worker:
         read, hangs = list[str](), asyncio.Event()
 
@@ -179,7 +182,7 @@ class AwayEngine(EchoEngine):
 
 @in_virtual_time
 async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cancelled() -> None:
-    """The pauses between tries grow to 30 s. Before, a cancelled job had its result only after the pause."""
+    """The pauses between tries grow to 30 s. In an earlier version, a cancelled job had to wait for its pause."""
     metrics = Metrics()
     enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
     handler = inference_handler(AwayEngine(EchoSettings(), metrics), enricher, metrics)

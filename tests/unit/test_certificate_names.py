@@ -1,4 +1,4 @@
-"""Any text as a name, a tenant or a scope: it is refused, or the certificate has it as it was meant."""
+"""Any text as a name, a tenant or a scope: the text is refused, or the certificate carries it unchanged."""
 
 from __future__ import annotations
 

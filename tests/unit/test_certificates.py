@@ -1,4 +1,4 @@
-"""An authority's directory: what is issued, renewed and revoked, for how long, and which states are refused."""
+"""An authority's directory: issued, renewed and revoked certificates, their durations, and refused states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The charset of a page: what is declared, what browsers take it for, and what its bytes show."""
+"""The charset of a page: as declared, as browsers read the declaration, and as its bytes show."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_stray_byte_costs_a_page_of_its_declared_charset_one_character() -> No
 
 
 def test_windows_1252_has_a_character_for_each_byte() -> None:
-    """Browsers decode five of its bytes as control characters (WHATWG Encoding, section 9)."""
+    """Browsers decode five bytes of windows-1252 as control characters (WHATWG Encoding, section 9)."""
     for stray in b"\x81\x8d\x8f\x90\x9d":
         body = GERMAN.encode("cp1252") + bytes([stray]) + GERMAN.encode("cp1252")
         for label in ("latin1", "windows-1252"):

@@ -140,7 +140,7 @@ def test_a_gzip_member_that_is_broken_behind_a_good_one_is_passed_over() -> None
 
 
 def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, a megabyte of empty gzip members passed 26 GB to the decoders."""
+    """In an earlier version, a megabyte of empty gzip members passed 26 GB to the decoders."""
     given_bytes = 0
     new_decoder = zlib.decompressobj
 

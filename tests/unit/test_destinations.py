@@ -167,8 +167,8 @@ def test_each_tenant_always_leaves_a_third_of_the_window_it_found(
                     place.outcome = outcome
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
-            # By induction over the tenants, the last admitted first: each found at most three times as much free
-            # as it left, apart from the record at the border.
+            # By induction over the tenants, from the last admitted one: before each tenant came, at most three times as
+            # many places were free as afterwards, apart from one record at the border.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:
             with place:

@@ -12,7 +12,7 @@ BOUND = 0.2
 
 
 class Called:
-    """Stands where vLLM's `AsyncLLM` does; `answer` is the call's way."""
+    """Takes the place of vLLM's `AsyncLLM`; `answer` decides how a health call ends."""
 
     def __init__(self, answer: Callable[[], Awaitable[bool]]) -> None:
         self._answer = answer

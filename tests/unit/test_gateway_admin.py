@@ -1,4 +1,4 @@
-"""`/v1/admin`: keys and settings of tenants, for admins only; and what the settings refuse at the door."""
+"""`/v1/admin`: keys and settings of tenants, for admins only; and requests that the settings refuse."""
 
 from __future__ import annotations
 

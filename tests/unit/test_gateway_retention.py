@@ -14,7 +14,7 @@ NOW_MS = 100 * DAY_MS
 
 
 def job(job_id: str, created_days: int, finished_days: int | None) -> dict[str, object]:
-    """A job that was created and finished so many days ago."""
+    """A job that was created and finished this many days ago."""
     return {
         "tenant": "acme",
         "job_id": job_id,

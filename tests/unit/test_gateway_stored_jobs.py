@@ -178,7 +178,7 @@ def result_bytes(job_id: str, outcome: Outcome) -> bytes:
 
 
 def told_of(store: Store, tenant: str) -> list[str]:
-    """The ids of the jobs that a tenant's events tell of."""
+    """The ids of the jobs that a tenant's events name."""
     return [from_json(each.data)["data"]["id"] for each in page_of(store, tenant).events]
 
 

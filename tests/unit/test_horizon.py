@@ -1,4 +1,4 @@
-"""The range of a partition's records that may begin before the next commit, and that commit's mark of it."""
+"""The range of a partition's records that may begin before the next commit, and the mark of that range in a commit."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_commit_names_no_more_as_begun_than_are_under_way_and_the_margin() -> 
 
 
 def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_begun() -> None:
-    """Before, a whole window of each partition was suspected: with twelve partitions, twelve times the running ones."""
+    """An earlier version suspected a whole window of each of twelve partitions: twelve times the running records."""
     partition = opened()
     begun(partition, range(20))
     committed = partition.progress(list(range(10)))

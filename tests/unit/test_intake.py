@@ -51,7 +51,7 @@ class Ended:
 
 
 def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
-    """Such a client returns nothing for ever. Before, the worker kept polling in vain."""
+    """Such a client returns nothing for ever. An earlier worker kept polling in vain."""
     consumer: Any = Ended()
     intake = intake_over(consumer)
     with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:

@@ -59,7 +59,7 @@ def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_
 
 
 def test_each_partition_that_was_left_open_has_places_of_its_own() -> None:
-    """Before, all partitions shared their places, and a backlog of twelve ran at a twelfth of the pace."""
+    """Earlier, all partitions shared their places, and a backlog of twelve partitions ran at a twelfth of the pace."""
     isolation = Isolation()
     partitions = [opened(number, Progress(0, open=True)) for number in range(12)]
     for partition in partitions:
@@ -213,7 +213,10 @@ def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
 
 @pytest.mark.parametrize("way", ["worker", "engine"])
 def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: str) -> None:
-    """The stage checks `idle` before it looks for condemned records. Before, the last suspect was never given up."""
+    """The stage checks `idle` before it looks for condemned records.
+
+    In an earlier version, the last suspect was never given up.
+    """
     killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=way == "worker")}
     isolation = Isolation()
     partition = opened(progress=Progress(0, open=True, alone=way == "worker", suspects=killer), window=0)

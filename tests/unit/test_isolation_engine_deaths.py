@@ -129,7 +129,7 @@ def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_health
 
 
 def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> None:
-    """A record beside them would become a suspect too if they kill again, and be halved with them."""
+    """If the suspects kill again, a record beside them would become a suspect too, and be tried with them."""
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(8))
     while cohort := dispatched(isolation):

@@ -118,7 +118,7 @@ class Settler:
 
 
 class Loop:
-    """A loop that completes started and deferred records at once. A `busy` loop completes no deferred one."""
+    """A loop that completes started and deferred records at once. A `busy` loop completes no deferred record."""
 
     busy = False
 

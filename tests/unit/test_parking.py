@@ -243,7 +243,7 @@ def shared(records: int = LEAST_PARKED, later_share: float = 0.1) -> Window:
 
 
 def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
-    """Park the records one by one; return those beyond a share meanwhile."""
+    """Park the records one by one; return the records that went beyond a share."""
     surplus = []
     for where, record in records:
         where.ledger.take(record.offset)
@@ -283,7 +283,7 @@ def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_
         window.park(owner, record, A)
     assert window.surplus(MANY) == more[:0:-1]
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS)
-    assert window.wants_pause(where), "an engine that is away makes nobody wait longer"
+    assert window.wants_pause(where), "an engine that is away makes no party wait longer"
     window.draw(LEAST_PARKED // 2, always)
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1)
     assert not window.wants_pause(where)
@@ -301,7 +301,7 @@ def test_the_largest_party_yields_to_a_newcomer_until_both_have_as_much() -> Non
     assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest are removed
     assert not window.wants_pause(where)  # the flood keeps no later record out either
     more = sender.send(100)
-    assert park(window, more, A) == more  # one is removed for each that comes
+    assert park(window, more, A) == more  # one record is removed for each that comes
     others = sender.send(1000)
     beyond = park(window, others, B)
     assert sum(one in others for one in beyond) == 1000 + 20 - LEAST_PARKED // 2

@@ -12,7 +12,7 @@ from workers.kafka.topics import BrokerAway
 
 
 async def wait_while(comes: list[int]) -> float:
-    """Catch up while so many new records come in each period, and none are left then; return the periods waited."""
+    """Catch up while these numbers of records come in the first periods, and none later; return the periods waited."""
     loop, caught_up, total, left = asyncio.get_running_loop(), asyncio.Event(), 0, iter([0, *comes])
     began = loop.time()
 

@@ -63,7 +63,10 @@ def test_a_prompt_that_opened_the_reasoning_is_continued(output: str, reasoning:
 
 
 def own_letters(text: str) -> list[str]:
-    """The letters that no mark has: pieces of marks may form a mark, once another mark between them is removed."""
+    """The letters that no mark has.
+
+    Other letters may vanish: pieces of a mark form it once a mark between them is removed.
+    """
     return sorted(each for each in text if each.isalpha() and each not in OPEN)
 
 

@@ -1,4 +1,4 @@
-"""A robots.txt's rule for a URL, under the name by which it knows us."""
+"""A robots.txt's rule for a URL, under the name that the robots.txt has for Postback."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ async def test_records_that_need_not_wait_share_a_task_and_others_have_their_own
     runner, handler, completions = waiting_runner()
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 1, 4, 3, 6), 0.0)
     await settled()
-    assert completions.qsize() == 4, "those behind one that waits do not wait with it"
+    assert completions.qsize() == 4, "records behind a waiting record do not wait with it"
     assert handler.tasks[0] is handler.tasks[2]
     assert len({id(handler.tasks[offset]) for offset in (1, 3)}) == 2
     runner.start(records_of(Partition("requests", 1, 1, 0.0), 8), 0.0)

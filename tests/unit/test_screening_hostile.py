@@ -50,7 +50,7 @@ def calls(screen: Screen, text: str) -> int:
 
 @pytest.mark.parametrize("piece", REPEATED, ids=ascii)
 def test_twice_the_text_takes_at_most_twice_the_steps(screen: Screen, piece: str) -> None:
-    """The steps are calls: one call is linear at most, for RE2 by its design and for `re` as no pattern goes back."""
+    """The steps are calls. One call is linear at most: RE2 is by design, and no pattern of `re` here backtracks."""
     half = piece * (CHARS // 2 // len(piece))
     calls(screen, half)  # fills the caches
 

@@ -76,7 +76,7 @@ def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, ne
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
     held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """librdkafka's own timeouts do not always hold. Before, rebalances went unheard meanwhile."""
+    """librdkafka's own timeouts do not always hold. An earlier version heard no rebalance while such a call hung."""
 
     class Hanging(Client):
         def abort_transaction(self, timeout: float) -> None:

@@ -77,7 +77,7 @@ class Consumer:
             place.outcome = Delivered(200, 0.1)
 
     def empty(self, backlog: int, *, after_an_outage: bool = False) -> None:
-        """Deliver so many events that are all due at the same time."""
+        """Deliver this many events, all due at the same time."""
 
         async def all_of_them() -> None:
             if after_an_outage:
@@ -93,9 +93,9 @@ class Consumer:
     ("backlog", "takes_seconds", "writes_each"),
     [
         (625, 0.128, 6),  # 20,000 at 500 a second
-        (625, 2.0, 30),  # 20,000 at 32 a second; 52 before, when all went round every few seconds
-        (3125, 2.0, 45),  # 100,000 at 32 a second; 270 before
-        (100, 20.0, 30),  # 3,200, each as slow as an attempt may be; 56 before
+        (625, 2.0, 30),  # 20,000 at 32 a second; 52 writes in an earlier version
+        (3125, 2.0, 45),  # 100,000 at 32 a second; 270 writes in an earlier version
+        (100, 20.0, 30),  # 3,200, each as slow as an attempt may be; 56 writes earlier
     ],
 )
 def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_seconds(

@@ -77,7 +77,7 @@ def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_returned_records_are_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
-    """Before, no code fetched it again, and the partition stalled until another process got it."""
+    """Earlier, no code fetched the records again, and the partition stalled until another process got it."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here

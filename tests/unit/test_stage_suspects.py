@@ -47,7 +47,7 @@ def committed(stage: Stage, partition: Partition, *offsets: int) -> Progress:
 
 
 def test_a_partition_that_comes_back_as_this_process_left_it_is_not_suspected() -> None:
-    """Before, after a pause of nine seconds without any death, a backlog was tried 32 records at a time."""
+    """In an earlier version, a pause of nine seconds was enough to try a backlog 32 records at a time."""
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock(), parked=4)
     left = committed(stage, partition, 0, 2)
@@ -87,7 +87,7 @@ def test_a_partition_that_another_owner_left_open_is_suspected_also_by_who_had_i
 
 
 def test_a_partition_whose_first_window_was_not_through_is_suspected_again() -> None:
-    """This process is alive, but the one that left the partition open is dead."""
+    """This process is alive, but the process that left the partition open is dead."""
     intake = Intake()
     stage, _ = bare_stage(intake, HandClock())
     found = Progress(0, open=True)

@@ -41,7 +41,7 @@ def test_a_question_that_fills_the_window_leaves_no_room() -> None:
 
 
 def test_figures_and_marks_count_one_by_one_as_models_read_them() -> None:
-    """Before, a table of figures was estimated at less than half: 24 tokens for this one, of which Gemma makes 59."""
+    """An earlier version estimated this table of figures at 24 tokens, less than half of Gemma's 59."""
     assert estimated_tokens("Revenue 12,345.67 | 8,910.11 | 2023-11-04 | 45.2% | 1,002,003 | (17.8)") >= 55
     assert estimated_tokens("The bridge carries the road over the river. ") == 15 + 1
     assert estimated_tokens("东海大桥") == 4

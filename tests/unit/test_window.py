@@ -229,7 +229,7 @@ def cut(window: Window) -> list[tuple[int, list[int]]]:
 
 
 def draw(window: Window, source: Partition, count: int) -> None:
-    """Draw so many of a partition's records."""
+    """Draw this many of a partition's records."""
     drawn = window.draw(count, lambda where, records, most: min(most, len(records)) if where is source else 0)
     assert len(drawn) == count
 

@@ -100,7 +100,7 @@ async def counter() -> AsyncIterator[CountingConsumer]:
 
 
 def deliveries(handler: DeliveryHandler, url: str, number: int) -> list[asyncio.Future[Sequence[Output]]]:
-    """Start so many callbacks at once."""
+    """Start this many callbacks at once."""
     return [asyncio.ensure_future(handler.handle(result_record(url))) for _ in range(number)]
 
 

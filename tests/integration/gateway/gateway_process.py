@@ -28,7 +28,10 @@ START_SECONDS = 180.0
 
 @dataclass
 class Gateway:
-    """One gateway process. Its store outlives it, so that a test can start another one beside or after it."""
+    """One gateway process.
+
+    The store outlives the process, so that a test can start another gateway beside or after this one.
+    """
 
     role: Role
     product: Product
@@ -113,7 +116,7 @@ def start_gateway(
 
 
 def _pepper(product: Product, store: str) -> dict[str, str]:
-    """The setting of the pepper's file, which only an SQLite database has beside it."""
+    """The setting of the pepper's file; by default, only an SQLite database has such a file beside it."""
     return {} if store.startswith("sqlite") else {"POSTBACK_ACCESS__PEPPER_FILE": str(product.folder / "pepper")}
 
 

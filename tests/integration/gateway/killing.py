@@ -49,7 +49,7 @@ class _Process:
 
 
 class Load:
-    """Keys that are accepted by processes until each key has an answer."""
+    """Idempotency keys, and processes that accept jobs for them until each key has an answer."""
 
     def __init__(self, url: str, kafka: KafkaSettings, folder: Path) -> None:
         self._given = json.dumps({"url": url, "kafka": kafka.model_dump(mode="json")})
@@ -76,7 +76,7 @@ class Load:
         process.hearing.start()
 
     def ask(self, count: int) -> None:
-        """Make new keys, and give all keys that no living process has to processes in turn."""
+        """Make new keys, and hand each key that no living process holds to the processes in turn."""
         with self._lock:
             new = {f"key{number}" for number in range(self._made, self._made + count)}
             self._made += count
@@ -120,7 +120,7 @@ class Load:
         self._processes.clear()
 
     def verify(self) -> None:
-        """Fail unless each key has exactly one job on Kafka, the one of its answer."""
+        """Fail unless each key has exactly one job on Kafka, the job that the key's answer names."""
         found = committed_records(self._kafka.client_config(), self._kafka.topics.requests())
         jobs = [json.loads(record_of(message)) for message in found]
         doubled = {key: times for key, times in Counter(job["key"] for job in jobs).items() if times > 1}
@@ -132,7 +132,7 @@ class Load:
         return (self._folder / "log").read_text()[-3000:]
 
     def is_answered(self) -> bool:
-        """Ask for all keys again that have no answer and no process; return whether there are none."""
+        """Ask again for each key that has neither an answer nor a process; return True if there is none."""
         self.ask(0)
         return not self._owed
 

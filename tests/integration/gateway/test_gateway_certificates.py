@@ -71,7 +71,7 @@ def test_the_page_lets_a_client_in_and_revokes_it_while_the_gateway_serves(serve
     assert revoked.returncode == 0, revoked.stderr
     eventually(lambda: curl(served, folder, "acme-1")[0] == 0, 30, "the revoked client still gets in")
     assert run(SIGN, folder).returncode == 0
-    assert curl(served, folder, None)[0] == 401  # the renewed server is still believed
+    assert curl(served, folder, None)[0] == 401  # the client still trusts the renewed server
 
 
 def test_another_authoritys_list_is_named_by_an_option(module_product: Product, folder: Path) -> None:

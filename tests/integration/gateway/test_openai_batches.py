@@ -66,7 +66,7 @@ def test_a_batch_from_pythons_sdk_is_cancelled_and_another_runs(client: OpenAI, 
     doomed = until(client, created(client), "in_progress")
     assert client.batches.cancel(doomed.id).status == "cancelling"
     batch = created(client)
-    # Only now there is a worker: it meets cancelled lines before the others.
+    # The worker starts only now, so that it meets cancelled lines before the others.
     tls_gateway.product.worker("w")
     cancelled = until(client, doomed, *ENDED)
     ended = until(client, batch, *ENDED)

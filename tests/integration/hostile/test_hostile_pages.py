@@ -80,7 +80,7 @@ async def test_a_page_in_another_charset_than_it_says_is_read(enricher: Enricher
 
 
 async def test_half_a_character_is_none(enricher: Enricher) -> None:
-    """A lone surrogate cannot be written as UTF-8. Before, a job with such a page failed as a defect of the handler."""
+    """A lone surrogate cannot be written as UTF-8. In an earlier version, such a page failed its job as a defect."""
     half = b'{"\\ud83d": "The Halvorsen bridge\\ud800 opened in 1987.", "title": "\\udfff"}'
     async with speaking(saying(half, "Content-Type: application/json")) as origin:
         evidence = await enriched(enricher, origin)
@@ -197,7 +197,7 @@ async def test_a_hostile_robots_txt_costs_little_and_forbids(robots: Script, why
 
 
 async def test_a_second_answer_without_a_request_reaches_no_job(enricher: Enricher) -> None:
-    """A kept connection holds an answer before its next request, which may be another job's."""
+    """A kept connection may hold an answer before its next request, which may belong to another job."""
 
     def whole(body: bytes) -> bytes:
         return f"HTTP/1.1 200 OK\r\n{HTML}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

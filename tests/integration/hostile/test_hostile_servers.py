@@ -1,8 +1,8 @@
 """Hostile servers, each a real one on loopback.
 
-One enricher reads all of their pages, and beside each one an ordinary page for another job, which must be read as
-usual. The hostile read ends within its budget and in bounded memory. Its note gives the result's reader a reason, and
-of the URL only the origin.
+One enricher reads the pages of all servers. Beside each hostile page, the enricher must read an ordinary page for
+another job as usual. The hostile read ends within its budget and in bounded memory. The note about the page gives the
+result's reader a reason, and of the URL only the origin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A FHIR R4 server on loopback: search of Observation and DocumentReference, with paging and bearer tokens.
 
-It keeps to https://hl7.org/fhir/R4/search.html: results are a `searchset` Bundle, `next` links are opaque, failures are
-OperationOutcomes, and an unknown search parameter is refused (`handling=strict`).
+The server follows https://hl7.org/fhir/R4/search.html: results are a `searchset` Bundle, `next` links are opaque, and
+failures are OperationOutcomes. The server refuses an unknown search parameter (`handling=strict`).
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ NO_PATH = answers(404, {"detail": "Not Found"})
 async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operator_can_mend(
     lacking: Respond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before, each job asked meanwhile was `rejected`: one wrong setting cost a whole backlog."""
+    """In an earlier version, each job met the refusal and was `rejected`: one wrong setting cost a whole backlog."""
     monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
     monkeypatch.setattr(generate, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(generate, "LONGEST_RETRY_SECONDS", 0.02)

@@ -61,7 +61,7 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
 
 
 async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unless_a_setting_says_otherwise() -> None:
-    """Before, it got 64, and three quarters of its places stayed empty."""
+    """In an earlier version the server got 64, and three quarters of its places stayed empty."""
     free, places = asyncio.Event(), OpenAISettings().max_concurrency
 
     async def when_free(request: web.Request) -> web.StreamResponse:
@@ -130,7 +130,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_are_answered(
     how: Respond, why: str, wasted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before, the job was retried for a day, held its partition's base, and no log line or metric said so."""
+    """An earlier worker retried the job for a day and held its partition's base, without a log line or metric."""
     server = Server(failing_at_one(how))
     async with (
         engine_at(server, request_timeout_seconds=0.3 if how is never else 60.0) as engine,

@@ -56,7 +56,10 @@ async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server(
 
 
 async def test_sources_are_cut_to_the_servers_window_and_the_rules_for_them_are_not() -> None:
-    """A vLLM server answers 400 to a prompt beyond its window. Before, the job was rejected because of its sources."""
+    """A vLLM server answers 400 to a prompt beyond its window.
+
+    An earlier version rejected the job because of its sources.
+    """
     long = "".join(f"<p>{FACT} It was mentioned in report {number}.</p>" for number in range(100))
     server, question = Server(says("In 1987 [1].")), "Which bridge opened in 1987?"
     models = Server(lists({"id": "m1", "max_model_len": 600}))

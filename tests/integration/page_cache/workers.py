@@ -24,7 +24,7 @@ QUESTION = "When did the Halvorsen bridge open?"
 
 
 class Origin:
-    """A server with answers that a test sets. It remembers its requests."""
+    """A server with answers that a test sets, and a record of its requests."""
 
     def __init__(self) -> None:
         self.status = 200

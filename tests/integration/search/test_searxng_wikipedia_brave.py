@@ -75,7 +75,7 @@ async def test_wikipedia_takes_no_query_of_more_than_300_characters() -> None:
         (query,) = service.queries
         assert len(query["gsrsearch"]) == 299
         assert (query["maxlag"], query["gsrlimit"]) == ("5", "8")
-        assert "Postback" in service.asked[0].headers["User-Agent"]  # Wikimedia answers 403 to requests without one
+        assert "Postback" in service.asked[0].headers["User-Agent"]  # else Wikimedia answers 403
     assert "refuses the query" in await failure("wikipedia", wiki_error("cirrussearch-query-too-long", "halvorsen"))
 
 
@@ -118,7 +118,7 @@ async def test_brave_tells_when_a_window_ends_in_its_own_headers() -> None:
 
 
 async def test_brave_without_a_limit_for_the_month_is_not_left_alone_for_a_month() -> None:
-    """Such a plan's second window says 0 of 0, which is no limit, so its reset does not matter."""
+    """Without a monthly limit, the second window says 0 of 0, so the reset time of that window does not matter."""
     plan = {"X_RateLimit_Limit": "50, 0", "X_RateLimit_Policy": "50;w=1, 0;w=2592000"}
     second = brave_error(429, "RATE_LIMITED", **plan, X_RateLimit_Remaining="0, 0", X_RateLimit_Reset="1, 1419704")
     assert len(await found("brave", second, brave(LINK))) == 1
