@@ -47,9 +47,7 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
         second = product.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         # The rebalance has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
         eventually(lambda: abandoned(first) > 0, 60, first.said)
-        eventually(
-            lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks"
-        )
+        eventually(lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks")
 
         put_results(product, product.callbacks.url, [f"ok-{number}" for number in range(4 * PARTITIONS)])
         product.wait_for_callbacks(4 * PARTITIONS, 60)
