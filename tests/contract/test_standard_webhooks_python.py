@@ -46,7 +46,7 @@ def test_their_verifier_accepts_the_old_and_the_new_secret_while_they_rotate() -
 
 
 @pytest.mark.parametrize("drift", [-301, 302])
-def test_both_verifiers_refuse_what_was_signed_at_another_time(drift: int) -> None:
+def test_both_verifiers_refuse_a_signature_of_another_time(drift: int) -> None:
     secret, moment = generate_secret(), now()
     headers = Signer([secret]).headers(WEBHOOK_ID, moment + drift, BODY)
 
@@ -67,7 +67,7 @@ def test_both_verifiers_refuse_another_secret_and_another_body() -> None:
             verify(headers, wrong_body, [wrong_secret], [], moment)
 
 
-def test_we_verify_what_their_package_signs() -> None:
+def test_we_verify_signatures_of_their_package() -> None:
     secret, moment = generate_secret(), now()
     signature = Webhook(secret).sign(WEBHOOK_ID, datetime.fromtimestamp(moment, UTC), BODY.decode())
     headers = {"webhook-id": WEBHOOK_ID, "webhook-timestamp": str(moment), "webhook-signature": signature}

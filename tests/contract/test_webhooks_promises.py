@@ -49,7 +49,7 @@ def meaning_of(status: int) -> str:
     pytest.fail(f"the table does not say what {status} does")
 
 
-def test_the_table_says_of_every_status_what_it_does_and_says_it_once() -> None:
+def test_the_table_has_one_row_for_every_status() -> None:
     assert len(ROWS) == 6
     spans = sorted(
         (int(first), int(last or first))
@@ -61,7 +61,7 @@ def test_the_table_says_of_every_status_what_it_does_and_says_it_once() -> None:
     assert [first for first, _ in spans[1:]] == [last + 1 for _, last in spans[:-1]]
 
 
-async def test_each_status_does_what_the_table_says() -> None:
+async def test_each_status_has_the_effect_that_the_table_states() -> None:
     statuses = sorted({status for cell, _ in ROWS for status in statuses_of(cell)} | {204, 301, 307, 404, 413, 503})
     policy = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
     poster = Poster(DeliverySettings(), policy, CLOCK)
@@ -159,7 +159,7 @@ def test_no_event_is_larger_than_the_page_says_and_the_largest_verifies() -> Non
         ("https://localhost/hook", False),
     ],
 )
-def test_a_callback_can_be_where_the_page_says(url: str, can_be: bool) -> None:
+def test_a_callback_may_go_to_the_addresses_that_the_page_allows(url: str, can_be: bool) -> None:
     assert "https, at port 443, 8443, 80 or 8080, at a public address, and without a user name or password" in DOCUMENT
     if can_be:
         assert str(check_url(url, EgressPolicy())) in (url, url.replace(":443", ""))

@@ -185,7 +185,7 @@ def test_the_engine_s_sockets_have_a_private_folder_that_goes_with_the_guardian(
     assert not folder.exists()
 
 
-def test_the_folder_is_where_a_socket_s_path_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_s_path_leaves_room_for_a_socket_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("long" * 25)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))

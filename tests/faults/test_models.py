@@ -20,7 +20,7 @@ def test_a_model_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [".half.lock"]
 
 
-def test_of_several_that_want_a_model_one_makes_it(tmp_path: Path) -> None:
+def test_one_of_several_processes_that_need_a_model_makes_it(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def fill(folder: Path) -> None:

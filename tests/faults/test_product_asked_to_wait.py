@@ -40,7 +40,7 @@ def put_results(product: Product, names: list[str]) -> None:
     assert producer.flush(20) == 0
 
 
-def test_a_retry_after_is_met_in_full_by_whoever_makes_the_next_attempt(patient: Product) -> None:
+def test_a_retry_after_is_met_in_full_by_any_process_that_makes_the_next_attempt(patient: Product) -> None:
     patient.callbacks.up(ASKING)
     doomed, other = (patient.deliver(name) for name in ("d1", "d2"))
     eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")

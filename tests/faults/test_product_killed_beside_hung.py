@@ -40,7 +40,7 @@ def put_results(product: Product, names: Sequence[str], urls: Sequence[str]) -> 
     assert producer.flush(20) == 0
 
 
-def test_healthy_endpoints_get_theirs_before_the_first_attempt_at_the_hung_one_has_ended(
+def test_healthy_endpoints_get_their_callbacks_before_the_first_attempt_at_the_hung_one_has_ended(
     product: Product, hung: str
 ) -> None:
     product.callbacks.up()

@@ -221,7 +221,7 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         assert "AUTHORIZATION" not in door.role.said()
 
 
-def test_a_receipt_asks_to_read_the_lanes_only_after_a_run_that_broke_off_and_says_so_where_it_may_not(
+def test_a_receipt_needs_read_access_to_the_lanes_only_to_resume_an_interrupted_run_and_says_so_without_it(
     product: Product, tmp_path: Path
 ) -> None:
     fleet, jobs = product.kafka, tmp_path / "jobs.jsonl"
@@ -273,7 +273,7 @@ def test_readers_of_the_table_get_results_and_others_see_the_refused_operation(p
         assert done.stderr.startswith(f"postback: {said}")
 
 
-def test_a_topic_whose_configuration_is_not_shown_is_told_as_not_compared(product: Product) -> None:
+def test_a_topic_with_hidden_configuration_is_reported_as_not_compared(product: Product) -> None:
     env = environment_of(product.kafka, **credentials("topics"))
     assert postback("topics", "create", env=env).returncode == 0
     hidden = AclBinding(

@@ -46,7 +46,7 @@ def flooding(start_of_answer: bytes, flood: bytes) -> Script:
 
 @floods
 @on_both_loops
-async def test_a_callback_s_answer_without_end_is_a_bad_one(
+async def test_a_callback_s_answer_without_end_is_a_failure(
     start: Start, poster: Poster, start_of_answer: bytes, flood: bytes
 ) -> None:
     server = await start(flooding(start_of_answer, flood))
@@ -66,7 +66,9 @@ async def test_a_source_s_answer_without_end_breaks_off(start: Start, start_of_a
 
 @floods
 @on_both_loops
-async def test_so_does_that_of_a_search_service(start: Start, start_of_answer: bytes, flood: bytes) -> None:
+async def test_a_search_service_s_answer_without_end_breaks_off(
+    start: Start, start_of_answer: bytes, flood: bytes
+) -> None:
     server = await start(flooding(start_of_answer, flood))
     web = Web("tests", CLOCK)
     await web.start()

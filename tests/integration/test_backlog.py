@@ -67,13 +67,13 @@ def test_done_records_above_the_base_do_not_wait(product: Product) -> None:
     assert (lane["committed"], lane["end"], lane["backlog"]) == (1, 24, 21)
 
 
-def test_of_a_fleet_that_is_not_there_that_is_said_and_not_that_nothing_waits(fleet: KafkaSettings) -> None:
+def test_a_missing_fleet_is_reported_as_missing_and_not_as_an_empty_backlog(fleet: KafkaSettings) -> None:
     misspelt = fleet.model_copy(update={"topic_prefix": f"x{fleet.topic_prefix}"})
     done = postback_here("backlog", env=environment_of(misspelt))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"postback: the topic {misspelt.topics.requests()} does not exist")
 
 
-def test_no_broker_is_told_in_one_line() -> None:
+def test_a_missing_broker_is_reported_in_one_line() -> None:
     done = postback("backlog", env=environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1")))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

@@ -33,7 +33,9 @@ def openssl(*arguments: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_openssl_accepts_what_was_issued_by_its_strict_rules_until_it_is_revoked(ca: str, tmp_path: Path) -> None:
+def test_openssl_accepts_issued_certificates_by_its_strict_rules_until_they_are_revoked(
+    ca: str, tmp_path: Path
+) -> None:
     made = certs("issue", ca, "web", "--server", "--san", "web.example", "--san", "::1")
     assert (made.returncode, made.stdout) == (0, f"{ca}/web.pem\n{ca}/web.key\n")
     assert "DNS:web.example, IP:::1" in made.stderr
@@ -153,7 +155,7 @@ def test_the_defaults_that_the_help_shows_are_those_of_the_operations(ca: str, t
     assert abs(datetime.fromisoformat(made["not_after"]) - NOW - timedelta(days=LEAF_DAYS)) < timedelta(hours=1)
 
 
-def test_a_certificate_that_its_authority_outlives_no_more_is_shortened_and_it_is_said(tmp_path: Path) -> None:
+def test_a_certificate_that_would_outlive_its_authority_is_shortened_with_a_notice(tmp_path: Path) -> None:
     ca = str(tmp_path / "short")
     assert certs("init", ca, "--days", "30").returncode == 0
     made = certs("issue", ca, "web", "--server", "--san", "::1")

@@ -168,7 +168,7 @@ def test_credentials_come_from_secrets_for_both_roles_and_the_topics_job() -> No
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_both_roles_have_one_opinion_on_which_internal_callbacks_are_allowed(role: str) -> None:
+def test_both_roles_allow_the_same_internal_callbacks(role: str) -> None:
     allowed = environment(container_of(render(SECURED), role))["POSTBACK_EGRESS__ALLOW_CALLBACKS"]
 
     assert allowed == "10.1.0.0/16,10.2.0.0/16"
@@ -223,7 +223,7 @@ def test_only_delivery_holds_the_keyring_and_others_cannot_read_it() -> None:
     assert environment(container_of(manifests, "delivery"))["POSTBACK_KEYRING"] == "/etc/postback/keyring/ring.json"
 
 
-def test_the_program_reads_from_its_environment_what_the_values_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_s_settings_are_those_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {**SECURED, "worker": {"drainSeconds": 77}, "delivery": {"drainSeconds": 88}}
     manifests = render(values)
     for role in ROLES:
@@ -314,7 +314,7 @@ def test_topics_are_made_before_anything_that_reads_them() -> None:
     assert not [m for m in render(AT_REST) if m["kind"] == "Job"]
 
 
-def test_every_process_is_told_the_waits_between_attempts_and_the_job_that_makes_their_topics_too(
+def test_every_process_and_the_topics_job_get_the_waits_between_attempts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifests = render(SECURED)

@@ -72,7 +72,7 @@ def test_the_objects_of_two_pools_select_no_pod_of_each_other() -> None:
             assert not selector.items() <= labels[other].items()
 
 
-def test_workers_may_run_another_image_than_the_rest_and_a_digest_goes_before_a_tag() -> None:
+def test_workers_may_run_another_image_than_the_rest_and_a_digest_takes_precedence_over_a_tag() -> None:
     manifests = render(POOLS)
 
     images = {name: container_of(manifests, name)["image"] for name in ("worker-idle", "worker-new", "delivery")}

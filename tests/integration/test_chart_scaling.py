@@ -55,7 +55,7 @@ def test_a_misspelt_field_of_a_custom_resource_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(("role", "stable", "bounds"), [("worker", 720, (0, 24)), ("delivery", 60, (2, 4))])
-def test_no_pod_goes_before_the_longest_job_and_the_drain_are_over_and_one_at_a_time(
+def test_pods_are_removed_one_at_a_time_and_only_after_the_longest_job_and_the_drain(
     role: str, stable: int, bounds: tuple[int, int]
 ) -> None:
     manifests = render(SCALED)
@@ -98,7 +98,7 @@ def test_keda_asks_the_exporters_service_for_figures_that_its_page_has() -> None
     assert service["spec"]["selector"].items() <= labels.items()
 
 
-def test_the_exporter_reads_what_the_values_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exporter_s_settings_are_those_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     told = environment(exporter_of(render({**SECURED, "worker": SCALED["worker"], "kafka": {"partitions": 24}})))
     for name, value in told.items():
         monkeypatch.setenv(name, value if isinstance(value, str) else "from-a-secret")

@@ -106,7 +106,7 @@ def refused(path: Path, clock: SetClock, mode: int) -> None:
     contexts(path, clock)
 
 
-def test_a_private_key_of_another_user_stops_the_start_and_roots_is_taken(
+def test_a_private_key_of_another_user_stops_the_start_unless_the_user_is_root(
     authority: Authority, clock: SetClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
@@ -121,7 +121,7 @@ def test_a_private_key_of_another_user_stops_the_start_and_roots_is_taken(
         contexts(path, clock)
 
 
-def test_a_key_that_is_opened_to_others_while_we_run_is_said_and_the_old_one_stays(
+def test_a_key_that_becomes_readable_for_others_is_reported_and_the_old_one_stays(
     authority: Authority, clock: SetClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
@@ -160,7 +160,7 @@ def test_replaced_authorities_are_trusted_by_new_connections_of_all_tenants(
 
 
 @pytest.mark.parametrize("content", ["half an authority", None])
-def test_authorities_that_break_while_we_run_leave_the_old_ones_and_it_is_said_once(
+def test_authorities_that_break_while_we_run_leave_the_old_ones_and_are_reported_once(
     authority: Authority, clock: SetClock, tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = Path(shutil.copy(authority.ca_file, tmp_path / "ca.pem"))
@@ -175,7 +175,7 @@ def test_authorities_that_break_while_we_run_leave_the_old_ones_and_it_is_said_o
     assert sum("cannot be read again" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_an_authority_that_is_none_stops_the_start(tmp_path: Path, clock: SetClock) -> None:
+def test_an_invalid_authority_stops_the_start(tmp_path: Path, clock: SetClock) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("nothing")
     with pytest.raises(TlsFileUnusable):

@@ -60,7 +60,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         pytest.fail(what)
 
 
-async def test_a_broker_that_is_away_is_told_and_read_on_from_and_after_half_a_day_nothing_is_sure_any_more(
+async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_day_the_topic_counts_as_lost(
     own_broker: Broker, make_fleet: Callable[[str], KafkaSettings]
 ) -> None:
     fleet, clock = make_fleet(own_broker.bootstrap_servers), SkippingClock()
@@ -125,7 +125,7 @@ async def test_a_record_that_cannot_be_applied_at_the_start_is_reported_at_once(
     await followed.close()
 
 
-async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
+async def test_a_process_that_can_no_longer_follow_the_endpoints_ends(
     fleet: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def poisoned(states: EndpointStates, key: bytes | None, value: bytes | None) -> None:
@@ -158,7 +158,7 @@ async def test_a_process_that_does_not_hear_of_endpoints_any_more_ends(
 
 
 @pytest.mark.parametrize("role", ["worker", "deliver"])
-def test_a_process_that_is_stopped_while_it_reads_what_the_fleet_knows_exits_0(product: Product, role: str) -> None:
+def test_a_process_that_is_stopped_during_its_initial_reading_exits_0(product: Product, role: str) -> None:
     kafka = product.kafka
     topic = kafka.topics.control if role == "worker" else kafka.topics.endpoints
     held = Producer({**kafka.client_config(), "transactional.id": f"{kafka.topic_prefix}held"})

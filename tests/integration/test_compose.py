@@ -33,7 +33,7 @@ def services_of(compose: Manifest, *profiles: str) -> set[str]:
     return {n for n, s in compose["services"].items() if not s.get("profiles") or {*profiles} & {*s["profiles"]}}
 
 
-def test_the_profiles_add_what_stands_beside_a_fleet(compose: Manifest) -> None:
+def test_the_profiles_add_the_services_beside_a_fleet(compose: Manifest) -> None:
     alone = services_of(compose)
 
     added = {profile: services_of(compose, profile) - alone for profile in ("gpu", "dev", "observe", "elk")}

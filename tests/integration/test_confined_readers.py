@@ -77,7 +77,7 @@ def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
-async def test_a_kernel_without_the_fences_reads_all_the_same_and_the_log_says_so_once(
+async def test_a_kernel_without_confinement_still_reads_and_the_log_says_so_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reader that reports missing confinement twice leads to one warning."""

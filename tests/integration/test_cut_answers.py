@@ -47,7 +47,7 @@ CUTS += [("chunked", "closed"), ("chunked", "garbled"), ("chunked", HANGS)]
     ],
 )
 @on_both_loops
-async def test_a_status_holds_whatever_becomes_of_its_body(
+async def test_a_status_counts_even_if_its_body_is_cut(
     start: Start,
     poster: Poster,
     hasty: Poster,

@@ -288,7 +288,7 @@ def test_a_job_whose_lane_is_gone_holds_back_no_other_and_waits_until_the_lane_i
             deleted.result(20)
 
 
-def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is_the_same_one(
+def test_a_redriven_job_may_become_a_new_event_and_a_redriven_callback_stays_the_same_event(
     fleet: KafkaSettings,
 ) -> None:
     put_letters(fleet)
@@ -300,7 +300,7 @@ def test_a_jobs_next_result_is_a_new_event_where_that_is_asked_and_a_callback_is
     assert callback["webhook-id"] == "msg_1"
 
 
-def test_of_two_redrives_at_once_one_puts_back_and_the_other_is_told(fleet: KafkaSettings) -> None:
+def test_one_of_two_simultaneous_redrives_puts_back_and_the_other_ends_with_a_message(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     with PutBack(fleet, REDRIVE) as first, Scanner(fleet) as scanner:
 
@@ -330,7 +330,7 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
     assert [value for _, value, *_ in stands_in(fleet, fleet.topics.tier(0.3))] == [b'{"job_id":"job_1"}']
 
 
-def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_put_back(fleet: KafkaSettings) -> None:
+def test_letters_of_a_recreated_topic_do_not_count_as_put_back(fleet: KafkaSettings) -> None:
     """New letters have the places of old ones, whose marks are kept."""
     topic, admin = fleet.topics.dead_letters, AdminClient(fleet.client_config())
     put_letters(fleet)

@@ -36,7 +36,7 @@ def put_result(product: Product, topic: str, job_id: str, webhook_id: str) -> No
     assert producer.flush(20) == 0
 
 
-def test_a_callback_that_failed_and_was_put_back_is_told_from_its_result_to_its_delivery(product: Product) -> None:
+def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery(product: Product) -> None:
     former = product.kafka.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,), "partitions": PARTITIONS})
     create_topics(former)
     product.callbacks.up()
@@ -95,7 +95,7 @@ def told(fleet: KafkaSettings, *arguments: str) -> list[dict[str, Any]]:
     return steps
 
 
-def test_an_event_that_was_put_off_hundreds_of_times_is_told_in_a_line_for_each_wait(fleet: KafkaSettings) -> None:
+def test_hundreds_of_deferrals_of_an_event_are_shown_as_one_line_for_each_wait(fleet: KafkaSettings) -> None:
     fleet = stamped_by_us(fleet)
     former = fleet.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,)})
     create_topics(former)
@@ -161,7 +161,7 @@ def stamped_by_us(fleet: KafkaSettings) -> KafkaSettings:
     return ours
 
 
-def test_of_a_job_that_is_not_known_that_is_said(product: Product) -> None:
+def test_an_unknown_job_is_reported_as_unknown(product: Product) -> None:
     done = postback("deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(product.kafka))
 
     assert (done.returncode, done.stdout, done.stderr) == (1, "[]\n", "postback: nothing is kept of nobody\n")

@@ -240,7 +240,7 @@ def test_a_revoked_client_cannot_resume_its_earlier_session(ca: Path, clock: Set
             second.ask()
 
 
-def test_an_authority_that_is_added_is_believed_without_a_restart(ca: Path, other: Path, clock: SetClock) -> None:
+def test_an_authority_that_is_added_is_trusted_without_a_restart(ca: Path, other: Path, clock: SetClock) -> None:
     bundle, lists = ca / "clients.pem", ca / "lists.pem"
     bundle.write_bytes((ca / "ca.pem").read_bytes())
     lists.write_bytes((ca / "crl.pem").read_bytes())

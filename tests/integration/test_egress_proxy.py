@@ -102,7 +102,7 @@ async def test_the_proxy_is_not_asked_for_an_address_that_the_guard_refuses(
         assert (internal.connections, server.asked) == ([], [])
 
 
-async def test_the_proxy_itself_may_stand_where_no_page_may(proxy: Proxy, server: ProxyServer) -> None:
+async def test_the_proxy_itself_may_have_an_address_that_no_page_may_have(proxy: Proxy, server: ProxyServer) -> None:
     policy = EgressPolicy(allow=(ip_network("127.0.0.2/32"),))
     async with (
         serving("127.0.0.2") as page_server,
@@ -130,7 +130,7 @@ async def test_a_redirect_through_the_proxy_is_judged_too(proxy: Proxy, server: 
     assert len(server.asked) == 1
 
 
-async def test_a_wrong_credential_is_told_and_a_corrected_file_counts_at_once(
+async def test_a_wrong_credential_is_reported_and_a_corrected_file_counts_at_once(
     proxy: Proxy, server: ProxyServer, credentials: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -151,7 +151,9 @@ async def test_a_wrong_credential_is_told_and_a_corrected_file_counts_at_once(
     assert not any(secret in line for line in lines for secret in ("s3cret", "Basic", "Authorization"))
 
 
-async def test_a_proxy_that_is_away_is_told_and_used_again_when_it_is_back(proxy: Proxy, server: ProxyServer) -> None:
+async def test_a_proxy_that_is_away_is_reported_and_used_again_when_it_is_back(
+    proxy: Proxy, server: ProxyServer
+) -> None:
     async with speaking(saying(page(), HTML)) as origin:
         server.kill()
         [note] = await notes_on(f"{origin}/", guard(proxy))
@@ -160,7 +162,7 @@ async def test_a_proxy_that_is_away_is_told_and_used_again_when_it_is_back(proxy
         assert await notes_on(f"{origin}/", guard(proxy)) == ()
 
 
-async def test_a_server_that_the_proxy_cannot_reach_is_told_as_a_server_that_is_away(proxy: Proxy) -> None:
+async def test_a_server_that_the_proxy_cannot_reach_is_reported_as_a_server_that_is_away(proxy: Proxy) -> None:
     async with serving("127.0.0.1") as gone:
         pass
     [note] = await notes_on(gone.url(), guard(proxy))

@@ -123,7 +123,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     assert "\x1b" not in lines.stdout  # a terminal must not obey a URL's escape codes
 
 
-def test_several_are_disabled_and_enabled_at_once_and_none_where_one_of_them_is_not_disabled(
+def test_several_endpoints_are_enabled_at_once_or_none_if_one_of_them_is_not_disabled(
     fleet: KafkaSettings,
 ) -> None:
     urls, env = [HOOK, f"{HOOK}2"], environment_of(fleet)

@@ -200,9 +200,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
     assert sent | await fleet.in_tiers() == {*queued, *healthy}
 
 
-async def test_a_dead_origin_is_left_alone_until_a_probe_finds_it_back(
-    fleet_with: Callable[..., Fleet], site: Site
-) -> None:
+async def test_a_dead_origin_is_left_alone_until_a_probe_succeeds(fleet_with: Callable[..., Fleet], site: Site) -> None:
     # The schedule has enough waits: no event probes the origin so often that its schedule ends.
     fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
     with socket.socket() as reserved:  # bound and not listening: connections are refused
@@ -287,7 +285,7 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
     assert len(site.got) <= asked + 1  # one may have been in flight
 
 
-async def test_urls_of_their_own_for_each_job_leave_no_more_behind_than_a_tenant_may_have(
+async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_may_have(
     fleet_with: Callable[..., Fleet], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.delivery.endpoint_states.MOST_DISABLED", 20)

@@ -69,7 +69,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_taken_and_they_are_answered(
+def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_jobs_are_answered(
     product: Product, server: Server
 ) -> None:
     product.callbacks.up()
@@ -89,7 +89,7 @@ def test_a_key_that_is_refused_while_jobs_wait_is_told_in_readyz_until_it_is_tak
     assert KEY not in worker.said()
 
 
-def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, server: Server) -> None:
+def test_a_worker_is_alive_once_its_engine_has_answered(product: Product, server: Server) -> None:
     """A startup probe thus ends a worker whose engine never comes.
 
     In an earlier version, `/healthz` was 200 from the start.
@@ -102,7 +102,7 @@ def test_a_worker_is_alive_from_when_its_engine_is_there(product: Product, serve
     eventually(worker.alive, 60, "the worker does not start")
 
 
-def test_a_model_that_only_a_setting_names_is_one_that_jobs_may_name(product: Product, server: Server) -> None:
+def test_jobs_may_name_a_model_that_only_a_setting_names(product: Product, server: Server) -> None:
     """In an earlier version, the registry knew only the command line's model, and each such job was rejected."""
     product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
     product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])

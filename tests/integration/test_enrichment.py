@@ -255,7 +255,7 @@ async def test_a_site_without_robots_txt_is_read(status: str) -> None:
     assert len(evidence.sources) == 1
 
 
-async def test_robots_txt_is_asked_about_the_name_by_which_it_knows_us() -> None:
+async def test_robots_txt_is_read_for_the_name_that_it_has_for_us() -> None:
     rules = saying(b"User-agent: *\nDisallow: /\n\nUser-agent: AcmeBot\nAllow: /\n")
     agent = "Mozilla/5.0 (compatible; AcmeBot/1.0)"
     evidence = await read(site_with_robots(rules, []), robots=True, user_agent=agent, robots_agent="AcmeBot")
@@ -292,7 +292,7 @@ async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
     assert "of long sources only the first 150000 characters were looked at" in evidence.notes
 
 
-async def test_where_choosing_passages_does_not_end_the_beginnings_are_used() -> None:
+async def test_the_beginnings_are_used_if_choosing_passages_does_not_end_in_time() -> None:
     async with Site() as site, enriching(member_seconds=2) as enricher:
         wanted = Sources(urls=[site.url(path) for path in ("/mine", "/ferry")])
         assert len((await enricher.enrich(wanted, "silver mine")).sources) == 2
@@ -320,7 +320,7 @@ async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
     assert asked == ["robots", "page"]
 
 
-async def test_a_pause_that_robots_txt_asks_for_no_more_is_kept_no_more() -> None:
+async def test_a_pause_that_robots_txt_no_longer_asks_for_is_no_longer_kept() -> None:
     bodies = iter([b"User-agent: *\nCrawl-delay: 600\n", b"User-agent: *\nDisallow: /secret\n"])
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

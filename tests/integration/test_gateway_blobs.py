@@ -184,7 +184,7 @@ class TestBucket(Contract):
         assert [upload["Key"] for upload in before] == ["some/prefix/open"]
         assert client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
 
-    def test_a_storage_that_is_away_is_said_to_be_away(self, credentials: None) -> None:
+    def test_a_storage_that_is_away_is_reported_as_away(self, credentials: None) -> None:
         with pytest.raises(BlobsAway, match="does not answer"):
             list(in_bucket("http://127.0.0.1:1").read("any"))
 

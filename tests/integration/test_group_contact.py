@@ -45,7 +45,9 @@ def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupIntake, GroupIntake]]:
         yield made[0], made[1]
 
 
-def test_a_member_is_one_when_it_is_let_in_also_with_no_partitions(intakes: tuple[GroupIntake, GroupIntake]) -> None:
+def test_a_consumer_is_a_member_once_it_is_admitted_even_without_partitions(
+    intakes: tuple[GroupIntake, GroupIntake],
+) -> None:
     first, second = intakes
     holds_first, holds_second = Held(), Held()
 

@@ -42,7 +42,7 @@ def test_a_process_that_is_not_ready_gives_its_reasons_and_is_alive() -> None:
         assert ask_json(server, "/healthz")[0] == 200
 
 
-def test_a_process_whose_loop_is_stuck_is_not_alive_until_it_comes_by_again() -> None:
+def test_a_process_with_a_stuck_event_loop_is_not_alive_until_the_loop_runs_again() -> None:
     clock = HandClock()
     heartbeat = Heartbeat(clock, limit_seconds=30)
     with HealthServer(Metrics(), lambda: READY, alive=heartbeat) as server:
@@ -108,7 +108,7 @@ def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
         assert b"/keys" in ask(server, "/")[2]
 
 
-def test_a_folder_of_pages_has_those_that_its_maker_knows() -> None:
+def test_a_folder_of_pages_serves_only_the_names_that_its_function_knows() -> None:
     pages: dict[str, Callable[[str], HealthPage | None]] = {
         "/keys/": lambda name: HealthPage("text/plain", name.encode()) if name == "acme.json" else None,
         "/keys.json": lambda name: HealthPage("text/plain", b"all" + name.encode()),
@@ -121,7 +121,7 @@ def test_a_folder_of_pages_has_those_that_its_maker_knows() -> None:
         assert ask(server, "/keys/other")[2] == b"/metrics /healthz /readyz /keys/ /keys.json\n"
 
 
-def test_a_client_that_never_asks_holds_up_nobody() -> None:
+def test_a_client_that_never_asks_delays_no_other_client() -> None:
     server = HealthServer(Metrics(), lambda: READY).start()
     with socket.create_connection(("127.0.0.1", server.port)):
         assert ask_json(server, "/healthz")[0] == 200
@@ -133,7 +133,7 @@ def test_a_busy_port_is_an_error_before_any_work_begins() -> None:
         HealthServer(Metrics(), lambda: READY, port=server.port)
 
 
-def test_it_listens_on_this_machine_only() -> None:
+def test_the_port_listens_on_this_machine_only() -> None:
     with HealthServer(Metrics(), lambda: READY) as server:
         socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
         with pytest.raises(ConnectionRefusedError):  # a server on all addresses would accept this one too

@@ -51,7 +51,9 @@ def drawing_itself() -> bytes:
     ],
     ids=["unpacks to 400 MB", "forms in forms", "a tree of pages that holds itself", "20 MB"],
 )
-async def test_a_pdf_that_would_take_all_is_left_out_and_the_page_beside_it_is_read(document: bytes, why: str) -> None:
+async def test_a_pdf_that_would_exhaust_its_reader_is_left_out_and_the_page_beside_it_is_read(
+    document: bytes, why: str
+) -> None:
     async with (
         Site() as site,
         speaking(saying(document, PDF)) as origin,
@@ -72,7 +74,7 @@ async def test_a_pdf_that_would_take_all_is_left_out_and_the_page_beside_it_is_r
     [drawing_itself(), pdf([line(FACT)]).replace(b"/Count 1", b"/Count 2000000000")],
     ids=["a form that draws itself", "two billion pages"],
 )
-async def test_a_pdf_that_lies_about_itself_is_read_as_far_as_it_is_one(document: bytes) -> None:
+async def test_a_pdf_with_false_structure_is_read_as_far_as_it_is_valid(document: bytes) -> None:
     async with speaking(saying(document, PDF)) as origin, enriching(member_seconds=5.0) as enricher:
         evidence = await enricher.enrich(Sources(urls=[f"{origin}/x.pdf"]), "When did the bridge open?")
         assert [source.passages for source in evidence.sources] == [(FACT,)]

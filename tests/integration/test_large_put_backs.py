@@ -90,7 +90,7 @@ def test_a_few_are_tried_first_and_a_next_run_puts_back_the_rest(fleet: KafkaSet
     assert called(fleet).total() == ALL
 
 
-def test_so_many_results_are_called_back_at_most(fleet: KafkaSettings) -> None:
+def test_a_limit_bounds_the_results_that_are_called_back(fleet: KafkaSettings) -> None:
     fill(fleet, fleet.topics.results)
     asked = ("replay", "--tenant", "acme", "--id", "job_0_1", "--id", "job_1_7", "--limit", "1", "--yes")
     done = postback_here(*asked, env=environment_of(fleet))

@@ -80,7 +80,7 @@ def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: p
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_word_to_the_fleet_under_a_wrong_prefix_names_the_topic_that_is_missing(
+def test_an_order_under_a_wrong_prefix_names_the_missing_topic(
     arguments: tuple[str, ...], topic: str, fleet: KafkaSettings
 ) -> None:
     elsewhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
@@ -89,7 +89,7 @@ def test_a_word_to_the_fleet_under_a_wrong_prefix_names_the_topic_that_is_missin
     assert (done.returncode, done.stderr) == (1, said)
 
 
-def test_every_command_tells_of_a_misspelt_setting_before_it_begins_and_goes_on(tmp_path: Path) -> None:
+def test_every_command_reports_a_misspelt_setting_before_it_begins_and_goes_on(tmp_path: Path) -> None:
     env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json", POSTBACK_KEYRINGS="s3cret")
     made = postback("keys", "init", env=env)
     told = "POSTBACK_KEYRINGS is ignored: no setting has that name; POSTBACK_KEYRING may be meant"

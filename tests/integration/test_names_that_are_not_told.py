@@ -42,7 +42,7 @@ async def test_a_name_that_is_missing_and_one_that_is_not_public_get_the_same_no
     assert all(NO_PUBLIC_NAME in note for note in notes)
 
 
-async def test_neither_is_remembered_longer_than_the_other() -> None:
+async def test_missing_and_forbidden_names_are_cached_equally_long() -> None:
     async with name_server(ANSWERS) as names, enriching(Guard(POLICY, names.resolver())) as enricher:
         by_ipv4 = [name for name in NAMES if name != "loopback6.example"]
         for name in by_ipv4:
@@ -51,7 +51,7 @@ async def test_neither_is_remembered_longer_than_the_other() -> None:
         assert {name: names.asked[name] for name in by_ipv4} == dict.fromkeys(by_ipv4, 2)
 
 
-async def test_the_log_tells_them_apart(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_distinguishes_missing_and_forbidden_names(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with name_server(ANSWERS) as names, enriching(Guard(POLICY, names.resolver())) as enricher:
         await enricher.enrich(Sources(urls=[f"http://{name}/secret?token=7" for name in NAMES]), "Why?")

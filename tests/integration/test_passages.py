@@ -30,7 +30,7 @@ def test_the_right_passage_is_chosen_far_more_often_than_the_beginnings_hold_it(
     assert share([outcome.hits[BASELINE] for outcome in outcomes]) < HIT_FLOOR / 2
 
 
-def test_the_report_names_every_way_every_make_and_each_miss(
+def test_the_report_names_every_choice_every_kind_of_page_and_each_miss(
     outcomes: list[Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report(outcomes)

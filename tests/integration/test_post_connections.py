@@ -76,7 +76,7 @@ async def test_a_fresh_connection_closed_without_an_answer_is_not_posted_to_agai
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @on_both_loops
-async def test_a_connection_reset_before_the_request_was_read_is_the_only_one(
+async def test_after_a_reset_before_the_request_was_read_no_second_connection_is_made(
     start: Start, poster: Poster, scheme: str
 ) -> None:
     async def script(peer: Peer) -> None:

@@ -16,7 +16,9 @@ from workers.egress import EgressPolicy
 
 
 @on_both_loops
-async def test_a_process_without_open_files_makes_no_attempt_and_blames_nobody(start: Start, poster: Poster) -> None:
+async def test_a_process_without_free_file_descriptors_makes_no_attempt_and_counts_no_failure(
+    start: Start, poster: Poster
+) -> None:
     server = await start(always(OK))
     by_name = server.url.replace("127.0.0.1", "hooks.example")
     with no_files_left():

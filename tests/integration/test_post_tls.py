@@ -164,7 +164,7 @@ async def test_without_a_client_certificate_such_an_endpoint_gets_nothing(start:
 
 
 @on_both_loops
-async def test_no_tenant_is_seen_on_a_connection_of_another(start: Start, authority: Authority) -> None:
+async def test_tenants_never_share_a_connection(start: Start, authority: Authority) -> None:
     subjects = []
 
     async def script(peer: Peer) -> None:

@@ -85,7 +85,7 @@ async def test_links_of_a_search_are_read_as_any_other_source_and_the_jobs_own_c
             assert prompt.index("opened in 1987") < prompt.index("closed in 1952")
 
 
-async def test_the_service_passes_the_guard_and_its_links_do_not() -> None:
+async def test_the_guard_judges_the_links_of_a_search_service_and_not_the_service() -> None:
     """An operator's SearXNG in the internal network must not give a job access to other internal hosts."""
     links = searxng(
         {"url": "http://127.0.0.1:9/internal", "title": "x"}, {"url": "http://169.254.169.254/", "title": "y"}
@@ -184,7 +184,7 @@ CONVERSATION = [
 ]
 
 
-async def test_the_question_is_what_the_user_said_last_though_an_answer_was_begun() -> None:
+async def test_the_last_message_of_the_user_is_the_question_even_if_an_answer_was_begun() -> None:
     async with (
         answering(*FOUND) as service,
         judging(f"{SENTENCE} [1]") as (engine, asked),
@@ -207,7 +207,7 @@ async def test_links_of_all_messages_are_the_jobs_own() -> None:
         assert result.text == f"{said} ! [x](https://pubmed.ncbi.nlm.nih.gov/111/)"
 
 
-async def test_a_medical_answer_that_stands_on_nothing_is_not_given() -> None:
+async def test_a_medical_answer_without_support_is_not_given() -> None:
     async with judging("Vitamin C cures every cold.") as (engine, _), answering(*FOUND) as service:
         async with working(engine, pubmed=service.url) as worker:
             result = await worker.result({"profile": "medical"})
@@ -241,7 +241,7 @@ async def test_a_jobs_own_response_format_beats_that_of_its_profile() -> None:
         assert asked[0]["response_format"] == own
 
 
-async def test_a_profile_of_ones_own_is_a_file_in_a_folder(tmp_path: Path) -> None:
+async def test_a_profile_of_the_operator_is_a_file_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "papers.toml").write_text('evidence_list = true\n[search]\nprovider = "arxiv"\nlimit = 1')
     reply = atom(paper("2305.12345v2", "Aspirin", SENTENCE))
     async with answering(reply) as service, working(folder=tmp_path, arxiv=service.url) as worker:
@@ -250,7 +250,7 @@ async def test_a_profile_of_ones_own_is_a_file_in_a_folder(tmp_path: Path) -> No
         assert result.text.endswith("[1] Aspirin. 2023-05-20. arxiv:2305.12345")
 
 
-async def test_a_profile_that_is_not_there_rejects_the_job_with_the_names_that_are() -> None:
+async def test_an_unknown_profile_rejects_the_job_with_the_names_of_the_known_ones() -> None:
     async with working() as worker:
         result = await worker.result({"profile": "legal"})
         assert result.error is not None

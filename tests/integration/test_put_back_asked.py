@@ -100,7 +100,7 @@ def test_an_operator_who_only_looks_ends_no_running_redrive(given_up: KafkaSetti
     assert called(given_up) == [b"0", b"1", b"2"]
 
 
-def test_a_letter_that_another_run_puts_back_before_the_answer_is_not_put_back_again_and_it_is_said(
+def test_a_letter_that_another_run_puts_back_before_the_answer_is_reported_and_not_put_back_again(
     given_up: KafkaSettings,
 ) -> None:
     env = environment_of(given_up)

@@ -82,7 +82,7 @@ def test_ctrl_c_in_the_middle_of_a_batch_ends_it_with_a_line_and_the_status_of_a
     assert_a_next_run_puts_back_the_rest(given_up)
 
 
-def test_a_frozen_broker_ends_it_in_time_and_the_rest_is_named(own: Broker, given_up: KafkaSettings) -> None:
+def test_a_frozen_broker_ends_the_command_in_time_with_the_rest_named(own: Broker, given_up: KafkaSettings) -> None:
     with Scanner(given_up) as scanner, PutBack(given_up, REDRIVE, answer_seconds=3) as back:
         letters = DeadLetters(given_up, scanner, CLOCK)
         told = list[int]()

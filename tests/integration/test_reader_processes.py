@@ -40,7 +40,7 @@ def python_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "executable", str(program))
 
 
-async def test_jobs_that_do_not_wait_for_a_reader_start_no_more_than_one_each_place(
+async def test_waiters_that_give_up_leave_no_more_than_one_starting_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)

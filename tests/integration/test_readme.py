@@ -172,7 +172,7 @@ def test_every_link_inside_the_repository_leads_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_it_is_short_enough_to_be_read_to_its_end() -> None:
+def test_the_readme_is_short_enough_to_be_read_to_its_end() -> None:
     assert len(README.split()) <= MOST_WORDS
 
 
@@ -181,5 +181,5 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
     assert [line.split()[0] for line in first_screen if line.startswith("scripts/")] == ["scripts/demo", "scripts/test"]
 
 
-def test_the_fleets_trust_stands_in_bold() -> None:
+def test_the_warning_about_trust_stands_in_bold() -> None:
     assert "**Anyone who may write to the topics is trusted.**" in README

@@ -84,7 +84,7 @@ async def test_questions_whose_answers_only_a_page_has_are_answered_and_cited(
     assert len(close) >= MOSTLY, [result.text for result in results if result not in close]
 
 
-async def test_beside_another_page_an_answer_is_put_down_to_the_right_one_or_to_none(
+async def test_beside_another_page_an_answer_is_attributed_to_the_right_page_or_to_none(
     worker: AnsweringWorker, site: Site
 ) -> None:
     asked = ASKED[1::4] + ASKED[:1]
@@ -102,7 +102,7 @@ async def test_beside_another_page_an_answer_is_put_down_to_the_right_one_or_to_
     assert sum(has(result, question) for question, result in zip(asked, results, strict=True)) >= len(asked) // 2
 
 
-async def test_the_same_questions_say_that_they_rest_on_nothing_where_no_page_could_be_read(
+async def test_answers_without_a_readable_page_say_that_they_rest_on_no_source(
     worker: AnsweringWorker, site: Site
 ) -> None:
     asked = ASKED[::3]
@@ -119,7 +119,7 @@ async def test_the_same_questions_say_that_they_rest_on_nothing_where_no_page_co
         assert result.confidence <= 0.5
 
 
-async def test_a_job_that_asks_for_no_sources_is_told_nothing_of_them(worker: AnsweringWorker) -> None:
+async def test_a_job_without_sources_gets_no_note_about_sources(worker: AnsweringWorker) -> None:
     result = await worker.answer(f"Question: {ASKED[0].text}\nAnswer:", sources=None, max_tokens=24)
     assert result.outcome == "succeeded", result.error
     assert not has(result, ASKED[0])

@@ -114,7 +114,7 @@ async def test_a_name_is_asked_for_once_for_each_connection() -> None:
         assert (names.asked[NAME], len(public.connections)) == (1, 1)
 
 
-async def test_a_callback_by_a_name_that_leads_astray_fails_until_the_name_leads_back_and_nothing_was_connected() -> (
+async def test_a_callback_to_a_name_with_a_forbidden_address_fails_unconnected_until_the_address_is_right_again() -> (
     None
 ):
     answers = {NAME: [["127.0.0.2"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1"]]}
@@ -161,7 +161,7 @@ async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
         assert (names.asked[name], internal.connections) == (2, [])
 
 
-def test_the_deny_list_has_a_name() -> None:
+def test_one_url_of_the_deny_list_has_a_name() -> None:
     assert NAMES_WITH_ADDRESSES == ["http://169.254.169.254.nip.io/"]
 
 
@@ -181,7 +181,7 @@ async def test_a_name_that_mixes_public_and_private_addresses_is_refused_wholly(
         assert not internal.connections
 
 
-async def test_an_allowed_network_does_not_make_a_mixture_honest() -> None:
+async def test_an_allowed_network_does_not_admit_a_name_with_mixed_addresses() -> None:
     async with name_server({NAME: [[PUBLIC, "127.0.0.1"]]}) as names, serving("127.0.0.1") as server:
         policy = EgressPolicy(allow=FIRST.allow, development=True, ports=frozenset({server.port}))
         assert await refused(names, policy, server.url(NAME)) is Refusal.MIXED
@@ -218,7 +218,7 @@ async def test_an_unknown_name_is_a_failure_of_dns() -> None:
     assert outcome.reason is FailureReason.DNS_FAILED
 
 
-async def test_name_servers_that_never_answer_hold_up_nobody_else() -> None:
+async def test_name_servers_that_never_answer_delay_no_other_lookup() -> None:
     """With a thread for each lookup, a few such names would take all threads."""
     assert DefaultResolver is AsyncResolver
     async with (

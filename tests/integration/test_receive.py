@@ -89,7 +89,9 @@ async def test_another_status_is_answered_after_the_delay(received: list[Receive
     assert received[0].status == 410
 
 
-async def test_a_failing_receiver_can_ask_for_patience_and_a_content_one_does_not(received: list[Received]) -> None:
+async def test_a_failing_receiver_can_send_a_retry_after_and_a_succeeding_one_does_not(
+    received: list[Received],
+) -> None:
     behaviour = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=7)
     answers = []
     receiver = Receiver(lambda: KEYS, received.append, behaviour=behaviour)

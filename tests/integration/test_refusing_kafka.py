@@ -68,7 +68,7 @@ def deny(there: KafkaSettings, topic: str) -> None:
         made.result(20)
 
 
-def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_away(there: KafkaSettings) -> None:
+def test_a_denied_topic_is_reported_as_denied_and_not_as_an_absent_broker(there: KafkaSettings) -> None:
     deny(there, there.topics.results)
     done = postback("worker", "--engine", "echo", env=environment_of(there))
     assert (done.returncode, done.stdout) == (1, "")
@@ -76,7 +76,7 @@ def test_a_topic_that_an_acl_denies_is_told_as_that_and_not_as_a_broker_that_is_
     assert log_lines(done.stderr)[-1]["message"].startswith(refused)
 
 
-def test_a_letter_that_may_not_go_back_is_not_marked_as_if_it_had(there: KafkaSettings) -> None:
+def test_a_letter_that_an_acl_keeps_from_its_lane_is_not_marked_as_put_back(there: KafkaSettings) -> None:
     """If no code checks the letter's own write, the client commits the mark alone."""
     headers = {"webhook-id": "msg_1", "job-id": "job_1", "callback-url": "https://hooks.example/", "reason": "timeout"}
     source = {"source-topic": there.topics.results, "source-partition": "0", "source-offset": "0"}

@@ -226,7 +226,7 @@ def test_a_named_result_that_is_held_is_a_failure_with_the_reason(kept: Kept) ->
         (["--tenant", "a", "--offset", "12"], "--offset: a partition and an offset of model_results, as in 3:1024"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_refused_before_anything_is_asked(asked: list[str], said: str) -> None:
+def test_an_impossible_selection_is_refused_before_kafka_is_asked(asked: list[str], said: str) -> None:
     done = postback_here("replay", *asked, env=environment_of(None))
 
     assert done.returncode == 2

@@ -177,7 +177,7 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
 # -- the limits of Kafka's records ---------------------------------------------------------------------------------
 
 
-def test_each_is_judged_by_the_topics_in_which_its_consequences_stand(fleet: KafkaSettings) -> None:
+def test_each_result_is_judged_by_the_topics_that_hold_its_consequences(fleet: KafkaSettings) -> None:
     names = fleet.topics
     tier = names.tier(0.3)
     for event in ("delivered", "failed-then-delivered", "given-up", "hopped", "lost", "ahead-but-delivered", "ahead"):
@@ -216,7 +216,7 @@ def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> 
     assert standings(fleet) == ([], {CallbackStanding.WAITING: 1}, 0)
 
 
-def test_of_results_that_are_older_than_the_attempts_that_are_kept_nothing_is_said(fleet: KafkaSettings) -> None:
+def test_results_older_than_the_kept_attempts_count_as_unknown(fleet: KafkaSettings) -> None:
     attempts = fleet.topics.attempts
     put(fleet, fleet.topics.results, "old")
     attempt(fleet, "old", None)

@@ -247,7 +247,7 @@ def test_a_job_that_is_answered_again_while_others_are_waited_for_has_one_line_i
     assert [line["custom_id"] for line in lines] == ["line-again", "line-last"]
 
 
-def test_waiting_ends_with_the_time_after_all_that_was_there_and_shows_how_far_it_is_on_a_terminal(
+def test_waiting_ends_at_the_timeout_after_all_existing_results_and_shows_its_progress_on_a_terminal(
     submitted: Submitted, tmp_path: Path
 ) -> None:
     output = tmp_path / "output.jsonl"
@@ -268,7 +268,7 @@ def test_waiting_ends_with_the_time_after_all_that_was_there_and_shows_how_far_i
     assert sorted(lines) == [200, 200, 200, 500]
 
 
-def test_waiting_is_over_at_once_where_all_are_there_and_the_status_is_told_then(submitted: Submitted) -> None:
+def test_waiting_ends_at_once_if_all_results_exist_and_the_status_is_printed_then(submitted: Submitted) -> None:
     done = postback_here("results", "--ids", str(submitted.receipt), "--wait", "--status", env=submitted.env)
     said = "4 of 4 jobs have a result, 3 succeeded, 1 failed\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")

@@ -88,7 +88,7 @@ async def test_the_last_question_of_a_conversation_is_searched_for_as_the_model_
     ("wish", "messages"),
     [({}, TALK), ({"rewrite": False}, TALK), ({"rewrite": True}, TALK[1:2])],
 )
-async def test_a_question_is_rewritten_only_in_a_conversation_and_by_wish(
+async def test_a_question_is_rewritten_only_in_a_conversation_and_on_request(
     wish: dict[str, bool], messages: list[dict[str, str]]
 ) -> None:
     model = Model()

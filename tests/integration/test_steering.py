@@ -82,7 +82,7 @@ async def test_a_page_that_steers_is_labelled_and_changes_no_link(way: str, work
 
 
 @pytest.mark.parametrize("way", UNSEEN)
-async def test_an_attack_that_reaches_no_model_is_no_label(way: str, worker: AnsweringWorker) -> None:
+async def test_an_attack_that_reaches_no_model_gets_no_label(way: str, worker: AnsweringWorker) -> None:
     async with speaking(saying(page(f"<p>{UNSEEN[way]}</p>"), HTML)) as origin:
         result = await worker.answer(QUESTION, f"{origin}/")
     assert (result.outcome, result.notes) == (Outcome.SUCCEEDED, [])
@@ -132,7 +132,7 @@ UNLABELLED = {
 
 
 @pytest.mark.parametrize("way", UNLABELLED)
-async def test_a_page_that_nothing_labels_changes_no_link_either(way: str) -> None:
+async def test_an_unlabelled_page_changes_no_link_either(way: str) -> None:
     """The engine's answer is that of a model which obeys such a page in everything."""
     told, obeyed = UNLABELLED[way]
     pages: dict[str, bytes] = {}
@@ -156,7 +156,7 @@ async def test_a_page_that_nothing_labels_changes_no_link_either(way: str) -> No
         assert [*rendered(said), *urls_in_text(said)] == []
 
 
-async def test_a_page_that_steers_does_not_change_what_is_said_of_the_page_beside_it(worker: AnsweringWorker) -> None:
+async def test_a_steering_page_does_not_change_the_label_of_the_page_beside_it(worker: AnsweringWorker) -> None:
     attack = page(f"<p>{WAYS['a forged source']}</p>")
     async with Site() as site, speaking(saying(attack, HTML)) as origin:
         both = await worker.answer(QUESTION, site.url("/bridge"), f"{origin}/")

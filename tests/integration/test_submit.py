@@ -196,7 +196,7 @@ def test_callbacks_that_a_worker_of_this_environment_refuses_are_warned_of_and_s
     assert "secret" not in done.stderr
 
 
-def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_where_output_goes(
+def test_ids_are_not_shown_on_a_terminal_and_still_go_to_redirected_output(
     fleet: KafkaSettings,
 ) -> None:
     shown_by, terminal = pty.openpty()
@@ -214,7 +214,7 @@ def test_on_a_terminal_no_ids_are_shown_and_with_a_bar_there_they_still_go_to_wh
     assert done.stdout == b"piped\n"
 
 
-def test_a_terminal_without_ids_shows_how_to_find_jobs_without_their_own(fleet: KafkaSettings, tmp_path: Path) -> None:
+def test_a_terminal_shows_how_to_find_jobs_without_ids_of_their_own(fleet: KafkaSettings, tmp_path: Path) -> None:
     shown_by, terminal = pty.openpty()
     hint = b"postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
     given = b'{"prompt": "q"}\n{"prompt": "q", "job_id": "mine"}\n'
@@ -303,7 +303,7 @@ def test_no_broker_is_one_line_and_status_1() -> None:
     assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
 
 
-def test_a_check_tells_what_could_be_sent_or_what_is_wrong_and_needs_no_kafka(tmp_path: Path) -> None:
+def test_a_check_reports_sendable_jobs_or_mistakes_and_needs_no_kafka(tmp_path: Path) -> None:
     jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
     env = environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
     arguments = ("submit", str(jobs), "--receipt", str(receipt), "--check")

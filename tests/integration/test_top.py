@@ -123,7 +123,7 @@ def step(at_ms: int, error: str) -> CallbackStep:
     return CallbackStep(at_ms, "attempt", "acme", "job-1", None, {"error": error})
 
 
-def test_events_count_for_a_minute_and_their_names_are_few() -> None:
+def test_events_count_for_a_minute_and_the_number_of_names_is_bounded() -> None:
     clock = HandClock()
     recent, now_ms = RecentEvents(clock), int(clock.time() * 1000)
     recent.add(step(now_ms, "timeout"))

@@ -93,7 +93,7 @@ def store(tmp_path: Path) -> Iterator[str]:
     yield url
 
 
-def test_one_page_says_who_asked_which_model_answered_and_who_was_told(store: str) -> None:
+def test_one_page_names_the_submitter_the_model_and_the_callbacks(store: str) -> None:
     page = postback("trace", "job-1", "--tenant", "acme", "--store", store, env=ENV)
     assert page.returncode == 0, page.stderr
     assert page.stdout.splitlines() == [

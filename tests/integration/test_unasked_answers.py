@@ -110,7 +110,7 @@ def answer_of(head: str, rest: str) -> bytes:
     ],
 )
 @on_both_loops
-async def test_an_answer_that_says_more_than_it_should_holds_and_is_the_last_of_its_connection(
+async def test_an_answer_with_extra_bytes_counts_and_is_the_last_of_its_connection(
     start: Start, poster: Poster, answer: bytes, code: int
 ) -> None:
     """Well-meaning programs write a body after a 204, or give a body's length in characters instead of bytes."""
@@ -133,9 +133,7 @@ async def test_an_answer_whose_head_comes_in_pieces_is_read(start: Start, poster
 
 
 @on_both_loops
-async def test_as_many_interim_responses_as_any_server_sends_stand_before_the_answer(
-    start: Start, poster: Poster
-) -> None:
+async def test_a_usual_number_of_interim_responses_may_precede_the_answer(start: Start, poster: Poster) -> None:
     server = await start(always(EARLY * MOST_INTERIM + OK))
     for _ in range(2):  # the limit applies to each answer, not to each connection
         assert isinstance(await post(poster, server.url), Delivered)
@@ -160,7 +158,7 @@ async def test_interim_responses_without_end_are_no_answer(start: Start, poster:
 
 
 @on_both_loops
-async def test_nor_is_a_page_read_behind_them(start: Start) -> None:
+async def test_no_page_is_read_behind_interim_responses_without_end(start: Start) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(EARLY * (MOST_INTERIM + 1) + OK)
@@ -173,7 +171,7 @@ async def test_nor_is_a_page_read_behind_them(start: Start) -> None:
 
 @pytest.mark.parametrize("unasked", [OK, status(408, "connection: close")], ids=["200", "408"])
 @on_both_loops
-async def test_words_on_an_idle_tls_connection_do_not_answer_the_next_callback(
+async def test_bytes_on_an_idle_tls_connection_do_not_answer_the_next_callback(
     start: Start, tmp_path: Path, unasked: bytes
 ) -> None:
     said = asyncio.Event()

@@ -54,7 +54,7 @@ def verified(content: bytes, folder: Path, *options: str, **env: str) -> subproc
     )
 
 
-async def test_words_that_stand_and_words_that_are_gone_are_told_apart(tmp_path: Path) -> None:
+async def test_standing_and_missing_quotes_are_distinguished(tmp_path: Path) -> None:
     async with Site() as site:
         result = result_of(site.url(HALVORSEN.path), HALVORSEN.answer.upper(), "a bridge of cheese", None)
         for content in (write_result(result), event_body(result, "msg_1", "acme")):
@@ -67,7 +67,7 @@ async def test_words_that_stand_and_words_that_are_gone_are_told_apart(tmp_path:
     assert done.stdout.splitlines()[0] == "job-1: 1 stands"
 
 
-def test_a_source_that_is_away_or_forbidden_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_source_that_is_away_or_forbidden_is_reported_with_its_reason(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}/gone"

@@ -40,7 +40,7 @@ SETTINGS = VllmSettings(model=str(tiny_model()))
 TOOLS = (Tool(type="function", function=ToolFunction(name="opening_hours", parameters={"type": "object"})),)
 
 
-async def test_the_beginning_of_sentence_is_there_once(vllm_engine: VllmEngine) -> None:
+async def test_the_beginning_of_sentence_token_occurs_once(vllm_engine: VllmEngine) -> None:
     without = await vllm_engine.generate(request(is_raw=True))
     assert await vllm_engine.generate(request(prompt=f"<s>{QUESTION}", is_raw=True)) == without
 
@@ -179,10 +179,7 @@ async def test_an_odd_schema_costs_no_more_than_its_own_job(vllm_engine: VllmEng
 async def test_a_schema_that_goes_round_in_a_circle_is_rejected_and_the_engine_goes_on(
     vllm_engine: VllmEngine, schema: dict[str, object]
 ) -> None:
-    """vLLM ends such an answer with an error.
-
-    In an earlier version, the answer looked as if it had stopped by itself.
-    """
+    """vLLM ends such an answer with an error; in an earlier version, the answer looked complete."""
     async with asyncio.timeout(60):
         with pytest.raises(RequestRejected, match="response_format: no answer can go on"):
             await vllm_engine.generate(request("circle", response_format=as_schema(schema), max_tokens=16))
@@ -274,7 +271,7 @@ async def test_preemptions_and_each_rank_s_requests_are_counted(vllm_engine: Vll
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 0, 0]
 
 
-async def test_each_word_of_vllm_s_for_why_it_ended_is_known(vllm_engine: VllmEngine) -> None:
+async def test_each_finish_reason_of_vllm_is_known(vllm_engine: VllmEngine) -> None:
     from vllm.v1.engine import FINISH_REASON_STRINGS
 
     known = {word: "failure" if is_failure(word) else finish_reason(word) for word in FINISH_REASON_STRINGS}

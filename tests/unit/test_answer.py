@@ -156,7 +156,7 @@ def test_the_place_of_a_quote_is_found_behind_the_escapes_of_json() -> None:
     assert answer.text[citation.start : citation.end] == r"Die Bank \"\u00c4lv\" schuldet 7."
 
 
-def test_an_item_that_names_no_evidence_is_one_that_has_none() -> None:
+def test_an_item_that_names_no_evidence_counts_as_an_item_without_evidence() -> None:
     good = {"claim": "c", "source": 2, "quote": "The bank owes 3.5 billion crowns."}
     chain = [
         good,
@@ -222,7 +222,7 @@ def test_a_score_without_evidence_says_so_in_a_note(text: str, why: str) -> None
     assert answer.notes == (f"the answer names no evidence: {why}",)
 
 
-def test_an_evidence_that_no_source_bears_out_is_said_to_rest_on_nothing() -> None:
+def test_evidence_that_no_source_supports_gets_a_note() -> None:
     answer = answered(judged((1, "Sugar is made from beets and from cane alike.")), EVIDENCE, PROFILES["finance"])
     assert [one.support for one in answer.citations] == [Support.UNSUPPORTED]
     assert answer.notes == ("the answer rests on no source: none bears out an item of its evidence",)
@@ -257,7 +257,7 @@ def test_the_notice_before_an_answer_is_the_profiles_and_may_be_empty() -> None:
     assert answered(" 7 crowns.", NOTHING, silent).text == " 7 crowns."
 
 
-def test_an_answer_that_no_source_bears_out_is_given_with_a_note() -> None:
+def test_an_answer_that_no_source_supports_is_given_with_a_note() -> None:
     answer = answered("Sugar is sweet.", EVIDENCE, PROFILES["default"])
     assert answer.text == "Sugar is sweet."
     assert answer.notes == ("the answer rests on no source: none bears out a sentence of it",)

@@ -195,6 +195,6 @@ def test_an_endpoint_of_any_time_is_listed(at: int) -> None:
     ]
 
 
-def test_headers_that_need_more_room_than_they_have_characters_count_with_it() -> None:
+def test_headers_with_characters_of_several_bytes_count_by_their_bytes() -> None:
     headers: Iterable[tuple[str, bytes]] = [("\N{GRINNING FACE}", b"")] * 100
     assert Returning("", None, None, list(headers)).size >= 100 * 6

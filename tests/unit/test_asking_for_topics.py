@@ -52,9 +52,7 @@ def test_a_topic_that_the_broker_does_not_know_is_left_out(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("error", "on_loop"), [(REFUSED, AccessDenied), (TIMED_OUT, BrokerAway)])
-def test_an_error_is_told_with_the_topic_that_it_is_of(
-    error: KafkaError, on_loop: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_names_its_topic(error: KafkaError, on_loop: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(requests="one", results=error)
     with pytest.raises(TopicUnanswered) as told:
         on_its_thread(cluster, monkeypatch, "requests", "results")

@@ -61,9 +61,7 @@ def test_results_that_are_seen_late_do_not_lengthen_the_run(results: list[int]) 
     assert finished(Worker((JOBS, 0), (JOBS + 5, 0))) == JOBS
 
 
-def test_a_run_in_which_results_stay_away_ends_with_their_number(
-    results: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_missing_results_ends_with_their_number(results: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     results += [9]
     monkeypatch.setattr(end_to_end, "STILL_SECONDS", 0.0)
     with pytest.raises(RuntimeError, match="10 jobs have 9 results"):

@@ -12,7 +12,7 @@ SHORT_SECONDS = 7200.0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_deadlines_cost_less_than_lag_and_miss_nothing_that_lag_keeps(name: str) -> None:
+def test_deadlines_cost_less_than_lag_and_miss_no_deadline_that_lag_meets(name: str) -> None:
     ours, (lag, *_) = compare(name, SHORT_SECONDS)
 
     assert ours.missed <= lag.missed

@@ -44,25 +44,25 @@ def probe(breaker: Breaker, now: float, verdict: OriginSignal) -> None:
         ("o" * 500 + "ox" * 32, BreakerState.OPEN),
     ],
 )
-def test_failures_in_a_row_or_too_large_a_share_of_the_last_64_open_it(seen: str, state: BreakerState) -> None:
+def test_failures_in_a_row_or_too_large_a_share_of_the_last_64_open_the_breaker(seen: str, state: BreakerState) -> None:
     assert breaker_that_saw(seen).state(0.0) is state
 
 
-def test_it_is_left_alone_until_its_time_is_over_and_then_half_open() -> None:
+def test_an_open_breaker_allows_no_attempt_until_its_time_is_over_and_is_then_half_open() -> None:
     breaker = breaker_that_saw("xxx", now=100.0)
     assert (breaker.state(104.9), breaker.seconds_left(102.0)) == (BreakerState.OPEN, 3.0)
     assert not breaker.take_probe(104.9)
     assert (breaker.state(105.0), breaker.seconds_left(105.0)) == (BreakerState.HALF_OPEN, 0.0)
 
 
-def test_half_open_it_takes_one_probe_at_a_time() -> None:
+def test_a_half_open_breaker_allows_one_probe_at_a_time() -> None:
     breaker = breaker_that_saw("xxx")
     assert [breaker.take_probe(5.0) for _ in range(3)] == [True, False, False]
     breaker.give_back_probe()
     assert [breaker.take_probe(5.0) for _ in range(2)] == [True, False]
 
 
-def test_a_probe_that_is_answered_closes_it_and_the_past_is_forgotten() -> None:
+def test_a_probe_that_is_answered_closes_the_breaker_and_clears_its_history() -> None:
     breaker = breaker_that_saw("xxx")
     probe(breaker, 5.0, OriginSignal.ANSWERS)
     assert breaker.state(5.0) is BreakerState.CLOSED
@@ -78,7 +78,7 @@ def test_each_probe_that_fails_doubles_the_time_up_to_the_longest() -> None:
     assert waits == [5, 10, 18, 18]
 
 
-def test_after_it_has_closed_the_time_starts_small_again() -> None:
+def test_after_the_breaker_has_closed_the_open_time_starts_small_again() -> None:
     breaker = breaker_that_saw("xxx")
     probe(breaker, 5.0, OriginSignal.FAILS)
     probe(breaker, 15.0, OriginSignal.ANSWERS)
@@ -94,14 +94,14 @@ def test_a_probe_that_the_guard_refuses_proves_nothing() -> None:
     assert breaker.take_probe(5.0)
 
 
-def test_attempts_under_way_at_the_opening_neither_close_nor_prolong_it() -> None:
+def test_attempts_under_way_at_the_opening_neither_close_the_breaker_nor_prolong_its_time() -> None:
     breaker = breaker_that_saw("xxx")
     breaker.judge(OriginSignal.ANSWERS, 1.0, probe=False)
     breaker.judge(OriginSignal.FAILS, 2.0, probe=False)
     assert breaker.seconds_left(2.0) == 3.0
 
 
-def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
+def test_one_retry_after_opens_the_breaker_for_the_requested_time() -> None:
     breaker = breaker_that_saw("oooo")
     breaker.judge(OriginSignal.FAILS, 10.0, probe=False, wait_seconds=3600.0)
     breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # does not shorten the first
@@ -111,7 +111,7 @@ def test_one_retry_after_opens_it_for_as_long_as_was_asked() -> None:
 
 
 @pytest.mark.parametrize("reason", list(FailureReason))
-def test_an_origin_that_answers_is_up_whatever_it_says_of_the_event(reason: FailureReason) -> None:
+def test_an_origin_that_answers_is_up_whatever_its_status(reason: FailureReason) -> None:
     expected = {
         FailureReason.REFUSED: OriginSignal.NOTHING,
         FailureReason.GONE: OriginSignal.ANSWERS,
@@ -161,7 +161,7 @@ def test_refused_records_wait_for_a_hung_probe_as_long_as_the_last_failure_took(
     assert breaker.patience(16.0) == 10.0
 
 
-def test_it_is_dead_once_probes_have_failed_until_it_is_left_alone_for_the_longest_time() -> None:
+def test_an_origin_is_dead_once_failed_probes_have_raised_the_open_time_to_its_maximum() -> None:
     breaker = breaker_that_saw("xxx")
     probe(breaker, 5.0, OriginSignal.FAILS)
     assert not breaker.is_dead(14.9)

@@ -87,7 +87,7 @@ def test_a_source_that_is_cited_and_does_not_support_is_not_used() -> None:
     assert [one.support for one in citations] == [Support.UNSUPPORTED]
 
 
-def test_an_answer_without_marks_is_put_down_to_the_source_that_supports_it() -> None:
+def test_an_answer_without_marks_is_attributed_to_the_source_that_supports_it() -> None:
     quote = Quote(exact="1987", prefix="rsen bridge in Tarnby opened in ", suffix=". It carries the coast road over")
     assert cited("1987", BOTH) == (
         "1987",
@@ -96,13 +96,13 @@ def test_an_answer_without_marks_is_put_down_to_the_source_that_supports_it() ->
     )
 
 
-def test_where_no_mark_of_its_own_holds_the_other_sentences_are_put_down_too() -> None:
+def test_the_other_sentences_are_attributed_too_if_no_citation_mark_is_valid() -> None:
     answer = "Penguins live in the south [1]. The Halvorsen bridge in Tarnby opened in 1987. The river is long [9]."
     assert levels(answer) == [(BRIDGE.id, Support.UNSUPPORTED), (BRIDGE.id, Support.EXACT), ("[9]", Support.DANGLING)]
     assert cited(answer, BOTH)[1] == [BRIDGE.id]
 
 
-def test_where_a_mark_holds_the_other_sentences_are_the_answer_s_own() -> None:
+def test_the_other_sentences_are_not_attributed_if_a_citation_mark_is_valid() -> None:
     answer = "Cheese ripens for 14 weeks [2]. The Halvorsen bridge in Tarnby opened in 1987."
     assert levels(answer) == [(CHEESE.id, Support.EXACT)]
 

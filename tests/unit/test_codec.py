@@ -110,7 +110,7 @@ def test_fields_that_are_not_known_are_passed_over() -> None:
     assert read({**BARE, "colour": "blue"}, ("x-colour", b"\xff")).job == read(BARE).job
 
 
-def test_a_key_that_stands_twice_counts_the_last_time() -> None:
+def test_the_last_of_two_equal_keys_counts() -> None:
     assert read(b'{"prompt":"first","prompt":"second"}').job.prompt == "second"
 
 
@@ -178,11 +178,11 @@ def test_any_bytes_are_a_job_or_an_invalid_job_with_reasons_and_a_sendable_refus
         assert read_job(write_job(received.job), headers, ORIGIN, TIMESTAMP_MS) == received
 
 
-def test_a_written_job_says_only_what_was_said() -> None:
+def test_a_written_job_has_only_the_fields_that_were_set() -> None:
     assert json.loads(write_job(Job(prompt="a", max_tokens=5))) == {"prompt": "a", "max_tokens": 5}
 
 
-def test_a_result_survives_its_bytes_and_fields_that_are_none_are_left_out() -> None:
+def test_a_result_survives_its_bytes_and_fields_with_none_are_left_out() -> None:
     result = Result(
         job_id="job_1", outcome=Outcome.SUCCEEDED, text="Ω\n\u0000", usage=Usage(prompt_tokens=3), created_at=1
     )

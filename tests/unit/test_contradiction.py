@@ -143,7 +143,7 @@ def test_not_only_and_no_fewer_than_assert_something() -> None:
     assert support("The mill had 40 stones", "The mill had no fewer than 40 stones.") in BEARING
 
 
-def test_a_source_that_says_both_of_different_cases_supports_each_in_its_own() -> None:
+def test_a_source_that_asserts_and_denies_for_different_cases_supports_each_for_its_own_case() -> None:
     passage = "In men, coffee was associated with stroke. In women, coffee was not associated with stroke."
     assert support("Coffee was associated with stroke in men", passage) in BEARING
     assert support("Coffee was not associated with stroke in women", passage) in BEARING
@@ -187,7 +187,7 @@ def test_a_sentence_of_many_clauses_is_read_for_its_vocabulary_once(monkeypatch:
     assert read == 400
 
 
-def test_a_sentence_beyond_the_bound_has_no_halves_since_each_pair_of_its_numbers_reads_it_again() -> None:
+def test_a_sentence_beyond_the_bound_is_not_read_again_for_each_pair_of_its_numbers() -> None:
     common = frozenset({"with", "the", "and"})
 
     def tokens(text: str) -> list[Token]:

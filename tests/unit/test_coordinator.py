@@ -32,7 +32,7 @@ def silent_after(*texts: str) -> float:
     return coordinator.silent_seconds
 
 
-def test_nothing_is_said_before_there_are_statistics() -> None:
+def test_no_silence_is_reported_before_there_are_statistics() -> None:
     assert silent_after() == 0
 
 

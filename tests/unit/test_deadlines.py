@@ -30,7 +30,7 @@ async def test_attempts_that_hang_are_late_and_all_others_are_in_time() -> None:
 
 
 @in_virtual_time
-async def test_one_that_begins_while_another_runs_has_all_of_its_own_time() -> None:
+async def test_an_attempt_that_begins_beside_another_has_its_whole_time() -> None:
     deadlines, loop = Deadlines(0.3), asyncio.get_running_loop()
     first = asyncio.create_task(attempt(deadlines, 60.0))
     await asyncio.sleep(0.2)
@@ -41,7 +41,7 @@ async def test_one_that_begins_while_another_runs_has_all_of_its_own_time() -> N
 
 
 @in_virtual_time
-async def test_the_alarm_of_one_that_ended_hurts_nobody_and_the_next_has_its_own() -> None:
+async def test_the_alarm_of_an_ended_attempt_affects_no_other_and_the_next_attempt_has_its_own() -> None:
     deadlines = Deadlines(0.1)
     assert await attempt(deadlines, 0.0) == "in time"
     await asyncio.sleep(0.05)

@@ -33,7 +33,7 @@ def ended(tally: DemoTally, results: int = 1) -> list[str]:
     return list(tally.summary("vllm"))
 
 
-def test_a_right_answer_from_its_page_is_well(tally: DemoTally) -> None:
+def test_a_right_answer_from_its_page_passes(tally: DemoTally) -> None:
     verdict = tally.add(callback(text="it was in 1987, they say"))
     assert verdict is not None
     assert (verdict.problems, verdict.seconds) == ((), 0.5)
@@ -54,7 +54,7 @@ def test_a_right_answer_from_its_page_is_well(tally: DemoTally) -> None:
         ({"outcome": "failed", "error": {"message": "too large"}}, "the outcome is failed: too large"),
     ],
 )
-def test_a_wrong_callback_is_named_and_is_not_well(tally: DemoTally, changed: dict[str, Any], problem: str) -> None:
+def test_a_wrong_callback_is_named_and_fails(tally: DemoTally, changed: dict[str, Any], problem: str) -> None:
     verdict = tally.add(callback(**changed))
     assert verdict is not None
     assert verdict.problems == (problem,)

@@ -134,7 +134,7 @@ async def test_large_records_of_hung_origins_have_half_of_the_bytes_and_leave_ro
     assert desk.destinations.held == 0
 
 
-async def test_all_records_together_have_no_more_than_half_of_the_bytes_whoever_they_are_of() -> None:
+async def test_all_records_together_have_no_more_than_half_of_the_bytes() -> None:
     desk = Desk(destination_concurrency=10_000, window_bytes=16 * MIB)
     with ExitStack() as stack:
         taken = [await desk.places(stack, (f"tenant{number}", HERE[1]), LARGE) for number in range(200)]
@@ -179,7 +179,7 @@ def test_each_tenant_always_leaves_a_third_of_the_window_it_found(
 
 
 @given(window=st.integers(12, 300), strangers=st.lists(st.integers(0, 400), max_size=400))
-def test_whatever_strangers_of_a_tenant_hang_a_sixth_is_left_to_its_origins_that_answer(
+def test_a_sixth_of_the_window_is_left_to_a_tenants_answering_origins_however_many_strangers_hang(
     window: int, strangers: list[int]
 ) -> None:
     async def play() -> None:
@@ -210,7 +210,7 @@ async def test_a_dead_origin_is_deferred_for_as_long_as_it_is_left_alone() -> No
     await desk.attempt(OK, ("acme", "https://b.example"))
 
 
-async def test_one_probe_at_a_time_and_its_success_lets_others_in_more_and_more() -> None:
+async def test_probes_run_one_at_a_time_and_a_success_admits_more_and_more_attempts() -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=5, destination_concurrency=4)
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
@@ -236,7 +236,7 @@ async def test_a_probe_that_is_cut_off_is_made_by_the_next() -> None:
     assert desk.said[-1] == (HERE, BreakerState.CLOSED, 0.0)
 
 
-async def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
+async def test_a_probe_that_fails_opens_the_breaker_for_twice_as_long() -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=5)
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
@@ -301,7 +301,7 @@ async def test_a_waiter_that_is_cancelled_as_the_breaker_opens_leaves_nothing_be
     assert desk.destinations.held == 0
 
 
-async def test_only_so_many_idle_origins_are_remembered() -> None:
+async def test_a_bounded_number_of_idle_origins_is_remembered() -> None:
     desk = Desk()
     for number in range(10_050):
         await desk.attempt(DOWN, ("acme", f"https://{number}.example"))
@@ -328,7 +328,7 @@ async def test_a_tenant_s_many_origins_that_fail_do_not_push_out_the_breaker_of_
         await desk.attempt(OK, ("other", HERE[1]))
 
 
-async def test_knowledge_of_an_origin_outlasts_its_part_of_the_window() -> None:
+async def test_the_state_of_an_origin_outlives_its_records_in_the_window() -> None:
     desk = Desk(breaker_failures=2)
     await desk.attempt(DOWN)
     with await desk.destinations.place(HERE, SIZE) as place:
@@ -338,7 +338,7 @@ async def test_knowledge_of_an_origin_outlasts_its_part_of_the_window() -> None:
     assert len(desk.destinations) == 1
 
 
-async def test_an_origin_that_has_nothing_has_its_turn_as_others_of_its_tenant_end() -> None:
+async def test_an_origin_without_a_place_gets_one_when_others_of_its_tenant_end() -> None:
     desk, turns = Desk(window_records=30), []
     with ExitStack() as stack:
         with await desk.destinations.place(("acme", "https://first.example"), SIZE):

@@ -268,7 +268,7 @@ def test_a_refusal_names_only_the_origin() -> None:
         *("https://bücher.example/", "https://faß.example", "https://☃.example", "http://example。com"),
     ],
 )
-def test_an_origin_is_told_as_the_one_that_is_connected_to(url: str) -> None:
+def test_the_named_origin_is_the_one_that_is_connected_to(url: str) -> None:
     assert origin_of(url) == str(check_url(url, ANY_PORT).origin())
 
 

@@ -154,7 +154,7 @@ def test_after_a_restart_one_failure_alone_does_not_disable() -> None:
 
 
 @pytest.mark.parametrize("late", [OK, DOWN, GONE])
-def test_an_attempt_that_was_on_its_way_does_not_undo_it(late: Delivered | FailedDelivery) -> None:
+def test_an_attempt_under_way_does_not_undo_a_disabling(late: Delivered | FailedDelivery) -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     written = len(fleet.written)
@@ -178,7 +178,7 @@ def test_an_endpoint_whose_name_leads_where_the_guard_refuses_fails_like_others(
     assert fleet.disabled == [True, True]
 
 
-def test_an_operator_enables_it_and_the_days_start_anew() -> None:
+def test_after_an_operator_enables_an_endpoint_the_days_start_anew() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.ENABLED, at=fleet.now_ms)
@@ -260,7 +260,7 @@ def url_of_its_own(number: int, tenant: str = "acme") -> PendingDelivery:
     return PENDING._replace(tenant=tenant, url=f"https://a.example/job/{number}", webhook_id=f"msg_{number}")
 
 
-def test_a_url_of_a_single_event_is_never_written_down_however_long_it_fails() -> None:
+def test_a_url_of_a_single_event_is_never_recorded_however_long_it_fails() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * DAY, every=12 * 60 * MINUTE, pending=PENDING)
     assert fleet.written == []
@@ -268,7 +268,7 @@ def test_a_url_of_a_single_event_is_never_written_down_however_long_it_fails() -
     assert fleet.states == [EndpointState.FAILING]
 
 
-def test_a_tenant_whose_urls_all_fail_is_written_down_no_more_than_so_often_and_others_all_the_same() -> None:
+def test_the_failing_urls_of_a_tenant_are_recorded_up_to_a_limit_and_those_of_others_are_not_affected() -> None:
     fleet = Fleet(processes=1)
     for number in range(MOST_FAILING + 50):
         for minute in range(0, 8, 2):
@@ -356,7 +356,7 @@ def test_a_decision_that_was_never_settled_makes_room_after_a_minute() -> None:
     assert states.learn(another, GONE, NOW_MS + MINUTE)
 
 
-def test_that_no_more_can_be_disabled_is_said_of_each_tenant_once_a_minute(
+def test_the_limit_of_disabled_endpoints_is_logged_once_a_minute_for_each_tenant(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.delivery.endpoint_states.MOST_DISABLED", 0)

@@ -50,7 +50,7 @@ async def test_the_pause_between_loads_that_fail_grows(
     ]
 
 
-async def test_after_five_failures_in_a_row_the_engine_is_lost_and_it_is_said_why(
+async def test_after_five_failures_in_a_row_the_engine_is_lost_and_the_error_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(LOADS, monkeypatch)

@@ -12,13 +12,13 @@ from workers.engines.registry import create, engine_settings
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
-def test_a_model_is_called_as_the_setting_does_and_the_command_line_beats_it(kind: str) -> None:
+def test_a_model_has_the_settings_name_unless_the_command_line_names_another(kind: str) -> None:
     settings = engine_settings().model_validate({"vllm": {"model": "acme/small"}, "openai": {"model": "acme/small"}})
     assert create(kind, settings, Metrics(), SystemClock()).models == ("acme/small",)
     assert create(kind, settings, Metrics(), SystemClock(), model="big").models == ("big",)
 
 
-def test_echo_has_a_model_only_where_it_is_told_one() -> None:
+def test_echo_has_a_model_only_if_one_is_named() -> None:
     assert create("echo", engine_settings()(), Metrics(), SystemClock()).models == ()
     assert create("echo", engine_settings()(), Metrics(), SystemClock(), model="big").models == ("big",)
 

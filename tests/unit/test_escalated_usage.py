@@ -26,7 +26,7 @@ def result(outcome: Outcome, usage: Usage) -> Result:
 
 
 @given(USAGES, USAGES, st.sampled_from(Outcome), st.sampled_from(Outcome))
-def test_each_count_is_the_sum_of_both_tries_and_absent_only_where_neither_tells_it(
+def test_each_count_is_the_sum_of_both_tries_and_absent_only_if_neither_states_it(
     first: Usage, second: Usage, before: Outcome, after: Outcome
 ) -> None:
     escalate = Escalate("small", "large", "not_json")

@@ -37,7 +37,7 @@ def test_the_longest_source_loses_passages_before_a_source_is_left_out(chars: in
     assert shorter.question == "Why?"
 
 
-def test_it_becomes_less_each_time_until_nothing_is_left() -> None:
+def test_each_cut_leaves_less_evidence_until_none_is_left() -> None:
     shorter, count = FULL, 0
     while shorter.sources:
         shorter, count = shorter.shortened(10_000), count + 1

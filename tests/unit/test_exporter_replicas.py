@@ -46,7 +46,7 @@ def test_a_faster_worker_needs_fewer_like_it() -> None:
 
 
 @given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9))
-def test_any_jobs_want_a_number_within_the_bounds(
+def test_any_jobs_give_a_number_of_workers_within_the_bounds(
     lanes: list[WaitingJobs], speed: float, least: int, more: int
 ) -> None:
     wanted = wanted_replicas(lanes, speed, Plan(min_replicas=least, max_replicas=least + more))

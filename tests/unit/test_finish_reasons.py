@@ -31,7 +31,7 @@ def answer_of(said: str | None) -> Completion:
 
 
 @pytest.mark.parametrize(("said", "reason"), [(None, "stop"), ("", "stop"), *WORDS.items()])
-def test_a_server_s_word_for_why_it_ended_is_the_completion_s(said: str | None, reason: FinishReason) -> None:
+def test_a_server_s_finish_reason_becomes_the_completion_s(said: str | None, reason: FinishReason) -> None:
     assert answer_of(said).finish_reason == reason
 
 
@@ -43,7 +43,7 @@ def test_a_server_that_says_that_it_failed_has_not_answered(said: str) -> None:
 
 
 @given(st.text(min_size=1))
-def test_no_other_word_leaves_an_answer(said: str) -> None:
+def test_an_unknown_finish_reason_leaves_no_answer(said: str) -> None:
     known = said.lower() in {word.lower() for word in WORDS} | {"completed", "safety", "cancelled"}
     assert known or is_failure(said) or finish_reason(said) == "other"
 

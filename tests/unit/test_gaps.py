@@ -87,7 +87,9 @@ def test_records_that_an_earlier_owner_had_done_are_not_lost() -> None:
 
 
 @given(st.integers(0, 20), st.sets(st.integers(0, 40)), st.lists(st.integers(0, 40), max_size=3), st.integers(0, 60))
-def test_those_not_done_are_counted_as_sets_count_them(base: int, done: set[int], seen: list[int], before: int) -> None:
+def test_records_that_are_not_done_are_counted_as_plain_sets_count_them(
+    base: int, done: set[int], seen: list[int], before: int
+) -> None:
     ledger = Ledger(Progress(*Ledger(Progress(base)).after(done)))
     for offset in sorted(seen):
         ledger.take(offset)

@@ -290,7 +290,7 @@ async def test_a_configuration_of_another_issuer_or_without_https_is_refused(
         await Tokens(issuer.settings(), clock).principal(issuer.token(NOW))
 
 
-async def test_an_issuer_with_another_authority_is_not_believed(issuer: Issuer, clock: HandClock) -> None:
+async def test_an_issuer_with_another_authority_is_not_trusted(issuer: Issuer, clock: HandClock) -> None:
     with pytest.raises(IssuerAway):
         await Tokens(issuer.settings(ca_file=None), clock).principal(issuer.token(NOW))
 
@@ -330,7 +330,7 @@ async def test_a_key_counts_only_for_the_algorithm_that_the_issuer_states(issuer
         {"issuer": "https://issuer.example", "audience": "a", "algorithms": []},
     ],
 )
-def test_settings_that_would_open_the_door_are_refused(settings: dict[str, Any]) -> None:
+def test_settings_that_would_admit_every_token_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         OidcSettings.model_validate(settings)
 

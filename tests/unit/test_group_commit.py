@@ -21,7 +21,7 @@ def told(took_seconds: float, times: int = 200) -> GroupCommit:
     return company
 
 
-def test_jobs_that_take_no_time_wait_for_nobody() -> None:
+def test_jobs_that_take_no_time_do_not_wait() -> None:
     assert not told(0.0).expects(10.0)
 
 
@@ -30,7 +30,7 @@ def test_slow_jobs_wait_for_a_small_share_of_their_time_and_never_long() -> None
     assert told(600.0).seconds <= MOST_SECONDS
 
 
-def test_the_first_one_s_patience_counts_for_those_that_come_later() -> None:
+def test_later_records_wait_no_longer_than_the_first_one() -> None:
     company = told(1.0)
     company.came(1.0, now=10.0 + SHARE * 2)
     assert not company.expects(10.0 + SHARE * 2)

@@ -24,15 +24,13 @@ from workers.kafka.topics import unanswered
         ("[::1]:9100,127.0.0.1:9101", "`postback broker start --port 9100`"),
     ],
 )
-def test_a_broker_of_this_machine_that_is_away_can_be_started_with_the_command_that_is_told(
-    servers: str, command: str
-) -> None:
+def test_the_hint_about_an_absent_local_broker_has_the_command_that_starts_it(servers: str, command: str) -> None:
     hint = broker_hint(servers)
     assert hint.startswith(f"start one with {command}, or name yours with `export POSTBACK_KAFKA__BOOTSTRAP_SERVERS=")
 
 
 @pytest.mark.parametrize("servers", ["kafka:9092", "10.1.2.3:9092,10.1.2.4:9092", "127.0.0.1", "", ":", "localhost:x"])
-def test_another_machines_broker_has_to_be_checked_and_one_of_ones_own_to_be_named(servers: str) -> None:
+def test_the_hint_about_a_remote_broker_names_the_check_and_the_variable(servers: str) -> None:
     hint = broker_hint(servers)
     assert hint.startswith("check that it runs")
     assert hint.endswith(

@@ -128,5 +128,5 @@ def test_undone_offsets_are_counted_below_the_limit_alone() -> None:
     assert undone_below(100, 100, 0b1010) == undone_below(90, 100, 0) == 0
 
 
-def test_a_number_of_records_is_said_as_the_next_power_of_two() -> None:
+def test_a_number_of_records_is_written_as_the_next_power_of_two() -> None:
     assert [begun_of(records) for records in (0, 1, 2, 3, 33, 64, 65, 1 << 20)] == [2, 2, 2, 4, 64, 64, 128, 1 << 15]

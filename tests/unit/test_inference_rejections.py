@@ -128,7 +128,7 @@ async def test_an_answer_that_is_too_large_is_a_failure_that_says_so() -> None:
 # -- the engine dies, the record kills -----------------------------------------------------------------------------
 
 
-async def test_a_job_in_an_engine_that_dies_is_the_stage_s_to_judge_and_so_are_its_neighbours() -> None:
+async def test_the_stage_judges_all_jobs_of_an_engine_that_died() -> None:
     async with working() as worker:
         neighbour = asyncio.create_task(worker.outputs(record({"prompt": "[[sleep 30]]"})))
         while worker.engine.load().running == 0:

@@ -30,7 +30,7 @@ class Unseekable:
         self.paused += partitions
 
 
-def test_nothing_is_paused_where_the_caller_is_told_that_it_did_not_work() -> None:
+def test_a_refused_pause_is_reported_and_pauses_nothing() -> None:
     consumer: Any = Unseekable()
     intake = intake_over(consumer)
     assert not intake.flow([("requests", 0)], [("requests", 1, 7)])

@@ -37,7 +37,7 @@ def test_after_a_crash_the_next_cohort_waits_until_the_last_one_is_settled() -> 
     assert dispatched(isolation) == [4, 5, 6, 7]
 
 
-def test_a_suspect_of_a_first_window_that_takes_its_time_holds_up_nobody_behind_it() -> None:
+def test_a_slow_suspect_of_a_first_window_delays_no_record_behind_it() -> None:
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
     isolation.opened(partition)
     taken(isolation, partition, range(FIRST_WINDOW))
@@ -92,7 +92,7 @@ def test_no_more_of_first_windows_is_tried_than_there_is_room_for_and_all_partit
 
 
 @pytest.mark.parametrize("state", ["to come", "waiting", "tried", "awaited", "ran in a crash", "condemned"])
-def test_it_tells_whether_anything_of_a_partition_is_suspected(state: str) -> None:
+def test_isolation_knows_whether_a_partition_has_suspects(state: str) -> None:
     running = {5: Suspect(2 if state == "condemned" else 0, running=True)}
     suspects = running if state in ("awaited", "condemned") else {}
     isolation = Isolation()
@@ -117,7 +117,7 @@ def test_it_tells_whether_anything_of_a_partition_is_suspected(state: str) -> No
         assert not isolation.involves(partition)
 
 
-def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_last_ones() -> None:
+def test_a_first_window_waits_even_for_the_last_suspects_that_ran_in_a_crash() -> None:
     isolation = Isolation()
     left_open = opened(0, Progress(0, open=True))
     ran = opened(1, Progress(0, open=True, alone=True, suspects={0: Suspect(running=True)}))
@@ -132,7 +132,7 @@ def test_a_first_window_waits_beside_suspects_that_ran_in_a_crash_be_they_the_la
     assert dispatched(isolation) == list(range(MAX_SUSPECTS))
 
 
-def test_those_with_attempts_leave_less_room_and_hold_nobody_up_for_ever() -> None:
+def test_suspects_with_attempts_take_places_and_delay_no_other_for_ever() -> None:
     attempted = {offset: Suspect(1) for offset in range(500, 500 + MAX_SUSPECTS - 2)}
     isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
     isolation.opened(partition)
@@ -212,7 +212,7 @@ def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("way", ["worker", "engine"])
-def test_something_is_to_be_done_while_a_condemned_record_is_not_given_up(way: str) -> None:
+def test_isolation_is_not_idle_until_a_condemned_record_is_given_up(way: str) -> None:
     """The stage checks `idle` before it looks for condemned records.
 
     In an earlier version, the last suspect was never given up.

@@ -44,7 +44,7 @@ def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_af
 # -- a machine on which everything dies ----------------------------------------------------------------------------
 
 
-def test_a_machine_that_kills_at_every_record_condemns_none_and_is_sick() -> None:
+def test_a_machine_that_kills_at_every_record_is_sick_and_condemns_no_record() -> None:
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(40))
     deaths = 0
@@ -128,7 +128,7 @@ def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_health
     assert isolation.condemned == []
 
 
-def test_after_a_crash_nothing_runs_beside_suspects_be_they_the_last_ones() -> None:
+def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
     """If the suspects kill again, a record beside them would become a suspect too, and be tried with them."""
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(8))
@@ -157,7 +157,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
     assert tried == {0, 1, 2, 10, 11}
 
 
-def test_suspicion_starts_anew_once_everybody_is_acquitted() -> None:
+def test_suspicion_starts_anew_once_all_suspects_are_settled() -> None:
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, [0])
     assert dispatched(isolation) == [0]

@@ -162,7 +162,7 @@ def test_a_broken_file_leaves_the_keys_that_were_loaded(keyring: Keyring, path: 
     assert keyring.secrets("acme", NOW) == before
 
 
-def test_a_signer_signs_with_every_key_of_now(keyring: Keyring) -> None:
+def test_a_signer_signs_with_every_current_key(keyring: Keyring) -> None:
     keyring.rotate("acme", NOW)
     expected = Signer(keyring.secrets("acme", NOW), keyring.signing_keys("acme", NOW)).sign("msg_1", int(NOW), b"{}")
     assert keyring.signer("acme", NOW).sign("msg_1", int(NOW), b"{}") == expected

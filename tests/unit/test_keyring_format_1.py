@@ -63,7 +63,7 @@ def xs(keys: JwkSet) -> list[str]:
     return [key["x"] for key in keys["keys"]]
 
 
-def test_it_signs_for_every_tenant_as_it_did(keyring: Keyring) -> None:
+def test_a_keyring_of_format_1_still_signs_for_every_tenant(keyring: Keyring) -> None:
     assert keyring.format == 1
     assert secrets_of(keyring) == SECRETS
     for tenant, secrets in SECRETS.items():
@@ -120,7 +120,9 @@ def test_a_reload_is_logged_with_the_public_keys_that_sign_now(
 
 
 @pytest.mark.parametrize("damage", [{"master": None}, {"master": "c2hvcnQ="}, {"fleet": []}, {"format": 2}])
-def test_a_damaged_one_is_refused_without_showing_what_is_in_it(path: Path, damage: dict[str, object]) -> None:
+def test_a_damaged_keyring_of_format_1_is_refused_without_showing_its_content(
+    path: Path, damage: dict[str, object]
+) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, **damage}))
     with pytest.raises(KeyringUnreadable, match=next(iter(damage))) as refused:
@@ -196,7 +198,7 @@ def test_a_migration_that_the_disk_refuses_leaves_the_old_file(
     assert path.read_bytes() == OLD_FILE.read_bytes()
 
 
-def test_a_fleets_key_pair_that_leaked_can_be_ended_after_the_migration_and_none_made(keyring: Keyring) -> None:
+def test_a_leaked_fleet_key_pair_can_be_ended_after_the_migration_and_no_new_one_is_made(keyring: Keyring) -> None:
     keyring.migrate(NOW)
     with pytest.raises(KeyringRefused, match="--fleet --leaked"):
         keyring.rotate_fleet(NOW)

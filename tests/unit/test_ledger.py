@@ -154,7 +154,7 @@ def test_nothing_changes_before_the_commit_has_returned() -> None:
 
 
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
-def test_a_progress_includes_another_where_all_that_is_done_there_is_done_in_it(one: set[int], other: set[int]) -> None:
+def test_a_progress_includes_another_if_it_has_all_offsets_that_are_done_there(one: set[int], other: set[int]) -> None:
     def progress(done: set[int]) -> Progress:
         return Progress(*Ledger(Progress(3)).after(done))
 
@@ -252,7 +252,7 @@ def test_every_progress_survives_the_round_trip(
     ],
     ids=["bitmap", "bitmap and suspect", "holes"],
 )
-def test_progress_of_a_release_before_the_mark_is_read_as_of_no_topic_in_particular(
+def test_progress_of_a_release_before_the_mark_is_read_as_of_any_topic(
     data: bytes, done: int, is_open: bool, suspects: dict[int, Suspect]
 ) -> None:
     read = Progress.decode(5, base64.b85encode(data).decode())

@@ -157,14 +157,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_reader_s_program_finds_a_stranger(text: str) -> None:
+def test_no_reader_s_program_finds_a_foreign_link(text: str) -> None:
     for around in ("{}", "before {} behind", "> {}", "- {}", "`{}`", "```\n{}\n```", "<div>\n{}\n</div>", "| {} | b |"):
         answer = cleaned(around.format(text) if around != "| {} | b |" else f"| a | b |\n|--|--|\n| {text} | b |")
         assert strangers(answer) == []
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if "cut off" not in text])
-def test_no_reader_of_json_gets_one_either(text: str) -> None:
+def test_no_reader_of_json_finds_a_foreign_link_either(text: str) -> None:
     for answer in (json.dumps({text: [1.50, {"k": text}]}), json.dumps([text]).replace("/", "\\/"), json.dumps(text)):
         assert [found for one in strings(json.loads(cleaned(answer))) for found in strangers(one)] == []
         assert [one for one in rendered(cleaned(answer)) if not is_good(*one)] == []
@@ -243,7 +243,7 @@ def test_an_honest_answer_stays_as_it_is(text: str) -> None:
         ('{"in": "{\\"it\\": \\"https://evil.example\\"}"}', f'{{"in": "{{\\"it\\": \\"{LINK_REMOVED}\\"}}"}}'),
     ],
 )
-def test_links_that_were_not_given_are_taken_apart_and_no_word_is_lost(text: str, clean: str) -> None:
+def test_foreign_links_are_taken_apart_and_no_word_is_lost(text: str, clean: str) -> None:
     assert cleaned(text) == clean
 
 

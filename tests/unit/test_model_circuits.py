@@ -100,7 +100,7 @@ def test_requests_never_exceed_their_limits_beyond_one_burst(asked: list[tuple[f
         assert sum(tokens for _, tokens in within) <= 6000 + 600 + last + 1e-6
 
 
-def test_a_turns_real_cost_counts_once_it_is_known() -> None:
+def test_the_real_cost_of_a_request_counts_once_it_is_known() -> None:
     clock = HandClock()
     gate = RateGate(RateLimits(tokens_per_minute=600), clock)
     assert gate.reserve(1000) == 0

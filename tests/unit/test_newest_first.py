@@ -20,18 +20,18 @@ def test_the_newest_is_next() -> None:
     assert not line
 
 
-def test_everybody_waits_before_it_is_known_how_long_one_takes() -> None:
+def test_all_requests_wait_until_the_time_of_one_is_known() -> None:
     line = line_of(*map(str, range(50)))
     assert len(line) == 50
 
 
-def test_the_oldest_go_where_the_line_is_longer_than_there_is_time_for() -> None:
+def test_the_oldest_requests_are_evicted_if_the_queue_is_longer_than_their_time() -> None:
     line = line_of("first", "second", "third", one_seconds=0.5)
     assert line.put("fourth", 1.0) == ["first", "second"]
     assert [line.next(), line.next()] == ["fourth", "third"]
 
 
-def test_one_waits_however_long_one_takes() -> None:
+def test_a_single_request_waits_however_long_it_takes() -> None:
     line = line_of("first", one_seconds=5)
     assert line.put("second", 1.0) == ["first"]
     assert line.next() == "second"

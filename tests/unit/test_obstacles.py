@@ -57,7 +57,7 @@ def test_a_letters_kind_follows_from_its_source_topic(source: str, kind: str) ->
     assert kind_of(letter(source_topic=source).record, KAFKA.topics) == kind
 
 
-def test_a_job_that_is_put_back_says_what_it_said_and_is_judged_by_that_again() -> None:
+def test_a_redriven_job_has_its_stated_headers_and_is_judged_by_them_again() -> None:
     """If a refused tenant became `default` on the way back, the answer would belong to another tenant."""
     given = letter(tenant="default", said_tenant="a b", job_id="a", said_job_id="b", webhook_id="msg_1", reason="why")
     back = returning(given, KAFKA, 0, _Partitions(KAFKA, CLOCK), as_new_event=False)

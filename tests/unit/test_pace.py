@@ -29,7 +29,7 @@ def test_enrichment_has_as_many_jobs_as_littles_law_wants() -> None:
     assert lead.jobs() == 0
 
 
-def test_a_batch_that_ends_at_once_moves_it_by_its_share() -> None:
+def test_a_batch_that_ends_at_once_moves_the_number_by_its_share() -> None:
     clock = HandClock()
     lead = EnrichmentLead(clock, 0.25, memory_seconds=5.0)
     lead.answered(100.0)
@@ -120,7 +120,7 @@ def test_free_places_are_filled_at_once_and_an_idle_engine_has_no_queue() -> Non
 
 
 @pytest.mark.parametrize(("running", "waiting"), [(1, 1), (4, 1), (20, 3), (64, 8), (1000, 8)])
-def test_an_eighth_of_the_running_jobs_waits_and_at_most_eight(running: int, waiting: int) -> None:
+def test_an_eighth_of_the_running_jobs_waits_or_eight_if_that_is_less(running: int, waiting: int) -> None:
     pace = EnginePace(lambda: EngineLoad(running=running, waiting=0, free=0), None, HandClock())
     assert pace.room() == waiting
 

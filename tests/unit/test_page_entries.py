@@ -130,7 +130,7 @@ def test_a_fragment_names_no_other_page() -> None:
     assert target_of_url(f"{URL}#part") == target_of_url(URL)
 
 
-def test_an_entry_is_invalidated_by_where_it_was_asked_for_and_where_it_was_found() -> None:
+def test_an_entry_is_invalidated_by_its_requested_and_by_its_final_url() -> None:
     named = [target_of_url(url) for url in (URL, "https://b.example/y")]
     hosts = [target_of_host(host) for host in ("A.example.", "b.example")]
     assert set(ENTRY.targets) == {*named, *hosts}
@@ -204,7 +204,7 @@ async def test_the_work_stops_when_its_last_waiter_leaves() -> None:
     assert ended.is_set()
 
 
-async def test_all_who_wait_hear_of_a_failure() -> None:
+async def test_every_waiter_gets_the_failure() -> None:
     flights: Flights[str, None] = Flights()
 
     async def work() -> None:

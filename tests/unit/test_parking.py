@@ -122,7 +122,7 @@ def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -
     assert lot.first(where) is sent[4][1]
 
 
-def test_a_returning_party_has_saved_up_nothing_and_owes_the_excess_over_its_part() -> None:
+def test_a_returning_party_has_saved_up_nothing_and_still_owes_its_excess() -> None:
     sender = Sender(partition())
     lines: dict[Party, list[Parked]] = {A: sender.send(100), B: sender.send(1, cost=10.0)}
     lot = lot_with(lines)
@@ -361,7 +361,7 @@ def test_the_later_place_has_its_share_whether_places_become_free_one_by_one_or_
     assert abs(later_ones(drawn) - expected) <= 1
 
 
-def test_the_later_place_has_every_place_while_nothing_else_waits_and_so_do_the_others() -> None:
+def test_each_lot_gets_every_place_while_the_other_one_is_empty() -> None:
     assert later_ones(both(0.1, first=0).draw(100, always)) == 100
     assert later_ones(both(0.1, later=0).draw(100, always)) == 0
     assert later_ones(both(0.1, first=30).draw(100, always)) == 70
@@ -375,7 +375,7 @@ def test_the_later_place_saves_up_nothing_while_it_has_no_records() -> None:
     assert later_ones(window.draw(50, always)) == 5
 
 
-def test_a_full_lot_keeps_the_other_ones_partitions_out_of_nothing() -> None:
+def test_a_full_lot_stops_no_partition_of_the_other_lot() -> None:
     window, first, later = shared(), partition(0), partition(0, place=Place.LATER)
     park(window, Sender(first).send(LEAST_PARKED), A)
     assert (window.wants_pause(first), window.wants_pause(later)) == (True, False)

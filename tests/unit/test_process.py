@@ -172,7 +172,7 @@ async def test_a_signal_cuts_off_what_comes_before_serving() -> None:
     assert ended
 
 
-async def test_an_event_loop_that_does_not_come_round_is_seen_and_one_that_does_again_is_alive() -> None:
+async def test_a_stuck_event_loop_is_noticed_and_counts_as_alive_once_it_runs_again() -> None:
     clock = HandClock()
     beat = LoopBeat(clock)
     beating = asyncio.create_task(beat.ended())

@@ -27,7 +27,7 @@ def refusal(folder: Path, **files: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-def test_the_three_that_come_with_us_are_what_they_are_named_for() -> None:
+def test_the_three_built_in_profiles_fit_their_names() -> None:
     ours = Profiles.load()
     default, medical, finance = ours["default"], ours["medical"], ours["finance"]
     assert default.applied(Sources(), "Why?") == Sources()
@@ -106,7 +106,7 @@ def test_a_file_that_is_wrong_is_refused_by_file_field_and_fix(tmp_path: Path, t
 
 
 @pytest.mark.parametrize("schema", ["{", "[]", '{"type": "string"}', '{"type": "object", "maximum": NaN}'])
-def test_a_schema_that_is_none_is_refused_by_its_file(tmp_path: Path, schema: str) -> None:
+def test_an_invalid_schema_is_refused_by_its_file(tmp_path: Path, schema: str) -> None:
     why = refusal(tmp_path, x='response_schema = "s.json"', s_json=schema)
     assert why.startswith(("s.json: it is not JSON: ", "s.json: it must be a JSON Schema of an object"))
 

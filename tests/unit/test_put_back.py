@@ -29,7 +29,7 @@ def records(number: int, size: int = 10) -> list[list[Returning]]:
 
 
 @pytest.mark.parametrize(("rate", "number", "seconds"), [(10, 35, 3.0), (1000, 2500, 2.0), (2, 3, 1.0)])
-def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, seconds: float) -> None:
+def test_records_are_put_back_no_faster_than_the_rate(rate: float, number: int, seconds: float) -> None:
     clock, told = HandClock(50.0), list[int]()
     sent: Any = Sent(clock)
 
@@ -40,7 +40,7 @@ def test_no_more_than_so_many_a_second_are_put_back(rate: float, number: int, se
     assert sent.batches[-1][0] - 50.0 == pytest.approx(seconds)
 
 
-def test_a_transaction_holds_no_more_than_memory_is_there_for_and_tears_nothing_apart() -> None:
+def test_a_transaction_has_bounded_bytes_and_keeps_a_record_with_its_mark() -> None:
     sent: Any = Sent(HandClock(50.0))
     groups = [[large, mark] for [large] in records(20, 900_000) for mark in [Returning("marks", b"k", b"m", [])]]
 

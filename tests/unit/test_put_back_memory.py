@@ -61,7 +61,7 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
         (AT_MS + 5, b'{"letter_at":' + b"9" * 99 + b"}", False),
     ],
 )
-def test_a_mark_of_a_letter_that_stood_there_before_counts_for_nothing(
+def test_a_mark_of_an_earlier_letter_at_the_same_place_counts_for_nothing(
     marked_ms: int, value: bytes | None, counts: bool
 ) -> None:
     """`dead_letters` was deleted and recreated, so another letter has the old one's place."""

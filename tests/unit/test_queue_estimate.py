@@ -17,7 +17,7 @@ def crowd_of(
     return crowd, told
 
 
-def test_of_a_crowd_that_begins_nothing_is_known() -> None:
+def test_the_estimate_of_a_new_crowd_is_unknown() -> None:
     assert crowd_of(100, 10, 5)[1] == [0.0] * 5
 
 
@@ -34,7 +34,7 @@ def test_the_last_one_s_turn_comes_when_all_are_served_that_were_turned_away_in_
         assert 45 < rounds[-1] < 60
 
 
-def test_a_crowd_that_comes_after_a_while_is_another() -> None:
+def test_a_crowd_after_a_pause_is_a_new_one() -> None:
     crowd, told = crowd_of(100, 10, 20)
     assert told[-1] > 0
     assert crowd.turn_away(35.0) == 0.0

@@ -80,13 +80,13 @@ def test_a_rare_term_weighs_more_than_a_common_one() -> None:
     assert rare > common > 0
 
 
-def test_words_that_only_ask_weigh_nothing_and_the_organisation_does() -> None:
+def test_question_words_weigh_nothing_and_the_name_of_the_organisation_does() -> None:
     passages = [Counter(terms("Who knows what it does, and how?")), Counter(terms("The WHO met in Oslo."))]
     assert weights("Who did what, where and how does it end? Why?", passages)[1] == 0
     assert weights("What does the WHO say?", passages)[1] > weights("What does the who say?", passages)[1] > 0
 
 
-def test_repeating_a_term_soon_stops_to_pay() -> None:
+def test_repeating_a_term_soon_adds_no_weight() -> None:
     once, often = weights("spam", [Counter({"spam": 1, "a": 99}), Counter({"spam": 50, "a": 50})])
     assert once < often < 3 * once
 
@@ -117,7 +117,7 @@ def test_the_budget_holds(budget: int) -> None:
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
 
 
-def test_nothing_gives_nothing() -> None:
+def test_no_document_gives_no_passage() -> None:
     assert rank("", [], Budget(100), 100) == []
     assert rank("", [("", "")], Budget(100), 100) == [[]]
 

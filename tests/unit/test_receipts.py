@@ -16,7 +16,7 @@ from telemetry.hand_clock import SetClock
 LINES = [b'{"prompt": "a"}\n', b'{"prompt": "b"}\n']
 
 
-def test_a_receipt_is_of_one_run_at_a_time_from_before_it_is_there(tmp_path: Path) -> None:
+def test_a_receipt_belongs_to_one_run_at_a_time_even_before_its_file_exists(tmp_path: Path) -> None:
     receipt = tmp_path / "receipt.jsonl"
     with held(receipt):
         with pytest.raises(ReceiptRefused, match="another run uses this receipt"), held(receipt):

@@ -13,7 +13,7 @@ GPU = Registry(("big", "vllm", "default"), "gpu", {"small": None, "alias": "gpu"
 
 
 @pytest.mark.parametrize("model", [None, "vllm", "default", "small", "mine"])
-def test_a_job_without_a_model_or_for_one_of_ours_is_ours(model: str | None) -> None:
+def test_a_job_without_a_model_or_for_a_model_of_this_worker_is_answered_here(model: str | None) -> None:
     assert SHARED.route(model, None) == Ours()
 
 
@@ -22,7 +22,7 @@ def test_a_model_of_another_lane_is_forwarded_there() -> None:
     assert GPU.route("small", None) == Forward(None, 1)
 
 
-def test_a_model_that_the_registry_puts_into_our_lane_is_ours() -> None:
+def test_a_model_that_the_registry_puts_into_the_lane_of_this_worker_is_answered_here() -> None:
     assert GPU.route("alias", None) == Ours()
 
 
@@ -63,7 +63,7 @@ def test_forwarding_is_counted_and_a_circle_ends() -> None:
         SHARED.route("big", forwarded)
 
 
-def test_a_job_that_arrives_after_many_forwards_is_still_ours() -> None:
+def test_a_job_that_arrives_after_many_forwards_is_still_answered_here() -> None:
     assert SHARED.route("small", "99") == Ours()
 
 

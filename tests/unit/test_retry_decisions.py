@@ -147,7 +147,7 @@ def test_a_time_that_is_further_off_than_any_wait_comes_from_a_wrong_clock_and_h
         (200, None, 5_000, 200),
     ],
 )
-def test_the_rest_of_a_wait_goes_by_the_clock_as_far_as_that_can_be(
+def test_the_rest_of_a_wait_follows_the_clock_as_far_as_that_is_plausible(
     by_clock_ms: int, written_ms: int | None, tier_ms: int, left: int
 ) -> None:
     assert left_ms(NOW + by_clock_ms, NOW, written_ms, tier_ms) == left

@@ -15,7 +15,7 @@ def test_a_mark_of_the_encoding_before_the_first_line_changes_nothing() -> None:
     assert not may_fetch(b"\xef\xbb\xbfUser-agent: *\nDisallow: /", URL, "Postback")
 
 
-def test_rules_for_our_name_go_before_those_for_everybody() -> None:
+def test_rules_for_our_name_take_precedence_over_rules_for_all() -> None:
     body = b"User-agent: *\nDisallow: /\n\nUser-agent: acmebot\nAllow: /\nCrawl-delay: 2\n"
     assert not may_fetch(body, URL, "Postback")
     assert may_fetch(body, URL, "AcmeBot")

@@ -88,7 +88,7 @@ async def test_a_handler_that_returns_no_outputs_at_all_has_a_defect_and_killed_
     assert (completion.outputs, defects) == ([LETTER], {"handle": 1})
 
 
-async def test_a_handler_that_lets_the_end_of_a_task_of_its_own_through_does_not_leave_its_record_open() -> None:
+async def test_a_handler_that_passes_on_the_cancellation_of_its_own_task_does_not_leave_its_record_open() -> None:
     class Careless(Handler):
         async def handle(self, record: Record) -> Sequence[Output]:
             helper = asyncio.ensure_future(asyncio.sleep(60))
@@ -137,7 +137,7 @@ UNABLE: list[Sequence[Output] | Exception] = [
 
 
 @pytest.mark.parametrize("given_up", UNABLE)
-async def test_a_record_that_its_handler_cannot_even_give_up_is_the_last_resorts(
+async def test_the_last_resort_takes_a_record_that_its_handler_fails_to_give_up(
     given_up: Sequence[Output] | Exception,
 ) -> None:
     (completion,), defects = await run(Handler(ValueError(), given_up), [LETTER])
@@ -283,7 +283,7 @@ async def test_cancelling_a_partition_ends_its_records_begun_or_not_and_no_other
     assert [completions.get_nowait().record.offset for _ in range(completions.qsize())] == [2, 6, 5]
 
 
-async def test_a_dispatched_record_counts_as_begun_once_it_is_and_once_it_never_will_be() -> None:
+async def test_a_dispatched_record_counts_as_begun_once_it_begins_or_is_cancelled() -> None:
     runner, handler, _ = waiting_runner()
     gone, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
     runner.start([*records_of(gone, 1, 2), *records_of(kept, 3)], 0.0)
@@ -297,7 +297,7 @@ async def test_a_dispatched_record_counts_as_begun_once_it_is_and_once_it_never_
 
 
 @pytest.mark.parametrize("most", [AT_A_TIME_SECONDS, PACED_AT_A_TIME_SECONDS])
-async def test_many_records_that_need_not_wait_do_not_hold_up_what_is_on_its_way(most: float) -> None:
+async def test_many_records_that_need_not_wait_leave_turns_to_the_event_loop(most: float) -> None:
     class Slow(Waiting):
         async def handle(self, record: Record) -> Sequence[Output]:
             time.sleep(most / 2)  # blocking work also keeps the loop from running

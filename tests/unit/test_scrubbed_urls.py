@@ -32,7 +32,7 @@ def urls(draw: st.DrawFn) -> tuple[str, str, list[str]]:
 
 
 @given(urls(), st.sampled_from(("{}", "cannot reach {}: refused", "url='{}'", '{{"url":"{}"}}', "({}),", "a {} b {}")))
-def test_of_any_url_only_scheme_host_and_port_are_left(url: tuple[str, str, list[str]], line: str) -> None:
+def test_scrubbing_leaves_only_scheme_host_and_port_of_any_url(url: tuple[str, str, list[str]], line: str) -> None:
     text, host, secrets = url
     scrubbed = scrub(line.replace("{}", text))
     assert [secret for secret in secrets if secret in scrubbed] == []
@@ -60,5 +60,5 @@ def test_a_password_that_should_have_been_encoded_is_not_shown_either(
         ("no URL: a:b@c", "no URL: a:b@c"),
     ],
 )
-def test_how_a_line_reads_then(text: str, scrubbed: str) -> None:
+def test_a_scrubbed_line_has_these_words(text: str, scrubbed: str) -> None:
     assert scrub(text) == scrubbed

@@ -25,7 +25,7 @@ from producers.selection import is_at
         (None, "https://h", False),
     ],
 )
-def test_an_endpoint_is_a_url_and_where_it_is_no_more_than_an_origin_all_that_is_there_in_whatever_spelling(
+def test_an_endpoint_is_a_url_or_an_origin_with_all_of_its_urls_in_any_spelling(
     url: str | None, endpoint: str, meant: bool
 ) -> None:
     assert is_at(url, endpoint) is meant

@@ -28,7 +28,7 @@ from workers.inference.settings import WorkerSettings
         (DeliverySettings, "POSTBACK_DELIVERY__CLIENT_CERTIFICATES", '{"acme": "/s3cret.pem"}'),
     ],
 )
-def test_a_value_that_is_refused_is_told_by_the_name_of_its_variable_and_not_shown(
+def test_a_refused_value_is_not_shown_and_its_variable_is_named(
     kind: type[BaseSettings], variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -39,13 +39,13 @@ def test_a_value_that_is_refused_is_told_by_the_name_of_its_variable_and_not_sho
     assert refused.value.__cause__ is None
 
 
-def test_of_several_variables_that_make_one_field_their_beginning_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_make_up_one_field_are_named_by_their_common_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", "[s3cret")
     with pytest.raises(SettingsRefused, match=r"^POSTBACK_KAFKA__…: what should be JSON is none$"):
         read_settings(FleetSettings)
 
 
-def test_every_variable_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_refused_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_WORKER__WINDOW_RECORDS", "0")
     monkeypatch.setenv("POSTBACK_WORKER__BULK_SHARE", "2")
     with pytest.raises(SettingsRefused) as refused:
@@ -75,7 +75,7 @@ def test_a_secret_of_kafka_s_clients_may_stand_in_a_file(
     ("content", "problem"),
     [(None, "cannot be read (No such file"), (b"", "is empty"), (b"\xff", "is not UTF-8"), (b"x" * 70_000, "larger")],
 )
-def test_a_file_without_a_usable_secret_is_told_by_its_variable(
+def test_a_file_without_a_usable_secret_is_named_by_its_variable(
     content: bytes | None, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "s3cret-place"

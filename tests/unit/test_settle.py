@@ -70,7 +70,7 @@ def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
     ]
 
 
-def test_a_topic_that_is_gone_is_a_failure_that_rests(partition: Partition) -> None:
+def test_a_missing_topic_is_a_failure_with_a_pause_after_it(partition: Partition) -> None:
     settler = WatchedSettler(clock=HandClock())  # on a busy machine a rest of 10 ms would be over too soon
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
@@ -112,7 +112,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     assert "commit" not in first.asked
 
 
-def test_an_identity_that_is_shared_is_named_whatever_the_client_raises_while_it_logs(
+def test_a_shared_identity_is_named_whatever_the_client_raises_while_it_logs(
     partition: Partition,
 ) -> None:
     """A fatal error comes as another exception if the poll also logs a line; see `TransactionalProducer.poll`."""
@@ -162,7 +162,7 @@ def test_topics_with_two_copies_are_written_to_without_a_sweep_and_swept_where_a
     assert client(settler).asked[asked:] == swept
 
 
-def test_a_topic_without_a_leader_delays_only_who_has_to_write_to_it_and_is_swept_once_it_has_one(
+def test_a_topic_without_a_leader_delays_only_writes_to_it_and_is_swept_once_it_has_a_leader(
     partition: Partition,
 ) -> None:
     clock = HandClock()
@@ -202,7 +202,7 @@ def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_o
 
 
 @pytest.mark.parametrize(("copies", "doubted"), [(1, {"a", "b"}), (2, {"a"})])
-def test_a_failure_casts_doubt_on_all_topics_with_one_copy_and_else_on_those_that_it_wrote_to(
+def test_a_failure_casts_doubt_on_topics_with_one_copy_and_on_others_only_if_it_wrote_to_them(
     copies: int, doubted: set[str]
 ) -> None:
     sweeps = Sweeps(["a", "b"])

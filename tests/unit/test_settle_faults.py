@@ -91,7 +91,7 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
     assert len(settler.clients) == 2
 
 
-def test_progress_is_sent_with_the_member_it_is_of(held: Partition) -> None:
+def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) -> None:
     """The broker refuses progress of an expelled member, so two owners of a partition never both settle."""
     members = []
 

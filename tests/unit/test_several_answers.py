@@ -188,7 +188,7 @@ async def test_an_answer_of_no_use_is_left_out_with_a_note_and_more_than_the_job
     ]
 
 
-def test_a_family_s_fence_leaves_every_answer() -> None:
+def test_a_family_s_code_fence_is_removed_from_every_answer() -> None:
     fenced = Completion("```json\n{}\n```", "stop", 0, 0)
     request = replace(ASKED, response_format=ResponseFormat(type="json_object"))
     completion = without_fence(replace(fenced, text="{}", further=(fenced,)), request, families()["mistral"])

@@ -92,7 +92,7 @@ def test_a_wrong_document_is_named_by_its_field(document: dict[str, str], proble
     assert str(raised.value).startswith(problem)
 
 
-def test_a_misspelt_member_of_a_document_is_named_with_its_cure() -> None:
+def test_a_misspelt_member_of_a_document_is_named_with_its_fix() -> None:
     document = {"id": "a", "text": "x", "media_typ": "text/html"}
     job = {"prompt": "Why?", "sources": {"documents": [document]}}
     with pytest.raises(NotAJob, match=r"media_typ: is unknown; did you mean `sources.documents.media_type`"):

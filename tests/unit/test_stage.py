@@ -117,7 +117,7 @@ def test_an_end_behind_records_that_are_fetched_again_makes_nothing_of_them_done
     assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
 
 
-def test_a_partition_begins_anew_where_kafka_has_undone_what_it_had_confirmed() -> None:
+def test_a_partition_begins_anew_if_kafka_has_undone_confirmed_progress() -> None:
     intake, settler = Intake(), Settler()
     stage, _, partition = stage_with(intake, HandClock(), settler=settler)
     stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])
@@ -171,7 +171,7 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     assert clock.now <= 100.0 + 36.0  # the remaining second, and the farewell's five
 
 
-def test_partitions_that_go_are_awaited_for_less_than_a_stop_where_the_stage_says_so() -> None:
+def test_the_drain_of_revoked_partitions_may_be_shorter_than_the_drain_of_a_stop() -> None:
     clock = HandClock()
     stage, loop, going = stage_with(Intake(), clock, parked=5, drain_seconds=30.0, revoke_drain_seconds=4.0)
     stage.assigned([("requests", 1)])

@@ -65,7 +65,7 @@ def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_comp
     assert (partition.confirmed.base, committed(stage)) == (5, {})
 
 
-def test_nothing_is_dispatched_before_kafka_knows_that_the_partition_is_open() -> None:
+def test_nothing_is_dispatched_before_the_open_mark_is_committed() -> None:
     """Otherwise the next owner would not suspect a record that kills its worker in the first window."""
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open_committed = False
@@ -78,7 +78,7 @@ def test_nothing_is_dispatched_before_kafka_knows_that_the_partition_is_open() -
     assert [len(batch) for batch, _ in loop.calls] == [1]
 
 
-def test_a_partition_that_is_given_back_in_peace_is_committed_as_open_to_nobody() -> None:
+def test_a_cleanly_revoked_partition_is_committed_without_the_open_mark() -> None:
     class Committing(Settler):
         batches: tuple[dict[Partition, list[int]], ...] = ()
 
@@ -93,7 +93,7 @@ def test_a_partition_that_is_given_back_in_peace_is_committed_as_open_to_nobody(
     assert (partition.confirmed.open, partition.open_committed) == (False, False)
 
 
-def test_suspects_run_only_once_kafka_knows_who_they_are() -> None:
+def test_suspects_run_only_once_their_suspicion_is_committed() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open(Progress(0, open=True), 10)
     stage.take([Record("requests", 0, offset, b"") for offset in range(3)], [])

@@ -69,7 +69,7 @@ def test_a_commit_that_came_through_after_the_partition_was_lost_is_this_process
 
 
 @pytest.mark.parametrize("meanwhile", ["another owner settled", "another owner suspected", "first seen"])
-def test_a_partition_that_another_owner_left_open_is_suspected_also_by_who_had_it_before(meanwhile: str) -> None:
+def test_a_partition_that_another_owner_left_open_is_suspected_also_by_its_former_owner(meanwhile: str) -> None:
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock(), parked=4)
     left = committed(stage, partition, 0)
@@ -86,7 +86,7 @@ def test_a_partition_that_another_owner_left_open_is_suspected_also_by_who_had_i
     assert stage.dispatching.isolation.involves(anew)
 
 
-def test_a_partition_whose_first_window_was_not_through_is_suspected_again() -> None:
+def test_a_partition_whose_first_window_was_not_settled_is_suspected_again() -> None:
     """This process is alive, but the process that left the partition open is dead."""
     intake = Intake()
     stage, _ = bare_stage(intake, HandClock())

@@ -49,7 +49,7 @@ def test_a_deferred_record_is_settled_later_and_delays_no_other() -> None:
     assert stage.transactions.compose().offsets == {partition: [1, 3, 0, 2]}
 
 
-def test_a_suspect_is_settled_at_once_also_where_it_only_waits_on() -> None:
+def test_a_suspect_is_settled_at_once_even_if_it_was_only_deferred() -> None:
     stage, _, partition = stage_with(Intake(), HandClock(), parked=1)
     stage.dispatch()
     partition.suspects[0] = Suspect(running=True)
@@ -57,7 +57,7 @@ def test_a_suspect_is_settled_at_once_also_where_it_only_waits_on() -> None:
     assert stage.transactions.compose().offsets == {partition: [0]}
 
 
-def test_a_partition_that_goes_is_held_up_by_nothing_that_only_waits_on() -> None:
+def test_deferred_records_do_not_delay_a_partition_that_goes() -> None:
     class Noting(Settler):
         seen: tuple[int, ...] = ()
 

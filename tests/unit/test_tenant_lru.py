@@ -34,7 +34,7 @@ def test_a_new_value_of_the_largest_tenant_replaces_its_own_oldest() -> None:
 
 
 @given(most=st.integers(1, 8), steps=STEPS)
-def test_it_is_a_plain_mapping_that_drops_the_oldest_value_of_the_largest_tenant(
+def test_the_cache_is_a_plain_mapping_that_drops_the_oldest_value_of_the_largest_tenant(
     most: int, steps: list[tuple[str, tuple[str, str]]]
 ) -> None:
     remembered, plain = TenantLru[int](most), OrderedDict[tuple[str, str], int]()

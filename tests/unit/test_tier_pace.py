@@ -99,12 +99,12 @@ def test_writers_whose_clocks_differ_do_not_empty_a_tier() -> None:
         assert NOW + offset + 5_000 <= due_ms <= clock.wall_ms + 5_000
 
 
-def test_two_clocks_that_are_off_do_not_add_up() -> None:
+def test_the_errors_of_two_clocks_do_not_add_up() -> None:
     """The writer's clock is ahead of ours and the broker's is right, so the record says that it is from the future."""
     assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000
 
 
-def test_a_wall_clock_that_is_set_holds_nothing_up_and_lets_nothing_go() -> None:
+def test_a_wall_clock_that_is_set_neither_delays_nor_releases_a_record() -> None:
     clock = TwoClocks()
     pace = TierPace(TOPICS, clock)
     clock.run(2_000)

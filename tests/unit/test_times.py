@@ -17,7 +17,7 @@ NOW = 1_800_000_000.0
         ("2027-01-15", NOW - 8 * 3600), ("2027-01-15 08:00:00.250", NOW + 0.25),
     ],
 )  # fmt: skip
-def test_a_time_is_iso_8601_in_utc_unless_it_says_otherwise_or_so_long_ago(text: str, seconds: float) -> None:
+def test_a_time_is_iso_8601_in_utc_by_default_or_an_age(text: str, seconds: float) -> None:
     assert parse_time(text, NOW) == round(seconds * 1000)
 
 

@@ -16,7 +16,7 @@ def test_without_a_window_there_is_no_limit() -> None:
     assert room_for_sources(job()) is None
 
 
-def test_the_smaller_window_counts_whoever_it_is_of() -> None:
+def test_the_smaller_of_both_windows_counts() -> None:
     narrow = room_for_sources(job(context_window=1000))
     assert narrow is not None
     assert 0 < narrow < 900

@@ -58,7 +58,7 @@ def records(*offsets: int) -> list[Record]:
     return [Record("requests", 0, offset, b"") for offset in offsets]
 
 
-def test_progress_of_the_same_topic_is_gone_on_from_and_says_again_which_topic_it_is_of() -> None:
+def test_progress_of_the_same_topic_is_continued_and_marked_with_the_topic_again() -> None:
     intake = Intake()
     intake.progress = Progress(5, 0b10, topic=OLD)
     stage, partition = stage_of(Cluster(requests="old"), intake)
@@ -94,14 +94,14 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 
-def test_a_topic_that_the_process_knew_by_another_uuid_ends_it_before_a_record_is_taken() -> None:
+def test_a_topic_that_the_process_knew_by_another_uuid_ends_the_process_before_a_record_is_taken() -> None:
     stage, partition = stage_of(Cluster(requests="new"), Intake(), requests="old")
     stage.take(records(0), [])
     assert (partition.phase, stage.stopping is not None) == (Phase.ASSIGNED, True)
     assert isinstance(stage.error, TopicMadeAnew)
 
 
-def test_a_record_after_a_silence_is_asked_about_although_its_offset_goes_on() -> None:
+def test_a_record_after_a_silence_asks_for_the_uuid_although_its_offset_goes_on() -> None:
     """The new topic may have more records than the old one had."""
     cluster, clock = Cluster(requests="old"), HandClock()
     stage, partition = stage_of(cluster, Intake(), clock=clock)
@@ -121,7 +121,7 @@ def test_a_record_after_a_silence_is_asked_about_although_its_offset_goes_on() -
 
 
 @pytest.mark.parametrize("delivered", [(records(3), []), (records(9, 0), []), ([], [("requests", 0, 0)])])
-def test_a_partition_that_goes_back_unsought_is_asked_about(delivered: tuple[list[Record], Any]) -> None:
+def test_a_partition_that_goes_back_without_a_seek_asks_for_the_uuid(delivered: tuple[list[Record], Any]) -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])
@@ -135,7 +135,7 @@ def test_a_partition_that_goes_back_unsought_is_asked_about(delivered: tuple[lis
     assert partition.ledger.taken <= {3, 7, 8, 9, 0}
 
 
-def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_other() -> None:
+def test_only_the_first_record_of_an_empty_partition_asks_for_the_uuid() -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
     stage.take([], [("requests", 0, 0)])
@@ -146,7 +146,7 @@ def test_the_first_record_of_a_partition_that_was_empty_is_asked_about_and_no_ot
     assert (asked, cluster.asked, partition.ledger.taken) == (2, 2, frozenset({0, 1, 2}))
 
 
-def test_a_sought_partition_goes_back_without_a_question() -> None:
+def test_a_partition_that_goes_back_by_a_seek_does_not_ask_for_the_uuid() -> None:
     cluster = Cluster(requests="old")
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])
@@ -158,7 +158,7 @@ def test_a_sought_partition_goes_back_without_a_question() -> None:
 
 
 @pytest.mark.parametrize("ids", [None, {}], ids=["no answer", "the topic is gone"])
-def test_a_partition_waits_unopened_until_kafka_tells_which_topic_it_is_of(ids: dict[str, str] | None) -> None:
+def test_a_partition_waits_unopened_until_kafka_states_the_topics_uuid(ids: dict[str, str] | None) -> None:
     cluster, intake = Cluster(requests="old"), Intake()
     cluster.ids = ids
     stage, partition = stage_of(cluster, intake)

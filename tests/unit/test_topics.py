@@ -135,7 +135,7 @@ def test_an_unread_job_is_still_in_its_lane_a_day_after_its_time_is_up() -> None
     assert LANES_KEPT_MS - LONGEST_TTL_SECONDS * 1000 >= 24 * 3600 * 1000
 
 
-def test_that_a_letter_was_put_back_is_known_for_longer_than_any_letter_can_stand_in_its_topic() -> None:
+def test_marks_of_put_back_letters_are_kept_longer_than_any_letter() -> None:
     """Kafka deletes a letter with its segment, which is filled for `segment.ms`, by default 7 days."""
     topics = Topics()
     kept = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3)}

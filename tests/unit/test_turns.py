@@ -101,7 +101,7 @@ async def test_many_jobs_of_a_tenant_have_one_tenants_share() -> None:
         assert work.running == ["a2", "b1"]
 
 
-async def test_of_places_that_are_had_for_long_some_are_kept_for_who_has_none() -> None:
+async def test_some_of_the_places_that_are_held_long_stay_free_for_jobs_without_one() -> None:
     async with working(4, kept=1) as work:
         await work.begin("a1", "a2", "a3", "a4")
         assert work.running == ["a1", "a2"]
@@ -115,7 +115,7 @@ async def test_of_places_that_are_had_for_long_some_are_kept_for_who_has_none() 
         assert work.running == ["c1", "z2", "a3"]
 
 
-async def test_a_single_place_is_kept_from_nobody() -> None:
+async def test_a_single_place_is_never_kept_free() -> None:
     async with working(1, kept=0) as work:
         await work.begin("a1", "a2")
         assert work.running == ["a1"]

@@ -85,11 +85,11 @@ def test_values_of_unknown_fields_are_not_kept_in_memory() -> None:
         ("colour", "`colour`"),
     ],
 )
-def test_a_name_that_is_like_a_field_is_told_with_it(name: str, said: str) -> None:
+def test_a_name_that_resembles_a_field_is_reported_with_that_field(name: str, said: str) -> None:
     assert described(name) == said
 
 
-def test_many_of_them_are_counted() -> None:
+def test_many_unknown_fields_are_counted() -> None:
     assert str(UnknownFields(("a", "b"), 7)) == "unknown fields of the job were ignored: `a`, `b` and 5 more"
     assert unknown_in([]) is None
     assert unknown_in({"promt": 1, **{f"f{number}": 1 for number in range(9)}}) == UnknownFields(

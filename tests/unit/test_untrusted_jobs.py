@@ -59,7 +59,7 @@ UNTRUSTED = {
 
 
 @pytest.mark.parametrize("given", UNTRUSTED.values(), ids=UNTRUSTED)
-async def test_a_job_that_the_fleet_did_not_sign_is_rejected_and_calls_back_nobody(given: Record) -> None:
+async def test_a_job_that_the_fleet_did_not_sign_is_rejected_without_a_callback(given: Record) -> None:
     async with working(trust=TRUST) as worker:
         handled, given_up = await worker.outputs(given), worker.handler.give_up(given, FAILURE)
         deferred = worker.handler.sharing.defer(given)

@@ -24,12 +24,12 @@ MEANT = "is ignored: no setting has that name; {} may be meant"
         ("postback_keyrings", "POSTBACK_KEYRING"),
     ],
 )
-def test_a_misspelt_setting_is_told_with_the_name_that_may_be_meant(name: str, meant: str) -> None:
+def test_a_misspelt_setting_is_reported_with_the_name_that_may_be_meant(name: str, meant: str) -> None:
     assert complaints({name: "s3cret"}) == [f"{name} {MEANT.format(meant)}"]
 
 
 @pytest.mark.parametrize("rest", ["CONCURRENCY", "QUEUE_RECORDS", "WAIT_SECONDS"])
-def test_a_setting_that_was_renamed_is_told_by_its_new_name(rest: str) -> None:
+def test_a_renamed_setting_is_reported_with_its_new_name(rest: str) -> None:
     assert complaints({f"POSTBACK_DELIVERY__ENDPOINT_{rest}": "1"}) == [
         f"POSTBACK_DELIVERY__ENDPOINT_{rest} is ignored: it is called POSTBACK_DELIVERY__DESTINATION_{rest} now"
     ]

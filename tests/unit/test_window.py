@@ -89,7 +89,7 @@ def test_a_full_window_takes_again_only_when_half_of_the_parked_records_are_gone
     assert seen == [False, True, True, True, False, False]
 
 
-def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_nobody() -> None:
+def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_no_partition() -> None:
     window = Window(Limits(records=1000))
     fill(window, 999)
     window.park(HOLDER, Record("requests", 0, 999, b""), None)
@@ -98,7 +98,7 @@ def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_nobod
         assert (window.tight, full(window)) == (tight, paused)
 
 
-def test_where_several_wait_the_first_places_overflow_and_the_later_one_fetches_nothing_for_a_moment() -> None:
+def test_a_full_lot_of_several_parties_overflows_in_the_first_place_and_stops_fetching_in_the_later_one() -> None:
     for later in (False, True):
         window, holder = (
             Window(Limits(records=1000), 0.1),
@@ -315,7 +315,7 @@ def test_few_records_are_fetched_at_once_if_those_behind_may_belong_to_a_tier() 
     assert window.batch == MOST_AT_ONCE
 
 
-def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it() -> None:
+def test_due_records_without_room_are_parked_as_soon_as_there_is_room() -> None:
     window = Window(Limits())
     due = put_off(window, 0, AHEAD_RECORDS + 1, 7, soon=True)
     cut(window)
@@ -327,7 +327,7 @@ def test_records_that_are_due_and_have_no_room_count_as_others_that_wait_for_it(
 
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
-def test_records_that_are_not_due_take_nobodys_room_however_many_tiers_there_are(way: str) -> None:
+def test_records_that_are_not_due_take_no_room_however_many_tiers_there_are(way: str) -> None:
     """Otherwise nothing is fetched until they are due, which takes a day in the longest tier."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]

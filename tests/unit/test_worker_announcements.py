@@ -81,7 +81,7 @@ def test_an_announcement_can_be_read_whatever_its_models_are_called_and_however_
     assert len(made.models) <= MAX_MODELS
 
 
-def test_a_worker_counts_by_when_its_last_record_came_and_until_it_takes_it_back() -> None:
+def test_a_worker_counts_by_the_time_of_its_last_record_until_it_withdraws() -> None:
     records = [
         stored(said("w1", "old", at=2**40), at_ms=SINCE - 1),
         stored(said("w2", "new"), b"w2"),
@@ -168,7 +168,7 @@ def test_each_model_that_no_worker_announces_is_named_once_with_its_lines_and_th
         (BrokerUnreachable("k:9092"), "no Kafka broker answers at k:9092: "),
     ],
 )
-def test_where_models_cannot_be_checked_a_check_says_why_and_a_submission_says_nothing(
+def test_if_models_cannot_be_checked_a_check_says_why_and_a_submission_is_silent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     announced: Announced | Exception | None,

@@ -70,7 +70,7 @@ async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_def
     await asyncio.gather(*running)
 
 
-async def test_without_open_files_callbacks_are_deferred_unjudged_and_it_is_said_once_a_minute(
+async def test_without_free_file_descriptors_callbacks_are_deferred_untried_and_the_log_says_so_once_a_minute(
     make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))

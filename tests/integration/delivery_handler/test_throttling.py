@@ -114,7 +114,7 @@ async def ended(running: list[asyncio.Future[Sequence[Output]]]) -> list[object]
     ("statuses", "at_once"),
     [([], 16), ([429], 8), ([429, 429], 4), ([502], 8), ([504, 502, 429], 2), ([429] * 6, 1), ([500, 503, 404], 16)],
 )
-async def test_an_origin_that_says_it_is_too_much_sees_half_as_many_callbacks_at_once(
+async def test_an_overloaded_origin_gets_half_as_many_callbacks_at_once(
     make: Maker, counter: CountingConsumer, statuses: list[int], at_once: int
 ) -> None:
     handler = make(PATIENT)
@@ -133,7 +133,7 @@ async def test_an_origin_that_says_it_is_too_much_sees_half_as_many_callbacks_at
     assert await ended(load) == [None] * 40
 
 
-async def test_a_429_under_load_lets_nobody_in_until_half_as_many_are_left(
+async def test_a_429_under_load_stops_attempts_until_half_as_many_are_under_way(
     make: Maker, counter: CountingConsumer
 ) -> None:
     handler = make(PATIENT)
@@ -149,7 +149,7 @@ async def test_a_429_under_load_lets_nobody_in_until_half_as_many_are_left(
     assert sorted(map(str, await ended(load))) == ["None"] * 58 + ["throttled"] * 2
 
 
-async def test_a_retry_after_holds_all_of_its_origin_in_the_tier_that_fits_and_one_probe_ends_it(
+async def test_a_retry_after_defers_all_events_of_its_origin_to_the_fitting_tier_and_one_probe_ends_that(
     make: Maker, consumer: Consumer, clock: JumpingClock, metrics: Metrics
 ) -> None:
     consumer.statuses, consumer.headers, handler = [429, 200], {"Retry-After": "1800"}, make()
@@ -199,7 +199,9 @@ async def test_an_event_of_a_disabled_endpoint_is_kept_whole_and_never_sent(
     assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "endpoint_disabled"}) == 1
 
 
-async def test_a_success_takes_back_that_the_endpoint_fails_with_a_tombstone(make: Maker, consumer: Consumer) -> None:
+async def test_a_success_ends_the_failing_state_of_an_endpoint_with_a_tombstone(
+    make: Maker, consumer: Consumer
+) -> None:
     handler = make()
     state = EndpointRecord(tenant="acme", url=consumer.url, state=EndpointState.FAILING, at=NOW_MS)
     handler.states.apply(key_bytes(state.key), write_endpoint(state))

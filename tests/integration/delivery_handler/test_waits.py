@@ -24,7 +24,7 @@ from tests.integration.delivery_handler.records import (
 from workers.delivery.settings import DeliverySettings
 
 
-async def test_failures_of_one_moment_are_spread_over_a_tenth_of_the_wait_in_each_process_otherwise(
+async def test_retries_of_simultaneous_failures_are_spread_over_a_tenth_of_the_wait_in_each_process_differently(
     make: Maker, consumer: Consumer
 ) -> None:
     """The handler uses the random source of real processes."""
@@ -116,7 +116,7 @@ async def test_the_age_counts_from_the_result_whatever_waits_and_hops_lie_betwee
     assert value("postback_callback_age_seconds_sum") == (clock.ms - NOW_MS) / 1000
 
 
-async def test_a_throttled_callback_waits_as_long_as_it_was_told(
+async def test_a_throttled_callback_waits_as_long_as_its_retry_after_asks(
     make: Maker, consumer: Consumer, clock: JumpingClock
 ) -> None:
     consumer.statuses, consumer.headers, handler = [429], {"Retry-After": "60"}, make()

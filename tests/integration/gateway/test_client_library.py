@@ -62,7 +62,7 @@ class TestEitherTransport:
         assert all(result.succeeded and result.text for result in results)
         assert results[0].metadata == {"n": "29"}
 
-    def test_each_result_is_streamed_once_and_again_for_another_call(self, client: PostbackClient) -> None:
+    def test_each_call_streams_each_result_once(self, client: PostbackClient) -> None:
         first, second = client.submit([{"prompt": "a"}]), client.submit([{"prompt": "b"}, {"prompt": "c"}])
         streamed = [result.job_id for result in client.stream([*second, *first, *first], timeout=PATIENCE_SECONDS)]
         assert sorted(streamed) == sorted([*first, *second])

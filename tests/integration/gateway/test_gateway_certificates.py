@@ -62,7 +62,9 @@ def curl(gateway: Gateway, folder: Path, name: str | None, *arguments: str) -> t
     return int(status), json.loads(body or "{}")
 
 
-def test_the_page_lets_a_client_in_and_revokes_it_while_the_gateway_serves(served: Gateway, folder: Path) -> None:
+def test_the_commands_of_the_page_admit_a_client_and_revoke_it_while_the_gateway_serves(
+    served: Gateway, folder: Path
+) -> None:
     let_in = run(LET_IN, folder, served.port)
     assert let_in.returncode == 0, let_in.stderr
     assert json.loads(let_in.stdout.splitlines()[-1])["object"] == "list"

@@ -74,7 +74,7 @@ def test_jobs_are_submitted_and_awaited_and_their_results_found_again(shell: She
         assert (named.returncode, json.loads(named.stdout)["job_id"]) == (0, ids[3])
 
 
-def test_a_job_that_the_gateway_lost_the_answer_to_is_looked_up_and_not_sent_again(shell: Shell) -> None:
+def test_a_job_whose_answer_was_lost_is_looked_up_and_not_sent_again(shell: Shell) -> None:
     jobs, receipt = shell.file("jobs.jsonl", b'{"prompt": "q"}\n'), shell.folder / "receipt.jsonl"
     (job_id,) = shell.run("submit", jobs, "--receipt", str(receipt)).stdout.split()
     receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"accepted": None}) + "\n")
@@ -171,7 +171,7 @@ def test_a_job_is_cancelled_unless_it_has_ended_or_is_unknown(shell: Shell) -> N
 @pytest.mark.parametrize(
     "command", [["submit", "-"], ["results", "--id", "j"], ["batches", "list"], ["files", "list"], ["cancel", "j"]]
 )
-def test_a_wrong_or_missing_key_or_url_is_told_in_a_line(shell: Shell, command: list[str]) -> None:
+def test_a_wrong_or_missing_key_or_url_is_reported_in_one_line(shell: Shell, command: list[str]) -> None:
     job = '{"prompt": "q"}\n'
     wrong = shell.run(*command, given=job, POSTBACK_GATEWAY_KEY="pk_wrong")
     assert wrong.returncode == 1

@@ -124,7 +124,7 @@ def test_a_connection_ends_after_a_bounded_number_of_pipelined_requests(served: 
     assert served.statuses((GET + b"\r\n") * 1000) == [200] * 17
 
 
-def test_a_body_is_asked_for_only_if_it_is_read(served: Served) -> None:
+def test_a_client_is_asked_to_continue_only_if_its_body_is_read(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(POST + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -69,7 +69,7 @@ def test_a_change_whose_answer_was_lost_after_its_commit_is_not_run_again() -> N
         store.close()
 
 
-def test_while_it_is_away_requests_are_refused_and_then_served_again() -> None:
+def test_requests_are_refused_while_postgres_is_away_and_served_afterwards() -> None:
     with PostgresServer() as server:
         store = Store.open(server.new_database())
         server.kill()

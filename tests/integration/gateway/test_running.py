@@ -40,7 +40,7 @@ def test_health_is_on_the_metrics_port_only(shared_gateway: Gateway) -> None:
     assert [shared_gateway.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [404] * 3
 
 
-def test_a_proxys_word_about_the_client_is_not_believed(shared_gateway: Gateway) -> None:
+def test_forwarded_headers_of_a_proxy_are_not_trusted(shared_gateway: Gateway) -> None:
     forged = {"x-forwarded-proto": "https", "x-forwarded-for": "10.0.0.1", "x-request-id": "req_mine"}
     answer = shared_gateway.get("/v1/models", headers=forged)
     assert answer.headers["x-request-id"] != "req_mine"
@@ -92,7 +92,7 @@ def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
         ({"host": "192.0.2.1"}, r"the API cannot be served on port 0 of 192\.0\.2\.1"),
     ],
 )
-async def test_a_gateway_that_cannot_serve_says_the_fix(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+async def test_a_gateway_that_cannot_serve_names_the_fix(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     fleet = FleetSettings(env=change.pop("env", "development"))
     options = Options(
         host="127.0.0.1",

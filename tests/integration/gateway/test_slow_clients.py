@@ -119,7 +119,7 @@ def test_a_body_that_comes_a_byte_at_a_time_gets_408_or_ends_with_an_earlier_ans
 
 
 @pytest.mark.parametrize("part", [b"1;" + b"a" * 1_000_000, b"0\r\nX: " + b"a" * 1_000_000])
-def test_chunks_with_more_around_them_than_in_them_get_400(served: Served, part: bytes) -> None:
+def test_chunks_with_more_framing_than_content_get_400(served: Served, part: bytes) -> None:
     assert served.statuses(POST + b"Transfer-Encoding: chunked\r\n\r\n" + part) == [400]
 
 
@@ -296,7 +296,7 @@ def test_a_slow_download_over_tls_is_whole_although_the_connection_ends_after_it
         assert len(received(connection)) > 64 * 1024 * 1024
 
 
-def test_the_stop_does_not_wait_for_the_goodbye_of_idle_clients(authority: Authority) -> None:
+def test_the_stop_does_not_wait_for_idle_clients_to_close_tls(authority: Authority) -> None:
     with serving(tls=authority.server(), stop_seconds=600) as served, served.connect(client(authority)) as connection:
         connection.sendall(GET + b"\r\n")
         assert statuses_in(connection.recv(65536)) == [200]

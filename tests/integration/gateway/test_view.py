@@ -136,7 +136,9 @@ def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettin
     assert {from_json(each.data)["data"]["id"] for each in told} == rows.keys()
 
 
-def test_a_second_result_replaces_the_first_and_is_no_first_one(store: Store, fleet: KafkaSettings) -> None:
+def test_a_second_result_replaces_the_first_and_does_not_count_as_a_first_one(
+    store: Store, fleet: KafkaSettings
+) -> None:
     counts = Counts()
     with running_parts(view_of(store, fleet, counts)):
         produce(fleet, fleet.topics.results, [result("again", Outcome.FAILED)])

@@ -79,7 +79,7 @@ async def test_a_page_in_another_charset_than_it_says_is_read(enricher: Enricher
     assert text in " ".join(evidence.sources[0].passages)
 
 
-async def test_half_a_character_is_none(enricher: Enricher) -> None:
+async def test_a_lone_surrogate_becomes_a_question_mark(enricher: Enricher) -> None:
     """A lone surrogate cannot be written as UTF-8. In an earlier version, such a page failed its job as a defect."""
     half = b'{"\\ud83d": "The Halvorsen bridge\\ud800 opened in 1987.", "title": "\\udfff"}'
     async with speaking(saying(half, "Content-Type: application/json")) as origin:

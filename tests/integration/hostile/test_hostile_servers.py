@@ -189,7 +189,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_hostile_server_ends_in_a_reason_and_harms_nobody(name: str, enricher: Enricher, site: Site) -> None:
+async def test_a_hostile_server_ends_in_a_reason_and_affects_no_other_job(
+    name: str, enricher: Enricher, site: Site
+) -> None:
     case = CASES[name]
     await enriched(enricher, site.url("/bridge?warm"))
     before = memory_bytes()

@@ -85,7 +85,7 @@ async def test_a_job_ends_while_the_server_is_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"[1]", b'{"jsonrpc": "2.0"'])
-async def test_an_answer_that_is_no_mcp_is_a_reason(tmp_path: Path, answer: bytes) -> None:
+async def test_an_answer_that_is_no_mcp_ends_the_search_with_a_reason(tmp_path: Path, answer: bytes) -> None:
     async with (
         speaking(saying(answer, "Content-Type: application/json")) as url,
         asking(written(tmp_path, "notes", {HOST: url}, token=TOKEN)) as notes,

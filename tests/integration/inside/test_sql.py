@@ -122,7 +122,9 @@ async def test_sqlite_is_searched_by_its_full_text_index(guidelines: Path) -> No
         ),
     ],
 )
-async def test_a_statement_that_fails_or_has_no_end_is_a_reason(guidelines: Path, statement: str, why: str) -> None:
+async def test_a_statement_that_fails_or_has_no_end_ends_the_search_with_a_reason(
+    guidelines: Path, statement: str, why: str
+) -> None:
     async with sqlite(guidelines, statement) as database:
         assert (await database.failure(SEARCH)).endswith(why)
 

@@ -183,7 +183,7 @@ async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: On
 
 
 @BOTH
-async def test_rules_without_a_question_are_asked_as_the_question(kind: OnlineKind) -> None:
+async def test_system_messages_without_a_question_are_sent_as_the_question(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
         await engine.generate(request(prompt=None, messages=(Message(role="system", content="Say yes."),)))
     assert "Say yes." in json.dumps(server.bodies[0].get("messages", server.bodies[0].get("contents")))

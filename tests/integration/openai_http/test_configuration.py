@@ -42,7 +42,7 @@ async def test_a_server_that_does_not_let_us_in_ends_the_start_with_the_setting_
     assert KEY not in str(refused.value)
 
 
-async def test_a_key_that_is_refused_later_is_told_until_it_is_taken_again_and_the_jobs_are_answered_then(
+async def test_a_key_that_is_refused_later_is_reported_until_it_is_accepted_again_and_the_jobs_are_answered_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine_watch, "AWAY_SECONDS", 0.05)
@@ -92,7 +92,7 @@ async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operat
         assert (await answering).text == "That one."
 
 
-async def test_a_model_that_the_server_has_not_ends_the_start_with_the_names_of_those_that_it_has() -> None:
+async def test_a_model_that_the_server_lacks_ends_the_start_with_the_names_of_its_models() -> None:
     models = Server(lists({"id": "m2"}, {"id": "polite", "parent": "m2"}))
     async with engine_for(Server(NO_MODEL), models) as engine:
         with pytest.raises(EngineRefused, match=r"lists no m1 but m2, polite, and .*OPENAI__MODEL"):
@@ -109,7 +109,7 @@ async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_t
 
 
 @pytest.mark.parametrize("models", [NO_PATH, lists({"id": "m1:latest"}), lists({"id": "/models/m.gguf"})])
-async def test_a_server_that_answers_to_a_name_which_it_does_not_list_is_good_enough(models: Respond) -> None:
+async def test_a_server_that_answers_for_an_unlisted_name_is_accepted(models: Respond) -> None:
     server = Server(answers(503, problem("loading")), says("yes"))
     async with engine_at(server, Server(models)) as engine:
         assert (await engine.generate(request())).text == "yes"
@@ -122,7 +122,7 @@ async def test_a_model_s_adapter_is_a_model_of_the_server_too() -> None:
         assert server.bodies == []
 
 
-async def test_a_key_that_is_asked_for_only_by_the_first_request_ends_the_start() -> None:
+async def test_a_missing_key_that_only_the_first_request_reveals_ends_the_start() -> None:
     async with engine_for(Server(answers(401, problem(f"{KEY} is unknown"))), Server(NO_PATH)) as engine:
         with pytest.raises(EngineRefused, match=r"POSTBACK_ENGINE__OPENAI__API_KEY \(401\)") as refused:
             await engine.start()

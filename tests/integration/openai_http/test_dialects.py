@@ -94,7 +94,7 @@ async def test_the_reasoning_is_bounded_and_shown_apart_without_links_of_a_page(
     assert "See" in answer.reasoning and "bad.example" not in answer.reasoning
 
 
-async def test_a_job_that_asks_for_reasoning_is_rejected_where_nothing_reasons() -> None:
+async def test_a_job_that_asks_for_reasoning_is_rejected_by_a_model_that_cannot_reason() -> None:
     async with AnsweringWorker() as worker:
         refused = await worker.answer("Why?", sources=None, reasoning={"effort": "low"})
         plain = await worker.answer("Why?", sources=None, reasoning={"effort": "none"})

@@ -173,7 +173,7 @@ async def test_no_job_is_given_up_while_no_job_is_answered_or_the_server_asks_fo
 
 
 @pytest.mark.usefixtures("short_pauses")
-async def test_no_job_is_given_up_by_a_server_that_is_only_behind() -> None:
+async def test_no_job_is_given_up_because_its_server_has_a_backlog() -> None:
     """A server with one place serves requests in order; its queue takes longer than a request's timeout."""
     place = asyncio.Lock()
 

@@ -35,7 +35,7 @@ async def test_the_window_is_the_servers_for_its_model_or_the_settings(
         assert engine.context_tokens == window
 
 
-async def test_a_list_of_models_that_is_too_long_to_read_says_nothing() -> None:
+async def test_a_list_of_models_beyond_the_read_limit_is_ignored() -> None:
     models = lists({"id": "m1", "max_model_len": 600, "more": "x" * 10_000})
     async with engine_at(Server(says("yes")), Server(models), max_response_bytes=4096) as engine:
         assert engine.context_tokens is None
@@ -55,7 +55,7 @@ async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server(
     assert (rejected.value.field, server.bodies) == ("max_tokens", [])
 
 
-async def test_sources_are_cut_to_the_servers_window_and_the_rules_for_them_are_not() -> None:
+async def test_sources_are_cut_to_the_servers_window_and_the_instructions_about_them_are_not() -> None:
     """A vLLM server answers 400 to a prompt beyond its window.
 
     An earlier version rejected the job because of its sources.

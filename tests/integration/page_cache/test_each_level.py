@@ -28,7 +28,7 @@ async def test_many_jobs_read_a_page_once() -> None:
         assert len(origin.asked) == 1
 
 
-async def test_that_a_page_is_missing_is_remembered(level: dict[str, Any]) -> None:
+async def test_a_missing_page_is_remembered(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         origin.status = 404
         for _ in range(3):
@@ -47,7 +47,7 @@ async def test_a_page_that_may_not_be_stored_is_not() -> None:
         assert len(origin.asked) == 2
 
 
-async def test_an_older_copy_is_served_where_its_server_is_away_and_said_to_be_one(level: dict[str, Any]) -> None:
+async def test_an_older_copy_is_served_and_labelled_while_its_server_is_away(level: dict[str, Any]) -> None:
     async with serving() as origin, working(**level) as worker:
         origin.headers = {"Cache-Control": "max-age=0"}
         await worker.read(origin.url)
@@ -89,7 +89,7 @@ async def test_an_older_copy_is_served_while_its_site_asks_to_be_left_alone() ->
         assert len(origin.asked) == 2
 
 
-async def test_that_our_own_reader_was_slow_replaces_no_good_copy_and_is_told_to_no_other_worker(
+async def test_a_slow_reader_of_our_own_replaces_no_good_copy_and_is_hidden_from_other_workers(
     redis: RedisServer, tmp_path: Path
 ) -> None:
     hasty, settings = PATIENT.model_copy(update={"member_seconds": 1.0}), everything(redis, tmp_path)
@@ -133,7 +133,7 @@ async def test_a_page_that_has_not_changed_is_not_read_again(level: dict[str, An
         assert [request.headers.get("If-None-Match") for request in origin.asked] == [None, '"v1"']
 
 
-async def test_a_page_that_must_be_asked_for_again_is_not_served_late_and_its_copy_is_still_of_use() -> None:
+async def test_a_page_with_no_cache_is_not_served_stale_and_its_copy_is_revalidated() -> None:
     async with serving() as origin, working() as worker:
         origin.headers = {"Cache-Control": "no-cache", "ETag": '"v1"'}
         for _ in range(2):
@@ -145,7 +145,7 @@ async def test_a_page_that_must_be_asked_for_again_is_not_served_late_and_its_co
         assert "its server answered 503" in evidence.notes[0]
 
 
-async def test_a_server_that_says_only_that_nothing_has_changed_leaves_how_long_its_page_is_good() -> None:
+async def test_a_bare_304_keeps_the_lifetime_of_its_page() -> None:
     async with serving() as origin, working() as worker:
         origin.headers = {"Cache-Control": "max-age=0", "ETag": '"v1"'}
         await worker.read(origin.url)

@@ -183,7 +183,7 @@ async def test_a_page_that_an_operator_invalidates_is_read_again(
         (("https://a.example/",), "redis://127.0.0.1:1/0", 1, "redis: ConnectionError; nothing there is invalidated"),
     ],
 )
-def test_an_invalidation_that_cannot_be_told_says_so(
+def test_an_invalidation_that_cannot_be_written_is_reported(
     arguments: tuple[str, ...], redis_url: str | None, status: int, said: str
 ) -> None:
     env = environment_of(None, **({"POSTBACK_CACHE__REDIS_URL": redis_url} if redis_url else {}))

@@ -35,7 +35,7 @@ async def test_a_page_of_html_with_status_200_is_no_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_status_is_told(name: str) -> None:
+async def test_a_status_is_reported(name: str) -> None:
     assert await failure(name, page_of_html(500)) in (
         "the search service answered 500",
         "the search service's answer is not XML that can be read",
@@ -108,7 +108,7 @@ async def test_requests_keep_the_pace_in_the_order_in_which_they_came() -> None:
     assert all(later - earlier >= 0.05 for (_, earlier), (_, later) in pairwise(turns))
 
 
-async def test_services_are_told_whom_to_write_to() -> None:
+async def test_requests_to_services_name_a_contact() -> None:
     asks = EnrichmentSettings(contact="ops@example.com")
     async with answering(esearch()) as service:
         web = Web(asks.named, CLOCK, asks.email)
@@ -135,7 +135,7 @@ async def test_xml_with_entities_or_without_end_is_not_read(name: str, document:
     assert "not XML that can be read" in await failure(name, *([esearch("1")] if name == "pubmed" else []), reply)
 
 
-async def test_a_service_is_asked_again_after_an_hour_whatever_it_wished() -> None:
+async def test_a_service_is_asked_again_after_an_hour_at_most() -> None:
     clock = HandClock()
     pace = RequestPace(clock, 0.001)
     pace.rest(30 * 24 * 3600)

@@ -60,7 +60,7 @@ async def test_arxiv_papers_that_were_withdrawn_or_say_nothing_are_no_sources() 
         ('the "of" (and)', {"search_query": "all:the OR all:of OR all:and"}),
     ],
 )
-async def test_arxiv_is_asked_for_words_for_its_own_language_or_for_an_id(query: str, params: dict[str, str]) -> None:
+async def test_arxiv_is_asked_by_words_by_its_own_query_language_or_by_id(query: str, params: dict[str, str]) -> None:
     async with answering(atom()) as service, configured("arxiv", service.url) as provider:
         await provider.search(SearchQuery(query, 4))
         assert service.queries == [{**params, "start": "0", "max_results": "4", "sortBy": "relevance"}]

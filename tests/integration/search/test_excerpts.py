@@ -74,7 +74,7 @@ async def test_the_excerpt_of_a_page_that_can_be_read_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("texts", [("",), (None,), ("<b></b>", None), ()])
-def test_an_excerpt_without_text_is_none(texts: tuple[str | None, ...]) -> None:
+def test_an_excerpt_without_text_does_not_count(texts: tuple[str | None, ...]) -> None:
     assert plain_excerpt(*texts) is None
 
 

@@ -52,7 +52,7 @@ def test_an_operator_may_allow_some_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["brave", "nosuch"])
-def test_a_provider_that_is_allowed_and_not_there_ends_the_start(name: str) -> None:
+def test_a_provider_that_is_allowed_but_missing_ends_the_start(name: str) -> None:
     with pytest.raises(SearchMisconfigured, match=f"POSTBACK_SEARCH__ALLOWED names {name}"):
         names(allowed=f"pubmed,{name}")
 

@@ -76,7 +76,7 @@ async def test_pubmed_books_are_found_too() -> None:
     assert (one.id, one.title, one.text, one.particulars.published) == ("pmid:77", "Aspirin", "A drug.", "2024")
 
 
-async def test_pubmed_is_told_who_asks_and_a_question_that_finds_nothing_is_asked_more_widely() -> None:
+async def test_pubmed_gets_our_contact_and_a_question_without_results_is_widened() -> None:
     async with (
         answering(esearch(), esearch()) as service,
         configured("pubmed", service.url, api_key="ncbi-key", email="me@example.com") as provider,

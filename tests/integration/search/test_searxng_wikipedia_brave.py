@@ -127,6 +127,6 @@ async def test_brave_without_a_limit_for_the_month_is_not_left_alone_for_a_month
 
 
 @pytest.mark.parametrize("odd", ["", "x, 0", "0", "-1, 0", "1, 1419704"])
-async def test_brave_whose_numbers_make_no_sense_is_left_alone_for_a_moment(odd: str) -> None:
+async def test_brave_with_unusable_rate_headers_is_left_alone_for_a_moment(odd: str) -> None:
     reply = brave_error(429, "RATE_LIMITED", X_RateLimit_Limit=odd, X_RateLimit_Remaining=odd, X_RateLimit_Reset="1, z")
     assert len(await found("brave", reply, brave(LINK))) == 1
