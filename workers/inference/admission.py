@@ -21,8 +21,8 @@ from workers.stage.record import Output, Record, size_of
 MAX_HEADER_BYTES = 64 * 1024
 """Limit on the bytes of a job's headers and key together.
 
-A moved job and a dead letter carry headers and key along. A compressed record may have more bytes of headers than the
-next topic takes.
+The worker copies headers and key to a moved job and to a dead letter. Without the limit, headers that arrived
+compressed could exceed the next topic's record limit.
 """
 _CHECKED_URLS = 4096
 _BULK, _SPARE = ".batch", ".spare"
@@ -31,8 +31,8 @@ _BULK, _SPARE = ".batch", ".spare"
 class Admission:
     """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from.
 
-    With `trust`, one of these secrets must have signed each job; without, any writer is believed. `rollouts` replace a
-    job's alias by the model behind the alias.
+    With `trust`, each job needs a signature by one of the secrets in `trust`; with None, jobs need no signature.
+    `rollouts` replace a job's alias by the model behind the alias.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Admission:
         self._registry = registry
         self._rollouts = rollouts
         self._trust = trust
-        # A check depends on the URL's text alone. Without the cache it takes a quarter of an echo job's time.
+        # The result depends on the URL's text alone. Without the cache, checks take a quarter of an echo job's time.
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
         self._topics = topics
         self._topic_ids = topic_ids
@@ -65,7 +65,7 @@ class Admission:
     def read(self, record: Record) -> ReceivedJob:
         """Return the job in a record, without the egress policy's check of its callback URL.
 
-        Raises InvalidJob; UntrustedJob too if the record is no job and its tenant is not signed.
+        Raises InvalidJob for a record that is no valid job, and UntrustedJob for a record without a required signature.
         """
         place = Origin(self._topic_ids.get(record.topic, record.topic), record.partition, record.offset)
         try:
@@ -81,7 +81,7 @@ class Admission:
         return self._rollouts.routed(received, record.header(names.FORWARDED)) if self._rollouts.are_any else received
 
     def is_served(self, received: ReceivedJob) -> bool:
-        """True if an engine of this fleet has the job's model by now."""
+        """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
 
     def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:

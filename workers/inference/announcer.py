@@ -55,7 +55,7 @@ class Announcer(SideTask):
             await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Write a tombstone if `ended` has begun to announce. Wait at most two seconds for the broker."""
+        """Write a tombstone if the worker has announced its models. Wait at most two seconds for the broker."""
         producer, self._producer = self._producer, None
         if producer is not None:
             self._put(producer, None)
@@ -69,7 +69,7 @@ class Announcer(SideTask):
         except KafkaException as error:
             self._delivered(error.args[0], None)
         except BufferError:
-            pass  # the producer's queue is full of earlier announcements, so this one would tell nothing new
+            pass  # the producer's queue is full of earlier announcements of the same models
 
     def _delivered(self, error: KafkaError | None, _: Message | None) -> None:
         """Log the first of several failures in a row."""

@@ -1,4 +1,4 @@
-"""The belief in a record's headers: any writer's, or only those whose tenant the fleet signed."""
+"""Trust in a record's headers: in those of any writer, or only in headers whose tenant the fleet signed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.stage.record import Record
 
 
 def believed_secrets(settings: WorkerSettings, trust: TrustSettings) -> TrustSecrets | None:
-    """Return the secrets, one of which signs each believed job; None if any writer is believed.
+    """Return the secrets that jobs may be signed with; None if jobs need no signature.
 
     Raises SettingsRefused.
     """
@@ -27,9 +27,9 @@ def believed_secrets(settings: WorkerSettings, trust: TrustSettings) -> TrustSec
 def require_signature(
     secrets: TrustSecrets | None, record: Record, whose: ReceivedJob | InvalidJob, place: Origin
 ) -> None:
-    """Raise UntrustedJob if one of the secrets must have signed this record's tenant, and none did.
+    """Raise UntrustedJob if the record's tenant needs a signature, and none of the secrets signed the tenant.
 
-    A secret signs only a job id that its writer chose, and none that is derived from the record's place.
+    The signature covers a job id only if the writer chose the id; an id derived from the record's place is not signed.
     """
     if secrets is None:
         return

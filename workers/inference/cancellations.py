@@ -12,7 +12,7 @@ from telemetry.logs import get_logger
 
 _CLOCKS_MS = 24 * 3600 * 1000
 KEPT_MS = LANES_KEPT_MS + _CLOCKS_MS
-"""Milliseconds for which a cancellation is kept: a job's longest life, and a day for clocks that differ.
+"""Milliseconds for which a cancellation is kept: a job's longest life plus one day, since clocks differ.
 
 A dead letter may live longer, so a redrive looks up cancellations in `job_control` itself.
 """
@@ -28,14 +28,14 @@ class Cancellations:
         self._since: dict[JobKey, int] = {}
         """The time of each cancellation in Unix milliseconds, in the order of arrival. No time is in the future."""
         self._latest: int | None = None
-        """The time of the last record that was not dated in the future."""
+        """The time of the last record that had no time in the future."""
         self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:
         return len(self._since)
 
     def holds(self, job: JobKey) -> bool:
-        """True if this job is cancelled, or the batch whose line the job is."""
+        """True if this job is cancelled, or the batch that the job belongs to."""
         return job in self._since or ((batch := batch_of(job[1])) is not None and (job[0], batch) in self._since)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
@@ -75,9 +75,10 @@ class Cancellations:
         return [self._running.get(job, []), *lines]
 
     def _dated(self, at: int) -> int:
-        """Return `at`, the record's time in Unix ms. A later time than now becomes the previous record's, or now.
+        """Return `at`, the record's time in Unix ms.
 
-        A cancellation dated in the future would stay at the front of `_since`, so that `_forget` drops none behind it.
+        The previous record's time, or else now, replaces a time in the future. A cancellation dated in the future would
+        stay at the front of `_since`, and `_forget` would drop none behind it.
         """
         now = round(self._clock.time() * 1000)
         if at > now:

@@ -1,4 +1,4 @@
-"""The answers of one completion, each read by itself: its citations, its JSON, and the reason why it is of no use."""
+"""Reads the answers of one completion: each answer's citations and JSON, or the reason why the answer is unusable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNFINISHED = {
 
 @dataclass(frozen=True, slots=True)
 class ReadAnswer:
-    """An answer of use to the job, with its citations."""
+    """A usable answer, with its citations."""
 
     completion: Completion
     answer: Answer
@@ -33,7 +33,7 @@ class ReadAnswer:
 
     @property
     def confidence(self) -> float | None:
-        """The answer's confidence, lowered where its sentences have no source."""
+        """The answer's confidence; sentences without a source lower the confidence."""
         return self.answer.lowered(self.completion.confidence)
 
     def choice(self, index: int) -> ResultChoice:
@@ -53,7 +53,7 @@ class ReadAnswer:
 
 
 async def read_answers(completion: Completion, asked: GroundedRequest, job: Job) -> list[ReadAnswer | ResultError]:
-    """Return each answer of the completion, or the reason why it is of no use; at most the job's `n`."""
+    """Return the completion's answers, at most the job's `n`. A ResultError replaces an unusable answer."""
     return [await _read(each, asked, job.max_tokens) for each in (completion, *completion.further)[: job.n]]
 
 
@@ -92,7 +92,7 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
 
     A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
     """
-    if completion.tool_calls:  # the model answers once it has what its tools return
+    if completion.tool_calls:  # the model answers in a later job, which brings the results of the tools
         return Answer(await _without_links(completion.text, asked), (), ())
     if asked.wants_json:
         require_json(completion, max_tokens)
@@ -103,7 +103,7 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
 
 
 async def _without_links(text: str, asked: GroundedRequest) -> str:
-    """Return a text without links that a page could have put into it, as `_answer` returns the answer."""
+    """Return a text without links that a page could have put into the text. Long texts are read in a thread."""
     if asked.evidence is None:
         return text
     read = partial(without_unknown_links, text, asked.evidence)

@@ -1,4 +1,4 @@
-"""The engine's health, judged by the outcomes of the jobs' requests and by the engine's own word."""
+"""The engine's health, judged by the outcomes of the jobs' requests and by the engine's own report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workers.engines.base import EngineError, EngineLost
 from workers.system.side_task import SideTask
 
 AWAY_SECONDS = 10.0
-"""Seconds without an answer after which the worker is not ready; also the pause between two log lines about it."""
+"""Seconds without an answer until the worker is not ready; also the pause between two warnings about the absence."""
 
 log = get_logger()
 
 
 class EngineWatch(SideTask):
-    """Follows the engine's absence. The event loop updates it, and the health server's threads read it.
+    """Tracks the engine's absence. The event loop updates the watch, and the health server's threads read it.
 
     Only jobs send requests to the engine. So without a waiting job, the watch reports only the engine's own reason,
     which `away` returns.
@@ -39,7 +39,7 @@ class EngineWatch(SideTask):
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Count one job as waiting for the engine during the block, even while the engine is away."""
+        """Count one job as waiting for the engine during the block."""
         self._asking += 1
         try:
             yield
@@ -48,11 +48,11 @@ class EngineWatch(SideTask):
 
     @property
     def begun(self) -> int:
-        """Number of requests put to the engine so far; the newest request has this number."""
+        """Number of requests sent to the engine so far; the newest request has this number."""
         return self._begun
 
     def begin(self) -> int:
-        """Count a request that is put to the engine, and return the request's number."""
+        """Count a request that is sent to the engine, and return the request's number."""
         self._begun += 1
         return self._begun
 
@@ -87,7 +87,7 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return the engine's own reason, and another one if jobs have waited for more than ten seconds."""
+        """Return the engine's own reason, and a second one if jobs have waited for more than ten seconds."""
         known = self._away()
         found = [known] if known is not None else []
         since = self._away_since

@@ -26,11 +26,11 @@ from workers.stage.sharing import Place
 BYTES_A_TOKEN = 4
 """The estimated bytes per token of a waiting job's prompt."""
 FIRST_ANSWER_TOKENS = 128.0
-"""The estimated tokens of an answer before the worker has had one."""
+"""The estimated tokens of an answer until the engine has answered for the first time."""
 MEAN_WEIGHT = 0.05
 """The weight of the newest answer in a tenant's mean: the mean covers about the last 20 answers."""
 MOST_TENANTS = 10_000
-"""The most tenants whose mean is remembered."""
+"""Cap on the tenants whose means are kept."""
 
 _NO_TENANT = DEFAULT_TENANT.encode()
 _TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
@@ -48,7 +48,7 @@ class AnswerTokens:
         self._means: dict[bytes, float] = {}
 
     def mean(self, tenant: bytes) -> float:
-        """Return the tenant's mean, or that of all answers for a tenant without answers."""
+        """Return the tenant's mean; the mean of all answers for a tenant without answers."""
         return self._means.get(tenant, self._all)
 
     def add(self, tenant: bytes, tokens: int) -> None:
@@ -80,7 +80,7 @@ class TenantSharing:
         return self._bulk_share
 
     def party(self, headers: Headers | None) -> bytes:
-        """Return the tenant that the header names, else the default one. The header is checked when the job is read."""
+        """Return the tenant that the header names, or else the default tenant. Admission checks the header."""
         for name, value in reversed(headers or ()):
             if name == names.TENANT:
                 return value or _NO_TENANT
@@ -126,7 +126,7 @@ class TenantSharing:
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         except UnservedModel:
-            forwarded = None  # its model may be served by the time of its turn
+            forwarded = None  # an engine may have the job's model by the time of the job's turn
         if forwarded is not None:
             return [forwarded]
         self._deferred.inc()

@@ -29,7 +29,7 @@ from workers.inference.lifetime import Lifetimes
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
 FAILURES = 5
-"""Failures at one job after which the job ends, if the engine answers other jobs meanwhile.
+"""Failures at one job after which the worker gives the job up, if the engine answers other jobs meanwhile.
 
 The pauses between the failures add up to 7.5 s.
 """
@@ -43,7 +43,7 @@ class EngineKeepsFailing(Exception):  # noqa: N818 - named after the engine's be
 
 
 class Generator:
-    """Puts requests to the engine, and reports each outcome to the `EngineWatch`."""
+    """Sends requests to the engine, and reports each outcome to the `EngineWatch`."""
 
     def __init__(self, engine: Engine, watch: EngineWatch, lifetimes: Lifetimes, metrics: Metrics) -> None:
         self._engine = engine
@@ -57,10 +57,10 @@ class Generator:
     ) -> tuple[GroundedRequest, Completion | None]:
         """Return the request and its completion. If the prompt was too long, the returned request has less evidence.
 
-        `model_id` takes the place of the job's own.
+        `model_id` replaces the job's own model.
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
-        cut the completion off; a job whose cancellation was taken back meanwhile is generated again. Raises
+        cut the completion off. If a cancellation was taken back meanwhile, the job is generated again. Raises
         NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
@@ -87,7 +87,7 @@ class Generator:
                     completion = await self._answer(request, number, abort)
                     if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
                         return completion
-                    self._wasted_tokens.inc(completion.completion_tokens)  # its cancellation was taken back
+                    self._wasted_tokens.inc(completion.completion_tokens)  # the job's cancellation was taken back
                 except EngineDied as died:
                     self._watch.failed(died)
                     raise
@@ -103,7 +103,7 @@ class Generator:
         return None
 
     async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
-        """Make one try. Raises EngineError; EngineFailed also if the engine aborted the request unasked."""
+        """Make one try. Raises EngineError, and EngineFailed if the engine aborted the request unasked."""
         completion = await self._engine.generate(request)
         if completion.finish_reason != "abort":  # an aborted request may never have reached the engine
             self._watch.answered(number)
@@ -115,7 +115,7 @@ class Generator:
 class _Tries:
     """Counts the failures at one job while the engine answers other jobs.
 
-    While the engine answers no request it is away, and jobs wait for it, so failures do not count. A timeout counts
+    An engine that answers no request is away: jobs wait for the engine, and failures do not count. A timeout counts
     only if the engine answered a request that began later: a merely slow engine answers earlier requests first.
     """
 
@@ -170,9 +170,9 @@ def _prefix_key(job: Job) -> bytes | None:
 
 
 def _temperature(job: Job, asked: GroundedRequest) -> float | None:
-    """Return the job's temperature, else the profile's; None means the model's own.
+    """Return the job's temperature, or else the profile's; None means the model's default.
 
-    Several answers are drawn at random: a profile's or a registry's 0 would make them all the same.
+    A job for several answers ignores a temperature of 0 from the profile or registry: all answers would be the same.
     """
     temperature = job.temperature if job.temperature is not None else asked.temperature
     return None if job.n > 1 and temperature == 0 else temperature

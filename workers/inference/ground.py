@@ -35,13 +35,13 @@ class GroundedRequest:
     """None for a job without sources."""
     enrich_ms: float
     profile: Profile | None = None
-    """None exactly if `evidence` is None."""
+    """None if and only if `evidence` is None."""
     response_format: ResponseFormat | None = None
     """The job's response format, or else its profile's."""
 
     @property
     def temperature(self) -> float | None:
-        """The profile's temperature, for a job that sets none; None without a profile, or if the profile sets none."""
+        """The profile's temperature, for a job that sets no temperature; None if the profile sets none either."""
         return self.profile.temperature if self.profile is not None else None
 
     @property
@@ -81,8 +81,8 @@ class Grounder:
     async def grounded(self, received: ReceivedJob) -> GroundedRequest:
         """Read the job's sources, if the job has any, and return its request.
 
-        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield nothing, and if the job
-        is cancelled or expires meanwhile.
+        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield no evidence, and if the
+        job is cancelled or expires meanwhile.
         """
         job = received.job
         messages = tuple(job.messages) if job.messages is not None else None
@@ -104,7 +104,7 @@ class Grounder:
             raise invalid_job(received, "sources.profile", str(unknown)) from None
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
-        """Return the evidence from the job's sources. Raises NothingFound, also if the job is cancelled meanwhile."""
+        """Return the evidence from the job's sources. Raises NothingFound as `grounded` does."""
         while True:
             enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, profile))
             with self._lifetimes.at_cancellation(received, enriching.cancel):
@@ -145,7 +145,7 @@ class Grounder:
 
 
 def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:
-    """Return the request with less evidence, but with all instructions on how to read the evidence.
+    """Return the request with less evidence. The instructions on how to read the evidence stay whole.
 
     Raises NothingFound if required sources have no room at all. Raises `too_long` for a request without evidence.
     """

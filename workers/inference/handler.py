@@ -61,7 +61,7 @@ log = get_logger()
 class InferenceHandler:
     """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs.
 
-    With `trust`, one of these secrets must have signed each job.
+    With `trust`, each job needs a signature by one of the secrets in `trust`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class InferenceHandler:
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
         self.engine_watch = EngineWatch(clock, lambda: engine.load().away)
-        """The engine's health, as a side task of the process."""
+        """The engine's health; the process runs the watch as a side task."""
         self.pace = EnginePace(engine.load, settings.waiting_target, clock)
         """The stage's back-pressure, by the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
@@ -105,11 +105,11 @@ class InferenceHandler:
         """The stage's `Sharing`, by tenant."""
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """End a job with exactly one result, or forward the job to the lane of the engine that has its model.
+        """End a job with exactly one result, or forward the job to the lane of the engine that has the job's model.
 
         Raises HandlerCrashed if the engine's process dies with the job in flight.
         """
-        record.shows_health = False  # only an answer of the engine shows health
+        record.shows_health = False  # set to True after an answer: a rejection does not show that the engine is healthy
         record.spent = 0.0
         try:
             return await self._handled(record)
@@ -125,12 +125,12 @@ class InferenceHandler:
             return self._outputs.rejected(record, unserved.invalid)
 
     async def _is_served_later(self, record: Record, received: ReceivedJob) -> bool:
-        """Wait until a job's model is served or the job is over. False if it stays unserved."""
+        """Wait until an engine serves the job's model or the job is over. False if the model stays unserved."""
         is_served, is_over = partial(self._admission.is_served, received), partial(self._lifetimes.is_over, received)
         return await self._unserved.served_later(record, is_served, is_over)
 
     async def _handled(self, record: Record) -> Sequence[Output]:
-        """Take one job to its end. Raises UnservedModel, and HandlerCrashed as `handle` does."""
+        """Handle one job, without waiting for its model. Raises UnservedModel, and HandlerCrashed as `handle` does."""
         try:
             with self.pace.preparing():
                 received = self._admission.admitted(record)
@@ -183,9 +183,10 @@ class InferenceHandler:
         queued_ms: float,
         model_id: str | None = None,
     ) -> tuple[Result, Failure | None]:
-        """Generate an answer, by this model if one is given. Return the result, and the failure that gives the job up.
+        """Generate an answer with `model_id`, or else with the job's own model.
 
-        Raises NothingFound, EngineDied and RequestRejected.
+        Return the result, and the failure if the engine kept failing. Raises NothingFound, EngineDied and
+        RequestRejected.
         """
         try:
             with self._phases.timed("infer", received) as infer:
@@ -214,7 +215,10 @@ class InferenceHandler:
         first: Result,
         failure: Failure | None,
     ) -> tuple[Result, Failure | None]:
-        """Try the job once more with the other model. Return the better result, and the failure that remains."""
+        """Try the job once more with the other model.
+
+        Return the result to keep, and the failure if both tries failed.
+        """
         try:
             second, still_failing = await self._tried(record, received, asked, queued_ms, escalate.to)
         except (NothingFound, RequestRejected):

@@ -1,4 +1,7 @@
-"""The operator's input filter between a job's admission and its sources; without rules it does nothing."""
+"""The operator's input filter, applied after a job's admission and before its sources are read.
+
+Without rules, the filter does nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
 log = get_logger()
 
 LONG_JOB_BYTES: Final = 8 * 1024
-"""Size from which a thread reads the job, so that the event loop serves other jobs meanwhile."""
+"""Jobs of at least this size are read in a thread, so that the event loop serves other jobs meanwhile."""
 _THREADS: Final = 2
 _FIELDS: Final = {"search": "sources.search.query", "documents": "sources.documents"}
-"""Fields that the filter calls by a shorter name."""
+"""The job's field for each short name in the filter's findings."""
 
 
 class InputFilter:

@@ -35,7 +35,7 @@ def origin_header(whose: ReceivedJob | InvalidJob) -> Header:
 def job_letter(
     topic: str, record: Record, whose: ReceivedJob | InvalidJob, reason: str, detail: str, attempts: int
 ) -> Output:
-    """Return the record as a dead letter that carries the identity of the job's result.
+    """Return the record as a dead letter with the same identity headers as the job's result.
 
     The identity derives from the job's origin, not from the letter's own place.
     """
@@ -47,7 +47,10 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """Return headers with the tenant and job id that the record states, of any bytes, if the job goes by others."""
+    """Return headers with the tenant and job id that the record states, if the job has been given others.
+
+    The stated values are a producer's bytes, unchecked.
+    """
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]
     return [(said, stated[name]) for said, name, counted in pairs if stated.get(name) not in (None, counted.encode())]

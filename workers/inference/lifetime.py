@@ -12,7 +12,7 @@ from workers.inference.cancellations import Cancellations
 
 
 class Lifetimes:
-    """Tells if jobs have expired or were cancelled. All methods run on the event loop."""
+    """Tells whether jobs have expired or were cancelled. All methods run on the event loop."""
 
     def __init__(self, cancellations: Cancellations, clock: Clock) -> None:
         self._cancellations = cancellations

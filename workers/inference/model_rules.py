@@ -13,18 +13,21 @@ from workers.engines.models.entries import Escalation
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 
 _OF_THE_MODEL = frozenset(("engine_error", "unfinished", "unsupported", "not_json"))
-"""Codes of failures that another model may not have. A cancelled or expired job is never tried again."""
+"""Codes of failures that another model may avoid. A cancelled or expired job is never tried again."""
 
 
 class ModelRules:
-    """The rules of the registry that `current` returns, for the models of one lane. Without one, there are none."""
+    """The rules for the models of one lane, from the registry that `current` returns.
+
+    Without `current`, there are no rules.
+    """
 
     def __init__(self, current: Callable[[], ModelRegistry] | None = None, lane: str | None = None) -> None:
         self._current = current
         self._lane = lane
 
     def with_defaults(self, received: ReceivedJob) -> ReceivedJob:
-        """Return the job with its model's defaults in the place of absent options."""
+        """Return the job with its model's defaults for the options that the job does not set."""
         model = self._model(received.job.model_id)
         if model is None:
             return received
@@ -40,7 +43,7 @@ class ModelRules:
         return replace(received, job=job.model_copy(update=changes)) if changes else received
 
     def after(self, received: ReceivedJob, result: Result) -> Escalate | None:
-        """Return the model that tries the job again after this result; None if the result stands."""
+        """Return the second try that this result calls for; None if the result is final."""
         model = self._model(received.job.model_id)
         rule = model.entry.escalate if model is not None else None
         why = _reason(rule, result) if rule is not None else None
@@ -62,7 +65,10 @@ class Escalate:
         self._tried = f"escalated: {why} with model {first}"
 
     def chosen(self, first: Result, second: Result) -> Result:
-        """Return the second result, or the first one if only that succeeded, with a note and the usage of both."""
+        """Return the second result, or the first if only the first try succeeded.
+
+        The result has a note, and the usage of both tries.
+        """
         if second.outcome is Outcome.SUCCEEDED:
             kept, end = second, f"model {self.to} answered"
         elif first.outcome is Outcome.SUCCEEDED:
@@ -79,7 +85,7 @@ class Escalate:
 
 
 def _reason(rule: Escalation, result: Result) -> str | None:
-    """Return the trigger that holds, for the note; None if none does."""
+    """Return the reason to escalate, for the note; None if the rule does not apply."""
     code = result.error.code if result.error is not None else None
     watched = _OF_THE_MODEL if "failed" in rule.on else frozenset(("not_json",)) & {*rule.on}
     if result.outcome is Outcome.FAILED and code in watched:
@@ -93,7 +99,7 @@ def _reason(rule: Escalation, result: Result) -> str | None:
 def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
     """Return the tokens of both tries, and their price if both have the same currency.
 
-    An optional count is the sum of the known counts, and absent if neither engine reports it.
+    An optional count is the sum of the reported counts, and absent if neither engine reports the count.
     """
     if first is None or second is None:
         return first or second

@@ -55,7 +55,8 @@ class Outputs:
     def rejected(self, record: Record, invalid: InvalidJob, *, by_engine: bool = False) -> list[Output]:
         """Return a `rejected` result, and the record as a dead letter.
 
-        With `by_engine`, the reason is the engine's own text. The log leaves it out, since it may quote the prompt.
+        With `by_engine`, the reason is the engine's own text. The log leaves such a reason out: it may quote the
+        prompt.
         """
         self._outcomes[Outcome.REJECTED].inc()
         reason = f"the engine refuses {invalid.problems[0].field}" if by_engine else str(invalid)

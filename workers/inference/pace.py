@@ -13,9 +13,12 @@ from workers.engines.base import EngineLoad
 from workers.stage.record import Record
 
 MARGIN = 8
-"""The most jobs that wait in the engine although no place was idle without them; an eighth of those that run."""
+"""Cap on the reserve of jobs that wait in the engine even if no place was idle: an eighth of the running jobs."""
 IDLE_SHARE = 0.02
-"""The share of its places that the engine may leave idle: a longer queue would delay newer, more urgent jobs."""
+"""The share of its places that the engine may leave idle.
+
+A queue that fills these too would delay newer, more urgent jobs.
+"""
 REFILL_PERIOD_SECONDS = 0.25
 REFILL_MEMORY_SECONDS = 30.0
 LEAD_PERIOD_SECONDS = 0.25
@@ -28,7 +31,10 @@ class EnginePace:
     paced = False
 
     def __init__(self, load: Callable[[], EngineLoad], waiting_target: int | None, clock: Clock) -> None:
-        """`load` is the engine's. `waiting_target` fixes the jobs that wait in the engine; None adapts their number."""
+        """`load` returns the engine's load.
+
+        `waiting_target` fixes how many jobs wait in the engine; None adapts the number.
+        """
         self._load = load
         self._fixed = waiting_target
         self._refill = Refill(clock, REFILL_PERIOD_SECONDS, REFILL_MEMORY_SECONDS)
@@ -39,8 +45,8 @@ class EnginePace:
     def room(self) -> int:
         """Return the number of jobs that the engine has room for now, including jobs that should be in enrichment.
 
-        While the engine's queue is empty, surplus jobs in enrichment do not count. Otherwise a ready job would wait for
-        jobs that wait for the web.
+        While the engine's queue is empty, surplus jobs in enrichment do not reduce the room: otherwise slow web pages
+        would hold back jobs that are ready.
         """
         load = self._load()
         wanted = self._wanted(load) - load.waiting - self._preparing
@@ -50,7 +56,8 @@ class EnginePace:
     def _wanted(self, load: EngineLoad) -> int:
         """Return how many jobs should wait in the engine, or be on their way there.
 
-        Fewer, and the engine runs dry before the next refill; more, and they wait in front of newer, more urgent jobs.
+        With fewer jobs the engine runs dry before the next refill. With more, jobs wait in the engine before newer,
+        more urgent jobs.
         """
         if self._fixed is not None:
             return load.free + self._fixed
@@ -86,13 +93,15 @@ class EnginePace:
 
 
 class Refill:
-    """The queue that keeps places busy until the next refill, when the jobs of the next look arrive in the engine.
+    """The length of the queue that keeps the engine's places busy between two refills.
 
-    A request that ends leaves its place idle until then, unless a job waits for the place. The next look is half an
-    interval away on average, and the jobs' way is counted as another half. An interval is a round of the stage: 5 ms,
-    or 50 ms and more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle until
-    the interval ends. The queue is the shortest with which the intervals of the last `memory_seconds` leave IDLE_SHARE
-    idle. Answers that come at once, such as those of equal length, need a longer queue than the same number one by one.
+    A refill is the arrival of the jobs that the stage dispatches after a look. A request that ends leaves its place
+    idle until the next refill, unless a job waits in the engine. The next look is half an interval away on average, and
+    the time until the jobs arrive is counted as another half. An interval is a round of the stage: 5 ms, or 50 ms and
+    more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle for the length of an
+    interval. The queue is the shortest one with which the intervals of the last `memory_seconds` leave at most
+    IDLE_SHARE of the places idle. Answers that end together, such as answers of equal length, need a longer queue than
+    answers that end one by one.
 
     The event loop counts answers, and only the Kafka thread looks.
     """
@@ -105,7 +114,7 @@ class Refill:
         self._counted = 0
         self._since = self._looked = self._judged = clock.monotonic()
         self._intervals: deque[tuple[float, int, float]] = deque()
-        """The end of each interval with answers, their number, and the interval's seconds."""
+        """Each interval with answers: its end, the number of answers, and its length in seconds."""
         self._queue = 0
 
     def answered(self) -> None:
@@ -115,7 +124,7 @@ class Refill:
     def look(self, running: int) -> int:
         """Return the queue for an engine that has `running` requests in its places now.
 
-        A fast engine has none if it answers all its requests between two looks. Then the queue bridges each interval.
+        A fast engine may answer all its requests between two looks, so that `running` is 0: then no place may be idle.
         """
         now, answered = self._clock.monotonic(), self._answered
         if now > self._looked:
@@ -145,9 +154,9 @@ class Refill:
 class EnrichmentLead:
     """The number of jobs in enrichment that supplies the engine as fast as it answers.
 
-    Little's law gives the number: answers a second times the seconds that a job spends in enrichment, 0 without
-    sources. A job counts when the engine answers it, so that the engine's speed limits the lead. The event loop counts
-    jobs, and the Kafka thread reads the lead.
+    Little's law gives the number: answers per second times the seconds that a job spends in enrichment, 0 for a job
+    without sources. A job counts when the engine answers it, so that the engine's speed limits the lead. The event loop
+    counts jobs, and the Kafka thread reads the lead.
     """
 
     def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:

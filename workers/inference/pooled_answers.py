@@ -1,4 +1,4 @@
-"""The answers of jobs without a question in the form of results: a row for each kind."""
+"""Results of jobs whose answer is no generated text (embeddings, scores, ranks): a function for each kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.engines.pooling import Pooled
 
 
 def answer_of(job: Job, pooled: Pooled) -> dict[str, object]:
-    """Return the result's field with the answer; nothing for a job with a question."""
+    """Return the result's field with the answer; nothing for a job whose answer is a text."""
     return {job.kind.answer: _ANSWERS[job.kind.field](job, pooled)} if job.kind is not None else {}
 
 

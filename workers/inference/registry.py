@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_FORWARDS = 3
-"""Limit on a job's forwards. Beyond it, a job goes in a circle: two workers each claim that the other has the model."""
+"""Limit on a job's forwards.
+
+A job that exceeds the limit goes in a circle: two workers each claim that the other one has the model.
+"""
 
 
 _NAMES_SHOWN = 8
@@ -43,7 +46,7 @@ class Registry:
         self.replace(served, lane, models)
 
     def replace(self, served: Iterable[str], lane: str | None, models: Mapping[str, str | None]) -> None:
-        """Route by these names from now on."""
+        """Replace the names by which jobs are routed."""
         names = tuple(served)
         self._served = frozenset(names)
         self.shown = tuple(dict.fromkeys((*names[:1], *models)))
@@ -96,7 +99,10 @@ def quoted(name: str) -> str:
 
 
 def times_in(header: str | None) -> int:
-    """Return the count in a header that any producer may write. Other text is 0, a long number `MAX_FORWARDS`."""
+    """Return the count in a header that any producer may write.
+
+    The count is 0 for text that is no number, and `MAX_FORWARDS` for a long number.
+    """
     if header is None or not header.isdecimal():
         return 0
     return int(header) if len(header) < 4 else MAX_FORWARDS

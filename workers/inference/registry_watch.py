@@ -21,9 +21,10 @@ log = get_logger()
 
 
 class RegistryWatch(SideTask):
-    """Reads the changed registry file, within five seconds. A file that is wrong or needs a restart changes nothing.
+    """Reads the registry file again within five seconds of a change.
 
-    `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of profiles.
+    A file that is invalid or needs a restart has no effect. `read` raises RegistryRefused, SettingsRefused, and the
+    OSError of an unreadable folder of profiles.
     """
 
     def __init__(

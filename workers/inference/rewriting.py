@@ -1,4 +1,4 @@
-"""Rewriting of a conversation's last question ("How do they work?") by the engine, so that it can be searched for.
+"""Rewriting of a conversation's last question ("How do they work?") by the engine, for the web search.
 
 A rewriting is one short generation, bounded in tokens and seconds. If it fails, the question stays as it is.
 """
@@ -41,7 +41,7 @@ class Rewriter:
     def wants(self, job: Job, profile_rewrites: bool) -> bool:
         """True if the job wants a rewriting, and its conversation has more than one question.
 
-        If the job says nothing, its profile or the settings decide.
+        A job without the option follows its profile, or else the settings.
         """
         wish = job.sources.rewrite if job.sources is not None else False
         if not (profile_rewrites or self._settings.rewrite if wish is None else wish):
@@ -49,7 +49,7 @@ class Rewriter:
         return sum(message.role == "user" for message in job.messages or ()) > 1
 
     async def rewritten(self, received: ReceivedJob, question: str, seconds: float) -> tuple[str, str]:
-        """Return the rewritten question, or the old one if the rewriting fails, with a note. Raises EngineDied."""
+        """Return the rewritten question and a note; the original question if the rewriting fails. Raises EngineDied."""
         try:
             async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
                 completion = await self._engine.generate(self._request(received))
@@ -87,7 +87,7 @@ class Rewriter:
 
 
 def _one_line(completion: Completion) -> str | None:
-    """Return the answer if it is one line; None for an answer that was cut off, has more lines or is too long."""
+    """Return the answer if it is one line; None if the answer was cut off, has several lines or is too long."""
     text = completion.text.strip()
     is_whole = completion.finish_reason == "stop" and "\n" not in text and 0 < len(text) <= MAX_QUESTION_CHARS
     return text if is_whole and text.isprintable() else None

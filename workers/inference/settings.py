@@ -40,20 +40,21 @@ class WorkerSettings(BaseSettings):
     window_records: int = Field(default=2048, ge=1, le=8192)
     """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
 
-    The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, for those that wait in it, and
-    for those in enrichment.
+    The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, and for jobs in vLLM's queue and
+    in enrichment.
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have a third of this at most."""
     waiting_target: int | None = Field(default=None, ge=1, le=8192)
     """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
 
-    By default the number follows the engine: as many as it answers while a refill is under way, and at most eight more.
+    By default the number follows the engine: the jobs that the engine answers during one refill, and at most eight
+    more.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine.
 
-    Further jobs with sources wait. Jobs without sources overtake those that wait, until `window_records` jobs are in
+    Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are in
     work. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
@@ -73,10 +74,11 @@ class WorkerSettings(BaseSettings):
     Keep this below the grace period of the worker's pod.
     """
     trust: Literal["any", "signed"] = "any"
-    """The jobs that the worker takes: of any writer of the topics, or only those whose tenant is signed.
+    """`any`: the worker takes jobs of any writer of the topics. `signed`: only jobs whose tenant is signed.
 
     The gateway and `postback submit` sign with a secret of POSTBACK_TRUST__SECRET_FILE. Other jobs are rejected, and
-    their callbacks are not called. A copy of a signed record is taken, and answered again for the same tenant.
+    their callbacks are not called. The signature does not prevent replay: a copy of a signed record is answered again,
+    for the same tenant.
     """
     lane: EngineLane | None = None
     """The engine lane that this worker reads in a fleet with several engines; if absent, the shared lane.
@@ -86,13 +88,13 @@ class WorkerSettings(BaseSettings):
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
     """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""
     unserved_seconds: float = Field(default=5.0, ge=0, le=600)
-    """Seconds from a job's record until the job is rejected if no worker serves its model.
+    """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
 
-    A worker that begins to serve a model, or a changed registry, may be late by this time. At most 64 jobs wait at
-    once; further ones are rejected at once.
+    A new worker or a changed registry may be late by this time. At most 64 jobs wait; further jobs are rejected at
+    once.
     """
     registry: Path | None = None
-    """The file of the model registry, TOML; it takes the place of `--engine` and of `models`.
+    """The file of the model registry (TOML), which replaces `--engine` and `models`.
 
     `postback models check` names the file's mistakes. A worker reads a changed file again within seconds: aliases,
     defaults, prices, limits and escalations change without a restart.

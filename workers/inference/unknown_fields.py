@@ -11,7 +11,7 @@ log = get_logger()
 
 
 class UnknownFieldWarnings:
-    """Warns once for each set of field names, since a producer repeats one set in all its jobs."""
+    """Warns once for each set of field names, since a producer repeats the same fields in all its jobs."""
 
     def __init__(self) -> None:
         self._warned_of: set[tuple[str, ...]] = set()

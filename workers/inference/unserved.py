@@ -1,4 +1,4 @@
-"""Jobs for a model that no worker serves: they wait a little, since a worker or an alias may be on its way."""
+"""Jobs for a model that no worker serves wait a little, since a new worker or alias may soon serve the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.stage.record import Record
 
 LOOK_SECONDS: Final = 0.5
 MOST_WAITING: Final = 64
-"""Jobs that may wait at once. Each has a place in the window, and unknown names must not take all places."""
+"""Cap on the jobs that wait at once. Each has a place in the window, and unknown names must not take all places."""
 
 
 class UnservedModel(Exception):  # noqa: N818 - named after the job's problem
@@ -33,7 +33,7 @@ class UnservedJobs:
         self._waiting = 0
 
     async def served_later(self, record: Record, is_served: Callable[[], bool], is_over: Callable[[], bool]) -> bool:
-        """Wait until the job's model is served or the job is over. False if the time passes before that."""
+        """Wait until `is_served` or `is_over`. False if the time passes first, or if too many jobs wait already."""
         now = self._clock.time()
         until = min(record.timestamp_ms / 1000, now) + self._seconds
         if self._waiting >= MOST_WAITING or until <= now:

@@ -51,7 +51,7 @@ class _Answer:
 
 
 class ShadowHandler:
-    """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells if the engine has a model."""
+    """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells whether the engine has a model."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ShadowHandler:
         metrics: Metrics,
     ) -> None:
         self.engine_watch = EngineWatch(clock)
-        """The engine's health, as a side task of the process."""
+        """The engine's health; the process runs the watch as a side task."""
         self.pace = EnginePace(engine.load, None, clock)
         """The stage's back-pressure, by the engine's load."""
         lifetimes = Lifetimes(Cancellations(clock), clock)
@@ -102,7 +102,10 @@ class ShadowHandler:
         return [await self._compared(sample, profile, asked, answer)] if answer is not None else []
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the comparison in which the candidate failed: it killed its worker, or its handler has a defect."""
+        """Return a comparison with a failed candidate.
+
+        The sample killed its worker, or the handler has a defect.
+        """
         try:
             sample = read_sample(record.value)
         except InvalidSample:

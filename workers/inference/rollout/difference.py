@@ -1,4 +1,4 @@
-"""The difference of two answers to the same prompt: 0 if they say the same, 1 if they do not."""
+"""The difference of two answers to the same prompt: 0 for equal answers, 1 for different ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 _WORD: Final = re.compile(r"[+-]?\d[\d.,]*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
 """A number with its sign, a character of a script without spaces, a word, or a sign that changes the meaning."""
 _FEW_WORDS: Final = 8
-"""Texts with fewer words must have equal words: a single word is the answer."""
+"""Texts with fewer words must have equal words: one changed word would be another answer."""
 _MOST_WORDS: Final = 20_000
 """Cap on the words of each text that are compared: the time grows with the square of their number."""
 
@@ -26,7 +26,7 @@ class Thresholds:
     numbers: float = 0.01
     """The relative difference of two numbers in JSON."""
     similarity: float = 0.95
-    """The least similarity of two texts of eight words or more."""
+    """The least similarity of two texts with eight words or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds)
         return 0.0
     if is_json:
         try:
-            # float, since int() refuses long numbers
+            # no int(): it refuses long numbers
             ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
             return float(not _same_json(ours, theirs, thresholds))
         except (ValueError, RecursionError):

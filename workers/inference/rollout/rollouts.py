@@ -26,7 +26,7 @@ class Rollouts:
 
     @property
     def are_any(self) -> bool:
-        """True if an alias has a rollout, or had one."""
+        """True if any alias has or had a rollout."""
         return bool(self._table.by_alias)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
@@ -59,7 +59,7 @@ class Rollouts:
         return [rollout for rollout in self._table.by_alias.values() if not rollout.step.is_over]
 
     def with_id(self, rollout_id: str) -> Rollout | None:
-        """Return the rollout of this id; None if it is unknown, or a later one took its place."""
+        """Return the rollout with this id; None if the id is unknown, or if a later rollout replaced this one."""
         return next((each for each in self._table.by_alias.values() if each.order.id == rollout_id), None)
 
     def of(self, received: ReceivedJob) -> Rollout | None:

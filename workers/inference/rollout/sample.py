@@ -22,7 +22,7 @@ from workers.inference.rollout.difference import Said, Thresholds
 MAX_SAMPLE_BYTES: Final = MAX_RESULT_BYTES
 NO_PROFILE: Final = "none"
 _NUMBERS: Final = {kind.answer for kind in KINDS}
-"""The fields of results that have numbers of texts instead of a text."""
+"""The fields of results that hold numbers computed from texts (embeddings, scores, ranks) instead of a text."""
 _WITHOUT_SUPPORT: Final = (Support.UNSUPPORTED, Support.DANGLING)
 
 
@@ -80,7 +80,7 @@ class ShadowSample(WireModel):
 
     @property
     def candidate(self) -> str:
-        """The model that is to answer the job."""
+        """The model that has to answer the job."""
         return self.job.model_id or ""
 
     @property
@@ -113,7 +113,7 @@ def read_sample(value: bytes | None) -> ShadowSample:
 
 
 def said(result: Result) -> Said:
-    """Return the answer of a result, for a comparison. Numbers of texts become JSON."""
+    """Return the answer of a result, for a comparison. Embeddings, scores and ranks become JSON."""
     numbers = result.model_dump_json(include=_NUMBERS, exclude_none=True) if result.text is None else "{}"
     text = numbers if numbers != "{}" else result.text
     if result.tool_calls is not None:

@@ -6,14 +6,14 @@ from telemetry.clock import Clock
 
 
 class SampleRate:
-    """Allows events evenly: one in each `1 / per_second` seconds, and after a pause a second's worth at once."""
+    """Allows one event each `1 / per_second` seconds; after a pause, one second's events may come at once."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._next = clock.monotonic()
 
     def takes(self, per_second: float) -> bool:
-        """True if one more event is allowed now; it counts then."""
+        """True if one more event is allowed now. A True answer counts the event."""
         now = self._clock.monotonic()
         if self._next > now:
             return False

@@ -35,7 +35,7 @@ from workers.inference.rollout.sample_rate import SampleRate
 from workers.stage.record import Output
 
 LEAST_WAIT_SECONDS = 5.0
-"""A result waits for the second answer as long as the first answer took, but at least this time."""
+"""A result waits for the second answer for as long as the first answer took, but at least for this time."""
 _NOT_SAMPLED = nullcontext()
 _GREEDY = {"temperature": 0.0, "top_p": None, "seed": None, "n": 1, "logprobs": False, "top_logprobs": None}
 _OVER = (Outcome.SUCCEEDED, Outcome.FAILED)
@@ -75,7 +75,7 @@ class Sampler:
     ) -> AbstractAsyncContextManager[None]:
         """Answer a sampled job again while the block answers it. An exception of the block ends the other answers.
 
-        The result waits for the second answer, for a bounded time: one transaction writes both.
+        The result waits for the second answer for a bounded time, so that one transaction writes both.
         """
         return _NOT_SAMPLED if received.alias is None else self._beside(received, asked, sampled)
 
@@ -108,7 +108,7 @@ class Sampler:
                 run.cancel()
 
     def _kind(self, rollout: Rollout, received: ReceivedJob) -> Step | None:
-        """Return the present step if the job is sampled: copied in the shadow step, reported in a canary step."""
+        """Return the current step if the job is sampled: copied in the shadow step, reported in a canary step."""
         step, order = rollout.step, rollout.order
         if step.is_over:
             return None
@@ -131,7 +131,7 @@ class Sampler:
         return [asyncio.create_task(self._run(greedy, asked)) for _ in range(1 if _is_greedy(received, asked) else 2)]
 
     async def _run(self, received: ReceivedJob, asked: GroundedRequest) -> _Run | None:
-        """Return one more answer; None if the engine gives none."""
+        """Return one more answer; None if the engine gives no answer."""
         began = self._clock.monotonic()
         try:
             asked, completion = await self._generator.generated(received, asked)
@@ -204,7 +204,7 @@ def comparison_output(topics: Topics, comparison: Comparison) -> Output:
 
 
 def _is_greedy(received: ReceivedJob, asked: GroundedRequest) -> bool:
-    """True for an answer without chance; numbers of texts have none."""
+    """True if the answer is deterministic: decoded greedily, or an embedding, score or rank."""
     temperature = received.job.temperature
     is_greedy = (temperature if temperature is not None else asked.temperature) == 0
     return is_greedy or received.job.kind is not None

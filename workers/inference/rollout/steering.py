@@ -1,4 +1,7 @@
-"""Turns the comparisons of a rollout into its next step. Each worker does so, and they all come to the same steps."""
+"""Turns the comparisons of a rollout into its next step.
+
+All workers read the same comparisons and derive the same steps.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,13 @@ class Steering(SideTask):
         self._write = write
         self._judges: dict[str, Judge] = {}
         self._early: deque[tuple[bytes | None, bytes | None]] = deque(maxlen=_MOST_EARLY)
-        """Comparisons that were read before their rollout's order."""
+        """Comparisons that arrived before the order of their rollout."""
         self._written: dict[tuple[str, Step], float] = {}
-        """The steps that were written, with their times."""
+        """The written steps, and the time of each write."""
         rollouts.on_change.append(self._changed)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take a record of the comparisons."""
+        """Apply a record of the topic of comparisons."""
         rollout = self._rollouts.with_id(key.decode("ascii", "replace")) if key is not None else None
         if rollout is None:
             self._early.append((key, value))
@@ -83,7 +86,7 @@ class Steering(SideTask):
             self._decide(rollout, judge)
 
     def _decide(self, rollout: Rollout, judge: Judge) -> None:
-        """Write the next step if the evidence decides, unless this worker has just written it."""
+        """Write the next step if the comparisons suffice, unless this worker has just written that step."""
         order = rollout.order
         values = [(each.difference.below, each.difference.above) for each in judge.profiles.values()]
         for claim, lowest in zip(("equal", "different"), zip(*values, strict=True), strict=True):
@@ -107,7 +110,7 @@ class Steering(SideTask):
         )
 
     async def ended(self) -> None:
-        """Look again from time to time until cancelled: a step's record may have been lost."""
+        """Write steps again until cancelled if they do not become visible: Kafka may have lost a step's record."""
         while True:
             await asyncio.sleep(AGAIN_SECONDS)
             for rollout in self._rollouts.running():
@@ -116,7 +119,7 @@ class Steering(SideTask):
 
 
 class StepWriter(SideTask):
-    """Writes steps to `model_rollouts`. Its producer is made for the first step, since most workers write none."""
+    """Writes steps to `model_rollouts`. The first step creates the producer, since most workers write no step."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
