@@ -23,7 +23,10 @@ class Backpressure(Protocol):
 
     @property
     def paced(self) -> bool:
-        """True if the stage's records have due times. They become due by the hundred, so they begin in short slices."""
+        """True if the stage's records have due times.
+
+        Hundreds may become due at once, so the event loop begins records in short slices.
+        """
         ...
 
 

@@ -25,7 +25,7 @@ class Batch:
     """The progress to commit, fixed when the commit begins: partitions may see more records during the commit."""
 
     def homes(self, turn: int) -> list[int]:
-        """Return partition numbers for outputs that name no partition; each `turn` gives another choice.
+        """Return partition numbers for outputs that name no partition. Another `turn` gives other numbers.
 
         The numbers are those of source partitions, so that a dead worker's open transaction holds back only its own
         partitions. A transaction uses few numbers, since each number costs a request, an end marker, and a fetch of

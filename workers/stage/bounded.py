@@ -43,7 +43,7 @@ class Call:
 
 
 class BoundedCaller:
-    """A thread that makes calls one after the other. A user of this class abandons an overdue call with the thread."""
+    """A thread that makes calls one after the other. The caller abandons the whole thread if a call is overdue."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _Answer] | None] = SimpleQueue()

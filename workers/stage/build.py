@@ -47,8 +47,8 @@ def group_stage(
     TopicMadeAnew if a topic has another UUID now. For topics not in `topic_ids`, the first UUID that the stage meets
     counts.
 
-    The transactional.id is `<prefix><name>.<replica><suffix>`, and restarts of a replica keep it. So a new process at
-    once ends the transaction that a killed process left open.
+    The transactional.id is `<prefix><name>.<replica><suffix>`, and a replica's restart does not change the id. So the
+    new process at once ends a transaction that its killed predecessor left open.
     """
     errors: list[Stage] = []
 

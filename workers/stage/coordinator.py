@@ -1,7 +1,8 @@
 """The time since the group's coordinator last answered, from librdkafka's statistics of the connection.
 
 A frozen broker keeps its connections open, so the client sees no error before a request times out. An idle client sends
-few requests, and saw the error only after more than a minute. Statistics cost no request and block no thread.
+few requests, and without statistics saw the error only after more than a minute. Statistics cost no request and block
+no thread.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _SAID: dict[Call, tuple[str, str]] = {
     "last_resort": ("record-passed-over", "The last resort raised; settling the record without a dead letter."),
     "due_ms": ("pace-raised", "The pace raised at a record; dispatching the record at once."),
     "party": ("sharing-raised", "The sharing raised at a record; counting the record for no party."),
-    "cost": ("sharing-raised", "The sharing raised at a record; counting the record as any other."),
+    "cost": ("sharing-raised", "The sharing raised at a record; counting the record at the default cost."),
 }
 
 log = get_logger()

@@ -52,7 +52,7 @@ class Dispatching:
         self._casualties: list[tuple[Partition, Record]] = []
         """Records that died in a crash, kept until no record is running: the crash may have killed more records."""
         self._alone_since = 0.0
-        """The monotonic time since which only suspects before their last attempt have been waiting."""
+        """The monotonic time since which no record has been waiting except suspects before their last attempt."""
         self.isolation = Isolation()
         self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
         self.pacing = Pacing(pace, self.window, held, defects, clock)
@@ -62,7 +62,10 @@ class Dispatching:
         return Place.FIRST if self._sharing is None else self._sharing.place(topic)
 
     def opened(self, partition: Partition) -> None:
-        """Suspect the records that the partition's last owner left open. Call this before accepting any record."""
+        """Suspect the first records of a partition that its last owner did not release.
+
+        Call this before accepting any record.
+        """
         self.isolation.opened(partition)
         if partition.careful_records:
             log.warning(
@@ -77,21 +80,25 @@ class Dispatching:
     def accept(self, partition: Partition, record: Record) -> None:
         """Queue a record that was just taken: among the suspects, or in the window."""
         if partition.careful_records and self.pacing.was_never_due(record):
-            # A tier is a queue, so the last owner has begun neither this record nor any later one.
+            # A paced topic's records become due in order, so the last owner began neither this record nor any later
+            # one.
             self.isolation.end_first_window(partition)
         self._assess(record)
         if not self.isolation.suspect(partition, record):
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records that have to wait in the later place to `Sharing.defer`, unless earlier ones are on the way."""
+        """Pass records that have to wait in the later place to `Sharing.defer`, unless the loop still defers others."""
         surplus = [] if self.is_deferring else self.window.surplus(MOST_DEFERRED)
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
 
     @property
     def is_deferring(self) -> bool:
-        """True until the event loop has deferred the last surplus. More records would only wait for that."""
+        """True until the event loop has deferred the last surplus.
+
+        Until then, further surplus records would only wait.
+        """
         return self._runner.is_deferring
 
     def spent(self, partition: Partition, record: Record) -> None:
@@ -108,7 +115,7 @@ class Dispatching:
         self._casualties += casualties
 
     def dispatch(self, waiting: int) -> int:
-        """Hand over the records that may run now. Returns the number of these records.
+        """Hand the records that may run now to the event loop. Returns the number of these records.
 
         `waiting` is the number of handled records that wait to be settled. Raises NothingCompletes.
         """
@@ -154,8 +161,8 @@ class Dispatching:
         self.isolation.crashed(casualties)
         if self.isolation.sick:
             log.critical(
-                "Records killed their worker while they ran alone, and none completed; ending the process, giving up "
-                "none.",
+                "Records killed their worker while they ran alone, and none completed; ending the process and giving "
+                "up no record.",
                 action="nothing-completes",
             )
             raise NothingCompletes
@@ -193,7 +200,7 @@ class Dispatching:
         return list(cohort.members)
 
     def _wait_for_others(self) -> None:
-        """Try a suspect for the last time once no other record was there for OTHERS_SECONDS."""
+        """Begin a suspect's last attempt once no other record has run or waited for OTHERS_SECONDS."""
         now = self._clock.monotonic()
         if not self.isolation.needs_others or self._held.load.running or self.window.parked:
             self._alone_since = now
@@ -223,5 +230,5 @@ class Dispatching:
 
 
 def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
-    """Return how many of the first `most` records may run now, without regard to due times."""
+    """Return how many of the first `most` records may run now if due times do not matter."""
     return partition.horizon.allowed(records, most) if partition.dispatchable else 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class NothingCompletes(Exception):  # noqa: N818 - it names what happens
-    """The process that runs the records died at one record after the other, and completed none."""
+    """The process that runs the records died at several records in a row, and completed none."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the engine died each time at jobs that ran alone, and has completed none since: the fault seems to be the "
-            "machine's or its GPU's. No job was given up; other workers go on with them. See the engine's log and the "
-            "GPU's health before this worker starts again"
+            "the engine died each time at jobs that ran alone, and completed no job in between: the machine or its GPU "
+            "seems to be at fault. No job was given up; other workers take the jobs over. Check the engine's log and "
+            "the GPU's health before you start this worker again"
         )

@@ -37,9 +37,9 @@ class Fetching:
         """Find the partition of each record and each end. Records and ends of partitions not held are left out.
 
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
-        before the group knows of it. Kafka is asked for the topic's UUID in three cases: a partition's offsets go back
-        without a seek, its first record is delivered only after it was opened, or a delivery follows a silence. The new
-        topic may have more records than the old one had, so that the offsets seem to go on.
+        before the group knows of it. The stage asks Kafka for the topic's UUID in three cases: a partition's offsets go
+        back without a seek, the partition's first record arrives only after the partition was opened, or a delivery
+        follows a silence. The new topic may have more records than the old one had, so that the offsets seem to go on.
         """
         held, doubtful, now = self._held.partitions, set(), self._clock.monotonic()
         found_ends = []
@@ -70,7 +70,7 @@ class Fetching:
     def reach(self, ends: Iterable[tuple[Partition, int]]) -> list[Partition]:
         """Note that partitions have been read to their end: offsets skipped before the end are done.
 
-        Returns the partitions.
+        Returns these partitions.
         """
         now, reached = self._clock.monotonic(), []
         for partition, offset in ends:
@@ -94,12 +94,15 @@ class Fetching:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # may be a record that was given back
+            owed = partition.ledger.next_owed  # this record may have been given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
 
     def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
-        """Pause and resume partitions. If an assignment is under way the call may fail; the next round repeats it."""
+        """Pause and resume partitions.
+
+        If an assignment is under way, the call may fail; the next round repeats the call.
+        """
         if not pause and not resume:
             return
         if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
@@ -138,7 +141,7 @@ class Fetching:
         """
         if offset <= partition.ledger.next_offset:
             return True
-        for cached in (True, False):  # a successful fetch brings the end with it; otherwise the broker is asked
+        for cached in (True, False):  # a successful fetch also returns the partition's end; otherwise ask the broker
             marks = self._intake.watermarks(partition.id, cached=cached)
             if marks is not None and offset < marks[1]:
                 return True

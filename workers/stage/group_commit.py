@@ -23,7 +23,10 @@ MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
-"""The most new records for which a transaction waits a round. If more shared one, each would save little."""
+"""The most new records for which a transaction waits a round.
+
+With more records, the wait would save each of them little.
+"""
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100
 LINGER_BYTES = 4 * 1024 * 1024

@@ -40,7 +40,8 @@ class Held:
     ) -> None:
         """`window_records`: size of the first window after a crash if the commit does not say how many records began.
 
-        Without `identities` the stage knows a topic by its name alone, and does not notice if the topic is made anew.
+        Without `identities` the stage knows a topic by its name alone, and does not notice if a new topic gets the same
+        name.
         """
         self._window_records = window_records
         self._intake = intake
@@ -50,7 +51,7 @@ class Held:
         self._metrics = metrics
         self._identities = identities
         self._left: dict[PartitionId, Partition] = {}
-        """Partitions that this process held earlier, and dropped while none of their records was a suspect."""
+        """Partitions that this process held earlier, and that had no suspects when the process dropped them."""
         self._generation = 0
         self.partitions: dict[PartitionId, Partition] = {}
         self.load = Load()

@@ -26,7 +26,7 @@ class Horizon:
     """The limit of one partition during one assignment. Only the Kafka thread calls the methods."""
 
     def __init__(self, start: int) -> None:
-        """`start`: earlier owners may have begun records below this offset, but no others."""
+        """`start`: earlier owners may have begun records below this offset, and none from this offset on."""
         self._above = start
         """The offset after the highest record that has begun or waits to begin."""
         self._above_before = start

@@ -118,7 +118,7 @@ class GroupIntake:
         self._consumer = make_consumer(
             {
                 "fetch.wait.max.ms": 100,  # a resumed partition waits for the present fetch
-                "fetch.queue.backoff.ms": 2,  # the next fetch's delay once enough records are prefetched
+                "fetch.queue.backoff.ms": 2,  # how long the next fetch is delayed once enough records are prefetched
                 "queued.min.messages": prefetch_records,  # all partitions share one queue
                 "queued.max.messages.kbytes": 16_384,
                 **config,
@@ -168,7 +168,7 @@ class GroupIntake:
             elif error.fatal() or error.code() == KafkaError._FATAL:
                 raise GroupRefused(error)
             else:
-                self._on_error(error)  # for example a denied partition: the client reports this only here
+                self._on_error(error)  # the client reports a denied partition only here
         return records, ends
 
     def committed(self, partitions: Iterable[PartitionId], timeout_seconds: float) -> Committed:
@@ -189,7 +189,8 @@ class GroupIntake:
         if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
             return False  # the assignment is still being made
         try:
-            # Seeks may fail, so they come first: after a failure the caller notes no pause, and would undo none.
+            # Seeks may fail, so they precede the pauses: after a failure the caller would not know of a pause, and not
+            # end it.
             for topic, number, offset in resume:
                 if offset is not None:
                     self._consumer.seek(TopicPartition(topic, number, offset))

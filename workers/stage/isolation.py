@@ -9,8 +9,8 @@ Suspects have two sources. First, a partition that its last owner left open: its
 records committed as running. Second, a handler that raises HandlerCrashed because an engine process died: the records
 of this engine are suspect, and are tried without a restart of the worker.
 
-First windows are tried beside all other records, MAX_SUSPECTS of each partition at once: a commit has no more room. New
-members take the places of settled members, since a callback to a server that hangs must not hold up thousands of
+First windows are tried beside all other records, at most MAX_SUSPECTS of each partition at once: a commit can name no
+more. New members replace settled members at once, so a callback to a server that hangs does not hold up thousands of
 records. Records that were running in a crash are tried strictly one cohort after the other.
 
 A sick machine kills at every record, and no record is to blame. So the third attempt waits until another record has
@@ -30,7 +30,10 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""Deaths of different records that ran alone, while none completed. Three such deaths are blamed on the records."""
+"""Deaths after which the machine is to blame: of different records, each alone, while none completed.
+
+Three such deaths are still blamed on the records.
+"""
 MAX_ATTEMPTED = MAX_SUSPECTS // 2
 """The most records of a partition that have attempts. Each such record takes one of a commit's MAX_SUSPECTS places
 until it is settled; the other places are for cohorts."""
@@ -58,7 +61,8 @@ class Isolation:
         """Suspects that were running in a crash. One cohort of these runs at a time, and nothing else."""
         self._wide: dict[Partition, deque[Record]] = {}
         """The first windows of partitions that were left open. Cohorts of first windows run beside all other records.
-        No queue is empty; the partition drawn from last comes last."""
+
+        Empty queues are removed; the partition drawn from most recently is the last key."""
         self._last: deque[tuple[Partition, Record]] = deque()
         """Suspects before their last attempt, waiting until another record completes. Other records run meanwhile."""
         self._healthy = False
@@ -107,7 +111,7 @@ class Isolation:
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
-        """Adopt suspects that the last owner committed as running: their cohort killed, so cohorts are halved."""
+        """Adopt suspects that the last owner committed as running. They killed it, so cohorts are halved."""
         self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:
@@ -286,7 +290,7 @@ class Isolation:
         return drawn
 
     def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
-        """Draw up to `room` records of first windows, from each partition only as many as its commit can name."""
+        """Draw up to `room` records of first windows. The commit of each partition bounds its part."""
         drawn: list[tuple[Partition, Record]] = []
         named = self._named() if self._wide else {}
         for partition in list(self._wide):
@@ -308,7 +312,10 @@ class Isolation:
 
 
 def _counts(attempts: int, *, healthy: bool) -> bool:
-    """Return whether a death alone counts as an attempt. The last attempt counts only if `healthy`."""
+    """Return whether the death of a record that ran alone counts as an attempt.
+
+    The last attempt counts only if `healthy`.
+    """
     return healthy or attempts < ATTEMPTS_ALLOWED - 1
 
 

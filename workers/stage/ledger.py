@@ -9,7 +9,8 @@ The words, as the whole stage uses them:
 - *hole*: an offset of the span that is not done.
 - *span*: the offsets from base to the highest one seen. The span is bounded so that it always fits into a commit: the
   more holes, the lower the bound (progress.py).
-- *suspect*: a record that may have killed a worker. *attempts* counts the workers that it killed while running alone.
+- *suspect*: a record that may have killed a worker. *attempts* counts the workers that the suspect killed while running
+  alone.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Ledger:
         return offset in self._taken
 
     def take(self, offset: int) -> bool:
-        """Take a delivered record that `fits`, and mark skipped offsets before as done.
+        """Take a delivered record that `fits`, and mark the skipped offsets before the record as done.
 
         Returns False if the record is done or taken already.
         """
@@ -121,7 +122,7 @@ class Ledger:
         self.gaps_unsettled = True
 
     def after(self, offsets: Iterable[int]) -> tuple[int, int]:
-        """Return base and bitmap as they are once these offsets are done too."""
+        """Return the base and bitmap that result if these offsets are done too."""
         done = self._done
         for offset in offsets:
             if offset >= self._base:
@@ -147,7 +148,7 @@ class Ledger:
         return known
 
     def drop(self, offset: int) -> None:
-        """Give an offset back untried: it stays undone for the next owner of the partition."""
+        """Give an offset back untried: the offset stays undone, for the next owner of the partition."""
         self._taken.discard(offset)
 
     @property

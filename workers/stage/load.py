@@ -1,4 +1,4 @@
-"""The load: numbers and bytes of the records that a stage has taken."""
+"""The load: the number and bytes of the records that a stage has taken."""
 
 from __future__ import annotations
 

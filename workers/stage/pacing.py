@@ -17,9 +17,12 @@ SOON_SECONDS = 10.0
 """If a partition's first record is due within this time, the stage also fetches the records behind. If the first is due
 later, the stage does not fetch from the partition, and gives back its records first when room is short."""
 OVERDUE_SECONDS = 1.0
-"""The time for which a due record waits for room before its partition's records count as waiting for room again."""
+"""How long a due record may wait for room.
+
+After this time, its partition's records count as parked again, no longer as put off.
+"""
 LOOK_AGAIN_SECONDS = 0.5
-"""The longest time between two checks of a record that is not due: someone may set the clock."""
+"""The longest time between two checks of a record that is not due, since an operator may set the clock."""
 
 
 class Pacing:

@@ -24,18 +24,19 @@ TIGHT_SECONDS = 0.2
 quick records make room sooner than a resumed partition delivers."""
 
 SLOW_SECONDS = 2.0
-"""A full lot is slow if it gives out fewer records in this time than it may hold: further records would wait longer."""
+"""A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
 STILL_SECONDS = 10.0
-"""A lot that gives out no record for this time does not count as slow: its engine is away."""
+"""A lot that gives out no record for this time does not count as slow: the engine is away."""
 
 AHEAD_RECORDS = 2048
-"""The most put-off records of a partition whose first record is due soon. With only one record here, the partition
-would be fetched again from the next record on each time a record is due."""
+"""The most put-off records of a partition whose first record is due soon.
+
+If the lot kept only one record, the stage would seek and fetch the partition anew for each due record."""
 PUT_OFF_SHARE = 4
 """Put-off records may take PUT_OFF_SHARE times the lot's capacity in units, and 1/PUT_OFF_SHARE of the lot's bytes."""
 
 MOST_FORMER = 10_000
-"""The most parties without parked records whose cost is remembered."""
+"""Cap on the parties without parked records whose `served` is kept."""
 
 
 class Lot:
@@ -52,14 +53,14 @@ class Lot:
         self._parties: dict[Party, PartyQueue] = {}
         """The queue of each party. Of parties that were served equally, the first one is next."""
         self._former: dict[Party, float] = {}
-        """`served` of each party without a record here, if it is above `_reached`."""
+        """`served` of each party without a parked record, if this value is above `_reached`."""
         self._reached = 0.0
         """The virtual time of fair queueing: `served` of the party drawn last, before its last record."""
         self._tight_since: float | None = None
         self.slow = False
         """True if the lot is full, and gave out records, but fewer than its capacity in the last SLOW_SECONDS."""
         self.full = False
-        """True if partitions have to be paused: the lot lacked room for a while, and has not been half empty since."""
+        """True if partitions have to be paused: the lot lacked room for TIGHT_SECONDS, and is not half empty yet."""
         self._counted_since = 0.0
         self._counted = 0
         """Records that a full lot has given out since `_counted_since`."""
@@ -75,7 +76,7 @@ class Lot:
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
-        """Partitions not to fetch from until at most the given number of the partition's records are parked."""
+        """Partitions that are not fetched from until at most the given number of their records are parked."""
 
     @property
     def put_off(self) -> Collection[Partition]:
@@ -196,7 +197,7 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's present and later records, as the first is not due.
+        """Put off a partition's present and later records, since its first record is not due.
 
         The partition is not fetched from until its first record is due `soon`.
         """
@@ -237,7 +238,7 @@ class Lot:
         return found
 
     def _heaviest_put_off(self) -> Partition | None:
-        """Return the heaviest put-off partition that is not due soon, or else the heaviest above an equal part.
+        """Return the heaviest put-off partition that is not due soon, or else the heaviest above an equal share.
 
         Partitions with only one record do not count. Returns None if no partition is left.
         """

@@ -56,7 +56,7 @@ class Partition:
         self.open_committed = False
         """True if the last commit states that this worker has the partition open. Before, no record is dispatched."""
         self.begins_anew = False
-        """True if the last owner was this process itself, which is alive: no record of the partition killed it."""
+        """True if the last owner was this same process: no record of the partition can have killed it."""
         self.rewind_to: int | None = None
         """The offset to seek to before resuming; None if no seek is needed."""
         self.fetched_to = 0
@@ -69,7 +69,7 @@ class Partition:
 
         # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these.
         self.paused = True
-        """True until the first resume: in the client a partition that is lost and regained stays paused."""
+        """True until the first resume: the client keeps a partition paused that was lost and regained."""
         self.begun = False
         """True if this assignment has delivered a record. Before the first record, any gap may be due to retention."""
         self.at_end = False
@@ -77,8 +77,9 @@ class Partition:
         self.last_seen = now
         """The monotonic time of the last delivery."""
         self.position = 0
-        """The last delivered offset; 0 after a seek. Without a seek, the client delivers a lower offset only if the log
-        went back."""
+        """The last delivered offset; 0 after a seek.
+
+        Without a seek, the client delivers a lower offset only if the partition's log was cut or made anew."""
 
         # Written by `Load`.
         self.running = 0
@@ -160,7 +161,7 @@ class Partition:
         """Mark these offsets as done: Kafka has committed `committed`, the value of `progress(offsets)`."""
         self.open_committed = committed.open
         self.ledger.settle(offsets)
-        # A new gap may have been seen during the commit.
+        # The client may have delivered a new gap during the commit.
         self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)
         self.confirmed = committed
         self.horizon.committed(committed.limit)
@@ -175,11 +176,11 @@ class Partition:
         self.open_committed = self.open_committed and committed.open
 
     def trust_last_owner(self) -> None:
-        """Make `open` suspect no record: the last owner is alive."""
+        """Make `open` suspect no record, since the last owner is alive."""
         self.begins_anew = True
 
     def replace(self, earlier: Partition, base: int) -> None:
-        """Take the place of `earlier`, and fetch again from `base` on. In the client the assignment never changed."""
+        """Replace `earlier`, and fetch again from `base` on. The client sees no change of assignment."""
         self.trust_last_owner()
         self.paused = earlier.paused
         self.fetch_again(base)
@@ -198,7 +199,7 @@ class Partition:
         self.phase = Phase.GONE
 
     def give_back(self, records: Iterable[Record]) -> None:
-        """Drop records that were taken and not tried, and seek back to them before the partition is resumed."""
+        """Drop records that were taken and not tried, and schedule a seek back to the first of these records."""
         for record in records:
             self.at_end = False
             self.ledger.drop(record.offset)

@@ -41,7 +41,7 @@ class Record:
     cost: float = 1.0
     """The estimated cost, see `Sharing.cost`."""
     spent: float | None = None
-    """The real cost, set by the handler; None if it is as estimated."""
+    """The real cost, set by the handler; None if the estimate is right."""
     urgency: int = 0
     """See `Sharing.urgency`."""
 
@@ -67,7 +67,7 @@ class Output:
     partition: int | None = None
     """None lets the settler choose a number, from those of the transaction's source partitions."""
     may_linger: bool = False
-    """True if the output may be settled half a second later, with other lingering outputs: its record has to wait."""
+    """True if the output may be settled half a second later, with other lingering outputs: no reader needs it at once."""
 
 
 @dataclass(frozen=True, slots=True)

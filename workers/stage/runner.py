@@ -21,8 +21,8 @@ AT_A_TIME_SECONDS = 0.001
 """The time for which records run, or are deferred, one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
 """The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
-so another stage's records get four times as much of the loop. A callback takes a millisecond and a half in all, so a
-delay of one millisecond would show."""
+so another stage's records get four times as much of the loop. A callback takes one and a half milliseconds in all, so a
+delay of one millisecond would be a large part."""
 
 
 @dataclass(slots=True)
@@ -86,12 +86,15 @@ class Runner:
         self._at_a_time_seconds = at_a_time_seconds
         self._queue: deque[_Dispatched] = deque()
         self.begun = 0
-        """The number of dispatched records whose handlers have begun, or never will. The Kafka thread reads it too."""
+        """The number of dispatched records whose handlers have begun or were cancelled.
+
+        The Kafka thread reads this too.
+        """
         self._beginning = False
         self._surplus: deque[_Dispatched] = deque()
         """Records to defer."""
         self.deferred = 0
-        """The number of surplus records that are deferred, or never will be. The Kafka thread reads it too."""
+        """The number of surplus records that are deferred or were cancelled. The Kafka thread reads this too."""
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
         """Keeps the newest task alive until it has begun: the loop keeps no reference."""
@@ -127,7 +130,7 @@ class Runner:
                 task.cancel()
 
     def _defer_some(self) -> None:
-        """Defer records for a while, and the rest after the loop's other tasks: records that can run now come first."""
+        """Defer records for a while, and the rest after the loop's other tasks: handling goes before deferring."""
         began = time.perf_counter()
         while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
             partition, record, since = self._surplus.popleft()
@@ -146,7 +149,10 @@ class Runner:
             loop.call_soon(self._begin)
 
     async def _work(self, turn: int) -> None:
-        """Run queued records one after the other for a while. Once a handler waits, another task runs the rest."""
+        """Run queued records one after the other for a while.
+
+        If a handler waits, another task runs the remaining records.
+        """
         task, began = asyncio.current_task(), time.perf_counter()  # loop.time() may stand still
         while turn == self._turn and self._queue and time.perf_counter() - began < self._at_a_time_seconds:
             partition, record, dispatched_at = self._queue.popleft()
@@ -174,7 +180,7 @@ class Runner:
         self._completions.put(Handled(partition, record, outputs, dispatched_at))
 
     def _deferred(self, record: Record) -> Sequence[Output]:
-        assert self._sharing is not None, "without it nothing is beyond a share"  # noqa: S101 - an invariant
+        assert self._sharing is not None, "only a stage with a Sharing defers records"  # noqa: S101 - an invariant
         try:
             return self._checked(record, self._sharing.defer(record))
         except Exception as error:

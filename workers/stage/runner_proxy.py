@@ -1,4 +1,4 @@
-"""The Kafka thread's handle on the runner, which runs on the event loop."""
+"""The Kafka thread's proxy of the runner, which runs on the event loop."""
 
 from __future__ import annotations
 

@@ -15,10 +15,12 @@ class StageSettings:
     """The consumer group's name without the prefix; also part of the transactional.id."""
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 30.0
-    """The time for which a stop waits for dispatched records. No revocation waits longer."""
+    """The longest time for which a stop or a revocation waits for dispatched records."""
     revoke_drain_seconds: float | None = None
-    """The time for which a revocation waits for dispatched records. The stage fetches nothing meanwhile: partitions
-    that stay assigned go on with parked records only. None means `drain_seconds`."""
+    """The time for which a revocation waits for dispatched records.
+
+    Meanwhile the stage fetches no records: partitions that stay assigned go on with parked records only. None means
+    `drain_seconds`."""
     group_commit_seconds: float = 0.0
     """The least time for which a complete record waits for others to share its transaction. Set it above 0 only if no
     reader waits for the outputs."""

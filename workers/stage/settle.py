@@ -57,7 +57,7 @@ class Settler:
         self._clock = clock
         self._metrics = metrics
         for result in ("committed", "failed", "aborted"):
-            metrics.settles.labels(result)  # exposed as 0: Prometheus's `rate` misses an event that makes its series
+            metrics.settles.labels(result)  # Prometheus's `rate` misses the event that creates a series
         self._fatal_at: deque[float] = deque()
         self._flight: tuple[Batch, CommitUnderWay] | None = None
         self._committing: Batch | None = None
@@ -68,7 +68,10 @@ class Settler:
         self._look_again_at = 0.0
         """The monotonic time of the next sweep of topics that had no leader."""
         self._commits_swept = False
-        """True if a sweep that sent an opened partition's offsets has ended pending offsets. No commit precedes it."""
+        """True if a sweep that sent an opened partition's offsets has ended pending offsets.
+
+        No commit begins before that.
+        """
         self.offsets_swept = False
         """True if a sweep has ended the group's pending offsets. Before that, reading committed progress may fail."""
         self._failures = 0
@@ -230,7 +233,7 @@ class Settler:
             self.state = SettlerState.REREADING
 
     def _plan_sweep(self) -> None:
-        """Ask for the layouts of the topics that are owed a sweep, and plan the sweep's steps.
+        """Ask for the layouts of the topics that need a sweep, and plan the sweep's steps.
 
         Raises KafkaException if the next batch has outputs for a topic without a leader: a transaction that waits for
         this leader would hold up the readers of all other topics.
@@ -243,7 +246,7 @@ class Settler:
         if self._sweeps.postponed:
             self._look_again_at = self._clock.monotonic() + AGAIN_SECONDS
             log.warning(
-                "Topics have a partition without a leader; nothing is written to them until it has one.",
+                "Topics have a partition without a leader; writing to these topics only when it has one again.",
                 action="sweep-postponed",
                 topics=sorted(self._sweeps.postponed),
             )

@@ -20,14 +20,15 @@ the producer id. Two causes are known:
   whenever the only broker was killed under load).
 
 Readers wait behind a rest, and offsets of a rest stay pending for ever. The next transaction of the same id commits or
-aborts the rest with itself. A sweep is a transaction for this purpose: it writes to each partition of the topics that
-may hold a rest, sends offsets, and is aborted. `sweep` chooses these topics, and splits many partitions into steps. No
-such topic is written to before its sweep, so no rest of a dead predecessor is ever committed. A topic without a leader
-is swept once it has a leader, and holds up only batches with outputs for this topic.
+aborts the rest together with its own records. A sweep is a transaction for this purpose: it writes to each partition of
+the topics that may hold a rest, sends offsets, and is aborted. `sweep` chooses these topics, and splits many partitions
+into steps. No such topic is written to before its sweep, so no rest of a dead predecessor is ever committed. A topic
+without a leader is swept once it has a leader, and holds up only batches with outputs for this topic.
 
 A sweep may roll back records that Kafka had confirmed to this process; REREADING notices this by the offsets. REREADING
-does not notice rolled-back outputs whose offsets stay committed. To cause this, a coordinator would have to write a
-marker for the offsets and skip the output's: a single broker does not do this, and three copies rule it out.
+does not notice rolled-back outputs whose offsets stay committed. For this, a coordinator would have to write the marker
+for the offsets and skip the marker for the outputs. A single broker does not do this, and with three copies it cannot
+happen.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Protocol
 from workers.stage.record import Headers, Output, Record
 
 Party = bytes | None
-"""None in a stage without a `Sharing`."""
+"""The party of a record; None in a stage without a `Sharing`."""
 
 
 class Place(IntEnum):
@@ -35,7 +35,7 @@ class Sharing(Protocol):
 
     @property
     def later_share(self) -> float:
-        """The least share of free places for the later place while records of the later and first places wait."""
+        """The later place's least share of the free room while records wait in both the first and the later place."""
         ...
 
     def party(self, headers: Headers | None) -> bytes:

@@ -59,14 +59,14 @@ class Stage:
         last_resort: LastResort | None = None,
         identities: Identities | None = None,
     ) -> None:
-        """Without `identities`, the stage knows topics by their names alone, and does not notice one made anew."""
+        """Without `identities`, the stage knows topics by name, and does not notice a new topic of the same name."""
         self._settings = settings
         self._intake = intake
         self._settler = settler
         self._clock = clock
         limits, defects, completions = settings.limits, Defects(metrics), SimpleQueue[Handled]()
         self.stopping: Deadline | None = None
-        """Set by `stop`: the deadline of the drain. None while the stage is to run."""
+        """The deadline of the drain, set by `stop`. None before `stop` is called."""
         self.error: Exception | None = None
         """The error that `run` raises after the stage has drained and left the group."""
         self.watch = Watch(intake, settler, clock, metrics)
@@ -156,7 +156,9 @@ class Stage:
             opened = self.held.open({partition for partition, _ in (*found, *found_ends)})
         except TopicMadeAnew as anew:
             log.error(
-                "A topic was made anew; draining, then this process ends.", action="topic-replaced", topic=anew.topic
+                "A topic was deleted and made anew; draining, then ending this process.",
+                action="topic-replaced",
+                topic=anew.topic,
             )
             self._end_with(anew)
             return
@@ -185,7 +187,7 @@ class Stage:
             self._begin_anew(partition, progress)
 
     def regulate(self) -> None:
-        """Give back surplus put-off records, and pause and resume partitions."""
+        """Give back put-off records beyond the bounds, and pause and resume partitions."""
         window = self.dispatching.window
         for partition, behind in window.cut():
             self.held.give_back(partition, behind)
@@ -259,7 +261,7 @@ class Stage:
         self.transactions.forget_settled()
 
     def _begin_anew(self, partition: Partition, progress: Progress) -> None:
-        """Go on from the committed progress: Kafka has lost confirmed progress and the outputs with it."""
+        """Go on from the committed progress: Kafka has lost confirmed progress, together with its outputs."""
         log.error(
             "Kafka has undone a confirmed commit; reading the partition again from the committed offset.",
             action="progress-undone",

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 SWEEP_PARTITIONS = 250
-"""The most partitions in one step: each costs a request and a marker, and Kafka ends a transaction after 5 s."""
+"""The most partitions in one step.
+
+Each partition costs a request and a marker, and Kafka ends a transaction after 5 s.
+"""
 AGAIN_SECONDS = 30.0
 """The time until a topic without a leader is checked again: a rest may hold up the topic's readers."""
 
@@ -39,7 +42,7 @@ class LeaderMissing(Exception):  # noqa: N818 - it names what is missing
 
 
 class Sweeps:
-    """Topics that are clean, topics that are owed a sweep, and the partitions left in the present sweep."""
+    """Topics that are clean, topics that need a sweep, and the partitions left in the present sweep."""
 
     def __init__(self, topics: Iterable[str]) -> None:
         self._clean: set[str] = set()
@@ -52,11 +55,11 @@ class Sweeps:
         self._planned: set[str] = set()
         self._left: list[Place] | None = None
         self.postponed: frozenset[str] = frozenset()
-        """Topics that are owed a sweep, but have a partition without a leader."""
+        """Topics that need a sweep, but have a partition without a leader."""
 
     @property
     def owed(self) -> frozenset[str]:
-        """Topics to examine: each one is swept, or found to need no sweep."""
+        """Topics to examine: `plan` sweeps each topic, or finds that the topic needs no sweep."""
         return frozenset(self._owed)
 
     @property
@@ -71,7 +74,7 @@ class Sweeps:
         return bool(self._needed)
 
     def doubt(self, written: Iterable[str]) -> None:
-        """Note the failure of a transaction that wrote to `written`: it or an earlier one may have left a rest."""
+        """Note that a transaction which wrote to `written` failed. This or an earlier one may have left a rest."""
         self._exposed |= set(written)
         doubtful = self._clean & (self._thin | self._exposed)
         self._clean -= doubtful
@@ -79,7 +82,10 @@ class Sweeps:
         self._left = None
 
     def plan(self, layouts: Mapping[str, Layout]) -> None:
-        """Plan a sweep of the owed topics. Raises LeaderMissing if the next batch needs a topic without a leader."""
+        """Plan a sweep of the topics in `owed`.
+
+        Raises LeaderMissing if the next batch needs a topic without a leader.
+        """
         self._thin |= {topic for topic, layout in layouts.items() if layout.copies < 2}
         leaderless = {topic for topic, layout in layouts.items() if not layout.is_led}
         for topic in sorted(leaderless & self._needed):

@@ -1,4 +1,4 @@
-"""Topics by their UUIDs: a topic that is deleted and made anew under its name is another topic."""
+"""Topics by their UUIDs: a topic that is deleted and made anew under the same name is another topic."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
 
     def __init__(self, topic: str) -> None:
         super().__init__(
-            f"the topic {topic} was deleted and made anew while this process ran; it ends, so that the next one begins "
-            "with the new topic. Where nothing restarts it, start it again"
+            f"the topic {topic} was deleted and made anew while this process ran; the process ends, and a new process "
+            "begins with the new topic. If no supervisor restarts the process, start it again"
         )
         self.topic = topic
 

@@ -33,7 +33,8 @@ def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, 
     """Return librdkafka properties of a settling producer.
 
     `retry.backoff.ms` is low since back-to-back transactions meet CONCURRENT_TRANSACTIONS: with the default of 100,
-    each one took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up others.
+    each one took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up other
+    workers.
     """
     return {
         "linger.ms": 5,
@@ -62,7 +63,7 @@ class CommitUnderWay:
 
     @property
     def has_ended(self) -> bool:
-        """True if both calls have returned, or one has raised."""
+        """True if both calls have returned, or one of the two has raised."""
         return self._call.has_ended
 
     @property
@@ -165,7 +166,7 @@ class TransactionalProducer:
     def poll(self, seconds: float) -> None:
         """Serve the client's queue, and suppress errors: the next transactional call raises a fatal error again.
 
-        The poll raises AttributeError or SystemError if a log line follows the error in the same poll. confluent-kafka
+        A poll raises AttributeError or SystemError if a log line follows an error in the same poll. confluent-kafka
         calls the logger while the first exception is still set, and CPython then does not find the method.
         """
         with suppress(KafkaException, AttributeError, SystemError):
@@ -178,7 +179,7 @@ class TransactionalProducer:
             raise KafkaException(found.error)
         partitions = found.partitions.values()
         if partitions:
-            self._partitions_of[topic] = len(partitions)  # spares `produce` the same question
+            self._partitions_of[topic] = len(partitions)  # so that `produce` need not ask the broker again
         copies = min((len(partition.replicas) for partition in partitions), default=1)
         return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
 

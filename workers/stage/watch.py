@@ -1,4 +1,7 @@
-"""A stage's report on itself: backlog, readiness, liveness, gaps. The handling of records does not use the report."""
+"""A stage's report on itself: backlog, readiness, liveness and gaps.
+
+The handling of records does not depend on the report.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ SAY_AGAIN_SECONDS = 10.0
 """The time for which a repeated error is not logged again."""
 STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
-"""Longer than an ordinary pause of a broker; short enough for readiness to report a frozen broker within 15 s."""
+"""The silence of Kafka after which the stage is not ready.
+
+It is longer than an ordinary pause of a broker, and readiness still reports a frozen broker within 15 s.
+"""
 LARGE_GAP = 1_000
 """In offsets. The stage asks Kafka about gaps of at least this size; transactions and compaction leave small gaps."""
 
@@ -60,7 +66,7 @@ class Watch:
         elif contact.silent_seconds > SILENT_SECONDS:
             found.append(f"Kafka has not answered for {contact.silent_seconds:.0f} s")
         elif not contact.member:
-            found.append("the consumer group has not let this process in yet")
+            found.append("the consumer group has not admitted this process yet")
         if self._unready_since is not None and self._clock.monotonic() - self._unready_since > 1.0:
             found.append(f"a failed transaction is being repaired ({self._settler.state.value})")
         return found
@@ -74,10 +80,10 @@ class Watch:
         self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
 
     def gap(self, partition: Partition, offset: int) -> None:
-        """Count the offsets that were skipped before `offset`. Retention removed those below the log's start.
+        """Count the offsets that were skipped before `offset`.
 
-        A fetch response contains the log's start. The broker is asked only if the client's value may be outdated: at
-        the first record, and at a large gap.
+        Retention removed the skipped offsets below the log's start. A fetch response contains the log's start. The
+        broker is asked only if the client's value may be outdated: at the first record, and at a large gap.
         """
         ledger = partition.ledger
         skipped = offset - ledger.next_offset

@@ -18,16 +18,18 @@ NARROW = MAX_BITMAP * 3 // 4
 """In offsets. A span below this may have any number of holes."""
 SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
 HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
-"""Bounds of a wider span, with hysteresis. Records beyond the committable bounds are fetched again, which is slow but
-does no harm."""
+"""Bounds on the holes of a wider span, with hysteresis.
+
+Records beyond the bounds of a commit are fetched again, which is slow but does no harm."""
 LEAST_PARKED = 512
 """The least capacity of a lot, in records. Half of these have to last for the half second that a resumed partition may
 need to deliver."""
 MOST_AT_ONCE = 2_000
 """The most records to fetch in a round."""
 FEW_AT_ONCE = 100
-"""The most records to fetch in a round while records are put off. Most records behind these are not due soon, and a
-longer round would delay due records."""
+"""The most records to fetch in a round while records are put off.
+
+Most records behind put-off records are not due soon, and a longer round would delay due records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Window:
 
     @property
     def tight(self) -> bool:
-        """True if the stage should skip fetching for a moment because a lot lacks room: too short to miss rebalances.
+        """True if the stage should skip fetching because a lot lacks room. The moment is too short to miss rebalances.
 
         The first lot overflows instead if it gives way. Other lots never overflow.
         """
