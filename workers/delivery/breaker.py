@@ -1,12 +1,14 @@
-"""A circuit breaker: it stops attempts at a failing origin for a time, then lets a probe through. No I/O, no clock.
+"""A circuit breaker stops attempts at a failing origin for a time, then lets one attempt through, the probe.
+
+No I/O, no clock.
 
     closed ──── too many failures in a row, too large a share of the last 64 attempts, or a Retry-After ───► open
     open ────── its time is over ───► half-open
     half-open ─ its one probe succeeds ───► closed
     half-open ─ its one probe fails ───► open, for twice as long
 
-An answer that rejects the event counts too: a 404 closes a breaker as a 200 does. Times are seconds of a monotonic
-clock.
+An answer that rejects the event counts as a success: a 404 closes a breaker as a 200 does. Times are seconds of a
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.delivery.settings import DeliverySettings
 
 _RECENT = 64
-"""Number of last attempts over which the share of failures is counted."""
+"""Number of most recent attempts over which the share of failures is counted."""
 _ALL_BITS = (1 << _RECENT) - 1
 
 _LONGEST_ASKED_SECONDS = 3600.0
@@ -40,7 +42,7 @@ class OriginSignal(Enum):
     ANSWERS = "answers"
     FAILS = "fails"
     NOTHING = "nothing"
-    """The guard refused the URL, so no request was sent."""
+    """No verdict: the egress guard refused the URL, so no request was sent."""
 
 
 def signal_of(outcome: PostOutcome) -> OriginSignal:
@@ -70,13 +72,13 @@ class Breaker:
         self._until = 0.0
         self._seconds = 0.0
         self._asked = False
-        """True if the origin asked for the present open time."""
+        """True if the origin asked for the present open time by a Retry-After."""
         self._failures = 0
         """Failures in a row."""
         self._openings = 0
         """Openings in a row."""
         self._recent = 0
-        """The last attempts as bits, the newest one lowest; 1 is a failure."""
+        """The most recent attempts as bits; the lowest bit is the newest attempt, and 1 is a failure."""
         self._counted = 0
         self._failed_after = 0.0
         """Seconds that the last failed attempt took."""
@@ -100,8 +102,8 @@ class Breaker:
         """Return the seconds that a record should wait before its next try.
 
         The wait is at least the length of the open time, capped at `breaker_longest_seconds`. During a probe, the wait
-        also lasts until the probe has taken as long as the last failed attempt. Shorter waits would write the record
-        anew every few seconds, and cost more than the delay.
+        also lasts until the probe has taken as long as the last failed attempt. With shorter waits, the record would be
+        written anew every few seconds, which costs more than the delay.
         """
         seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
         if self._probing_since is None:
@@ -120,11 +122,11 @@ class Breaker:
 
     @property
     def confident(self) -> bool:
-        """True if all counted attempts were answered, so that another answer changes nothing."""
+        """True if all counted attempts were answered, so that another answer does not change the breaker."""
         return self._counted == _RECENT and self.pristine
 
     def take_probe(self, now: float) -> bool:
-        """Return True if the caller may make a half-open breaker's one attempt, and must judge it or give it back."""
+        """Return True if the caller may make the probe. The caller must then call `judge` or `give_back_probe`."""
         if self._probing_since is not None or self.state(now) is not BreakerState.HALF_OPEN:
             return False
         self._probing_since = now
@@ -145,7 +147,7 @@ class Breaker:
             self._judge_probe(verdict, now)
         elif not self._open:
             self._judge_usual(verdict, now)
-        # else the attempt began before the breaker opened, and shows nothing new
+        # else the attempt began before the breaker opened: its result does not count
         if wait_seconds > self.seconds_left(now):
             self._open_for(wait_seconds, now)
             self._asked = True

@@ -1,7 +1,7 @@
 """One timer for the deadlines of all running attempts.
 
-All attempts have the same timeout, so the oldest one expires first, and one alarm for it is enough. A timer for each
-attempt, as `asyncio.timeout` sets one, costs a twentieth of a callback on a warm connection.
+All attempts have the same timeout, so the oldest attempt expires first, and one alarm for this attempt is enough. A
+timer for each attempt, as `asyncio.timeout` sets, would cost a twentieth of a callback on a warm connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Deadlines:
         return timeout
 
     def end(self, timeout: asyncio.Timeout) -> None:
-        """Forget a timeout, expired or not."""
+        """Remove a timeout, whether it has expired or not."""
         self._running.pop(timeout, None)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Delivery's handler: for each result it sends a signed POST, and returns records of the outcome.
 
-The results come from `model_results`, ready events from `callback_events`, and both return from the tiers.
-Each record ends in one of these ways:
+Results come from `model_results`, and ready events from `callback_events`. Records of both kinds come back from the
+tiers. Each record ends in one of these ways:
 
     no callback-url           no output: the result is only stored
     endpoint disabled         dead_letters; no attempt
@@ -58,7 +58,10 @@ from workers.delivery.unusable import UnusableRecord
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
-"""Longest wait of an attempt to be settled with others. The callback was sent before, so no caller waits."""
+"""Longest wait of an attempt's record for others to share its transaction.
+
+The callback is already sent, so no caller waits.
+"""
 
 UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
@@ -87,11 +90,12 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        # After this wait an endpoint of several events is disabled; an endpoint of a single event never is.
+        # By this time a failing endpoint is disabled if several events name it. An endpoint of a single event is never
+        # disabled.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
-        """The destinations that have records here, or failures to remember."""
-        self._jump_free_clock = JumpFreeClock(clock)  # for counting days; the pace has its own clock on another thread
+        """The destinations that have records in this process, or have failed lately."""
+        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has another one, on another thread
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -117,7 +121,8 @@ class DeliveryHandler(TierPace):
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self.destinations.place(pending.destination, len(record.value)) as place:
-                # Built only now: a hung destination's records come here many times, and most get no place.
+                # The body is built only with a place: records of a hung destination come here many times, mostly in
+                # vain.
                 body = _body(record, pending)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:
@@ -145,7 +150,7 @@ class DeliveryHandler(TierPace):
         return left if is_early(left, pending.attempts, self._schedule) else None
 
     def _left_alone(self, record: Record, pending: PendingDelivery, alone: OriginLeftAlone) -> Output:
-        """Defer a record whose origin is left alone. Give the record up after days if the origin is dead."""
+        """Defer a record whose origin gets no attempts now. Give the record up after days if the origin is dead."""
         if alone.dead and pending.waited_ms > self._longest_waited_ms:
             return self._unanswered(record, pending)
         tier = deferral_tier(alone.wait_seconds, pending.waited_ms, self._schedule.tiers)
@@ -298,7 +303,7 @@ class DeliveryHandler(TierPace):
 
 
 def _body(record: Record, pending: PendingDelivery) -> bytes:
-    """Return the request's body: a ready event as it stands, or the event of a result. Raises InvalidResult."""
+    """Return the request's body: a ready event unchanged, or the event of a result. Raises InvalidResult."""
     if pending.event is not None:
         return record.value
     return event_body(record.value, pending.webhook_id, pending.tenant)

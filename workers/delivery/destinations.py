@@ -8,16 +8,16 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
                       A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each of m
                       hung tenants, with any number of origins, leaves others at least a third of the window it found.
-                      An origin may hold as much as its tenant has left, and always its first record. A sole origin gets
+                      An origin may hold as much as its tenant has left, and at least one record. A sole origin gets
                       half the window; n hung origins share their tenant's part.
                       Strangers are a tenant's origins whose last attempt was not answered. All strangers together may
                       hold as much as their tenant has left: half the window, so that other origins keep a sixth.
                       One stranger may hold as much as all strangers have left. A sole stranger gets two fifths of the
-                      window, so that a newly called origin finds room to show that it answers.
+                      window, so that a new origin gets attempts and can show that it answers.
 
 The window is counted in units. A record takes one unit; a large record takes more. All records together therefore have
 at most half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled.
-So large records of hung origins never stop the stage from fetching.
+So large records of hung origins do not stop the stage from fetching.
 
 If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
 are local to each process and need no lock, since all of this module runs on one event loop.
@@ -44,8 +44,9 @@ Destination = tuple[str, str]
 """Tenant and origin."""
 
 _REMEMBERED = 10_000
-"""Limit on idle destinations with remembered failures, and on names of destinations that answered. At the
-limit, the tenant with the most entries loses one entry."""
+"""Limit on idle destinations whose failures are kept, and on names of destinations that answered.
+
+At the limit, the tenant with the most entries loses one entry."""
 _TENANT_FACTOR = 2
 """A tenant's limit as a multiple of the free window."""
 
@@ -60,7 +61,7 @@ class DestinationBusy(TurnedAway):
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """Estimated seconds until this record's turn, after all records turned away lately; 0 if unknown."""
+        """Estimated seconds until this record's turn, behind all recently turned-away records; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):
@@ -82,7 +83,7 @@ class _Share:
     strangers: int = 0
     """Units that strangers hold: origins whose last attempt was not answered."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
-    """Queue estimate for the tenant's origins that hold no units and get none."""
+    """Queue estimate for the tenant's origins that hold no units because the tenant has none left."""
 
 
 _NOTHING = _Share()
@@ -96,17 +97,20 @@ class _Load:
     allowed: int
     """Present limit on attempts at once."""
     answers: bool
-    """True if the last attempt was answered. Otherwise, or before the first attempt, the origin is a stranger."""
+    """True if the last attempt was answered. If False, also before the first attempt, the origin is a stranger."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
-    """Units of the window held by records that run, that wait, or that were refused but have not left yet."""
+    """Units of the window held by running and waiting records, and by records whose wait has just failed."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
 
 
 @dataclass(slots=True)
 class AttemptSlot:
-    """The right to make one attempt; `with` gives it back. `outcome` stays None if our side cut the attempt off."""
+    """The right to make one attempt; `with` gives the right back.
+
+    `outcome` stays None if this process cut the attempt off.
+    """
 
     _destinations: Destinations
     _destination: Destination
@@ -125,7 +129,9 @@ class AttemptSlot:
 
 
 class Destinations:
-    """Gives out places. `on_change` gets a destination, its breaker's new state, and the state's length in seconds.
+    """Gives out places, each for one attempt.
+
+    `on_change` gets a destination, its breaker's new state, and the state's length in seconds.
 
     A destination's state is kept only while the destination holds units or after recent failures. For a destination
     that answered, only the name is kept.
@@ -143,7 +149,7 @@ class Destinations:
         self._loads: dict[Destination, _Load] = {}
         """Destinations that hold units of the window; the window's size bounds their number."""
         self._idle = TenantLru[_Load](_REMEMBERED)
-        """Destinations that hold no units and have failed lately."""
+        """Destinations that hold no units and have failed recently."""
         self._answering = TenantLru[None](_REMEMBERED)
         self._shares: dict[str, _Share] = {}
         """Shares of the tenants that hold units."""
@@ -190,7 +196,7 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Return the error with the seconds until the record's turn; 0, for unknown, if the tenant holds no units."""
+        """Return the error with the seconds until the record's turn. The 0 for a tenant without units means unknown."""
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)
@@ -220,7 +226,7 @@ class Destinations:
             share.strangers += units
 
     def _let_go(self, destination: Destination, load: _Load, units: int) -> None:
-        """Take these units back from the destination."""
+        """Subtract these units from the destination's."""
         share = self._shares[destination[0]]
         self._held -= units
         share.held -= units
@@ -250,7 +256,7 @@ class Destinations:
                 self._leave(destination, load, units)
             else:
                 self._let_go(destination, load, units)
-                with suppress(ValueError):  # `_leave` or `_turn_away` may have removed it meanwhile
+                with suppress(ValueError):  # `_leave` or `_turn_away` may have removed the place
                     load.waiting.remove(place)
             if isinstance(error, TimeoutError):
                 raise self._busy(destination, load) from None
@@ -272,8 +278,8 @@ class Destinations:
     def _weight(self, load: _Load) -> float:
         """Return the number of attempts that a finished attempt counts for: above 1 while the limit is still growing.
 
-        Each answer raises the limit by one, so the limit doubles while an attempt runs: only half as many attempts ran
-        beside the finished one.
+        Each answer raises the limit by one, so the limit doubles during an attempt. The finished attempt had half as
+        many others beside it as the limit now allows.
         """
         most = self._settings.destination_concurrency
         return 1.0 if load.allowed == most else 2 * most / load.allowed

@@ -12,13 +12,14 @@ The fleet shares the states through the compacted topic `callback_endpoints`:
 "Failing" is shared so that a restart does not reset the days, and so that a success in any process ends the state. A
 process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the decision
 when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
-tombstone nor "failing" enables a disabled endpoint: a process that reads such a record writes the disabling once more.
+tombstone nor "failing" enables a disabled endpoint: a process that reads one of the two for a disabled endpoint writes
+"disabled" again.
 
-Each tenant's states are bounded, whatever URLs its jobs name. The URL of a single event is never written as failing.
-The event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no further
-endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
+Each tenant's states are bounded, whatever URLs its jobs name. A URL that only one event names is never written as
+failing. The event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no
+further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
 endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with 410 is given up as usual.
-When the failure counts are full, the tenant with the most counts loses one count.
+If the table of failure counts is full, the tenant with the most entries loses one entry.
 """
 
 from __future__ import annotations
@@ -56,11 +57,14 @@ Longer than the longest wait between two attempts, so a failing endpoint gets no
 """
 
 _FAILURES = 3
-"""Fewest failures in a row that count. With little traffic, one failure would count for all days since a success."""
+"""Failures in a row before an endpoint can be failing.
+
+With little traffic, one failure could stand for all days since the last success.
+"""
 _FAILING_MS = 300_000
-"""Milliseconds of failures after which a process writes "failing". Most outages are shorter and cause no record."""
+"""Milliseconds of failures after which a process writes "failing". Most outages are shorter, and need no record."""
 _STREAKS = 10_000
-"""Limit on endpoints with failure counts. At the limit, the tenant with the most counts loses one."""
+"""Limit on endpoints with failure counts. At the limit, the tenant with the most entries loses one entry."""
 _SAID_MS = 60_000
 """Longest time until this process reads its own decision. Until then, further events do not log or count it again."""
 
@@ -69,7 +73,7 @@ log = get_logger()
 
 @dataclass(slots=True)
 class _Streak:
-    """An endpoint's failures in a row, as this process has seen them."""
+    """An endpoint's failures in a row, counted by this process."""
 
     since_ms: int
     webhook_id: str
@@ -98,7 +102,7 @@ class EndpointStates:
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
         """Disabled endpoints, with the time and reason of the disabling."""
         self._again: list[EndpointKey] = []
-        """Disabled endpoints for which the topic's newest record has another state."""
+        """Disabled endpoints whose newest record in the topic has another state."""
         self._disabled_of: Counter[str] = Counter()
         """Number of disabled endpoints by tenant."""
         self._failing_of: Counter[str] = Counter()
@@ -134,11 +138,11 @@ class EndpointStates:
         self._metrics.disabled_endpoints.set(len(self._disabled))
 
     def is_disabled(self, endpoint: EndpointKey) -> bool:
-        """True if no event may be sent there."""
+        """True if the endpoint may get no event."""
         return endpoint in self._disabled
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
-        """Return the changes to write: this attempt's own, an overdue state's tombstone, and disablings to repeat."""
+        """Return the changes to write: this attempt's change, an overdue state's tombstone, and repeated disablings."""
         changes: list[Change] = self._written_again() if self._again else []
         if self._passing:
             changes += self._overdue(now_ms)
@@ -224,7 +228,7 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Redate a state from the future to now, so that `_overdue` can forget it in time."""
+        """Change a state's time from the future to now, so that `_overdue` can forget the state in time."""
         self._passing[endpoint] = self._passing[endpoint][0], now_ms
         self._passing.move_to_end(endpoint)
 
@@ -238,8 +242,8 @@ class EndpointStates:
     def _overdue(self, now_ms: int) -> Sequence[Forget]:
         """Forget the oldest failing or enabled endpoint if it is overdue, and return its tombstone.
 
-        One tombstone for each attempt keeps pace, since failing states come from attempts too. If the tombstone is not
-        settled, another process writes it, or this process after a restart.
+        One tombstone per attempt is enough, since attempts also create the failing states. If the tombstone is not
+        settled, another process writes one, or this process after a restart.
         """
         while (first := next(iter(self._passing.items())))[1][1] > now_ms:
             self._begin_now(first[0], now_ms)
@@ -265,7 +269,7 @@ class EndpointStates:
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """Note a decision to disable the endpoint. Return False if one was noted within the last minute."""
+        """Note a decision to disable the endpoint. Return False if a decision was noted within the last minute."""
         if what in self._said:
             return False
         self._said[what] = now_ms
@@ -296,7 +300,7 @@ class EndpointStates:
         if self._full_throttle.admit(now_ms / 1000, pending.tenant) is None:
             return
         log.warning(
-            "A tenant has the most disabled endpoints allowed; leaving another failing one enabled.",
+            "A tenant has the most disabled endpoints allowed; leaving another failing endpoint enabled.",
             action="inference.endpoint.not-disabled",
             most=MOST_DISABLED,
             tenant=pending.tenant,

@@ -31,7 +31,7 @@ _REMEMBERED_TARGETS = 4096
 
 @dataclass(slots=True)
 class CallbackAnswer:
-    """The answer, as far as it was read before a deadline cut the exchange off."""
+    """The part of an answer that was read before a deadline cut the exchange off, or the whole answer."""
 
     status: int | None = None
     """None if no status line was read."""
@@ -129,14 +129,14 @@ def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
 
 
 def _is_all_sent(connection: Connection) -> bool:
-    """False if the answer came before the server took the whole request: the server may never take the rest."""
+    """False if the answer came before the server read the whole request: the server may never read the rest."""
     return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
 
 
 def _drop(connection: Connection) -> None:
     """End a connection at once, unless it was released.
 
-    Closing alone would wait until the other side has taken the rest of the request, perhaps for ever.
+    A mere close would wait until the other side has read the rest of the request, perhaps for ever.
     """
     if connection.transport is not None:
         connection.transport.abort()

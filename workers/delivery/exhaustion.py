@@ -1,4 +1,4 @@
-"""Connections that failed for lack of this machine's own resources: descriptors, ports, kernel memory."""
+"""Connections that failed because this machine lacks resources: descriptors, ports, kernel memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class Exhausted(Exception):  # noqa: N818 - named after the event
 
 
 def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
-    """Return the errno name of this machine's shortage; None if the other side or its name servers are to blame.
+    """Return the errno name of the resource that this machine lacks; None if it lacks no resource.
 
-    Three errors leave the cause open, and then a trial socket decides. An error from c-ares has no errno. EADDRNOTAVAIL
-    is also the error for an IPv6 address without IPv6. Several addresses that failed differently give no errno.
+    Otherwise the other side or its name servers caused the error. Three errors leave the cause open, and then a trial
+    socket decides. An error from c-ares has no errno. EADDRNOTAVAIL is also the error for an IPv6 address without IPv6.
+    The error of several addresses that failed differently has no errno.
     """
     if error.errno in _OURS:
         return errno.errorcode[error.errno]

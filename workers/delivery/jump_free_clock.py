@@ -5,7 +5,7 @@ from __future__ import annotations
 from telemetry.clock import Clock
 
 _BELIEVED_SECONDS = 300.0
-"""Seconds for which the wall clock must keep to a jump before JumpFreeClock follows the jump."""
+"""Seconds for which a jump of the wall clock must last before JumpFreeClock follows the jump."""
 _SET_SECONDS = 1.0
 """Smallest change in seconds that counts as a jump; smaller changes are corrections."""
 

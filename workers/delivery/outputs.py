@@ -1,6 +1,6 @@
 """The records that delivery writes: a waiting callback, a dead letter, an attempt, an endpoint's state.
 
-A waiting record keeps the result and every header of its source, except for the headers about waiting.
+A waiting record keeps the result and all headers of its source record, except for the headers about waiting.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class PendingDelivery(NamedTuple):
     """Number of POSTs so far."""
     deferred: int
     waited_ms: int
-    """Sum of all planned waits so far, in milliseconds. The sum uses no clock, so a wrong clock cannot spoil it."""
+    """Sum of all planned waits so far, in milliseconds.
+
+    The sum uses no clock, so a wrong clock does not change the sum.
+    """
     not_before_ms: int | None
     left_ms: int | None
     """Milliseconds of the wait that were left when the record was written."""
@@ -84,7 +87,7 @@ def read_pending(record: Record) -> PendingDelivery | None:
     if url is None:
         return None
     if len(record.value) + len(record.key or b"") + size_of(record.headers or ()) > letters.MAX_LETTER_BYTES:
-        raise UnusableRecord("the record is larger than a result may be, so that no tier would take it")
+        raise UnusableRecord("the record is larger than a result may be, so no tier would take the record")
     text = _text(url, names.CALLBACK_URL)
     trace = (headers.get(names.TRACEPARENT) or b"").decode("latin-1")
     numbers = {name: _number(value, name) for name in _NUMBERS if (value := headers.get(name)) is not None}
@@ -166,7 +169,7 @@ def deferred(
     """Return the record with the headers of a deferral, which is no attempt."""
     headers = [
         *_without(record, _DEFERRED),
-        (names.LEFT, b"0"),  # the record is due when it leaves its tier, whatever the clock says then
+        (names.LEFT, b"0"),  # the record is due when it leaves its tier, even if the clock is wrong by then
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.DEFERRED_REASON, reason.encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),

@@ -1,4 +1,4 @@
-"""One callback attempt: exactly one POST, or none, and its outcome.
+"""One callback attempt: at most one POST, and the outcome of the attempt.
 
 Requests are never repeated, since a POST is not idempotent (RFC 9110, section 9.2.2). A connection that closes without
 an answer always makes the attempt fail. Redirects are never followed, so a 302 cannot turn a POST into a GET that
@@ -34,7 +34,7 @@ from workers.egress.retry_after import parse_retry_after
 _CHECKED_URLS = 4096
 
 _SAY_SECONDS = 60.0
-"""Least seconds between two log lines about exhausted resources, since every callback meets the shortage."""
+"""Least seconds between two log lines about exhausted resources: every callback meets the same lack of resources."""
 
 _THROTTLING = frozenset({429, 502, 504})
 
@@ -47,7 +47,10 @@ class FailureReason(StrEnum):
     REFUSED = "refused"
     """The egress guard refuses the URL itself, whatever its host resolves to. Permanent."""
     ADDRESS_REFUSED = "address_refused"
-    """The egress guard refuses the host's present address. Temporary: name servers may err for minutes."""
+    """The egress guard refuses the host's present address.
+
+    Temporary: name servers may give wrong answers for minutes.
+    """
     GONE = "gone"
     """410: the consumer wants no more events at this URL. Permanent."""
     THROTTLED = "throttled"
@@ -88,7 +91,7 @@ class FailedDelivery:
     status: int | None = None
     """None if no status line was read."""
     retry_after_seconds: float | None = None
-    """Seconds to wait that a 4xx or 5xx asked for, at most MAX_RETRY_AFTER_SECONDS."""
+    """The `Retry-After` of a 4xx or 5xx, at most MAX_RETRY_AFTER_SECONDS."""
     detail: str | None = None
     """The egress guard's reason for a refusal, as a phrase without any part of the URL."""
     answer_excerpt: str | None = field(default=None, repr=False)
@@ -243,7 +246,7 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
 
 
 def excerpt_of(answer: CallbackAnswer) -> str | None:
-    """Return the excerpt as text, without a character that the cut divides; None for an empty text."""
+    """Return the excerpt as text, without a last character that the cut would split; None for an empty text."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 
 

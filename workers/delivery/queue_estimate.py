@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _ROUND_SECONDS = 5.0
-"""Length of a counting round: after the smallest tier, turned-away records return and are counted again."""
+"""Length of a counting round. Turned-away records return after the smallest tier, and are then counted again."""
 _APART_SECONDS = 3 * _ROUND_SECONDS
-"""Seconds without a turned-away record after which the next one begins a new queue."""
+"""Seconds without a turned-away record after which the estimate begins anew."""
 _MEMORY_SECONDS = 60.0
-"""Span of the served attempts in seconds after which they count for half; longer than one attempt may take."""
+"""Seconds after which the attempts counted so far are halved; longer than one attempt may take."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,8 @@ class QueueEstimate:
     def _seconds_for_one(self, now: float) -> float:
         if now - self._began < _ROUND_SECONDS or not self._served:
             return 0.0
-        # The span ends at the last served attempt: if many finish together, the pause after them is no slowdown.
+        # The span ends with the last served attempt: if many attempts finish together, the pause after them is no
+        # slowdown.
         seconds = self._served_last - self._began
         for_one = seconds / self._served
         if seconds >= _MEMORY_SECONDS:

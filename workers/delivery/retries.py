@@ -2,13 +2,13 @@
 
 The schedule's n-th wait follows attempt n, and the last attempt follows the last wait. A tier is a topic for waits of
 one length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the first record
-only. The header `not-before` holds the end of a longer wait. A record that leaves its tier earlier hops to the largest
-tier that fits the time left. A hop is no attempt. Headers state the time left twice, as a time and as a duration. So a
-clock that is set back, or is behind other processes' clocks, hardly lengthens a wait.
+only. A wait that is longer than a tier has its end in the header `not-before`. A record that leaves its tier before
+that hops to the largest tier that fits the time left. A hop is no attempt. Headers state the time left twice, as a time
+and as a duration. So a clock that is set back, or is behind other processes' clocks, hardly lengthens a wait.
 
 Jitter spreads callbacks that failed together. Jitter makes a wait up to 10 % longer and never shorter, since a record
-does not leave its tier early. A wait may end 2 % early (the slack). Chasing the rest of a long wait through the
-smallest tiers would write a record many times for nothing. A `Retry-After` is a minimum and is met in full.
+does not leave its tier early. A wait may end 2 % early (the slack): otherwise a record would pass through the smallest
+tiers many times for the rest of a long wait. A `Retry-After` is a minimum, and the record waits for at least this time.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ GONE = "endpoint_gone"
 
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
-"""Next wait of a record whose origin is left alone, as a share of the record's wait so far."""
+"""Next wait of a record whose origin gets no attempts, as a share of the record's wait so far."""
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""If a record's wait so far is short: the most seconds by which a tier may exceed the time the origin is left alone."""
+"""For a record with a short wait so far: the most seconds by which a tier may exceed the breaker's time."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3
-"""Number of first deferrals for a busy destination that use the smallest tier, however long the queue is."""
+"""The first deferrals of a record for a busy destination that use the smallest tier, however long the queue is."""
 _LONGEST_BUSY_SECONDS = 300.0
 """Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
-"""Least slack as a share of the smallest tier: a shorter time left is not worth another round through that tier."""
+"""Least slack, as a share of the smallest tier: for less time left, a round through that tier is not worth its cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Wait in the tier of `tier_delay` seconds; try again at `not_before_ms` (Unix), or up to the slack earlier."""
+    """Wait in the tier of `tier_delay` seconds; try again at `not_before_ms` (Unix), or up to the slack before."""
 
     tier_delay: float
     not_before_ms: int
@@ -124,8 +124,8 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
     """Return the milliseconds left of a record's wait when the record leaves a tier that is `tier_ms` long.
 
     `left_when_written_ms` is the time left when the record was written; None if the record does not state it. Normally
-    the clock decides: a tier may release a record late, or, if the stamping clock is wrong, early. If the clock shows
-    more time left than these two causes explain, the clock is wrong, and `left_when_written_ms` decides.
+    the clock decides. A tier may release a record late, or early if the clock of the record's timestamp is wrong. If
+    the clock shows more time left than this explains, the clock is wrong, and `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:
@@ -137,7 +137,8 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
     """True if the `left_ms` that are left of a record's wait, after `attempt` attempts, are more than the slack.
 
-    A time left beyond the longest possible wait comes from a wrong clock, now or at the writing, and counts as zero.
+    A time left beyond the longest possible wait counts as zero: the clock is wrong now, or was wrong when the record
+    was written.
     """
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms
 
@@ -146,10 +147,10 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
     """Return the tier for a record whose destination is busy, by the estimated seconds until the record's turn.
 
     `waits` are the schedule's waits, shortest first. Records in the smallest tier keep the destination busy until
-    records return from longer tiers. A record uses a longer tier only if its turn is not before the tier's end, so it
-    does not miss its turn. Longer tiers save writing a long queue anew every few seconds. The first few deferrals use
-    the smallest tier, since the estimate is poor at first. Tiers between the waits are not used: the estimate counts
-    records as they return (`queue_estimate.py`), and would miss records in other tiers.
+    records return from longer tiers. A record uses a longer tier only if its turn comes after the tier's end, so that
+    the record does not miss its turn. With longer tiers, a long queue need not be written anew every few seconds. The
+    first few deferrals use the smallest tier, since the estimate is poor at first. Tiers between the waits are not
+    used: the estimate counts records as they return (`queue_estimate.py`), and would miss records in other tiers.
     """
     if deferred < _FIRST_FEW:
         return waits[0]
@@ -157,12 +158,12 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 
 
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
-    """Return the tier for a record whose origin is left alone: the longer the wait so far, the longer the tier.
+    """Return the tier for a record whose origin gets no attempts: the longer the wait so far, the longer the tier.
 
     Each round writes the record anew. With a round for each probe, a long outage would write each record a thousand
-    times. With growing tiers a record is written some forty times, or seventy times from the outage's beginning on. The
-    callback is late by a third of the outage at most. After a short outage the callback is late by at most the time
-    that the origin is left alone, and by at most five minutes.
+    times. With growing tiers a record is written some forty times, or seventy times if the record arrives when the
+    outage begins. The callback is late by at most a third of the outage. After a short outage the callback is late by
+    at most `left_alone_seconds`, and by at most five minutes.
 
     The function returns the shortest tier that is long enough and keeps these limits. If there is none, it returns the
     largest tier that fits, or else the smallest.

@@ -20,17 +20,19 @@ class DeliverySettings(BaseSettings):
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """Timeout of a whole attempt, shorter than a stage's drain (30 s), so that a stop does not cut attempts off."""
+    """Timeout of a whole attempt; shorter than `drain_seconds`, so that a stop does not cut attempts off."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
-    """Longest wait for running attempts when the process stops: above `deadline_seconds`, and below the pod's grace
-    period. When a partition moves to another process, the wait is five seconds."""
+    """Longest wait for running attempts when the process stops.
+
+    Set it above `deadline_seconds` and below the pod's grace period. When a partition moves to another process, the
+    wait is five seconds."""
     response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
     """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
     """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
     the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
-    """Seconds to keep an idle connection: just less than the 5 s after which Node, uvicorn and Apache close one."""
+    """Seconds to keep an idle connection: less than 5 s, when Node, uvicorn and Apache close idle connections."""
     ca_file: FilePath | None = None
     """Certificates (PEM) of authorities to trust besides the system's authorities. A replaced file is read again."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
@@ -45,7 +47,7 @@ class DeliverySettings(BaseSettings):
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
     """Seconds that a record may wait in the process for an attempt before it is deferred too."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once. The shares of tenants and destinations shrink with the window's free part."""
+    """Records that are handled at once. The fuller this window, the smaller the shares of tenants and destinations."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
     """Bytes of results that are taken and not settled; results that are handled have at most half of this. Records that
     wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256 MiB, divided
@@ -53,7 +55,7 @@ class DeliverySettings(BaseSettings):
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row that open the breaker of a tenant's origin. An answer below 500, except 429, is no failure."""
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of failures among the last 64 attempts that opens the breaker too."""
+    """Share of failures among the last 64 attempts that also opens the breaker."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
     """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)

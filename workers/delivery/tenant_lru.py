@@ -14,8 +14,8 @@ V = TypeVar("V")
 class TenantLru(Generic[V]):
     """A mapping of bounded size.
 
-    When the mapping is full, the tenant with the most values loses its least recently used value. A call
-    takes no longer with ten thousand tenants than with one.
+    If the mapping is full, the tenant with the most values loses its least recently used value. The cost of a call does
+    not depend on the number of tenants.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,7 +36,7 @@ class TenantLru(Generic[V]):
         return own in self._of.get(tenant, ())
 
     def get(self, key: Key) -> V | None:
-        """Return the value, and make it its tenant's most recently used. None if the value is missing."""
+        """Return the value, and mark it as its tenant's most recently used value. None if the value is missing."""
         if key not in self:
             return None
         tenant, own = key
@@ -44,7 +44,7 @@ class TenantLru(Generic[V]):
         return self._of[tenant][own]
 
     def put(self, key: Key, value: V) -> None:
-        """Store a value as its tenant's most recently used."""
+        """Store a value as its tenant's most recently used value."""
         tenant, own = key
         values = self._of.setdefault(tenant, OrderedDict())
         if own not in values:
@@ -70,7 +70,10 @@ class TenantLru(Generic[V]):
         return value
 
     def _moved(self, tenant: str, before: int, after: int) -> None:
-        """Change a tenant's number of values by one, from `before` to `after`. `_largest` changes by one at most."""
+        """Move a tenant to another number of values.
+
+        The numbers differ by one, so `_largest` also changes by one at most.
+        """
         if before:
             del self._having[before][tenant]
             if not self._having[before]:

@@ -20,22 +20,22 @@ class _Front:
 
     offset: int = -1
     appended_ms: int = 0
-    """The record's append time by our jump-free clock."""
+    """The record's append time by this process's jump-free clock."""
     ahead_ms: int = 0
-    """Milliseconds by which the clock that stamps the records is ahead of ours."""
+    """Milliseconds by which the clock of the records' timestamps is ahead of this process's clock."""
 
 
 class TierPace:
     """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
 
     A tier is a queue: later records are due after the first one. Waits follow a jump-free clock: setting the wall clock
-    neither delays nor releases records, unless the change lasts for minutes. If the clock that stamps records is ahead
-    of ours, the first record from the future shows the difference. The difference is taken off later records too, so
-    that they do not wait for one another's full delay. If the stamping clock is behind, the header `written` corrects a
-    record's stamp. Otherwise a tier shorter than the difference would release each record at once.
+    neither delays nor releases records, unless the change lasts for minutes. If the clock of the records' timestamps is
+    ahead, the first record from the future shows the difference. The difference is subtracted from later records too,
+    so that each does not wait for the full delay after the one before. If that clock is behind, the header `written`
+    corrects a record's timestamp. Otherwise a tier shorter than the difference would release each record at once.
 
-    `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery writes no
-    records to these topics any more, but takes out the records that still wait in them.
+    `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery no longer writes
+    to these topics, but still reads the records that wait in them.
     """
 
     paced = True
@@ -47,7 +47,7 @@ class TierPace:
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:
-        """Return a number without effect: the window alone bounds the records."""
+        """Return a number that never limits: the window alone bounds the records."""
         return 1 << 30
 
     def tier_ms(self, record: Record) -> int:

@@ -54,7 +54,7 @@ class TlsContexts:
         return loaded.context
 
     def _load(self, certificate: Path | None) -> _LoadedTls:
-        stamps = self._stamps(certificate)  # taken first, so that the next look notices a change meanwhile
+        stamps = self._stamps(certificate)  # read before the files: the next look notices a change in between
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:

@@ -31,8 +31,8 @@ SPECIAL_IPV4: Final = (
 )
 """IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and a host service in public space.
 
-The guard refuses every row, even a "globally reachable" one. IANA's column of that name means forwardable, and no row
-holds public web servers.
+The guard refuses every row, even a "globally reachable" one. "Globally reachable" in IANA's table means that routers
+forward the address, and no row holds public web servers.
 """
 
 SPECIAL_IPV6: Final = (
@@ -117,7 +117,7 @@ def unwrap(address: Address) -> Address:
 
 
 def destinations(address: Address) -> tuple[Address, ...]:
-    """Return the address and the IPv4 addresses inside it: every host that a network may route its packets to."""
+    """Return the address and the IPv4 addresses inside it: all hosts that packets to the address may reach."""
     if isinstance(address, IPv4Address):
         return (address,)
     inside = [unwrap(address), address.sixtofour, *(address.teredo or ())]

@@ -1,8 +1,9 @@
 """Bounds on a server's answers: one answer to each request, of bounded size, on a connection of bounded age.
 
 aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. aiohttp also takes any number of
-interim responses for one answer (RFC 9110, section 15.2). Either lets a server block the event loop and fill our memory
-with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a bound.
+interim responses for one answer (RFC 9110, section 15.2). In both ways a server can block the event loop and fill the
+memory with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a
+bound.
 
 A bound on a body does not cover chunk extensions, trailers, and empty lines before a status line. A server may send
 these without end, so the module also counts the bytes on the wire, against a bound that grows with the body.
@@ -28,15 +29,17 @@ MOST_INTERIM = 16
 """Limit on interim responses before one answer. Servers send one or two, to show progress or to hint at resources."""
 
 OLDEST_SECONDS = 120.0
-"""Age after which a connection serves one last request. Under steady traffic a connection would otherwise never end,
-and a server's new address or certificate would go unnoticed."""
+"""Age after which a connection serves one last request.
+
+Otherwise a connection with steady traffic would never end, and the process would not notice a server's new address or
+certificate."""
 _YOUNGEST_SHARE = 0.75
 """Lower bound of the random factor on OLDEST_SECONDS, so that connections opened together end at different times."""
 
 MOST_BESIDES = 512 * 1024
-"""Bytes on the wire of one answer outside its body: heads, chunk headers, trailers."""
+"""Limit on the bytes of one answer outside its body: heads, chunk headers, trailers."""
 MOST_PER_BODY_BYTE = 8
-"""Further bytes on the wire that are allowed for each byte of the body; a chunk of one byte takes six."""
+"""Further bytes outside the body that are allowed per byte of the body; a chunk of one byte takes six."""
 
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
@@ -76,7 +79,7 @@ class OneAnswerEach(ResponseHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
-        """Count and parse arrived bytes. aiohttp passes no bytes to resume parsing of bytes that it holds already."""
+        """Count and parse arrived bytes. Empty `data` makes aiohttp resume parsing of bytes that it holds."""
         self._received += len(data)
         self._parse(data)
         in_body = self._answer.total_bytes if self._answer is not None else 0
@@ -123,12 +126,12 @@ class OneAnswerEach(ResponseHandler):
             self._answer = body
             super().feed_data(data, size)
         elif self._interim < MOST_INTERIM:
-            self._interim += 1  # dropped, since no caller waits for an interim response
+            self._interim += 1  # drop the message, since no caller waits for an interim response
         else:
             self._end("it sent too many interim responses")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Drop the answer, since its body refers to the connection: only the garbage collector would free both."""
+        """Drop the answer. Its body refers to the connection, so only the garbage collector would free the two."""
         super().connection_lost(exc)
         self._answer = None
 

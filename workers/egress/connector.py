@@ -64,7 +64,8 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 class GuardedResolver(AbstractResolver):
     """Refuses a whole name if one of its addresses is refused, or if it mixes public addresses with others.
 
-    A mixed name counts as an attack. The policy's own names may mix, since the operator vouches for their addresses.
+    A name with mixed addresses counts as an attack. The names in the policy may have mixed addresses, since the
+    operator vouches for them.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None) -> None:
@@ -105,7 +106,8 @@ class GuardedConnector(ProxiedConnector):
     ) -> None:
         self._policy = policy
         self._guarded = GuardedResolver(policy, resolver)
-        # The result of a check depends on its arguments alone. A refusal is an exception, and `lru_cache` caches none.
+        # The result of a check depends on its arguments alone. A refusal is an exception, which `lru_cache` does not
+        # cache.
         self._check_url = lru_cache(_REMEMBERED)(partial(check_url, policy=policy))
         self._check_reached = lru_cache(_REMEMBERED)(partial(_check_reached, policy=policy))
         super().__init__(proxy, resolver=self._guarded, socket_factory=self.open_socket, **options)
@@ -198,7 +200,10 @@ class Guard:
         )
 
     def session(self, *, limit: int = 100, limit_per_host: int = 0, **options: Any) -> aiohttp.ClientSession:
-        """Return a guarded session without cookies and the environment's proxies. `options` are ClientSession's."""
+        """Return a guarded session that ignores cookies and the environment's proxies.
+
+        `options` are ClientSession's.
+        """
         options.setdefault("cookie_jar", aiohttp.DummyCookieJar())
         return aiohttp.ClientSession(
             connector=self.connector(limit=limit, limit_per_host=limit_per_host), trust_env=False, **options

@@ -53,7 +53,7 @@ class EgressPolicy:
     """True if plain http is allowed to any public address."""
     ports: frozenset[int] = DEFAULT_PORTS
     deny: tuple[Network, ...] = ()
-    """Refused addresses. This list beats the rule for public addresses, and the lists `allow` and `names`."""
+    """Refused addresses. This list overrides the rule for public addresses, and the lists `allow` and `names`."""
     denied_names: frozenset[str] = frozenset()
     """Hosts that are refused at any address, in the form of `names`."""
 

@@ -35,7 +35,7 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 """Cap on the head of the proxy's answer."""
 _MAX_CREDENTIALS_BYTES: Final = 4096
 _CREDENTIALS: Final = re.compile(r"[^:\x00-\x1f\x7f]+:[^\x00-\x1f\x7f]*")
-"""User and password (RFC 7617, section 2); only the user may not hold a colon."""
+"""User and password (RFC 7617, section 2). The user's name must not contain a colon; the password may."""
 _STATUS: Final = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 _UNAUTHENTICATED: Final = frozenset({HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, HTTPStatus.UNAUTHORIZED})
@@ -47,7 +47,10 @@ log = get_logger()
 
 
 class ProxyFailed(aiohttp.ClientConnectionError):
-    """The proxy is away, refuses the credentials or the destination, or is no HTTP proxy. The text quotes nothing."""
+    """The proxy is away, refuses the credentials or the destination, or is no HTTP proxy.
+
+    The text quotes no bytes of the proxy.
+    """
 
 
 class _Unreached(OSError):  # noqa: N818 - named after the event
@@ -56,7 +59,7 @@ class _Unreached(OSError):  # noqa: N818 - named after the event
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The operator's proxy. Its own address is the operator's word, so the guard does not judge the address."""
+    """The operator's proxy. The operator chose its address, so the guard does not check that address."""
 
     host: str
     port: int
@@ -110,7 +113,7 @@ class Proxy:
     def _tell(self, reason: str) -> None:
         if self._throttle.admit(SystemClock().monotonic(), reason) is not None:
             log.warning(
-                "The egress proxy carried no connection; the page or search is left out.",
+                "The egress proxy failed to open a tunnel; leaving the page or search out.",
                 action="egress-proxy-failed",
                 reason=reason,
                 origin=f"http://{self.host}:{self.port}",
@@ -138,11 +141,11 @@ def status_in(head: bytes) -> int | None:
     end = _HEAD_END.search(head)
     if end is None:
         if len(head) > MAX_HEAD_BYTES:
-            raise ProxyFailed("the operator's proxy gives an answer that is no HTTP")
+            raise ProxyFailed("the operator's proxy gives an answer that is not HTTP")
         return None
     line = _STATUS.match(head)
     if line is None or (line[1].startswith(b"2") and end.end() < len(head)):
-        raise ProxyFailed("the operator's proxy gives an answer that is no HTTP")
+        raise ProxyFailed("the operator's proxy gives an answer that is not HTTP")
     return int(line[1])
 
 
@@ -201,7 +204,8 @@ class ProxiedConnector(aiohttp.TCPConnector):
     ) -> tuple[tuple[Any, ...], socket.socket]:
         """Return the first address that the proxy reaches, and the tunnel. Raises ProxyFailed and ClientError.
 
-        Removes the addresses before it: after an error, aiohttp calls this again with the addresses that are left.
+        Removes the addresses before the reached one: after an error, aiohttp calls this again with the remaining
+        addresses.
         """
         unreached = OSError("the name has no address")
         while addr_infos:

@@ -6,7 +6,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
-"""Longest wait that is honoured; a longer `Retry-After` is cut to this."""
+"""Longest wait that is obeyed; a longer `Retry-After` is cut to this number of seconds."""
 
 
 def parse_retry_after(value: str, now: float) -> float | None:

@@ -38,7 +38,7 @@ def _names(value: object) -> object:
 def _name(item: str) -> str:
     name = item.lower().removesuffix(".")
     if not _NAME.fullmatch(name.removeprefix(ANY_SUBDOMAIN)):
-        raise ValueError("neither a name nor *. and a name; addresses are let through by their networks")
+        raise ValueError("neither a name nor *. and a name; to allow addresses, list their networks")
     return name
 
 
@@ -60,7 +60,7 @@ def _network_or_name(item: str) -> Network | str:
 def _proxy(value: str) -> str:
     found = _PROXY.fullmatch(value)
     if found is None or int(found["port"]) not in range(1, 65536):
-        raise ValueError("no http://HOST:PORT; user and password belong into POSTBACK_EGRESS__PROXY_CREDENTIALS")
+        raise ValueError("not http://HOST:PORT; user and password belong into POSTBACK_EGRESS__PROXY_CREDENTIALS")
     if found["literal"] is not None:
         ip_address(found["literal"])
     return value

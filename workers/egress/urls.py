@@ -21,7 +21,7 @@ _LABEL_LENGTHS: Final = range(1, 64)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNWRITABLE: Final = re.compile(r"[^A-Za-z0-9._~:/?@!$&'()*+,;=%-]+|%(?![0-9A-Fa-f]{2})")
-"""Text that a path or query must not hold (RFC 3986, sections 3.3 and 3.4), such as a % without two hex digits."""
+"""Text that a path or query must not contain (RFC 3986, sections 3.3 and 3.4), such as a % without two hex digits."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _BRACKETED: Final = re.compile(r"[^/?#]*//[^/?#]*\[")
 """A URL with a bracket in its authority. Only an IPv6 address may stand in brackets (RFC 3986, section 3.2.2)."""
@@ -32,9 +32,9 @@ _PARTS_USED: Final = ("raw_user", "raw_password", "raw_host", "host", "port", "r
 def check_url(url: str | URL, policy: EgressPolicy) -> URL:
     """Return the URL, unless the policy refuses its text. A name's addresses are checked later, when connecting.
 
-    Scheme, host and port are normalised, so that the connection uses exactly the checked ones. Path and query keep
+    Scheme, host and port are normalised, so that the connection uses exactly the checked values. Path and query keep
     their spelling: servers tell `%3B` from `;` (RFC 3986, section 2.2), and signatures cover the spelling. Only
-    characters that a request line must not hold are percent-encoded, as UTF-8. Raises only EgressRefused.
+    characters that a request line must not contain are percent-encoded, as UTF-8. Raises only EgressRefused.
     """
     parsed = _readable(url)
     if parsed.scheme not in ("http", "https"):
@@ -145,9 +145,9 @@ def _allows_loopback(policy: EgressPolicy) -> bool:
 
 
 def connected_host(url: str) -> str:
-    """Return the host that a connection to the URL goes to: lower case, IDNA, no brackets and no final dot.
+    """Return the host that a connection to the URL uses: in lower case and IDNA, without brackets and a final dot.
 
-    Raises EgressRefused for a URL that no connection is made to.
+    Raises EgressRefused for a URL that the guard refuses.
     """
     parsed = _readable(url)
     host = (parsed.raw_host or "").lower()

@@ -3,10 +3,10 @@
 The processes of a fleet share a few facts through compacted topics, without a database. The last record of each key
 counts, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
 
-While the broker is away, the process goes on with the known facts: without Kafka no job is settled either. `reasons`
-reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a deletion
-for a day only, so after half a day without reading the process may hold deleted facts. The process then ends, and a
-new process reads the topic from the beginning. The process also ends if `apply` raises.
+While the broker is away, the process goes on with the known facts: without Kafka, jobs are not settled anyway.
+`reasons` reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a
+deletion for a day only, so after half a day without reading the process may hold deleted facts. The process then ends,
+and a new process reads the topic from the beginning. The process also ends if `apply` raises.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
 
 START_SECONDS = 60.0
-"""The time for which the first reading may bring no record. The open transaction of a killed process delays reading for
-some seconds. The whole reading has no time limit, since the topic may have any length."""
+"""How long the first reading may go without a record.
+
+The open transaction of a killed process delays reading for some seconds. The whole reading has no time limit, since the
+topic may have any length."""
 SILENT_SECONDS = 20.0
-"""The age of the facts from which readiness reports it. A killed process' open transaction delays facts for less."""
+"""The age of the facts from which the process is not ready.
+
+A killed process's open transaction delays facts for less time.
+"""
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
 
@@ -42,7 +47,7 @@ _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
 Apply = Callable[[bytes | None, bytes | None], None]
-"""Applies a record's key and value; None as a value deletes the fact. The topic is followed until an exception."""
+"""Applies a record's key and value; the value None deletes the fact. An exception ends the following of the topic."""
 
 log = get_logger()
 
@@ -269,7 +274,7 @@ class CompactedTopic(SideTask):
                 facts.append((message.key(), message.value()))
                 self._next[number] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._next[number] = offset  # the end also passes markers and aborted records
+                self._next[number] = offset  # a partition's end also moves past markers and aborted records
             elif error.fatal():
                 raise KafkaException(error)
             # Other errors mean that the broker is away; the client reconnects by itself.

@@ -127,7 +127,7 @@ def _ask_ids(client: AdminClient, topics: Iterable[str], seconds: float) -> Mapp
 
 
 def _ids(asked: Mapping[str, Future[Any]]) -> dict[str, str]:
-    """Return the UUIDs of the topics that the broker knows, without waiting. Raises TopicUnanswered."""
+    """Return the UUIDs of the topics that the broker knows, from finished futures. Raises TopicUnanswered."""
     found = {}
     for topic, future in asked.items():
         try:

@@ -35,8 +35,8 @@ log = get_logger()
 _REVOKE_DRAIN_SECONDS = 5.0
 """The time for which a revocation waits for the partition's attempts: longer than most endpoints take to answer.
 
-A longer wait for an attempt that hangs would hold up all other deliveries of this process. The next owner repeats such
-an attempt.
+A longer wait for an attempt that hangs would hold up all other deliveries of this process. The partition's next owner
+repeats an attempt that was cut off.
 """
 
 
@@ -101,7 +101,8 @@ def stages_of(
 ) -> list[Stage]:
     """Return the stage of results and events, and the stage of the tiers. Each stage may hold half of `window_bytes`.
 
-    Records of tiers become due by the hundred. In a stage of its own, a new result waits for none of them.
+    Hundreds of records in a tier may become due at once. New results do not wait for these, since the results have a
+    stage of their own.
     """
     topics = kafka.topics
     for_results = StageSettings(

@@ -17,7 +17,7 @@ _MAX_TOKENS = 8
 
 
 async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:
-    """Load the engine and ask each model once. `tell` gets a line for the load and one for each answer.
+    """Load the engine and ask each model once. `tell` gets one line for the load and one line for each answer.
 
     Raises RegistryRefused, SettingsRefused, and the EngineError of an engine that does not load or does not answer.
     """
@@ -34,7 +34,7 @@ async def check_engine(name: str | None, model: str | None, tell: Callable[[str]
 
 
 def _models(engine: Engine) -> list[str | None]:
-    """Return each model once, without its aliases; None is the engine's only model."""
+    """Return each model once, without its aliases. None stands for the only model of an engine."""
     if isinstance(engine, RegistryEngine):
         return [name for name in engine.registry.models if name in engine.models]
     return [None]
@@ -43,7 +43,7 @@ def _models(engine: Engine) -> list[str | None]:
 async def _answered(engine: Engine, model: str | None, clock: Clock) -> str:
     """Ask a model, and return a line about its answer. Raises EngineError.
 
-    A model that answers no question is asked for numbers of a text.
+    A model that does not generate text gets a text to embed, score or classify.
     """
     name = model or next(iter(engine.models), engine.name)
     refusals: list[EngineError] = []
@@ -57,7 +57,7 @@ async def _answered(engine: Engine, model: str | None, clock: Clock) -> str:
             refusals.append(refused)
             continue
         if completion.finish_reason not in ("stop", "length"):
-            raise EngineFailed(f"{name} gave no answer: its reason for the end is {completion.finish_reason}")
+            raise EngineFailed(f"{name} gave no answer; the engine's finish reason is {completion.finish_reason}")
         kind = request.pooling.kind.answer if request.pooling is not None else None
         said = f"gave {kind}" if kind is not None else f"answered {completion.completion_tokens} tokens"
         return f"{name}: {said} in {clock.monotonic() - began:.2f} s"

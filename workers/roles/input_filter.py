@@ -1,4 +1,4 @@
-"""The operator's input filter, for the processes that let jobs in or answer them."""
+"""The operator's input filter, for the processes that accept jobs or answer jobs."""
 
 from __future__ import annotations
 

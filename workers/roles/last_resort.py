@@ -32,8 +32,8 @@ def for_jobs(
 ) -> LastResort:
     """Return the last resort for jobs: a failed result under the job's identity, and the record as a dead letter.
 
-    With `trust`, a job without a signature by one of these secrets gets no callback. Its result repeats no id that the
-    job states.
+    With `trust`, a job without a signature by one of these secrets gets no callback. The result of such a job repeats
+    no id that the job states.
     """
 
     def outputs(record: Record, failure: Failure) -> Sequence[Output]:

@@ -1,4 +1,4 @@
-"""The engines of a worker, named on its command line or by its model registry, and the watch over that file."""
+"""The engines of a worker, named on its command line or by its model registry, and the watch over the registry."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def registry_engine(settings: WorkerSettings, clock: Clock, metrics: Metrics) ->
 
 
 def registry_watch(path: Path, engine: RegistryEngine, routes: Registry, lane: str | None) -> RegistryWatch:
-    """Return the task that reads the file again when it changes."""
+    """Return the task that reads the registry's file again when the file changes."""
     return RegistryWatch(path, partial(read_file, path), engine, routes, lane)

@@ -59,10 +59,13 @@ class Process:
         self.metrics_url = ""
         """The URL of the metrics page, set inside the `observed` block."""
         self.prepared = False
-        """True once everything that the stages and side tasks need is loaded."""
+        """True once all parts that the stages and side tasks need are loaded."""
 
     def readiness(self) -> Readiness:
-        """Return the reasons why the process is not ready. Before the stages run, the reason is the start."""
+        """Return the reasons why the process is not ready.
+
+        Before the stages run, the reason is that the process is starting.
+        """
         return (
             readiness_of(self.stages, [*self.beside, *self.fronts])
             if self.prepared
@@ -70,7 +73,7 @@ class Process:
         )
 
     def started(self) -> bool:
-        """Return whether everything that the stages and side tasks need is loaded."""
+        """Return whether all parts that the stages and side tasks need are loaded."""
         return self.prepared
 
     def alive(self) -> bool:
@@ -121,13 +124,13 @@ class Process:
 
 
 Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]]
-"""Returns the stages of a process. The callbacks on the stack close everything that the stages need."""
+"""Returns the stages of a process. The callbacks on the stack close all parts that the stages need."""
 
 
 async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
-    """Run a process: prepare the stages, run them, then close everything.
+    """Run a process: prepare the stages, run the stages, then close all parts.
 
-    A stop signal may arrive at any step; everything that was opened is still closed.
+    A stop signal may arrive at any step; every part that was opened is still closed.
     """
     allow_open_files()
     process = Process(fleet)

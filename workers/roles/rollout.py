@@ -28,13 +28,13 @@ from workers.stage.window import Limits
 
 
 async def follow_rollouts(process: Process, rollouts: Rollouts, stack: AsyncExitStack) -> None:
-    """Follow rollouts and their comparisons, and write the steps that follow from them. Raises ProcessError."""
+    """Follow rollouts and their comparisons, and write the next steps of rollouts. Raises ProcessError."""
     kafka = process.fleet.kafka
     writer = StepWriter(kafka)
     stack.push_async_callback(writer.close)
     steering = Steering(rollouts, process.replica, process.clock, process.metrics, writer.write)
     process.beside += [writer, steering]
-    # The orders are read to their end first, so that the comparisons find them.
+    # The orders are read to their end first: a comparison needs the order of its rollout.
     await process.follow(kafka.topics.rollouts, rollouts.apply, stack)
     await process.follow(kafka.topics.comparisons, steering.apply, stack)
 

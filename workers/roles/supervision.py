@@ -18,7 +18,7 @@ from workers.system.tuning import collect_garbage_seldom
 log = get_logger()
 
 STUCK_SECONDS = 60.0
-"""The longest time of a blocked event loop before `/healthz` fails, so that the orchestrator restarts the process."""
+"""How long the event loop may be blocked before `/healthz` fails, so that the orchestrator restarts the process."""
 BEAT_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
@@ -71,8 +71,8 @@ async def run_stages(
 ) -> None:
     """Run until `stop` is set, then drain every stage.
 
-    `fronts` are side tasks that take work from outside. They end first: the tasks beside them still serve that work.
-    If a stage or a side task ends with an error, the other stages are drained too, and the error is raised.
+    `fronts` are side tasks that take work from outside. These tasks end first, while the tasks in `beside` still serve
+    that work. If a stage or a side task ends with an error, the other stages are drained too, and the error is raised.
     """
     collect_garbage_seldom()
     running = [asyncio.create_task(stage.run(), name=f"stage-{index}") for index, stage in enumerate(stages)]

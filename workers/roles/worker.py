@@ -50,7 +50,7 @@ async def run_worker(
 ) -> None:
     """Load the engine, join the group, and answer jobs until a stop signal; with `shadow`, samples of other jobs.
 
-    Without an engine's name, the model registry of POSTBACK_WORKER__REGISTRY says which engines the worker loads.
+    Without an engine's name, the worker loads the engines in the model registry of POSTBACK_WORKER__REGISTRY.
     Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused,
     RegistryRefused, the EngineError of an engine that does not start, and the error that ended a stage.
     """
@@ -122,7 +122,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
 async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
     """Make the process announce this worker's models to producers while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
-    # The topic is checked now, but not watched later: a worker answers jobs without it.
+    # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(kafka, process.replica, lane, lambda: registry.announced, process.clock)
     stack.push_async_callback(announcer.close)

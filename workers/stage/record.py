@@ -67,7 +67,10 @@ class Output:
     partition: int | None = None
     """None lets the settler choose a number, from those of the transaction's source partitions."""
     may_linger: bool = False
-    """True if the output may be settled half a second later, with other lingering outputs: no reader needs it at once."""
+    """True if the output may be settled half a second later, with other lingering outputs.
+
+    Delivery sets it for records that have to wait in a tier anyway.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 def _limits(root: Path) -> Iterator[int]:
     """Yield the readable limits of the process's own control group and of all its parent groups.
 
-    In a container the own group is usually the root of the mount, whatever path the kernel names.
+    In a container, the process's own group is usually the root of the mount, although the kernel names another path.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class SideTask(Protocol):
-    """A background task that the stages depend on: without it they act on stale data.
+    """A background task that the stages depend on: without the task, they act on stale data.
 
     The defaults fit a task on the event loop that no job waits for.
     """
 
     @property
     def alive(self) -> bool:
-        """True if the task still runs its loop. By default always: `LoopBeat` detects a blocked event loop."""
+        """True if the task still runs its loop. The default is always True: `LoopBeat` detects a blocked event loop."""
         return True
 
     def reasons(self) -> list[str]:

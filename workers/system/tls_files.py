@@ -30,7 +30,7 @@ def load_authorities(context: ssl.SSLContext, path: Path) -> None:
 
 
 def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None = None) -> None:
-    """Show the file's certificate, with its chain, to the other side. Raises TlsFileUnusable.
+    """Present the file's certificate, with its chain, to the other side. Raises TlsFileUnusable.
 
     Without `key`, the certificate's file holds the private key too. The key's file is refused if a stranger may read
     or replace it.

@@ -38,7 +38,7 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
     if problem is not None:
         raise KeyringUnreadable(path, problem.problem, problem.fix)
     if len(content) > _LARGEST_BYTES:
-        raise KeyringUnreadable(path, "it is larger than any keyring", "put the file back from a backup")
+        raise KeyringUnreadable(path, "the file is larger than any keyring", "put the file back from a backup")
     try:
         return KeyringData.model_validate_json(content)
     except ValidationError as error:
@@ -47,7 +47,10 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
 
 
 def _problem_of(part: ErrorDetails) -> str:
-    """Return the place of a problem in the file, in our own field names only: any other text may be a key."""
+    """Return the place of a problem in the file.
+
+    Only names of this format's fields are shown: any other text may be a key.
+    """
     if not part["loc"]:
         return part["msg"].removeprefix("Value error, ") if part["type"] == "value_error" else "the JSON"
     return ".".join(str(name) if isinstance(name, int) or name in _FIELDS else "…" for name in part["loc"])

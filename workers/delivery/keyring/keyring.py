@@ -40,8 +40,8 @@ log = get_logger()
 class _LoadedKeyring:
     """The file's content at one time, with the signers and JWK sets made from it.
 
-    A reload replaces the whole object. A thread that is still making a signer from older keys stores the signer in
-    the older object, never among the signers of newer keys.
+    A reload replaces the whole object. A thread that makes a signer from older keys stores the signer in the older
+    object, and never among signers of newer keys.
     """
 
     data: KeyringData
@@ -111,7 +111,10 @@ class Keyring:
         return True
 
     def follow(self, now: float) -> None:
-        """Refresh if the last check was at least a second ago. If the file is broken, log it and keep the old keys."""
+        """Refresh if the last check was at least a second ago.
+
+        If the file is broken, log the problem and keep the old keys.
+        """
         if not 0 <= now - self._looked_at < _LOOK_SECONDS:
             self._looked_at = now
             self._refresh_or_say(now)
@@ -123,7 +126,7 @@ class Keyring:
     def signing_keys(self, tenant: str, now: float) -> list[str]:
         """Return the private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first.
 
-        The fleet's keys come last. Format 1 has no others; format 2 has them during a migration's overlap.
+        The fleet's keys come last. Format 1 has only the fleet's keys; format 2 has these during a migration's overlap.
         """
         data = self._loaded.data
         return [SIGNING_KEY_PREFIX + base64_of(key) for key in (*_own_keys(data, tenant, now), *_fleet_keys(data, now))]
@@ -131,7 +134,7 @@ class Keyring:
     def public_keys(self, tenant: str, now: float) -> list[str]:
         """Return the public keys (`whpk_…`) that verify this tenant's events now, newest first.
 
-        In format 2 they are the tenant's own keys, in format 1 the fleet's.
+        Format 2 gives the tenant's own keys, format 1 the fleet's keys.
         """
         data = self._loaded.data
         keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
@@ -346,6 +349,6 @@ def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
 
 
 def _load(path: Path, by_root: bool) -> _LoadedKeyring:
-    """Read the file. The stamp is taken first, so that the next check notices a change during the read."""
+    """Read the file. The file's stamp is read first, so that the next check notices a change during the read."""
     stamp = stamp_of(path)
     return _LoadedKeyring(read(path, by_root=by_root), stamp)

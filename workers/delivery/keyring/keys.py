@@ -19,7 +19,7 @@ from pydantic import (
 from workers.delivery.keyring.material import KEY_BYTES, bytes_of, ed25519_private, of_length
 
 LARGEST_NUMBER = 1_000_000
-"""Limit on the numbers of masters and versions: a damaged file might hold a number too long for any text."""
+"""Limit on the numbers of masters and versions: Python refuses to print the overlong number of a damaged file."""
 
 _written = PlainSerializer(lambda key: key.get_secret_value(), return_type=str)
 Key = Annotated[SecretStr, AfterValidator(lambda key: of_length(key, KEY_BYTES, KEY_BYTES)), _written]

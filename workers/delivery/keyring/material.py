@@ -22,7 +22,7 @@ def derived(master: SecretStr, purpose: Purpose, owner: str, version: int) -> by
 
     The owner is a tenant, or an endpoint as `<tenant>/<endpoint>`; neither name has a slash.
 
-    Two different keys never share an info, since the purpose at its start has no slash, and the version at its end is
+    Two different keys never share an HKDF `info`: the purpose at its start has no slash, and the version at its end is
     a number.
     """
     info = f"postback/{purpose}/{owner}/{version}".encode()

@@ -19,7 +19,10 @@ class TenantCache(Generic[Made]):
         self._made: dict[str, tuple[Made, float]] = {}
 
     def get(self, tenant: str, now: float, make: Callable[[], Made], change: Callable[[], float]) -> Made:
-        """Return the tenant's value. `make` makes it, and `change` returns the Unix second from which it is stale."""
+        """Return the tenant's value.
+
+        `make` makes the value, and `change` returns the Unix second from which the value is stale.
+        """
         made, until = self._made.get(tenant, (None, 0.0))
         if made is None or now >= until:
             made = make()

@@ -35,9 +35,9 @@ class TenantVersions(FileModel):
     def spans(self, newest_master: int) -> Iterator[tuple[int, float, range]]:
         """Yield each version, the Unix second at which it stops signing, and the numbers of its masters.
 
-        A version's masters are those that were the newest during its time. A consumer got the version's key only under
-        one of these masters, so the keys under other masters need not sign. Without this limit, ten rotations of a
-        master and ten of a tenant would make a hundred signatures.
+        A version's masters are the masters that were newest while the version was current. Consumers got the version's
+        keys only under these masters, so the keys under other masters need not sign. Without this limit, ten rotations
+        of a master and ten of a tenant would make a hundred signatures.
         """
         yield self.version, float("inf"), range(self.master, newest_master + 1)
         last = self.master
