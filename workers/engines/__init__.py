@@ -1,8 +1,9 @@
-"""Engines generate the answers. `base` is the seam, `ENGINES` the registry, `registry.create` the way in.
+"""Engines generate the answers.
 
-To add an engine, write one module (or package) and add one line to `ENGINES`. The module has the attributes of
-`registry.EngineModule`. The command's `--engine` option then offers the engine, and `python -m console.publish` updates
-the settings page, the chart and its documentation.
+`base` defines the interface, `ENGINES` lists the engines, and `registry.create` makes one. To add an engine, write one
+module (or package) and add one line to `ENGINES`. The module has the attributes of `registry.EngineModule`. The
+command's `--engine` option then offers the engine, and `python -m console.publish` updates the settings page, the chart
+and its documentation.
 """
 
 from __future__ import annotations
@@ -14,4 +15,7 @@ ENGINES = {
     "anthropic": "workers.engines.online.anthropic",
     "gemini": "workers.engines.online.gemini",
 }
-"""Name to module. Modules are imported on use, and this file has no imports, since the command's help loads it."""
+"""The module of each engine, by the engine's name.
+
+A module is imported on use. This file imports no module, since the command's help loads this file.
+"""

@@ -42,32 +42,32 @@ class GenerationRequest:
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float | None
-    """None means the model's own; 0 is greedy."""
+    """None means the model's default; 0 is greedy."""
     temperature_is_default: bool = False
-    """True if the job sets no temperature. The engine may then omit the parameter if the model does not take it."""
+    """True if the job sets no temperature. The engine may then leave the parameter out for a model that refuses it."""
     is_raw: bool = False
-    """True if the prompt goes to the model as it stands, for completion, even if the model has a chat template."""
+    """True if the model completes the prompt unchanged, even if the model has a chat template."""
     model_id: str | None = None
     context_window: int | None = None
     top_p: float | None = None
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
 
-    None means the model's own.
+    None means the model's default.
     """
     seed: int | None = None
     n: int = 1
-    """The number of answers. An engine that gives fewer refuses a larger number, or gives as many as it can."""
+    """The number of answers. An engine that cannot give this many refuses the request, or gives as many as it can."""
     top_logprobs: int | None = None
-    """The number of the likeliest tokens at each place to return with their log-probabilities.
+    """The number of likeliest tokens at each place whose log-probabilities are returned.
 
-    0 returns those of the answer's own tokens only, and None returns none.
+    With 0, only the answer's own tokens have log-probabilities; with None, no log-probabilities are returned.
     """
     tools: tuple[Tool, ...] = ()
     """Functions that the model may call; empty for an answer without calls."""
     tool_choice: ToolChoice | None = None
     """The job's choice; None leaves it to the model, as `auto` does."""
     parallel_tool_calls: bool | None = None
-    """If false, the model makes one call at most."""
+    """If False, the model makes at most one call."""
     reasoning: Reasoning | None = None
     """Bounds of the reasoning before the answer; None leaves it to the model."""
     priority: int = 0
@@ -81,7 +81,7 @@ class GenerationRequest:
     prefix_key: bytes | None = None
     """Requests with equal keys share a prompt prefix: the same system message and sources."""
     is_whole: bool = False
-    """If true, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
+    """If True, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -102,7 +102,8 @@ class ServedBy:
 class Completion:
     """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
-    `text` is an answer only after `stop`, `length` and, with `tool_calls`, `tool_calls`. It has no reasoning in it.
+    `text` is an answer only after `stop`, `length` and, with `tool_calls`, `tool_calls`. The text does not include the
+    reasoning.
     """
 
     text: str
@@ -114,19 +115,22 @@ class Completion:
     reasoning: str | None = None
     """The model's reasoning before its answer; None if there is none."""
     reasoning_tokens: int | None = None
-    """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not tell them."""
+    """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not report them."""
     pooled: Pooled | None = None
-    """The answer to the request's `pooling`; None for a question."""
+    """The answer to the request's `pooling`; None for a request with a question."""
     tool_calls: tuple[ToolCall, ...] = ()
     """The calls that the model asks for. The reason is then `tool_calls`, or `length` for a call that is cut off."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Log-probabilities of the answer's tokens, without the reasoning; None unless the request asks for them."""
     further: tuple[Completion, ...] = ()
-    """The answers after the first one, if the request asks for several. The first one's tokens are those of all."""
-    cached_tokens: int | None = field(default=None, compare=False)
-    """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not tell them.
+    """The answers after the first one, if the request asks for several.
 
-    Completions with the same answer are equal, whether the cache was cold or warm.
+    The first completion's token counts are the sums over all answers.
+    """
+    cached_tokens: int | None = field(default=None, compare=False)
+    """Tokens of the prompt that the engine found in its prefix cache; None if the engine does not report them.
+
+    The comparison of completions ignores this field, so a cold and a warm cache give equal completions.
     """
     served_by: ServedBy | None = None
     """The model behind the answer, in a worker with a model registry."""
@@ -158,7 +162,7 @@ class RequestRejected(EngineError):  # noqa: N818
 
 
 def numbered_call(call_id: str | None, name: str, arguments: str, number: int) -> ToolCall:
-    """Return a call; a call without an id gets one from its number. Raises ValueError for values out of bounds."""
+    """Return a call; a call without an id gets an id from its number. Raises ValueError for values out of bounds."""
     return ToolCall(id=call_id or f"call_{number}", function=CalledFunction(name=name, arguments=arguments))
 
 
@@ -182,7 +186,7 @@ def _rounded(logprob: float) -> float:
 
 
 def require_one_answer(request: GenerationRequest) -> None:
-    """Raise RequestRejected for several answers or log-probabilities: the service gives neither."""
+    """Raise RequestRejected if the request wants several answers or log-probabilities: the service gives neither."""
     if request.n > 1:
         raise RequestRejected("n", "this service gives one answer; submit the job several times")
     if request.top_logprobs is not None:
@@ -197,7 +201,10 @@ def require_question(request: GenerationRequest) -> None:
 
 
 class PromptTooLong(EngineError):  # noqa: N818
-    """The prompt does not fit into the window beside the answer. `fits` estimates the fraction of it that would fit."""
+    """The prompt does not fit into the window beside the answer.
+
+    `fits` estimates the fraction of the prompt that would fit.
+    """
 
     def __init__(self, fits: float) -> None:
         super().__init__("the prompt does not fit into the window")
@@ -209,9 +216,9 @@ class EngineUnavailable(EngineError):  # noqa: N818
 
 
 class EngineFailed(EngineUnavailable):
-    """The engine took the request and failed at it.
+    """The engine accepted the request and failed at it.
 
-    `took_too_long` marks a timeout; `wasted_tokens` counts the tokens that are known to be generated.
+    `took_too_long` marks a timeout; `wasted_tokens` counts the tokens that were generated, as far as known.
     """
 
     def __init__(self, reason: str, *, took_too_long: bool = False, wasted_tokens: int = 0) -> None:
@@ -229,7 +236,7 @@ class EngineRefused(EngineError):  # noqa: N818
 
 
 class EngineLost(EngineError):  # noqa: N818
-    """The engine could not be loaded again, and this process will not try any more."""
+    """The engine could not be loaded again, and this process no longer tries."""
 
 
 class Engine(Protocol):

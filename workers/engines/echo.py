@@ -63,7 +63,7 @@ class EchoSettings(EngineSection):
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
     places: int = Field(default=1024, ge=1, le=8192)
-    """Answers that may take their seconds at once; further requests wait for a place, as in front of a GPU."""
+    """Answers in progress at once; further requests wait for a place, as at a GPU."""
 
 
 class EchoEngine:
@@ -82,7 +82,7 @@ class EchoEngine:
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
         """The requests that have a place."""
         self._queue: deque[tuple[asyncio.Future[_Woken], float]] = deque()
-        """Requests that wait for a place, with their seconds; some may have ended."""
+        """Requests that wait for a place, each with its latency in seconds; some may have ended already."""
 
     async def start(self) -> None:
         """Do nothing: this engine loads no model."""
@@ -109,13 +109,16 @@ class EchoEngine:
         return _answer(words, request) if asked is None else _pooled(asked, len(words))
 
     async def abort(self, request_id: str) -> None:
-        """End the request's sleep. A request that does not sleep is answered already."""
+        """End the request's sleep. A request that does not sleep has been answered already."""
         sleeping = self._sleeping.get(request_id)
         if sleeping is not None and not sleeping.done():
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Return the load. A request runs while it sleeps with an alarm set; one that does not sleep needs no place."""
+        """Return the load. A request counts as running while it sleeps with an alarm set.
+
+        A request that does not sleep needs no place.
+        """
         running = len(self._alarms)
         return EngineLoad(running, waiting=len(self._sleeping) - running, free=self._places - running)
 
@@ -154,7 +157,7 @@ class EchoEngine:
                 self._fill()
 
     def _fill(self) -> None:
-        """Give the free places to the requests that wait for one."""
+        """Give the free places to waiting requests."""
         while self._queue and len(self._alarms) < self._places:
             sleeping, seconds = self._queue.popleft()
             if not sleeping.done():
@@ -183,7 +186,7 @@ def _embeddings(asked: PoolingInput) -> Iterator[tuple[float, ...]]:
 
 
 def _scores(asked: PoolingInput) -> Iterator[tuple[float, ...]]:
-    """Yield the part of the query's words that each text has."""
+    """Yield for each text the fraction of the query's words that the text contains."""
     for query, text in asked.pairs:
         words = set(query.casefold().split())
         yield (len(words & set(text.casefold().split())) / max(1, len(words)),)
@@ -206,7 +209,7 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
 
 
 def _call(text: str, request: GenerationRequest) -> ToolCall:
-    """Return the call of a tool that the job demands: the named one or the first, with the text as its argument."""
+    """Return the call that the job demands: of the named tool or the first tool, with the text as the argument."""
     choice = request.tool_choice
     name = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
     arguments = json.dumps({"text": text}, ensure_ascii=False)

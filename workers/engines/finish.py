@@ -1,4 +1,4 @@
-"""Finish reasons of servers and of vLLM, mapped to ours. Only `stop` and `length` leave an answer."""
+"""Finish reasons of servers and of vLLM, mapped to `FinishReason`. Only `stop` and `length` leave an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""Words of TGI, Mistral, Anthropic, Gemini and Cohere for each of our reasons, when they speak OpenAI's protocol."""
+"""Other words for each FinishReason: of TGI, Mistral, Anthropic, Gemini and Cohere, in OpenAI's protocol."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))
@@ -24,7 +24,7 @@ def is_failure(said: str | None) -> bool:
 
 
 def finish_reason(said: str | None) -> FinishReason:
-    """Map the engine's word, in upper or lower case, to one of our reasons. An unknown word becomes `other`.
+    """Map the engine's word, in upper or lower case, to a FinishReason. An unknown word becomes `other`.
 
     A missing word becomes `stop`, as in vLLM's own server.
     """

@@ -1,4 +1,4 @@
-"""Requests that show if a model answers at all: a question, then the texts of each kind without one."""
+"""Requests that show whether a model answers at all: a question, then texts to embed, score, rank and classify."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from workers.engines.pooling import PoolingInput
 def first_requests(
     request_id: str, prompt: str, max_tokens: int, temperature: float | None = None, model_id: str | None = None
 ) -> tuple[GenerationRequest, ...]:
-    """Return the requests in the order to try: most models answer the first, and rerankers only their own kind."""
+    """Return the requests in the order to try.
+
+    Most models answer the first request; a reranker answers only its own kind.
+    """
     question = GenerationRequest(
         request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id
     )

@@ -1,6 +1,6 @@
-"""Requests without a question, in one form for every kind of `schemas.kinds`, and their answers.
+"""Requests without a question: texts to embed, score, rank or classify, in one form for every kind of `schemas.kinds`.
 
-vLLM calls the models behind these requests pooling models, since they pool the hidden states of a text's tokens.
+vLLM calls the models for these requests pooling models, since such a model pools the hidden states of a text's tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PoolingInput:
     queries: tuple[str, ...] = ()
     """One query for all texts, or one for each text; empty for a kind without queries."""
     dimensions: int | None = None
-    """The length of each embedding, in numbers; None means the model's own."""
+    """The dimensions of each embedding; None means the model's default."""
 
     @classmethod
     def of(cls, job: Job) -> Self | None:
@@ -44,7 +44,7 @@ class PoolingInput:
 
     @property
     def chars(self) -> int:
-        """The characters that a model reads: a query is read with each of its texts."""
+        """The characters that a model reads: it reads the query again with each text."""
         queries = sum(map(len, self.queries)) * (len(self.texts) if len(self.queries) == 1 else 1)
         return queries + sum(map(len, self.texts))
 

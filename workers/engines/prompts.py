@@ -15,7 +15,10 @@ _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assista
 
 
 def plain_text(messages: Sequence[Message]) -> str:
-    """Return messages as text, for a model without a chat template. A single message gives its text alone."""
+    """Return messages as text, for a model without a chat template.
+
+    A single message becomes its text without a role.
+    """
     if len(messages) == 1:
         return messages[0].text
     turns = [f"{_SPEAKERS[message.role]}: {message.text}" for message in messages]
@@ -51,8 +54,8 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
     """Return the arguments of a call in the chat, as an object. Raises RequestRejected for any other text."""
     try:
         arguments = from_json(call.function.arguments or "{}", allow_inf_nan=False)
-    except ValueError:  # also for half a surrogate pair and for deep nesting, which no tokenizer or encoder takes
+    except ValueError:  # also raised for a lone surrogate and for deep nesting, which no tokenizer or encoder takes
         arguments = None
     if not isinstance(arguments, dict):
-        raise RequestRejected("messages", "`arguments` of a call in `tool_calls` is to be a JSON object")
+        raise RequestRejected("messages", "`arguments` of a call in `tool_calls` must be a JSON object")
     return arguments

@@ -1,6 +1,6 @@
 """A model's reasoning, kept apart from its answer: the text between marks such as `<think>` and `</think>`.
 
-The marks of each family of models stand in `families`.
+`families` has the marks of each family of models.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ class Parted:
 
 
 def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Parted:
-    """Part a whole output. `is_open` is true if the prompt ended with the opening mark.
+    """Separate the reasoning from the answer in a whole output.
 
-    Reasoning without its closing mark lasts to the end. A closing mark that nothing opened ends reasoning that began
-    with the output: some prompts open it, and models nest marks. An opening mark that nothing closes counts only at the
-    start of the output, since an answer may mention it.
+    `is_open` is true if the prompt ended with the opening mark. Reasoning without its closing mark lasts to the end. A
+    closing mark without an opening mark ends reasoning that began with the output: some prompts open the reasoning, and
+    models nest marks. An opening mark without a closing mark counts only at the start of the output, since an answer
+    may mention the mark.
     """
     found = re.compile(f"({re.escape(marks.opening)})|{re.escape(marks.closing)}")
     reasoning: list[str] = []
     text: list[str] = []
     inside, position, end = is_open, 0, 0
-    last_closing, is_blank = output.rfind(marks.closing), True  # found once: a model may repeat the opening mark
+    last_closing, is_blank = output.rfind(marks.closing), True  # search once: a model may repeat the opening mark
     for mark in found.finditer(output):
         part = output[position : mark.start()]
         (reasoning if inside else text).append(part)

@@ -24,12 +24,15 @@ class EngineModule(Protocol):
         ...
 
     def create(self, settings: Any, metrics: Metrics, clock: Clock) -> Engine:
-        """Make an engine, not started yet, with the registered `name`. Raises ValueError if it lacks a model."""
+        """Make an engine with the registered `name`, without starting it.
+
+        Raises ValueError if a needed model is missing.
+        """
         ...
 
 
 def create(name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None) -> Engine:
-    """Make an engine, not started yet. `model` overrides the model in the settings.
+    """Make an engine without starting it. `model` overrides the model in the settings.
 
     Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
     """
@@ -38,7 +41,7 @@ def create(name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, 
 
 
 def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> Engine:
-    """Make an engine with these settings, which name the model, not started yet. Raises as `create` does."""
+    """Make an engine with these settings, which name the model, without starting it. Raises as `create` does."""
     return _module(name).create(section, metrics, clock)
 
 

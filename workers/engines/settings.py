@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class UnsupportedByEngine(Exception):  # noqa: N818 - named after the field's fault
-    """An engine cannot do what a model's table in the registry asks for."""
+    """An engine does not support an option in a model's table of the registry."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -53,7 +53,7 @@ class EngineSection(BaseModel):
 
 
 class EngineSettings(BaseSettings):
-    """The settings with one section for each engine; `registry.engine_settings` makes the class with all sections."""
+    """The settings of all engines, one section each; `registry.engine_settings` makes the class with the sections."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_ENGINE__",

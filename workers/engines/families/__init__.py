@@ -1,4 +1,4 @@
-"""Model families as data: how the models of one family write and read. `families.toml` is the table.
+"""Model families as data: the formats that the models of a family read and write. `families.toml` is the table.
 
 Each table of the file has these fields, all optional but `ids`:
 
@@ -8,7 +8,7 @@ Each table of the file has these fields, all optional but `ids`:
     template        source of the chat template: `tokenizer`, `vllm:<tokenizer mode>` (vLLM's code), or `api`
     reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, `trailer` (text between
                     the reasoning and the closing mark), and `opened_by`, which is `template` where the prompt already
-                    ends with the opening mark, `template_if_asked` where it does only if thinking is asked for, else
+                    ends with the opening mark, `template_if_asked` where it ends so only if thinking is asked for, else
                     `model`
     tools           name of vLLM's tool parser
     json            `guided` (the engine holds the answer to the schema), `api` (the service does), or `prompt` (only
@@ -46,7 +46,7 @@ class ReasoningMarks(_FamilyPart):
     parser: str
     opened_by: Literal["template", "template_if_asked", "model"]
     trailer: str = ""
-    """Text of the format between the reasoning and the closing mark."""
+    """Fixed text that the format has between the reasoning and the closing mark."""
 
 
 class Family(_FamilyPart):
@@ -75,7 +75,7 @@ def families() -> Mapping[str, Family]:
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
     """Return the family of a model by its name, else by its architectures; None if neither names just one family.
 
-    A name counts only where the family has one of the architectures, if architectures are given.
+    If architectures are given, a name counts only if the family has one of these architectures.
     """
     given = frozenset(architectures)
     name = model.rstrip("/").rpartition("/")[2].lower()

@@ -1,4 +1,4 @@
-"""The circuit breaker of one address: after failures in a row the address gets no request for a while, then a trial."""
+"""The circuit breaker of one address: failures in a row stop its requests for a while, then one trial is allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AddressCircuit:
 
     @property
     def is_open(self) -> bool:
-        """True from too many failures until the next answer."""
+        """True after too many failures in a row, until the next answer."""
         return self._open_until is not None
 
     @property
@@ -39,14 +39,14 @@ class AddressCircuit:
         return self._begun
 
     def answered(self, number: int) -> None:
-        """Close the circuit: the address answered this request, or refused it for a reason of its own."""
+        """Close the circuit: the address answered this request, or refused only this request."""
         self._newest_answered = max(self._newest_answered, number)
         self._answered_since_failure = True
         self._failures = 0
         self._open_until = None
 
     def failed(self, number: int, *, took_too_long: bool = False) -> bool:
-        """Count a failure. True if the request may be to blame, since the address answers other requests.
+        """Count a failure. Return True if the request may be to blame, since the address answers other requests.
 
         A timeout may be the request's fault only if the address answered a request that began later: a merely slow
         address answers earlier requests first.
@@ -59,6 +59,6 @@ class AddressCircuit:
         return to_blame
 
     def ended(self, number: int) -> None:
-        """End a request with any outcome. After a trial, an open circuit may admit the next trial."""
+        """Note the end of a request with any outcome. After a trial, an open circuit may admit the next trial."""
         if self._trying == number:
             self._trying = None

@@ -50,13 +50,16 @@ def listed(names: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return the fix for an unknown name: the name that is probably meant, else the known names."""
+    """Return the fix for an unknown name: the most similar known name, or else all known names."""
     close = get_close_matches(name[:_NAME_SHOWN], known, 1)
     return f"did you mean {quoted(close[0])}?" if close else f"there are: {listed(known)}"
 
 
 def reasons(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the path below the table, and the text, of each of pydantic's errors. No text has the file's value."""
+    """Yield each of pydantic's errors as its path below the table and its text.
+
+    No text contains a value of the file.
+    """
     for details in error.errors(include_url=False, include_input=False, include_context=False):
         path = tuple(str(part) for part in details["loc"])
         yield path, _reason(details, path, model)

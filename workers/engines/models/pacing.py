@@ -20,7 +20,7 @@ class RateLimit:
         self._next_at = clock.monotonic() - burst_seconds
 
     def reserve(self, cost: float) -> float:
-        """Take a turn, and return the seconds until it. Turns come in the order of the calls."""
+        """Take a turn, and return the seconds until the turn. Turns come in the order of the calls."""
         now = self._clock.monotonic()
         at = max(self._next_at, now - self._burst_seconds)
         self._next_at = at + cost / self._per_second
@@ -40,7 +40,7 @@ class RateGate:
         self._tokens = RateLimit(tokens / 60, _TOKEN_BURST_SECONDS, clock) if tokens else None
 
     def reserve(self, tokens: int) -> float:
-        """Take a turn for a request of about this many tokens, and return the seconds until it."""
+        """Take a turn for a request of about this many tokens, and return the seconds until the turn."""
         by_requests = self._requests.reserve(1) if self._requests is not None else 0.0
         by_tokens = self._tokens.reserve(tokens) if self._tokens is not None else 0.0
         return max(by_requests, by_tokens)

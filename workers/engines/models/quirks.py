@@ -1,4 +1,4 @@
-"""Requests and answers of a family's models, changed where its quirks need it."""
+"""Changes to requests and answers for the quirks of a model's family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FENCE = re.compile(r"\s*```[A-Za-z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOT
 
 
 def with_quirks(request: GenerationRequest, family: Family | None) -> GenerationRequest:
-    """Return the request; the user's first message begins with the system messages if the family takes none."""
+    """Return the request. For a family without system messages, the user's first message begins with their texts."""
     if family is None or family.system != "none" or request.messages is None:
         return request
     of_system = [message.text for message in request.messages if message.role in ("system", "developer")]
@@ -28,7 +28,7 @@ def with_quirks(request: GenerationRequest, family: Family | None) -> Generation
 
 
 def without_fence(completion: Completion, request: GenerationRequest, family: Family | None) -> Completion:
-    """Return the completion; JSON that the job asked for leaves the Markdown fence that the family puts around it."""
+    """Return the completion, without the Markdown fence that the family puts around the JSON of a job."""
     form = request.response_format
     if family is None or not family.fences or form is None or form.type == "text":
         return completion

@@ -41,7 +41,7 @@ class RegistryEngine:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All names and aliases, first the name of the model that answers jobs without `model_id`."""
+        """All names and aliases. The first one names the model that answers jobs without `model_id`."""
         return tuple(self._names)
 
     @property
@@ -54,12 +54,12 @@ class RegistryEngine:
         """Use a changed file: its aliases, defaults, prices, limits and escalations. Raises NeedsRestart."""
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
-            raise NeedsRestart("it has other models")
+            raise NeedsRestart("the file has other models")
         changed = [name for name, model in models.items() if not _same_engine(model, self._served[name].model)]
         if changed:
             raise NeedsRestart(f"the engine's settings of {', '.join(sorted(changed))} have changed")
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
-            raise NeedsRestart("it has a new lane")
+            raise NeedsRestart("the file has a new lane")
         for name, model in models.items():
             self._served[name].change(model)
         self._served = {name: self._served[name] for name in models}
@@ -92,9 +92,9 @@ class RegistryEngine:
             await served.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Return the running requests of all models, and the waiting ones of the busy model that has the fewest.
+        """Return the running requests of all models together, and the shortest queue among the busy models.
 
-        So the worker goes on taking jobs for a fast model while another model has a queue.
+        With the shortest queue, the worker goes on taking jobs for a fast model while another model has a queue.
         """
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]
@@ -123,7 +123,7 @@ def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:
 
 
 async def _started(served: ServedModel) -> Exception | None:
-    """Start a model and return its error: an error inside a TaskGroup would be wrapped, and hide its text."""
+    """Start a model and return its error: a TaskGroup would wrap a raised error, and hide the error's text."""
     try:
         await served.start()
     except Exception as error:

@@ -1,4 +1,7 @@
-"""Reads the registry's file, and checks it against the engines' own settings. All mistakes are named at once."""
+"""Reads the registry's file, and checks the file against the engines' own settings.
+
+The error names all mistakes at once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from workers.engines.settings import EngineSection, EngineSettings, UnsupportedB
 
 MOST_BYTES: Final = 256 * 1024
 _LONGEST_LINE: Final = 4096
-"""Characters. Python's parser takes a time that is quadratic in the names of one heading, half a minute for 100 kB."""
+"""In characters.
+
+The time of Python's parser grows with the square of the number of names in a heading: half a minute for 100 kB.
+"""
 _MOST_MODELS: Final = 1024
 _TOP: Final = ("default", "engines", "models")
 _ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
@@ -40,7 +46,7 @@ class EngineEntry:
 
 @dataclass(frozen=True, slots=True)
 class RegistryModel:
-    """One model: its table, its engine, and the engine's settings with the model, one group for each address."""
+    """One model: its table, its engine, and the engine's settings for this model, one group for each address."""
 
     name: str
     entry: ModelEntry
@@ -291,7 +297,7 @@ class _Reader:
                 )
 
     def _check_in_process(self, models: Mapping[str, RegistryModel]) -> None:
-        """Find second models of one lane that would run in the worker's own process and share its GPU."""
+        """Find second models of a lane that would run in the worker's own process, and share its GPU."""
         first: dict[tuple[str | None, str], str] = {}
         for model in models.values():
             if model.engine.kind == "vllm":
@@ -302,7 +308,7 @@ class _Reader:
 
 
 def _given(section: EngineSection) -> dict[str, Any]:
-    """Return the settings that the environment gives, without its server, the server's key, and its model."""
+    """Return the settings that the environment gives, except the server, the server's key, and the model."""
     names = section.model_fields_set - {"model", "base_url", "adapters"}
     return {name: getattr(section, name) for name in names if not _is_secret(type(section), name)}
 

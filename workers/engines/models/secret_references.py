@@ -32,7 +32,10 @@ def secret(reference: object, environment: Mapping[str, str] = os.environ) -> st
 
 
 def checked_reference(reference: object) -> tuple[str, str]:
-    """Return the kind (`env` or `file`) and the name of a reference, without looking there. Raises SecretMistake."""
+    """Return the kind (`env` or `file`) and the name in a reference, without reading the variable or file.
+
+    Raises SecretMistake.
+    """
     if isinstance(reference, str):
         raise SecretMistake(f"holds the key in clear text; write {_HOW}, and replace the key, since files are copied")
     if not isinstance(reference, dict) or len(reference) != 1:

@@ -47,8 +47,9 @@ class _Address:
 class ServedModel:
     """Answers requests for one model.
 
-    Requests with the same prompt prefix go to one address, whose prefix cache has it. An address with many more
-    requests in flight than the others gets no more. Any other request goes to the address with the fewest.
+    Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. An address with many more
+    requests in flight than the others gets no more requests. Any other request goes to the address with the fewest
+    requests.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[Engine], clock: Clock, metrics: Metrics) -> None:
@@ -81,7 +82,7 @@ class ServedModel:
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
     async def start(self) -> None:
-        """Return when one address can answer; the others join later. Raises EngineError if none can."""
+        """Return when one address can answer; the others join later. Raises EngineError if no address can answer."""
         tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
         self._starting = {*tasks}
         try:
@@ -98,7 +99,7 @@ class ServedModel:
             task.add_done_callback(_report)
 
     async def _bring_up(self, address: _Address) -> None:
-        """Start an address's engine. Once another address answers, try again for as long as it takes."""
+        """Start an address's engine. Once another address answers, try again without a time limit."""
         while True:
             try:
                 await address.engine.start()
@@ -180,7 +181,9 @@ class ServedModel:
                 raise
             except EngineUnavailable as error:
                 away = error
-        raise away or EngineUnavailable(f"every address of model {self.model.name} failed lately; waiting for one")
+        raise away or EngineUnavailable(
+            f"every address of model {self.model.name} failed lately; waiting for an answer"
+        )
 
     def _next(self, tried: Sequence[_Address], prefix_key: bytes | None) -> _Address | None:
         free = [each for each in self._addresses if each.is_up and each.circuit.admits and each not in tried]
@@ -209,7 +212,7 @@ class ServedModel:
                 raise EngineUnavailable(str(error)) from error
             raise
         else:
-            if completion.finish_reason != "abort":  # an aborted request may never have reached the server
+            if completion.finish_reason != "abort":  # an aborted one may never have arrived
                 circuit.answered(number)
                 self._count("answered")
             return completion
@@ -227,10 +230,10 @@ class ServedModel:
         self._metrics.model_circuits.labels(self.model.name).set(open_now)
         common = {"model": self.model.name, "address": address.name}
         if was_open:
-            log.info("An address answers again; it gets requests again.", action="circuit-closed", **common)
+            log.info("An address answers again; sending requests to it again.", action="circuit-closed", **common)
         else:
             log.warning(
-                "An address failed repeatedly; it gets no request for a while.", action="circuit-open", **common
+                "An address failed repeatedly; sending no request to it for a while.", action="circuit-open", **common
             )
 
     def _count(self, result: str) -> None:
@@ -265,11 +268,11 @@ def _estimate(request: GenerationRequest) -> int:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """Log an address that refuses us while another address answers."""
+    """Log an address that refuses the worker while another address answers."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         log.error(
-            "An address refused the worker; the model's other addresses answer.",
+            "An address refused the worker; going on with the model's other addresses.",
             action="engine-address-refused",
             error=str(error),
         )

@@ -1,4 +1,4 @@
-"""Lines of a TOML document's fields, for errors: Python's parser gives a line only for errors of syntax."""
+"""Line numbers of a TOML document's fields, for errors: Python's parser gives line numbers only for syntax errors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _LONGEST_VALUE: Final = 200
-"""Lines of one value. After a longer value, the lines of later fields stay unknown."""
+"""The most lines of one value. After a longer value, the lines of later fields stay unknown."""
 _DEEPEST: Final = 8
-"""Names in a path. The registry has at most five; a hostile heading may have a hundred thousand."""
+"""The most names in a path.
+
+The registry's paths have at most five names; a hostile heading may have a hundred thousand.
+"""
 
 Path = tuple[str, ...]
 
@@ -31,13 +34,16 @@ class TomlLines:
                 self._lines.setdefault(path, number)
 
     def of(self, path: Sequence[str | int]) -> int | None:
-        """Return the line of this field, or of the nearest table around it; None if neither is known."""
+        """Return the line of this field, or of the nearest table around the field; None if neither line is known."""
         names = tuple(str(part) for part in path)
         return next((self._lines[names[:end]] for end in range(len(names), 0, -1) if names[:end] in self._lines), None)
 
 
 def _statements(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield each table heading and each assignment with its first line's number. Each one is TOML by itself."""
+    """Yield each table heading and each assignment with its first line's number.
+
+    Each heading or assignment is valid TOML by itself.
+    """
     start = 0
     while start < len(lines):
         end = start + 1

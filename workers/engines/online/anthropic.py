@@ -30,7 +30,7 @@ from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
-"""Our words for efforts, where the service has another one."""
+"""The service's word for an effort, where it differs from the job's word."""
 
 
 class AnthropicSettings(OnlineSettings):
@@ -46,7 +46,7 @@ class _Block(BoundedModel):
     type: str
     text: str = ""
     thinking: str = ""
-    """The reasoning, in blocks of that type; `redacted_thinking` hides it."""
+    """The reasoning, in blocks of the type `thinking`; a block `redacted_thinking` hides the reasoning."""
     id: str = Field(default="", max_length=256)
     name: str = Field(default="", max_length=256)
     input: dict[str, Any] | None = None
@@ -149,7 +149,7 @@ def _call(block: _Block) -> ToolCall:
 
 
 def _content(turn: Turn) -> str | list[dict[str, Any]]:
-    """Return a turn's content: a text, or blocks where it has calls or their answers. Raises RequestRejected."""
+    """Return a turn's content: a text, or blocks for a turn with tool calls or tool results. Raises RequestRejected."""
     if turn.is_text:
         return turn.text
     blocks: list[dict[str, Any]] = []
@@ -184,7 +184,7 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:
-    """Return the parameters for the effort, and for the budget, which the service takes from 1,024 tokens on."""
+    """Return the parameters for the effort and for the token budget, which must be at least 1,024."""
     if not asked.is_wanted:
         return {"thinking": {"type": "disabled"}}
     fields: dict[str, Any] = {}

@@ -37,7 +37,7 @@ from workers.engines.prompts import arguments_of
 
 _MOST_PARTS = 4096
 _LEVELS: dict[str, str] = {"xhigh": "high"}
-"""Our words for efforts, where the service has another one."""
+"""The service's word for an effort, where it differs from the job's word."""
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _ROLES = {"user": "user", "assistant": "model"}
 
@@ -67,7 +67,7 @@ class _Content(BoundedModel):
 
 
 class _LogprobCandidate(TypedDict, total=False):
-    """A dictionary and no model: an answer may have two million of them, and models would take gigabytes."""
+    """A dictionary: as pydantic models, the two million candidates of a large answer would take gigabytes."""
 
     token: str
     value: Annotated[float, Field(alias="logProbability")]
@@ -211,7 +211,7 @@ def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion
 
 
 def _call(call: _FunctionCall, number: int) -> ToolCall:
-    """Return a call; the service gives most calls no id."""
+    """Return a call. The call's id may come from `number`, since the service gives most calls no id."""
     arguments = json.dumps(call.args or {}, ensure_ascii=False)
     return numbered_call(call.id, call.name, arguments, number)
 
@@ -254,7 +254,7 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:
-    """Return the thinking options: models of one generation take a level, those of an earlier one a budget."""
+    """Return the thinking options: newer models take a level, and models of the previous generation take a budget."""
     if not asked.is_wanted:
         return {"thinkingBudget": 0}
     level = _LEVELS.get(asked.effort, asked.effort) if asked.effort is not None else None

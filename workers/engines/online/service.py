@@ -28,14 +28,14 @@ from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
 from workers.engines.openai_http.server import bounded_body, new_session, once_answered
 
 _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
-"""Statuses that concern the whole service; 529 is Anthropic's word for too many requests of all customers."""
+"""Statuses that concern the whole service. Anthropic uses 529 for too many requests of all customers together."""
 _NOT_LET_IN: Final = frozenset((401, 402, 403))
-"""402 is Anthropic's word for a problem with the payment."""
+"""Statuses that concern the key or the account. Anthropic uses 402 for a problem with the payment."""
 _OF_THE_ACCOUNT: Final = ("api key", "credit balance", "api usage limits", "billing", "user location")
 """Texts in a 400 that concern the operator's account: Gemini has no other status for a wrong key."""
 _OF_LENGTH: Final = ("prompt is too long", "exceeds the maximum number of tokens", "exceed context limit")
 _LESS: Final = 0.6
-"""The fraction of a too long prompt to try next, since the services do not tell it in one form."""
+"""The fraction of a too long prompt to try next. The services state the fitting length in too many forms to parse."""
 
 log = get_logger()
 
@@ -74,7 +74,10 @@ class Api(Protocol):
         ...
 
     def window(self, body: bytes) -> int | None:
-        """Return the model's window from its description; None if that does not tell it. Raises ValidationError."""
+        """Return the model's window from its description; None if the description does not have it.
+
+        Raises ValidationError.
+        """
         ...
 
 
@@ -107,7 +110,7 @@ class OnlineService:
             await self._session.close()
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
-        """POST the request, once more if the service takes no temperature. Raises EngineError."""
+        """POST the request; POST again without a temperature if the service takes none. Raises EngineError."""
         try:
             while True:
                 sent = self._api.body(request, with_temperature=self._sends_temperature(request))
@@ -120,9 +123,10 @@ class OnlineService:
             return TryAgain(f"the service was not reached: {type(error).__name__}")
 
     async def window(self) -> int | None:
-        """Wait until the service describes our model. Return the tokens of its window, None if it does not tell them.
+        """Wait until the service describes the worker's model.
 
-        Raises EngineRefused if the service refuses our key or does not have the model.
+        Return the tokens of the model's window, None if unknown. Raises EngineRefused if the service refuses the
+        worker's key or does not have the model.
         """
         return await once_answered(self._window)
 
@@ -137,7 +141,7 @@ class OnlineService:
         try:
             return self._api.window(body)
         except ValidationError:
-            raise EngineRefused(f"{self.origin} gives no description of a model; mend {self._where}") from None
+            raise EngineRefused(f"{self.origin} gives no description of a model; correct {self._where}") from None
 
     # -- outcomes ------------------------------------------------------------------------------------------------
 
@@ -155,7 +159,7 @@ class OnlineService:
         if status in (400, 413, 422):
             raise _refusal(request, status, message)
         if status != 200:
-            raise EngineUnavailable(f"the service answered {status}: look at the model's name and at {self._where}")
+            raise EngineUnavailable(f"the service answered {status}: check the model's name and {self._where}")
         try:
             return self._api.completion(body, request)
         except ValueError:
@@ -164,11 +168,11 @@ class OnlineService:
     def _refused(self, status: int, message: str) -> EngineRefused:
         if status == 404:
             return EngineRefused(
-                f"{self.origin} has no model of this name (404); mend --model or the registry's `model`"
+                f"{self.origin} has no model of this name (404); correct --model or the registry's `model`"
             )
         if status in _NOT_LET_IN or _is_of_the_account(message):
             return EngineRefused(f"{self.origin} refuses the key ({status}): set {self._where} to a key that it takes")
-        return EngineRefused(f"{self.origin} answered {status} to a question about the model; mend {self._where}")
+        return EngineRefused(f"{self.origin} answered {status} to a question about the model; correct {self._where}")
 
     @property
     def _where(self) -> str:
@@ -178,12 +182,15 @@ class OnlineService:
         return self._takes_temperature or not request.temperature_is_default
 
     def _learns(self, request: GenerationRequest, message: str) -> bool:
-        """Remember that the model takes no temperature. True if no job asked for one: the request may go again."""
+        """Remember that the model takes no temperature.
+
+        Return True if the request may be sent again without a temperature.
+        """
         if "temperature" not in message.lower() or not self._takes_temperature or not request.temperature_is_default:
             return False
         self._takes_temperature = False
         log.warning(
-            "The server does not take a parameter; it is not sent any more.",
+            "The server does not take a parameter; leaving it out from now on.",
             action="engine-parameter-refused",
             parameter="temperature",
         )

@@ -20,7 +20,7 @@ class OnlineSettings(EngineSection):
     api_key: SecretStr | None = None
     """The service's key."""
     context_tokens: int | None = Field(default=None, ge=16)
-    """Tokens of prompt and answer together, where the service does not tell them."""
+    """Tokens of prompt and answer together, if the service does not report the model's window."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
     """Requests at the service at once; further requests wait in the worker."""
     attempts: int = Field(default=4, ge=1, le=20)

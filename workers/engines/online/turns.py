@@ -1,4 +1,4 @@
-"""A request's messages as the turns of an API that takes system texts apart from the chat."""
+"""A request's messages as turns, for an API that takes the system text separately from the chat."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Turn:
 
     @property
     def is_text(self) -> bool:
-        """True if no message has calls of tools or answers of such calls."""
+        """True if no message has tool calls or tool results."""
         return all(message.tool_calls is None and message.role != "tool" for message in self.messages)
 
 
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     """Return the system text, and the turns of user and assistant. Messages of one speaker in a row become one turn.
 
-    A chat of system messages alone becomes one turn of the user, since the APIs take no chat without a turn.
+    A chat of system messages only becomes one turn of the user, since the APIs take no chat without a turn.
     Raises RequestRejected for a raw prompt, and for a request without a question.
     """
     require_question(request)

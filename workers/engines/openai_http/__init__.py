@@ -1,7 +1,7 @@
 """The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
-`dialect` writes requests in the form that the server takes, and `answers` reads its responses.
+`dialect` writes requests in the form that the server takes, and `answers` reads the server's responses.
 """
 
 from __future__ import annotations

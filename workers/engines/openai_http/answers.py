@@ -45,9 +45,12 @@ _OVERLOADED = {408, 409, 429, 502, 503}
 """Statuses that concern the whole server rather than the request."""
 _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
-"""Alternatives of one token that an answer may have: some servers add the chosen token to the wanted ones."""
+"""Cap on the alternatives of one token in an answer: some servers add the chosen token to the wanted alternatives."""
 _MOST_CHOICES = 64
-"""Limit on an answer's choices; a request asks for few. Without the limit, 8 MiB could become a gigabyte of objects."""
+"""Cap on an answer's choices; a request asks for few.
+
+Without the cap, 8 MiB of JSON could become a gigabyte of objects.
+"""
 
 _FIELDS = {
     name: name
@@ -72,7 +75,7 @@ _FIELDS["max_completion_tokens"] = "max_tokens"
 _FIELDS["dimensions"] = "dimensions"
 _FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
-"""The fraction of a too long prompt to try next, since servers do not tell the number of tokens that fit."""
+"""The fraction of a too long prompt to try next, since servers do not report how many tokens fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class TryAgain:
     reason: str
     after: float | None = None
     is_the_server_s: bool = True
-    """True if the failure concerns the whole server; False if this request may be the cause."""
+    """True if the failure concerns the whole server; False if the request may be the cause."""
 
 
 def outcome(
@@ -96,9 +99,9 @@ def outcome(
     is_usual: bool = True,
     marks: ReasoningMarks | None = None,
 ) -> Completion | TryAgain:
-    """Return the request's outcome by the response to its POST to `path`. `now`: Unix seconds. Raises EngineError.
+    """Return the outcome of a request, from the response to its POST to `path`. `now`: Unix seconds.
 
-    `is_usual` is false if the job, not the settings, chose the path.
+    Raises EngineError. `is_usual` is false if the job, not the settings, chose the path.
     """
     if status == 504:
         raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
@@ -114,7 +117,7 @@ def outcome(
         if request.is_raw:
             raise RequestRejected("raw", f"the server has no /{path}, so it completes no raw prompt")
         raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
-    if status == 404 or problem.param == "model":  # the operator's settings give path and model: no job is at fault
+    if status == 404 or problem.param == "model":  # the settings give path and model: no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
             "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL to name a model that it has"
@@ -134,7 +137,7 @@ def outcome(
 
 
 class _Alternative(TypedDict, total=False):
-    """A dictionary and no model: an answer may have two million of them, and models would take gigabytes."""
+    """A dictionary: as pydantic models, the two million alternatives of a large answer would take gigabytes."""
 
     token: str
     logprob: float | None
@@ -188,14 +191,14 @@ def _by_logprob(pair: tuple[str, float]) -> float:
 
 
 def _known(value: float | None) -> float:
-    """Return the value; the logarithm of 0 for a missing one."""
+    """Return the value, or the logarithm of 0 for a missing value."""
     return value if value is not None else -math.inf
 
 
 class _CalledFunction(BoundedModel):
     name: str = Field(min_length=1, max_length=256)
     arguments: str | dict[str, Any] = ""
-    """JSON as a text; some servers give the object itself."""
+    """A text of JSON; some servers give the object instead of the text."""
 
 
 class _Call(BoundedModel):
@@ -213,9 +216,9 @@ class _Message(BoundedModel):
     content: str | None = None
     tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     reasoning: str | None = None
-    """vLLM's name for the reasoning, and OpenRouter's."""
+    """The reasoning, by the name that vLLM and OpenRouter use."""
     reasoning_content: str | None = None
-    """The name for the reasoning at DeepSeek, llama.cpp, SGLang and older vLLM."""
+    """The reasoning, by the name that DeepSeek, llama.cpp, SGLang and older vLLM use."""
 
 
 class _Choice(BoundedModel):
@@ -242,12 +245,12 @@ class _Usage(BoundedModel):
 
     @property
     def cached_tokens(self) -> int | None:
-        """Tokens of the prompt that the server found in its prefix cache; None if the server does not tell them."""
+        """Tokens of the prompt that the server found in its prefix cache; None if the server does not report them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
 
     @property
     def reasoning_tokens(self) -> int | None:
-        """Tokens of the reasoning; None if there are none or the server does not tell them."""
+        """Tokens of the reasoning; None if the server reports none."""
         details = self.completion_tokens_details
         return (details.reasoning_tokens or None) if details is not None else None
 
@@ -270,10 +273,10 @@ class ServerAnswer(_Bill):
 def completion_of(
     answer: ServerAnswer, marks: ReasoningMarks | None = None, request: GenerationRequest | None = None
 ) -> Completion:
-    """Return the choices, the first one with the others as `further`. Raises EngineFailed if one is a failure.
+    """Return the first choice, with the other choices as `further`. Raises EngineFailed if a choice is a failure.
 
-    `marks` part the reasoning from the text of a server that does not part them itself. Choices and tokens beyond those
-    of the request are left out; without the request, calls and log-probabilities are.
+    `marks` separate the reasoning from the text if the server does not. Choices and tokens beyond the requested number
+    are left out; without `request`, calls and log-probabilities are left out.
     """
     usage = answer.usage or _Usage()
     choices = sorted(answer.choices, key=lambda each: each.index)[: request.n if request is not None else None]
@@ -302,7 +305,7 @@ def _completion(
     reason = finish_reason(choice.finish_reason)
     if reason == "other":
         log.warning(
-            "The server ended an answer for an unknown reason; failing the job as unfinished.",
+            "The server ended an answer with an unknown finish reason; failing the job as unfinished.",
             action="finish-reason-unknown",
             reason=repr(choice.finish_reason)[:_REASON_SHOWN],
         )
@@ -318,7 +321,7 @@ def _completion(
 
 
 def _billed(body: bytes) -> int:
-    """Return the number of generated tokens in an otherwise unreadable answer; 0 if it cannot be read."""
+    """Return the number of generated tokens in an otherwise unreadable answer; 0 if the number is unreadable too."""
     try:
         return _Bill.model_validate_json(body).completion_tokens
     except ValidationError:

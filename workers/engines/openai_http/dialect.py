@@ -1,8 +1,8 @@
 """Requests to a server that speaks OpenAI's protocol, with the parameters that the server takes.
 
-The engine sends some parameters even if a job does not ask for them, and not every model takes them. OpenAI's reasoning
-models want `max_completion_tokens` for `max_tokens`, and take neither `logprobs` nor a temperature. A refusal of such a
-parameter is no job's fault, so the process remembers the parameter and does not send it again.
+The engine sends some parameters that no job asked for, and some models refuse these parameters. OpenAI's reasoning
+models want `max_completion_tokens` instead of `max_tokens`, and take neither `logprobs` nor a temperature. No job is at
+fault for such a refusal, so the process remembers the refused parameter and leaves it out from then on.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Dialect:
         """Paths that the server has answered."""
 
     def path(self, request: GenerationRequest) -> str:
-        """Return the path of the request below the server's URL: a raw prompt is no chat."""
+        """Return the path of the request below the server's URL. A raw prompt never goes to the path for chats."""
         return self.paths(request)[0]
 
     def paths(self, request: GenerationRequest) -> Sequence[str]:
@@ -77,13 +77,14 @@ class Dialect:
         return sorted(paths, key=lambda path: path not in self._found)
 
     def found(self, path: str) -> None:
-        """Remember that the server has this path: it is tried first from now on."""
+        """Remember that the server has this path, and try the path first from now on."""
         self._found.add(path)
 
     def is_usual(self, request: GenerationRequest) -> bool:
         """True if the settings chose the request's path; False if the job chose it.
 
-        A server that has answered jobs with texts alone, such as a reranker, answers no question: the job is at fault.
+        A server that has answered only jobs without a question, such as a reranker, answers no question: the job is at
+        fault.
         """
         if self._found and self._found <= _OF_TEXTS:
             return False
@@ -122,7 +123,7 @@ class Dialect:
         return body
 
     def _log_probabilities(self, request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
-        """Return the parameters for log-probabilities, of the job or of our settings: chats have two, others one."""
+        """Return the parameters for log-probabilities that the job or the settings ask for: one, or two for a chat."""
         top = request.top_logprobs
         if top is not None:
             return {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
@@ -130,7 +131,10 @@ class Dialect:
         return {"logprobs": True if chat else 0} if is_sent else {}
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
-        """Remember a refused parameter that no job set. Return True if so: the request may be sent again without it."""
+        """Remember a refused parameter that no job set.
+
+        Return True if the request may be sent again without the parameter.
+        """
         name = "logprobs" if problem.param == "top_logprobs" else problem.param
         if name is None or name not in sent:
             return False
@@ -142,7 +146,7 @@ class Dialect:
         )
         if is_ours and name not in self._refused:
             log.warning(
-                "The server does not take a parameter; it is not sent any more.",
+                "The server does not take a parameter; leaving it out from now on.",
                 action="engine-parameter-refused",
                 parameter=name,
             )
@@ -151,7 +155,7 @@ class Dialect:
 
 
 def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
-    """Return the parameters for tools. Raises RequestRejected where they cannot go with the request's path."""
+    """Return the parameters for tools. Raises RequestRejected if the request's path takes no tools."""
     if not request.tools:
         return {}
     if not chat:
@@ -175,7 +179,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _reasoning(asked: Reasoning, *, chat: bool) -> dict[str, Any]:
-    """Return OpenAI's parameter for the effort, which chats have, and vLLM's for the most tokens."""
+    """Return the parameters for reasoning: OpenAI's effort, for chats only, and vLLM's cap on the tokens."""
     effort = asked.effort if asked.is_wanted else "none"
     fields = {"reasoning_effort": effort if chat else None, "thinking_token_budget": asked.max_tokens or None}
     return {name: value for name, value in fields.items() if value is not None}

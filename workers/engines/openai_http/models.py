@@ -15,7 +15,7 @@ class _Model(BoundedModel):
     parent: str | None = None
     """The base model of a LoRA adapter; only the base model has a window."""
     max_model_len: int | None = None
-    """Tokens of prompt and answer together. vLLM's servers give this; OpenAI's protocol has no such field."""
+    """Tokens of prompt and answer together. A vLLM server has this field; OpenAI's protocol does not."""
 
 
 class ServerModels(BoundedModel):
@@ -29,7 +29,7 @@ class ServerModels(BoundedModel):
         return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:
-        """Return the tokens of this model's window, or of its base model's window; None if the server gives neither."""
+        """Return the tokens of this model's window, or of its base model's window; None if unknown."""
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
         if model is not None and model.max_model_len is None and model.parent is not None:

@@ -20,14 +20,14 @@ from workers.engines.base import Completion, EngineFailed, TokenCount
 from workers.engines.pooling import Pooled, PoolingInput
 
 _MOST_NUMBERS = MAX_DIMENSIONS
-"""The most dimensions or classes of one text."""
+"""Cap on the dimensions of one embedding, and on the classes of one text."""
 _SHOWN_LABEL = 256
 
 
 class _PoolingUsage(BoundedModel):
     prompt_tokens: TokenCount = 0
     total_tokens: TokenCount = 0
-    """The tokens of all texts; Jina gives only these."""
+    """The tokens of all texts; Jina reports only this number."""
 
 
 class _PoolingRow(BoundedModel):
@@ -84,7 +84,7 @@ SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
     RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
-    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has it beside /v1
+    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM: beside /v1
 }
 """A row for each kind, by its field."""
 

@@ -68,7 +68,7 @@ class OpenAIServer:
             await self._session.close()
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
-        """POST the request, and POST it again after each refused parameter of ours. Raises EngineError."""
+        """POST the request, and POST it again after each refused parameter that no job set. Raises EngineError."""
         (path, *others), is_usual = self._dialect.paths(request), self._dialect.is_usual(request)
         try:
             while True:
@@ -96,14 +96,18 @@ class OpenAIServer:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     def _url(self, path: str) -> str:
-        """Return the URL of a path below the server's URL; `../` is beside its `/v1`."""
+        """Return the URL of a path below the server's URL.
+
+        A path that begins with `../` lies beside the `/v1` of the URL.
+        """
         beside = path.removeprefix("../")
         return f"{self._base}/{path}" if beside == path else f"{self._base.removesuffix('/v1')}/{beside}"
 
     async def window(self) -> int | None:
-        """Wait until the server answers for our model. Return the tokens of the model's window, None if not listed.
+        """Wait until the server answers for the worker's model.
 
-        Raises EngineRefused if the server refuses our key, or fails a first request with the model's name.
+        Return the tokens of the model's window, None if not listed. Raises EngineRefused if the server refuses the
+        worker's key, or fails a first request with the model's name.
         """
         return await once_answered(self._window)
 
@@ -122,7 +126,7 @@ class OpenAIServer:
     def _refused(self, status: int) -> EngineRefused:
         """Return the error for a refused or missing key."""
         variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
-        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that it takes"
+        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that the server takes"
         return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
 
     async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
@@ -133,11 +137,11 @@ class OpenAIServer:
             return None
 
     async def _try_out(self, models: ServerModels | None) -> None:
-        """Ask for some tokens if no list names our model: only an answer shows that the server takes the name.
+        """Send a first request if no list names the worker's model: the server may still take the name.
 
-        A reranker answers no question, so the kinds of job without a question are tried too. A llama.cpp server takes
-        any name, Ollama takes shorter names than it lists, and some servers have no list.
-        Raises EngineRefused, or EngineUnavailable while the server is starting.
+        A reranker does not answer questions, so texts to embed, score, rank and classify are tried too. A llama.cpp
+        server takes any name, Ollama takes shorter names than it lists, and some servers have no list. Raises
+        EngineRefused, or EngineUnavailable while the server is starting.
         """
         refusals = []
         for first in _FIRST:
@@ -149,7 +153,7 @@ class OpenAIServer:
             said = "has no list of models" if models is None else f"lists no {self._model} but {models.shown}"
             raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusals[0]}")
         log.warning(
-            "The server does not list the model but answers to its name; going on.",
+            "The server does not list the model but answers requests with the model's name; going on.",
             action="engine-model-unlisted",
             model=self._model,
         )
@@ -177,7 +181,7 @@ class OpenAIServer:
 
 
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
-    """Return a session without a limit of time, since each request has its own. No proxy of the environment is used."""
+    """Return a session without a timeout, since each request has its own. The environment's proxies are ignored."""
     return aiohttp.ClientSession(
         headers=headers,
         trust_env=False,
@@ -196,7 +200,7 @@ async def once_answered(ask: Callable[[], Awaitable[int | None]]) -> int | None:
             error = str(away)
         except aiohttp.ClientError as failed:
             error = type(failed).__name__
-        log.info("The engine's server does not answer yet; asking again.", action="engine-wait", error=error)
+        log.info("The engine's server does not answer yet; trying again.", action="engine-wait", error=error)
         await asyncio.sleep(next(waits))
 
 
@@ -209,7 +213,7 @@ def pauses() -> Iterator[float]:
 
 
 async def bounded_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
-    """Return the body. Raises RequestRejected beyond `most_bytes`, counted after decompression."""
+    """Return the body. Raises RequestRejected for more than `most_bytes`, counted after decompression."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(64 * 1024):
         body += chunk

@@ -24,7 +24,7 @@ class OpenAISettings(EngineSection):
     api: Literal["chat", "completions"] = "chat"
     """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
     context_tokens: int | None = Field(default=None, ge=16)
-    """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller one counts."""
+    """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller of the two counts."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
     """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`
     on most devices.

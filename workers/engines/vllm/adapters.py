@@ -17,7 +17,10 @@ from workers.engines.base import EngineRefused, RequestRejected
 from workers.engines.vllm.loading import short
 
 MOST_IN_A_BATCH: Final = 8
-"""Adapters that one batch may use; each takes memory of the GPU. Requests for further adapters wait for the next."""
+"""Adapters that one batch may use; each takes memory of the GPU.
+
+Requests for further adapters wait for the next batch.
+"""
 CONFIG: Final = "adapter_config.json"
 MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for `max_lora_rank`."""
@@ -27,7 +30,7 @@ log = get_logger()
 
 
 class AdapterRefused(Exception):  # noqa: N818 - named after the event
-    """An adapter cannot be used. The text is the reason, without the adapter's path."""
+    """An adapter cannot be used. The text gives the reason, without the adapter's path."""
 
 
 class Adapters:
@@ -39,7 +42,10 @@ class Adapters:
         self._refused: dict[str, str] = {}
 
     def arguments(self) -> dict[str, Any]:
-        """Read the adapters' configurations, and return vLLM's arguments for them. Blocks; refuses by name."""
+        """Read the adapters' configurations, and return vLLM's arguments for the adapters. Blocks.
+
+        Unusable adapters are refused by name.
+        """
         self._refused = {}
         ranks = []
         for name, folder in self._folders.items():
@@ -53,13 +59,13 @@ class Adapters:
             "enable_lora": True,
             "max_lora_rank": max(ranks),
             "max_loras": min(len(ranks), MOST_IN_A_BATCH),
-            "max_cpu_loras": len(ranks),  # an adapter that leaves the memory would be read from its folder again
+            "max_cpu_loras": len(ranks),  # an evicted adapter would be read from its folder again
         }
 
     async def add(self, llm: Any) -> None:
-        """Load the adapters into the engine, and refuse each one that the engine refuses.
+        """Load the adapters into the engine, and note each adapter that the engine refuses.
 
-        Raises EngineRefused, with the adapter's name, if the engine died at it.
+        Raises EngineRefused, with the adapter's name, if the engine died while loading the adapter.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -117,7 +123,7 @@ def rank_of(folder: Path) -> int:
 
 
 def _room_for(rank: int) -> int:
-    """Return the least of `MAX_RANKS` that has room for the rank. Raises AdapterRefused."""
+    """Return the least value of `MAX_RANKS` that is not below the rank. Raises AdapterRefused."""
     for most in MAX_RANKS:
         if rank <= most:
             return most

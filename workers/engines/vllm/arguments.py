@@ -20,9 +20,9 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
     arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
-        # -1: the longest that fits into memory
+        # -1: the longest context that fits into memory
         "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
-        "max_num_seqs": settings.max_num_seqs,  # None: vLLM's own number for the device and our usage
+        "max_num_seqs": settings.max_num_seqs,  # None: vLLM's default for the device and the usage context
         "enforce_eager": on_cpu if eager is None else eager,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
@@ -42,7 +42,8 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
 def prepare_environment(model: str) -> None:
     """Set the variables that vLLM reads on import and vLLM's processes inherit.
 
-    vLLM's own log handlers are off: vLLM's lines go to our log, and its processes' warnings go to standard error.
+    vLLM's own log handlers are off: vLLM's lines go to the worker's log, and warnings of vLLM's processes go to
+    standard error.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang

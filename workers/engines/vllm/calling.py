@@ -1,6 +1,6 @@
 """Tools in vLLM: the family's parser finds the calls in an answer, and a grammar holds the model to a demanded call.
 
-The chat template describes the tools to the model (`tokens`). The parsers are those of vLLM's own server.
+The chat template describes the tools to the model (`tokens`). vLLM's own server uses the same parsers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workers.engines.families import family_of
 from workers.engines.vllm.loading import short
 
 _WHOLE_OUTPUT: Final = "openai"
-"""The parser of gpt-oss, which reads a whole output with its reasoning and its channels, and not a text."""
+"""The parser of gpt-oss. It reads a whole output with reasoning and channels, rather than the answer's text."""
 
 
 class Calling:
@@ -68,20 +68,20 @@ class ToolsOfRequest:
         except Exception as error:  # the parsers of many families, each with its own errors
             raise RequestRejected("tools", f"vLLM refuses them: {short(str(error))}") from error
         self.structure = self._chat.structured_outputs
-        """The grammar of the calls as `StructuredOutputsParams`; None where the model may write anything."""
+        """The grammar of the calls as `StructuredOutputsParams`; None if the model may write any text."""
         self.keeps_special_tokens = not self._chat.skip_special_tokens
         """True if the marks around calls are special tokens, which vLLM would leave out of the text."""
         self.is_demanded = choice != "auto"
         """True if the answer has to be a call."""
 
     def calls(self, text: str, ids: Sequence[int]) -> tuple[str, list[ToolCall]]:
-        """Return the answer's text without its calls, and the calls. A text that cannot be parsed has none."""
+        """Return the answer's text without its calls, and the calls. A text that cannot be parsed has no calls."""
         try:
             _, content, found = self._make(tools=self._chat.tools).parse(
                 text, self._chat, enable_auto_tools=True, model_output_token_ids=[*ids]
             )
             return content or "", calls_of(found or ())
-        except Exception:  # a model writes anything, and a parser may raise anything
+        except Exception:  # a model may write any text, and a parser may raise any error
             return text, []
 
 
@@ -93,11 +93,11 @@ def parser_named(name: str) -> Any:
 
 
 def calls_of(found: Sequence[Any]) -> list[ToolCall]:
-    """Return vLLM's calls as ours. Raises ValueError for a call that a result's reader would refuse."""
+    """Return vLLM's calls as `ToolCall`s. Raises ValueError for a call that a result's reader would refuse."""
     return [_call(call, at) for at, call in enumerate(found[:MAX_TOOL_CALLS])]
 
 
 def _call(call: Any, number: int) -> ToolCall:
     made = numbered_call(call.id, call.name, call.arguments, number)
-    made.function.arguments.encode()  # half a surrogate pair, which the model can write in JSON, has no UTF-8
+    made.function.arguments.encode()  # a lone surrogate, which the model can write in JSON, has no UTF-8
     return made

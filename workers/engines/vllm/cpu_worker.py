@@ -1,7 +1,7 @@
 """vLLM's CPU worker, with a request to the kernel for permission to use Advanced Matrix Extensions (AMX).
 
 vLLM 0.32 computes bfloat16 attention with AMX, and relies on another library to have asked for permission. A small
-model uses no such library, and the first instruction on a tile ends the worker with SIGILL.
+model uses no such library, and its first tile instruction ends the worker with SIGILL.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-log = logging.getLogger(__name__)  # vLLM's processes do not set up our logs
+log = logging.getLogger(__name__)  # vLLM's processes do not use this project's logging
 
 
 class AmxWorker(CPUWorker):
@@ -24,5 +24,5 @@ class AmxWorker(CPUWorker):
     def init_device(self) -> None:
         """Ask for AMX, then run vLLM's own `init_device`."""
         if not torch.cpu._init_amx():
-            log.warning("Linux refuses AMX: where the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
+            log.warning("Linux refuses AMX; going on. If the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
         super().init_device()  # type: ignore[no-untyped-call]

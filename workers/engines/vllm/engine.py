@@ -77,7 +77,7 @@ class VllmEngine:
         self._llm: Any = None
         self._prompts: Any = None
         self._pooling: PoolingModel | None = None
-        """Set for a model that gives numbers of texts; it generates no text."""
+        """Set for a pooling model, which generates no text."""
         self._thinking: Thinking | None = None
         self._calling: Any = None
         self._defaults: Mapping[str, Any] = {}
@@ -87,7 +87,7 @@ class VllmEngine:
         self._watching: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._answers = 0
-        """Answers that the requests in flight ask for: each takes a place of its own."""
+        """The sum of the answers that the requests in flight ask for: each answer takes a place."""
         self._closing = asyncio.Event()
         self._is_started = False
         self._lost: str | None = None
@@ -174,11 +174,11 @@ class VllmEngine:
         if self._lost is not None:
             return self._lost
         if self._is_started and (self._loading is not None or llm is None or llm.errored):
-            return "vLLM's process died or hung; the model is loaded again"
+            return "vLLM's process died or hung; loading the model again"
         return None
 
     async def _watch(self) -> None:
-        """Kill a hung engine. Load an engine again that ended while no request was in flight.
+        """Kill a hung engine. If an engine ended while no request was in flight, load it again.
 
         The watch does not bound a load: `loading.py`, WARM_UP_SECONDS and vLLM itself do.
         """
@@ -201,7 +201,10 @@ class VllmEngine:
     # -- loading -------------------------------------------------------------------------------------------------
 
     async def _ready(self, aborted: asyncio.Future[None]) -> Any:
-        """Return the loaded engine, or None if the request is aborted before a load ends. Raises EngineError."""
+        """Return the loaded engine, after a load if necessary; None if the request is aborted before.
+
+        Raises EngineError.
+        """
         if self._llm is not None and not self._llm.errored:
             return self._llm
         if self._closing.is_set():
@@ -244,7 +247,7 @@ class VllmEngine:
         log.info("The engine is ready.", action="engine-ready", model=self._model)
 
     async def _load_again(self) -> None:
-        log.error("The engine's process ended; the engine is loaded again.", action="engine-restart")
+        log.error("The engine's process ended; loading the engine again.", action="engine-restart")
         self._metrics.engine_restarts.inc()
         await load_again(self._load_afresh, self._closing)
 
@@ -269,11 +272,11 @@ class VllmEngine:
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks during the load. The thread has no event loop, so vLLM starts its tasks later.
 
-        The method does not return the engine, since a thread keeps its return value. An engine that is kept tries to
-        end once more at the interpreter's exit.
+        The method does not return the engine, since the thread would keep the return value alive. An engine that is
+        still alive tries to end again at the interpreter's exit.
         """
         prepare_environment(self._model)
-        # Deprecations between vLLM and torch do not concern an operator, neither here nor in vLLM's processes.
+        # An operator cannot act on vLLM's use of deprecated torch functions, here or in vLLM's processes.
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -300,7 +303,7 @@ class VllmEngine:
             )
 
     def _discard(self) -> None:
-        """End the rest of the engine, so that its memory is free for the next engine. Blocks."""
+        """End the engine's remaining processes, so that its memory is free for the next engine. Blocks."""
         llm, self._llm = self._llm, None
         logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM logs its own shutdown as a failure
         if llm is not None:
@@ -308,7 +311,7 @@ class VllmEngine:
         self._guardian.end_engine()
         multiprocessing.active_children()  # reaps the killed processes
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the warning is about a socket context that vLLM leaves open
+            warnings.simplefilter("ignore")  # suppress the warning about a socket context that vLLM leaves open
             gc.collect()  # vLLM's objects form cycles, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
@@ -364,9 +367,10 @@ class VllmEngine:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
-        """The prompt as tokens. A prompt that is too long loses its start, since the question stands at the end.
+        """Return the prompt as tokens.
 
-        Raises PromptTooLong if the prompt may not be cut.
+        A prompt that is too long loses its start, since the question is at the end. Raises PromptTooLong if the prompt
+        may not be cut.
         """
         room = prompt_room(request, llm.model_config.max_model_len)
         prompts: Prompts = self._prompts

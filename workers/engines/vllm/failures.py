@@ -23,6 +23,6 @@ def as_engine_errors(request: GenerationRequest, died: Callable[[], None]) -> It
     except VLLMClientError as error:
         raise refusal(request, error) from error
     except GracefulHTTPError as error:
-        raise EngineUnavailable(f"the engine takes no more now: {type(error).__name__}") from error
+        raise EngineUnavailable(f"the engine accepts no more requests now:  {type(error).__name__}") from error
     except VLLMServerError as error:
         raise EngineFailed(f"the engine failed: {type(error).__name__}") from error

@@ -1,7 +1,7 @@
-"""Exports a few of vLLM's own metrics on our registry, after each step of the model.
+"""Exports a few of vLLM's own metrics on the worker's metrics page, after each step of the model.
 
-vLLM's Prometheus logger has over a hundred metrics on the process's global registry, which our metrics page does not
-serve. A subclass replaces this logger, since vLLM would otherwise make one; the subclass runs none of its code.
+vLLM's Prometheus logger has over a hundred metrics on the process's global registry, which the metrics page does not
+serve. vLLM makes this logger unless a subclass replaces it; the subclass here runs none of the logger's code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from telemetry.metrics import Metrics
 
 
 def figures(metrics: Metrics) -> type[Any]:
-    """Return the class for vLLM's `stat_loggers`; vLLM makes one object of it for each loaded engine. Imports vLLM."""
+    """Return the class for vLLM's `stat_loggers`. vLLM makes an object of the class for each loaded engine.
+
+    Imports vLLM.
+    """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     tokens = {kind: metrics.engine_tokens.labels(kind) for kind in ("prompt", "generation")}
@@ -22,7 +25,10 @@ def figures(metrics: Metrics) -> type[Any]:
         """Counts each step's statistics. vLLM calls the methods on the event loop."""
 
         def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            """Set the gauges to 0, since a dead engine leaves its last values. The base would register metrics here."""
+            """Set the gauges to 0, since a dead engine leaves its last values.
+
+            The base class is not called: it would register metrics.
+            """
             for rank in engine_indexes or [0]:
                 self._show(rank, 0.0, 0, 0)
 
@@ -47,12 +53,12 @@ def figures(metrics: Metrics) -> type[Any]:
             metrics.engine_requests.labels(str(rank), "waiting").set(waiting)
 
         def log_engine_initialized(self) -> None:
-            """Do nothing: the base exports the engine's configuration."""
+            """Do nothing. The base class would export the engine's configuration."""
 
         def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
             """Do nothing: a worker's engine does not sleep."""
 
         def record_admission_rejection(self, reason: str) -> None:
-            """Do nothing: a worker sets vLLM no bounds of its queue."""
+            """Do nothing: a worker does not bound vLLM's queue."""
 
     return Figures

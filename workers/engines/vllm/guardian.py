@@ -6,9 +6,9 @@ guardian is a process of some 10 MB that waits for the worker's end and then kil
 The guardian knows an engine process by a *mark*, a random word that the worker puts into the environment while it
 starts the engine (`marked_environment`). Children and their children inherit the mark, and keep it when a parent dies.
 The mark's variable is `VLLM_PROCESS_NAME_PREFIX`. vLLM's processes write their title over the memory where `/proc`
-shows the environment, and the title begins with that variable. Three other ways fail. A list of pids misses a process
-that started a moment ago. Only vLLM could make a process group. PR_SET_PDEATHSIG follows the thread that started the
-engine, not the worker.
+shows the environment, and the title begins with that variable. Three other ways do not work. A list of pids misses a
+process that started a moment ago. A process group would have to be made by vLLM. PR_SET_PDEATHSIG depends on the thread
+that started the engine, not on the worker.
 
 The guardian also removes the folder of the engine's sockets. The folder's path is short even if the worker's TMPDIR is
 long, since a socket's path has at most 107 characters.
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 LONGEST_BASE = 40
-"""Longest path of the base folder: unix(7)'s limit, less 27 characters of our folder's name and 36 of a UUID."""
+"""Longest path of the base folder: unix(7)'s limit, less 27 characters for the folder's name and 36 for a UUID."""
 POLL_SECONDS = 1.0
 """Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Empty sweeps in a row that end the search: a process that is being killed may still start another."""
+"""Sweeps without a marked process after which the search ends: a dying process may still start another one."""
 
 
 class Guardian:
@@ -58,7 +58,7 @@ class Guardian:
 
     def start(self) -> None:
         """Start watching. The guardian has its own session: signals to the worker's process group do not reach it."""
-        import subprocess  # imported here, since the guardian's process does not need it and should stay small
+        import subprocess  # imported here: the guardian's process does not need it, and stays small
         import tempfile
 
         self.folder = tempfile.mkdtemp(prefix=f"postback-{os.getpid()}-", dir=_short_base(tempfile.gettempdir()))
@@ -78,7 +78,7 @@ class Guardian:
 
     @contextlib.contextmanager
     def marked_environment(self, **variables: str) -> Iterator[None]:
-        """Mark processes that start during the block as the engine's, and give them `variables` too."""
+        """Mark processes that start during the block as the engine's, and set `variables` in their environment."""
         variables |= {MARK_VARIABLE: self.mark, SOCKETS_VARIABLE: self.folder}
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""The health call: an engine hangs if its processes live and answer no call between two of the model's steps.
+"""The health call: an engine hangs if its processes live but do not answer a call between two steps of the model.
 
 A stopped process (SIGSTOP), a hung GPU kernel and a deadlock between worker processes raise nothing: requests would
 wait until their deadlines. vLLM's own `check_health` sees only processes that have ended. An engine that answers the
@@ -11,14 +11,16 @@ import asyncio
 from typing import Any, Final
 
 LOOKS: Final = 4
-"""The bound of a hang is one pause of 1/LOOKS, and a call for the rest. The call waits in LOOKS slices."""
+"""A health call waits in LOOKS slices.
+
+The pause before it takes 1/LOOKS of `hung_seconds`, and the call takes the rest.
+"""
 
 
 async def answers(llm: Any, seconds: float) -> bool:
     """Call vLLM's engine processes. False if no answer comes within `seconds` of this process's running time.
 
-    The wait is cut into slices: after a suspension of this process, such as a machine's pause, the answer still has
-    time to arrive.
+    The wait is cut into slices: after a suspension of this process or machine, the answer still has time to arrive.
     """
     call = asyncio.ensure_future(llm.is_sleeping())
     try:

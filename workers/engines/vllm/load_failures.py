@@ -1,7 +1,7 @@
 """The reason for a failed load of vLLM, as one line for the operator, with the fix.
 
 vLLM, transformers and the Hugging Face hub's client raise different errors for one mistake, and wrap each other's
-errors. So an error's class name shows the mistake, anywhere in the chain of causes.
+errors. So this module looks for known class names in the whole chain of causes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from workers.engines.vllm.loading import short
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
-"""The base image of our image with vLLM; docs/DEPLOY.md and the Dockerfile name it too."""
+"""The base image of this project's image with vLLM; docs/DEPLOY.md and the Dockerfile name it too."""
 
 _UNKNOWN_TO_THE_HUB = {"RepositoryNotFoundError", "HFValidationError"}
 _NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}

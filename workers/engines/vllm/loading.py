@@ -9,7 +9,7 @@ from telemetry.logs import get_logger
 from workers.engines.base import EngineLost, EngineUnavailable
 
 LOADS = 5
-"""Failed loads in a row before the engine is lost: more loads would not mend the machine."""
+"""Failed loads in a row after which the engine is lost: more loads would not repair the machine."""
 FIRST_PAUSE_SECONDS = 5.0
 """The pause after the first failure; each later pause is twice as long."""
 MAX_REASON_CHARACTERS = 300
@@ -48,7 +48,7 @@ def short(text: str) -> str:
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait at most so many seconds for the event; True if it is set by then."""
+    """Wait at most `seconds` for the event. Return True if the event is set by then."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()

@@ -1,7 +1,7 @@
 """Requests without a question in vLLM: embeddings, scores and classes of a model that vLLM runs as a pooling model.
 
 vLLM's own processors make the prompts and read the outputs, so that its server and its offline classes give the same
-numbers. A model that embeds scores a pair by the cosine of the two embeddings; a cross-encoder reads both at once.
+numbers. An embedding model scores a pair by the cosine of the two embeddings; a cross-encoder reads both texts at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PROCESSORS: Final[Mapping[str, Callable[[str], str | None]]] = {
     SCORE.field: lambda task: _score_type(task),
     CLASSIFY.field: lambda task: "classify",
 }
-"""The name of vLLM's processor of each kind, by the model's task."""
+"""By the model's task, the name of vLLM's processor for each kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,10 @@ class PoolingModel:
             pass
 
     def prompts(self, request: GenerationRequest) -> PoolingPrompts:
-        """Return the request's prompts. Blocks. Raises RequestRejected for a question, and for a kind without numbers.
+        """Return the request's prompts. Blocks.
 
-        vLLM raises its VLLMClientError for a text beyond the model's window.
+        Raises RequestRejected for a question, and for a kind that the model does not support. vLLM raises its
+        VLLMClientError for a text beyond the model's window.
         """
         asked = request.pooling
         if asked is None:
@@ -77,7 +78,7 @@ class PoolingModel:
         return PoolingPrompts(asked, processor, [processor.render(each) for each in factory()])
 
     async def pooled(self, request: GenerationRequest, prompts: PoolingPrompts, lora: Any) -> Completion:
-        """Pool the prompts beside each other; cancelling aborts each. vLLM raises its own errors."""
+        """Pool the prompts concurrently; cancelling aborts all of them. vLLM raises its own errors."""
         running = [
             asyncio.create_task(self._encoded(each, f"{request.request_id}-{number}", -request.priority, lora))
             for number, each in enumerate(prompts.inputs)
@@ -103,7 +104,10 @@ class PoolingModel:
         return output
 
     def _completion(self, prompts: PoolingPrompts, outputs: Sequence[Any]) -> Completion:
-        """Return the numbers. Raises EngineFailed for numbers that JSON does not have."""
+        """Return the completion with the rows of numbers.
+
+        Raises EngineFailed for NaN and infinity, which JSON does not have.
+        """
         import torch
         from vllm.entrypoints.pooling.typing import OfflineOutputsContext
 
@@ -123,7 +127,7 @@ class PoolingModel:
         return names.get(row.index(max(row)))
 
     def _processor(self, kind: JobKind) -> Any:
-        """Return vLLM's processor of this kind; None if the model does not give its numbers."""
+        """Return vLLM's processor of this kind; None if the model does not support the kind."""
         name = _PROCESSORS[kind.field](self._task)
         return self._processors.get(name) if name is not None else None
 
@@ -133,7 +137,7 @@ class PoolingModel:
         return ", ".join(kind.answer for kind in KINDS if self._processor(kind) is not None) or "none that jobs ask for"
 
     def _require_dimensions(self, wanted: int) -> None:
-        """Raise RequestRejected for a length that the model does not have. vLLM's own text names the model's path."""
+        """Raise RequestRejected for dimensions that the model lacks. vLLM's own error would show the path."""
         config = self._config
         if not config.is_matryoshka:
             raise RequestRejected("dimensions", "this model's embeddings have one length; remove the field")

@@ -1,4 +1,4 @@
-"""Translation of our requests into vLLM's sampling parameters, and of vLLM's outputs and errors into ours."""
+"""Translation of requests into vLLM's sampling parameters, and of vLLM's outputs and errors back."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, confidence_from
 
 _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs")}
-"""vLLM's parameters to fields of a job. A refusal of any other parameter names the format or the prompt."""
+"""A job's field for each of vLLM's parameters.
+
+The refusal of any other parameter names the response format or the prompt.
+"""
 
 
 _OF_SEVERAL = 1.0
-"""The temperature of several answers, if none is set: greedy answers would be the same, and vLLM refuses them."""
+"""The temperature for several answers if none is set: vLLM refuses several greedy answers, which would be equal."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-"""Parameters that no job sets: the model's `generation_config.json` gives them."""
+"""Parameters that no job sets; their values come from the model's `generation_config.json`."""
 
 
 def sampling_params(
@@ -42,7 +45,7 @@ def sampling_params(
     marks_are_special: bool = False,
     tools: ToolsOfRequest | None = None,
 ) -> Any:
-    """Return the request as `SamplingParams`. `defaults` are those in the model's `generation_config.json`.
+    """Return the request as `SamplingParams`. `defaults` come from the model's `generation_config.json`.
 
     `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
     sampling is greedy for one answer, and has the temperature 1 for several. Raises RequestRejected for a JSON Schema
@@ -59,12 +62,12 @@ def sampling_params(
         seed=request.seed,
         stop=[*request.stop, *settings.stop],
         logprobs=_logprobs(request, settings),
-        flat_logprobs=True,  # a third less CPU than with a dictionary for each token
+        flat_logprobs=True,  # takes a third less CPU time than a dictionary for each token
         structured_outputs=_structure(request, tools),
         thinking_token_budget=_budget(request),
         skip_special_tokens=not (marks_are_special or (tools is not None and tools.keeps_special_tokens)),
         **{name: defaults[name] for name in _BY_THE_MODEL if name in defaults},
-        output_kind=RequestOutputKind.FINAL_ONLY,  # an abort yields a final output too, with the tokens so far
+        output_kind=RequestOutputKind.FINAL_ONLY,  # an abort also yields a final output, with the tokens so far
     )
 
 
@@ -75,9 +78,9 @@ def completion_of(
     thinking: Thinking | None = None,
     tools: ToolsOfRequest | None = None,
 ) -> Completion:
-    """Return the final output, its first answer with the others as `further`.
+    """Return the first answer of the final output, with the other answers as `further`.
 
-    The request was aborted if one of the answers was. Raises EngineError if vLLM ended an answer with an error.
+    The completion is aborted if one of the answers is. Raises EngineError if vLLM ended an answer with an error.
     """
     first, *further = [_answer(each, request, prompt, thinking, tools) for each in output.outputs]
     reasons = [each.finish_reason for each in (first, *further)]
@@ -135,7 +138,10 @@ def _answer(
 def _with_calls_of(
     completion: Completion, tools: ToolsOfRequest | None, ids: Sequence[int], thinking: Thinking | None
 ) -> Completion:
-    """Return the completion with the calls in its text; special tokens leave the text after the calls are found."""
+    """Return the completion with the calls that its text contains.
+
+    Special tokens are removed from the text afterwards.
+    """
     if tools is None:
         return completion
     text, calls = tools.calls(completion.text, ids)
@@ -143,7 +149,7 @@ def _with_calls_of(
 
 
 def _token_logprobs(found: Any, top: int | None) -> tuple[TokenLogprob, ...] | None:
-    """Return vLLM's `FlatLogprobs` with tokens; None unless asked for. At each place the chosen token stands first."""
+    """Return vLLM's `FlatLogprobs` with tokens; None unless asked for. At each place the chosen token comes first."""
     if found is None or top is None:
         return None
     tokens = [token or "" for token in found.decoded_tokens]
@@ -161,7 +167,7 @@ def grammar_is_first(
 ) -> bool:
     """True if JSON or a demanded call begins with the first token, so that the output has no reasoning.
 
-    The output has none if neither the prompt opened the reasoning nor the job asks for it.
+    The output has no reasoning if the prompt did not open it and the job does not ask for it.
     """
     has_grammar = tools is not None and tools.is_demanded and tools.structure is not None
     if not has_grammar and (request.response_format is None or request.response_format.type == "text"):
@@ -171,7 +177,10 @@ def grammar_is_first(
 
 
 def refusal(request: GenerationRequest, error: Exception) -> RequestRejected:
-    """Return vLLM's error as ours, with the job's field. The error's first argument is the reason without the value."""
+    """Return vLLM's error as RequestRejected, with the job's field.
+
+    The first argument of vLLM's error is the reason, without the refused value.
+    """
     field = _FIELDS.get(getattr(error, "parameter", None) or "")
     if request.pooling is not None:
         field = request.pooling.kind.field
@@ -195,13 +204,13 @@ def _logprobs(request: GenerationRequest, settings: VllmSettings) -> int | None:
 
 
 def _budget(request: GenerationRequest) -> int | None:
-    """Return the most tokens of reasoning. A job that asks for none leaves that to the chat template."""
+    """Return the cap on the tokens of reasoning; None, to leave it to the chat template, if none is wanted."""
     asked = request.reasoning
     return asked.max_tokens if asked is not None and asked.is_wanted else None
 
 
 def _structure(request: GenerationRequest, tools: ToolsOfRequest | None) -> Any:
-    """Return the grammar of the job's calls, which has the response format in it, or that of the format alone."""
+    """Return the grammar of the job's calls, which includes the response format, or else the grammar of the format."""
     if tools is not None and tools.structure is not None:
         if request.response_format is not None and request.response_format.json_schema is not None:
             check_schema(request.response_format.json_schema.schema_)
@@ -225,5 +234,5 @@ def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
     With a response format, vLLM found no allowed next token, and another try would end in the same way.
     """
     if request.response_format is not None and request.response_format.type != "text":
-        return RequestRejected("response_format", "no answer can go on in the form that this asks for")
+        return RequestRejected("response_format", "no answer can go on in the form that the field asks for")
     return EngineFailed("the engine failed at this request", wasted_tokens=tokens)

@@ -21,7 +21,7 @@ FIELD: Final = "response_format.json_schema.schema"
 
 
 def check_schema(schema: dict[str, Any], field: str = FIELD) -> None:
-    """Raise RequestRejected, with the field, for a schema beyond a bound."""
+    """Raise RequestRejected, with the field, for a schema that exceeds a bound."""
     size = len(json.dumps(schema, ensure_ascii=False))
     if size > MAX_SCHEMA_CHARS:
         raise RequestRejected(field, f"has {size} characters, and {MAX_SCHEMA_CHARS} are allowed")

@@ -28,9 +28,9 @@ class VllmSettings(EngineSection):
     max_model_len: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together; if absent, the most that the model and the memory allow."""
     max_num_seqs: int | None = Field(default=None, ge=1, le=8192)
-    """Requests that vLLM generates at once; if absent, vLLM's number for the device: 1,024 on an H100, 256 on a CPU."""
+    """Requests that vLLM generates at once; if absent, vLLM's default: 1,024 on an H100, 256 on a CPU."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """The fraction of a GPU's memory that vLLM takes for itself."""
+    """The fraction of a GPU's memory that vLLM reserves."""
     enforce_eager: bool | None = None
     """Run without compilation and CUDA graphs; if absent, vLLM does so only on a CPU."""
     hung_seconds: float = Field(default=120.0, ge=1, le=3600)
@@ -44,13 +44,14 @@ class VllmSettings(EngineSection):
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
-    """Texts that end every answer. A base model without instruction tuning would go on after its answer."""
+    """Texts that end every answer, for a base model: without instruction tuning, it would go on after its answer."""
     tool_parser: str | None = None
-    """The name of vLLM's tool parser; if absent, the one of the model's family, which its name tells."""
+    """The name of vLLM's tool parser; if absent, the parser of the model's family, found by the model's name."""
     adapters: dict[str, str] = Field(default_factory=dict)
     """LoRA adapters as JSON: each name with its directory.
 
-    The worker loads them at its start. It refuses one that cannot be loaded, and rejects the jobs for that adapter.
+    The worker loads the adapters at its start. An adapter that cannot be loaded is refused, and the jobs for it are
+    rejected.
     """
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""

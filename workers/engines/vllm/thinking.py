@@ -1,7 +1,7 @@
 """The reasoning of the model in vLLM: its marks, its share of the tokens, and its bounds.
 
-vLLM has a reasoning parser for each family. The parser holds back the grammar of a JSON answer until the reasoning
-ends, and vLLM bounds the tokens of reasoning only with a parser.
+vLLM has a reasoning parser for each family. With a parser, vLLM applies the grammar of a JSON answer only after the
+reasoning, and can bound the tokens of reasoning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.engines.families import ReasoningMarks, family_of
 from workers.engines.reasoning import Parted, parted
 
 _PROMPT_END = 32
-"""Tokens at the prompt's end that are searched for the opening mark."""
+"""The number of tokens at the prompt's end in which the opening mark is searched."""
 
 log = get_logger()
 
@@ -50,7 +50,7 @@ class Thinking:
         tokenizer, parser = cached_tokenizer_from_config(model_config), family.reasoning.parser
         try:
             ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
-        except Exception as error:  # a model of this family without its marks, such as a distilled one
+        except Exception as error:  # a model of this family, such as a distilled one, may lack the marks
             log.info(
                 "The model's tokenizer lacks the marks of its family's reasoning; going on without them.",
                 action="reasoning-marks-missing",
@@ -77,13 +77,13 @@ class Thinking:
         return end.rstrip().endswith(self._marks.opening)
 
     def shown(self, text: str) -> str:
-        """Return a text without special tokens, if vLLM was asked to keep them for the marks."""
+        """Return a text without the special tokens that vLLM was asked to keep for the sake of the marks."""
         return self._specials.sub("", text)
 
     def parted(self, output: str, *, is_open: bool, keeps_special_tokens: bool = False) -> Parted:
-        """Part the output, and leave special tokens out of both parts, as vLLM leaves them out of plain output.
+        """Separate the reasoning from the answer, and remove special tokens from both, as vLLM does in plain output.
 
-        With `keeps_special_tokens`, the answer still has its own, such as the marks around calls.
+        With `keeps_special_tokens`, the answer keeps its special tokens, such as the marks around calls.
         """
         whole = parted(output, self._marks, is_open=is_open)
         if not self.is_special:
@@ -93,7 +93,7 @@ class Thinking:
         return Parted(whole.text if keeps_special_tokens else self.shown(whole.text), shown, whole.end)
 
     def tokens(self, output: str, ids: Sequence[int], whole: Parted) -> int:
-        """Return the number of tokens of the reasoning, up to and with its closing mark."""
+        """Return the number of tokens of the reasoning, including its closing mark."""
         if whole.end == len(output) and not output.endswith(self._marks.closing):
             return len(ids) if whole.reasoning is not None else 0
         size = len(self._closing)
@@ -105,7 +105,7 @@ class Thinking:
 
 
 def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> None:
-    """Raise RequestRejected if the request asks for reasoning, or for bounds on it, that the model does not have."""
+    """Raise RequestRejected if the request asks for reasoning, or for a bound, that the model does not support."""
     asked = request.reasoning
     if asked is None or not asked.is_wanted:
         return
@@ -116,7 +116,7 @@ def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> 
 
 
 def confidence_from(logprobs: Any, first: int) -> float | None:
-    """Return exp(mean log-probability of the tokens from `first` on); None if there are none."""
+    """Return exp(mean log-probability of the tokens from `first` on); None without such tokens."""
     if logprobs is None or first >= len(logprobs.start_indices):
         return None
     values = [logprobs.logprobs[at] for at in logprobs.start_indices[first:]]

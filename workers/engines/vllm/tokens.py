@@ -1,7 +1,7 @@
 """Tokens of a request's prompt, by the model's tokenizer and chat template.
 
-A plain prompt is one user message where the model has a chat template, as for a server that speaks OpenAI's protocol. A
-raw prompt, and any prompt of a model without a template, goes to the model as it stands.
+A plain prompt becomes one user message if the model has a chat template, as at a server that speaks OpenAI's protocol.
+A raw prompt, and any prompt of a model without a template, goes to the model unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Prompts:
         self._renderer = renderer
         self._tokenizer = renderer.get_tokenizer()
         self._is_in_code = not isinstance(renderer, HfRenderer)
-        """True for a chat template that is vLLM's own code, as of DeepSeek V3.2."""
+        """True for a chat template that is code of vLLM, such as DeepSeek V3.2's."""
         self._template = None if self._is_in_code else _found(resolve_chat_template, renderer)
 
     def tokens(self, request: GenerationRequest) -> list[int]:
@@ -40,13 +40,13 @@ class Prompts:
         said = _messages(messages)
         try:
             prompt = self._rendered(said, _template_options(request))
-        except Exception as error:  # the template is the model's own program and may raise anything
+        except Exception as error:  # the template is a program that comes with the model, and may raise any error
             field = "messages" if request.messages is not None else "prompt"
             raise RequestRejected(field, f"the model's chat template refuses it: {short(str(error))}") from error
         return prompt if isinstance(prompt, list) else self._encoded(prompt, add_special_tokens=False)
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str | list[int]:
-        """Return the prompt's text, or its tokens where the template is vLLM's code."""
+        """Return the prompt's text, or its tokens if the template is code of vLLM."""
         if not self._is_in_code:
             text: str = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, add_generation_prompt=True, **options
@@ -60,7 +60,7 @@ class Prompts:
         return tokens if tokens is not None else str(prompt["prompt"])
 
     def _plain(self, text: str) -> list[int]:
-        """Return the text's tokens with the tokenizer's own prefix, such as `<bos>`. A doubled `<bos>` is removed."""
+        """Return the text's tokens, after the tokenizer's prefix such as `<bos>`. A doubled `<bos>` is removed."""
         tokens = self._encoded(text, add_special_tokens=True)
         bos = self._tokenizer.bos_token_id
         return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
@@ -70,7 +70,7 @@ class Prompts:
         return tokens
 
     def cut(self, tokens: list[int], room: int | None) -> list[int]:
-        """Return the last `room` tokens. A `<bos>` at the start stays there."""
+        """Return the last `room` tokens. A `<bos>` at the start is kept."""
         return cut_at_start(tokens, room, self._tokenizer.bos_token_id)
 
 
@@ -103,7 +103,10 @@ def _called(call: ToolCall) -> dict[str, Any]:
 
 
 def _template_options(request: GenerationRequest) -> dict[str, Any]:
-    """Return the variables of chat templates for tools and for reasoning. A template ignores those of others."""
+    """Return the variables of chat templates for tools and for reasoning.
+
+    A template ignores variables that it does not use.
+    """
     options: dict[str, Any] = {}
     if request.tools and request.tool_choice != "none":
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in request.tools]
@@ -115,6 +118,6 @@ def _template_options(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _found(resolve: Any, renderer: Any) -> str | None:
-    """Return the model's chat template: of its processor, its tokenizer, or vLLM's own for models without one."""
+    """Return the model's chat template: its processor's, its tokenizer's, or vLLM's template for models without one."""
     template: str | None = resolve(renderer.get_tokenizer(), None, None, model_config=renderer.model_config)
     return template
