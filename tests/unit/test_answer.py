@@ -225,7 +225,7 @@ def test_a_score_without_evidence_says_so_in_a_note(text: str, why: str) -> None
 def test_evidence_that_no_source_supports_gets_a_note() -> None:
     answer = answered(judged((1, "Sugar is made from beets and from cane alike.")), EVIDENCE, PROFILES["finance"])
     assert [one.support for one in answer.citations] == [Support.UNSUPPORTED]
-    assert answer.notes == ("the answer rests on no source: none bears out an item of its evidence",)
+    assert answer.notes == ("the answer rests on no source: no source supports any item of its evidence",)
 
 
 # -- on nothing ----------------------------------------------------------------------------------------------------
@@ -260,4 +260,4 @@ def test_the_notice_before_an_answer_is_the_profiles_and_may_be_empty() -> None:
 def test_an_answer_that_no_source_supports_is_given_with_a_note() -> None:
     answer = answered("Sugar is sweet.", EVIDENCE, PROFILES["default"])
     assert answer.text == "Sugar is sweet."
-    assert answer.notes == ("the answer rests on no source: none bears out a sentence of it",)
+    assert answer.notes == ("the answer rests on no source: no source supports any of its sentences",)

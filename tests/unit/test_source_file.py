@@ -71,10 +71,10 @@ def test_the_files_of_the_page_are_read(tmp_path: Path) -> None:
         ('parameters.query = "x"\n' + HTTP, "`query` has two meanings; choose another name for one of them"),
         ('headers.X = "{query}"\n' + HTTP, "headers.X: `{query}` is unknown here; there are: tenant"),
         ("body.a = 1\n" + HTTP, 'body: a GET has none; set method = "POST"'),
-        ('method = "POST"\nbody.a = ["q: {query}"]\n' + HTTP, "body.a.0: `{query}` stands within a longer text; give"),
+        ('method = "POST"\nbody.a = ["q: {query}"]\n' + HTTP, "body.a.0: `{query}` is part of a longer text; give"),
         ('secrets.key = "nosuch"\n' + HTTP, "secrets.key: nosuch cannot be read: No such file or directory"),
         ('secrets.key = "empty"\n' + HTTP, "secrets.key: empty holds no secret: one line of printable ASCII is need"),
-        ('secrets.key = "key"\n' + HTTP.replace("{query}", "{key}"), "url: `{key}` is a secret; secrets stand only in"),
+        ('secrets.key = "key"\n' + HTTP.replace("{query}", "{key}"), "url: `{key}` is a secret; secrets are allowed"),
         (HTTP.replace("{}", '{ values = { a = "1" } }\ntenants.b = {}'), "tenants.b.values: has no `a`; give every"),
         (HTTP.replace("{}", '{ secrets = { a = "key" } }\ntenants.b = {}'), "tenants.b.secrets: has no `a`; add it th"),
         (SQL.replace("SELECT", "DELETE"), "statement: is not one statement; begin with SELECT or WITH, without a semi"),
@@ -102,7 +102,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_is_named_like_a_provider_and_is_text_of_a_bounded_size(tmp_path: Path) -> None:
-    assert "the file's name is the source's" in refusal(tmp_path, HTTP, "My Bureau.toml")
+    assert "the source gets the file's name" in refusal(tmp_path, HTTP, "My Bureau.toml")
     assert "is larger than 262144 bytes" in refusal(tmp_path, "#" * 300_000)
     assert "nested too deeply" in refusal(tmp_path, f"x = {'[' * 5000}")
     (tmp_path / "x.toml").write_bytes(b"\xff")

@@ -33,7 +33,7 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       quotes    the source's words that are nearest to a sentence            str, Evidence → Quote
       answer    the checks of an answer, and the notes of its result         str, Evidence, Profile → Answer
     readable    the text of a page's bytes, for other programs                 bytes → str
-    standing    quotes of a result, looked for in its sources again            Result → CheckedCitation
+    standing    checks whether a result's quotes still stand in their sources  Result → CheckedCitation
 
 Every fault of a source is a note in the result. A job fails only if it sets `sources.required` and no source can be
 used.

@@ -100,7 +100,7 @@ class Enricher:
         cache: CacheSettings | None = None,
         mark_secret: bytes | None = None,
     ) -> None:
-        load_template(settings.template)  # a bad template fails now rather than job by job
+        load_template(settings.template)  # an unusable template must fail at the start, not at each job
         self._settings = self.settings = settings
         """The settings of the sources; the rewriting of questions reads its limits here."""
         self._mark_secret = mark_secret
@@ -192,8 +192,8 @@ class Enricher:
     ) -> tuple[_ReadSources, list[str]]:
         """Read the job's own sources and its searches' results; add a note for a search that brought no results.
 
-        All are read concurrently: a search that hangs must not take time from the job's other sources. The own sources
-        come first in the result, then the results of the first search.
+        All sources are read concurrently: a search that hangs must not take time from the job's other sources. The own
+        sources come first in the result, then the results of the first search.
         """
         known = _Known(_named_by(sources))
         own = self._read(known.own, asker, reading)
@@ -207,7 +207,7 @@ class Enricher:
     async def _search_and_read(
         self, wanted: Search, known: _Known, asker: Asker, bounds: Bounds, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
-        """Run the search, and read its results in the time left."""
+        """Run the search, and read its results in the remaining time."""
         seconds = bounds.budget_seconds * (1 - self._settings.ranking_share)
         findings, notes = await self._find(wanted, asker, seconds, deadline)
         left = self._within(seconds - findings.seconds, deadline)
@@ -255,7 +255,7 @@ class Enricher:
             self._fetched["late"].inc()
             return LeftOut(one, LATE)
         if not isinstance(result, Unreadable):
-            raise result  # a defect of ours: the stage reports it
+            raise result  # a defect of this program: the stage reports the error
         self._fetched["left_out"].inc()
         return LeftOut(one, str(result))
 
@@ -270,7 +270,7 @@ class Enricher:
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
-        title = (title or "")[:LONGEST_TITLE] or None  # it is read with each passage
+        title = (title or "")[:LONGEST_TITLE] or None  # the model reads the title with each passage
         return Document(one, reading.url, title, answer["text"], answer["rest"], particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:

@@ -22,7 +22,7 @@ class Unreadable(Exception):  # noqa: N818 - as above
     def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True, is_ours: bool = False) -> None:
         super().__init__(reason)
         self.is_outage = is_outage or is_ours
-        """True if the page itself is not at fault, so that an older copy may be served instead."""
+        """True if the failure is not the page's fault, so that an older copy may be served instead."""
         self.is_lasting = is_lasting
         """True if the cache may remember the failure. False, for example, if only this job was refused."""
         self.is_ours = is_ours
@@ -40,7 +40,7 @@ class Particulars:
     doi: str | None = None
 
     def under(self, better: Particulars) -> Particulars:
-        """Merge both particulars; values in `better` win."""
+        """Merge both particulars; values in `better` take precedence."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,
@@ -97,7 +97,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One source to read. Notes name it by `position`, counted from 1, since two sources may share an origin."""
+    """One source to read.
+
+    Notes name the source by `position`, counted from 1, since two sources may share an origin.
+    """
 
     position: int
     url: str

@@ -25,7 +25,10 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """Time for all of a job's sources. Late sources are left out, with a note. A search's wait for a turn is extra."""
+    """Time for all of a job's sources. Late sources are left out, with a note.
+
+    A search's wait for a turn does not count.
+    """
     longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
     """Upper bound of a job's own time for its sources (`sources.budget_seconds`)."""
     ranking_share: float = Field(default=0.1, gt=0, lt=1)
@@ -44,7 +47,7 @@ class EnrichmentSettings(BaseSettings):
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Maximum number of connections to one site, with similar limits for a job and for a tenant."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
-    """Least time between two pages that a worker requests from one site; a longer `Crawl-delay` of the site counts."""
+    """Least time between two pages that a worker requests from one site, unless the site's `Crawl-delay` is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     """The product name in the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")

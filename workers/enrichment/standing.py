@@ -16,7 +16,7 @@ class Standing(StrEnum):
 
     STANDS = "stands"
     GONE = "gone"
-    """The source was read, and does not have the words in this order."""
+    """The source was read, and does not contain the quoted words in this order."""
     UNREAD = "unread"
     """The source cannot be read now."""
     UNQUOTED = "unquoted"

@@ -1,10 +1,10 @@
-"""A fair queue for places, so that neither one job nor one tenant keeps the others waiting.
+"""A fair queue for places, so that no single job or tenant can make the others wait.
 
-A free place goes to the tenant with the fewest places, and among the tenant's jobs to the job with the fewest. Among
-equals, the place goes to the tenant or job that joined the queue or gave back a place longest ago.
+A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
+Among equals, the place goes to the tenant or job that joined the queue or gave back a place longest ago.
 
-If jobs hold places for long, a newcomer would wait for seconds. So `kept` places are reserved for tenants without a
-place, and as many again for jobs without a place.
+If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants without a
+place, and another `kept` places for jobs without a place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Asker:
 
 
 class Turns:
-    """A fixed number of places. Of these, `kept` are reserved for tenants that hold none, and `kept` for such jobs."""
+    """A fixed number of places.
+
+    Of these, `kept` are reserved for tenants that hold no place, and `kept` for jobs that hold no place.
+    """
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
         self._free = places

@@ -118,7 +118,7 @@ CHUNKED = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n"
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 99\r\n\r\n" + page()
 
 TOO_LARGE = "it is larger than 2000000 bytes"
-NOT_HTTP = "not HTTP within our limits"
+NOT_HTTP = "is not HTTP, or exceeds the worker's limits"
 BROKEN = "ended early or could not be decoded"
 REDIRECTS = {
     "redirect to a metadata address": (

@@ -90,7 +90,7 @@ async def test_an_answer_that_is_no_mcp_ends_the_search_with_a_reason(tmp_path: 
         speaking(saying(answer, "Content-Type: application/json")) as url,
         asking(written(tmp_path, "notes", {HOST: url}, token=TOKEN)) as notes,
     ):
-        assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is no MCP"
+        assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is not MCP"
 
 
 async def test_an_answer_without_end_is_left_where_it_gets_too_large(tmp_path: Path) -> None:
@@ -109,5 +109,5 @@ async def test_an_answer_without_end_is_left_where_it_gets_too_large(tmp_path: P
         speaking(endless) as url,
         asking(written(tmp_path, "notes", {HOST: url}, token=TOKEN)) as notes,
     ):
-        assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is no MCP"
+        assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is not MCP"
     assert sent < 32 * MIB

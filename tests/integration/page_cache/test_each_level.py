@@ -73,7 +73,7 @@ async def test_an_older_copy_is_served_where_its_server_cannot_say_whether_it_ma
             evidence = await restarted.read(origin.url)
             other = await restarted.read(f"{origin.url}/other")
     assert evidence.sources[0].passages == (FACT,)
-    assert "is an older copy: its site's robots.txt, which says if it may be read, was not read" in evidence.notes[0]
+    assert "is an older copy: its site's robots.txt could not be read" in evidence.notes[0]
     assert other.sources == ()
 
 

@@ -77,7 +77,7 @@ def test_the_entry_point_of_an_installed_package_is_found(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("installed", "why"),
     [
-        (point("pubmed", "make_library"), "a name of ours: pubmed"),
+        (point("pubmed", "make_library"), "a built-in provider's name: pubmed"),
         (point("broken", "no_such_function"), r"broken .*no_such_function.* cannot be made: AttributeError"),
     ],
 )

@@ -99,9 +99,9 @@ async def test_pubmed_queries_in_its_own_language_are_not_widened() -> None:
 
 async def test_pubmed_faults_have_status_200_and_strings_for_numbers_and_stray_control_characters() -> None:
     fault = in_json({"header": {}, "esearchresult": {"ERROR": "Search Backend failed: halvorsen"}})
-    assert "a fault of its own" in await failure("pubmed", fault)
+    assert "an internal error" in await failure("pubmed", fault)
     fault = Reply(b"<eFetchResult><ERROR>Unable to obtain query #1</ERROR></eFetchResult>", "text/xml")
-    assert "a fault of its own" in await failure("pubmed", esearch("1"), fault)
+    assert "an internal error" in await failure("pubmed", esearch("1"), fault)
     stray = Reply(b'{"esearchresult": {"count": "0", "idlist": [], "querytranslation": "a\tb\x01"}}')
     assert await found("pubmed", stray) == []
 

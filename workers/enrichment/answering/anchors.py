@@ -16,7 +16,7 @@ _DIRECTIONS: Final = frozenset({"from", "to"})
 def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if sentence and source have different numbers or names at the same place.
 
-    If the source has the sentence's value elsewhere, the words on both sides of the place must be the same.
+    If the source has the sentence's value elsewhere, the words both before and after the place must be equal.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}
@@ -43,7 +43,7 @@ class _Anchor:
     behind: str
 
     def is_beside_the_same(self, other: _Anchor) -> bool:
-        """True if the same word stands before both anchors, or after both."""
+        """True if the same word stands before both anchors, or the same word after both."""
         return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
 
     def is_between_the_same(self, other: _Anchor) -> bool:
@@ -84,7 +84,7 @@ def other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _fits(unit: str, other: str) -> bool:
-    """True if the units agree in all parts that both have: "5 mg" and "5 mg per day" do not differ."""
+    """True if the units agree in all parts that both units have: "5 mg" fits "5 mg per day"."""
     parts = zip(unit.split(" per "), other.split(" per "), strict=False)
     return all(set(one.split()) <= set(two.split()) or set(two.split()) <= set(one.split()) for one, two in parts)
 

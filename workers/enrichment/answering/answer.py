@@ -44,10 +44,10 @@ class Answer:
 
 
 def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
-    """Return the answer with citations, in the form of its profile. `is_json` keeps out the profile's notice.
+    """Return the answer with citations, in the form of its profile. Raises Unsupported.
 
-    A note says if the answer rests on no source. If no source is usable, a free text begins with the profile's notice.
-    Raises Unsupported.
+    A note says if the answer rests on no source. If no source is usable, the profile's notice is put before the text,
+    except for JSON (`is_json`).
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
@@ -80,15 +80,15 @@ def _rests_on_nothing(
     if not evidence.sources:
         return "the answer rests on no source: none could be used"
     if profile.evidence_chain is None:
-        return "the answer rests on no source: none bears out a sentence of it"
+        return "the answer rests on no source: no source supports any of its sentences"
     if citations:
-        return "the answer rests on no source: none bears out an item of its evidence"
+        return "the answer rests on no source: no source supports any item of its evidence"
     why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
     return f"the answer names no evidence: {why}"
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
-    """Return a source's details as its page states them, without links in the title."""
+    """Return the details that a source's page states, without links in the title."""
     title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
@@ -152,7 +152,7 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
 
 
 def _number(source: object) -> int:
-    """Read the number of a source, also from a string; return 0, which no source has, for any other value."""
+    """Read a source's number from an integer or a string; return 0, which no source has, for any other value."""
     if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
         return int(digits.group(1))
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0

@@ -84,7 +84,7 @@ class _Sentence:
 
 @dataclass(frozen=True, slots=True)
 class _SourcePassage:
-    """A passage as words, and as one line of these words."""
+    """A passage, split into words, and joined to one line of these words."""
 
     words: tuple[str, ...]
     line: str
@@ -98,7 +98,7 @@ class _SourcePassage:
 
 @dataclass(frozen=True, slots=True)
 class _SourceWords:
-    """A source as words."""
+    """A source, split into words."""
 
     id: str
     passages: tuple[_SourcePassage, ...]
@@ -128,7 +128,7 @@ class SourceTexts:
         self._exchanges: Exchanges = {}
         self._quoter = Quoter({number: source.texts for number, source in self._sources.items()}, _COMMON)
         self._said: tuple[str, list[Clause]] = ("", [])
-        """The last compared text and its clauses, kept since one text is compared with every source."""
+        """The last compared text and its clauses, kept because each text is compared with every source in turn."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -136,7 +136,7 @@ class SourceTexts:
         return self._sources.keys()
 
     def name(self, number: int) -> str:
-        """Return the name of source `number` in a citation; an unknown source is named by its number."""
+        """Return the name of source `number` in a citation; for an unknown source, the number itself."""
         read = self._sources.get(number)
         return f"[{number}]" if read is None else read.id
 
@@ -193,7 +193,7 @@ class SourceTexts:
         if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
             return False
         if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
-            return False  # an alignment cannot match more words than these
+            return False  # the shared words bound the words that an alignment can match
         self._left -= len(said) * len(passage.words)
         return self._left >= 0 and _is_close(said, passage.words)
 
@@ -201,8 +201,8 @@ class SourceTexts:
 def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
     """Return the answer without unknown links, the sources that the answer uses, and its citations.
 
-    Used sources support at least one sentence; they are named by id, in the order of first use. If none of the answer's
-    own citations holds, each sentence without a citation is attributed to the source that supports it best. Spans count
+    Used sources support at least one sentence; they are named by id, in the order of first use. If no citation of the
+    answer has support, each sentence without a citation is attributed to the source that supports it best. Spans count
     code points of the returned text.
     """
     text = without_unknown_links(text, evidence)
@@ -265,8 +265,9 @@ def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[
 def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
     """True if brackets with numbers are a citation. `numbers` holds the numbers of the sources.
 
-    Plain brackets with a 0 are no citation, since no source has that number. Several numbers are an interval or a list
-    after "CI" or "=", or if no source has any of them. A single unknown number is a dangling citation.
+    Plain brackets with a 0 are no citation, since no source has that number. Several numbers are no citation but an
+    interval or a list if they follow "CI" or "=", or if no source has any of these numbers. A single unknown number is
+    a dangling citation.
     """
     named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
     if _PLAIN.fullmatch(marker.group()) is None:

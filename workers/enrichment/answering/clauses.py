@@ -29,7 +29,7 @@ _TURNS_WORDS: Final = (
 _TURNS: Final = frozenset(_TURNS_WORDS.split())
 _PAIRING: Final = frozenset({"between", "both"})
 _PAIRED_WITHIN: Final = 4
-"""Reach of "between" and "both" in tokens: their "and" joins two things."""
+"""The number of tokens after "between" or "both" in which an "and" joins two things."""
 _AND: Final = frozenset({"and", "und", "et", "y"})
 _GERMAN_WORDS: Final = (
     "als am an auf auch bei beiden bis dem den der des die das ein eine einem einen einer es für hat im in ist mit "
@@ -48,13 +48,13 @@ _SPANISH: Final = frozenset(_SPANISH_WORDS.split())
 _FOREIGN: Final = (_GERMAN, _FRENCH, _SPANISH)
 _AMBIGUOUS_WORDS: Final = "a am as con den die do en es has in la on son war"
 _AMBIGUOUS: Final = frozenset(_AMBIGUOUS_WORDS.split())
-"""Words that show no language, since English has them too."""
+"""Words that do not show a text's language, since English has the same words."""
 _NO_NAMES_WORDS: Final = (
     "january february march april may june july august september october november december monday tuesday wednesday "
     "thursday friday saturday sunday i"
 )
 _NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
-"""Capitalised words that are no names. If "March" were a name, "In March Smith bought" would make Smith a place."""
+"""Capitalised words that are not names. If "March" were a name, "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
 """Cap on the words of another language in an English text; 0 for a text without any common English word."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
@@ -105,7 +105,7 @@ class Clause:
     tokens: tuple[Token, ...]
     sentence: int
     is_english: bool = True
-    """False if the commonest words of German, French or Spanish show that the text is in that language."""
+    """False if the most common words of German, French or Spanish show that the text is in that language."""
 
     content: frozenset[str] = frozenset()
     """Stems of the content words: neither common words nor negations."""
@@ -229,7 +229,7 @@ def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
 
 
 def _begins_clause(token: Token, part: Sequence[Token], behind: Sequence[Token | str]) -> bool:
-    """True if the token begins another clause than `part`, the tokens before it."""
+    """True if the token begins a new clause after `part`, the tokens before it."""
     if token.text in _TURNS or len(part) >= MAX_TOKENS:
         return True
     is_paired = any(one.text in _PAIRING for one in part[-_PAIRED_WITHIN:])
@@ -246,5 +246,5 @@ def _until_mark(behind: Sequence[Token | str]) -> list[Token]:
 
 
 def _says_enough(part: Sequence[Token]) -> bool:
-    """True if the part has two content words: with fewer, "and" joins two things and not two statements."""
+    """True if the part has two content words: with fewer words, "and" joins two things rather than two statements."""
     return sum(says_something(token) for token in part) > 1

@@ -7,8 +7,8 @@ contradicts a negated clause that has no nearest clause.
     negation   one clause negates words that the other clause asserts ("not", "no", "never", "without", "fails to"), has
                "unsafe" instead of "safe", or has the opposite of a word
     value      the clauses have different numbers or names at the same place, or one number with different units
-    order      two parties have changed places, but the voice ("was acquired by") has not changed, and no word has
-               become its opposite ("worse than"); or two events have changed places in time (see `order`)
+    order      two parties are exchanged, while the voice is the same ("was acquired by") and no word is replaced by its
+               opposite ("worse than"); or two events are in the opposite order (see `order`)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from workers.enrichment.answering.wording import (
 MAX_CLAUSES: Final = 40
 """Cap on the clauses of one sentence that are compared."""
 MAX_EXCHANGES: Final = 100
-"""Cap on the pairs of sentences that are searched for exchanged words, in one answer: each takes up to 10 ms."""
+"""Cap on the pairs of sentences in one answer that are searched for exchanged words; a pair takes up to 10 ms."""
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
@@ -52,12 +52,12 @@ _BESIDE: Final = 6
 _REACH: Final = 4
 """Number of content words after a negation that count as negated."""
 _MIN_SHARED: Final = 0.5
-"""Least share of a clause's words in a nearest clause; a clause with fewer words is about something else."""
+"""Least share of a clause's words that a nearest clause must have. With less, the clauses differ in subject."""
 _FEWEST_IN_PREFIXED: Final = 4
 _SUBJECT_WORDS: Final = 2
 _FEWEST_IN_REST: Final = 2
 _MOST_OF_REST: Final = 0.5
-"""Share of the words besides the subject that make a clause the nearest one, whatever subject the clause has."""
+"""The share of the words besides the subject that a nearest clause must have if its subject is different."""
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
@@ -67,7 +67,7 @@ _LISTING: Final = frozenset({"and", "or"})
 
 
 Exchanges = dict[tuple[str, ...], bool]
-"""The answers of `exchanged_words`, which is costly, by the words of both sentences."""
+"""A cache of the costly `exchanged_words`: its answers by the words of both sentences."""
 
 
 class Source:
@@ -126,9 +126,9 @@ class Source:
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
     def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
-        """Return the clauses that share most words besides the subject, if the `nearest` ones say something else.
+        """Return the clauses that share most words besides the subject, if twice as many as the `nearest`.
 
-        A clause about another subject, or with "it", may be the one that denies the sentence.
+        A clause with another subject, or with "it", may still deny the sentence.
         """
         rest = said.content.difference(_subject(said))
         shared = Counter(at for word in rest for at in self._holding.get(word, ()))
@@ -165,7 +165,7 @@ class Source:
         return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
 
     def _is_worded_otherwise(self, said: Clause, whole: Sequence[Token], at: int) -> bool:
-        """True if the source has nearly the sentence's words, but exchanged or in another place (see `wording`)."""
+        """True if the source has the sentence's words, but two are exchanged or one differs (see `wording`)."""
         sentence, told = self._sentence_of[at], self._clauses[at].tokens
         if other_half(whole, sentence) or self._has_exchanged(whole, sentence):
             return True
@@ -180,12 +180,11 @@ class Source:
         return self._exchanges.get(key, False)
 
     def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
-        """True if a neighbour of clause `at` has the words that `at` lacks, in the same frame, and denies the sentence.
+        """True if a neighbour with the same frame has the words that clause `at` lacks, and denies the sentence.
 
-        The neighbour has another value, or negates the words of the frame.
-
-        The frame is the words that all three clauses share. A shortened clause ("and 11 percent in Salme") has no
-        frame, and takes its missing words from the clause before.
+        The neighbour denies the sentence by another value, or by a negation of the frame. The frame is the words that
+        all three clauses share. A shortened clause ("and 11 percent in Salme") has no frame, and takes its missing
+        words from the clause before.
         """
         told = self._clauses[at]
         missing = said.content - told.content
@@ -198,7 +197,7 @@ class Source:
 
 
 def _is_negated(frame: frozenset[str], said: Clause, told: Clause) -> bool:
-    """True if `told` negates a word of the frame, and the sentence negates none."""
+    """True if `told` negates a word of the frame, and the sentence has no negation."""
     return not _negations(said.tokens) and any(frame & set(one.scope) for one in _negations(told.tokens))
 
 
@@ -218,7 +217,7 @@ def _is_uncertain(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _is_modal(tokens: Sequence[Token], at: int) -> bool:
-    """True for a modal verb; "in May" has none."""
+    """True for a modal verb. The "may" in "in May" is not a modal verb."""
     is_month = tokens[at].text == "may" and at > 0 and tokens[at - 1].text in BEFORE_MONTHS
     return tokens[at].text in MODALS and not is_month
 
@@ -301,7 +300,7 @@ _IsPair = Callable[[_Negation, _Negation], bool]
 def _unpaired(
     mine: Sequence[_Negation], its: Sequence[_Negation], *tests: _IsPair
 ) -> tuple[list[_Negation], list[_Negation]]:
-    """Return the negations of each side that no test pairs with one of the other side; tests run in order."""
+    """Return the negations of each side for which no test finds a partner on the other side; tests run in order."""
     left, right = list(mine), list(its)
     for is_pair in tests:
         for one in list(left):
@@ -321,7 +320,10 @@ def _has_same_word(one: _Negation, other: _Negation) -> bool:
 
 
 def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
-    """Return a test for negated words that the other text lacks: "did not get better", "has not improved"."""
+    """Return a test for negations in other words, such as "did not get better" and "has not improved".
+
+    The test pairs two negations if each text lacks the word that the other text negates.
+    """
     return lambda one, other: one.scope[0] not in told and other.scope[0] not in said
 
 
@@ -385,5 +387,5 @@ def _stems(tokens: Sequence[Token]) -> frozenset[str]:
 
 
 def _named(tokens: Sequence[Token]) -> list[Token]:
-    """Treat a capitalised first word of a sentence as a name: the capital does not show if the word is a name."""
+    """Treat a capitalised first word of a sentence as a name, since it may be one."""
     return [replace(token, is_name=True) if token.starts and not token.is_common else token for token in tokens]

@@ -32,7 +32,7 @@ _MARKER: Final = re.compile(
     r"(?P<tail>(?::\d+)? ?†[^\[\]【】]{0,80}| (?:begin|end))? ?[\]】]",
     re.IGNORECASE,
 )
-"""All marks that `cite` reads as a citation, also with spaces inside, and DeepSeek's delimiters."""
+"""Matches every form that `cite` reads as a citation, also with spaces inside, and DeepSeek's delimiters."""
 _ENDS_A_CLAUSE: Final = frozenset(".,;!?”")
 _ALL_NUMBERS: Final = 9999
 _NEXT_LINE: Final = "\n> "
@@ -60,7 +60,7 @@ class GroundedPrompt:
 def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
     """Put the evidence before the question in the job's prompt or messages, in the words of the template.
 
-    `mark` is derived from the evidence unless it is given. Raises TemplateRefused.
+    By default, `mark` is derived from the evidence. Raises TemplateRefused.
     """
     template = load_template(evidence.template)
     preface = _preface(evidence, template, mark)
@@ -92,7 +92,7 @@ def _preface(evidence: Evidence, template: Template, mark: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A source's harmless title and text."""
+    """A source's title and text, made harmless for the prompt."""
 
     number: int
     title: str
@@ -126,7 +126,8 @@ def _lines(passage: str, sources: int) -> str:
 def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
     """Return one line of a page's text, without invisible characters, template tokens and citation marks.
 
-    `sources` is the number of the job's sources: with five of them, a page's `[18, 27]` cites none, and stays.
+    `sources` is the number of the job's sources: with five sources, `[18, 27]` in a page looks like no citation and
+    stays.
     """
     seen = _SPACES.sub(" ", visible(text)).strip()
     while (rest := _without_markers(seen, sources)) != seen:  # the text around a removed marker may form a new one
@@ -148,7 +149,7 @@ def _without_markers(text: str, sources: int) -> str:
 
 
 def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
-    """Return the replacement for a mark; `is_next` is True if the mark follows a dropped one."""
+    """Return the replacement for a mark; `is_next` is True if the mark directly follows a dropped mark."""
     said = found["numbers"]
     if found["open"] != "[" or found["named"] or found["tail"] or "^" in found.group():
         return ""
@@ -169,7 +170,7 @@ def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
 
 
 def visible(text: str) -> str:
-    """Return the text without invisible characters, each blank as a space."""
+    """Return the text without invisible characters; each blank becomes a space."""
     return "".join(map(_visible, text))
 
 

@@ -1,10 +1,10 @@
 """Keeps only the job's own links and its sources' addresses in an answer, and only the job's own images. Pure.
 
 A page could otherwise make the model write an image URL that carries the prompt to the page's author. Even the choice
-among several URLs could tell the prompt's subject. The answer's renderer is unknown: Markdown with HTML or without,
-HTML alone, or a program that looks for URLs in plain text. So this module does not search for bad links. The opening
-marks of a link, an image or a tag stay only if they are known to be good; otherwise a space is put between the marks.
-Every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
+among several URLs could tell that author the prompt's subject. The answer's renderer is unknown: Markdown with HTML or
+without, HTML alone, or a program that looks for URLs in plain text. So this module does not search for bad links. The
+opening marks of a link, an image or a tag stay only in forms that are known to be harmless; elsewhere a space separates
+the marks. Every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
 
     ](  ]:      the target of a Markdown link: good before a given URL, and before a relative URL that stays in the
                 folder of the reader's page
@@ -39,7 +39,7 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""Characters that end a given URL here, although a program that looks for URLs in text may read on."""
+"""Characters after which a given URL ends here, although another program may count them as part of the URL."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
@@ -52,7 +52,7 @@ _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
 _DEFINED: Final = re.compile(r"\]:[\s>]*+(<)?([^\s<>\[\]]{0,1000}+)(?(1)|(?![<>\[\]]))")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
-"""Matches a part of any URL that leaves the folder of the reader's page; escapes and entities may hide such a part."""
+"""Matches a part of every URL that leaves the folder of the reader's page, or an entity, which may hide such a part."""
 
 _AUTOLINK: Final = re.compile(r"<([A-Za-z][A-Za-z0-9+.-]{1,31}:(?!:)[^\s<>]*+)>")
 _TAG_WITHOUT_VALUES: Final = re.compile(r"<([A-Za-z][^\s/<>=]{0,200}+)([^>=]{0,300}+)>")
@@ -107,7 +107,7 @@ class _Given:
         return written if clean == said else _as_literal(clean)[: None if is_whole else -1]
 
     def _unwrapped(self, text: str) -> str:
-        """Replace each Markdown link to an unknown URL with the link's text, which reads better than a gap."""
+        """Replace each Markdown link to an unknown URL by the link's text, which reads better than a gap."""
         for _ in range(_NESTED):
             text = _INLINE.sub(self._link_or_label, text)
         return text
@@ -185,7 +185,7 @@ class _Given:
 
 @lru_cache(maxsize=4)
 def _given(evidence: Evidence) -> _Given:
-    """Keep the URLs of the last jobs: an answer has many parts to clean, and a job's messages may be long."""
+    """Return the job's URLs, cached for the last jobs: an answer has many parts, and a job's messages may be long."""
     return _Given.of(evidence)
 
 
@@ -194,12 +194,15 @@ def _plain(url: str) -> str:
 
 
 def _ends(text: str, position: int) -> bool:
-    """True if a program that looks for URLs in text stops at `position`. In GFM, only ASCII spaces end a URL."""
+    """True if every program that looks for URLs in text ends a URL at `position`.
+
+    In GFM, only ASCII spaces and `<` do.
+    """
     return position >= len(text) or text[position] in " \t\n\v\f\r<"
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """True if the URL is the text of a Markdown link: no program looks for URLs in such a text."""
+    """True if the URL is the text of a Markdown link: programs do not look for URLs there."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 

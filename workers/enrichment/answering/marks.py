@@ -13,18 +13,19 @@ import secrets
 from typing import Final
 
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
-"""Consonants: the mark is no word of a page, and no number that a small model could take for a page's number."""
+"""Consonants only: a mark is no word of a page, and no number that a small model could take for a page's number."""
 _LENGTH: Final = 8
 _DOMAIN: Final = b"postback sources mark v1"
-"""Keeps marks apart from other uses of the secret."""
+"""Separates marks from other uses of the secret."""
 _PROCESS_SECRET: Final = secrets.token_bytes(32)
 
 
 def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
-    """Return the mark for these sources; it does not stand in the text `shown`, in small or in capital letters.
+    """Return the mark for these sources. The text `shown` does not contain the mark, in small or in capital letters.
 
     `sources` is any encoding of the sources. Without `secret`, the mark comes from a random secret of this process. A
-    page may have learned its own mark by trials with many jobs; a mark that stands in the text is replaced by the next.
+    page's author may have learned a mark by trials with many jobs, so a mark that the text contains is replaced by the
+    next one.
     """
     key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
     digest = hashlib.sha256(sources).digest()
@@ -34,6 +35,6 @@ def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
 
 
 def _letters(mac: bytes) -> str:
-    """Return one letter for each two bytes of the MAC's beginning."""
+    """Return letters from the MAC's beginning, one for each two bytes."""
     numbers = (int.from_bytes(mac[at : at + 2], "big") for at in range(0, 2 * _LENGTH, 2))
     return "".join(_LETTERS[number % len(_LETTERS)] for number in numbers)

@@ -25,10 +25,10 @@ NEGATING_PHRASES: Final = {
 NO_NEGATIONS: Final = frozenset(
     [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
 )
-"""Pairs of words that begin like a negation, but assert something: "no fewer than 40"."""
+"""Pairs of words that look like the beginning of a negation, but assert something: "no fewer than 40"."""
 
 PREFIXES: Final = ("un", "in", "im", "il", "ir", "non", "dis")
-"""A word with one of these prefixes negates the word without it, if the other text has that word."""
+"""A word with one of these prefixes negates the word without the prefix, if the other text has the latter."""
 
 NO_PREFIXES_WORDS: Final = (
     "disclose discount discover disease dispatch display distance distress import important impress incline income "
@@ -78,14 +78,14 @@ threw:throw thrown:throw told:tell took:take undergone:undergo underwent:undergo
 withdrew:withdraw woke:wake woken:wake won:win wore:wear worn:wear written:write wrote:write
 """
 IRREGULAR: Final = dict(form.split(":") for form in _IRREGULAR.split())
-"""Forms of verbs that have another stem than the verb."""
+"""Irregular verb forms, each with its verb: their stems differ."""
 
 ENDINGS: Final = ("ful", "less")
-"""A word with one of these endings is the opposite of the word with the other one: "useful", "useless"."""
+"""A word with the first ending is the opposite of the same word with the second ending: "useful", "useless"."""
 
 _MODAL_WORDS: Final = "may might could would should can"
 MODALS: Final = frozenset(_MODAL_WORDS.split())
-"""Verbs before a statement that may not be true. A sentence with one of them states nothing as a fact."""
+"""Modal verbs: a statement after one of these verbs is not stated as a fact."""
 
 _BEFORE_MONTHS_WORDS: Final = "after before by during early from in late last next of since this through to until"
 BEFORE_MONTHS: Final = frozenset(_BEFORE_MONTHS_WORDS.split())
@@ -93,4 +93,4 @@ BEFORE_MONTHS: Final = frozenset(_BEFORE_MONTHS_WORDS.split())
 
 _UNCERTAIN_WORDS: Final = "aim attempt expect fear forecast hope intend plan predict propos threaten tri will would"
 UNCERTAIN: Final = frozenset(_UNCERTAIN_WORDS.split())
-"""Stems of words after which "to" begins something that has not happened."""
+"""Stems of words such as "expect": the "to" after such a word begins something that has not happened."""

@@ -1,7 +1,7 @@
 """Compares the order of parties and of events in two clauses. Pure.
 
 Two parties are exchanged if the clauses have them in opposite orders around the same word. A passive ("was bought by")
-reverses the order. The words "before" and "after" show which of two events is the earlier one.
+reverses the order. The words "before" and "after" show which of two events came first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
 
 
 def exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the clauses have two words in opposite orders around the same relating word."""
+    """True if both clauses have the same two words around the same relating word, but in opposite orders."""
     is_comparison = all(any(token.text == "than" for token in clause) for clause in (said, told))
     mine, its = (_parties(clause, with_places=is_comparison) for clause in (said, told))
     for one, other in combinations([word for word in mine if word in its], 2):
@@ -52,7 +52,7 @@ def _parties(tokens: Sequence[Token], *, with_places: bool = False) -> dict[str,
 
 
 def _is_place(tokens: Sequence[Token], at: int) -> bool:
-    """True if "in", "during" or the like stands before the word, with only articles or parts of its name between."""
+    """True if a word such as "in" or "during" stands before the word, its articles and its name."""
     before = at - 1
     while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
         before -= 1
@@ -77,7 +77,7 @@ def is_passive(tokens: Sequence[Token]) -> bool:
 
 
 def agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a party after "by" in the passive clause also follows the other party and the verb in the active one."""
+    """True if the agent of the passive clause (after "by") is the object of the active clause."""
     passive, active = (said, told) if is_passive(said) else (told, said)
     mine, its = _parties(passive), _parties(active)
     by = max(at for at, token in enumerate(passive) if token.text == "by")

@@ -21,7 +21,7 @@ _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
 """Syntax of the search services' query languages; a query from a question must not contain it."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""Fields that have another name in a profile's file, each with that name."""
+"""The name in a profile's file for each field whose name there is different."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
@@ -78,7 +78,7 @@ class Profile(_ProfileSection):
             number = schema["properties"][self.evidence_chain]["items"]["properties"]["source"]
             is_integer = number["type"] == "integer"
         except (KeyError, TypeError):
-            return self.response_format  # the schema describes sources in another way
+            return self.response_format  # the schema describes `sources` differently
         if is_integer:
             number.update(minimum=1, maximum=max(1, sources))
         narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})
@@ -102,7 +102,7 @@ class Profile(_ProfileSection):
 
 
 def profile_names(folder: Path | None = None) -> frozenset[str]:
-    """Return the names of the built-in profiles, and of those in the operator's folder, without reading them."""
+    """Return the names of all profiles, built in or in the operator's folder, without reading the files."""
     folders = [FOLDER, *([folder] if folder is not None else [])]
     return frozenset(path.stem for each in folders for path in each.glob("*.toml"))
 

@@ -23,12 +23,13 @@ CONTEXT_CHARS: Final = 32
 """The most code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
 MAX_COMPARED: Final = 200_000
-"""Budget of one answer for quotes that are no exact run, in words of the sources: a fifth of a second. Without a
-budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
+"""Budget of one answer for quotes that are not exact, in words of the sources: a fifth of a second.
+
+Without a budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return words and numbers, compatibility forms and case folded; single characters in scripts without spaces.
+    """Return words and numbers, with compatibility forms and case folded; in scripts without spaces, single characters.
 
     Links are left out, since most links are removed from an answer but remain in its sources. Invisible characters are
     left out, since the model does not see them.
@@ -49,12 +50,15 @@ def contains(text: str, quoted: str) -> bool:
 
 @lru_cache(maxsize=8)
 def _line(text: str) -> str:
-    """Keep the last texts as words: many quotes are looked for in one page, and a page may have megabytes."""
+    """Return the text as one line of words.
+
+    The last lines are cached: many quotes are looked for in one page, and a page may have megabytes.
+    """
     return f" {' '.join(words(text))} "
 
 
 class Quoter:
-    """Quotes the sources of one answer. Each source is split into words once, for all sentences that rest on it."""
+    """Quotes the sources of one answer. Each source is split into words once, for all sentences of the answer."""
 
     def __init__(self, sources: Mapping[int, Sequence[str]], common: Collection[str]) -> None:
         self._sources = sources
@@ -65,8 +69,8 @@ class Quoter:
     def quote(self, said: Sequence[str], number: int) -> Quote | None:
         """Return the part of source `number` that is nearest to the words `said`.
 
-        The part is the first run of exactly these words, else the part with most of the uncommon ones close together.
-        None if no passage has an uncommon one, or if the answer's budget is spent.
+        The part is the first run of exactly these words, or else the part that has most of the uncommon words close
+        together. None if no passage has an uncommon word, or if the answer's budget is spent.
         """
         if number not in self._placed:
             self._placed[number] = [_Placed.of(passage) for passage in self._sources[number]]
@@ -95,7 +99,7 @@ def _found(part: tuple[int, int, int, _Placed]) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A passage as words, each with its span in code points of the passage."""
+    """A passage, split into words, each with its span in code points of the passage."""
 
     text: str
     words: tuple[str, ...]
@@ -107,7 +111,7 @@ class _Placed:
 
     @classmethod
     def of(cls, text: str) -> _Placed:
-        """Split the text as `words` does. A character is folded by itself, so that it knows its place."""
+        """Split the text as `words` does. Characters are folded one by one, so that each word's span is known."""
         shown = [(at, seen) for at, character in enumerate(text) if (seen := visible(character))]
         plain = "".join(seen for _, seen in shown).replace(LINK_REMOVED, " " * len(LINK_REMOVED))
         blank = URL.sub(lambda link: " " * len(link.group()), plain)
@@ -127,7 +131,7 @@ class _Placed:
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
 
     def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
-        """Return the part of at most `width` words with most of the wanted words: their number, its start and end."""
+        """Return the part of at most `width` words with most wanted words: their number, its start and end."""
         best: tuple[int, int, int] = (0, 0, 0)
         inside: Counter[str] = Counter()
         hits = sorted(at for word in wanted for at in self.places.get(word, ()))

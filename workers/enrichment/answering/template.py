@@ -37,7 +37,7 @@ class Template(BaseModel):
             try:
                 value.format(**_VALUES)
             except (KeyError, IndexError, ValueError, AttributeError):
-                raise ValueError(f"{name}: a brace that is meant is written twice") from None
+                raise ValueError(f"{name}: write a literal brace twice") from None
         if "{text}" not in self.source or "{mark}" not in self.source or "{number}" not in self.source:
             raise ValueError("source: must hold {number}, {mark} and {text}")
         if not self.question.partition("{question}")[1]:

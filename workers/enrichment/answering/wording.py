@@ -3,7 +3,7 @@
 exchanged_words   the source has the sentence's words, but two of them have changed places
 other_words       the source has the sentence's words, but another name, subject or adjective in one place
 other_half        the source gives two numbers to two things ("38 minutes with A and 9 with B"), and the sentence
-                  gives the one's number to the other
+                  gives A's number to B
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ MAX_WORDS: Final = 30
 """Cap on the words of a sentence that is compared here, since each pair of its words is tried."""
 _MAX_SOURCE_WORDS: Final = 120
 _SLACK: Final = 2
-"""A sentence with at most this many further words between its own is a quotation, whatever another order would fit."""
+"""The most further words between a sentence's words in the source for which the sentence counts as a quotation."""
 _MOST_BEGINS: Final = 4
 _LONGEST_RUN: Final = 3
 _FEWEST_EQUAL: Final = 2
 _MOST_IN_HALF: Final = 4
-"""Most content words of a shortened second half, besides its number."""
+"""Cap on the content words of a shortened second half, besides its number."""
 
 
 def has_its_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the source's sentence has all words of the sentence, so that `exchanged_words` may be asked."""
+    """True if both sentences are short and the source's has all words of the other, as `exchanged_words` needs."""
     is_short = 1 < len(said) <= MAX_WORDS and len(told) <= _MAX_SOURCE_WORDS
     return is_short and {token.stem for token in said} <= {token.stem for token in told}
 
 
 def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the sentence fits the source's words better after two of its words have changed places.
+    """True if the sentence fits the source's words better after two of the sentence's words are exchanged.
 
     The time grows with the square of the sentence's words.
     """
@@ -69,7 +69,7 @@ def _is_listing(words: Sequence[str], one: int, other: int) -> bool:
 
 
 def _units(tokens: Sequence[Token]) -> list[tuple[str, bool]]:
-    """Return the words, and for each if it may change places. A name of several words is one word."""
+    """Return each word, and True if the word may be exchanged. A name of several words counts as one word."""
     units: list[tuple[str, bool]] = []
     is_open = False
     for at, token in enumerate(tokens):
@@ -118,7 +118,7 @@ class Vocabulary:
 def other_words(said: Sequence[Token], told: Sequence[Token], sentence: Sequence[Token], source: Vocabulary) -> bool:
     """True if the clause `told` has another name, subject or adjective in one place of the sentence `said`.
 
-    `sentence` is the whole sentence of `told`. The sentence's own word must stand elsewhere in the source: a word
+    `sentence` is the whole sentence of `told`. The sentence's differing word must occur elsewhere in the source: a word
     that the source lacks may be a synonym.
     """
     mine, its = _without_articles(said), _without_articles(told)
@@ -128,7 +128,7 @@ def other_words(said: Sequence[Token], told: Sequence[Token], sentence: Sequence
 
 
 def _replaced(mine: Sequence[_Word], its: Sequence[_Word]) -> Iterator[tuple[slice, slice]]:
-    """Yield each run in the sentence and run in the source that differ between equal words."""
+    """Yield pairs of runs, of the sentence and of the source, that differ between equal words."""
     words, source = [one.token.stem for one in mine], [one.token.stem for one in its]
     saying = [says_something(one.token) for one in mine]
     for offset in range(len(source)):
@@ -190,7 +190,7 @@ def _without_articles(tokens: Sequence[Token]) -> list[_Word]:
 
 
 def other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the sentence gives one thing's number to the other thing of a shortened "and" in the source."""
+    """True if the source gives two numbers to two things in a shortened "and", and the sentence exchanges them."""
     numbers = {token.stem for token in said if token.is_number}
     return any(
         (second in numbers) is not (bool(only & {token.stem for token in said}))

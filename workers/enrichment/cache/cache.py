@@ -23,9 +23,12 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Unreadable
 
 _SKEW_SECONDS: Final = 60.0
-"""Largest expected clock skew between machines: a read of invalidations starts this long before the last read."""
+"""Largest expected clock skew between machines.
+
+Each read of invalidations covers this much time before the last read.
+"""
 _PATIENCE: Final = 0.9
-"""Share of a job's remaining time after which a stale copy is served."""
+"""The share of a job's remaining time that a page's server gets before a stale copy is served."""
 _PENDING: Final = 256
 """Cap on the pending writes to shared levels; beyond the cap, a page is kept in memory only."""
 

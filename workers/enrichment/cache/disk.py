@@ -1,7 +1,7 @@
 """Level 3: an SQLite file. The file survives a restart, and the workers of one machine may share it.
 
-SQLite calls block, so they run in a thread of their own. An empty file replaces a damaged one: the workers can read the
-lost pages again.
+SQLite calls block, so they run in a thread of their own. An empty file replaces a damaged file, since the workers can
+read the lost pages again.
 """
 
 from __future__ import annotations

@@ -90,11 +90,11 @@ class CacheEntry:
 
 
 def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()) -> str:
-    """Return the scope of the entries that a tenant's jobs may see. All jobs share public pages.
+    """Return the scope of the entries that a tenant's jobs may see. Without an allowlist, all jobs share public pages.
 
     With an allowlist, fetches may reach networks that are not public, and a page there may be one tenant's secret. So
-    each tenant has a scope of its own for each allowlist. A new denial hides all earlier entries, since these may come
-    from the denied place.
+    each tenant has a scope of its own for each allowlist. A changed list of denied addresses hides all earlier entries,
+    since these may come from a denied address.
     """
     if not (allowed or denied):
         return "public"
@@ -111,7 +111,7 @@ def target_of_host(host: str) -> str:
     """Return the name under which all pages of this host are invalidated."""
     name = host.lower().strip("[]").rstrip(".")
     with suppress(*_NOT_READ):  # an invalid host has no cached pages
-        name = URL.build(scheme="http", host=name).host or name  # one spelling for names beyond ASCII
+        name = URL.build(scheme="http", host=name).host or name  # IDNA: one spelling for each name beyond ASCII
     return f"h:{_hashed(name)}"
 
 

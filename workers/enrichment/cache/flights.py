@@ -18,7 +18,7 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """Running work by key. One caller's cancellation does not stop the work; the last caller's does."""
+    """Running work by key. Cancelling one caller does not stop the work; cancelling the last caller does."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}
@@ -44,7 +44,7 @@ class Flights(Generic[K, T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # marks the error as retrieved: the last caller may have gone
+            flight.task.exception()  # marks the error as retrieved, since no caller may be left
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

@@ -35,9 +35,9 @@ class Level(Protocol):
         ...
 
     async def invalidate(self, target: str, at: float, seconds: float) -> None:
-        """Void the target's entries requested at `at` (Unix seconds) or earlier, in all processes that share a level.
+        """Invalidate the target's entries that were requested at `at` (Unix seconds) or earlier.
 
-        The level keeps this invalidation for `seconds`.
+        The invalidation holds for all processes that share the level, and the level keeps it for `seconds`.
         """
         ...
 

@@ -26,7 +26,7 @@ class Memory:
         return self._entries.get(key)
 
     def put(self, key: Key, entry: CacheEntry) -> None:
-        """Store the entry, unless it exceeds the limit alone; evict others until all entries fit."""
+        """Store the entry, unless the entry alone exceeds the limit; evict other entries until all fit."""
         self.drop(key)
         with suppress(ValueError):  # the entry alone exceeds the limit
             self._entries[key] = entry

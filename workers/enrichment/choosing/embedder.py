@@ -40,7 +40,7 @@ _INHERITED: Final = (
 )  # fmt: skip
 """Variables of the worker's environment that are passed on, since loading a model may need them."""
 _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Hides GPUs, and keeps waiting threads from spinning, since the worker needs the cores too."""
+"""Variables that hide GPUs, and that keep waiting threads from spinning, since the worker needs the cores too."""
 
 
 class RerankerRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
@@ -144,7 +144,7 @@ class Embedder:
             self._child = await self._loaded_again()
 
     async def _serve(self, child: Child) -> None:
-        """Answer requests until the process is lost. Raises ChildLost and OSError, a TimeoutError among them."""
+        """Answer requests until the process is lost. Raises ChildLost, TimeoutError and other kinds of OSError."""
         while True:
             while not self._line:
                 self._news.clear()

@@ -79,7 +79,7 @@ def _own_output() -> BinaryIO:
 
 
 def _loaded(name: str) -> Any:
-    """Load the model, and prove by one text that the model makes vectors."""
+    """Load the model, and encode one text to test the model."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -98,7 +98,7 @@ def _reason(error: Exception) -> str:
 def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
     try:
         return {"similarities": texts.similarities(task["question"], json.loads(body))}
-    except Exception as error:  # a failure at one text must not end the loaded model for all jobs
+    except Exception as error:  # a failure at one text must not end the process, which serves all jobs
         return {"failed": type(error).__qualname__}
 
 
@@ -110,7 +110,10 @@ class Texts:
         self._kept: LRUCache[bytes, Vector] = LRUCache(_KEPT_BYTES, getsizeof=lambda vector: int(vector.nbytes))
 
     def similarities(self, question: str, passages: Sequence[str]) -> list[float]:
-        """Return the cosine of the question and each passage. Raises the model's errors, and ValueError for NaN."""
+        """Return the cosine of the question and each passage.
+
+        Raises the model's errors, and ValueError if a cosine is NaN.
+        """
         (asked,) = self._vectors(self._model.encode_query, "question", [question])
         told = self._vectors(self._model.encode_document, "passage", passages)
         found = [float(vector @ asked) for vector in told]

@@ -12,7 +12,7 @@ MAX_RANKED_CHARS: Final = 600_000
 
 
 def within(texts: Sequence[str], chars: int) -> list[str]:
-    """Cut the longest texts to one length, so that all texts together have at most `chars` code points."""
+    """Cut the longest texts to a common length, so that all texts together have at most `chars` code points."""
     left, most = chars, len(texts)
     limit = 0
     for size in sorted(map(len, texts)):

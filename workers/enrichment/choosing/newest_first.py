@@ -1,8 +1,8 @@
-"""A queue of requests with little time, for a server that may be too slow for all requests.
+"""A queue of requests with short deadlines, for a server that may be too slow for all requests.
 
-The newest request is next: with the oldest first, a long queue would leave each request just too little time (Maurer,
-"Fail at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a
-request's time, so that hopeless requests are evicted at once.
+The newest request is next. If the oldest were next, a long queue would make each request just too late (Maurer, "Fail
+at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a request's
+time, so that hopeless requests are evicted at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class NewestFirst(Generic[T]):
         return len(self._waiting)
 
     def put(self, request: T, seconds: float) -> list[T]:
-        """Add a request that is due in `seconds`. Return the oldest requests, evicted since they would be late."""
+        """Add a request that is due in `seconds`.
+
+        Return the oldest requests, which are evicted because they would be late.
+        """
         self._waiting.append(request)
         served = seconds / self._one_seconds if self._one_seconds else float(len(self._waiting))
         crowded = max(0, len(self._waiting) - max(1, int(served)))

@@ -29,14 +29,16 @@ B = 0.75
 RRF_K = 60
 """Constant of reciprocal rank fusion, from the paper: a larger value makes the first places differ less."""
 WORDS_WEIGHT = 1.5
-"""Weight of the order by words; the order by meaning has 1. With equal weights, questions in a page's own words lose as
-much as paraphrases gain: a small model confuses passages about one subject."""
+"""Weight of the order by words; the order by meaning has 1.
+
+With equal weights, questions in a page's own words lose as much quality as paraphrased questions gain: a small model
+confuses passages about one subject."""
 
 REST_WEIGHT = 0.6
 """Factor for passages outside of a page's main text, such as comments, boxes and menus."""
 
 _SET_BACK = 3
-"""Places by which a passage is set back for each better passage of the same document."""
+"""Places in the order by which a passage is moved back for each better passage of the same document."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
@@ -46,7 +48,7 @@ _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 _BREAKS = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")  # noqa: RUF001 - full-width marks
 _ROW_CHARS = 50
-"""A line shorter than this, with a line after it, is a row of a table or of code, not wrapped prose."""
+"""A line that is shorter than this, and is not the last one, is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
 """Question words: they are rare in answers, so BM25 would weigh them too much. "WHO" is not matched."""
@@ -100,8 +102,8 @@ class Ranking:
     """The passages of all documents, each with its weight for the question.
 
     A document is a title, its main text, and the page's other text if there is any. A passage of the other text is
-    ranked only if it shares more words with the question than every passage of the main text. Otherwise a list of
-    links, which repeats the title, would confuse a small model.
+    ranked only if it shares more words with the question than every passage of the main text. Otherwise a list of links
+    that repeats the title would confuse a small model.
     """
 
     def __init__(self, question: str, documents: Sequence[Sequence[str]], passage_chars: int) -> None:
@@ -149,7 +151,7 @@ class Ranking:
         return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
 
     def _in_order(self, by_meaning: Sequence[int]) -> list[int]:
-        """Sort the indices of the passages, relevant ones first; further passages of a document are set back.
+        """Sort the indices of the passages, relevant passages first; further passages of one document are moved back.
 
         A passage is relevant if it has a word of the question, or is in the nearer half of `by_meaning`.
         """
@@ -174,9 +176,9 @@ def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[
 
 
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
-    """Return the score of each passage by its places in two orders: by words and by meaning.
+    """Return the score of each passage from its places in two orders: by words and by meaning.
 
-    Equal weights share a place. Passages that the model did not compare rank behind all compared passages.
+    Passages of equal weight share a place. Passages that the model did not compare rank behind all compared passages.
     """
     places: dict[float, int] = {}
     for place, weight in enumerate(sorted(by_words, reverse=True), start=1):
@@ -250,7 +252,7 @@ def split(text: str, size: int) -> list[str]:
 def _sentences(text: str, size: int) -> Iterator[str]:
     """Yield sentences with single spaces; a sentence longer than `size` is cut into pieces.
 
-    A sentence that begins the next row of a table or of code starts with a line break.
+    A sentence that begins a new row of a table or of code starts with a line break.
     """
     before = ""
     for line in text.split("\n"):

@@ -13,19 +13,19 @@ _LETTERS_PER_TOKEN: Final = 3.0
 _SINGLE: Final = re.compile(r"[^A-Za-z\s]")
 """Digits and marks, which many models read one by one, and characters beyond ASCII, such as Chinese."""
 _FRAME_TOKENS: Final = 64
-"""Tokens that a chat template adds by itself, such as a system message of the model's makers and the date."""
+"""Tokens that a chat template adds to every prompt, such as a default system message and the date."""
 _TURN_TOKENS: Final = 8
 """Tokens that a chat template adds around each message."""
 
 
 def estimated_tokens(text: str) -> int:
-    """Estimate the text's tokens, rather high: each digit, mark and character beyond ASCII counts as one token."""
+    """Estimate the text's tokens, rather too high: each digit, mark and character beyond ASCII counts as one token."""
     single = len(_SINGLE.findall(text))
     return math.ceil((len(text) - single) / _LETTERS_PER_TOKEN) + single
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
-    """Return the tokens left for sources after question, profile's instructions, answer and chat template.
+    """Return the tokens left for sources beside question, profile's instructions, answer and chat template.
 
     The smaller of the job's `context_window` and the model's own window counts. None means no limit.
     """

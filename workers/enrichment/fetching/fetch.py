@@ -44,11 +44,14 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.ClientConnectorError, "its server could not be reached"),
     (aiohttp.ClientPayloadError, "its body ended early or could not be decoded"),
     (aiohttp.ServerConnectionError, "its server closed the connection"),
-    (aiohttp.ClientResponseError, "its server's answer is not HTTP within our limits"),
+    (aiohttp.ClientResponseError, "its server's answer is not HTTP, or exceeds the worker's limits"),
     (aiohttp.InvalidURL, "its URL cannot be read"),
     (ValueError, "its URL cannot be read"),
 )
-"""The first match counts, so subclasses come first. The libraries' own error texts would quote whole URLs."""
+"""The reason for each class of error. The first match counts, so subclasses come first.
+
+The libraries' own texts would quote whole URLs.
+"""
 
 log = get_logger()
 
@@ -82,8 +85,8 @@ class BadStatus(Unreadable):
 class Fetcher:
     """Fetches pages for all jobs of a worker. The number of connections is limited in total and for each site.
 
-    A job may hold a connection until its budget ends, so some connections are reserved for tenants and jobs without
-    one.
+    A job may hold a connection until its budget ends, so some connections are reserved for tenants and jobs that have
+    none.
     """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
@@ -121,7 +124,7 @@ class Fetcher:
         cut_at_bytes: int | None = None,
         known: Known | None = None,
     ) -> Page:
-        """Fetch the page at the end of the redirects. Only the caller limits the time, by cancellation.
+        """Fetch the page at the end of the redirects. Only the caller limits the time, by cancelling the call.
 
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
         A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead.
@@ -215,7 +218,7 @@ class Fetcher:
 def _without_public_address(url: URL, reason: str) -> Unreadable:
     """Return one error for missing and for non-public names, so that a job cannot tell them apart."""
     log.info(
-        "A source's name has no address that may be fetched; its note does not say why.",
+        "A source's name has no address that may be fetched; hiding the reason from the job.",
         action="source-name-refused",
         origin=origin_of(str(url)),
         reason=reason,
@@ -224,7 +227,10 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 
 
 def _turns(connections: int) -> Turns:
-    """Return a queue for `connections` places: a quarter is reserved for new tenants, and a quarter for new jobs."""
+    """Return a queue for `connections` places.
+
+    A quarter is reserved for tenants without a place, and a quarter for jobs without a place.
+    """
     return Turns(connections, kept=connections // 4)
 
 

@@ -21,7 +21,7 @@ _HOSTS: Final = 10_000
 class _Site:
     interval: float
     asked_at: float = float("-inf")
-    """Monotonic time of the last granted turn, which may lie ahead."""
+    """Monotonic time of the last granted turn, which may be in the future."""
     held_until: float = float("-inf")
 
 

@@ -17,7 +17,7 @@ from workers.enrichment.turns import Asker
 
 
 class Reader:
-    """Reads pages for jobs. `guard` checks each URL first, even one in the cache."""
+    """Reads pages for jobs. `guard` checks each URL first, even the URL of a cached page."""
 
     def __init__(
         self,

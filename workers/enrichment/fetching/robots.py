@@ -52,14 +52,14 @@ class Robots:
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
     async def check(self, url: str, asker: Asker) -> None:
-        """Return if the site allows this URL. Raises Unreadable if the site forbids it."""
+        """Check the site's robots.txt. Raises Unreadable if the site forbids this URL."""
         if not self._settings.robots:
             return
         plain = URL(url)  # yarl removes dot segments, which could evade a rule
         origin = str(plain.origin())
         rules = await self._rules(origin, asker)
         if rules.unknown is not None:
-            why = f"its site's robots.txt, which says if it may be read, was not read: {rules.unknown}"
+            why = f"its site's robots.txt could not be read: {rules.unknown}"
             raise Unreadable(why, is_outage=True, is_lasting=False)
         answer = {"allowed": True, "delay": 0.0}
         if rules.body.strip():

@@ -18,7 +18,7 @@ from workers.enrichment.processes.confinement import Fence
 log = get_logger()
 
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""The only environment variables that every process inherits, since the worker's environment holds secrets."""
+"""The environment variables that every process inherits. The other variables may hold secrets."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -29,9 +29,9 @@ class ChildLost(Exception):  # noqa: N818 - named after the event
 
 @lru_cache(maxsize=1)
 def warn_of_missing(missing: tuple[str, ...]) -> None:
-    """Log the missing fences. The cache drops repeats."""
+    """Log the missing fences, once for each set: `lru_cache` drops repeated calls."""
     log.warning(
-        "The kernel cannot confine the processes that read pages; they go on without it.",
+        "The kernel cannot fully confine the processes that read pages; going on with the fences that it has.",
         action="reader-not-confined",
         missing=" ".join(missing),
     )

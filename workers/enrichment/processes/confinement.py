@@ -1,7 +1,7 @@
 """Confines a process that parses untrusted bytes: once ready, the process may only compute and answer on its pipes.
 
-A page that takes over its parser would run code as the worker's user. Three fences prevent harm, if the kernel has
-them:
+A page that exploits a bug in its parser would run code as the worker's user. Three fences prevent harm, if the kernel
+has them:
 
     seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
                 Refuses to open files, if no folder is named. Covers all threads. See seccomp(2).
@@ -132,10 +132,10 @@ class _Program(ctypes.Structure):
 
 
 def confine(readable: Iterable[str] | None = None) -> list[Fence]:
-    """Confine this process for good with every fence that the kernel has, and return the missing fences.
+    """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
-    `readable` names folders with files that may still be read; with None, no file can be opened. The process must have
-    imported everything that it will need. The process can still start threads, but no processes.
+    `readable` names folders with files that may still be read; with None, no file can be opened. Before the call, the
+    process must have imported all modules that it will need. The process can still start threads, but no processes.
     """
     if sys.platform != "linux":
         return list(Fence)

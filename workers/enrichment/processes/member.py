@@ -37,9 +37,9 @@ _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
 def main() -> None:
     """Answer tasks until the input ends."""
     seconds, size = float(sys.argv[1]), int(sys.argv[2])
-    with contextlib.suppress(OSError):  # if memory still runs out, the kernel kills this process, not the worker
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process rather than the worker
         Path("/proc/self/oom_score_adj").write_text("1000")
-    with contextlib.suppress(ValueError, OSError):  # not every system has this limit; the timeout holds anyway
+    with contextlib.suppress(ValueError, OSError):  # some systems lack this limit; the timeout applies in any case
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     import_all()
     status = _status()

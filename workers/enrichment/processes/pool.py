@@ -3,8 +3,8 @@
 A member does one task at a time. The pool kills a member if it is late or its job is cancelled, and starts another one
 on demand; the other members and the worker go on. Members start when they are first needed.
 
-Jobs take turns at reading. One more member is for ranking, so that ranking never waits behind a page: a job that waited
-too long would lose the pages that it has read.
+Jobs take turns at reading. One more member only ranks, so that ranking never waits for the reading of a page: a job
+that waited too long would lose the pages that it has read.
 
 The pool does not use `pebble` or `concurrent.futures`: these libraries import the worker's own main module into each
 member, and unpickle answers from a process that has read hostile bytes. Here a member imports only its own modules, has
@@ -25,7 +25,7 @@ from workers.enrichment.turns import Asker, Turns
 log = get_logger()
 
 _RETIRE_KIB = 300 * 1024
-"""A member that has grown beyond this is replaced: freed memory seldom goes back to the system."""
+"""A member that has grown beyond this is replaced: a process seldom returns freed memory to the system."""
 _START_SECONDS = 30.0
 """Timeout of a member's start, which takes a third of a second on an idle machine."""
 

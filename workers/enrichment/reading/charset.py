@@ -1,6 +1,6 @@
 """Decodes a page's bytes: by a byte order mark, as UTF-8, by the charset of header or page, else by detection.
 
-A few invalid bytes do not rule a charset out: a stray byte must not turn a whole page into another script.
+A few invalid bytes do not rule a charset out: a single invalid byte must not turn a whole page into another script.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def decode(body: bytes, declared: str | None) -> str:
         return body[len(mark) :].decode(marked, "replace")
     if body.isascii() and _ISO_2022_JP.search(body):
         return body.decode("iso2022_jp", "replace")
-    # UTF-8 beats the header: other text is hardly ever valid UTF-8, and many servers declare Latin-1 for everything.
+    # UTF-8 goes before the header: text in another charset is hardly ever valid UTF-8, and many servers declare Latin-1
+    # for all pages.
     text = _utf_8(body) if not body.isascii() else None
     if text is not None:
         return text
@@ -108,7 +109,7 @@ def _exact(body: bytes, encoding: str) -> str | None:
 
 
 def _said(body: bytes, declared: str | None) -> Iterator[str]:
-    """Yield the charset of the header, then that of the page in its meta element or XML declaration."""
+    """Yield the charset in the header, then the charset in the page's meta element or XML declaration."""
     yield from _known(declared)
     yield from _known(html_body_declared_encoding(body))
 
@@ -117,7 +118,7 @@ def _detected(body: bytes) -> Iterator[str]:
     if body.isascii():
         yield "ascii"
     elif len(_beyond_ascii(body)) <= len(body) * _FEW:
-        yield _WINDOWS_1252  # dashes, quotes, a name: from so few bytes beyond ASCII, detection would guess
+        yield _WINDOWS_1252  # with few bytes beyond ASCII, such as dashes, quotes or a name, detection would guess
     sample = body[:_DETECT_BYTES]
     if len(body) > len(sample):
         # The sample ends at a line's end or a space: no charset has these bytes inside a longer character.

@@ -1,6 +1,6 @@
 """Reads the text that a page holds in its scripts as data. Runs in a member of the pool.
 
-Such text counts only where the page itself shows less: a teaser before a paywall, or a page that a script fills.
+Such text is used only if the page itself shows less: a teaser before a paywall, or a page that a script fills.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DATA: Final = 'script[type="application/json"]'
 _MAX_DATA: Final = 20
 _MAX_DATA_CHARS: Final = 1_000_000
 _PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
-"""Matches the beginning of a text of four words or more; a shorter one is a label, an id or an address."""
+"""Matches the beginning of a text of four words or more; a shorter text is a label, an id or an address."""
 
 
 def article_body(nodes: Sequence[dict[str, Any]]) -> str:

@@ -38,16 +38,19 @@ TEXT_TYPES = frozenset(
         "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml",
     }
 )  # fmt: skip
-"""Types that are read as they are written. YAML is one: people write it, and its aliases could expand to gigabytes."""
+"""Types whose source text is read without parsing.
+
+YAML is among them: people can read it, and its aliases could expand to gigabytes.
+"""
 PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
-"""Media types under which a PDF is read; any other type contradicts the content."""
+"""Media types under which a PDF is read. Any other type contradicts the content, and the page is refused."""
 
 _PDF: Final = b"%PDF-"
 _MAGIC = {
     _PDF: "a PDF", ZIP: "a ZIP archive", b"\x1f\x8b": "gzip data", b"\x89PNG": "an image",
     b"GIF8": "an image", b"\xff\xd8\xff": "an image", b"\x7fELF": "a program", b"MZ": "a program",
     b"\x28\xb5\x2f\xfd": "compressed data", b"BZh": "compressed data", b"\xfd7zXZ": "compressed data",
-    b"\xd0\xcf\x11\xe0": "an Office file with a password, or of before 2007",
+    b"\xd0\xcf\x11\xe0": "an Office file with a password, or older than 2007",
 }  # fmt: skip
 _VOID_TAGS = "area base br col embed hr img input link meta param source track wbr"
 _VOID = frozenset(_VOID_TAGS.split())
@@ -102,7 +105,7 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
 
 
 def _of_pdf(body: bytes) -> Extracted:
-    from workers.enrichment.reading.pdf import read_pdf  # this import takes a tenth of a second; HTML does without
+    from workers.enrichment.reading.pdf import read_pdf  # takes 0.1 s, and HTML does not need it
 
     title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
     return Extracted(title, text, particulars)
@@ -194,7 +197,10 @@ def _title(tree: LexborHTMLParser) -> str | None:
 
 
 def depth_exceeds(html: str, limit: int) -> bool:
-    """True if more than `limit` elements are open at once. One pass over the text; broken pages err towards True."""
+    """True if more than `limit` elements are open at once.
+
+    One pass over the text; for a broken page, the count may be too high.
+    """
     opened: Counter[str] = Counter()
     depth = position = 0
     while (tag := _TAG.search(html, position)) is not None:

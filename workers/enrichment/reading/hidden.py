@@ -1,9 +1,9 @@
-"""Removes elements that a page's reader would not see: these address machines, and often try to mislead them.
+"""Removes elements that a page's reader would not see: they are meant for machines, and often try to mislead them.
 
 Attributes, inline styles and conventional class names such as "sr-only" show which elements are hidden. Style sheets
 are not read: a page can hide text in more ways than a reader of style sheets knows. On public sets, such a reader lost
 more text of real pages than it kept out. The answer's safety rests on the marks around the sources, on neutralised
-tokens and on the rule of links. These limits hold for visible and hidden text alike.
+tokens and on the removal of unknown links. All three apply to visible and hidden text alike.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that stays; else nothing is removed, since a script shows such a page once it runs."""
+"""Least share of a page's text that must stay. If less would stay, all text stays, since a script shows such a page."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
-"""Elements whose text resiliparse leaves out: a time, and a single character of three bytes, as in Chinese, in bold."""
+"""Elements whose text resiliparse leaves out: times, and a single bold character of three bytes, as in Chinese."""
 _UNSEEN: Final = "[hidden], input[type='hidden'], dialog:not([open]), [popover]"
 _CLASS_NAMES: Final = (
     "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "
@@ -64,7 +64,7 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
             node.attrs[_MARK] = ""
     for node in tree.css(_CLASSES):
         seen = _seen_name(node.attributes.get("class") or "")
-        # The main text's extractor reads class names, so a name that hides must not stay beside one that shows.
+        # The extractor of the main text reads class names, so a hiding class must not stay beside a showing class.
         node.attrs[_MARK if seen is None else "class"] = seen or ""
     # A style sheet could give white text a dark background.
     if not has_styles and tree.css_first("[bgcolor], [background], [style*='background']") is None:
@@ -75,7 +75,7 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
 
 
 def _remove(tree: LexborHTMLParser, selector: str) -> None:
-    """Remove elements from the page's end on, so that inner elements are removed before outer ones."""
+    """Remove elements in reverse order, so that inner elements are removed before outer elements."""
     for node in reversed(tree.css(selector)):
         if node.tag not in _ROOTS and node.parent is not None and node.attributes.get("role") not in _OPENED:
             node.decompose()

@@ -9,7 +9,7 @@ from typing import Final
 _FAINT: Final = 0.05
 _TINY_PX: Final = 2.0
 _FAR_PX: Final = 500.0
-"""A larger negative offset puts an element outside of every page."""
+"""A negative offset larger than this moves an element off every page."""
 _PX: Final = {"px": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0, "ex": 8.0, "vw": 10.0, "vh": 10.0, "": 1.0}
 _MAY_HIDE: Final = re.compile(
     r"none|hidden|collapse|opacity|zoom|scale|clip|color|overflow|-\s*[\d.]|\\|/\*|font", re.IGNORECASE
@@ -93,7 +93,7 @@ def _is_collapsed(values: dict[str, str]) -> bool:
 
 
 def _is_colourless(values: dict[str, str]) -> bool:
-    """True for text without a visible colour, unless its background fills the letters, as in modern headings."""
+    """True for text in a transparent colour, unless the background is clipped to the letters, as in modern headings."""
     if "text" in values.get("background-clip", ""):
         return False
     colors = [values[name] for name in ("color", "text-fill-color") if name in values]

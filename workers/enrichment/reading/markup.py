@@ -62,7 +62,10 @@ def from_xml(text: str, max_chars: int, text_of_html: Callable[[str], str]) -> t
 
 
 def _parsed(text: str) -> Element:
-    """Parse XML; if it is broken, once more with HTML's entities and bare ampersands, as many feeds have them."""
+    """Parse XML.
+
+    If the XML is broken, parse again with HTML's entities and bare ampersands, as many feeds have them.
+    """
     try:
         return _strictly(text)
     except (ParseError, ValueError):  # defusedxml's errors are a ValueError

@@ -1,7 +1,7 @@
 """Reads documents, presentations and workbooks of Office (ECMA-376). Runs in a member of the pool.
 
-The files are ZIP archives of XML. Documents and presentations are read part by part as they are unpacked, so a ZIP bomb
-costs time and no memory. Calamine reads workbooks: it knows the formats of numbers and dates.
+The files are ZIP archives of XML. Documents and presentations are read in pieces while they are unpacked, so a ZIP bomb
+costs time but no memory. Calamine reads workbooks: it knows the formats of numbers and dates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CORE: Final = "docProps/core.xml"
 _DC: Final = "{http://purl.org/dc/elements/1.1/}"
 _DCTERMS: Final = "{http://purl.org/dc/terms/}"
 _UNSEEN: Final = frozenset({"del", "moveFrom", "Fallback"})
-"""Elements that a reader does not see: text that was deleted or moved away, and copies for older programs."""
+"""Elements that a reader does not see: deleted or moved text, and copies for older programs."""
 _OFF: Final = frozenset({"0", "false", "off"})
 _BROKEN: Final = (
     zipfile.BadZipFile, zlib.error, ParseError, CalamineError, EOFError, ValueError, LookupError, OSError, RuntimeError,
@@ -85,7 +85,7 @@ def _up_to(max_chars: int, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _core(archive: zipfile.ZipFile) -> tuple[str | None, Particulars]:
-    """Read title and date of creation, as far as the file has valid ones."""
+    """Read title and date of creation, if the file has valid ones."""
     try:
         with archive.open(_CORE) as part:
             core = fromstring(part.read(_CORE_BYTES))
@@ -117,7 +117,7 @@ def _cell(value: object) -> str:
 
 
 class _Enough(Exception):  # noqa: N818 - named after the event
-    """The rest of a part is not read."""
+    """The text has reached its cap: the rest of the part is not read."""
 
 
 class _Text:

@@ -86,7 +86,7 @@ def document_title(text: str) -> str | None:
 def doi_in(text: object) -> str | None:
     """Return the first DOI in a text, without `https://doi.org/` before it and punctuation after it.
 
-    None without a DOI, and for a DOI that contains an address: it would be a link in an evidence list.
+    None without a DOI, and for a DOI that contains a URL, which would become a link in an evidence list.
     """
     found = _DOI.search(text) if isinstance(text, str) else None
     if found is None or "//" in found.group(1):
@@ -121,7 +121,10 @@ def linked_data(tree: LexborHTMLParser) -> list[dict[str, Any]]:
 
 
 def _nodes(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the outermost objects and the objects in `@graph`; deeper ones describe other things, such as comments."""
+    """Yield the outermost objects and the objects in `@graph`.
+
+    Deeper objects describe other things, such as comments.
+    """
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):

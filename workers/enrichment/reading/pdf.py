@@ -31,11 +31,11 @@ MIN_SIZE: Final = 1.5
 """The smallest readable type, in points."""
 
 _DOI_CHARS: Final = 3000
-"""Characters of the first page that may name the paper's own DOI; later DOIs belong to references."""
+"""The first characters of the first page that may contain the paper's own DOI; later DOIs belong to references."""
 _PALE: Final = 240
-"""Least value, of 255, of each channel in a colour that counts as white."""
+"""The least value, out of 255, of each channel in a colour that counts as white."""
 _FAINT: Final = 13
-"""Highest opacity, of 255, that counts as transparent: about a twentieth."""
+"""The highest opacity, out of 255, that counts as transparent: about a twentieth."""
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
 """Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
@@ -62,7 +62,7 @@ class _Item:
     scale: float
     """Factor by which the surrounding forms stretch the object's height."""
     form: Any
-    """The form that holds the object, or None for the page itself."""
+    """The form that contains the object; None if the page contains the object directly."""
 
 
 @dataclass(slots=True)
@@ -202,7 +202,7 @@ def _size(text: _Item) -> float:
 
 
 def _is_pale(handle: Any) -> bool:
-    """True if the object's fill is white or nearly transparent. A pattern counts as ink."""
+    """True if the object's fill is white or nearly transparent. A pattern counts as visible."""
     parts = [ctypes.c_uint() for _ in range(4)]
     if not pdfium.FPDFPageObj_GetFillColor(handle, *parts):
         return False

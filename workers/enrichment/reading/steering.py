@@ -1,6 +1,6 @@
 """Names the ways in which passages try to steer the model that reads them. Pure.
 
-Only passages that the model gets are judged: steering text elsewhere on the page has no effect.
+Only passages that the model gets are checked: steering text elsewhere on the page has no effect.
 
 The names are labels for the result's reader and for the model. Safety does not depend on these labels. The text
 of every page stays inside a quotation (see `grounding`), and links in the text stay out of the answer (see `links`). An
@@ -22,7 +22,7 @@ SCANNED_CHARS: Final = 200_000
 
 _BEFORE_CHARS: Final = 60
 _BEHIND_CHARS: Final = 250
-"""Characters around a telltale word that are searched; no pattern reaches farther."""
+"""The number of characters around a telltale word that are searched; no pattern is longer."""
 
 _SPACES: Final = re.compile(r"\s+")
 _FORMAT: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")

@@ -19,7 +19,7 @@ def from_json(text: str, max_chars: int) -> tuple[str | None, str, Particulars]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise Unreadable("its type says JSON, and it is not JSON") from None
+        raise Unreadable("its type is JSON, but its content is not") from None
     title, particulars = of_json(value)
     return title, lines(leaves(value), max_chars), particulars
 
@@ -39,7 +39,7 @@ def from_json_lines(text: str, max_chars: int) -> str:
         if max_chars <= 0:
             break
     if not paragraphs:
-        raise Unreadable("its type says lines of JSON, and no line is JSON")
+        raise Unreadable("its type is lines of JSON, but no line is JSON")
     return _BETWEEN.join(paragraphs)
 
 

@@ -1,4 +1,4 @@
-"""The time limit of one search. The wait for a turn does not count, since the service does not cause it."""
+"""The time limit of one search. The wait for a turn does not count, since the service does not cause this wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 _current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-"""The running search's allowance. Providers, even of other packages, need not pass it on to their requests."""
+"""The running search's allowance: a context variable, so that providers need not pass it to their requests."""
 
 
 class Allowance:
@@ -23,7 +23,10 @@ class Allowance:
         self.left_seconds = seconds
         """The remaining seconds, updated only when the search starts to wait and when it ends."""
         self.had_a_turn = False
-        """True after the search's first turn. From then on, its requests go before searches that have had no turn."""
+        """True after the search's first turn.
+
+        From then on, the search's requests go before searches that have had no turn.
+        """
         self._limit = asyncio.timeout(None)
         self._in_line = 0
         self._is_open = False

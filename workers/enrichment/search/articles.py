@@ -19,7 +19,7 @@ from workers.enrichment.search.markup import parse, text_of
 MAX_ARTICLES: Final = 60
 """Cap on articles per request. NCBI allows more, but an article with references has about 20 kB to parse."""
 SEARCHES_FIRST: Final = 6
-"""New searches that may take a turn while a request gathers articles, so that one request serves several searches."""
+"""The number of new searches that go before a request for articles, so that the request can serve several searches."""
 
 _RETRACTED: Final = "D016441"
 """The publication type "Retracted Publication" in MeSH."""
@@ -70,7 +70,7 @@ class Articles:
         params = {"id": ",".join(batch.numbers), "retmode": "xml", "rettype": "abstract"}
         root = parse((await self._eutils.get("efetch", params, has_turn=True)).body)
         if root.tag != "PubmedArticleSet":
-            raise Unreadable("the search service reports a fault of its own")
+            raise Unreadable("the search service reports an internal error")
         articles = (_article(element) for element in root)
         return dict(article for article in articles if article is not None)
 

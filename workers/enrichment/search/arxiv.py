@@ -46,7 +46,7 @@ class Arxiv:
         try:
             answer = await self._service.get(params)
         except Refused as refused:
-            _read(refused.answer.body)  # raises the feed's own error; in the past, errors had status 200
+            _read(refused.answer.body)  # raises the error in the feed; in the past, such answers had status 200
             raise
         return _read(answer.body)[: query.limit]
 
@@ -72,7 +72,7 @@ def _read(body: bytes) -> list[Found]:
         raise Unreadable("the search service does not understand the query")
     total = text_of(feed.find(f"{_OPENSEARCH}totalResults"))
     if not entries and total.isdecimal() and int(total) > 0:
-        raise Unreadable("the search service answered an empty page")
+        raise Unreadable("the search service answered with an empty page")
     return [found for entry in entries if (found := _entry(entry)) is not None]
 
 

@@ -24,7 +24,7 @@ _URL: Final = TypeAdapter[str](Url)
 
 
 class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
-    """A provider that the settings name is missing, or a provider cannot be made. The text says why."""
+    """A provider that the settings name is missing, or a provider cannot be made. The text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class SearchQuery:
     parameters: tuple[tuple[str, str], ...] = ()
     """Names and values of the job's parameters, for an operator's own source."""
     domains: tuple[str, ...] = ()
-    """Hosts of the results. A provider may ignore them, since `Searches` drops results on other hosts."""
+    """Hosts of the results. A provider may ignore the domains, since `Searches` drops results on other hosts."""
     since: str | None = None
     until: str | None = None
     """The first and last day of publication, `YYYY-MM-DD`, for a provider with these names in its `filters`."""
@@ -48,14 +48,14 @@ class SearchQuery:
     """The language of the results (ISO 639-1), for a provider with this name in its `filters`."""
 
     def days(self, first: str, last: str) -> tuple[str, str] | None:
-        """Return the range of days, with `first` or `last` for a missing end; None if both ends are missing."""
+        """Return the range of days; `first` or `last` replaces a missing end. None if both ends are missing."""
         return (self.since or first, self.until or last) if self.since or self.until else None
 
 
 class SearchProvider(Protocol):
     """One search service, as the operator has configured it.
 
-    A provider may have an attribute `filters`: those names in `FILTERS` that the provider heeds.
+    A provider may have an attribute `filters`: the names in `FILTERS` that the provider obeys.
     """
 
     async def search(self, query: SearchQuery) -> list[Found]:

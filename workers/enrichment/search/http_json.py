@@ -59,7 +59,7 @@ class HttpJsonSource(InsideSource):
             raise
 
     def _following(self, answer: object, url: URL, values: dict[str, str]) -> URL | None:
-        """Return the next page's URL: the answer's own, or the same one with another page, offset or cursor."""
+        """Return the next page's URL: the URL in the answer, or the same URL with another page, offset or cursor."""
         if self._next is None:
             paged = {"{page}", "{offset}"}
             return self._url(values) if any(name in self._file.url for name in paged) else None
@@ -73,7 +73,7 @@ class HttpJsonSource(InsideSource):
         except ValueError:
             raise Unreadable("the source's next page has no valid address") from None
         if following.origin() != url.origin():
-            raise Unreadable("the source's next page is on another server")  # the secrets would go there
+            raise Unreadable("the source's next page is on another server")  # which would get the secrets
         return following
 
     def _url(self, values: dict[str, str]) -> URL:

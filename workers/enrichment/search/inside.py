@@ -73,7 +73,10 @@ class InsideSource(ABC):
         return {**job, **given, **self._access(query).values, "tenant": query.tenant or ""}
 
     def _with_secrets(self, query: SearchQuery, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the values with the tenant's secrets, read from their files now. Raises Unreadable if one is gone."""
+        """Return the values with the tenant's secrets, read from their files now.
+
+        Raises Unreadable if a file is missing.
+        """
         places = {**self._secrets, **self._access(query).secrets}
         try:
             return {**values, **{name: read_secret(self._folder / place) for name, place in places.items()}}
@@ -87,7 +90,7 @@ class InsideSource(ABC):
         """Return an item, whose values are untrusted, as a result; None for an item without text, content or link."""
         try:
             return self._result(item)
-        except RecursionError:  # a value is nested as deeply as JSON allows
+        except RecursionError:  # a value may be nested as deeply as JSON allows
             return None
 
     def _result(self, item: Mapping[str, Any]) -> Found | None:
@@ -131,7 +134,7 @@ class Items:
             with suppress(Unreadable):
                 read.append({name: evaluated(expression, item) for name, expression in self._fields.items()})
         if items and not read:
-            raise Unreadable("the source's answer has another form than the operator's file says")
+            raise Unreadable("the source's answer does not have the form in the operator's file")
         return read
 
 
@@ -140,7 +143,7 @@ def evaluated(expression: Any, value: object) -> Any:
     try:
         return expression.search(value)
     except (jmespath.exceptions.JMESPathError, ArithmeticError, TypeError, ValueError, KeyError, RecursionError):
-        raise Unreadable("the source's answer has another form than the operator's file says") from None
+        raise Unreadable("the source's answer does not have the form in the operator's file") from None
 
 
 def filled(template: str, values: Mapping[str, str], *, encode: bool = False) -> str:
@@ -151,7 +154,7 @@ def filled(template: str, values: Mapping[str, str], *, encode: bool = False) ->
         if not encode:
             return given
         if given in (".", ".."):
-            raise Unreadable("the source cannot be asked for a name of dots")  # a server would take it for a folder
+            raise Unreadable("a parameter in a URL is made of dots only")  # a server would take it for a folder
         return quote(given, safe="")
 
     return re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda found: value(found) if found[1] in values else found[0], template)

@@ -1,4 +1,7 @@
-"""Parses XML of services without entities (a few bytes can expand to gigabytes) and without other files."""
+"""Parses XML of services.
+
+Declared entities, of which a few bytes can expand to gigabytes, and other files are refused.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from workers.enrichment.search.source_file import McpFile
 
 _KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 for _chatty in ("mcp", "httpx2"):
-    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # their lines quote answers and addresses
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # their logs quote answers and addresses
 
 
 class McpSource(InsideSource):
@@ -103,7 +103,7 @@ class _BoundedTransport(httpx2.AsyncHTTPTransport):
         elif not response.is_success:
             self.reason = f"the MCP server answered {response.status_code}"
         else:
-            self.reason = "the MCP server's answer broke off or is no MCP"
+            self.reason = "the MCP server's answer broke off or is not MCP"
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise httpx2.DecodingError("the answer is compressed", request=request)
         response.stream = _BoundedStream(response.stream)

@@ -11,16 +11,18 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
-"""If a service asks for a pause, jobs wait at most this long. While more of the pause is left, requests to the
-service fail."""
+"""If a service asks for a pause, jobs wait at most this long.
+
+While the pause lasts longer than this, requests to the service fail."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the pause that a service may ask for."""
 
 
 class RequestPace:
-    """Grants one request per `interval_seconds` in order of arrival, but begun searches go before new ones.
+    """Grants one request per `interval_seconds` in order of arrival, but begun searches go before new searches.
 
-    Otherwise many concurrent searches would all send a first request, and none could send its second in time.
+    Otherwise many concurrent searches would all send a first request, and no search could send its second request in
+    time.
     """
 
     def __init__(self, clock: Clock, interval_seconds: float) -> None:
@@ -55,7 +57,7 @@ class RequestPace:
             self._at_the_door -= 1
 
     async def let_pass(self, turns: int) -> None:
-        """Let new searches take up to `turns` turns first."""
+        """Let new searches take up to `turns` turns before the caller continues."""
         while turns > 0 and self._at_the_door:
             await asyncio.sleep(self.interval_seconds)
             turns -= 1

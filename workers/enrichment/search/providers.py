@@ -1,4 +1,4 @@
-"""All configured providers: ours, the operator's own sources, and those of other installed packages.
+"""All configured providers: built-in ones, the operator's own sources, and providers of other installed packages.
 
 A package adds a provider by an entry point in the group `postback.search`. The entry point is named after the provider,
 and refers to a function that takes a `Web` and returns a `SearchProvider`, or None if the package's settings are
@@ -43,7 +43,7 @@ def providers(
     """
     others = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
     if taken := sorted(others.keys() & _OURS.keys()):
-        raise SearchMisconfigured(f"an installed package gives its search provider a name of ours: {', '.join(taken)}")
+        raise SearchMisconfigured(f"an installed package uses a built-in provider's name: {', '.join(taken)}")
     files = _files(settings.providers, _OURS.keys() | others.keys())
     names = settings.allowed if settings.allowed is not None else _OURS.keys() | others.keys() | files.keys()
     found = {name: _made(name, settings, web, others, files) for name in sorted(names)}

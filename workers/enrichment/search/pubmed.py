@@ -39,7 +39,7 @@ class Pubmed:
         self._articles = Articles(eutils)
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """See `SearchProvider`. Articles without an abstract, and retracted ones, are left out.
+        """See `SearchProvider`. Articles without an abstract, and retracted articles, are left out.
 
         PubMed requires every word of a query, and hardly any article has all words of a question. If the query finds
         nothing, a second query asks for articles with any of the question's words, the best match first.
@@ -58,7 +58,7 @@ class Pubmed:
             params |= {"datetype": "pdat", "mindate": first, "maxdate": last}
         result = (await self._eutils.get("esearch", params)).read(_Search).esearchresult
         if result.error is not None:
-            raise Unreadable("the search service reports a fault of its own")
+            raise Unreadable("the search service reports an internal error")
         return [number for number in result.idlist if number.isdecimal()][: query.limit]
 
 

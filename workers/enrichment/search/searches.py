@@ -42,7 +42,7 @@ class Findings:
 
 
 class Searches:
-    """All searches of a worker. Tenants share a service's results, but not those of an operator's own source.
+    """All searches of a worker. Tenants share a service's results, but not the results of an operator's own source.
 
     `seconds` is the time limit of one search; `fresh_seconds` is the time for which its results are cached.
     """
@@ -103,8 +103,8 @@ async def _answer(provider: SearchProvider, name: str, query: SearchQuery) -> li
     except Unreadable as reason:
         log.warning("A search failed.", action="search-failed", provider=name, reason=str(reason))
         raise
-    except Exception as error:  # another package's defect must not end the worker, and its text must not reach the log
-        kind = type(error).__qualname__
+    except Exception as error:  # another package's defect must not end the worker
+        kind = type(error).__qualname__  # the error's text may quote the query
         log.error("A search provider has a defect.", action="search-provider-broken", error=kind)
         raise Unreadable("the search provider has a defect") from None
 

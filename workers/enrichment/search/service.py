@@ -19,9 +19,12 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""Cap on an answer. Sixty articles of PubMed have 3 MB; empty JSON objects take 25 times their text in memory."""
+"""Cap on an answer. Sixty articles of PubMed have 3 MB.
+
+In memory, empty JSON objects take 25 times the size of their text.
+"""
 MOST_RESULTS: Final = 1_000
-"""Cap on the results in an answer; our queries ask for at most 50."""
+"""Cap on the results in an answer; queries ask for at most 50."""
 REQUEST_SECONDS: Final = 30.0
 """Timeout for a caller without a budget; a job's own budget is usually shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0
@@ -72,7 +75,7 @@ class ServiceAnswer:
     def json(self) -> Any:
         """Parse the JSON body. Raises Unreadable: some services send HTML with status 200."""
         try:
-            return json.loads(self.body, strict=False)  # not strict: PubMed's JSON has control characters in strings
+            return json.loads(self.body, strict=False)  # PubMed's JSON has control characters in strings
         except (ValueError, RecursionError):
             raise Unreadable("the search service's answer is not JSON") from None
 
@@ -138,7 +141,7 @@ class Web:
         except aiohttp.ClientConnectionError:
             raise Unreadable("the search service could not be reached") from None
         except (aiohttp.ClientError, OSError, ValueError):
-            raise Unreadable("the search service's answer broke off or is no HTTP") from None
+            raise Unreadable("the search service's answer broke off or is not HTTP") from None
 
 
 class Service:
@@ -191,7 +194,10 @@ class Service:
         return answer
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for a turn, after up to `behind` new searches. Raises Unreadable during a service's long pause."""
+        """Wait for a turn, and let up to `behind` new searches go first.
+
+        Raises Unreadable during a service's long pause.
+        """
         await self._pace.let_pass(behind)
         await self._pace.turn()
 

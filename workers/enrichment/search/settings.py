@@ -14,7 +14,10 @@ PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""Requests a second, of this worker alone. If workers share a key or an address, give each a part of the limit."""
+"""Requests a second, of this worker alone.
+
+If workers share a key or an address, give each worker a part of the limit.
+"""
 
 
 class _SearchSection(BaseModel):

@@ -1,6 +1,6 @@
 """The file of an operator's own source: TOML in the folder `POSTBACK_SEARCH__PROVIDERS`, named after the source.
 
-Every mistake of a file is named at the start, with its field and the fix. Values of the file are never quoted.
+At the start, an error names every mistake of a file, with the field and the fix. The error quotes no value of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workers.enrichment.search.settings import PerSecond
 
 EVERYONE: Final = "*"
 GIVEN: Final = frozenset({"query", "words", "any", "limit", "tenant"})
-"""Placeholders of every source. Their values come from the job, `tenant` from its record."""
+"""Placeholders of every source. The values come from the job; `tenant` comes from the job's record."""
 PAGING: Final = frozenset({"page", "offset", "cursor"})
 _PLACEHOLDER: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _MAX_FILE_BYTES: Final = 256 * 1024
@@ -107,7 +107,7 @@ class SourceFile(_FileSection):
         return {*GIVEN, *self.parameters, *self._tenant_values}
 
     def mistakes(self) -> Iterator[str]:
-        """Return the mistakes that no single field shows."""
+        """Return the mistakes that concern several fields together."""
         for tenant, access in self.tenants.items():
             for name in sorted(self._tenant_values - access.values.keys()):
                 yield f"tenants.{tenant}.values: has no `{name}`; give every tenant the same names"
@@ -127,10 +127,10 @@ class SourceFile(_FileSection):
         return {*self.secrets, *(name for access in self.tenants.values() for name in access.secrets)}
 
     def _unknown(self, field: str, text: str, known: set[str], *, secrets: bool) -> Iterator[str]:
-        """Return a mistake for each placeholder in the text that may not stand there."""
+        """Return a mistake for each placeholder in the text that is not allowed there."""
         for name in _PLACEHOLDER.findall(text):
             if name in self._all_secrets and not secrets:
-                yield f"{field}: `{{{name}}}` is a secret; secrets stand only in headers or in a database's url"
+                yield f"{field}: `{{{name}}}` is a secret; secrets are allowed only in headers or in a database's url"
             elif name not in (known | self._all_secrets):
                 yield f"{field}: `{{{name}}}` is unknown here; there are: {', '.join(sorted(known))}"
 
@@ -150,7 +150,7 @@ class SourceFile(_FileSection):
             if found[0] == value:
                 yield from self._unknown(field, value, self.names, secrets=False)
             elif found[1] in self.names | self._all_secrets:
-                yield f"{field}: `{found[0]}` stands within a longer text; give it a string of its own"
+                yield f"{field}: `{found[0]}` is part of a longer text; give it a string of its own"
 
 
 class HttpJsonFile(SourceFile):
@@ -229,7 +229,7 @@ def _without_content(read: ItemFields) -> Iterator[str]:
 def read_source_file(path: Path) -> AnySourceFile:
     """Read and check one file. Raises SearchMisconfigured with all mistakes of the file."""
     if not _NAME.fullmatch(path.stem):
-        raise SearchMisconfigured(f"{path}: the file's name is the source's; use a-z, 0-9, - and _, and begin with a-z")
+        raise SearchMisconfigured(f"{path}: the source gets the file's name; use a-z, 0-9, - and _, and begin with a-z")
     try:
         table = tomllib.loads(_text(path, _MAX_FILE_BYTES))
     except tomllib.TOMLDecodeError as error:

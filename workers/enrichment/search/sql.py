@@ -28,7 +28,7 @@ from workers.enrichment.search.source_file import SqlFile
 _CONTENTS: Final = frozenset({"text", "content", "link"})
 _SQLITE: Final = "sqlite:///"
 _STEPS: Final = 10_000
-"""Instructions of SQLite's virtual machine between two looks at the clock."""
+"""Instructions of SQLite's virtual machine between two checks of the time limit."""
 
 
 class SqlSource(InsideSource):
@@ -56,7 +56,7 @@ class SqlSource(InsideSource):
     def _rows(self, url: str, bound: dict[str, Any], limit: int) -> list[dict[str, Any]]:
         try:
             connection = self._engine(url).connect()
-        except SQLAlchemyError:  # a refused password has no code of its own
+        except SQLAlchemyError:  # a refused password has no error code
             raise Unreadable("the database could not be reached, or it refuses the operator's secret") from None
         with connection:
             try:

@@ -13,7 +13,7 @@ from workers.enrichment.search.settings import SearchSettings
 MAX_QUERY_CHARS = 300
 """CirrusSearch refuses longer queries."""
 _SPARE = 3
-"""The number of results to request beyond the limit, since disambiguation pages are left out."""
+"""The number of results that are requested beyond the limit, since disambiguation pages are left out."""
 _MAX_RESULTS = 50
 _BUSY = frozenset({"maxlag", "readonly", "ratelimited"})
 

@@ -1,7 +1,7 @@
 """Finds the question in a prompt, and the words of a query that a search service has to match. Pure.
 
 A prompt may be long: instructions like a system prompt's, pasted documents, and a question at the start, in the middle
-or at the end. Marked pasted parts and instructions are left out. The first of these in the rest counts:
+or at the end. Marked pasted parts and instructions are left out. In the remaining text, the first of these counts:
 
     a labelled question
     a question in a paragraph of only questions and instructions
@@ -18,7 +18,7 @@ from typing import Final
 MAX_QUESTION_CHARS: Final = 300
 """Cap on the code points of a question to search for."""
 MAX_WORDS: Final = 12
-"""Cap on a query's words for a service that matches any word: with more words, matches of common words prevail."""
+"""Cap on a query's words for a service that matches any word: in a longer query, common words outweigh the others."""
 _ENOUGH: Final = 3
 """A question with fewer words to search for ("Is it safe then?") needs another sentence before it."""
 
@@ -91,7 +91,7 @@ def question_in(prompt: str) -> str:
 
 
 def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
-    """Return the question, after another sentence if it is short; empty if the text has no question."""
+    """Return the question, with another sentence before a short question; empty if the text has no question."""
     own = [part for part in paragraphs if not _DOCUMENT.match(part[0])] or paragraphs
     for kind, where in ((_labelled, paragraphs), (_question, own), (_order, own)):
         if paragraphs and (chosen := kind(where)) is not None:
@@ -105,7 +105,7 @@ def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
 
 
 def _before(paragraphs: Sequence[Sequence[str]], part: Sequence[str]) -> list[str]:
-    """Return the first sentence outside the paragraph `part` that is no instruction."""
+    """Return the first sentence outside the paragraph `part` that is not an instruction."""
     others = (one for other in paragraphs if other is not part for one in other)
     return [one for one in others if not _INSTRUCTION.search(one)][:1]
 
@@ -124,7 +124,7 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 
 
 def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
-    """Find the last question of the last paragraph, else the last of the first, else the question with most words.
+    """Find the last question of the last paragraph, else of the first paragraph, else the question with most words.
 
     Paragraphs of only questions and instructions come first, since other paragraphs may be pasted documents.
     """
