@@ -64,7 +64,8 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     with frozen(first):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
         eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, 60, "not every job is taken")
-        eventually(lambda: "loaded again" in "".join(worker.ready()[1]), 120, "the worker does not notice the hang")
+        loading = "loading the model again"
+        eventually(lambda: loading in "".join(worker.ready()[1]), 120, "the worker does not notice the hang")
     assert "engine-hung" in worker.said()
     eventually(lambda: worker.metrics()["postback_engine_restarts_total"] == 1, LOADING, "no restart is counted")
     product.wait_for_results(JOBS, LOADING)
