@@ -190,7 +190,7 @@ def test_a_value_never_becomes_a_placeholder_or_another_part_of_a_url(values: di
 
 
 def test_a_path_of_dots_is_never_asked_for() -> None:
-    with pytest.raises(Unreadable, match="name of dots"):
+    with pytest.raises(Unreadable, match="made of dots only"):
         filled("https://a.example/{query}", {"query": ".."}, encode=True)
 
 
