@@ -183,7 +183,7 @@ CASES = {
         saying(b"<p " + b" ".join(b"a%d=1" % n for n in range(200_000)) + b"></p>", HTML),
         "reading it took more than",
     ),
-    "JSON of 100,000 brackets": Case(saying(b"[" * 100_000, "Content-Type: application/json"), "but its content is not"),
+    "JSON of 100,000 brackets": Case(saying(b"[" * 100_000, "Content-Type: application/json"), "its content is not"),
     "a page of NULs": Case(saying(b"\0" * 1_000_000, HTML), "binary data"),
 }
 
