@@ -24,7 +24,7 @@ from workers.inference.pace import EnginePace
 
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FORMER = 256
-"""The default before the queue became adaptive."""
+"""The former default length of the queue, which was fixed."""
 SECONDS = 300.0
 WARM_SECONDS = 60.0
 LOOK_SECONDS = (0.005, 0.05)

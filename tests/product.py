@@ -333,7 +333,7 @@ class Product:
         return {place: records for place, records in behind.items() if records}
 
     def wait_until_nothing_is_left(self) -> None:
-        """Wait until inference has no lag, nor delivery if the test has a receiver."""
+        """Wait until inference has no lag; if the test has a receiver, until delivery has none either."""
         topics = self.kafka.topics
         self._wait_for_no_lag("inference", [topics.requests(), topics.requests(bulk=True)])
         if self.callbacks.port:

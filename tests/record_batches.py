@@ -41,7 +41,10 @@ def record(
 
 
 def batch(records: Sequence[bytes], *, codec: int = 0, content: bytes | None = None, at_ms: int = 0) -> bytes:
-    """A batch of these records. `content` replaces their bytes, for example compressed. `at_ms`: Unix milliseconds."""
+    """A batch of these records.
+
+    `content` replaces the records' bytes, for example compressed. `at_ms`: Unix milliseconds.
+    """
     body = b"".join(records) if content is None else content
     count = len(records)
     checked = struct.pack(">hiqqqhii", codec, count - 1, at_ms, at_ms, -1, -1, -1, count) + body

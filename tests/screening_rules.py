@@ -12,7 +12,7 @@ CARD = "4111 1111 1111 1111"
 
 
 def screen_of(folder: Path, *rules: str) -> Screen:
-    """A filter with these rules, each the lines below its heading."""
+    """A filter with these rules; each rule is given by the lines below its heading."""
     path = folder / "rules.toml"
     path.write_text("".join(f"[[rule]]\n{rule}\n" for rule in rules), encoding="utf-8")
     return Screen.load(path)

@@ -23,7 +23,7 @@ END_TXN = 26
 class Link:
     """A proxy that clients cannot bypass: it puts its own port into every answer that names the broker's.
 
-    Once armed, it forwards the next EndTxn, waits for the answer, drops it, and then passes nothing for a while.
+    Once armed, the proxy forwards the next EndTxn, drops its answer, and then passes nothing for a while.
     """
 
     def __init__(self, broker_port: int) -> None:

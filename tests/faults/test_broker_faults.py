@@ -2,7 +2,7 @@
 
 With a single broker, Kafka itself may break these promises. If a partition's only replica is down when a transaction
 ends, Kafka 4.3.1 ends the transaction without a marker there. A confirmed transaction may then be undone in one
-partition and kept in another. The kernel detects that, logs it, and repeats the undone work.
+partition and kept in another. The kernel detects and logs the undone records, and repeats their work.
 """
 
 from __future__ import annotations

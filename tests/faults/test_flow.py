@@ -1,4 +1,4 @@
-"""Flow under obstacles: slow jobs block no others, a rebalance few, and two workers of one replica end as one."""
+"""Flow under obstacles: a slow job blocks no other, a rebalance blocks few, and one of two equal replicas ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A real worker on vLLM: its engine hangs, then the worker is stopped. No job is lost, no engine left over.
 
-To see jobs in flight, a test stops the engine's processes (SIGSTOP) before it submits the jobs. A frozen engine ends
-no job, so neither a quick machine nor a busy one can miss them.
+To see jobs in flight, a test stops the engine's processes (SIGSTOP) before it submits the jobs. A frozen engine ends no
+job, so the test sees jobs in flight on any machine.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ BREAKER = {
 }
 """The breaker stays open for up to several of the smallest waits, so events for its origin are deferred untried."""
 DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
-"""Settings of delivery at the end of the week only, so that the first events get all of their attempts before."""
+"""Settings of delivery at the end of the week: earlier, they would end events before their last attempt."""
 KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
 """Rate of the redrive: slow enough that delivery is killed while it runs."""
@@ -53,7 +53,7 @@ class Killed:
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
         self.kills: Counter[str] = Counter()
-        """Number of kills that `now_and_then` made, by its `meanwhile`."""
+        """Number of kills by the argument `meanwhile` of `now_and_then`."""
 
     def now_and_then(self, meanwhile: str) -> None:
         """Kill one process after each KILL_EVERY_RECORDS more attempts and dead letters."""

@@ -51,7 +51,7 @@ class AnsweringWorker:
         return read_result((await self.settled(question, *urls, profile=profile, **fields))[0].value)
 
     async def settled(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Sequence[Output]:
-        """The result of such a job, and its dead letter if it has one."""
+        """The result of a job with these sources, and its dead letter if it has one."""
         self._offset += 1
         job = {"prompt": question, "max_tokens": 4000, "sources": {"urls": list(urls), "profile": profile}, **fields}
         stamp = int(CLOCK.time() * 1000)

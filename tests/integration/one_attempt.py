@@ -195,7 +195,7 @@ Answer = str | tuple[str, ...] | OSError | None
 
 
 class Answers(AbstractResolver):
-    """A resolver with one answer: addresses, an error, or none ever."""
+    """A resolver with one answer: addresses, an error, or endless silence."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

@@ -77,7 +77,7 @@ def page(more: str = "") -> bytes:
 
 @asynccontextmanager
 async def enriching(guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
-    """An enricher. By default it does not ask for robots.txt, since a hostile server answers only once."""
+    """An enricher. By default the enricher does not ask for robots.txt, since a hostile server answers only once."""
     values = {"robots": False, "budget_seconds": 20.0, "member_seconds": 10.0, **settings}
     enricher = Enricher(EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, Metrics())
     await enricher.start()

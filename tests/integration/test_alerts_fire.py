@@ -89,7 +89,7 @@ def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
 
 @contextmanager
 def monitoring(folder: Path, scraped: int, hook: str, server: int, manager: int) -> Iterator[None]:
-    """Prometheus with the rules as they are delivered, without their patience, and Alertmanager."""
+    """Prometheus with the delivered rules, but without their `for` times, and Alertmanager."""
     rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
     (folder / "rules.yml").write_text(re.sub(r"\bfor: \d+m", "for: 0s", rules))
     config = {

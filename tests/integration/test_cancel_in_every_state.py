@@ -139,7 +139,7 @@ class Walk(RuleBasedStateMachine):
         self.walk = uuid.uuid4().hex
         self.kinds: dict[str, str] = {}
         self.orders: dict[str, set[bool]] = {}
-        """For each name, the orders by which its job may end: True if it is cancelled."""
+        """By the job's name, the orders under which the job may end: True to cancel, False to answer."""
         self.now: dict[str, bool] = {}
         self.runs = False
         self.checked: set[str] = set()

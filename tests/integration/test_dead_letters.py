@@ -331,7 +331,7 @@ def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(flee
 
 
 def test_letters_of_a_recreated_topic_do_not_count_as_put_back(fleet: KafkaSettings) -> None:
-    """New letters have the places of old ones, whose marks are kept."""
+    """The new letters have the offsets of old letters, and the marks of the old letters are kept."""
     topic, admin = fleet.topics.dead_letters, AdminClient(fleet.client_config())
     put_letters(fleet)
     with Scanner(fleet) as scanner, PutBack(fleet, REDRIVE) as back:

@@ -176,7 +176,7 @@ def test_an_address_of_the_deny_list_opens_no_socket(
 
 OURS = ["127.0.0.1", "127.0.0.2", "127.255.255.254", "::1"]
 WAYS_TO_US = [*OURS, "::ffff:127.0.0.1", "::ffff:127.0.0.2", "0.0.0.0", "::", "::ffff:0.0.0.0"]
-"""Addresses that lead to one of ours; on Linux the unspecified ones do too."""
+"""Addresses that lead to this machine; on Linux the unspecified addresses do too."""
 EVERYTHING = EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 

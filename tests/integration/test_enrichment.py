@@ -131,7 +131,7 @@ def readers() -> list[psutil.Process]:
 def is_reader(process: psutil.Process) -> bool:
     try:
         return "workers.enrichment.processes.member" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # it ended after it was listed, or is a zombie
+    except psutil.NoSuchProcess:  # the process ended after the listing, or is a zombie
         return False
 
 

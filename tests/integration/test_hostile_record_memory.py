@@ -32,7 +32,7 @@ Path = tuple[str, ...]
 def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None:
     """Each model's lists and dicts are filled with wrong and with right items up to the record's size."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-P", "-m", __name__]  # as a script, it would import the folder `gateway` beside it
+    command = [sys.executable, "-P", "-m", __name__]  # a script would import the folder `gateway` beside it
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     grown = dict(map(json.loads, done.stdout.splitlines()))
     assert len(grown) > 50

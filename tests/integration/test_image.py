@@ -21,7 +21,7 @@ def dockerfile(instruction: str) -> list[str]:
 
 
 def pins(file: str) -> dict[str, set[str]]:
-    """Pinned versions by package; several platforms may have several versions."""
+    """Pinned versions by package; different platforms may have different versions."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(
         r"^([A-Za-z0-9._-]+)==([^ ]+)", (ROOT / "requirements" / file).read_text(), re.MULTILINE

@@ -37,7 +37,7 @@ def largest_result() -> bytes:
 
 
 def largest_job() -> dict[str, object]:
-    """The largest job. Each quotation mark takes two bytes in it, and four in the echo worker's JSON answer."""
+    """The largest job: each quotation mark takes two bytes in the job, and four in the echo worker's JSON answer."""
     return {"job_id": "answered", "prompt": '"' * 230_000, "response_format": {"type": "json_object"}}
 
 

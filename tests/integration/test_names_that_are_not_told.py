@@ -38,7 +38,7 @@ async def test_a_name_that_is_missing_and_one_that_is_not_public_get_the_same_no
                 evidence = await enricher.enrich(Sources(urls=[url, url + "?again"]), "Why?")
             assert evidence.sources == ()
             notes |= {note.replace(name, "NAME").replace(origin, "ORIGIN") for note in evidence.notes}
-    assert len(notes) == 2  # one each of the first and the second source
+    assert len(notes) == 2  # one note for the first source, and one for the second
     assert all(NO_PUBLIC_NAME in note for note in notes)
 
 

@@ -96,7 +96,7 @@ def processes(parent: int | None = None) -> list[psutil.Process]:
 def has_model(process: psutil.Process) -> bool:
     try:
         return "workers.enrichment.choosing.embedding" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # it ended after it was listed, or is a zombie
+    except psutil.NoSuchProcess:  # the process ended after the listing, or is a zombie
         return False
 
 

@@ -61,7 +61,7 @@ def test_events_are_filtered_by_tenant_job_model_and_outcome_and_show_no_answer(
         result(fleet, "a-1", Outcome.SUCCEEDED, "small", "acme"),
         result(fleet, "a-2", Outcome.FAILED, "big", "acme"),
         result(fleet, "b-1", Outcome.SUCCEEDED, "big", "other"),
-        attempt(fleet, "a-2", "acme"),  # before its result, by its own time
+        attempt(fleet, "a-2", "acme"),  # the attempt's own time is before the result's
         attempt(fleet, "c-1", "late", at=2**62),
         letter(fleet, "b-2", tenant="other"),
         (fleet.topics.attempts, b"\xff no JSON", {}),

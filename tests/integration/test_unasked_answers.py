@@ -84,7 +84,7 @@ async def test_a_flood_on_an_idle_tls_connection_ends_it(start: Start, tmp_path:
 
 @on_both_loops
 async def test_a_flood_on_an_idle_connection_that_read_a_page_ends_it(start: Start) -> None:
-    """Sessions that read sources are aiohttp's own, with the same connection class."""
+    """Sources are read by plain aiohttp sessions, which use delivery's connection class."""
     server = await start(flooding(OK * 1000))
     async with Guard(LOOPBACK).session() as session:
         assert await (await session.get(server.url)).text() == "ok"

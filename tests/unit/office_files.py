@@ -41,7 +41,7 @@ def document(body: str, **parts: str | bytes) -> bytes:
 
 
 def paragraph(*runs: str, hidden: str | None = None) -> str:
-    """Return a paragraph of runs, with a hidden run behind."""
+    """Return a paragraph of runs, with a hidden run at its end."""
     unseen = f"<w:r><w:rPr><w:vanish/></w:rPr><w:t>{escape(hidden)}</w:t></w:r>" if hidden is not None else ""
     return f"<w:p>{''.join(f'<w:r><w:t>{escape(run)}</w:t></w:r>' for run in runs)}{unseen}</w:p>"
 
@@ -82,7 +82,7 @@ def workbook(sheets: Mapping[str, str], hidden: Iterable[str] = ()) -> bytes:
 
 
 def row(number: int, *cells: str | float | None, style: int = 0) -> str:
-    """Return the XML of a row. Numbers have the style of this number; 1 is a date."""
+    """Return the XML of a row. `style` is the style of the numbers; style 1 is a date."""
     written = []
     for column, cell in zip("ABCDEFGH", cells, strict=False):
         place = f'r="{column}{number}"'

@@ -19,7 +19,7 @@ TIMED_OUT = KafkaError(KafkaError._TIMED_OUT)
 
 
 class Cluster:
-    """A cluster that answers for topics by name: a UUID, an error, or never if it has neither."""
+    """A cluster that answers for topics by name: with a UUID, with an error, or never if it has neither."""
 
     def __init__(self, **answers: str | KafkaError) -> None:
         self._answers = answers

@@ -130,7 +130,7 @@ def test_any_job_is_shown_with_its_texts_escaped(
 
 
 def encoded(result: Result) -> bytes:
-    """The result's record; a lone surrogate has none, and a worker replaces it."""
+    """The result's record; UTF-8 has no lone surrogates, so a result with one becomes a failed result."""
     clean = result.model_dump_json().encode("utf-8", "replace") if _is_encodable(result) else b""
     return clean or write_result(Result(job_id="x", outcome=Outcome.FAILED, created_at=0))
 

@@ -40,7 +40,7 @@ SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
 
 def findings(check: str, *options: str, **variables: str | Path) -> list[tuple[str, str]]:
-    """The problems and fixes that a check tells, by the command, on a machine without a Kafka."""
+    """The problems and fixes that the command reports, on a machine without a Kafka."""
     env = environment_of(POSTBACK_KAFKA__BOOTSTRAP_SERVERS=NO_KAFKA, **variables)
     done = postback_here("doctor", "--json", *options, env=env)
     assert done.returncode == 1
@@ -346,7 +346,7 @@ def test_any_text_of_addresses_is_read_or_refused(text: str) -> None:
 
 
 class Elsewhere(BaseHTTPRequestHandler):
-    """Redirects a question about models, answers another path by no HTTP or by JSON that is nested too deeply."""
+    """Redirects a request for models; answers other paths without HTTP, or with JSON that is nested too deeply."""
 
     keys: ClassVar[list[str | None]] = []
 

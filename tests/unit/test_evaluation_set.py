@@ -11,7 +11,7 @@ from bench.evaluation.pages import FOLDER, SIDE_BY_SIDE, Page, beside, holds, lo
 
 PAGES = load_pages()
 UNSEEN = "head, script, style, template, noscript, [hidden], [aria-hidden], [style*='display:none'], .kw, .seo-box"
-"""Selectors of hidden nodes. The last two are hidden by the style sheet of the page with hidden text."""
+"""Selectors of hidden nodes. The style sheet of the page with hidden text hides the last two."""
 WITHOUT_SPACES = {"zh", "ja"}
 
 

@@ -1,4 +1,4 @@
-"""The prompt's sources before its question, and attacks by pages that fail there."""
+"""The sources before a prompt's question, and pages whose attacks on the prompt fail."""
 
 from __future__ import annotations
 

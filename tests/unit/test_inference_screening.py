@@ -91,7 +91,7 @@ async def test_a_job_without_a_match_has_no_findings(screen: Screen) -> None:
 
 
 async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> None:
-    """The other engine's worker screens it: each operator's rules are its own."""
+    """The other engine's worker screens the job: each operator's rules are its own."""
     async with working({"other": "other"}, screen=screen) as worker:
         [output] = await worker.outputs(record(model_id="other", prompt="falcon"))
 

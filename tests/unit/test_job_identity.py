@@ -153,7 +153,7 @@ def letter_topic(headers: list[tuple[str, bytes]]) -> str:
 
 
 def test_a_job_that_an_earlier_release_moved_gets_an_identity_of_its_own() -> None:
-    """Such a job has a `webhook-id` without a `job-origin` to prove it, and its first result is still to come."""
+    """A job of an earlier release has a `webhook-id` without a `job-origin` to prove it, and has no result yet."""
     headers = [("webhook-id", b"msg_" + b"0a" * 16), ("job-id", b"job_1")]
     received = read(JOB, headers, PLACE)
     assert (received.job_id, received.webhook_id) == ("job_1", PLACE.webhook_id(JOB))

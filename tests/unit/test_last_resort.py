@@ -1,4 +1,4 @@
-"""The last resort writes outputs for any record, and a job's under that job's identity."""
+"""The last resort writes outputs for any record; the outputs of a job carry that job's identity."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ suspects = st.dictionaries(
 
 
 def runs_of(lengths: list[int]) -> int:
-    """A bitmap of alternating runs, not done first, cut to the maximum width."""
+    """A bitmap of alternating runs of undone and done offsets, undone first, cut to the maximum width."""
     done = at = 0
     for number, length in enumerate(lengths):
         done |= ((1 << length) - 1) << at if number % 2 else 0

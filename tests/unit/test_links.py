@@ -43,7 +43,7 @@ def cleaned(text: str) -> str:
 
 
 def strangers(text: str) -> list[tuple[str, str]]:
-    """A text's links and loads, as HTML, Markdown or plain text, that are neither given nor beside their page."""
+    """Foreign links and loads in a text, read as HTML, Markdown and plain text."""
     found = [*rendered(text), *(("text", url) for url in urls_in_text(text))]
     return [(where, url) for where, url in found if not is_good(where, url)]
 

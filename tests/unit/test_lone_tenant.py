@@ -170,7 +170,7 @@ EACH = [(number, offset) for number in range(PARTITIONS) for offset in range(JOB
 PACES = st.lists(
     st.tuples(st.integers(1, 200), st.sampled_from([0, 0, 1, 64, MORE_THAN_ARE_PARKED])), min_size=1, max_size=12
 )
-"""Pairs: for that number of rounds the engine takes that number of jobs."""
+"""Pairs of a number of rounds, and of the jobs that the engine takes in each of these rounds."""
 
 
 @settings(

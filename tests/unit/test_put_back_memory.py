@@ -1,4 +1,4 @@
-"""Memory that commands keep for each of all dead letters or results."""
+"""Memory that commands keep for each dead letter or result."""
 
 from __future__ import annotations
 

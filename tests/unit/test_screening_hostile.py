@@ -50,7 +50,10 @@ def calls(screen: Screen, text: str) -> int:
 
 @pytest.mark.parametrize("piece", REPEATED, ids=ascii)
 def test_twice_the_text_takes_at_most_twice_the_steps(screen: Screen, piece: str) -> None:
-    """The steps are calls. One call is linear at most: RE2 is by design, and no pattern of `re` here backtracks."""
+    """The steps are calls.
+
+    One call is linear at most: RE2 never backtracks, and neither does any pattern of `re` here.
+    """
     half = piece * (CHARS // 2 // len(piece))
     calls(screen, half)  # fills the caches
 

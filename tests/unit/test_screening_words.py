@@ -1,4 +1,4 @@
-"""Words of lists under the foldings that people hide words with, and innocent texts that contain such words."""
+"""Listed words in the disguises that people use, and innocent texts that contain such words."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def committed(stage: Stage) -> dict[Partition, list[int]]:
 
 
 def test_records_whose_commit_came_through_unnoticed_are_not_settled_again() -> None:
-    """The broker applied the transaction and its answer was lost: settling again would write their outputs twice."""
+    """The broker applied the transaction and its answer was lost: settling again would write the outputs twice."""
     intake, settler = Intake(), Settler()
     stage, _, partition = stage_with(intake, HandClock(), parked=3, settler=settler)
     stage.dispatch()

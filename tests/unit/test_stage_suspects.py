@@ -16,7 +16,7 @@ from workers.stage.stage import Stage
 
 
 def test_a_record_that_is_not_due_is_no_suspect_and_goes_on_waiting() -> None:
-    """A tier is a queue, so no record behind it was begun either."""
+    """A tier is a queue: behind a record that is not due, no record was begun either."""
 
     class Later(Desk):
         def due_ms(self, record: Record) -> int | None:
@@ -112,7 +112,7 @@ def test_first_windows_of_many_partitions_take_no_more_places_than_the_window_ha
 
 
 def died(stage: Stage, loop: BusyLoop) -> list[int]:
-    """Dispatch, and let the engine die with all that runs; return the offsets of those records."""
+    """Dispatch, and let the engine die with all running records; return their offsets."""
     stage.dispatch()
     if stage.dispatching.isolation.announced is not None:
         stage.dispatching.isolation.announced.committed = True

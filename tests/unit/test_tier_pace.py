@@ -1,4 +1,4 @@
-"""The due time of a tier's record, under a wrong broker's clock and changes of our own."""
+"""The due time of a tier's record, if the broker's clock is wrong or our own clock is changed."""
 
 from __future__ import annotations
 

@@ -138,6 +138,6 @@ async def test_a_waiter_cancelled_at_its_turn_loses_no_place() -> None:
     async with turns.place(one):
         waiting = asyncio.create_task(turns.place(two).__aenter__())
         await settled()
-    waiting.cancel()  # it owns the place already, but has not run since
+    waiting.cancel()  # the waiter owns the place already, but has not run since
     await asyncio.gather(waiting, return_exceptions=True)
     assert turns.is_idle

@@ -224,7 +224,7 @@ def put_off(window: Window, number: int, records: int, size: int = 0, *, soon: b
 
 
 def cut(window: Window) -> list[tuple[int, list[int]]]:
-    """Records that may not wait here, as partition numbers and offsets."""
+    """The records that the window drops, as partition numbers and offsets."""
     return [(tier.number, [record.offset for record in behind]) for tier, behind in window.cut()]
 
 
@@ -264,7 +264,7 @@ def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_reco
 
 
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
-    """Otherwise all of its waiting records are fetched again each time that one is due."""
+    """Otherwise all waiting records of the tier are fetched again each time that one is due."""
     window = Window(Limits())
     soon = put_off(window, 0, AHEAD_RECORDS, soon=True)
     for _ in range(100):
@@ -328,7 +328,7 @@ def test_due_records_without_room_are_parked_as_soon_as_there_is_room() -> None:
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_no_room_however_many_tiers_there_are(way: str) -> None:
-    """Otherwise nothing is fetched until they are due, which takes a day in the longest tier."""
+    """Otherwise nothing is fetched until these records are due, which takes a day in the longest tier."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
     assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1

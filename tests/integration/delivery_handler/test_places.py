@@ -131,7 +131,7 @@ async def test_places_at_a_destination_survive_cancelled_records(make: Maker, co
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
-    # The running callback hands its place to one that is cancelled at the same moment; the third must get it.
+    # The running callback hands its place to one that is cancelled at the same moment; the third must get that place.
     tasks[0].cancel()
     await asyncio.sleep(0)
     tasks[1].cancel()

@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def clients(shared_gateway: Gateway, module_product: Product) -> Iterator[dict[str, PostbackClient]]:
-    """A client of each transport. Each has a job that is cancelled before the worker starts."""
+    """A client of each transport. Each client has a job that is cancelled before the worker starts."""
     kafka = module_product.kafka
     with (
         HttpClient(shared_gateway.url, shared_gateway.key(TENANT)) as https,

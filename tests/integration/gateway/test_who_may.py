@@ -193,7 +193,7 @@ def tries(owned: dict[str, str]) -> list[Request]:
 
 
 def absent(text: str, owned: dict[str, str]) -> str:
-    """The request for an object that does not exist: the last letters of each id are others."""
+    """The request for an object that does not exist: the last letters of each id are changed."""
     for name in ("line", "job", "response", "file", "output", "batch", "endpoint", "upload", "part"):
         identifier = owned[name].removesuffix(".0")
         text = text.replace(identifier, identifier[:-8] + "00000000")

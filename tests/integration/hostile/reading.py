@@ -26,7 +26,7 @@ async def enriched(enricher: Enricher, url: str, budget_seconds: float = 20.0) -
 
 
 def memory_bytes() -> int:
-    """Return the resident bytes of this process and its children; a child that ends meanwhile counts nothing."""
+    """Return the resident bytes of this process and its children; a child that ends meanwhile counts as 0."""
     process, total = psutil.Process(), 0
     for one in [process, *process.children()]:
         with suppress(psutil.NoSuchProcess):
