@@ -68,7 +68,8 @@ def _strict(schema: Any) -> Any:
         return {}
     inner = {name: _strict(each) for name, each in schema.items()}
     if isinstance(pattern := schema.get("pattern"), str) and "(?i)" in pattern:
-        inner["pattern"] = "(?i)" + pattern.replace("(?i)", "")  # Go takes a flag anywhere, Python at the start
+        # In a pattern, Go takes a flag anywhere, and Python only at the start.
+        inner["pattern"] = "(?i)" + pattern.replace("(?i)", "")
     if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         inner.setdefault("additionalProperties", False)
     return inner

@@ -1,4 +1,4 @@
-"""A batch of 50,000 lines, from its upload to the last line of its output file, with an engine without cost.
+"""A batch of 50,000 lines, from its upload to the last line of its output file, with the echo engine.
 
 One gateway process, one worker, Kafka and this client share the machine's cores. The clock of the rate starts with the
 request that creates the batch, and stops when the batch has ended and its output file is read.

@@ -51,7 +51,7 @@ def _daily_wave(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]
 
 
 def _bursts(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """Two hundred jobs within a minute, every 40 minutes, over a trickle."""
+    """Two hundred jobs within a minute, every 40 minutes, beside a trickle of single jobs."""
     for at in _arrivals(chance, seconds, lambda at: 3.3 if at % 2400 < 60 else 0.05, 3.3):
         yield SimulatedJob(at, _answer_seconds(chance), at + 2 * _HOUR)
 

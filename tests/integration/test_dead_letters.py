@@ -314,7 +314,7 @@ def test_one_of_two_simultaneous_redrives_puts_back_and_the_other_ends_with_a_me
     assert len(stands_in(fleet, fleet.topics.redriven)) == 2
 
 
-def test_a_redrive_that_died_in_the_middle_of_a_transaction_is_gone_on_with(fleet: KafkaSettings) -> None:
+def test_a_redrive_goes_on_after_one_that_died_in_the_middle_of_a_transaction(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     died = KafkaProducer(
         bootstrap_servers=fleet.bootstrap_servers, transactional_id=f"{fleet.topic_prefix}{REDRIVE}", acks="all"

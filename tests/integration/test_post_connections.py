@@ -252,7 +252,7 @@ async def test_unasked_bytes_on_an_idle_connection_are_no_answer_to_the_next_cal
 
 
 @on_both_loops
-async def test_two_answers_to_one_callback_are_not_the_answers_to_two(start: Start, poster: Poster) -> None:
+async def test_a_second_answer_to_one_callback_does_not_answer_the_next_one(start: Start, poster: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK + OK if peer.number == 1 else status(503))

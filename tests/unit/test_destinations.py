@@ -59,7 +59,7 @@ class Desk:
             taken += 1
 
 
-async def test_a_hung_origin_has_two_fifths_of_the_window_and_those_of_other_tenants_less_and_less() -> None:
+async def test_a_hung_origin_has_two_fifths_of_the_window_and_hung_origins_of_further_tenants_have_less() -> None:
     desk = Desk(window_records=100, destination_concurrency=64)
     with ExitStack() as stack:
         taken = [await desk.places(stack, (f"tenant{number}", HERE[1])) for number in range(6)]
@@ -103,14 +103,14 @@ async def test_a_tenant_whose_probes_hang_leaves_room_to_others() -> None:
         assert await desk.places(stack, ("other", HERE[1])) > 0
 
 
-async def test_a_new_origin_finds_room_beside_one_of_its_tenant_that_hangs_and_has_all_that_it_may() -> None:
+async def test_a_new_origin_finds_room_beside_a_hung_origin_of_its_tenant_that_is_at_its_limit() -> None:
     desk = Desk(destination_concurrency=10_000)
     with ExitStack() as stack:
         assert await desk.places(stack, ("acme", "https://hung.example")) > 1600
         assert await desk.places(stack, ("acme", "https://new.example")) > 300
 
 
-async def test_an_origin_that_answers_no_more_counts_as_a_stranger_with_all_that_it_has() -> None:
+async def test_an_origin_that_stops_answering_counts_as_a_stranger_with_all_of_its_records() -> None:
     desk = Desk(window_records=90)
     await desk.attempt(OK)
     with ExitStack() as stack:
@@ -151,7 +151,7 @@ STEPS = st.lists(
 
 
 @given(window=st.integers(1, 200), steps=STEPS, ends=st.lists(st.integers(0, 2), min_size=1, max_size=20))
-def test_each_tenant_always_leaves_a_third_of_the_window_it_found(
+def test_each_tenant_leaves_a_third_of_the_free_window_to_the_next(
     window: int, steps: list[Step], ends: list[int]
 ) -> None:
     async def play() -> None:

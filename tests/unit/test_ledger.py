@@ -84,7 +84,7 @@ def test_a_record_beyond_the_span_does_not_fit() -> None:
     assert not ledger.fits(MAX_SPAN)
 
 
-def test_a_wide_span_may_have_few_holes_and_a_narrow_one_any() -> None:
+def test_a_wide_span_may_have_few_holes_and_a_narrow_span_any_number() -> None:
     ledger = Ledger(Progress(0))
     for offset in range(MAX_BITMAP):
         assert ledger.fits(offset)
@@ -252,7 +252,7 @@ def test_every_progress_survives_the_round_trip(
     ],
     ids=["bitmap", "bitmap and suspect", "holes"],
 )
-def test_progress_of_a_release_before_the_mark_is_read_as_of_any_topic(
+def test_progress_without_a_topic_s_mark_counts_for_the_present_topic(
     data: bytes, done: int, is_open: bool, suspects: dict[int, Suspect]
 ) -> None:
     read = Progress.decode(5, base64.b85encode(data).decode())

@@ -144,7 +144,7 @@ class Loop:
 
 
 class Flood:
-    """A stage before which a tenant alone has JOBS jobs in each partition."""
+    """A stage with a single tenant, who has JOBS jobs in each partition."""
 
     def __init__(self) -> None:
         self.clock, self.loop, self.engine = HandClock(), Loop(), Engine()

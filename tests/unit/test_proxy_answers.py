@@ -33,7 +33,7 @@ def test_the_status_of_every_head_is_read_once_the_head_is_complete(
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda noise: b"HTTP/1.1 2" + noise + b"\r\n\r\n"))
-def test_no_bytes_of_a_proxy_raise_another_error(noise: bytes) -> None:
+def test_any_bytes_of_a_proxy_raise_only_the_proxy_s_own_errors(noise: bytes) -> None:
     try:
         status = status_in(noise)
     except ProxyFailed:

@@ -22,7 +22,7 @@ def test_the_generated_documents_are_those_in_the_repository(path: Path) -> None
     assert path.read_text(encoding="utf-8") == documents()[path], "run: python -m console.publish"
 
 
-def test_each_setting_says_what_it_is() -> None:
+def test_each_setting_has_a_description() -> None:
     variables = [variable for section in sections() for variable in section.variables]
 
     assert len({variable.name for variable in variables}) == len(variables) > 100

@@ -116,7 +116,7 @@ def test_a_wall_clock_that_is_set_neither_delays_nor_releases_a_record() -> None
         assert pace.due_ms(waiting(3, NOW + 1_900)) == clock.wall_ms + 4_900
 
 
-def test_a_process_that_was_started_before_its_machine_knew_the_time_believes_it_after_some_minutes() -> None:
+def test_a_process_that_started_with_a_wrong_clock_adopts_the_right_time_after_some_minutes() -> None:
     clock = TwoClocks(wall_ms=NOW + HOUR)
     pace = TierPace(TOPICS, clock)
     assert pace.due_ms(waiting(1, NOW)) == NOW + 5_000

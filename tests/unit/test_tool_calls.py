@@ -343,7 +343,7 @@ def test_arguments_that_are_no_object_are_refused_by_the_services_that_want_one(
         {"id": "c" * 257},
     ],
 )
-def test_a_call_in_a_model_s_text_that_no_result_can_have_is_no_call(wrong: dict[str, object]) -> None:
+def test_a_call_in_a_model_s_text_that_a_result_cannot_hold_is_no_call(wrong: dict[str, object]) -> None:
     good = {"id": None, "name": "clock", "arguments": "{}"}
     [call] = calls_of([SimpleNamespace(**good)])
     assert call == ToolCall(id="call_0", function=CalledFunction(name="clock", arguments="{}"))

@@ -51,7 +51,7 @@ def wait_until_none_is_open(served: Served) -> None:
 
 
 def talked(served: Served, sent: Sequence[bytes]) -> list[bytes]:
-    """Send each of these on a connection of its own; return each response up to the connection's end."""
+    """Send each of these texts on a connection of its own; return each response up to the connection's end."""
     connections = [served.connect() for _ in sent]
     for connection, content in zip(connections, sent, strict=True):
         connection.sendall(content)

@@ -14,7 +14,7 @@ from workers.enrichment.evidence import Evidence
 
 QUESTION = "When did the Halvorsen bridge open?"
 GROWTH_BYTES = 150 * 1024 * 1024
-"""Upper bound on the memory that one hostile page may cost: in this process, which runs its server too, and readers."""
+"""Upper bound on the memory that one hostile page may cost, in the readers and in this process, which serves it too."""
 
 
 def moved(location: str) -> Script:

@@ -96,7 +96,7 @@ async def test_a_text_beyond_the_model_s_window_is_refused_at_the_kind_s_field(f
 
 
 @pytest.mark.parametrize("field", ASKED)
-async def test_a_server_without_the_path_has_its_job_rejected_and_a_wrong_model_has_not(field: str) -> None:
+async def test_a_missing_path_rejects_the_job_and_an_unknown_model_does_not(field: str) -> None:
     absent = answers(404, {"detail": "Not Found"})
     server = PoolingServer(absent, absent)
     async with pooling_engine(server) as engine:
