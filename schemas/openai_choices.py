@@ -21,7 +21,7 @@ def choices_of(result: Result) -> list[ResultChoice]:
         return result.choices
     reasons: dict[str | None, Literal["length", "tool_calls"]] = {"length": "length", "tool_calls": "tool_calls"}
     return [
-        ResultChoice.model_construct(
+        ResultChoice(
             index=0,
             text=result.text or "",
             reasoning=result.reasoning,
