@@ -2,7 +2,7 @@
 
 The prefix is the system message and the sources; the question comes last. A place is a partition, or an address of a
 remote engine. The place is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, SODA
-2018), over rendezvous hashing: no place gets much more than its part, even if all jobs share one prefix.
+2018), over rendezvous hashing. No place gets much more than its part, even if all jobs share one prefix.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def prefix_of(job: Mapping[str, Any]) -> bytes | None:
 
 
 def place_of(key: bytes | None, places: Sequence[object], loads: Sequence[float]) -> int:
-    """Return the index of the place for a job with this key. `loads` has the load of each place, of at least one.
+    """Return the index of the place for a job with this key.
+
+    `loads` has the load of each place; there is at least one place.
 
     The first place in the key's own order with a load below the cap is chosen; without a key, the least loaded one.
     """

@@ -22,15 +22,15 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     topics.DEADLINE: {
         **_DIGITS,
-        "description": "Unix milliseconds after which the job expires; the TTL counts where this is absent.",
+        "description": "Unix milliseconds after which the job expires; without it, the TTL counts.",
     },
     topics.PRIORITY: {"type": "string", "pattern": "^[0-9]$", "description": "0 to 9, higher first."},
     topics.IDEMPOTENCY_KEY: {
         **_TEXT,
         "description": "The client's name for this submission, 1 to 256 characters of printable ASCII without spaces. "
-        "Its form is checked and it is otherwise unused: two records with one key are two jobs.",
+        "Only the name's form is checked: two records with one key are two jobs.",
     },
-    topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; one that cannot be parsed restarts the trace."},
+    topics.TRACEPARENT: {**_TEXT, "description": "W3C Trace Context; an unreadable value starts a new trace."},
     topics.SCHEMA: {**_TEXT, "description": "Version of the job's schema: 1."},
     topics.JOB_ID: {**_TEXT, "description": "The job's identifier, stamped once and carried from then on."},
     topics.TENANT_SIGNATURE: {
@@ -42,39 +42,39 @@ HEADERS: dict[str, dict[str, Any]] = {
     topics.WEBHOOK_ID: {
         "type": "string",
         "pattern": "^msg_[0-9a-f]{32}$",
-        "description": "The event's identifier: the same on every attempt, derived from where the job first stood and "
-        "from its value. On a job it counts only beside a `job-origin` from which it is derived.",
+        "description": "The event's identifier: the same on every attempt, derived from the job's first place and "
+        "from its value. On a job, the identifier counts only beside the `job-origin` from which it is derived.",
     },
     topics.JOB_ORIGIN: {
         **_TEXT,
-        "description": "The job's first place, as `topic UUID:partition:offset`; written when a worker moves it.",
+        "description": "The job's first place, as `topic UUID:partition:offset`; written when a worker moves the job.",
     },
-    topics.SAID_TENANT: {**_TEXT, "description": "The record's own `tenant`, where it was rejected."},
-    topics.SAID_JOB_ID: {**_TEXT, "description": "The record's own `job-id`, where it was rejected."},
-    topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Absent: the result is only stored."},
+    topics.SAID_TENANT: {**_TEXT, "description": "The `tenant` that a rejected record stated."},
+    topics.SAID_JOB_ID: {**_TEXT, "description": "The `job-id` that a rejected record stated."},
+    topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Without it, the result is only stored."},
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
-    topics.LEFT: {**_DIGITS, "description": "Milliseconds of that wait left when the record is written."},
+    topics.LEFT: {**_DIGITS, "description": "Milliseconds until the next attempt, from this record's writing on."},
     topics.WAITED: {**_DIGITS, "description": "Milliseconds of all waits so far."},
     topics.WRITTEN: {
         **_DIGITS,
         "description": "Unix milliseconds at which the record was written, by its writer's clock.",
     },
-    topics.RESULT_AT: {**_DIGITS, "description": "Unix milliseconds at which its result was written, or put back."},
+    topics.RESULT_AT: {**_DIGITS, "description": "Unix milliseconds at which the result was written or put back."},
     topics.WEBHOOK_ENDPOINT: {**_TEXT, "description": "The webhook endpoint of a ready event."},
     topics.WEBHOOK_ENDPOINT_VERSIONS: {
         **_TEXT,
-        "description": "Versions of the endpoint's secret that sign, newest first, with commas.",
+        "description": "Versions of the endpoint's secret that sign, newest first, separated by commas.",
     },
     topics.WEBHOOK_HTTP_HEADER: {**_TEXT, "description": "An HTTP header of the endpoint's own, `name: value`."},
     topics.REASON: {**_TEXT, "description": "The reason for giving up the record, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The reason in a sentence for people."},
     topics.SOURCE_TOPIC: {**_TEXT, "description": "The record's source topic."},
-    topics.SOURCE_PARTITION: {**_DIGITS, "description": "Its partition there."},
-    topics.SOURCE_OFFSET: {**_DIGITS, "description": "Its offset there."},
+    topics.SOURCE_PARTITION: {**_DIGITS, "description": "The record's partition in the source topic."},
+    topics.SOURCE_OFFSET: {**_DIGITS, "description": "The record's offset in the source topic."},
     topics.ABRIDGED: {
         **_TEXT,
-        "description": "Present if the record was too large for a dead letter; its source still holds all of it.",
+        "description": "Present if the record was too large for a dead letter; the source topic holds all of it.",
     },
     topics.ATTEMPTS: {**_DIGITS, "description": "Number of tries of the record."},
     topics.DEFERRED: {**_DIGITS, "description": "Number of deferrals without a try."},
@@ -150,7 +150,10 @@ _BATCH_LINE = {
 
 
 def document() -> dict[str, Any]:
-    """Return the document, ready to be written as YAML. Its payloads refer to the JSON Schemas in the same folder."""
+    """Return the document, ready to be written as YAML.
+
+    The document's payloads refer to the JSON Schemas in the same folder.
+    """
     return {
         "asyncapi": "3.0.0",
         "info": _INFO,
@@ -179,9 +182,9 @@ def _messages() -> dict[str, Any]:
         },
         "redriven": _message("A dead letter that was put back", ()),
         "attempt": _message("One POST to a callback and its outcome", ()),
-        "endpoint": _message("Whether a callback's endpoint is disabled", (), "endpoint.json"),
+        "endpoint": _message("The state of a callback's endpoint", (), "endpoint.json"),
         "control": _message("A cancellation", (), "control.json"),
-        "worker": _message("Which models a worker answers for", (), "worker.json"),
+        "worker": _message("The models that a worker answers for", (), "worker.json"),
         "batch": _message("Lines of an OpenAI Batch, to become jobs", ()),
         "rollout": _message("A rollout of a candidate model, or a step that it has reached", ()),
         "comparison": _message("One job of a rollout: two answers compared, or one answer's facts", ()),
@@ -215,11 +218,11 @@ def _channels() -> dict[str, Any]:
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
         names.events: ("readyEvent", "Events for tenants' webhook endpoints, as they are sent."),
         names.attempts: ("attempt", "One record per POST."),
-        names.endpoints: ("endpoint", "Compacted: which endpoints are disabled."),
+        names.endpoints: ("endpoint", "Compacted: the states of endpoints, such as disabled."),
         names.control: ("control", "Compacted by tenant and job: cancellations, kept as long as a job can live."),
-        names.workers: ("worker", "Compacted by replica: which models each worker answers for; written every minute."),
+        names.workers: ("worker", "Compacted by replica: the models of each worker, written every minute."),
         names.dead_letters: ("deadLetter", "Records that were given up, with the reason in their headers."),
-        names.redriven: ("redriven", "Which dead letters were put back; the key is a dead letter's place."),
+        names.redriven: ("redriven", "The dead letters that were put back; the key is a dead letter's place."),
         names.batch_requests: ("batch", "Batches to be expanded into jobs."),
         names.shadow: ("sample", "Samples that a candidate model answers again."),
         names.rollouts: ("rollout", "Compacted: rollouts of candidate models, and the steps that they have reached."),

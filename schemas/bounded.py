@@ -15,7 +15,8 @@ _COLLECTIONS: Final = ("list", "set", "frozenset", "tuple", "dict")
 def _fail_fast(part: Any) -> None:
     """Make this core schema's collections stop at their first error, except lists with a small `max_length`.
 
-    Pydantic checks a dict's length only after its last item, so `max_length` makes no exception of a dict.
+    Pydantic checks a dict's length only after its last item, so a small `max_length` would not keep a dict's errors
+    few.
     """
     if isinstance(part, dict):
         kind = part.get("type")

@@ -91,7 +91,8 @@ class ReceivedJob:
     job_id: str
     tenant: str
     webhook_id: str
-    """Derived from `origin` and the value, so that consumers do not mistake another job's event for a repeat."""
+    """The event's id, derived from `origin` and the value, so that consumers do not take another job's event for a
+    repeat."""
     place: Origin
     """The record's current place, which no other record has."""
     origin: Origin
@@ -157,8 +158,8 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
 class UntrustedJob(InvalidJob):
     """The record's tenant is not signed. The error repeats nothing that the record states.
 
-    The rejection belongs to the default tenant, has a job id that no other job has, and calls no callback. If it had
-    the stated values, a stranger could end other tenants' jobs, or have callbacks signed in their name.
+    The rejection belongs to the default tenant, has a job id that no other job has, and calls no callback. With the
+    stated values, a stranger could end other tenants' jobs, or have callbacks signed in those tenants' names.
     """
 
     code = "untrusted_job"
@@ -214,7 +215,10 @@ def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
-    """Read a record's tenant and callback for a rejection, from any bytes. Names no problem; raises nothing."""
+    """Read a record's tenant and callback for a rejection, from any bytes.
+
+    The result names no problem; nothing is raised.
+    """
     said, _ = read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
@@ -282,7 +286,7 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
 
 
 def _document(value: bytes) -> object:
-    """Parse JSON, or return None where there is none. The last of equal keys counts, as in the model."""
+    """Return the parsed JSON, or None for bytes that are not JSON. The last of equal keys counts, as in the model."""
     if len(value) > _READABLE_BYTES:
         return None
     try:

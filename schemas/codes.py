@@ -23,13 +23,13 @@ ERROR_CODES: dict[str, str] = {
 
 DEAD_LETTER_REASONS: dict[str, str] = {
     "rejected": "The record is no valid job.",
-    "untrusted": "The record's tenant is not signed by the fleet. It stands in `said-tenant`, and is not believed.",
+    "untrusted": "The record's tenant is not signed by the fleet. `said-tenant` has the tenant that the record stated.",
     "screened": ERROR_CODES["screened"],
     "engine_error": ERROR_CODES["engine_error"],
     "worker_killed": "The record killed its worker three times while it ran alone.",
     "internal_error": "Postback has a defect: the handler failed at the record.",
     "handler_defect": "Postback has a defect: the handler failed at the record, and then failed to give the record up.",
-    "callback_exhausted": "Every attempt of the callback failed, or its origin was dead for as long as these take.",
+    "callback_exhausted": "Every attempt of the callback failed, or its origin was away as long as these take.",
     "callback_refused": "The callback's URL may not be called.",
     "endpoint_gone": "The endpoint answered 410.",
     "endpoint_disabled": "The endpoint is disabled; the callback was not tried.",

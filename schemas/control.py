@@ -1,4 +1,7 @@
-"""Records of `job_control`, by tenant and the id of a job or a batch. The topic is compacted: the last one counts."""
+"""Records of `job_control`, by tenant and the id of a job or a batch.
+
+The topic is compacted: the last record of each key counts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Records of `callback_endpoints`, by tenant and full URL. Compacted: the last record of each counts."""
+"""Records of `callback_endpoints`, by tenant and full URL.
+
+The topic is compacted: the last record of each endpoint counts.
+"""
 
 from __future__ import annotations
 

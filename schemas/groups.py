@@ -1,4 +1,4 @@
-"""The consumer groups, one for each stage. Their names get the fleet's topic prefix."""
+"""The consumer groups, one for each stage. The groups' names get the fleet's topic prefix."""
 
 INFERENCE_GROUP = "inference"
 DELIVERY_GROUP = "delivery"

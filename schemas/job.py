@@ -146,7 +146,10 @@ class Search(WireModel):
 
 
 class SourceDocument(WireModel):
-    """A document that the job itself carries. It is read like a page: in the same processes, between the same marks."""
+    """A document that the job itself carries.
+
+    The document is read like a page: in the same processes, between the same marks.
+    """
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_only("text", "base64"), _only("base64", "text")]})
 
@@ -159,7 +162,9 @@ class SourceDocument(WireModel):
     base64: Base64 | None = None
     """The document's bytes in base64 (RFC 4648, section 4), such as those of a PDF; either this or `text`."""
     media_type: MediaType | None = None
-    """The media type (RFC 6838). Where absent, `text` is `text/plain`, and the type of bytes follows from them."""
+    """The media type (RFC 6838). Where absent, `text` is `text/plain`, and the type of `base64` is detected from its
+    bytes.
+    """
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
@@ -209,13 +214,15 @@ class Job(WireModel):
     model_id: Identifier | None = None
     """A model's name or alias; the worker's own model where absent."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """The question as one text; either this or `messages`. It is one user message, unless `raw` is set."""
+    """The question as one text; either this or `messages`. The text is one user message, unless `raw` is set."""
     raw: bool = False
-    """If true, the model continues `prompt` as it stands. A model without a chat template always does so."""
+    """If true, the model continues `prompt` as it stands. A model without a chat template always continues the
+    prompt.
+    """
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat; either this or `prompt`."""
     embed: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_EMBEDDED)
-    """Texts whose embeddings are the answer, instead of a question. For models that give embeddings."""
+    """Texts whose embeddings are the answer, instead of a question. The model must be one that gives embeddings."""
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     """The length of each embedding in numbers, for models with several lengths; goes with `embed`."""
     rerank: Rerank | None = None
@@ -227,7 +234,8 @@ class Job(WireModel):
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    """The randomness of sampling; 0 is greedy. Where absent, the profile's, which is 0 in ours, else the model's own.
+    """The randomness of sampling; 0 is greedy. Where absent, the profile's value, which is 0 in Postback's own
+    profiles, else the model's own.
 
     vLLM takes the model's own from `generation_config.json`, and 0 if that has none.
     """
@@ -245,10 +253,9 @@ class Job(WireModel):
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """The seed of random sampling."""
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    """The number of answers, which are the result's `choices`. More than one needs a temperature above 0.
+    """The number of answers, which are the result's `choices`. More than one answer needs a temperature above 0.
 
-    Together the answers, with their log-probabilities, are bounded: `n`, `max_tokens` and 1 + `top_logprobs`
-    multiplied give at most 131,072.
+    The product of `n`, `max_tokens` and 1 + `top_logprobs` is at most 131,072.
     """
     logprobs: bool = False
     """If true, the result has the log-probability of each token of the answer."""
@@ -257,14 +264,14 @@ class Job(WireModel):
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
-    """Functions that the model may call. Its calls are the result's `tool_calls`; no worker runs them."""
+    """Functions that the model may call. The model's calls are the result's `tool_calls`; no worker runs them."""
     tool_choice: ToolChoice | None = None
     """`auto` (the model decides), `none`, `required` (at least one call) or one function by name; goes with `tools`.
 
     `auto` where absent.
     """
     parallel_tool_calls: bool | None = None
-    """If false, the model makes one call at most; as the model likes where absent. Goes with `tools`."""
+    """If false, the model makes one call at most; where absent, the model decides. Goes with `tools`."""
     reasoning: Reasoning | None = None
     """Bounds of the reasoning of a model that reasons; where absent, the model decides."""
     adapter: Identifier | None = None

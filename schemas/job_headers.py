@@ -1,4 +1,4 @@
-"""The headers of a job's record: the form of each, and the problems of others."""
+"""The headers of a job's record: the form of each, and the problems of malformed headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 class _HeaderRule(NamedTuple):
     pattern: re.Pattern[str]
     reason: str | None
-    """The problem to report. If it is None, a value that does not match counts as absent."""
+    """The problem to report. If the reason is None, a value that does not match counts as absent."""
 
 
 def _rule(pattern: str, reason: str | None) -> _HeaderRule:

@@ -36,7 +36,7 @@ class TextEndpoint:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     """Other names of members, in a body that has no member of the first name."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """Other endpoints' names of members."""
+    """Names that other endpoints have for members."""
 
     def place(self, path: Sequence[str], body: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the place in the body of a place in the job's field."""

@@ -1,4 +1,4 @@
-"""The kinds of job whose answer is numbers of texts instead of a text, as one table: KINDS.
+"""The kinds of job whose answer is numbers about texts, not a text, as one table: KINDS.
 
 Each layer has one table with a row for each kind: `kind_bodies` (requests and answers over HTTP), the engines
 (`echo`, `openai_http/pooling`, `vllm/pooling`) and `workers/inference/pooled_answers` (results).
@@ -64,7 +64,7 @@ class JobKind:
     answer: str
     """The result's field with the answer."""
     model: type[WireModel] | None = None
-    """The model of that field; None for a list of texts."""
+    """The pydantic model of the job's field; None for a list of texts."""
     options: tuple[str, ...] = ()
     """The job's further fields that only this kind has."""
 

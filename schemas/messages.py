@@ -50,11 +50,11 @@ class Message(WireModel):
     model_config = ConfigDict(json_schema_extra={"oneOf": _MESSAGE_FORMS})
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    """The author of the message; `tool` for what a called tool returned."""
+    """The author of the message; `tool` for the answer of a called tool."""
     content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     """The message as one text or as text parts, which are joined by line breaks.
 
-    Only an assistant's message with `tool_calls` may have none.
+    Only an assistant's message with `tool_calls` may have no content.
     """
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOL_CALLS)] | None = None
     """The calls of an assistant's message, as an earlier result has them."""

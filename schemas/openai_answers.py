@@ -1,7 +1,7 @@
 """Results as OpenAI's answers: lines of a Batch's output file, and bodies of the endpoints.
 
 Source: OpenAI API reference, "The request output object" of the Batch API, and the answers of /v1/chat/completions,
-/v1/completions and /v1/responses. `kind_bodies` has those of the endpoints for texts, such as /v1/embeddings.
+/v1/completions and /v1/responses. `kind_bodies` has the answers of the endpoints for texts, such as /v1/embeddings.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def response_choice(choice: object) -> object:
 
 
 def called_message(item: object) -> dict[str, Any] | None:
-    """Return a call, or what a called function returned, as a chat message; None for any other item."""
+    """Return a call, or the output of a called function, as a chat message; None for any other item."""
     if not isinstance(item, dict):
         return None
     if item.get("type") == "function_call":

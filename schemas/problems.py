@@ -92,7 +92,7 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _field_of_rule(reason: str) -> str:
-    """Return the field of a rule for a whole job, whose reason begins with the field, or with a choice of questions."""
+    """Return the field of a whole job's problem: the reason begins with the field, or with a choice of questions."""
     named = re.match(r"`(\w+)`", reason)
     return named[1] if named is not None and named[1] in _FIELDS else "prompt"
 

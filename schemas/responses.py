@@ -142,7 +142,7 @@ _OUTCOME_STATUS = {Outcome.REJECTED: 400, Outcome.CANCELLED: 409, Outcome.EXPIRE
 
 
 def error_status(result: Result) -> int:
-    """Return the HTTP status that tells the client of an awaited job that it did not succeed."""
+    """Return the HTTP status that tells a waiting client that the job did not succeed."""
     if result.outcome is Outcome.FAILED:
         return 422 if told(result)[0] in _OF_THE_JOB else 500
     return _OUTCOME_STATUS[result.outcome]

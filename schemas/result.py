@@ -1,4 +1,4 @@
-"""A result: a worker's record on `model_results`. A read_committed reader sees exactly one per job."""
+"""A result: a worker's record on `model_results`. A read_committed reader sees exactly one result per job."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ class Usage(WireModel):
     total_tokens: int = Field(default=0, ge=0)
     """The sum of `prompt_tokens` and `completion_tokens`."""
     cached_tokens: int | None = Field(default=None, ge=0)
-    """Tokens of the prompt that the engine found in its prefix cache; absent where the engine does not tell them."""
+    """Tokens of the prompt that the engine found in its prefix cache; absent where the engine does not report them."""
     cost: float | None = Field(default=None, ge=0)
     """The price of these tokens in units of `currency`; absent where the model registry has no price for the model."""
     currency: str | None = None
     """The currency of `cost`, an ISO 4217 code."""
     reasoning_tokens: int | None = Field(default=None, ge=0)
-    """Tokens of the reasoning, a part of `completion_tokens`; absent where there is none or the engine tells none."""
+    """Tokens of the reasoning, a part of `completion_tokens`; absent where there is none or the engine reports none."""
 
 
 class Logprob(WireModel):
@@ -190,7 +190,9 @@ class Result(WireModel):
     labels: list[Label] | None = None
     """The label of each text of the job's `classify`, in the same order."""
     reasoning: str | None = None
-    """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave it out."""
+    """The model's reasoning before the answer; absent where there is none. Citations and `confidence` leave the
+    reasoning out.
+    """
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     """exp(mean log-probability of the answer's tokens): the geometric mean of the tokens' probabilities.
 
@@ -212,7 +214,8 @@ class Result(WireModel):
     Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own.
     """
     choices: list[ResultChoice] | None = None
-    """All answers of a job with `n` above 1; absent for one answer. `text`, `citations` and the like are the first's.
+    """All answers of a job with `n` above 1; absent for one answer. `text`, `citations` and similar fields are those of
+    the first answer.
 
     An answer that the job cannot use, such as one that is not the requested JSON, is left out with a note.
     """

@@ -47,14 +47,14 @@ class KafkaSettings(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     bootstrap_servers: str = "127.0.0.1:9092"
-    """`host:port` of brokers, several with commas."""
+    """`host:port` of brokers, several separated by commas."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     """Prefix of the names of all topics, groups and transactional ids, so that fleets can share brokers."""
     partitions: int = Field(default=12, ge=1, le=10_000)
     """Partitions of each topic that `postback topics create` makes. At most this number of workers work at once."""
     replication_factor: int | None = Field(default=None, ge=1, le=10)
     """Copies of each topic that `postback topics create` makes. By default three, or one on each broker if there are
-    fewer than three. With three copies, a record counts as written when two are (`min.insync.replicas`)."""
+    fewer than three. With three copies, a record counts as written once two copies have it (`min.insync.replicas`)."""
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """Waits between a callback's attempts, in seconds, as JSON. `postback topics create` makes a topic for each wait,
     and for 30 seconds and two minutes if they lie between the shortest and the longest. Callbacks in the topics of an
@@ -91,7 +91,10 @@ class KafkaSettings(BaseModel):
         return Topics(self.topic_prefix, self.tier_delays_seconds)
 
     def client_config(self) -> dict[str, Any]:
-        """Return the properties for any confluent-kafka client of this fleet. They hold secrets: never log them."""
+        """Return the properties for any confluent-kafka client of this fleet.
+
+        The properties hold secrets: never log them.
+        """
         extra = {name.lower().replace("_", "."): value.get_secret_value() for name, value in self.extra.items()}
         return {"bootstrap.servers": self.bootstrap_servers, **extra}
 
@@ -102,10 +105,12 @@ class TrustSettings(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     secret_file: Path | None = None
-    """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify it:
-    one secret a line, of 32 characters or more. The first one signs and each verifies, so a new secret goes on top, and
-    the old one is removed once its jobs are done. `openssl rand -hex 32` makes a secret. Without the file, no job is
-    signed. The first secret also derives the marks around sources in prompts; without it, each worker makes its own."""
+    """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify the
+    signature. Each line has one secret of 32 characters or more. The first secret signs and each secret verifies, so a
+    new secret goes on top. An old secret is removed once its jobs are done. `openssl rand -hex 32` makes a secret.
+    Without the file, no job is signed. The first secret also derives the marks around sources in prompts; without it,
+    each worker makes its own.
+    """
 
     @property
     def secrets(self) -> TrustSecrets | None:
@@ -159,7 +164,9 @@ def read_settings(kind: type[Settings]) -> Settings:
         nested = kind.model_config.get("env_nested_delimiter")
         rest = f"{nested}…" if nested else ""
         name = f"{field[1].upper()}{rest}" if field else "…"
-        raise SettingsRefused(f"{kind.model_config.get('env_prefix')}{name}: what should be JSON is none") from None
+        raise SettingsRefused(
+            f"{kind.model_config.get('env_prefix')}{name}: is not JSON, as this variable has to be"
+        ) from None
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:

@@ -174,7 +174,7 @@ def _digest(keyed: hmac.HMAC, content: bytes) -> bytes:
 
 def _was_signed(key: bytes, signature: bytes, content: bytes) -> bool:
     if len(signature) != crypto_sign_BYTES:
-        return False  # the library takes both as one text: it would complete a short signature from the content
+        return False  # libsodium reads both as one text, and would complete a short signature from the content
     try:
         crypto_sign_open(signature + content, key)
     except BadSignatureError:

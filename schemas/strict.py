@@ -106,7 +106,7 @@ def _line_job(line: dict[str, Any]) -> Job:
 
 
 def _checked(job: Job) -> Job:
-    """Return a job that was read with `extra="allow"`. Raises NotAJob if it has unknown fields."""
+    """Return a job that was read with `extra="allow"`. Raises NotAJob if the job has unknown fields."""
     in_messages = unknown_fields(_names_in_messages(job)) if job.messages is not None else None
     unknown = taken_from(job)
     if unknown is None and in_messages is None:
@@ -137,7 +137,7 @@ def _whole(job: Job, *problems: Problem) -> Job:
 
 
 def _misspelt(document: object) -> tuple[Problem, ...]:
-    """Return problems for the unknown fields of an invalid job: `promt` explains a missing prompt."""
+    """Return problems for the unknown fields of an invalid job: the field `promt` explains a missing `prompt`."""
     if not isinstance(document, dict):
         return ()
     return refused(unknown_fields(name for name in document if name not in Job.model_fields))

@@ -26,7 +26,7 @@ def require_json(value: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        raise ValueError("has something in it that is not JSON") from None
+        raise ValueError("has a value in it that is not JSON") from None
     return value
 
 
@@ -79,7 +79,7 @@ class CalledFunction(WireModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """The function's name, as the model wrote it."""
     arguments: str
-    """The arguments, in most cases a JSON object. The model wrote them: check them before use."""
+    """The arguments, in most cases a JSON object. The model wrote the arguments: check them before use."""
 
 
 class ToolCall(WireModel):

@@ -22,7 +22,9 @@ JOB_ORIGIN = "job-origin"
 Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the value
 (`schemas.codec.Origin.webhook_id`)."""
 TENANT_SIGNATURE = "tenant-signature"
-"""The fleet's signature over tenant, job id and value (`schemas.trust`). It stays valid wherever the job is moved."""
+"""The fleet's signature over tenant, job id and value (`schemas.trust`). The signature stays valid wherever the job is
+moved.
+"""
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
 """On a dead letter: the value of a record's own header that was rejected. A redrive restores that header."""
@@ -30,7 +32,7 @@ CALLBACK_URL = "callback-url"
 WEBHOOK_ENDPOINT = "webhook-endpoint"
 """On an event of `callback_events`: the id of the tenant's webhook endpoint. The value is sent as it stands."""
 WEBHOOK_ENDPOINT_VERSIONS = "webhook-endpoint-versions"
-"""Versions of the endpoint's secret that sign the event, newest first, with commas."""
+"""Versions of the endpoint's secret that sign the event, newest first, separated by commas."""
 WEBHOOK_HTTP_HEADER = "webhook-http-header"
 """An HTTP header of the endpoint's own, as `name: value`; may occur several times."""
 ATTEMPT = "attempt"
@@ -52,7 +54,7 @@ SOURCE_TOPIC = "source-topic"
 SOURCE_PARTITION = "source-partition"
 SOURCE_OFFSET = "source-offset"
 ABRIDGED = "abridged"
-"""On an abridged dead letter: the record was too large, and only its source topic has all of it."""
+"""On an abridged dead letter: the record was too large, and only the source topic has the whole record."""
 ATTEMPTS = "attempts"
 DEFERRED = "deferred"
 """Number of times a record was moved to a later place without a try, decimal."""
@@ -134,7 +136,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of a fleet's topics. `prefix` precedes each, so that fleets can share brokers."""
+    """The names of a fleet's topics. `prefix` precedes each name, so that fleets can share brokers."""
 
     prefix: str = ""
     tier_delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
@@ -224,7 +226,7 @@ class Topics:
 
     @property
     def comparisons(self) -> str:
-        """Observations of a rollout's jobs. Its one partition gives all readers the same order."""
+        """Observations of a rollout's jobs. The topic's one partition gives all readers the same order."""
         return f"{self.prefix}model_rollouts.comparisons"
 
     def tier(self, delay_seconds: float) -> str:

@@ -1,8 +1,8 @@
 """The signature of a job's tenant, by which a worker believes the job's headers.
 
-A worker that is told so (`POSTBACK_WORKER__TRUST=signed`) takes only jobs with a valid `tenant-signature`: HMAC-SHA256
-(RFC 2104) over the tenant, the job's id and the SHA-256 of the record's value. The value has the prompt and the
-callback URL, so neither can be exchanged. Workers move a job with its value unchanged, and so the signature stays
+With `POSTBACK_WORKER__TRUST=signed`, a worker takes only jobs with a valid `tenant-signature`. The signature is
+HMAC-SHA256 (RFC 2104) over the tenant, the job's id and the SHA-256 of the record's value. The value has the prompt and
+the callback URL, so neither can be exchanged. Workers move a job with its value unchanged, and so the signature stays
 valid in each lane and after a redrive.
 """
 
@@ -27,12 +27,12 @@ Header = tuple[str, bytes]
 
 
 class MalformedSecrets(ValueError):  # noqa: N818 - named after the secrets
-    """The text is no list of secrets. The error's text shows no part of the text."""
+    """The text is no list of secrets. The error's message shows no part of the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrustSecrets:
-    """The fleet's secrets for tenants' signatures. The first one signs, and each of them verifies."""
+    """The fleet's secrets for tenants' signatures. The first secret signs, and each secret verifies."""
 
     secrets: tuple[bytes, ...] = field(repr=False)
 
@@ -78,7 +78,7 @@ def tenant_headers(secrets: TrustSecrets | None, tenant: str, job_id: str, value
 
 
 def signature_of(headers: Sequence[tuple[str, bytes | None]] | None) -> bytes | None:
-    """Return the record's `tenant-signature`; None if it has none. The last of several counts."""
+    """Return the record's `tenant-signature`; None if it has none. The last of several such headers counts."""
     return dict(headers or ()).get(topics.TENANT_SIGNATURE)
 
 

@@ -47,7 +47,7 @@ _CALLED = {
     "webhook_url": "callback_url",
     "model_name": "model_id",
 }
-"""Other APIs' names for our fields."""
+"""Other APIs' names for Postback's fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class UnknownFields:
 
 
 def taken_from(job: Job) -> UnknownFields | None:
-    """Remove the members that a job was read with (`extra="allow"`) beside its fields, and name them; None if none.
+    """Remove the members that a job was read with (`extra="allow"`) beside its fields, and name them; else None.
 
     The members' values could take many times the record's size. Unknown members of messages are removed without
     being named: `role` and `content` are required, so a misspelt one already makes the job invalid.

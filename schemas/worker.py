@@ -1,4 +1,7 @@
-"""Records of `fleet_workers`: the models that each worker answers for. Compacted: the last of each counts."""
+"""Records of `fleet_workers`: the models that each worker answers for.
+
+The topic is compacted: the last record of each worker counts.
+"""
 
 from __future__ import annotations
 

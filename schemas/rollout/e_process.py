@@ -9,7 +9,9 @@ from __future__ import annotations
 from math import exp, log1p
 
 DECIDED = 20.0
-"""The e-value that decides. A wrong claim ever reaches it with a probability of at most 1/20 (Ville's inequality)."""
+"""The e-value that decides. A wrong claim reaches this e-value with a probability of at most 1/20 (Ville's
+inequality).
+"""
 _MOST_OF_CAPITAL = 0.75
 """The largest part of its capital that a bet may lose at once."""
 _LONGEST = 700.0

@@ -25,7 +25,7 @@ FLAGS: Final = {
     "unsupported": "unsupported citations",
 }
 _SLOWER, _SLOWER_MS = 1.5, 250.0
-"""An answer is slow if it exceeds 1.5 times the primary's 95th percentile, and that percentile by 250 ms."""
+"""An answer is slow if it takes over 1.5 times the primary's 95th percentile, and over 250 ms more than it."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
 """The primary's jobs before the candidate's latency is judged."""

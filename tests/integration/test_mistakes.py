@@ -24,7 +24,7 @@ ECHO = ("worker", "--engine", "echo")
         (("worker", "--engine", "vllm"), {}, "--engine vllm needs a model: name it with --model, or set POSTBACK_"),
         (("worker", "--engine", "openai"), {}, "--engine openai needs a model"),
         (ECHO, {"POSTBACK_EGRESS__PORTS": "https"}, "POSTBACK_EGRESS__PORTS: "),
-        (ECHO, {"POSTBACK_WORKER__MODELS": "{"}, "POSTBACK_WORKER__MODELS: what should be JSON is none"),
+        (ECHO, {"POSTBACK_WORKER__MODELS": "{"}, "POSTBACK_WORKER__MODELS: is not JSON, as this variable has to be"),
         (ECHO, {"POSTBACK_ENRICHMENT__MEMBERS": "0"}, "POSTBACK_ENRICHMENT__MEMBERS: "),
         (("deliver",), {"POSTBACK_DELIVERY__JITTER": "2"}, "POSTBACK_DELIVERY__JITTER: "),
         (ECHO, {"POSTBACK_KAFKA__EXTRA__FOO_BAR": "s3cret"}, REFUSED + 'No such configuration property: "foo.bar"'),

@@ -41,7 +41,7 @@ def test_a_refused_value_is_not_shown_and_its_variable_is_named(
 
 def test_variables_that_make_up_one_field_are_named_by_their_common_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", "[s3cret")
-    with pytest.raises(SettingsRefused, match=r"^POSTBACK_KAFKA__…: what should be JSON is none$"):
+    with pytest.raises(SettingsRefused, match=r"^POSTBACK_KAFKA__…: is not JSON, as this variable has to be$"):
         read_settings(FleetSettings)
 
 
