@@ -1,1 +1,4 @@
-"""Logs, metrics, traces and time: the lowest package. Every process uses it; it imports no other package of ours."""
+"""Logs, metrics, traces and time: the lowest package.
+
+Every process uses this package, which imports no other package of Postback.
+"""

@@ -22,18 +22,19 @@ STAGE = {
     ),
     "partitions-lost": Action(
         "warning",
-        "The consumer group gave partitions to another process without notice; this one settles none of their records.",
+        "The consumer group gave partitions to another process without notice; "
+        "this process settles none of their records.",
         "If lines repeat, look for a process that is suspended or starved of CPU.",
     ),
     "partition-left-open": Action(
         "warning",
         "The previous owner of a partition died; the stage tries the partition's first records in small groups.",
-        "Look for the end of the previous process: out of memory, a crash, SIGKILL.",
+        "Find out why the previous process ended: out of memory, a crash, SIGKILL.",
     ),
     "cohort-dispatched": Action("info", "The stage tries a group of suspects: records that ran when a worker died."),
     "suspect-tried-without-others": Action(
         "warning",
-        "A record killed its worker twice while alone, and no other completed meanwhile; the record is tried again.",
+        "A record killed its worker twice while alone, and no other record completed; the record is tried again.",
     ),
     "record-quarantined": Action(
         "error",
@@ -42,7 +43,8 @@ STAGE = {
     ),
     "nothing-completes": Action(
         "critical",
-        "Several records killed their worker while alone, and none completed; the process ends and gives up no record.",
+        "Several records killed their worker while alone, and no record completed; "
+        "the process ends and gives up no record.",
         "Look at the machine, its GPU and its memory: no record is to blame.",
     ),
     "settle-failed": Action(
@@ -54,7 +56,8 @@ STAGE = {
     "settle-repaired": Action("info", "The repair is complete; the stage settles again."),
     "sweep-postponed": Action(
         "warning",
-        "Topics have a partition without a leader; the process writes to these topics only when it has one again.",
+        "Topics have a partition without a leader; the process writes to these topics "
+        "only once the partition has a leader again.",
         "Start the brokers that have the partition's copies.",
     ),
     "progress-undone": Action(
@@ -145,7 +148,7 @@ INFERENCE = {
     ),
     "announcement-refused": Action(
         "warning",
-        "Kafka did not take the worker's list of models; the next one follows within a minute.",
+        "Kafka did not take the worker's list of models; the next list follows within a minute.",
         "If lines repeat, check the ACLs of `fleet_workers`.",
     ),
     "engine-ready": Action("info", "vLLM has loaded the model."),
@@ -168,8 +171,8 @@ INFERENCE = {
     ),
     "reasoning-marks-missing": Action(
         "info",
-        "The model's name is of a family that reasons, and its tokenizer lacks the family's marks, as of a distilled "
-        "model; its reasoning cannot be bounded.",
+        "The model's name is of a family that reasons, but the tokenizer lacks the family's marks, "
+        "as in distilled models; the reasoning cannot be bounded.",
     ),
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
@@ -248,7 +251,8 @@ SCREENING = {
     "job-screened": Action("info", "Rules of the input filter match a job; the line names the rules and the verdict."),
     "classifier-lost": Action(
         "error",
-        "A classifier's process died or hung; the job follows the rule's `on_failure`, and the next one restarts it.",
+        "A classifier's process died or hung; the job follows the rule's `on_failure`, "
+        "and the next job restarts the process.",
         "If lines repeat, look at the limits of memory, and at the rule's `seconds`.",
     ),
     "classifier-failed": Action(
@@ -267,7 +271,7 @@ SCREENING = {
 ENRICHMENT = {
     "egress-proxy-failed": Action(
         "warning",
-        "The proxy of `POSTBACK_EGRESS__PROXY` carried no connection; the page or search is left out.",
+        "The proxy of `POSTBACK_EGRESS__PROXY` made no connection; the page or search is left out.",
         "Check the proxy, its rules and the file of `POSTBACK_EGRESS__PROXY_CREDENTIALS`.",
     ),
     "source-name-refused": Action(
@@ -343,7 +347,7 @@ DELIVERY = {
     "inference.endpoint.not-disabled": Action(
         "warning",
         "A tenant has the most disabled endpoints that Postback keeps; a further endpoint stays enabled.",
-        "`postback endpoints list` shows the disabled ones; enable those in use again.",
+        "`postback endpoints list` shows the disabled endpoints; enable those that are in use again.",
     ),
     "endpoint-record-unreadable": Action(
         "warning",

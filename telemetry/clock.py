@@ -19,7 +19,7 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never run backwards, from an arbitrary start, and that include time in suspension.
 
-        The event loop's time and `time.monotonic()` may start elsewhere: never compare them with this one.
+        The event loop's time and `time.monotonic()` may start elsewhere: never compare those times with this one.
         """
         ...
 

@@ -21,7 +21,7 @@ BATCHES = {
     "batch-recounted": Action(
         "warning",
         "Fewer results were stored than counted; the batch waits for the others.",
-        "None after `postback store rebuild`. Otherwise report the line.",
+        "After `postback store rebuild`, do nothing; otherwise report the line.",
     ),
     "batch-step-failed": Action(
         "error",
@@ -65,12 +65,12 @@ GATEWAY = {
     "view-record-failed": Action(
         "error",
         "A result or an attempt could not be written with its consequences, such as its batch's count or its tenant's "
-        "webhooks; they are left out.",
+        "webhooks; these are left out.",
         "Report the stack; a second line names the record's place.",
     ),
     "outbox-full": Action(
         "error",
-        "As many accepted records wait for Kafka as the settings allow; requests that submit work get status 503.",
+        "The outbox is full, because Kafka takes no records; requests that submit work get status 503.",
         "Look at the broker; `POSTBACK_STORE__OUTBOX_…` sets the bounds.",
     ),
     "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
@@ -92,8 +92,8 @@ GATEWAY = {
     ),
     "issuer-away": Action(
         "warning",
-        "The keys of POSTBACK_ACCESS__OIDC__ISSUER cannot be fetched; the last ones count for a day by default.",
-        "See the reason in the line, and whether the gateway reaches the issuer.",
+        "The keys of POSTBACK_ACCESS__OIDC__ISSUER cannot be fetched; the last keys count for a day by default.",
+        "See the reason in the line, and check that the gateway reaches the issuer.",
     ),
     "issuer-back": Action("info", "The issuer's keys are fetched again."),
     "rates-unshared": Action(

@@ -33,7 +33,9 @@ class Readiness:
     """The reasons why a process cannot do its work now; a process without reasons is ready."""
 
     reasons: tuple[str, ...] = ()
-    """Sentences for an operator. Any client of the port can read them, so they contain no secrets and no URLs."""
+    """Sentences for an operator. Any client of the port can read these sentences, so they contain no secrets and no
+    URLs.
+    """
 
     @property
     def ready(self) -> bool:
@@ -89,7 +91,7 @@ class HealthServer:
     """The small HTTP server of every process. `port` 0 takes any free port; the property `port` returns it.
 
     Each request looks its page up in `pages`, so a role may add pages later. The constructor binds the port, and raises
-    OSError if it is taken, before any work begins; `start` serves.
+    OSError if the port is taken, before any work begins; `start` serves.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.started():
             reasons = ["The process has not started yet."]
         elif not self.server.alive():
-            reasons = ["The main loop has not come by for too long."]
+            reasons = ["The main loop has not reported for too long."]
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         self._send_json(status, {"alive": not reasons, "reasons": reasons})
 

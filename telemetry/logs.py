@@ -92,7 +92,7 @@ def is_debugging() -> bool:
 
 
 def get_logger(name: str = _OURS) -> structlog.stdlib.BoundLogger:
-    """Return a logger, which is cheap. Before `configure`, its lines go to the standard library's handlers."""
+    """Return a logger, which is cheap. Before `configure`, the logger's lines go to the standard library's handlers."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
     )
@@ -275,7 +275,7 @@ _ECS_NAMES = {
 
 
 def _as_ecs(service: str, event: EventDict) -> EventDict:
-    """Rename fields to the Elastic Common Schema, and put those first that people look for."""
+    """Rename fields to the Elastic Common Schema, and put the fields first that people look for."""
     line: dict[str, Any] = {"@timestamp": event.get("timestamp"), "log.level": event.get("level"), "message": ""}
     line |= {"ecs.version": ECS_VERSION, "service.name": service, "process.pid": os.getpid(), **_trace_of(event)}
     for name, value in event.items():

@@ -158,7 +158,7 @@ class Metrics:
         self.certificate_begin = Gauge(
             "postback_certificate_begin_timestamp_seconds",
             "Unix time from which the gateway's certificate is valid, by kind: certificate, authority, "
-            "revocation_list. Of several, the one that ends first.",
+            "revocation_list. Of several certificates or lists, the one that ends first.",
             ["kind"],
             registry=r,
         )
@@ -277,8 +277,8 @@ class Metrics:
         )
         self.waiting_records = Gauge(
             "postback_waiting_records",
-            "Records of a topic that are not done, by the ledgers. The exporter reports this and the following, also "
-            "while no worker runs.",
+            "Records of a topic that are not done, by the ledgers. The exporter reports this and the following "
+            "metrics, also while no worker runs.",
             ["topic"],
             registry=r,
         )

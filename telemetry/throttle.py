@@ -16,7 +16,8 @@ class _Kind:
 class LogThrottle:
     """Admits one line of each kind in `seconds`, and counts the lines that it holds back. Any thread may call it.
 
-    It remembers at most `most_kinds` kinds. A further kind makes it forget all of them, so some are logged more often.
+    The throttle remembers at most `most_kinds` kinds. A further kind makes the throttle forget all kinds, so some lines
+    are logged more often.
     """
 
     def __init__(self, seconds: float, most_kinds: int = 1000) -> None:

@@ -1,7 +1,7 @@
 """Traces: W3C traceparent through Kafka headers, and OpenTelemetry spans for a collector.
 
-A job keeps its trace from the producer to its callback: the header `traceparent` travels with every record and names
-the span that put the job on Kafka. Only a process that exports this span writes the header, so the collector gets every
+A job keeps its trace from the producer to its callback. The header `traceparent` travels with every record and names
+the span that put the job on Kafka. Only a process that exports that span writes the header, so the collector gets every
 parent. A worker begins the trace of a job without the header.
 
 Spans use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
@@ -31,7 +31,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _FORMAT = re.compile(
     r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?"
 )
-"""The pattern of `schemas.codec` again. Neither module may import the other, so a test compares the two patterns."""
+"""The same pattern as in `schemas.codec`. Neither module may import the other, so a test compares the two patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class OpenSpan:
         """The context to pass on in headers."""
 
     def end(self, *, failed: bool = False) -> None:
-        """End the span. `failed` marks it as an error."""
+        """End the span. `failed` marks this span as an error."""
         if failed:
             self._span.set_status(trace.StatusCode.ERROR)
         self._span.end()
@@ -143,7 +143,7 @@ def past_span(
     *,
     kind: Kind = Kind.INTERNAL,
 ) -> TraceContext | None:
-    """Export a span that is over, under the rules of `span`. `seconds` are its first and last Unix time."""
+    """Export a span that is over, under the rules of `span`. `seconds` are the span's first and last Unix time."""
     began, ended = (round(each * 1e9) for each in seconds)
     past = _tracer().start_span(
         name, context=_under(parent), kind=kind.value, attributes=attributes, start_time=min(began, ended)

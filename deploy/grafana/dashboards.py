@@ -43,7 +43,7 @@ def quantiles(histogram: str, by: str = "") -> dict[str, str]:
 
 
 def phase_seconds(phase: str) -> str:
-    """Return the query for the seconds that 95 of 100 jobs stay within in a phase."""
+    """Return the query for the 95th percentile of jobs' seconds in a phase."""
     return f'histogram_quantile(0.95, sum by (le) (rate(postback_job_seconds_bucket{{phase="{phase}"}}{_RATE})))'
 
 
@@ -60,7 +60,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                     "{{lane}} alive": "max by (lane) (postback_workers)",
                     "{{lane}} wanted": "max by (lane) (postback_wanted_replicas)",
                 },
-                "Wanted are the workers that answer all waiting jobs before their deadlines.",
+                "The wanted workers answer all waiting jobs before their deadlines.",
             ),
             Panel("Results by outcome", "ops", {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
             Panel(
@@ -142,7 +142,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Tokens in vLLM's steps",
                 "ops",
                 {"{{kind}}": rate("postback_engine_tokens_total", "kind")},
-                "With POSTBACK_ENGINE__VLLM__ENGINE_METRICS=true, as the panels after this one.",
+                "Needs POSTBACK_ENGINE__VLLM__ENGINE_METRICS=true, like the panels after this one.",
             ),
             Panel(
                 *("Prefix cache hits", "percentunit"),
