@@ -6,7 +6,7 @@
     webhooks  webhook endpoints of tenants, and their events
     view      follows the fleet's topics and writes rows: results, attempts, events
     accept    accepts work exactly once: rows, idempotency, the outbox and its relay
-    access    who may: principals, API keys, tokens, certificates, limits, quotas
+    access    authentication and limits: principals, API keys, tokens, certificates, limits, quotas
     blobs     contents of files, in a folder or in S3-compatible storage
     store     the database: tables, one writer thread with group commit, readers
 

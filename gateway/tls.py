@@ -3,8 +3,8 @@
 The server gets one context for its whole life. At each connection's ClientHello, OpenSSL calls back, and the connection
 goes on with the newest context. So a renewed certificate and a new revocation list apply without a restart.
 
-A door with client certificates gives out no session tickets: a resumed session skips the check of the certificate, so
-a revoked client could come back for two hours. An open connection outlives a revocation too; the door asks
+A door with client certificates gives out no session tickets. A resumed session skips the check of the certificate, so a
+revoked client could come back for two hours. An open connection also outlives a revocation, so the door asks
 `DoorTls.refusal` at each request.
 """
 
@@ -30,7 +30,7 @@ from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, l
 LOOK_SECONDS = 1.0
 """Seconds between checks for changed files; a check takes four calls of `stat`."""
 CRL_NAME = "crl.pem"
-"""The file beside the authority's own that has its revocation list, as `postback certs` writes it."""
+"""The revocation list's file, which `postback certs` writes beside the authority's certificate."""
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 """One block of a PEM file (RFC 7468)."""
 
@@ -49,9 +49,9 @@ class PeerCertificate:
     """The distinguished name, as RFC 4514 writes it."""
     issuer: str
     serial: str
-    """In hexadecimal digits, as `postback certs list` shows it."""
+    """The serial number in hexadecimal digits, as `postback certs list` shows it."""
     tenant: str | None
-    """None for a certificate that names no tenant, as one of another authority may."""
+    """None for a certificate without a tenant, which another authority may issue."""
     scopes: frozenset[str]
     not_after: float
     """Unix seconds."""
@@ -64,11 +64,11 @@ class TlsFiles:
     certificate: Path
     """The server's certificate with its chain."""
     key: Path | None = None
-    """The server's private key; in the certificate's file where absent."""
+    """The server's private key; by default in the certificate's file."""
     client_ca: Path | None = None
     """The authorities of client certificates. Without authorities, clients are asked for no certificate."""
     client_crl: Path | None = None
-    """The authorities' revocation lists. Where absent, `crl.pem` beside `client_ca`, if that file exists."""
+    """The authorities' revocation lists. By default `crl.pem` beside `client_ca`, if that file exists."""
     client_required: bool = False
     """True if a client without a certificate is refused."""
 
@@ -146,7 +146,7 @@ class DoorTls:
     def look(self) -> None:
         """Read the files again if one has changed since the last look, at most once a second.
 
-        Files that cannot be used leave the earlier ones in use. Each new connection calls this method.
+        If the new files are unusable, the earlier ones stay in use. Each new connection calls this method.
         """
         now = self._clock.monotonic()
         if now - self._looked_at < LOOK_SECONDS:
@@ -203,7 +203,7 @@ class DoorTls:
         return _LoadedDoorTls(context, stamps, revoked, tuple(expiries))
 
     def _measure(self) -> None:
-        """Show the lifetimes as metrics; each kind shows the one that ends first."""
+        """Show the lifetimes as metrics; each kind shows its earliest end."""
         kinds = {self._files.certificate: "certificate", self._files.client_ca: "authority"}
         first: dict[str, _Expiry] = {}
         for expiry in sorted(self._loaded.expiries, key=lambda each: each.end):
@@ -237,7 +237,7 @@ def _crl_of(files: TlsFiles) -> Path | None:
 
 
 def _certificates_in(path: Path) -> list[_Expiry]:
-    """Return the ends of the certificates in a file that OpenSSL has read before. Raises TlsFileUnusable."""
+    """Return the expiry times of the certificates in a file that OpenSSL has read before. Raises TlsFileUnusable."""
     found = []
     for kind, block in _blocks(path):
         if kind != b"CERTIFICATE":
@@ -251,7 +251,7 @@ def _certificates_in(path: Path) -> list[_Expiry]:
 
 
 def _lists_in(path: Path) -> tuple[frozenset[tuple[str, str]], list[_Expiry]]:
-    """Return the revoked certificates, each as issuer and serial number, and the lists' ends.
+    """Return the revoked certificates, each as issuer and serial number, and the lists' expiry times.
 
     Raises TlsFileUnusable. OpenSSL would trust a certificate in this file as an authority, so the file may hold none.
     """

@@ -1,4 +1,4 @@
-"""Whether this process accepts work now: the outbox's position must be known, and the outbox must have room."""
+"""Decides if this process accepts work now: the outbox's position must be known, and the outbox must have room."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Acceptance(SideThread):
         try:
             rows, size = self._store.read_now(waiting)
         except StoreAway:
-            return  # the routes meet the same error
+            return  # a route that reads the store answers with this error itself
         self._metrics.outbox_records.set(rows)
         full = rows >= self._settings.outbox_rows or size >= self._settings.outbox_bytes
         if full and self._store.hold.full is None:

@@ -1,6 +1,6 @@
 """Cancelling a job: its row becomes `cancelling`, and its workers are told through `job_control`.
 
-A result decides: a job that was answered before its worker heard of the cancellation keeps its answer.
+A job that was answered before its worker heard of the cancellation keeps its answer.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _CLOCK = SystemClock()
 _STORED = select(idempotency.c.fingerprint, idempotency.c.status, idempotency.c.response).where(
     idempotency.c.tenant == bindparam("of"), idempotency.c.key == bindparam("named")
 )
-"""Built once: SQLAlchemy takes longer to build it than SQLite to answer it."""
+"""Built once: SQLAlchemy takes longer to build this query than SQLite to answer it."""
 
 
 class KeyReused(Exception):  # noqa: N818 - it names what happened
@@ -42,10 +42,10 @@ def once(
     answer: Callable[[], StoredAnswer],
     clock: Clock = _CLOCK,
 ) -> StoredAnswer:
-    """Return the answer stored under the tenant's key; if there is none, do the work by `answer` and store its answer.
+    """Return the answer stored under the tenant's key; without a stored answer, call `answer` and store its result.
 
-    `fingerprint` is a hash of the method, the path and the body. `key` None: every request does its work.
-    Raises KeyReused, and everything that `answer` raises; then the change takes back all of its rows.
+    `fingerprint` is a hash of the method, the path and the body. With `key` None, the work is done for every request.
+    Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
     """
     if key is None:
         return answer()

@@ -1,4 +1,4 @@
-"""Accepting jobs: one transaction writes their rows and their records. The answer 2xx comes after its commit."""
+"""Accepting jobs: one transaction writes their rows and their records. The gateway answers 2xx after the commit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NewJob:
     metadata: Mapping[str, str] = field(default_factory=dict)
     prompt_sha256: str | None = None
     request: bytes | None = None
-    """Members of the request's body that are shown again, as JSON."""
+    """Members of the request's body that later answers show again, as JSON."""
     callback_url: str | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
 
@@ -69,7 +69,8 @@ def accept_jobs(
 ) -> None:
     """Write the rows of jobs, and their records into the outbox. No id may occur twice in `new`.
 
-    `settings` are the tenant's, with its quota. Raises JobExists and QuotaExceeded, and StoreAway on a hold.
+    `settings` are the tenant's, with its quota. Raises JobExists and QuotaExceeded, and StoreAway while no new work is
+    accepted.
     """
     if not new:
         return
@@ -88,7 +89,7 @@ def accept_jobs(
 
 
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
-    """Insert several jobs. Raises JobExists for the first one that exists, found after a rollback to a savepoint."""
+    """Insert several jobs. Raises JobExists for the first job that exists, found after a rollback to a savepoint."""
     savepoint = connection.begin_nested()
     if insert_new(connection, jobs, rows) == len(rows):
         savepoint.commit()

@@ -1,7 +1,10 @@
-"""The lease by which the relays of several gateways choose one that works. Kafka's fencing keeps two from doing harm.
+"""The lease that lets one of several gateways' relays work.
 
-The holder changes its row of `meta` every BEAT_SECONDS. The others take over once the row has not changed for
-STALE_SECONDS by their own clocks. A relay that starts takes over at once: mostly its predecessor has just ended.
+If two relays work at the same time, Kafka fences the older one.
+
+The holder changes its row of `meta` every BEAT_SECONDS. Another relay takes over once the row has not changed for
+STALE_SECONDS by that relay's own clock. A relay that starts takes over at once, since its predecessor has usually just
+ended.
 """
 
 from __future__ import annotations

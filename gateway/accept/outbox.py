@@ -1,4 +1,7 @@
-"""The outbox: records that are accepted and not yet known to be on Kafka. The relay puts them there, exactly once."""
+"""The outbox: records that are accepted and not yet known to be on Kafka.
+
+The relay puts the records on Kafka, exactly once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def put_record(
 ) -> None:
     """Write one record into the outbox. `topic` is the full name, see `schemas.topics.Topics`.
 
-    The relay chooses the partition by the key, or any partition without a key. Raises StoreAway on a hold.
+    The relay chooses the partition by the key, or takes any partition without a key. Raises StoreAway while no work is
+    accepted.
     """
     require_no_hold(connection, new_work=False)
     connection.execute(outbox.insert(), outbox_row(topic, key, value, headers))

@@ -1,8 +1,9 @@
 """The relay's side of Kafka: a transaction carries the records of some rows and the position after them.
 
-Every error ends in a new producer. Its `init_transactions` fences older relays, and ends the transaction that was under
-way; then the committed position shows whether Kafka committed it. `workers.stage.settler_state` explains the sweep of
-topics that comes before: an ended transaction may leave records that hold up readers.
+After every error, the relay makes a new producer. The new producer's `init_transactions` fences older relays and ends
+the open transaction; the committed position then shows if Kafka committed that transaction. In between, the relay
+sweeps the topics, because an ended transaction may leave records that hold up readers (see
+`workers.stage.settler_state`).
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class RecordOutlet:
             self._producer = None
 
     def _sweep(self, producer: TransactionalProducer) -> None:
-        """Write to each partition that may hold a rest, send an offset, and abort."""
+        """Write to each partition that may hold records of an unfinished transaction, send an offset, and abort."""
         try:
             self._sweeps.plan({topic: producer.layout(topic) for topic in self._sweeps.owed})
         except LeaderMissing as missing:
@@ -122,7 +123,7 @@ class RecordOutlet:
             self._sweeps.done(places)
 
     def _partition(self, row: Any) -> int:
-        """Return the partition of a row: by its shard, its key, or the turn."""
+        """Return the partition of a row: by the row's shard or key; without both, the next partition in turn."""
         count = self._count(row.topic)
         if row.shard is not None:
             return self._partitioner.partition(row.topic, row.shard, count, row.value)

@@ -1,15 +1,15 @@
 """The relay's position: the number of the next row of the outbox that Kafka does not have.
 
 The position is an offset of the relay's consumer group, in partition 0 of `model_requests`. A Kafka transaction commits
-it together with the records of all rows below it. So only Kafka says which rows it has.
+the position together with the records of all rows below it. So the position shows exactly which rows Kafka has.
 
 The group's name contains the store's UUID. A store that was restored from a backup has the same UUID, and may be behind
-the position: its next numbers were given before, to rows that are lost with the old store. So each process reads the
-position once before it writes into the outbox, and `adopt` raises the counter. The restored rows below the position are
-on Kafka; the others go there with the numbers that they had.
+the position. The restored store would then give new rows the numbers of rows that were lost with the old store. So each
+process reads the position once before it writes into the outbox, and `adopt` raises the counter. The records of
+restored rows below the position are on Kafka; the relay puts the records of all other rows there.
 
 Kafka forgets offsets of a group that commits none for seven days, and those of a deleted topic. The relay commits every
-hour, and the store remembers each position, too. If Kafka has forgotten the position, the store's is used.
+hour, and the store remembers each position, too. If Kafka has forgotten the position, the relay uses the store's copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RELAYED = "relayed"
 
 
 class PositionReader:
-    """Reads the position from Kafka. Only one thread at a time may use it."""
+    """Reads the position from Kafka. Only one thread at a time may use the reader."""
 
     def __init__(self, kafka: KafkaSettings, store: str) -> None:
         """`store` is the store's UUID."""
@@ -40,7 +40,7 @@ class PositionReader:
                 **asking_config(kafka),
                 "group.id": self.group,
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # waits until a transaction with an offset has ended
+                "isolation.level": "read_committed",  # the answer waits for open transactions with offsets
             }
         )
 
@@ -67,7 +67,7 @@ class PositionReader:
 def adopt(connection: Connection, position: int | None) -> tuple[int, bool]:
     """Delete the rows that Kafka has, and raise the counter to the position, in a write transaction.
 
-    Returns the position (the store's, if Kafka has none), and whether the store was behind Kafka.
+    Returns the position (the store's copy, if Kafka has none), and True if the store was behind Kafka.
     """
     if position is None:
         return int(value_of(connection, _RELAYED) or 0), False
@@ -85,7 +85,7 @@ def forget(connection: Connection, position: int) -> None:
 
 
 def _last_number(connection: Connection) -> int:
-    """Return the last number that was given; 0 in a new store."""
+    """Return the last number that was given to a row; 0 in a new store."""
     if connection.dialect.name == "postgresql":
         called = connection.execute(text("SELECT last_value, is_called FROM outbox_number_seq")).one()
         return called.last_value if called.is_called else 0

@@ -2,12 +2,13 @@
 
     read rows from the position on ──► one Kafka transaction: their records + the new position ──► delete the rows
 
-A relay that dies anywhere between leaves rows whose records Kafka has, or has not; the next relay reads the position
-and deletes the former. A relay that was stopped and goes on is fenced by Kafka. Rows are accepted while Kafka is away.
+A relay that dies between two of these steps may leave rows whose records are on Kafka; the next relay reads the
+position and deletes those rows. Kafka fences a relay that was paused and goes on. Rows are accepted while Kafka is
+away.
 
-Rows are deleted once a later transaction is committed. Kafka confirms a transaction before it has written all markers,
-and a single broker that is killed then may undo the confirmed transaction, records and position alike (see
-`workers.stage.settler_state`). A later transaction begins only after the markers of the one before.
+Rows are deleted once a later transaction is committed. Kafka confirms a transaction before all of its markers are
+written. If a cluster's only broker is killed before that, the confirmed records and position may be undone (see
+`workers.stage.settler_state`). A later transaction begins only after the markers of the transaction before it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from telemetry.traces import Kind, collecting, parse_traceparent, past_span
 MOST_ROWS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 0.25
-"""The wait for rows that another process accepts; this process' own commits wake the relay."""
+"""Seconds between two looks for rows of other processes; this process' own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
 """The time between commits of an idle relay, so that Kafka does not forget its position."""
 SILENT_SECONDS = 5.0
@@ -98,7 +99,7 @@ class Relay(SideThread):
         self._end()
 
     def _round(self, outlet: RecordOutlet) -> None:
-        """Relay as the holder of the lease, or wait for its end."""
+        """Relay as the holder of the lease, or wait until the other holder's lease ends."""
         if self._lease.is_mine():
             self._relay(outlet)
         elif self._lease.is_stale():
@@ -158,7 +159,7 @@ class Relay(SideThread):
         self._succeeded()
 
     def _forget(self, position: int) -> None:
-        """Delete the rows below the position, without waiting for it: after a crash, the position says enough."""
+        """Delete the rows below the position without waiting: after a crash, the position shows what Kafka has."""
         last = self._forgetting
         if last is not None and not last.done():
             return

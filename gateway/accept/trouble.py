@@ -13,7 +13,7 @@ _MOST_FAILURES = 10
 
 
 class Trouble:
-    """Counts failures in a row. A single thread writes it; any thread may ask for `lasting`."""
+    """Counts failures in a row. A single thread reports to a Trouble; any thread may ask for `lasting`."""
 
     def __init__(self, clock: Clock, silent_seconds: float) -> None:
         """`silent_seconds` is the time without success after which the trouble counts as lasting."""
@@ -26,7 +26,7 @@ class Trouble:
 
     @property
     def lasting(self) -> str | None:
-        """The problem, if there was no success for a time; else None."""
+        """The problem, if there was no success for `silent_seconds`; else None."""
         since = self._since
         if since is None or self._clock.monotonic() - since < self._silent_seconds:
             return None
@@ -40,7 +40,7 @@ class Trouble:
         return min(LONGEST_REST_SECONDS, _FIRST_REST_SECONDS * float(2 ** (self._failures - 1)))
 
     def succeeded(self) -> bool:
-        """Note a success; return True if it ends a trouble."""
+        """Note a success; return True if it ends a series of failures."""
         ended = self._since is not None
         self._failures, self._since = 0, None
         return ended

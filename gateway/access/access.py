@@ -43,7 +43,9 @@ class Access:
     def open(
         cls, store: Store, store_url: str, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
     ) -> Self:
-        """Return the access of this store. Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
+        """Return the authentication for this store.
+
+        Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
 
         `tls` knows the revoked client certificates of open connections.
         """
@@ -113,7 +115,7 @@ class Access:
         return found if found is not None else self._settings.tenant_defaults
 
     def _note_use(self, identifier: str, row: ApiKey, now_ms: float) -> None:
-        """Write the key's last use, seldom, and without waiting: a lost write loses a time and nothing else."""
+        """Write the key's last use, seldom, and without waiting: a lost write loses only this time."""
         noted = self._last_use_ms.get(identifier, row.last_used_at or 0)
         if now_ms - noted >= self._settings.last_used_seconds * 1000:
             self._last_use_ms[identifier] = now_ms

@@ -11,7 +11,7 @@ from workers.egress import EgressRefused, connected_host
 
 
 class FieldNames(NamedTuple):
-    """The fields by which a job's author knows its model and its callback."""
+    """The names that the model's and the callback's field have in one kind of request, for its problems."""
 
     model: str
     callback: str
@@ -51,7 +51,7 @@ def check_callback(settings: TenantSettings, url: str, name: str) -> tuple[Probl
 
 
 def may_call(settings: TenantSettings, url: str) -> bool:
-    """True if the tenant's callbacks may go to this URL. Hosts are compared as connections spell them."""
+    """True if the tenant's callbacks may go to this URL. Hosts are compared in the normal form that connections use."""
     if settings.callback_domains is None:
         return True
     try:

@@ -9,7 +9,7 @@ from gateway.tls import DoorTls, PeerCertificate, PeerUnreadable, read_peer
 
 _KNOWN = {scope.value: scope for scope in Scope}
 _read = lru_cache(maxsize=1024)(read_peer)
-"""A connection shows the same bytes for each of its requests."""
+"""A cache, because all requests of a connection come with the same certificate."""
 
 
 class ClientCertificates:
@@ -21,7 +21,7 @@ class ClientCertificates:
     def principal(self, der: bytes) -> Principal | None:
         """Return the principal of a certificate (DER), or None for one that names no tenant.
 
-        A certificate without scopes, as another authority may issue it, has those of a new API key. Raises
+        A certificate without scopes, such as another authority's, gets the scopes of a new API key. Raises
         CredentialRefused for a certificate that expired or was revoked while its connection was open.
         """
         try:
@@ -36,7 +36,9 @@ class ClientCertificates:
 
 
 def agreed(shown: Principal | None, found: Principal) -> Principal:
-    """Return the principal of a request with both credentials. Raises CredentialRefused if their tenants differ.
+    """Return the principal of a request with both credentials.
+
+    Raises CredentialRefused if the two credentials belong to different tenants.
 
     So a stolen API key is of no use to another tenant's client.
     """

@@ -12,10 +12,10 @@ from gateway.access.settings import AccessSettings
 
 
 class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
-    """A rate is spent. The text names whose rate it is."""
+    """A rate is spent. The text names the owner of the rate."""
 
     def __init__(self, whose: str, taken: Taken) -> None:
-        super().__init__(f"{whose} sends more than {taken.limit} requests; repeat it in {taken.reset_seconds} s.")
+        super().__init__(f"{whose} sends more than {taken.limit} requests; repeat this one in {taken.reset_seconds} s.")
         self.taken = taken
 
 
@@ -45,7 +45,7 @@ class Gate:
         """Return the principal of a request. Raises CredentialRefused, TooManyRequests and StoreAway.
 
         Refused credentials are counted by address. Above the rate, that address may use only credentials that were
-        accepted lately: guessing becomes slow and reads no database, and others behind the same proxy go on.
+        accepted lately. So guessing becomes slow and reads no database, and known clients behind the same proxy go on.
         """
         if not self._access.knows(authorization, peer):
             spent = await self._rates.is_spent(self._failures, "failures", network_of(address))

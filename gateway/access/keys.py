@@ -49,7 +49,7 @@ class ApiKey:
 class KeyDigests:
     """Digests of keys: HMAC-SHA256 by the pepper.
 
-    A copy of the store alone opens no door, and a writer of the store alone cannot add a key of their own.
+    With the store alone, no reader learns a usable key, and no writer can add one.
     """
 
     def __init__(self, pepper: bytes) -> None:
@@ -100,7 +100,7 @@ def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey 
 def listed_keys(
     connection: Connection, tenant: str | None = None, limit: int = 1000, after: str | None = None
 ) -> list[ApiKey]:
-    """Return keys, the oldest first: one tenant's or all. With `after`, only those after the key with this id."""
+    """Return keys, the oldest first: one tenant's or all. With `after`, only keys after the key with this id."""
     query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
     if tenant is not None:
         query = query.where(api_keys.c.tenant == tenant)

@@ -1,7 +1,7 @@
 """The pepper: the secret, outside the store, with which the digests of API keys are made.
 
-The store keeps a check of its pepper (a MAC over a constant). A lost or wrong file is noticed at the start, and not by
-clients whose keys are all refused.
+The store keeps a check of its pepper (a MAC over a constant). So a gateway with a lost or wrong file does not start,
+and refuses no client's valid key.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _beside(store_url: str) -> Path:
     database = sqlite_file(store_url)
     if database is None:
         raise PepperProblem(
-            f"set {_VARIABLE} to the file of the pepper, which the digests of API keys are made with; all gateways and "
-            "commands on this database need the same file, and the first one makes it"
+            f"set {_VARIABLE} to the file of the pepper for the digests of API keys; "
+            "all gateways and commands on this database need the same file, and the first of them makes it"
         )
     return database.with_name(f"{database.name}.pepper")
 
@@ -96,7 +96,7 @@ def _create(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         try:
-            path.hardlink_to(written)  # fails if the file exists, and shows it with its whole content
+            path.hardlink_to(written)  # fails if the file exists; readers see a whole file or none
         except FileExistsError:
             pass
         finally:
@@ -121,7 +121,7 @@ def _stored_check(connection: Connection) -> bytes | None:
 
 
 def _store_check(connection: Connection, check: bytes) -> bytes:
-    """Write the check if the store has none, and return the store's."""
+    """Write a check if the store has none, and return the stored check."""
     connection.execute(insert(connection, meta).on_conflict_do_nothing(), {"name": _CHECK, "value": check.decode()})
     stored = _stored_check(connection)
     return stored if stored is not None else check

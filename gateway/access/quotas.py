@@ -19,7 +19,7 @@ from gateway.store.dialects import insert, pair_in
 from gateway.store.tables import batches, jobs, quotas
 
 BYTES_OF_A_TOKEN = 4
-"""Bytes of text for one token, about: English text has four characters a token."""
+"""Approximate bytes of text for one token: English text has four characters a token."""
 
 
 class QuotaExceeded(Exception):  # noqa: N818 - it names what happened

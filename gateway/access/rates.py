@@ -26,7 +26,7 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One place of a window, or the refusal of one."""
+    """The answer to one request: a place in the rate's window, or a refusal."""
 
     limit: int
     remaining: int
@@ -136,7 +136,7 @@ class Rates:
 
 
 def _redis_storage(url: str) -> RedisStorage:
-    from redis.asyncio.retry import Retry  # most gateways count in memory
+    from redis.asyncio.retry import Retry  # imported late, because most gateways count in memory
     from redis.backoff import NoBackoff
 
     options: dict[str, Any] = {

@@ -45,7 +45,10 @@ class Sessions:
         return token
 
     async def find(self, token: str) -> Principal:
-        """Return the principal of a session. Raises CredentialRefused, also for one whose key ended, and StoreAway."""
+        """Return the principal of a session.
+
+        Raises CredentialRefused, also for a session whose key ended, and StoreAway.
+        """
         if len(token) > _LONGEST_TOKEN:
             raise CredentialRefused("the session is unknown")
         now_ms = unix_ms(self._clock)
@@ -55,7 +58,7 @@ class Sessions:
         return found
 
     async def end(self, token: str) -> None:
-        """End a session; an unknown one too. Raises StoreAway."""
+        """End a session; do nothing for an unknown one. Raises StoreAway."""
         await self._store.write(
             lambda connection: connection.execute(table.delete().where(table.c.digest == _digest(token))).rowcount
         )

@@ -24,20 +24,22 @@ class AccessSettings(BaseSettings):
     )
 
     pepper_file: Path | None = None
-    """The file of the pepper, the secret with which the digests of API keys are made. By default it lies beside an
-    SQLite database, with `.pepper` added to the name; another database needs the setting. A missing file is made while
-    the store has no key. Back the file up with the store: without it, every API key is refused."""
+    """The file of the pepper, the secret with which the digests of API keys are made. By default the file lies beside
+    an SQLite database, with `.pepper` added to the name; another database needs the setting. A missing file is made
+    while the store has no key. Back the file up with the store: without it, every API key is refused.
+    """
     key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
     """Longest time for which a gateway still accepts a key after it was revoked, and uses a tenant's former settings.
     Keys and settings that were read within this time are not read again."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
-    """Requests per second of the whole door, with a credential or without. Further ones get status 429."""
+    """Requests per second of the whole door, with a credential or without. Further requests get status 429."""
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
-    """Requests per minute with a refused credential, of one IPv4 address or one /64 of IPv6. Above this, the address
-    may use only credentials that were accepted lately."""
+    """Requests per minute with a refused credential, of one IPv4 address or one /64 of IPv6. Above this rate, the
+    address may use only credentials that were accepted lately.
+    """
     redis_url: SecretStr | None = None
-    """Redis in which several gateways count their requests together; in memory if absent, each for itself."""
+    """Redis in which several gateways count their requests together; without it, each gateway counts in its memory."""
     tenant_defaults: TenantSettings = Field(default_factory=TenantSettings)
     """Settings, as JSON, of tenants that have none of their own (`postback tenants put`)."""
     last_used_seconds: float = Field(default=300.0, ge=1, le=86_400)

@@ -29,7 +29,7 @@ def _domain(text: str) -> str:
 
 
 Domain = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_domain)]
-"""A host, or `*.` and a host for all hosts below that one, but not that one itself."""
+"""A host, or `*.` and a host for all of that host's subdomains, without the host itself."""
 
 Rate = Annotated[int, Field(ge=1, le=1_000_000)]
 Quota = Annotated[int, Field(ge=0, le=10**15)]
@@ -41,7 +41,7 @@ class TenantSettings(BoundedModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     models: list[Identifier] | None = Field(default=None, max_length=1000)
-    """The models that the tenant's jobs may name. With this list, every job must name one of them."""
+    """The models that the tenant's jobs may name. With this list, every job must name one of these models."""
     callback_domains: list[Domain] | None = Field(default=None, max_length=1000)
     """The hosts that callbacks may go to: `hooks.example.com`, or `*.example.com` for all hosts below."""
     requests_per_second: Rate | None = None

@@ -25,7 +25,7 @@ from producers.identity import new_hex
 from telemetry.logs import get_logger
 
 _PIECES = 16
-"""Pieces that one turn of a thread copies, 4 MiB: several requests share the threads."""
+"""Pieces that a thread copies at a time, 4 MiB, so that several requests share the threads."""
 
 log = get_logger()
 
@@ -68,7 +68,7 @@ class Assembly:
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
 
         def store(connection: Connection) -> PartRow:
-            # Concurrent parts may all have begun while there was room.
+            # Checked again: several concurrent parts may have begun while there was room for one of them.
             files.require_room(connection, draft.tenant, draft.size, most, "data")
             return uploads.store_part(connection, draft.id, draft.tenant, upload_id, draft.size, now_ms)
 
@@ -143,7 +143,7 @@ class Assembly:
             await self._copy(draft, parts, asked.md5)
             await asyncio.to_thread(draft.writer.commit)
             now_ms = self._shelf.now_ms()
-            dropped = False  # the store decides; if its answer is lost, the sweep removes a file that no upload has
+            dropped = False  # if the store's answer is lost, the sweep removes a file that no upload has
             kept = await self._shelf.store.write(
                 lambda connection: uploads.complete(
                     connection, tenant, upload_id, asked, draft.id, draft.sha256, now_ms

@@ -24,7 +24,7 @@ MOST_LINES: Final = 50_000
 MOST_BYTES: Final = 200 * 1024 * 1024
 """OpenAI's bounds of a batch's input."""
 MOST_ERRORS: Final = 100
-"""Errors that a batch lists; the check ends there."""
+"""The most errors that a batch lists; the check ends after them."""
 
 CheckJob = Callable[[Job], str | None]
 """Returns the reason why the tenant may not run the job, as a sentence; None if the tenant may."""
@@ -78,13 +78,13 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> C
 
 
 class _Seen:
-    """The hashes of the file's `custom_id`s: their texts could have 25 MB."""
+    """Hashes of the file's `custom_id`s, because the texts themselves could have 25 MB."""
 
     def __init__(self) -> None:
         self._lines: dict[bytes, int] = {}
 
     def before(self, custom_id: str, number: int) -> int | None:
-        """Return the line that has the same id, or note this line's."""
+        """Return the earlier line with the same id; if there is none, note this line and return None."""
         digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         earlier = self._lines.setdefault(digest, number)
         return None if earlier == number else earlier

@@ -48,7 +48,7 @@ log = get_logger()
 
 
 class Stopping(Exception):  # noqa: N818 - it names what happened
-    """The process is to end; the next one does the work."""
+    """The process is ending; the next process does the work."""
 
 
 def unlimited(_tenant: str) -> TenantSettings:
@@ -148,7 +148,7 @@ class Clerk(SideTask):
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _claimed(self, row: BatchRow) -> None:
-        """Do the next step of a claimed batch. A stop gives the claim back."""
+        """Do the next step of a claimed batch. If the process stops, the claim is released."""
         renewing = asyncio.create_task(self._renew(row), name=f"claim-{row.id}")
         try:
             await asyncio.to_thread(self._next_step, row)
@@ -162,7 +162,10 @@ class Clerk(SideTask):
         return orders.claim(connection, batch_id, now_ms, now_ms + CLAIM_MS)
 
     async def _renew(self, row: BatchRow) -> None:
-        """Keep the claim until cancelled. While the store is away the claim may end, and others do the work too."""
+        """Keep the claim until cancelled.
+
+        While the store is away, the claim may expire, and another process may do the same work.
+        """
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             until = self._shelf.now_ms() + CLAIM_MS
@@ -197,7 +200,10 @@ class Clerk(SideTask):
             log.info("A batch's files are written, if it has all results.", action="batch-ended", batch_id=row.id)
 
     def _late(self, row: BatchRow) -> BatchRow | None:
-        """Begin to finalise a batch that is past its end. Returns its new row; None if it was changed meanwhile."""
+        """Begin to finalise a batch whose completion window is over.
+
+        Returns the batch's new row; None if the batch was changed meanwhile.
+        """
 
         def change(connection: Connection) -> BatchRow | None:
             if not orders.step(connection, row.id, IN_PROGRESS, FINALIZING, finalizing_at=self._shelf.now_ms()):

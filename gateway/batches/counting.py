@@ -53,7 +53,10 @@ def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int
 
 
 def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, Outcome], now_ms: int) -> None:
-    """Add the lines of one batch, and let it be finalised once all have results. Others' batches are left alone."""
+    """Add the lines of one batch, and let it be finalised once all have results.
+
+    Batches of other tenants stay unchanged.
+    """
     this = batches.c.id == batch_id
     mine = select(batches.c.total).where(this, batches.c.tenant == tenant, batches.c.status.in_(COUNTING))
     total = connection.execute(mine.with_for_update()).scalar_one_or_none()

@@ -144,7 +144,10 @@ class ExpansionHandler:
         lines: dict[int, bytes],
         traceparent: str | None = None,
     ) -> list[Output]:
-        """Return a result for each line of the range that does not run. `lines` are the contents that are known."""
+        """Return a result for each line of the range that does not run.
+
+        `lines` has the lines whose content could be read.
+        """
         self._metrics.jobs.labels(outcome).inc(wanted.lines)
         made = []
         for number in range(wanted.first, wanted.first + wanted.lines):

@@ -69,7 +69,7 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
             return
         for writer in writers:
             writer.finish()
-        # From here the store decides. If its answer is lost, the sweep removes files that no batch has.
+        # If the store's answer is lost from here on, the sweep removes files that no batch has.
         for writer in writers:
             writer.dropped = False
         _commit(shelf, lambda connection: _end(connection, shelf, row, ending, tally, output, error, on_ended), writers)

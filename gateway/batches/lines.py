@@ -1,4 +1,4 @@
-"""The lines of a file, read with bounded memory. Lines are counted from 0; a byte order mark belongs to none."""
+"""The lines of a file, read with bounded memory. Lines are counted from 0; a byte order mark belongs to no line."""
 
 from __future__ import annotations
 

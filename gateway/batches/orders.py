@@ -204,7 +204,10 @@ def due(connection: Connection, now_ms: int, late_ms: int, cancelled_ms: int) ->
 
 
 def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -> BatchRow | None:
-    """Claim a batch for this process. Returns its row; None if another process has it, or it has ended."""
+    """Claim a batch for this process.
+
+    Returns the batch's row; None if another process has claimed the batch, or the batch has ended.
+    """
     free = and_(batches.c.id == identifier, batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED))
     if connection.execute(batches.update().where(free).values(claimed_until=until_ms)).rowcount == 0:
         return None
@@ -212,7 +215,7 @@ def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -
 
 
 def renew(connection: Connection, row: BatchRow, until_ms: int) -> None:
-    """Keep a claim while the batch has the status of its claim, or give it back with 0."""
+    """Extend a claim if the batch still has the status with which it was claimed; 0 releases the claim."""
     claimed = and_(batches.c.id == row.id, batches.c.status == row.status)
     connection.execute(batches.update().where(claimed).values(claimed_until=until_ms))
 

@@ -37,7 +37,7 @@ class Shelf:
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
         """Begin a file. Raises Declined (413), BlobsAway and StoreAway.
 
-        Without `bounded`, the file may exceed the tenant's space: answers of a batch must find room.
+        Without `bounded`, the file may exceed the tenant's space, so that a batch's answers always find room.
         """
         identifier, now_ms = f"file-{new_hex(self.clock)}", self.now_ms()
         most = self.settings.tenant_bytes if bounded else None
@@ -54,7 +54,7 @@ class Shelf:
         now_ms, most = self.now_ms(), self.settings.tenant_bytes
 
         def store(connection: Connection) -> FileRow:
-            # Concurrent uploads may all have begun while there was room.
+            # Checked again: several concurrent uploads may have begun while there was room for one of them.
             files.require_room(connection, draft.tenant, draft.size, most, "file")
             return files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
 
@@ -111,7 +111,10 @@ class Shelf:
 
 
 class Draft:
-    """A file, or a part of one, that is being written. Its bytes are hashed and counted while they are written."""
+    """A file, or a part of one, that is being written.
+
+    The file's bytes are hashed and counted while they are written.
+    """
 
     def __init__(self, identifier: str, writer: BlobWriter, tenant: str) -> None:
         self.id = identifier

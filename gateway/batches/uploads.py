@@ -24,7 +24,7 @@ CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
 
 LIFE_MS: Final = 3_600_000
-"""An upload expires after this time, as OpenAI's."""
+"""An upload expires after this time, as with OpenAI."""
 LATE_MS: Final = 600_000
 """Time after the expiry during which parts remain, for a request that began to complete the upload in time."""
 KEPT_MS: Final = 24 * 3_600_000

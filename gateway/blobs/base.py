@@ -32,7 +32,7 @@ class BlobsAway(BlobError):  # noqa: N818 - it names what happened
 
 
 class BlobWriter(Protocol):
-    """One blob that is being written. It can be read after `commit`."""
+    """One blob that is being written. The blob can be read after `commit`."""
 
     def write(self, data: bytes) -> None:
         """Append bytes. Raises BlobsAway."""
@@ -48,7 +48,7 @@ class BlobWriter(Protocol):
 
 
 class Blobs(Protocol):
-    """Storage of blobs. A name is an id of ours: letters, digits, `-` and `_`. Thread-safe."""
+    """Storage of blobs. A blob's name is one of the gateway's ids: letters, digits, `-` and `_`. Thread-safe."""
 
     def create(self, name: str) -> BlobWriter:
         """Begin a blob. Raises BlobsAway."""

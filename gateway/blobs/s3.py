@@ -41,7 +41,7 @@ class S3Blobs:
         self._client: Any = boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
 
     def create(self, name: str) -> S3Writer:
-        """Begin a blob. The storage first hears of it when a part is full."""
+        """Begin a blob. Nothing is sent to the storage until the first part is full."""
         return S3Writer(self._client, {"Bucket": self._bucket, "Key": self._key(name)})
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -126,7 +126,7 @@ class _Beyond(Exception):  # noqa: N818 - it names what happened
 
 @contextmanager
 def _mapped() -> Iterator[None]:
-    """Raise boto3's errors as ours. The text names the kind of error and no key."""
+    """Raise boto3's errors as BlobErrors. The text names the kind of error and no key."""
     try:
         yield
     except ClientError as error:

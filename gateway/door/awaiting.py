@@ -32,9 +32,9 @@ def bounded(job: Job, seconds: float) -> Job:
 async def answer_of(door: Door, request: Request, principal: Principal, job_id: str) -> Result:
     """Return the result of a job that succeeded.
 
-    A job whose client leaves, or whose time is over, is cancelled, and also when the gateway stops (503). With an
-    `Idempotency-Key` the job goes on when its client leaves or the gateway stops: a repeat gets the answer.
-    Raises ApiError for a job that did not succeed, ApiError (504) when the time is over, and ClientDisconnect.
+    The job is cancelled when its client leaves, its time is over, or the gateway stops (503). With an `Idempotency-Key`
+    the job goes on when its client leaves or the gateway stops, and a repeat gets the answer. Raises ApiError for a job
+    that did not succeed, ApiError (504) when the time is over, and ClientDisconnect.
     """
     try:
         value = await _unless_left(door, request, principal.tenant, job_id)

@@ -17,7 +17,7 @@ from gateway.door.errors import ApiError
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Return the whole body of at most `limit_bytes`.
 
-    A body with a larger Content-Length is refused before it is read, any other once its bytes exceed the limit.
+    A body with a larger Content-Length is refused unread; any other body is refused once its bytes exceed the limit.
     Raises ApiError (400, 408, 413, 415) and ClientDisconnect.
     """
     expect_body(request, limit_bytes)
@@ -34,7 +34,8 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 def expect_body(request: Request, limit_bytes: int) -> None:
     """Check the headers of a body before it is read. Raises ApiError (413, 415).
 
-    For routes that read `request.stream()` themselves; they count the bytes too, since chunked bodies have no length.
+    For routes that read `request.stream()` themselves; these routes also count the bytes, since chunked bodies have no
+    length.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":

@@ -29,7 +29,7 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""Requests that wait behind the one in work, on one connection; the connection ends after them."""
+"""The most requests that may wait behind the one in work; the connection ends after these requests."""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
@@ -66,9 +66,9 @@ class DoorConnection(HttpToolsProtocol):
         """True once the TLS handshake is done; from then on `lost` is called at the end."""
         self._peer: bytes | None = None
         self._outlet: Outlet
-        """The transport as the cycles see it."""
+        """The transport that the connection's cycles get."""
         self._head_since: float | None = None
-        """Since when the head of a request is awaited; None while none is."""
+        """The loop's time since which a request's head is awaited; None while no head is awaited."""
         self._in_head = True
         self._head_bytes = 0
         self._field_bytes = 0
@@ -83,7 +83,7 @@ class DoorConnection(HttpToolsProtocol):
         self._deaf = False
         """True if further input is discarded."""
         self._peer_ended = False
-        """True if the client sends nothing more, and still reads."""
+        """True if the client has ended its side and still reads."""
         self._linger: tuple[float, Pace] | None = None
         self._discarded = 0
 
@@ -228,12 +228,12 @@ class DoorConnection(HttpToolsProtocol):
             super().on_message_complete()
         if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
             self._deaf = True
-            raise RefusedHeadError  # ends the parsing of the input behind it, which gets no answer
+            raise RefusedHeadError  # stops the parser: later input on this connection gets no answer
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Start the next request that waits, or wait for one."""
+        """Start the next waiting request, or wait for a request."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._linger is not None:
             return
@@ -280,7 +280,10 @@ class DoorConnection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """End at the server's stop: at once without a request, else after its response. Streams of events end now."""
+        """End the connection when the server stops: at once, or after the response to the request in work.
+
+        Streams of events end at once.
+        """
         super().shutdown()
         if self._running is not None:
             self._running.end_events()
@@ -318,7 +321,7 @@ class DoorConnection(HttpToolsProtocol):
             self._refuse(_SLOW_BODY)
 
     def _takes_too_slowly(self, now: float) -> bool:
-        """Return whether the peer takes the response too slowly."""
+        """True if the peer reads the response too slowly."""
         if unacknowledged_bytes(self._socket) == 0:
             self._sending = None
             return False
@@ -328,7 +331,7 @@ class DoorConnection(HttpToolsProtocol):
         return self._sending.slow(now, moved)
 
     def _says_no_goodbye(self, now: float) -> bool:
-        """Return whether the peer has everything, and does not answer the end of TLS (`close_notify`)."""
+        """True if the peer has the whole response, and does not answer the end of TLS (`close_notify`)."""
         if not self.transport.is_closing() or self._sending is not None:
             return False
         if self._closing_since is None:

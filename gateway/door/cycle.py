@@ -1,7 +1,7 @@
 """One request and its response on a connection: uvicorn's cycle, with faults of the request's body.
 
-A slow or malformed body is found by the connection while the application waits in `receive`. The cycle raises the
-refusal there, so that the application answers it as any other.
+The connection finds a slow or malformed body while the application waits in `receive`. The cycle raises the refusal in
+`receive`, so that the application answers as for any other error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Cycle(RequestResponseCycle):
         self.message_event.set()
 
     async def run_asgi(self, app: Any) -> None:
-        """Run the application. It answers its own errors; a response that it broke off ends the connection."""
+        """Run the application.
+
+        The application answers its own errors; a response that the application broke off ends the connection.
+        """
         self._task = asyncio.current_task()
         try:
             await app(self.scope, self.receive, self.send)
@@ -49,7 +52,7 @@ class Cycle(RequestResponseCycle):
             self.on_response = _nothing
 
     async def receive(self) -> Any:
-        """Return the next part of the body. Raises ApiError (400, 408) for a malformed or slow one."""
+        """Return the next part of the body. Raises ApiError (400, 408) for a malformed or slow body."""
         message = await super().receive() if self.fault is None else None
         if self.fault is None:
             return message
@@ -75,10 +78,10 @@ class Cycle(RequestResponseCycle):
         await super().send(message)
 
     def end_events(self) -> None:
-        """End a stream of events, which has no end of its own; its client comes back and goes on elsewhere."""
+        """End a stream of events, which never ends by itself; its client connects again to another gateway."""
         if self._events and self._task is not None and not self.response_complete:
             self._task.cancel()
 
 
 def _nothing() -> None:
-    """Stand in for the callback of a response, once the cycle has ended."""
+    """Do nothing: replaces the callback of a response once the cycle has ended."""

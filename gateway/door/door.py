@@ -34,8 +34,9 @@ ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
 
 _OWN_SITE = ("none", "same-origin")
-"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. A browser shows its certificate to each
-of them, as it sends cookies (W3C, Fetch Metadata Request Headers)."""
+"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. A browser sends its client certificate
+with requests from any site's page, as it sends cookies (W3C, Fetch Metadata Request Headers).
+"""
 
 
 def nothing() -> None:
@@ -68,7 +69,7 @@ class Door:
     webhooks: Sending | None = None
     """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing
-    """Tells the clerk of batches, if it works in this process, that one was created or cancelled."""
+    """Tells the clerk of batches, if it works in this process, that a batch was created or cancelled."""
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""

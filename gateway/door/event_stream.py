@@ -36,7 +36,10 @@ class EventStream:
         self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves. The server cancels the stream when it stops; `Observed` then ends it."""
+        """Send events until the client leaves.
+
+        A server that stops cancels the stream; `Observed` then ends the response.
+        """
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
             if scope["method"] != "HEAD":
@@ -47,7 +50,7 @@ class EventStream:
             self._ended()
 
     async def _send_on(self, send: Send) -> None:
-        """Send events without end, and a comment where none came for a while.
+        """Send events without end, and a comment after a while without events.
 
         The first block names the position, so that a client that loses the connection before its first event goes on
         there.
@@ -69,7 +72,7 @@ class EventStream:
 
 
 def event_text(event: StoredEvent) -> bytes:
-    """Return an event as lines of the stream. A line break in its JSON begins another `data` line."""
+    """Return an event as lines of the stream. A line break in the event's JSON begins another `data` line."""
     data = b"".join(b"data: %b\n" % line for line in event.data.splitlines())
     return b"id: %d\nevent: %b\n%b\n" % (event.number, event.type.encode(), data)
 

@@ -37,8 +37,8 @@ class Target:
 def check_fields(version: str, fields: Sequence[tuple[bytes, bytes]], *, upgrades: bool) -> None:
     """Refuse a head that another server on the way may read otherwise. Raises RefusedHeadError.
 
-    `fields` have names in lower case. `upgrades` is true for a request with `Upgrade`: the parser takes it to end at
-    its head, so that its body would be read as the next request.
+    `fields` have names in lower case. `upgrades` is true for a request with `Upgrade`: the parser ends such a request
+    at its head, and would read the body as the next request.
     """
     hosts = [value for name, value in fields if name == b"host"]
     coded = [value.strip().lower() for name, value in fields if name == b"transfer-encoding"]

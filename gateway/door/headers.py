@@ -1,4 +1,4 @@
-"""Header fields that every response has, also one that no application made."""
+"""Header fields of every response, including responses that no application made."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def unless_left(receive: Receive, work: Awaitable[T]) -> T:
-    """Return the work's result. The request's body has been read.
+    """Return the work's result. The request's body must have been read before.
 
     Raises the work's own error, and ClientDisconnect if the client ends the connection before the work ends.
     """

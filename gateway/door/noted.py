@@ -23,5 +23,5 @@ def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str 
 
 
 def note_action(request: Request, action: str) -> None:
-    """Name the action of a request that is no operation of the API: one of the console page."""
+    """Name the action of a request that is no operation of the API, such as a request of the console page."""
     request.scope["state"][ACTION] = action

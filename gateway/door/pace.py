@@ -1,4 +1,4 @@
-"""The least speed of a transfer: a client that moves one byte now and then holds no connection for ever."""
+"""A minimum speed for transfers: a client that moves one byte now and then cannot hold a connection for ever."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def screened(door: Door, principal: Principal, jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs as the operator's rules let them in, with markers in place of redacted matches.
+    """Return the jobs that the operator's rules allow, with markers in place of redacted matches.
 
     Raises ApiError (400) that names each rule and field of rejected jobs, and repeats none of their text.
     """

@@ -1,4 +1,4 @@
-"""The progress of a response, as the kernel knows it: over TLS, buffers below the transport hide it from asyncio.
+"""A response's progress, read from the kernel: over TLS, buffers below the transport hide that progress from asyncio.
 
 Source: Linux, `tcp(7)` (SIOCOUTQ, TCP_INFO) and `struct tcp_info` in `include/uapi/linux/tcp.h`.
 """
@@ -11,11 +11,14 @@ import struct
 import termios
 
 _BYTES_ACKED = struct.Struct("=120xQ")
-"""`tcpi_bytes_acked`, behind 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
+"""The place of `tcpi_bytes_acked`: after 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
 
 
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """Return the bytes that the kernel holds for the peer. 0 shows that the process holds none either."""
+    """Return the bytes that the kernel holds for the peer.
+
+    If the result is 0, the process holds no bytes for the peer either.
+    """
     try:
         return int(struct.unpack("=i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except (OSError, ValueError):

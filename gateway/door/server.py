@@ -1,7 +1,7 @@
 """The HTTP server as a side task of the process: uvicorn's protocol on uvloop and httptools, HTTP/1.1.
 
-The server accepts connections itself. So it counts them before the TLS handshake, and bounds the handshake's time.
-uvicorn's own server would also take over the process's signals, and end it with status 143.
+The server accepts connections itself. So the server counts connections before the TLS handshake, and bounds the
+handshake's time. uvicorn's own server would also handle the process's signals, and end the process with status 143.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
 _SHUTDOWN_SECONDS = 3600.0
-"""uvloop counts this time from the close, even while bytes are on their way; the connection ends a slow peer."""
+"""Long, since uvloop counts this time from the close, even while bytes are sent; the connection itself ends slow
+peers.
+"""
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1
 _ACCEPT_PAUSE_SECONDS = 0.1
@@ -108,7 +110,7 @@ class DoorServer(SideTask):
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
             self._admit(accepted, address[0])
-            await asyncio.sleep(0)  # `sock_accept` returns at once while connections wait, and others need the loop
+            await asyncio.sleep(0)  # lets other tasks run: `sock_accept` returns at once while connections wait
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
         refusal = self._places.take(address)
@@ -135,7 +137,7 @@ class DoorServer(SideTask):
                 ssl_handshake_timeout=self._limits.head_seconds if secure else None,
                 ssl_shutdown_timeout=_SHUTDOWN_SECONDS if secure else None,
             )
-        except OSError:  # ssl.SSLError is one: no TLS 1.3, no certificate where one is required, too slow, gone
+        except OSError:  # such as ssl.SSLError: no TLS 1.3, a required certificate is missing, too slow, or gone
             self._metrics.http_connections_refused.labels("handshake").inc()
             if not connection.begun:
                 self._free(address)

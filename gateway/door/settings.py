@@ -24,9 +24,9 @@ class GatewaySettings(BaseSettings):
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
     """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
     audit_file: Path | None = None
-    """The file to which audit lines are appended; standard output where absent."""
+    """The file to which audit lines are appended; by default standard output."""
     client_certificates: Literal["optional", "required"] = "optional"
-    """With `--client-ca`: whether a client may come without a certificate, and show an API key or a token instead."""
+    """With `--client-ca`: `optional` also admits clients without a certificate, by an API key or a token."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)
     """Seconds for a TLS handshake, and for the request line and header fields of one request."""
     transfer_seconds: float = Field(default=10.0, ge=0.1, le=600)
@@ -46,11 +46,11 @@ class GatewaySettings(BaseSettings):
     body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The most bytes of a JSON body; a request with more gets status 413. Uploaded files have limits of their own."""
     connections: int = Field(default=2000, ge=1, le=100_000)
-    """The most open connections. Further ones are closed at once."""
+    """The most open connections. Further connections are closed at once."""
     connections_per_address: int = Field(default=500, ge=1, le=100_000)
     """The most open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
 
-    Behind a proxy or a load balancer, all clients may have one address: raise it to `connections`."""
+    Behind a proxy or a load balancer, all clients may have one address: raise this limit to `connections`."""
 
     jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
     """The most jobs in one request to `/v1/jobs`. Batches are for more."""

@@ -31,7 +31,7 @@ Found = tuple[int | None, Problem]
 
 
 def is_array(body: bytes) -> bool:
-    """Return whether the body is a JSON array, if it is JSON at all."""
+    """True if the body, provided that it is JSON, is an array."""
     return body.lstrip(_SPACE)[:1] == b"["
 
 
@@ -91,7 +91,7 @@ def new_job(
     traceparent: str | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> NewJob:
-    """Return the job with an id, ready to be accepted. Raises ApiError (400) if its record would be too large.
+    """Return the job with an id, ready to be accepted. Raises ApiError (400) if the job's record would be too large.
 
     `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
     job.
@@ -117,7 +117,7 @@ def new_job(
 
 
 def traceparent_of(request: Request) -> str | None:
-    """Return the `traceparent` of the request's span; without a collector, the one that the client sent, if any."""
+    """Return the `traceparent` of the request's span; without a collector, the client's own, if any."""
     trace = current_trace() or parse_traceparent(request.headers.get(topics.TRACEPARENT))
     return trace.traceparent if trace is not None else None
 

@@ -49,7 +49,7 @@ def event_type_of(body: Any) -> str:
 
 
 def keeps_old_secret(body: Any) -> bool:
-    """Return whether a rotated secret signs on for a day. Raises ApiError (400)."""
+    """True if the old secret signs for one more day after a rotation. Raises ApiError (400)."""
     name = "keep_old_secret_active_for_24_hours"
     if not isinstance(body, dict) or not isinstance(keeps := body.get(name, False), bool):
         raise _refused(name, "is neither true nor false")
@@ -80,7 +80,7 @@ def _url(url: Any, policy: EgressPolicy) -> str:
     if not isinstance(url, str) or not 1 <= len(url) <= _LONGEST_URL:
         raise _refused("url", f"is not a text of 1 to {_LONGEST_URL} characters")
     try:
-        # The normalised URL, which is ASCII: it travels in a header of the record.
+        # The normalised URL is ASCII, as the header of the record needs.
         return str(check_url(url, policy))
     except EgressRefused as refused:
         raise _refused("url", f"must not be called: {refused}") from None
@@ -103,7 +103,7 @@ def _headers(headers: Any) -> dict[str, str]:
         if not _HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise _refused("headers", "has a name or value that no HTTP header can have")
         if is_reserved(name) or name.lower() in found:
-            raise _refused("headers", f"has a header that the sender sets, or one twice: {name.lower()}")
+            raise _refused("headers", f"has a header twice, or a header that the sender sets: {name.lower()}")
         found[name.lower()] = value
     return found
 

@@ -48,7 +48,7 @@ def callback_routes(door: Door, desk: Desk) -> list[Route]:
                 message = f"The tenant's callbacks may not go to {tried.origin} any more; ask the operator."
                 raise ApiError(403, "callback_not_allowed", message)
             if searching.locked():
-                raise ApiError(503, "busy", "Other callbacks are being looked for; send it again.", headers=_SOON)
+                raise ApiError(503, "busy", "Kafka is being searched for other callbacks; try again.", headers=_SOON)
             async with searching:
                 records = await asyncio.to_thread(partial(find_records, kafka, tried, door.clock))
         except NoSuchCallback:

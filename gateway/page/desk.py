@@ -73,7 +73,7 @@ def going_to(address: str) -> Response:
 
 
 def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler with its refusals as pages."""
+    """Return the handler, with each refusal answered as a page."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -99,7 +99,10 @@ def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None
 
 
 def _to_sign_in(request: Request, reason: str) -> Response:
-    """Send the browser to the form, and back to this page afterwards. A page that refreshes itself leaves too."""
+    """Send the browser to the sign-in form, and back to this page afterwards.
+
+    A page that refreshes itself is also left.
+    """
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     back = asked if request.method in ("GET", "HEAD") and len(asked) <= _MOST_NEXT else None
     address = link(SIGN_IN, next=back, reason="ended" if reason else None)

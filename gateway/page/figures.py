@@ -34,7 +34,7 @@ class TenantFigures:
     """A tenant's figures at one time."""
 
     jobs: int
-    """Single jobs that were accepted here and have no result yet."""
+    """Single jobs that the gateway accepted and that have no result yet."""
     lines: int
     """Lines of batches in work without a result."""
     outcomes: Mapping[str, int]

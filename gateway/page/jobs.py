@@ -44,7 +44,7 @@ class ShownSource:
 
     name: str
     address: str | None
-    """The address that its link leads to; None without a link."""
+    """The address of the source's link; None without a link."""
     title: str | None = None
     published: str | None = None
     doi: str | None = None

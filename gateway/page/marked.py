@@ -33,7 +33,10 @@ class Piece:
 
 
 def pieces(result: Result) -> Iterator[Piece]:
-    """Yield the answer's text. The pieces together are the text, whatever places the citations name."""
+    """Yield the answer's text.
+
+    The pieces together are the whole text, also if citations name places outside the text.
+    """
     text = result.text or ""
     numbers = {source: number for number, source in reversed(list(enumerate(result.sources, 1)))}
     begins, ends = _edges(result.citations, len(text))
@@ -52,7 +55,7 @@ def pieces(result: Result) -> Iterator[Piece]:
 
 
 def _edges(citations: Sequence[Citation], length: int) -> tuple[dict[int, list[Citation]], dict[int, list[Citation]]]:
-    """Return the citations by their first and by their last place within the text; an empty place has none."""
+    """Return the citations by their first and by their last place within the text; leave empty places out."""
     begins: dict[int, list[Citation]] = {}
     ends: dict[int, list[Citation]] = {}
     for each in citations:

@@ -58,7 +58,7 @@ def _environment() -> Environment:
 
 
 def link(path: str, **query: object) -> str:
-    """Return the address of a page of the console; None in the query is left out."""
+    """Return the address of a page of the console; parameters that are None are left out."""
     said = {name: str(value) for name, value in query.items() if value is not None}
     return CONSOLE + path + (f"?{urlencode(said)}" if said else "")
 
@@ -79,7 +79,7 @@ def counted(number: int) -> str:
 
 
 def duration(milliseconds: float) -> str:
-    """Return a duration in the unit that suits it."""
+    """Return a duration in milliseconds, seconds, minutes or hours, by its length."""
     if milliseconds < 1000:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000
@@ -90,8 +90,8 @@ def duration(milliseconds: float) -> str:
 
 
 def web_address(text: str | None) -> str | None:
-    """Return an address that a link may lead to: http or https with a host. Any other text is no link."""
-    if text is None or any(character <= " " for character in text):  # browsers and parsers drop some of them
+    """Return an address that a link may lead to: http or https with a host; None for any other text."""
+    if text is None or any(character <= " " for character in text):  # browsers and parsers drop some of these
         return None
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Signing in with an API key or a token, and out. A client certificate needs neither."""
+"""Signing in with an API key or a token, and signing out. Clients with a certificate need no sign-in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from gateway.page.rendering import CONSOLE, link, page
 from gateway.page.visitors import NotSignedIn, Visitors, cookie_name, read_form, set_cookie
 
 _OWN_PAGE = re.compile(rf"{CONSOLE}(/[\x21-\x5b\x5d-\x7e]*|\?[\x21-\x5b\x5d-\x7e]*)?")
-"""An address of a page of ours; a backslash would be read as a slash, and could lead to another host."""
+"""An address of a console page, without backslashes: browsers read them as slashes, which could lead to another
+host.
+"""
 _ENDED = "The session has ended. Sign in again."
 
 
@@ -51,7 +53,9 @@ class SignIn:
         try:
             admitted = await self._door.gate.admit(f"Bearer {credential}", request.scope.get(PEER), address)
         except CredentialRefused:
-            return _form(401, "The key or token is unknown, expired or revoked. Check it for a missing part.", wanted)
+            return _form(
+                401, "The key or token is unknown, expired or revoked. Check that you pasted the whole text.", wanted
+            )
         except TooManyRequests as error:
             refusal = too_many(error)
             return _form(429, refusal.message, wanted, refusal.headers)
@@ -84,7 +88,7 @@ def _form(status: int, problem: str, wanted: str, headers: Any = None) -> Respon
 
 
 def _own(wanted: str) -> str:
-    """Return the wanted address if it is a page of ours, else the first page."""
+    """Return the wanted address if it is a console page, else the first page."""
     return wanted if _OWN_PAGE.fullmatch(wanted) else CONSOLE
 
 

@@ -1,4 +1,7 @@
-"""The console's style sheet, scripts and icon. An address has the content's hash, so browsers keep a file for ever."""
+"""The console's style sheet, scripts and icon.
+
+Each file's address has a hash of the content, so browsers may keep the file for ever.
+"""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
 
 MOST_LOOKED_AT: Final = 2_000
-"""The newest attempts among which the page looks."""
+"""The number of newest attempts that the page searches."""
 MOST_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class FailedCallback:
-    """A callback whose last attempt failed. Delivery may still be trying it."""
+    """A callback whose last attempt failed. Delivery may still try the callback again."""
 
     job_id: str
     last: Attempt
@@ -30,9 +30,9 @@ class FailedCallbacks:
 
     shown: Sequence[FailedCallback]
     found: int
-    """All that were found, also those beyond MOST_SHOWN."""
+    """The number of failed callbacks, including those beyond MOST_SHOWN."""
     is_whole: bool
-    """False if there are older attempts, at which the page did not look."""
+    """False if there are older attempts, which the page did not search."""
 
 
 def failed_callbacks(connection: Connection, tenant: str) -> FailedCallbacks:

@@ -1,4 +1,4 @@
-"""A browser's session or certificate becomes a visitor, and a form's token shows that a page of ours sent it.
+"""A browser's session or certificate becomes a visitor; a token in each form proves that a console page sent the form.
 
 Three means refuse a request of another site's page:
 
@@ -32,7 +32,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 class NotSignedIn(Exception):  # noqa: N818 - it names what is missing
-    """The request has neither a session nor a certificate. The text is for the visitor; it may be empty."""
+    """The request has neither a session nor a certificate. The error's text is for the visitor, and may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,15 @@ class Visitors:
             raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
 
     def _form_token(self, session: str) -> str:
-        """Return the token of a session's forms. No API key begins like its text, so no key has the same digest."""
+        """Return the token of a session's forms.
+
+        The token's text begins like no API key, so no key has the same digest.
+        """
         return self._door.access.digests.of(f"form token of {session}").hex()
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return a form's fields, if a page of ours may have sent it. Raises ApiError (400, 403, 413, 415)."""
+    """Return the fields of a form that a console page sent. Raises ApiError (400, 403, 413, 415)."""
     _require_own_site(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise ApiError(415, "unsupported_content_type", f"Send the form as {_FORM}.")

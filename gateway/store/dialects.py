@@ -1,4 +1,4 @@
-"""The statements that SQLite and PostgreSQL share, but SQLAlchemy has once for each."""
+"""Statements that SQLite and PostgreSQL share, but that SQLAlchemy builds separately for each."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[dict[str, An
 def write_rows(connection: Connection, statement: sqlite.Insert, rows: Sequence[dict[str, Any]]) -> int:
     """Execute an INSERT for rows that all have the same columns; return the number of rows written.
 
-    The statement has no parameters but the columns. It is prepared once for each statement object. SQLAlchemy prepares
-    a statement at each execution, and converts value by value, which took three times as long as SQLite's insert.
+    The statement has no parameters but the columns. The statement is prepared once for each statement object.
+    SQLAlchemy prepares a statement at each execution, and converts value by value, which took three times as long as
+    SQLite's insert.
     """
     prepared = _prepared(statement, tuple(rows[0]), connection.dialect)
     columns = []
@@ -98,8 +99,8 @@ def pair_in(
 ) -> ColumnElement[bool]:
     """Return the condition that two columns of text hold one of the pairs. The pairs are storable texts.
 
-    All pairs are one parameter, or two, so SQLite searches an index for each pair. With a parameter for each text,
-    SQLite 3.40 reads the whole table, and SQLAlchemy takes more time than the database.
+    All pairs are passed as one or two parameters, so that SQLite searches an index for each pair. With a parameter for
+    each text, SQLite 3.40 reads the whole table, and SQLAlchemy takes more time than the database.
     """
     listed = list(pairs)
     if connection.dialect.name == "postgresql":

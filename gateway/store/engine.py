@@ -1,9 +1,9 @@
 """Connections to SQLite and PostgreSQL, so that both behave alike: one writer at a time, and readers beside it.
 
 SQLite has one writer at a time by itself (`BEGIN IMMEDIATE`). On PostgreSQL a write transaction first takes an advisory
-lock and keeps it to its end. So the transactions of several gateways become visible in the order in which they took
-numbers from a sequence; without the lock, a reader could see number 7 before number 6. A change that reads and then
-writes meets no other change in between.
+lock and keeps it to its end. So transactions of several gateways become visible in the order in which they took numbers
+from a sequence. Without the lock, a reader could see number 7 before number 6. So no other change happens between a
+change's reads and its writes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def open_engine(url: str) -> Engine:
 
 
 def writing(engine: Engine, hold: Hold | None = None) -> Engine:
-    """Return an engine on the same pool for write transactions. While `hold` is set, they cannot add to the outbox."""
+    """Return an engine on the same pool for write transactions.
+
+    While `hold` is set, these transactions cannot add to the outbox.
+    """
     return engine.execution_options(**{_WRITES: True, OPTION: hold})
 
 
@@ -63,7 +66,7 @@ def take_turn(connection: Connection) -> None:
 
 
 def is_passing(error: DBAPIError) -> bool:
-    """Return whether the error is the database's state, such as a lost connection, and no defect of the statement."""
+    """True if the error comes from the database's state, such as a lost connection, and not from the statement."""
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 

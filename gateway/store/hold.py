@@ -16,9 +16,9 @@ class Hold:
     """The reasons for a hold, as phrases; None if there is none."""
 
     unknown: str | None = None
-    """Keeps every record from the outbox."""
+    """The reason for which no record may enter the outbox."""
     full: str | None = None
-    """Keeps jobs from the outbox, but not the records about accepted work."""
+    """The reason for which no job may enter the outbox; records about accepted work still may."""
 
     @property
     def refusal(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The schema's revision: a new store gets the newest, and a store with another one is refused."""
+"""The schema's revision: a new store gets the newest, and a store with another revision is refused."""
 
 from __future__ import annotations
 

@@ -32,16 +32,16 @@ _CLOCK = SystemClock()
 class Store:
     """Reads and writes of one database. Thread-safe.
 
-    A change is a function of a connection. It may run more than once, and must have no effect but its rows and its
-    result. A change that raises takes back its own rows only; others may share its transaction. Writes of all processes
-    run one after the other on both databases, so a change may read and then write without a lock of its own.
+    A change is a function of a connection. A change may run more than once, and must have no effect but its rows and
+    its result. A change that raises takes back its own rows only; others may share its transaction. Both databases run
+    the writes of all processes one after the other, so a change may read and then write without a lock.
     """
 
     def __init__(self, engine: Engine, clock: Clock = _CLOCK) -> None:
         self._engine = engine
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self.hold = Hold()
-        """Keeps this process from writing into the outbox while it has a reason."""
+        """While the hold has a reason, this process writes nothing into the outbox."""
         self._writer = Writer(engine, clock, self.hold).start()
 
     @classmethod
@@ -80,7 +80,10 @@ class Store:
         return self._engine.dialect.name
 
     def on_commit(self, call: Callable[[], None]) -> None:
-        """Call a function after each commit of this process, on the writer's thread. It must not block or raise."""
+        """Call a function after each commit of this process, on the writer's thread.
+
+        The function must not block or raise.
+        """
         self._writer.committed.append(call)
 
     def submit(self, change: Callable[[Connection], T]) -> Future[T]:
@@ -139,7 +142,7 @@ class Store:
 
 
 def _away(error: SQLAlchemyError) -> Exception:
-    """Return StoreAway for the database's own state; a defect of a statement stays what it is."""
+    """Return StoreAway for an error of the database's own state; return any other error as it is."""
     if isinstance(error, DBAPIError) and not is_passing(error):
         return error
     return StoreAway(f"the store does not answer ({type(error).__name__})")

@@ -1,4 +1,6 @@
-"""The store's tables. Times are Unix milliseconds; ids are ours; JSON columns hold no prompts and no secrets.
+"""The store's tables.
+
+Times are Unix milliseconds; ids are the gateway's own; JSON columns hold no prompts and no secrets.
 
 Rows of `jobs`, `job_attempts`, `events` and `view_offsets` are rebuilt from Kafka by `postback store rebuild`. All
 other tables are the store's own, and belong into a backup.
@@ -138,8 +140,8 @@ events = Table(
 )
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
-Where `data` is null, the event's data are the result in the job's row. Readers skip such an event once that result is
-removed, or replaced by a result of another outcome."""
+Where `data` is null, the event's data are the result in the job's row. Readers skip an event without data once its
+result is removed, or replaced by a result of another outcome."""
 
 files = Table(
     "files",
@@ -160,7 +162,8 @@ files = Table(
 """Metadata of files; their contents are blobs, named by the id. Ids sort by their time of creation.
 
 The row is written before the first byte of the blob, and is removed after the blob: no blob is without a row. A row
-without `stored_at` is a write in work, or one that was cut off; one with `deleted_at` waits for its blob's removal."""
+without `stored_at` is a write that is under way or was cut off. A row with `deleted_at` waits for the removal of its
+blob."""
 
 uploads = Table(
     "uploads",
@@ -194,7 +197,7 @@ upload_parts = Table(
 )
 """Parts of uploads; their contents are blobs, named by the id. As with files, no blob is without a row.
 
-A row without `stored_at` is a write in work, or one that was cut off."""
+A part without `stored_at` is a write that is under way or was cut off."""
 
 batches = Table(
     "batches",
@@ -231,7 +234,7 @@ batches = Table(
 )
 """One row a batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
 
-A process that validates or finalises a batch sets `claimed_until` again and again, so that others leave it alone."""
+A process that validates or finalises a batch renews `claimed_until`, so that other processes leave the batch alone."""
 
 webhook_endpoints = Table(
     "webhook_endpoints",
@@ -279,8 +282,8 @@ outbox = Table(
 """Records that are accepted, and not yet known to be on Kafka.
 
 Numbers are in the order of the commits, and no number is given twice, also after a row was deleted. A row with a
-`shard`, a tenant, goes to one of the tenant's partitions; another goes by its key. `size` is the record's size in
-bytes, before the value, so that a sum of sizes reads no values."""
+`shard`, a tenant, goes to one of the tenant's partitions; another record goes by its key. `size` is the record's size
+in bytes, before the value, so that a sum of sizes reads no values."""
 
 quotas = Table(
     "quotas",
@@ -308,4 +311,6 @@ writers = Table(
     Column("transaction", BigInt, nullable=False),
     Column("at", BigInt, nullable=False),
 )
-"""The last transaction of each gateway process, on PostgreSQL. A process whose COMMIT was not answered looks here."""
+"""The last transaction of each gateway process, on PostgreSQL. A process whose COMMIT was not answered reads its own
+row here.
+"""

@@ -1,7 +1,7 @@
 """Texts from strangers, as both databases can store them.
 
-PostgreSQL stores no NUL in text, and neither driver encodes a lone surrogate. Such a character becomes U+FFFD, on the
-way into a row and in a comparison alike. So no name in a request or on a topic can fail a statement.
+PostgreSQL stores no NUL in text, and neither driver encodes a lone surrogate. A NUL or a lone surrogate becomes U+FFFD,
+on the way into a row and in a comparison alike. So no name in a request or on a topic can fail a statement.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The writer: one thread, and group commit. Changes that wait together share one transaction.
 
 A group first runs without savepoints, which would cost as much as the changes themselves. If a change raises, the
-transaction is rolled back, and the group runs again with a savepoint for each change: a change that raises then takes
+transaction is rolled back, and the group runs again with a savepoint for each change. A change that raises then takes
 back its own rows only. So a change may run more than once, and must have no effect but its rows and its result.
 
 A group whose transaction the database ended runs once more. The answer to COMMIT may be lost with the connection to
-PostgreSQL. Then the writer takes its turn again, which ends the wait for the lost transaction, and looks for that
-transaction's number in its row of `writers`. So a committed group never runs again. (`pg_xact_status` does not tell: a
-server that crashed gives the id of an unfinished transaction to another one.)
+PostgreSQL. Then the writer takes the advisory lock again, which waits for the end of the lost transaction. The writer
+then looks for the lost transaction's number in its own row of `writers`. So a committed group never runs again.
+(`pg_xact_status` cannot be used: after a crash, the server gives the id of an unfinished transaction to another one.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_TOGETHER = 256
 MOST_WAITING = 8_192
 """Changes that may wait. A database that is stuck must not fill the memory."""
 RESOLVE_SECONDS = 20.0
-"""The time for which the writer asks for the fate of a transaction."""
+"""The time for which the writer asks if a transaction was committed."""
 _ASK_AGAIN_SECONDS = 0.2
 _TRIES = 2
 

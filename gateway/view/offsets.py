@@ -63,7 +63,10 @@ def being_rebuilt(connection: Connection) -> bool:
 
 
 def move(connection: Connection, moves: Mapping[TopicPlace, tuple[int, int]]) -> None:
-    """Move each partition's offset from the first number to the second. Raises OffsetsMoved if one is elsewhere."""
+    """Move each partition's offset from the first number to the second.
+
+    Raises OffsetsMoved if an offset is not at the first number.
+    """
     if not moves:
         return
     columns = view_offsets.c

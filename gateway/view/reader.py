@@ -55,7 +55,7 @@ class TopicReader:
     def first_kept_ms(self, place: TopicPlace) -> int | None:
         """Return the time of a partition's first record in Unix milliseconds.
 
-        0: the partition never had a record. None: it has none left.
+        The time is 0 if the partition never had a record. None: it has none left.
         """
         low, high = self._watermarks(TopicPartition(place.topic, place.partition))
         if low >= high:
@@ -81,7 +81,7 @@ class TopicReader:
         self._consumer.assign([TopicPartition(p.topic, p.partition, offset) for p, offset in offsets.items()])
 
     def records(self, most: int, seconds: float) -> list[Any]:
-        """Wait for a record, and return it with those that are there already."""
+        """Wait for a record, and return it with the records that have already arrived."""
         found: list[Any] = []
         for message in [*self._consumer.consume(1, seconds), *self._consumer.consume(most - 1, 0)]:
             error = message.error()

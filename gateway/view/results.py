@@ -31,11 +31,11 @@ class StoredResult:
     has_callback: bool
     """True if delivery sends the result to a callback of the job's own."""
     first: bool
-    """True for a job's first result. A job that an operator put back has another result."""
+    """True for a job's first result. A job that an operator put back gets a further result."""
 
 
 OnResults = Callable[[Connection, Sequence[StoredResult]], None]
 """A function that the view calls in the transaction of the results, in their order.
 
-It may run more than once for a transaction, and must have no effect but its rows. If it raises, the view calls it for
-each result alone, and writes the result at fault without it."""
+The function may run more than once for a transaction, and must have no effect but its rows. If the function raises, the
+view calls it for each result alone; a result that fails again is written without the call."""

@@ -77,7 +77,7 @@ def _attempts(connection: Connection, before_ms: int) -> int:
 
 
 def _events(connection: Connection, before_ms: int) -> int:
-    """Remove from the lowest number on: an event is younger than those with lower numbers, or nearly so."""
+    """Remove old events from the lowest number on, because numbers nearly follow the events' ages."""
     first = connection.execute(select(events.c.number, events.c.at).order_by(events.c.number).limit(TOGETHER)).all()
     old = [row.number for row in first if row.at < before_ms]
     if old:
@@ -95,7 +95,10 @@ def _writers(connection: Connection, before_ms: int) -> int:
 
 
 def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
-    """Remove some rows that are old. The database finds them by the index of their times, and then by their keys."""
+    """Remove some rows that are old.
+
+    The database finds the rows by the index of their times, and then by their keys.
+    """
     key = list(table.primary_key.columns)
     some = select(*key).where(old).limit(TOGETHER)
     return connection.execute(table.delete().where(tuple_(*key).in_(some))).rowcount

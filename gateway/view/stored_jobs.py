@@ -1,6 +1,6 @@
 """Reads of a tenant's jobs: one by its id, and lists in a stable order.
 
-A batch's line gets a row when its result comes. Until then, the line's state is read from the batch's row.
+A batch's line gets a row when its result comes. Before the result, the line's state is read from the batch's row.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | Non
 
 
 def delete_job(connection: Connection, tenant: str, job_id: str, now_ms: int) -> None:
-    """Remove a finished job's answer and input, and so its events. Its row stays: its id is not used again."""
+    """Remove a finished job's answer and input, and so its events.
+
+    The row stays, so that the job's id is not used again.
+    """
     this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id) & jobs.c.result.is_not(None)
     connection.execute(jobs.update().where(this).values(deleted_at=now_ms, result=None, request=None))
 

@@ -90,7 +90,7 @@ def _trace(connection: Connection, tenant: str, job: StoredJob) -> Trace:
 
 
 def attempt_of(row: Any) -> Attempt:
-    """Return a row of `job_attempts`. Members that delivery did not write as it does now are None."""
+    """Return a row of `job_attempts`. Members are None if delivery wrote them in another form than today's."""
     said = row.details
     return Attempt(
         at_ms=row.at,

@@ -1,7 +1,8 @@
 """The view: follows `model_results` and `callback_attempts`, and writes rows.
 
 Rows and offsets are written in one transaction, by compare-and-set on the offsets. So a view that dies repeats nothing,
-and several views of one store count nothing twice: the slower one finds the offsets moved, and reads on from there.
+and several views of one store count nothing twice. The slower view finds the offsets moved, and continues from the new
+offsets.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class TopicView(SideThread):
     def _take(self, messages: Sequence[Any]) -> None:
         """Write records. Raises StoreAway and OffsetsMoved.
 
-        If a defect makes that fail, each record is written alone. A record that still fails is written without its
-        consequences, or else left out, so that the view goes on with all others.
+        If a defect makes the common write fail, each record is written alone. A record that still fails is written
+        without its consequences, or else left out, so that the view goes on with all others.
         """
         if self._is_written(messages, self._hooks):
             return
@@ -113,7 +114,7 @@ class TopicView(SideThread):
                 self._next |= {place: after for place, (_, after) in self._moves([message]).items()}
 
     def _is_written(self, messages: Sequence[Any], hooks: Sequence[OnResults]) -> bool:
-        """Write records; return False if that fails by a defect. Raises StoreAway and OffsetsMoved."""
+        """Write records; return False if a defect makes the write fail. Raises StoreAway and OffsetsMoved."""
         try:
             self._write(messages, hooks)
         except (StoreAway, OffsetsMoved):
@@ -127,7 +128,7 @@ class TopicView(SideThread):
 
     def _say_at_fault(self, message: Any) -> None:
         log.error(
-            "A record could not be written with its consequences; they are left out.",
+            "A record could not be written with its consequences; leaving the consequences out.",
             action="view-record-failed",
             topic=message.topic(),
             partition=message.partition(),
@@ -153,7 +154,7 @@ class TopicView(SideThread):
         self._waiting.announce([(each.tenant, each.result.job_id) for each in results])
 
     def _read(self, messages: Sequence[Any]) -> tuple[list[ResultRecord], list[AttemptRecord]]:
-        """Return the records that the fleet wrote; delivery reports those of others."""
+        """Return the records that the fleet wrote; delivery reports records of other writers."""
         results = [result_of(each) for each in messages if each.topic() == self._kafka.topics.results]
         attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
         return [each for each in results if each is not None], [each for each in attempts if each is not None]

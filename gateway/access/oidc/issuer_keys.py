@@ -17,7 +17,7 @@ from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 
 FETCH_SECONDS = 5.0
-"""Longest time of a fetch: of the configuration and of the keys, each."""
+"""Longest time of one fetch, of the configuration or of the keys."""
 MOST_BYTES = 256 * 1024
 MOST_KEYS = 100
 LEAST_RSA_BITS = 2048
@@ -28,7 +28,7 @@ log = get_logger()
 
 
 class IssuerAway(Exception):  # noqa: N818 - it names what happened
-    """The issuer's keys cannot be fetched, and no earlier ones count any more; the request may be repeated."""
+    """The issuer's keys cannot be fetched, and the last keys are too old; the request may be repeated."""
 
 
 class IssuerKeys:
@@ -139,7 +139,10 @@ def _get(session: requests.Session, url: str, clock: Clock) -> dict[str, Any]:
 
 
 def _usable(document: object) -> Key | None:
-    """Return a public key for signatures; None for any other content. One wrong key must not spoil the set."""
+    """Return a public key for signatures; None for any other content.
+
+    An unusable key must not make the issuer's other keys unusable.
+    """
     if not isinstance(document, dict) or document.get("use", "sig") != "sig" or "d" in document:
         return None
     kind = _KINDS.get(str(document.get("kty")))

@@ -8,19 +8,21 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]
-"""Signatures with a private key. HMAC is left out: a party that can verify it can also sign."""
+"""Signature algorithms that sign with a private key. HMAC is left out: each party that can verify an HMAC can also
+sign.
+"""
 
 Claim = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s?#]+$", max_length=2048)]
 
 
 class OidcSettings(BaseModel):
-    """The OpenID Connect issuer whose tokens (JWT) open the door beside API keys."""
+    """The OpenID Connect issuer whose tokens (JWT) the gateway accepts beside API keys."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     issuer: HttpsUrl | None = None
-    """The issuer's URL, exactly as in the `iss` of its tokens. No token is taken if absent."""
+    """The issuer's URL, exactly as in the `iss` of its tokens. Without an issuer, no token is accepted."""
     audience: str | None = Field(default=None, min_length=1, max_length=512)
     """This service's name in the `aud` of tokens; required with an issuer."""
     jwks_url: HttpsUrl | None = None
@@ -28,17 +30,17 @@ class OidcSettings(BaseModel):
     ca_file: Path | None = None
     """Authorities (PEM) of the issuer's certificate; by default those of Python's `certifi`."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
-    """The signature algorithms that are taken, as JSON."""
+    """The signature algorithms that are accepted, as JSON."""
     tenant_claim: Claim = "tenant"
     """The claim with the tenant's name."""
     scope_claim: Claim = "scope"
     """The claim with the scopes: a text with spaces between, or a list."""
     scope_prefix: str = Field(default="postback:", max_length=64)
-    """The start of this service's scopes in tokens: `postback:read` is the scope `read`. Others are passed over."""
+    """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Others are passed over."""
     leeway_seconds: int = Field(default=30, ge=0, le=300)
     """The difference between the issuer's clock and this one that `exp` and `nbf` allow."""
     keys_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for that long at most."""
+    """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for this time at most."""
     cooldown_seconds: float = Field(default=30.0, ge=1, le=3600)
     """Shortest time between two requests to the issuer, however many tokens name unknown keys."""
     stale_seconds: float = Field(default=86_400.0, ge=0, le=7 * 86_400)
@@ -47,5 +49,7 @@ class OidcSettings(BaseModel):
     @model_validator(mode="after")
     def _have_an_audience(self) -> Self:
         if self.issuer is not None and self.audience is None:
-            raise ValueError("an issuer needs an audience: its tokens for other services would open this one")
+            raise ValueError(
+                "an issuer needs an audience: without one, its tokens for other services would be valid here"
+            )
         return self

@@ -1,7 +1,7 @@
 """A token (JWT, RFC 7519) becomes a principal. Best practices: RFC 8725.
 
-The header of a token chooses nothing but one of the issuer's published keys: its `jku`, `x5u`, `jwk` and `x5c` are
-never read, and its `alg` must be on the operator's list and fit the key.
+The header of a token chooses only one of the issuer's published keys. Its `jku`, `x5u`, `jwk` and `x5c` are never read;
+its `alg` must be on the operator's list and fit the key.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Tokens:
             claims = jwt.decode(token, key, registry=self._registry).claims
             rules.validate(claims)
             claims["exp"] = int(claims["exp"])
-        except Exception:  # any text may come as a token, and each error of its reading refuses it
+        except Exception:  # a token may be any text, so every error while reading it refuses it
             raise CredentialRefused(_REFUSED) from None
         return claims
 
@@ -102,7 +102,10 @@ def _decoded(part: str) -> bytes:
 
 
 def _key_id(header: dict[str, Any]) -> str | None:
-    """Return the key's id, which is only ever compared. Raises CredentialRefused."""
+    """Return the key's id, which is compared with the issuer's ids and used for nothing else.
+
+    Raises CredentialRefused.
+    """
     key_id = header.get("kid")
     if key_id is not None and (not isinstance(key_id, str) or len(key_id) > MOST_KEY_ID):
         raise CredentialRefused(_REFUSED)
@@ -115,7 +118,7 @@ def _fits(key: Key, algorithm: object) -> bool:
 
 
 def _shown(subject: str) -> str:
-    """Return the subject as it stands in logs and rows; a long or unprintable one by its hash."""
+    """Return the subject for logs and rows: itself, or the hash of a long or unprintable subject."""
     if _SHOWABLE.fullmatch(subject):
         return subject
     return "sha256-" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:32]

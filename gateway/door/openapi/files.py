@@ -57,7 +57,7 @@ OPERATIONS = (
         "Upload a part",
         Scope.SUBMIT,
         "UploadPart",
-        about="A part has 64 MiB at most; parts may arrive at once and in any order.",
+        about="A part has 64 MiB at most; parts may arrive at the same time and in any order.",
         body="PartForm",
         body_type="multipart/form-data",
     ),

@@ -32,7 +32,7 @@ OPERATIONS = (
                 "`bulk` jobs wait behind `default` ones; `spare` jobs run while no other waits.",
                 _LANE,
             ),
-            Parameter("x-postback-lane", "The lane, where the query has none.", _LANE, "header"),
+            Parameter("x-postback-lane", "The lane, if the query names none.", _LANE, "header"),
         ),
         "JobOrJobs",
     ),
@@ -61,7 +61,7 @@ OPERATIONS = (
         "Cancel a job",
         Scope.CANCEL,
         "JobObject",
-        about="A job that has ended is a 409. A result that comes before its worker hears of it stays the result.",
+        about="A job that has ended is a 409. A result that is older than the cancellation remains.",
     ),
     Operation(
         "POST",
@@ -135,7 +135,7 @@ OPERATIONS = (
         about="Server-sent events. `id` is the event's number, `data` is the body of the webhook.",
         parameters=(
             Parameter("after", "Begin after this event; 0 begins with the oldest one.", {"type": "integer"}),
-            Parameter("types", "Only these types, with commas; `batch.*` means all below `batch.`."),
+            Parameter("types", "Only these types, separated by commas; `batch.*` means all below `batch.`."),
             Parameter("Last-Event-ID", "As `after`, sent by browsers that connect again.", place="header"),
         ),
         answer_type="text/event-stream",

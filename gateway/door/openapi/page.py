@@ -1,4 +1,4 @@
-"""The OpenAPI document as one HTML page, without scripts and without anything from elsewhere."""
+"""The OpenAPI document as one HTML page, without scripts and without resources of other hosts."""
 
 from __future__ import annotations
 

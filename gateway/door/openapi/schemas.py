@@ -1,4 +1,4 @@
-"""The schemas of bodies. Those of jobs, results and settings come from their models."""
+"""The schemas of bodies. The schemas of jobs, results and settings come from their pydantic models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ref(name: str) -> dict[str, str]:
 
 
 def _object(kind: str | None, /, **properties: Any) -> dict[str, Any]:
-    """Return the schema of an object; `kind` is the value of its `object`. Every property may be expected."""
+    """Return the schema of an object; `kind` is the value of its `object`. Only `id` and `object` are required."""
     named = {"id": _TEXT, "object": {"const": kind}} if kind is not None else {}
     return {"type": "object", "properties": {**named, **properties}, "required": list(named)}
 

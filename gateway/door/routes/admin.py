@@ -41,11 +41,11 @@ class KeyRequest(BoundedModel):
     tenant: Tenant
     """The tenant whose work the key submits and reads."""
     scopes: Annotated[frozenset[Scope], Field(min_length=1)] = DEFAULT_SCOPES
-    """The key's scopes; everything within its tenant if absent."""
+    """The key's scopes; by default everything within the key's tenant."""
     label: Annotated[str, Field(max_length=256)] | None = None
     """A name for people."""
     expires_in_seconds: Annotated[int, Field(ge=1, le=_YEAR_SECONDS)] | None = None
-    """Seconds for which the key is valid; without end if absent."""
+    """Seconds for which the key is valid; by default without end."""
 
 
 class AdminRoutes:

@@ -42,7 +42,7 @@ async def _names(door: Door, fleet: FleetModels, principal: Principal) -> list[s
     try:
         names = await fleet.names()
     except ModelsUnknown:
-        message = "Kafka does not tell the workers' models; repeat the request."
+        message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
         raise ApiError(503, "models_unknown", message, headers={"retry-after": "5"}) from None
     allowed = (await door.access.tenant(principal.tenant)).models
     return sorted(names if allowed is None else set(names) & set(allowed))

@@ -54,7 +54,7 @@ class ResponseRoutes:
         if not background:
             job = bounded(job, door.settings.await_seconds)
         [let_in] = await screened(door, principal, [job])
-        kept = _kept(body) if let_in == job else None  # the body is not stored where a part of it was redacted
+        kept = _kept(body) if let_in == job else None  # a body with a redacted part is not stored
         trace = submitted.traceparent_of(request)
         new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
         state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
@@ -111,7 +111,11 @@ class ResponseRoutes:
         job_id, page = _job_id(request), query.page(request)
         found = await self._found(principal, job_id)
         if found.request is None:
-            raise ApiError(404, "input_not_stored", "The response's input is not stored: its request forbade it.")
+            raise ApiError(
+                404,
+                "input_not_stored",
+                "The response's input was not stored: `store` was false, or the input filter redacted it.",
+            )
         items = input_items(job_id, json.loads(found.request))
         if not page.ascending:
             items.reverse()

@@ -133,7 +133,7 @@ def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
 
 
 def _sending(door: Door) -> Sending:
-    """Return the keys of endpoints. Raises ApiError (409) without a keyring, since nothing could sign."""
+    """Return the keys of endpoints. Raises ApiError (409) without a keyring, since no request could be signed."""
     if door.webhooks is None:
         raise conflict("webhooks_unavailable", "The operator of this gateway has not set POSTBACK_KEYRING.")
     return door.webhooks
@@ -185,7 +185,10 @@ def _with_secret(row: EndpointRow, sending: Sending) -> dict[str, Any]:
 
 
 async def _sent(row: EndpointRow, kind: str, sending: Sending) -> Mapping[str, Any]:
-    """POST a sample event to the endpoint. Raises ApiError: 409 if no HTTP answer came, 503 without connections."""
+    """POST a sample event to the endpoint.
+
+    Raises ApiError: 409 if no HTTP answer came, 503 if no connection is free.
+    """
     try:
         outcome = await sending.test(row, kind)
     except Exhausted:
