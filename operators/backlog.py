@@ -35,7 +35,7 @@ class GroupProgress:
 def standings(settings: KafkaSettings) -> list[GroupProgress]:
     """Return the progress in every partition that a group of the fleet reads, lanes first. Raises ProducerError.
 
-    This includes all engines' lanes, and tiers of earlier schedules.
+    The result includes all engines' lanes, and tiers of earlier schedules.
     """
     with admin_client(settings) as admin:
         return standings_by(admin, settings)

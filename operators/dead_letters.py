@@ -1,4 +1,4 @@
-"""Dead letters: jobs and callbacks that were given up. Commands list them and put them back (redrive).
+"""Dead letters: jobs and callbacks that were given up. Commands list dead letters, and put them back (redrive).
 
 A redrive puts a letter back in one transaction with a mark in `dead_letters.redriven`. All redrives of a fleet share
 one transactional.id, so that even simultaneous redrives put each letter back once. A redrive first ends the open
@@ -262,7 +262,7 @@ class DeadLetters:
 
         The number may be smaller than in an earlier `tally`: this method reads the marks after `back` has fenced all
         other redrives. With `as_new_events` a job's next result has a new `webhook-id`. Otherwise a consumer of the
-        job's former result would drop the next one as a repeat.
+        job's former result would drop the next result as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -343,9 +343,11 @@ def _named_remainder(value: bytes | None) -> int:
 def mark(
     names: Topics, place: StoredPlace, letter_ms: int, reason: str, headers: list[tuple[str, bytes]], now_ms: int
 ) -> Returning:
-    """Return the mark of a letter that is put back. It prevents a second redrive; its headers name tenant and job.
+    """Return the mark of a letter that is put back.
 
-    `letter_ms` is the letter's timestamp, Unix milliseconds. It shows if a later letter has got the same place.
+    The mark prevents a second redrive; its headers name tenant and job.
+
+    `letter_ms` is the letter's timestamp, Unix milliseconds. This time shows if a later letter has got the same place.
     """
     said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
     whose = [(name, value) for name, value in headers if name in _WHOSE]

@@ -1,8 +1,9 @@
 """The timeline of a job's callback: settled, tried, waiting, given up, put back.
 
-The fleet's topics are the only source. `callback_attempts` has each POST's outcome and never its body. It has an
-excerpt of the answer's body if delivery is set to keep one. A tier's record has the time at which the callback's
-wait ends. Each deferral without a try writes a new record, hundreds in an outage; all of these become one step.
+The fleet's topics are the only source. `callback_attempts` has each POST's outcome and never its body. An attempt's
+record has an excerpt of the answer's body if delivery is set to keep one. A tier's record has the time at which the
+callback's wait ends. Each deferral without a try writes a new record, hundreds in an outage; all of these become one
+step.
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ def deliveries(
 
 
 def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
-    """Return the time from which to search attempts and waits, which are most of the records: none precedes the result.
+    """Return the time from which to search attempts and waits; none precedes the result.
 
-    If a dead letter precedes the first kept result, an earlier result is missing; then the search covers all records.
+    A limit saves time, since attempts and waits are most of the records. If a dead letter precedes the first kept
+    result, an earlier result is missing; then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)

@@ -1,4 +1,7 @@
-"""The endpoints that the fleet knows, and operators' orders for them. Every delivery process reads their topic."""
+"""The endpoints that the fleet knows, and operators' orders for them.
+
+Every delivery process reads the topic of these orders.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord
 
 
 def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
-    """Return the disabled endpoints. A callback that is put back for one of them would be given up at once.
+    """Return the disabled endpoints. A callback that is put back for a disabled endpoint would be given up at once.
 
     Raises ProducerError.
     """
@@ -49,7 +52,7 @@ def latest_records(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecor
             endpoint = read_key(record.key)
             said = read_endpoint(record.value) if record.value is not None else None
         except InvalidEndpointRecord:
-            continue  # delivery ignores it too, and logs a warning
+            continue  # delivery also ignores this record, and logs a warning
         known = last.get(endpoint)
         if known is not None and known.state is EndpointState.DISABLED and not ends_disabling(said):
             continue

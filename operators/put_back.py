@@ -35,8 +35,8 @@ class NotPutBack(RequestRefused):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(
-            f"Kafka did not confirm the last batch ({error}); another run may have taken over. Those before it are "
-            "put back"
+            f"Kafka did not confirm the last batch ({error}); another run may have taken over. The batches before it "
+            "are put back"
         )
 
 
@@ -58,7 +58,9 @@ class Returning:
 
 
 class PutBack(Connection):
-    """A transactional producer. A later producer with an equal `identity` fences it and ends its open transaction.
+    """A transactional producer.
+
+    A later producer with an equal `identity` fences this one and ends this one's open transaction.
 
     All methods raise ProducerError.
     """

@@ -52,7 +52,7 @@ def rollouts(settings: KafkaSettings) -> RolloutTable:
             try:
                 table.apply(record.key, record.value)
             except InvalidRollout:
-                continue  # workers ignore it too, and log a warning
+                continue  # workers also ignore this record, and log a warning
     return table
 
 
@@ -111,7 +111,7 @@ def end(settings: KafkaSettings, rollout: Rollout, step: Step) -> None:
         alias=order.alias,
         rollout=order.id,
         step=step,
-        why=f"an operator said so during {rollout.step}",
+        why=f"an operator's order, during {rollout.step}",
         by=OPERATOR,
         at=at,
     )
@@ -129,7 +129,7 @@ def judged(settings: KafkaSettings, rollout: Rollout) -> JudgedRollout:
             try:
                 said = read_comparison(record.key, record.value)
             except InvalidComparison:
-                continue  # workers ignore it too, and log a warning
+                continue  # workers also ignore this record, and log a warning
             judge.take(said)
             if said.differs:
                 different.append(said)
@@ -137,5 +137,5 @@ def judged(settings: KafkaSettings, rollout: Rollout) -> JudgedRollout:
 
 
 def model_of(rollout: Rollout) -> str | None:
-    """Return the model that the alias stands for after this rollout; None for its own meaning."""
+    """Return the model that the alias stands for after this rollout; None if it means the same as without rollouts."""
     return rollout.order.candidate if rollout.step is Step.PROMOTED else rollout.order.primary

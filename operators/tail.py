@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """The events to show. Only results have a model and an outcome; a job's other events are shown if its result is."""
+    """The events to show.
+
+    Only results have a model and an outcome; a job's other events are shown if the job's result is shown.
+    """
 
     tenant: str | None = None
     job_prefix: str = ""
@@ -42,7 +45,7 @@ class EventFilter:
 
     @property
     def is_by_result(self) -> bool:
-        """True if a result decides over its job's other events."""
+        """True if a job's result decides which of the job's other events are shown."""
         return self.model is not None or self.outcome is not None
 
 
@@ -79,7 +82,10 @@ class Tail(CommittedReader):
         return replace(step, facts={**step.facts, "model": _model_of(record)})
 
     def _decided(self, step: CallbackStep) -> list[CallbackStep]:
-        """Given one more step, return the steps to show now. Brokers may give an attempt before its result."""
+        """Given one more step, return the steps to show now.
+
+        Brokers may deliver an attempt's record before that of its result.
+        """
         if not self._wanted.is_by_result:
             return [step]
         job = (step.tenant, step.job_id)

@@ -40,7 +40,10 @@ class Frame:
 
 
 class RecentEvents:
-    """Counts of the last minute's events, in buckets of a second. Untrusted names are cut, and few are kept apart."""
+    """Counts of the last minute's events, in buckets of a second.
+
+    Untrusted names are cut, and only a few of them are counted separately.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -17,7 +17,7 @@ from schemas.topics import TopicSpec
 from telemetry.clock import Clock, Deadline, SystemClock
 
 SESSION_TIMEOUT_MS = 6000
-"""Time after which the group gives a killed worker's partitions away: the broker's minimum, but at least this."""
+"""Least time after which the group reassigns a killed worker's partitions; the broker's own minimum may be longer."""
 
 HEARTBEAT_INTERVAL_MS = 1000
 REPLICAS = 3
@@ -130,7 +130,7 @@ def create_topics(
 def wanted_replicas(admin: Any, settings: KafkaSettings) -> int:
     """Return the number of copies in the settings; without one, the number of brokers, at most three.
 
-    The brokers' own default (KIP-464) is not used, since it is one unless an operator sets it.
+    The brokers' own default (KIP-464) is not used, since that default is 1 unless an operator sets it.
     """
     return settings.replication_factor or min(REPLICAS, len(admin.describe_cluster()["brokers"]))
 
@@ -147,15 +147,15 @@ def _compare(spec: TopicSpec, found: _Layout, report: TopicsReport, raise_partit
 def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsReport:
     """Make consumer groups (KIP-848, brokers from 4.0) notice a killed member as early as the broker allows.
 
-    The groups need not exist yet. If the broker refuses, the report says so, and the groups keep its default of 45 s.
-    Raises ProducerError if no broker answers.
+    The groups need not exist yet. If the broker refuses, the report says so, and the groups keep the broker's default
+    of 45 s. Raises ProducerError if no broker answers.
     """
     with admin_client(settings) as admin:
         try:
             config = _group_config(_broker_config(admin))
             answer = _alter_groups(admin, list(groups), config)
         except (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError) as error:
-            return GroupsReport(problems=[f"the broker does not allow it ({type(error).__name__})"])
+            return GroupsReport(problems=[f"the broker refuses this configuration ({type(error).__name__})"])
     problems = [f"{name}: {said}" for name, said in answer.items() if said != "OK"]
     return GroupsReport(None if problems else int(config["consumer.session.timeout.ms"]), problems)
 
@@ -234,7 +234,7 @@ def _broker_config(admin: Any) -> dict[str, str]:
 
 
 def _group_config(broker: dict[str, str]) -> dict[str, str]:
-    """Return the shortest session that the broker allows, and a heartbeat interval with which two may get lost."""
+    """Return the shortest session that the broker allows, and a heartbeat interval of a third of that session."""
     if "group.consumer.min.session.timeout.ms" not in broker:
         raise kafka_errors.UnsupportedVersionError("groups have no configuration before Apache Kafka 4.0")
     heartbeat = max(HEARTBEAT_INTERVAL_MS, int(broker["group.consumer.min.heartbeat.interval.ms"]))

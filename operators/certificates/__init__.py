@@ -1,6 +1,6 @@
 """A private certificate authority for the front door: certificates of servers and clients, renewal and revocation.
 
-`operations` has the operations on an authority's directory. The rest is below it: `files` and `index` (the directory),
+`operations` has the operations on an authority's directory. Below `operations` are `files` and `index` (the directory),
 `authority`, `issuing` and `revocation` (pure, on cryptography), `names` and `lifetimes` (the rules).
 """
 

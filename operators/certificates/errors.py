@@ -32,4 +32,4 @@ class CertificateExists(CertificatesError):  # noqa: N818 - named after the cert
 
 
 class CertificateUnknown(CertificatesError):  # noqa: N818 - named after the certificate
-    """No certificate has this name or serial number, or none that the operation applies to."""
+    """No certificate that the operation applies to has this name or serial number."""

@@ -89,7 +89,7 @@ class Index(BaseModel):
         return {one.name: one for one in self.certificates}
 
     def revocations(self, now: datetime) -> Iterator[Revocation]:
-        """Yield the entries of a revocation list. A certificate that expired a day ago needs none.
+        """Yield the entries of a revocation list. A certificate that expired a day ago needs no entry.
 
         The day is for servers whose clocks are slow: to them the certificate has not expired yet.
         """

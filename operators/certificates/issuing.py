@@ -73,7 +73,10 @@ class Leaf(BaseModel):
 
     @classmethod
     def server(cls, name: str, sans: tuple[str, ...] = ()) -> Self:
-        """Return a server's leaf. Without other names, its own name is its DNS name or address. Raises InputRefused."""
+        """Return a server's leaf.
+
+        Without other names, the leaf's own name is also its DNS name or address. Raises InputRefused.
+        """
         name = checked_name(name)
         if len(sans) > MOST_SANS:
             raise InputRefused(f"--san: at most {MOST_SANS} names")

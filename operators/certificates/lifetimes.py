@@ -11,7 +11,9 @@ from operators.certificates.errors import InputRefused
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 90
 CRL_DAYS = 180
-"""Long enough that renewals every 90 days re-sign the list in time: past its end, no client certificate is accepted."""
+"""Days of a revocation list, long enough that renewals every 90 days re-sign the list in time. Once the list is
+overdue, no client certificate is accepted.
+"""
 MOST_DAYS = MappingProxyType({"authority": 7300, "server": 398, "client": 825, "crl": 3650})
 """Limits in days. Browsers take a server's certificate for at most 398 days (CA/Browser Forum, ballot SC31)."""
 
@@ -26,7 +28,7 @@ class State(StrEnum):
 
     VALID = "valid"
     EXPIRING = "expiring"
-    """In the last third of its life: renew it."""
+    """The object is in the last third of its life, and should be renewed."""
     EXPIRED = "expired"
     REVOKED = "revoked"
 
@@ -49,7 +51,10 @@ def validity(days: int, now: datetime, end: datetime | None = None) -> tuple[dat
 
 
 def state_at(now: datetime, begin: datetime, end: datetime, notice: timedelta | None = None) -> State:
-    """Return the state of an object with this lifetime. By default notice is given for the last third of it."""
+    """Return the state of an object with this lifetime.
+
+    By default, notice is given in the last third of the lifetime.
+    """
     if end < now:
         return State.EXPIRED
     return State.EXPIRING if end - now <= (notice or (end - begin) / 3) else State.VALID

@@ -1,7 +1,7 @@
 """The names in certificates: a leaf's own name, DNS names and IP addresses, a client's tenant and scopes.
 
 A client's tenant and scopes are URIs among its subject alternative names (RFC 5280, section 4.2.1.6), for example
-`postback:tenant:acme` and `postback:scope:jobs:read`. Only the authority writes them, so they can be believed.
+`postback:tenant:acme` and `postback:scope:jobs:read`. Only the authority writes these URIs, so servers can trust them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from operators.certificates.errors import InputRefused
 from schemas.job import TENANT_PATTERN
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""A leaf's name. It becomes a common name, which has at most 64 characters (RFC 5280, appendix A.1), and file names."""
+"""A leaf's name. The name becomes a common name, which has at most 64 characters (RFC 5280, appendix A.1), and file
+names.
+"""
 SCOPE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}"
 TENANT_URI = "postback:tenant:"
 SCOPE_URI = "postback:scope:"
@@ -80,7 +82,8 @@ def checked_san(text: str) -> str:
     """Return a server's name as `DNS:web.example` or `IP:192.0.2.1`, in one normal form. Raises InputRefused.
 
     The text may have the prefix already, as openssl and easy-rsa write it. A name beyond ASCII becomes its A-label
-    (RFC 5891). A wildcard is the whole first label and has at least two labels after it: TLS libraries match no other.
+    (RFC 5891). A wildcard is the whole first label and has at least two labels after it: TLS libraries match no other
+    wildcard.
     """
     kind, separator, rest = text.partition(":")
     prefix = kind.upper() if separator and kind.upper() in ("DNS", "IP") else ""
@@ -113,7 +116,7 @@ def common_name(name: str) -> x509.Name:
 def identity_of(certificate: x509.Certificate) -> ClientIdentity:
     """Return the tenant and scopes in the certificate. URIs of any other form are ignored.
 
-    Raises ValueError if the certificate's extensions are not those of RFC 5280.
+    Raises ValueError if the certificate's extensions do not follow RFC 5280.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

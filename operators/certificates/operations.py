@@ -2,7 +2,8 @@
 
 An operation that signs holds the directory's lock from its first read to its last write, so that no entry of the index
 is lost. The index is written first: a certificate that reaches a disk can always be revoked. An operation that was
-killed is repeated; each operation also mends a revocation list that its predecessor left behind the index.
+killed is repeated; each operation also signs a revocation list again that an interrupted operation left older than the
+index.
 """
 
 from __future__ import annotations

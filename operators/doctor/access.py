@@ -55,7 +55,7 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
 def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator[Finding]:
     """Yield the operations that ACLs deny to this user and that one of the roles needs. Raises ProducerError.
 
-    Without a role, topics that are hidden from this user are a warning: no check sees them.
+    Without a role, each topic that is hidden from this user gives a warning, because no check can read it.
     """
     names = [spec.name for spec in settings.topics.specs(1)]
     with admin_client(settings) as admin:
@@ -66,7 +66,7 @@ def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator
         denied = _denied(described[name], needed)
         if denied and not roles:
             yield warning(
-                f"{name} is hidden from User:{user}, so it is not checked", "grant Describe on it to this user"
+                f"{name} is hidden from User:{user}, so it is not checked", "grant Describe on the topic to this user"
             )
         elif denied and needed:
             operations = " ".join(f"--operation {each.capitalize()}" for each in denied)
@@ -88,7 +88,7 @@ def _needed(topic: str, roles: Sequence[str]) -> frozenset[str]:
 
 
 def _denied(described: Any, needed: frozenset[str]) -> list[str]:
-    """Return the denied operations; Describe alone if no role needs more, and the topic is hidden."""
+    """Return the denied operations; only Describe for a hidden topic on which no role needs more."""
     if described["error_code"] == _FORBIDDEN:
         return sorted(needed) or ["DESCRIBE"]
     allowed = described.get("authorized_operations")

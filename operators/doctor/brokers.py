@@ -99,7 +99,8 @@ def _tls_fault(address: Address, config: dict[str, Any]) -> Finding | None:
         return _other_protocol(address, protocol, "speaks no TLS", protocol.replace("SSL", "PLAINTEXT"))
     return fault(
         f"TLS with {address} fails ({problem})",
-        f"set {_EXTRA}SSL_CA_LOCATION to the authority of the broker's certificate, and name the broker as it does",
+        f"set {_EXTRA}SSL_CA_LOCATION to the authority of the broker's certificate, "
+        "and name the broker as the certificate does",
     )
 
 

@@ -21,7 +21,7 @@ FAULT_SECONDS = 30.0
 _SENT_SECONDS = 10.0
 _KEY = b" doctor"
 """The key of the record that asks for the broker's time. No worker has a name with a space."""
-_FIX = "let NTP set its clock: `timedatectl set-ntp true`, then look at `timedatectl`"
+_FIX = "let NTP set the clock: `timedatectl set-ntp true`, then look at `timedatectl`"
 _CLOCK = SystemClock()
 
 
@@ -42,7 +42,7 @@ def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Find
         finally:
             abandon(producer)
     broker = stamped.timestamp / 1000
-    ahead = before - broker if before > broker else min(0.0, after - broker)  # the stamp lies between the two
+    ahead = before - broker if before > broker else min(0.0, after - broker)  # the stamp lies between both
     yield from skew_findings("this machine's clock", ahead)
 
 
@@ -58,13 +58,13 @@ def check_worker_clocks(settings: KafkaSettings, clock: Clock = _CLOCK) -> Itera
                 continue
             ahead[said.replica] = (said.at - record.at_ms) / 1000
     for replica, seconds in sorted(ahead.items()):
-        # An announcement may wait 30 s for a broker, so a worker's clock seems slow then; only a fast one is certain.
+        # An announcement may wait 30 s for a broker, so a worker's clock seems slow then; only a fast clock is certain.
         if seconds > 0 or seconds < -2 * FAULT_SECONDS:
             yield from skew_findings(f"the clock of worker {replica}", seconds)
 
 
 def skew_findings(whose: str, ahead: float) -> Iterator[Finding]:
-    """Yield the finding of a clock that is `ahead` seconds before the broker's; negative seconds are behind."""
+    """Yield the finding of a clock that is `ahead` seconds ahead of the broker's; a negative `ahead` means behind."""
     if abs(ahead) <= WARN_SECONDS:
         return
     side = "ahead of" if ahead > 0 else "behind"

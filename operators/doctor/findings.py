@@ -80,7 +80,7 @@ def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Cloc
 
 
 def _round(checks: Sequence[Check], seconds: float, clock: Clock) -> dict[str, Examined]:
-    """Make the checks at once, each in a thread of its own, which a hanging check cannot hold past the deadline."""
+    """Make the checks at the same time, each in a thread of its own, so that a hanging check delays no other."""
     done: dict[str, Examined] = {}
 
     def make(check: Check) -> None:
@@ -102,7 +102,7 @@ def _made(check: Check) -> Examined:
     try:
         return Examined(check.name, tuple(check.look()))
     except (TopicMissing, SettingsRefused):
-        return Examined(check.name, skipped=True)  # the checks of topics and of settings name it
+        return Examined(check.name, skipped=True)  # the checks of topics and of settings report this error
     except ProducerError as error:
         return Examined(check.name, (finding_of(error),))
     except Exception as error:

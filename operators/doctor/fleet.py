@@ -50,10 +50,13 @@ def check_dead_letters(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterat
 
 
 def check_endpoints(settings: KafkaSettings) -> Iterator[Finding]:
-    """Yield a finding if endpoints are disabled. It names origins only: paths carry tokens. Raises ProducerError."""
+    """Yield a finding if endpoints are disabled.
+
+    The finding names origins only, because paths may carry tokens. Raises ProducerError.
+    """
     origins = sorted({origin_of(url) for _, url in disabled_endpoints(settings)})
     if origins:
         yield warning(
             f"endpoints are disabled, and their callbacks are given up: {listed(origins)}",
-            "run `postback endpoints list`, and `postback endpoints enable URL --tenant T` once one works again",
+            "run `postback endpoints list`, and `postback endpoints enable URL --tenant T` once it works again",
         )

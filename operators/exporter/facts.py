@@ -23,8 +23,9 @@ MOST_LETTERS = 100_000
 MOST_ENDPOINTS = 100_000
 """Disabled endpoints that are counted."""
 MOST_WORKERS = 1_000
-"""Workers that are counted. Any program that may write to the topic could announce any number of them, each with 64 kB
-of names."""
+"""Workers that are counted. Any program that may write to the topic could announce any number of workers, each with 64
+kB of names.
+"""
 MOST_MODELS = 256
 """Models that are named."""
 

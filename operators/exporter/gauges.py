@@ -21,7 +21,7 @@ class FigureGauges:
         self._labels: dict[Gauge, set[str]] = {}
 
     def show(self, figures: FleetFigures) -> None:
-        """Show new figures. Series without a figure vanish."""
+        """Show new figures. Series without a figure are removed."""
         metrics = self._metrics
         pools = {pool.lane or WHOLE_FLEET: pool for pool in figures.pools}
         self._set(metrics.waiting_records, figures.waiting)
@@ -51,7 +51,7 @@ class FigureGauges:
         self._metrics.figures_stale.set(is_stale)
 
     def _set(self, gauge: Gauge, values: Mapping[str, float]) -> None:
-        # New values are set before old series are removed: a scrape in between misses none.
+        # New values are set before old series are removed: a scrape in between misses no series.
         for label, value in values.items():
             gauge.labels(label).set(value)
         for label in self._labels.get(gauge, set()) - values.keys():

@@ -9,7 +9,7 @@ from producers.scan import Stored
 from schemas.codec import InvalidJob, Origin, read_job
 
 NO_DEADLINE = 2**62
-"""The deadline of an invalid job. A worker rejects such a record, so no deadline can be missed."""
+"""The deadline of an invalid job. A worker rejects an invalid job, so that job can miss no deadline."""
 
 
 class OpenJobs:

@@ -1,7 +1,7 @@
 """The number of workers that answers all waiting jobs before their deadlines. Pure functions, without clock and I/O.
 
 Kafka gives jobs to workers in the order of their arrival. A job is in time if its workers answer the whole lane up to
-this job in the time that is left. Each job thus demands a rate: its place in its lane, divided by its time. A lane
+this job in the time that is left. Each job thus demands a rate: its place in its lane, divided by the time left. A lane
 demands the highest rate of its jobs. The rates of one pool's lanes add up.
 """
 
@@ -35,7 +35,9 @@ class WaitingJobs:
     """The jobs that wait in one lane."""
 
     seconds_left: Sequence[float]
-    """Seconds to each known job's deadline, in the order of arrival. Negative if the deadline has passed."""
+    """Seconds to each known job's deadline, in the order of arrival. The number is negative if the deadline has
+    passed.
+    """
     unread: int = 0
     """Further jobs, which arrived after the known ones."""
 
@@ -48,7 +50,7 @@ class WaitingJobs:
 def wanted_replicas(lanes: Iterable[WaitingJobs], jobs_per_second: float, plan: Plan) -> int:
     """Return the number of workers for the lanes of one pool, each worker answering `jobs_per_second`.
 
-    One worker is wanted for any waiting job; the plan's bounds come last.
+    At least one worker is wanted if any job waits. The bounds of the plan are applied last.
     """
     found = [lane for lane in lanes if lane.jobs]
     rate = sum(_rate_of(lane, plan) for lane in found)

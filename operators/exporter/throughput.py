@@ -16,7 +16,7 @@ second, which says nothing about a worker's answers."""
 class Throughput:
     """An average over the seconds of busy workers. Earlier seconds count less, and the first value is an assumption.
 
-    Workers without enough jobs answer as many as arrive. Their rate counts only if it is above the average.
+    Workers without enough jobs answer as many as arrive, so their rate counts only if it is above the average.
     """
 
     def __init__(self, assumed: float, busy_jobs: int) -> None:
@@ -35,8 +35,8 @@ class Throughput:
     def observe(self, at: float, done: int, waiting: int, workers: int) -> None:
         """Take in a reading: the number of all jobs done so far, and of waiting jobs and workers now.
 
-        `at` is in seconds and never runs backwards. Readings between which workers came or went, or between which
-        progress was lost, show nothing.
+        `at` is in seconds and never runs backwards. A reading is ignored if workers came or went, or progress was lost,
+        since the reading before.
         """
         last, self._last = self._last, (at, done, waiting, workers)
         if last is None or at <= last[0] or workers != last[3] or not workers or done < last[1]:
