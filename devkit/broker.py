@@ -109,7 +109,10 @@ class Broker:
         wait_until_serving({node: self._processes[index]}, self._clock)
 
     def pause(self, index: int = 0) -> None:
-        """Freeze a broker (SIGSTOP) and return when it is frozen. Its connections stay open, without answers."""
+        """Freeze a broker (SIGSTOP) and return when it is frozen.
+
+        The broker's connections stay open, without answers.
+        """
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
         while process.alive and not process.frozen:  # the kernel stops a JVM's threads one by one

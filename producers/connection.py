@@ -1,4 +1,4 @@
-"""Translates the fleet's settings (librdkafka's properties) to kafka-python's arguments, and its errors to ours."""
+"""Translates settings (librdkafka's properties) to kafka-python's arguments, and its errors to `producers.errors`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "sock
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the arguments for any kafka-python client of this fleet. They hold secrets: never log them.
+    """Return the arguments for any kafka-python client of this fleet. The arguments hold secrets: never log them.
 
     Raises UnmappedProperty, UnusableProperty.
     """
@@ -127,7 +127,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
 
 
 class Connection(ABC):
-    """A connection that its constructor opens. Its `with` block closes it, also after an error."""
+    """A connection that its constructor opens. The `with` block closes the connection, also after an error."""
 
     @abstractmethod
     def close(self) -> None:
@@ -156,7 +156,8 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
-            # kafka-python raises these for arguments that exclude each other. Their texts may quote the arguments.
+            # kafka-python raises these errors for arguments that exclude each other. The errors' texts may quote the
+            # arguments.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
 

@@ -38,7 +38,9 @@ _PIECE_BYTES = 16 * 1024
 content, it would copy a megabyte of empty frames 50,000 times."""
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES = len(_XERIAL) + 8
-"""Includes two version numbers, which are ignored: some producers write them in the wrong byte order."""
+"""The header's length with its two version numbers, which are ignored: some producers write them in the wrong byte
+order.
+"""
 
 
 class CannotDecompress(ValueError):  # noqa: N818 - it names what happened

@@ -4,7 +4,7 @@ ProducerError
 ├── UnmappedProperty    a librdkafka property without an equal in kafka-python
 ├── UnusableProperty    a property with a value that kafka-python refuses
 ├── BrokerUnreachable   no broker answered in time
-├── AccessRefused       a broker refused our identity or our request
+├── AccessRefused       a broker refused this client's identity or request
 ├── TopicMissing        the topic is missing
 └── RequestRefused      a broker refused a request for another reason
 """
@@ -44,7 +44,10 @@ class BrokerUnreachable(ProducerError):  # noqa: N818
 
 
 class AccessRefused(ProducerError):  # noqa: N818
-    """A broker refused our identity or our request. `purpose` is a clause of the text that says why it was needed."""
+    """A broker refused this client's identity or request.
+
+    `purpose` is a clause of the text that says why the access was needed.
+    """
 
     def __init__(self, reason: str, purpose: str | None = None) -> None:
         self.reason = reason

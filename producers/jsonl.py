@@ -15,7 +15,7 @@ from schemas.problems import Problem
 from schemas.unknown import UnknownFields, unknown_in
 
 ANY_MODEL = "any"
-"""Replaces a model's name: any model may answer."""
+"""The name that lets any model answer."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -104,7 +104,7 @@ def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) ->
 
 
 def _document(content: bytes) -> object:
-    """Parse JSON; None where there is none."""
+    """Return the parsed JSON; None for text that is not JSON."""
     try:
         return from_json(content)
     except ValueError:

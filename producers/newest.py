@@ -1,4 +1,4 @@
-"""Finds the newest of a job's results. A job has several after a redrive, for example.
+"""Finds the newest of a job's results. A job has several results after a redrive, for example.
 
 A topic's partitions are read in parallel, so the result that is read last may not be the newest. All code that counts
 or writes results compares their `Moment`s.
@@ -49,7 +49,7 @@ class Moments:
 
 
 def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[StoredPlace]:
-    """Return the places of results whose job has a newer one, from each result's tenant, job id and moment.
+    """Return the places of results that are older than another result of their job.
 
     SQLite's temporary directory holds the index of all results, some 50 bytes for each. Memory holds the superseded
     places.

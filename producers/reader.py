@@ -30,7 +30,10 @@ class CommittedReader(Connection):
         )
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
-        """Return each partition's first offset with a timestamp of `at_ms` or later, at most its `otherwise`."""
+        """Return each partition's first offset with a timestamp of `at_ms` or later.
+
+        No offset is above the partition's `otherwise`.
+        """
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
         return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}
 

@@ -123,7 +123,7 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
             elif content:
                 entries.setdefault(_IDENTIFIER.validate_json(to_json(content)), None)
         except (ValueError, ValidationError):
-            raise ReceiptRefused(f"line {number} is neither a job's id nor of a receipt") from None
+            raise ReceiptRefused(f"line {number} is neither a job's id nor a receipt's line") from None
     tenants = {entry.tenant for entry in entries.values() if entry is not None}
     if len(tenants) > 1:
         raise ReceiptRefused("it names jobs of several tenants; make one file for each tenant")
@@ -237,7 +237,7 @@ def read_receipt(path: Path) -> list[ReceiptEntry]:
             try:
                 entries.append(ReceiptEntry.model_validate_json(line))
             except ValidationError:
-                raise ReceiptRefused(f"line {number} is none of a receipt: {_OTHER}") from None
+                raise ReceiptRefused(f"line {number} is no line of a receipt: {_OTHER}") from None
     return entries
 
 

@@ -1,10 +1,10 @@
-"""A consumer that reads every record that a broker accepts; kafka-python's own raises errors at some of them.
+"""A consumer that reads every record that a broker accepts; kafka-python's own raises errors at some records.
 
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
 header's name that is not UTF-8, or set a record's attributes, which are unused. A producer may also write a number with
-more bits than its type has, or bytes after the end of compressed content. kafka-python raises an error at each of
-these, on every poll again, so that its reader never gets past them. kafka-python also accepts an offset outside the
-record's batch, needs further libraries for zstd and snappy, and decompresses without a bound.
+more bits than its type has, or bytes after the end of compressed content. kafka-python raises an error at each such
+record, on every poll again, so that its reader never gets past the record. kafka-python also accepts an offset outside
+the record's batch, needs further libraries for zstd and snappy, and decompresses without a bound.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Batches:
 
 
 class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
-    r"""A record batch (KIP-98), read by the broker's rules. Iterating over it raises no errors.
+    r"""A record batch (KIP-98), read by the broker's rules. Iterating over the batch raises no errors.
 
     Bytes of a header's name that are not UTF-8 become escapes such as `\xff`; no header of the fleet has such a name.
     Records that still cannot be read are left out, with a warning.

@@ -38,7 +38,8 @@ class Settled(NamedTuple):
 class ResultsReader(CommittedReader):
     """Yields every result that is settled after its construction, so it should be constructed before jobs are sent.
 
-    With `since_ms`, Unix milliseconds, it also yields the newest result of each job that was settled after about then.
+    With `since_ms`, Unix milliseconds, the reader also yields the newest result of each job that was settled after
+    about that time.
     """
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
@@ -96,7 +97,7 @@ class ResultsReader(CommittedReader):
             if at != before or not (deadline and deadline.passed):
                 patience = Deadline.after(clock, _STALL_SECONDS)
             elif patience.passed:
-                raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
+                raise RequestRefused(f"Kafka delivered none of its records for {_STALL_SECONDS:.0f} s; try again")
 
     def _positions(self) -> dict[Any, int]:
         with kafka_errors_translated(self._settings):

@@ -111,7 +111,7 @@ class Scanner(CommittedReader):
     ) -> list[Range]:
         """Return the ranges that may hold records of this time. The caller still checks each record's time.
 
-        `skew_ms` widens the ranges. With 0 they hold each record whose own timestamp is `since_ms` or later.
+        `skew_ms` widens the ranges. With 0, the ranges hold each record whose own timestamp is `since_ms` or later.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -187,7 +187,7 @@ class Scanner(CommittedReader):
             if progress:
                 deadline = Deadline.after(self._clock, _STALL_SECONDS)
             elif deadline.passed:
-                raise RequestRefused(f"Kafka gave nothing of what it has for {_STALL_SECONDS:.0f} s; try again")
+                raise RequestRefused(f"Kafka delivered none of its records for {_STALL_SECONDS:.0f} s; try again")
 
     def _uncommitted_ends(self, partitions: list[Any]) -> dict[Any, int]:
         """Return the end offsets including open transactions, whose records the scanner itself does not see."""

@@ -29,7 +29,9 @@ class Selection:
     undelivered: bool = False
     """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""
     waiting: bool = False
-    """Also select undelivered results that are still being tried. Their scheduled attempts follow all the same."""
+    """Also select undelivered results that are still being tried. The scheduled attempts of these results are still
+    made.
+    """
 
     def takes(self, record: Stored) -> bool:
         """True if this result is selected; ignores `undelivered` and `waiting`."""

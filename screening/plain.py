@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Final
 
 _MARKS: Final = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f"
-"""Marks that combine with letters of any script. One that composes with no letter is left out of the plain text."""
+"""Marks that combine with letters of any script. A mark that composes with no letter is left out of the plain text."""
 _INVISIBLE: Final = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
@@ -24,7 +24,7 @@ _INVISIBLE: Final = (
 _MOST_MARKS: Final = 15
 """Marks of one cluster. Python's normalisation takes quadratic time for a long run of marks."""
 _LONGEST_EXPANSION: Final = 4
-"""Most characters that folding makes of one; a few ligatures of whole sentences stay as they are."""
+"""The most characters that folding makes of one character; a few ligatures of whole sentences stay as they are."""
 
 _mark = re.compile(f"[{_MARKS}]+")
 _control = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -76,9 +76,9 @@ def plain(text: str) -> Plain:
 
 @cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return a pattern for characters that folding may change, and one for them and all letters with marks.
+    """Return a pattern for characters that folding may change, and a pattern that also matches letters with marks.
 
-    Characters beyond U+FFFF all count as such: `re` would try their ranges one by one at each character.
+    All characters beyond U+FFFF count as changed by folding, since `re` would try their ranges one by one.
     """
     changed = "".join(_ranges(code for code in range(0x80, 0x10000) if _folded(chr(code)) != chr(code)))
     changing = f"[{_MARKS}{_INVISIBLE}{changed}\U00010000-\U0010ffff]"

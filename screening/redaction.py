@@ -1,7 +1,7 @@
 """Puts markers such as `[redacted:card]` in place of matches.
 
-A text that was redacted before, by the gateway, is screened again by the worker. Its markers are left as they are, and
-a match inside a marker does not count. So screening a redacted text changes nothing.
+A text that was redacted before, by the gateway, is screened again by the worker. Markers in the text are left as they
+are, and a match inside a marker does not count. So screening a redacted text changes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Markers:
 
 
 def outside(spans: Iterable[Cut], markers: Sequence[Cut]) -> list[Cut]:
-    """Return the spans in order, without those that lie inside markers. A span that cuts a marker takes all of it."""
+    """Return the spans in order, without those that lie inside markers.
+
+    A span that cuts a marker includes the whole marker.
+    """
     kept: list[Cut] = []
     number = 0
     for span in sorted(spans):

@@ -38,9 +38,9 @@ class _Rule(BaseModel):
         "search",
         "documents",
     )
-    """The job's fields that the rule reads; `metadata` too if it is named."""
+    """The job's fields that the rule reads; `metadata` only if it is named here."""
     tenants: Annotated[tuple[Tenant, ...], Field(min_length=1)] | None = None
-    """The tenants whose jobs the rule reads; all if absent."""
+    """The tenants whose jobs the rule reads; by default all tenants."""
     except_tenants: tuple[Tenant, ...] = ()
     """Tenants whose jobs the rule does not read."""
 
@@ -81,7 +81,7 @@ class PiiRule(_Rule):
     find: Annotated[tuple[PiiKind, ...], Field(min_length=1)]
     """The kinds of data: `card`, `iban`, `email`, `phone`, `ip`, `ssn`."""
     regions: Annotated[tuple[str, ...], Field(max_length=8)] = ()
-    """Countries (ISO 3166-1, such as `DE`) whose phone numbers count without `+` and the country's code too."""
+    """Countries (ISO 3166-1, such as `DE`) whose phone numbers also count without `+` and the country's code."""
 
     @field_validator("regions")
     @classmethod
@@ -125,7 +125,7 @@ class ClassifierRule(_Rule):
     folder: FilePath
     """The folder of a transformers model for sequence classification, with safetensors weights."""
     labels: Annotated[dict[str, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=64)]
-    """Labels of the model with the least score, from 0 to 1, that counts as a match."""
+    """The labels that count as a match, each with its least score from 0 to 1."""
     seconds: float = Field(default=10.0, ge=0.1, le=300)
     """Seconds within which the model reads a job's text."""
     on_failure: Literal["pass", "reject"] = "pass"

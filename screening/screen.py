@@ -25,7 +25,9 @@ from screening.rules_file import PlacedRule, read_rules
 from screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
-"""Passes over a text: with a marker in it, the text beside the marker may match for the first time. Two are usual."""
+"""The most passes over a text: after a pass has put in a marker, the text beside the marker may match for the first
+time. Two are usual.
+"""
 _TENANTS_KEPT = 1024
 _UNAVAILABLE = "unavailable"
 
@@ -123,7 +125,7 @@ class Screen:
         )
 
     def _read(self, text: JobText, rules: Sequence[CompiledRule], counts: _Counts) -> str | tuple[str, ...] | None:
-        """Count the matches in one text; return the text, or its parts, with markers, or None if it has no new ones."""
+        """Count the matches in one text; return the text, or its parts, with markers; None without new markers."""
         redacting = [rule for rule in rules if rule.redacts]
         cuts = self._matched(text.text, rules, text.field, counts)
         current, parts = text.text, text.parts

@@ -20,4 +20,4 @@ class ScreeningSettings(BaseSettings):
 
     rules: Path | None = None
     """Path of a TOML file with the filter's rules; no job is screened if it is absent. A process reads the file at its
-    start and refuses to start with a mistake in it. It needs the extra `screening`."""
+    start and refuses to start with a mistake in it. The filter needs the extra `screening`."""

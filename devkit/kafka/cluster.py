@@ -84,7 +84,7 @@ class Node:
 
     @property
     def scratch(self) -> Path:
-        """The folder where the process unpacks its libraries. A killed process leaves them there."""
+        """The folder where the process unpacks its libraries. A killed process leaves the libraries there."""
         return self.home / "tmp"
 
     @property
@@ -127,7 +127,7 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
     if kept and brokers not in (None, len(kept.nodes)):
         raise DataMismatch(
             f"{data} holds the data of {len(kept.nodes)} broker(s), not {brokers}. "
-            f"Start as many, or remove {data} to begin anew."
+            f"Start that number of brokers, or remove {data} to begin anew."
         )
     if kept is None and data.is_dir() and any(entry.name.startswith("node-") for entry in data.iterdir()):
         raise DataMismatch(f"{data} holds nodes without a cluster.json. Remove {data} to begin anew.")
@@ -155,8 +155,9 @@ def check_free(port: int) -> None:
 def free_ports(count: int) -> list[int]:
     """Choose ports without a listener, below the range from which the kernel gives ports to clients.
 
-    The kernel could give a client that reconnects to a dead broker that broker's own port. The client would then be
-    connected to itself, and keep the broker from restarting. So brokers take no ports from the kernel's range.
+    Otherwise a client that reconnects to a dead broker could get the dead broker's port from the kernel. The client
+    would then be connected to itself, and keep the broker from restarting. So brokers take no ports from the kernel's
+    range.
     """
     limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
     chosen: list[int] = []
@@ -189,7 +190,10 @@ def _home(data: Path, node_id: int) -> Path:
 
 
 def _new_cluster_id() -> str:
-    """Return a Kafka Uuid: 22 characters of base64. It starts with A: Kafka's tools would take a dash for an option."""
+    """Return a Kafka Uuid: 22 characters of base64.
+
+    The text starts with A, because Kafka's tools would take a leading dash for an option.
+    """
     return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
 
 

@@ -43,7 +43,9 @@ class PortInUse(BrokerError):  # noqa: N818
     """Another process listens on the port."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(f"Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another port.")
+        super().__init__(
+            f"Port {port} on 127.0.0.1 is in use. Stop the process that listens there, or choose another port."
+        )
         self.port = port
 
 

@@ -1,6 +1,6 @@
 """Finds Java and Kafka's jars, or installs Java and fetches the jars, once for each user.
 
-`python -m devkit.kafka.jars` does so in advance.
+`python -m devkit.kafka.jars` installs and fetches in advance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from devkit.kafka.errors import BrokerError, DownloadFailed, MissingPrerequisite
 
 RELEASE = "kafka-4.3.1"
-"""The folder's name in the cache. It changes with the pom, so that an old cache is never taken for the new one."""
+"""The folder's name in the cache. The name changes with the pom, so that an old cache is never taken for the new
+one.
+"""
 
 _POM = Path(__file__).with_name("pom.xml")
 _DEBIAN = Path("/etc/debian_version")
@@ -34,7 +36,7 @@ def java() -> str:
 
 
 def ensure_jars() -> Path:
-    """Return the folder with Kafka's jars. The user's first call fetches them with Maven.
+    """Return the folder with Kafka's jars. The user's first call fetches the jars with Maven.
 
     The folder gets its name only when it is complete: simultaneous starts may fetch the jars twice, but never see an
     incomplete folder. Raises MissingPrerequisite, DownloadFailed.

@@ -1,4 +1,4 @@
-"""A temporary folder for a broker's data. The next start removes it if the process that made it was killed."""
+"""A temporary folder for a broker's data. If its process was killed, the next start removes it."""
 
 from __future__ import annotations
 

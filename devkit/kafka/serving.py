@@ -78,5 +78,5 @@ def _tail(log: Path) -> str:
         lines = file.read().decode(errors="replace").splitlines()
     said = [
         line for line in lines if line.strip() and not line.startswith("\tat ")
-    ]  # a stack trace would push the reason out
+    ]  # a stack trace would push the reason out of the last lines
     return "\n".join(said[-_LOG_LINES:])

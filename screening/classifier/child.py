@@ -27,7 +27,7 @@ _WINDOWS_AT_ONCE: Final = 8
 _PIECE_CHARS: Final = 16_384
 """Characters that are tokenised at once, so that a long text can be abandoned when its time is up."""
 _ALARM_SECONDS: Final = 30.0
-"""Seconds after a request's own when the process ends by itself, since its parent may be dead."""
+"""Seconds beyond a request's own after which the process ends by itself, since its parent may be dead."""
 _MOST_REASON_CHARS: Final = 200
 
 
@@ -109,7 +109,7 @@ class _ClassifierModel:
         return best
 
     def _batches(self, text: str) -> Iterator[Any]:
-        """Return the text as tokens in overlapping windows, some windows at once."""
+        """Return the text as tokens in overlapping windows, a few windows at a time."""
         for start in range(0, max(1, len(text)), _PIECE_CHARS):
             piece = text[max(0, start - _OVERLAP_TOKENS) : start + _PIECE_CHARS].encode("utf-8", "replace").decode()
             windows = self._tokenizer(

@@ -1,4 +1,4 @@
-"""Our side of a classifier's process: start it, ask it, replace it.
+"""The caller's side of a classifier's process: starts, asks and replaces the process.
 
 A model may crash, hang or grow at a hostile text, so it runs in a process of its own, which may be killed. A job that
 finds the process gone starts another one and waits for it; further jobs wait for their turn behind it.
@@ -26,13 +26,15 @@ log = get_logger()
 START_SECONDS: Final = 300.0
 """Timeout of loading a model."""
 GRACE_SECONDS: Final = 5.0
-"""Seconds beyond a rule's own after which a process counts as hung. The process itself keeps the rule's seconds."""
+"""Seconds beyond a rule's own after which a process counts as hung. The process itself stops after the rule's
+seconds.
+"""
 PAUSE_SECONDS: Final = 10.0
 """Seconds after a failed start in which jobs get no answer and the start is not tried again."""
 _MOST_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _MOST_CONFIG_BYTES: Final = 1024 * 1024
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "OMP_NUM_THREADS")
-"""The only variables that are passed on: our environment holds secrets."""
+"""The only variables that are passed on, because this process's environment holds secrets."""
 _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -75,7 +77,7 @@ def _check_labels(wanted: Iterable[str], known: Sequence[str]) -> None:
 
 
 class Classifier:
-    """Runs one process with the model of a folder, for all rules that name it. Its methods may be called by threads."""
+    """Runs one process with the model of a folder, for all rules that name it. Several threads may call the methods."""
 
     def __init__(self, folder: Path, clock: Clock | None = None, *, grace_seconds: float = GRACE_SECONDS) -> None:
         self.folder = folder
@@ -95,7 +97,10 @@ class Classifier:
         return self._process.pid if self._process is not None else None
 
     def start(self, labels: Iterable[str] = ()) -> None:
-        """Load the model, which takes many seconds. Raises ModelRefused, also for labels that it does not have."""
+        """Load the model, which takes many seconds.
+
+        Raises ModelRefused, also for labels that the model does not have.
+        """
         with self._turn:
             if self._connection is None:
                 self._load()
@@ -113,7 +118,7 @@ class Classifier:
     def scores(self, texts: Sequence[str], seconds: float) -> list[dict[str, float]]:
         """Return each text's score for each label, from 0 to 1. Waits for its turn. Raises ClassifierAway.
 
-        `seconds` is the time for reading all texts, which begins with the turn.
+        `seconds` is the time for reading all texts, counted from the beginning of this call's turn.
         """
         with self._turn:
             connection = self._ready()
@@ -172,7 +177,7 @@ class Classifier:
     def _asked(self, connection: Connection, request: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         """Send a request, if there is one, and read an answer. Raises OSError, EOFError and ValueError.
 
-        A timer kills a late process, which ends a send as well as a read.
+        If the answer is late, a timer kills the process, so that a blocked send or read ends.
         """
         assert self._process is not None  # noqa: S101 - a connection has a process
         late = Timer(seconds, self._process.kill)

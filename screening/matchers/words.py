@@ -1,8 +1,8 @@
-"""Words of lists, found with an Aho-Corasick automaton under the foldings that people hide words with.
+"""Words of lists, found with an Aho-Corasick automaton also if they are hidden by spelling.
 
 Three readings of a text: as it is without case (`Bastard`), with digits and symbols read as letters (`b4$tard`), and
-with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that
-Scunthorpe is a town.
+with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that the town
+Scunthorpe does not match.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _AS_LETTERS: Final = dict(zip("@4831!|l09$57+", "aabeiiiiogsstt", strict=True))
 """Digits and symbols with the letter that each replaces. `l` is read as `i`, as `1` stands for both."""
 _SUBSTITUTES: Final = frozenset("@4831!|09$57+")
 _LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
-"""Cyrillic and Greek letters that look like Latin ones, read as these in a word that has Latin letters too."""
+"""Cyrillic and Greek letters that look like Latin ones, read as the Latin letters in a word that also has Latin
+letters.
+"""
 _MOST_AROUND: Final = 64
-"""Letters before and after a run of one letter that belong to its word."""
+"""The most letters before, and after, a run of one letter that are read as the same word."""
 _PLURAL_FROM: Final = 4
 """Length from which a word may have a plural `s`: `as` + `s` is no plural."""
 
@@ -122,7 +124,10 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _is_substituted(written: str) -> bool:
-    """True if symbols or digits replace letters, of which half are left. A code such as A55 or a price is no word."""
+    """True if symbols or digits replace letters, and at least half of the characters are letters.
+
+    A code such as A55 or a price is no word.
+    """
     return not _SUBSTITUTES.isdisjoint(written) and 2 * sum(map(str.isalpha, written)) >= len(written)
 
 

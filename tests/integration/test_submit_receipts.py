@@ -225,7 +225,7 @@ def test_a_file_that_is_no_receipt_is_left_as_it_is_and_nothing_is_sent(fleet: K
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"prompt": "private"}\n')
     done = postback("submit", jobs, "--receipt", jobs, env=environment_of(fleet))
-    said = "line 1 is none of a receipt: give this submission a receipt of its own; nothing was sent"
+    said = "line 1 is no line of a receipt: give this submission a receipt of its own; nothing was sent"
     assert (done.returncode, done.stderr) == (2, f"postback: --receipt {jobs}: {said}\n")
     assert jobs.read_text() == '{"prompt": "private"}\n'
     done = postback("submit", jobs, "--receipt", tmp_path / "absent" / "receipt", env=environment_of(fleet))

@@ -22,7 +22,7 @@ _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.25, 5.0
 _MOST_LINE_BYTES = 2 * 1024 * 1024
 
 OnBatch = Callable[[Batch], None]
-"""Called with the batch after each look at it."""
+"""Called with the batch each time that its state was read."""
 
 
 class Batches:
@@ -43,7 +43,8 @@ class Batches:
     ) -> Batch:
         """Upload a file of OpenAI Batch lines, and begin a batch of it.
 
-        `endpoint` is the URL of all lines; by default that of the first line. `state` is that of `Files.upload`.
+        `endpoint` is the URL of all lines; by default that of the first line. `state` is the argument of
+        `Files.upload`.
         """
         url = endpoint if endpoint is not None else _first_url(Path(path))
         file = self._files.upload(path, state=state, on_bytes=on_bytes)
@@ -83,7 +84,7 @@ class Batches:
 
 
 def _first_url(path: Path) -> str:
-    """Return the `url` of the file's first line. Raises InvalidRequest if it has none."""
+    """Return the `url` of the file's first line. Raises InvalidRequest if the line has no `url`."""
     with path.open("rb") as lines:
         line = next((each for each in iter(lambda: lines.readline(_MOST_LINE_BYTES), b"") if each.strip()), b"")
     try:

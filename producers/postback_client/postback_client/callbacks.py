@@ -125,7 +125,7 @@ def _ed25519(text: str) -> Matches:
 
     def matches(content: bytes, signature: bytes) -> bool:
         if len(signature) != _SIGNATURE_BYTES:
-            return False  # libsodium takes both as one text, and would complete a short signature from the content
+            return False  # libsodium reads both as one text, and would complete a short signature from the content
         try:
             crypto_sign_open(signature + content, key)
         except BadSignatureError:

@@ -175,7 +175,7 @@ Reason = Literal[
 
 
 class CallbackRefused(PostbackError):  # noqa: N818
-    """A callback is not to be trusted. Answer it with status 401 or 400, and do not act on it."""
+    """A callback is not to be trusted. Answer the request with status 401 or 400, and ignore its content."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

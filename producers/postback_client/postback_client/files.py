@@ -45,9 +45,10 @@ class Files:
     ) -> StoredFile:
         """Upload a file, which is never in memory as a whole.
 
-        A file of more than 4 MiB goes in parts, and goes on after a lost connection with the part that was cut off.
-        `state` is the path of a file that names the parts that the gateway has. With this file, another process can go
-        on with the upload within an hour. The end of the upload removes the file.
+        A file of more than 4 MiB is uploaded in parts; after a lost connection, the upload repeats only the part that
+        was cut off. `state` is the path of a file that names the parts that the gateway has. With the file of the
+        state, another process can continue the upload within an hour. The file of the state is removed when the upload
+        ends.
         """
         source, kept = Path(path), None if state is None else Path(state)
         if source.stat().st_size > PART_BYTES:

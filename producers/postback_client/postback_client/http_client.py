@@ -38,7 +38,7 @@ _CLOCK = MachineClock()
 
 
 class HttpClient:
-    """A tenant's client of the gateway, for one thread. It keeps connections open.
+    """A tenant's client of the gateway, for one thread. The client keeps connections open.
 
     `url` is the gateway's, with or without `/v1`. `ca_file` has the CA's certificates, for a private CA. A request that
     fails for reasons that may pass is repeated for up to `patience_seconds`. Raises ValueError for a URL that is not
@@ -72,8 +72,8 @@ class HttpClient:
     ) -> list[str]:
         """Submit jobs, and return their ids in the same order once all are accepted durably.
 
-        With an `idempotency_key`, the same call may be repeated later, by another process too: the gateway accepts its
-        jobs once, and the ids are the same. Raises SubmitFailed; the jobs of earlier requests are accepted.
+        With an `idempotency_key`, another process may repeat the call later: the gateway accepts the jobs once, and the
+        ids are the same. Raises SubmitFailed; the jobs of earlier requests are accepted.
         """
         key, accepted = idempotency_key or uuid.uuid4().hex, list[str]()
         together: list[NamedJob] = []
@@ -109,7 +109,7 @@ class HttpClient:
         if not awaited:
             return
         with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
-            feed.open()  # first, so that no result comes between the question and the events
+            feed.open()  # opened first, so that no result is missed between a question and the events
             for job_id in list(awaited):
                 if (result := self.result(job_id)) is not None:
                     del awaited[job_id]

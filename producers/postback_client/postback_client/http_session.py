@@ -1,4 +1,4 @@
-"""Requests to the gateway: one connection pool, a limit for each answer, and repeats where they double nothing.
+"""Requests to the gateway: one connection pool, a limit for each answer, and repeats of requests where this is safe.
 
 A request is repeated after a lost connection and after 408, 429 and 5xx, unless the answer's `x-should-retry` forbids
 it. A `Retry-After` is honoured up to `MOST_PAUSE_SECONDS`.
@@ -71,8 +71,8 @@ class HttpSession:
     ) -> requests.Response:
         """Return the answer to a request, which is repeated until the patience or the limit ends.
 
-        The caller gives a request that may be repeated: with an idempotency key, or one that changes nothing twice. An
-        iterable body is sent once. Raises GatewayRefused and Unreachable.
+        The caller gives a request that may be repeated: one with an idempotency key, or one whose repeat changes
+        nothing. An iterable body is sent once. Raises GatewayRefused and Unreachable.
         """
         patience = TimeLimit(self.clock, self._patience_seconds)
         grown = _FIRST_PAUSE_SECONDS

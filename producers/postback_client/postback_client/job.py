@@ -1,4 +1,4 @@
-"""Jobs, as they are submitted. The gateway and the workers check them; this library sends what it is given."""
+"""Jobs, as they are submitted. The gateway and the workers check jobs; this library sends jobs unchecked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Job:
     max_tokens: int | None = None
     """The most tokens that the answer may have."""
     temperature: float | None = None
-    """0 is greedy; the profile's or the model's own where absent."""
+    """The randomness of sampling, 0 for greedy; by default the profile's or the model's own."""
     top_p: float | None = None
     """The probability of nucleus sampling."""
     stop: Sequence[str] | None = None
@@ -65,13 +65,13 @@ class Job:
     logprobs: bool | None = None
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = None
-    """The number of the likeliest tokens at each place that the result has too; goes with `logprobs`."""
+    """The number of likeliest tokens at each place whose log-probabilities the result has; goes with `logprobs`."""
     response_format: Mapping[str, Any] | None = None
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None
     """Tokens of prompt and answer together."""
     tools: Sequence[Mapping[str, Any]] | None = None
-    """Functions that the model may call, in OpenAI's shape. The calls are the result's `tool_calls`; none is run."""
+    """Functions that the model may call, in OpenAI's shape. The calls are the result's `tool_calls`; no call is run."""
     tool_choice: str | Mapping[str, Any] | None = None
     """`auto`, `none`, `required` or one function, in OpenAI's shape; goes with `tools`."""
     parallel_tool_calls: bool | None = None

@@ -33,7 +33,7 @@ ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
 _IN_FLIGHT = 10_000
 _MOST_OWN = 200_000
-"""The most jobs without a given out result that a client remembers. Older jobs count as another client's."""
+"""The most jobs that a client remembers until it has given out their results. Older jobs count as another client's."""
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
 _CLOCK = MachineClock()
@@ -70,7 +70,7 @@ class KafkaClient:
         self._tenant = tenant
         self._prefix = topic_prefix
         self._own: dict[str, Result | None] = {}
-        """Jobs of this client whose results were not yet given out, with those that came."""
+        """Jobs of this client whose results were not yet given out, with the results that came."""
         self._shards: dict[str, Shard] = {}
         config = {"bootstrap_servers": bootstrap_servers.split(","), "bootstrap_timeout_ms": 10_000, **kafka}
         with _kafka():
@@ -100,7 +100,7 @@ class KafkaClient:
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
         """Submit jobs, and return their ids in the same order once Kafka has all. Raises SubmitFailed.
 
-        The producer is idempotent, so that its own repeats double nothing. A repeated call doubles its jobs.
+        The producer is idempotent, so that its own retries double no job. A repeated call doubles its jobs.
         """
         topic = f"{self._prefix}model_requests{ {'bulk': '.batch', 'spare': '.spare'}.get(lane, '') }"
         accepted: list[str] = []
@@ -152,7 +152,7 @@ class KafkaClient:
         return collected(wanted, self.stream(wanted, timeout))
 
     def cancel(self, job_id: str) -> None:
-        """Ask the workers to cancel a job. A job that has a result by then keeps it."""
+        """Ask the workers to cancel a job. A job that already has a result keeps that result."""
         order = {"tenant": self._tenant, "job_id": job_id, "state": "cancelled", "at": round(self._clock.time() * 1000)}
         with _kafka():
             self._producer.send(
@@ -247,7 +247,7 @@ def _compact(value: object) -> bytes:
 
 @contextmanager
 def _kafka() -> Iterator[None]:
-    """Translate kafka-python's errors. Their texts name topics, sizes and times, never values."""
+    """Translate kafka-python's errors. The errors' texts name topics, sizes and times, never values."""
     try:
         yield
     except kafka_errors.KafkaError as error:

@@ -27,7 +27,7 @@ PART_BYTES = 4 * 1024 * 1024
 MOST_PARTS = 1000
 _STARTS = 3
 _OTHER_CONTENT = frozenset({"checksum_mismatch", "bytes_mismatch", "part_not_found"})
-"""Codes of a refusal to join the parts: they are not the file, which was perhaps changed meanwhile."""
+"""Codes with which the gateway refuses parts that do not make the file, which may have changed meanwhile."""
 _COMPLETE_SECONDS = 600.0
 _MOST_STATE_BYTES = 1024 * 1024
 

@@ -15,7 +15,7 @@ class TokenUsage:
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int | None = None
-    """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not tell them."""
+    """Tokens of the prompt that came from the engine's prefix cache; None if the engine does not report them."""
     cost: float | None = None
     """The price of the job, if the fleet's registry of models has prices."""
     currency: str | None = None
@@ -56,7 +56,7 @@ class FunctionOfCall:
 
 @dataclass(frozen=True, slots=True)
 class CallOfTool:
-    """A call that the model asks for. A message of the role `tool` answers it by its `id`."""
+    """A call that the model asks for. A message of the role `tool` answers the call by the call's `id`."""
 
     id: str
     function: FunctionOfCall

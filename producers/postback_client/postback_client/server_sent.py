@@ -65,7 +65,7 @@ class ServerSentParser:
 
 
 class EventFeed:
-    """The tenant's events from the feed's opening on, each once; after a lost connection it goes on where it was."""
+    """The tenant's events from the feed's opening on, each once, also after a lost connection."""
 
     def __init__(self, http: HttpSession, types: str, limit: TimeLimit) -> None:
         self._http = http
@@ -78,7 +78,7 @@ class EventFeed:
         self._first: ServerSent | None = None
 
     def open(self) -> None:
-        """Return once the feed has its place: every later event is in it. Raises PostbackError."""
+        """Return once the feed's position is fixed: the feed then has every later event. Raises PostbackError."""
         self._first = next(self._blocks, None)
 
     def events(self) -> Iterator[ServerSent]:
@@ -102,7 +102,9 @@ class EventFeed:
         """Yield the blocks of one connection until it ends or is silent, or the time limit passes."""
         response, parser = self._connected(), ServerSentParser()
         chunked = "chunked" in response.headers.get("transfer-encoding", "")
-        pieces = response.iter_content(_PIECE_BYTES if chunked else 1)  # only single bytes come at once without chunks
+        pieces = response.iter_content(
+            _PIECE_BYTES if chunked else 1
+        )  # unchunked, a longer read waits for all its bytes
         while not self._limit.passed:
             try:
                 piece = next(pieces, None)

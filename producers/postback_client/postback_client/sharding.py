@@ -4,7 +4,7 @@ Jobs with the same prompt prefix (system message and sources) go to one partitio
 A partition with many more jobs than the others gets no more of them. Other jobs go to the least loaded partition.
 
 A tenant has a third of the partitions, at least 2, so that one tenant's flood does not fill all queues. The tenant
-`default` has all.
+`default` has all partitions.
 """
 
 from __future__ import annotations

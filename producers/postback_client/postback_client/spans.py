@@ -40,7 +40,7 @@ class Submitted:
         return {TRACEPARENT: self.traceparent} if self.traceparent is not None else {}
 
     def end(self, *, failed: bool = False) -> None:
-        """End the span. `failed` marks it as an error."""
+        """End the span. `failed` marks the span as an error."""
         if self.traceparent is None:
             return
         if failed:

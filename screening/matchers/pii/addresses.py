@@ -11,7 +11,7 @@ from typing import Final
 _version_4 = re.compile(r"(?<![\w.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w]|\.[0-9])")
 _version_6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{4,39}(?![\w:])")
 _of_software = re.compile(r"(?:version|release|build|firmware|ver\.?|section|chapter|§)[ :=]{0,3}$", re.IGNORECASE)
-"""Words before four numbers with dots that are no address."""
+"""Words after which four numbers with dots are a version or a section, and no address."""
 _LOOKED_BACK: Final = 16
 
 

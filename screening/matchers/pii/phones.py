@@ -11,12 +11,14 @@ from typing import Final
 from phonenumbers import NumberParseException, is_valid_number, parse
 
 _MOST_CHECKS: Final = 20_000
-"""Candidates of one text that are validated, at 50 µs each. Further ones count as numbers: the text lists numbers."""
+"""Candidates of one text that are validated, at 50 µs each. Further candidates count as phone numbers without
+validation, because such a text lists phone numbers.
+"""
 _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
 """Digits of a number (E.164)."""
 
-# No part of these patterns may fail after it has matched, so that no text makes them go back.
+# No part of these patterns may fail after it has matched, so that no text causes backtracking.
 _international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")
 _national = re.compile(r"(?<![\w.,+:/-])[0-9(][0-9() ./-]{0,40}")
 _no_phone = re.compile(r"[0-9]+(?:\.[0-9]+)?|\(?[0-9]{4}-[0-9]{2}-[0-9]{2}.*|(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]).*")
