@@ -1,1 +1,1 @@
-"""The `postback` command. It wires the other packages together, and none of them imports it."""
+"""The `postback` command. The command imports all other packages, and no package imports the command."""

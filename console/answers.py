@@ -190,8 +190,8 @@ def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
 def as_text(result: Result, entry: ReceiptEntry | None) -> str:
     """Format a result for a terminal: job, outcome and number of sources, and below them the answer or the error.
 
-    Text of a model or a page is escaped and indented, so that it can neither control the terminal nor look like a line
-    of this command.
+    Text of a model or a page is escaped and indented, so that it cannot control the terminal or look like a line of
+    this command.
     """
     from console.kind_answers import in_words
 

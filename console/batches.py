@@ -38,10 +38,10 @@ def create(
 ) -> None:
     """Upload a file and begin a batch of it; the id goes to standard output. --output and --errors imply --wait.
 
-    A large file goes in parts: the same command, run again within an hour, goes on with an upload that was cut off. The
-    gateway checks the lines after the upload, and ends the batch as `failed` if a line is no request.
+    A large file is uploaded in parts: the same command, run again within an hour, continues an upload that was cut off.
+    The gateway checks the lines after the upload, and ends the batch as `failed` if a line is no request.
 
-    Exit status: 0 the batch has begun (with --wait: it is completed, and every line succeeded), 1 not, 2 bad input.
+    Exit status: 0 the batch has begun (with --wait: completed, every line succeeded), 1 otherwise, 2 bad input.
     """
     with files_told(), gateway_client(gateway, key) as client:
         with uploading(file, "batch") as (state, progress):
@@ -66,7 +66,7 @@ def wait(
 ) -> None:
     """Wait until a batch has ended, and download its answers.
 
-    Exit status: 0 the batch is completed, and every line succeeded, 1 not, or the time is up.
+    Exit status: 0 the batch is completed, and every line succeeded, 1 otherwise, or the time is up.
     """
     with files_told(), gateway_client(gateway, key) as client:
         _finish(client, batch_id, timeout, output, errors, as_json=as_json)
@@ -110,9 +110,9 @@ def cancel(
 def _finish(
     client: HttpClient, batch_id: str, timeout: float | None, output: Path | None, errors: Path | None, *, as_json: bool
 ) -> None:
-    """Wait for the batch's end, download its files, and exit with 1 unless all is well."""
+    """Wait for the batch's end, download its files, and exit with 1 unless every line succeeded."""
     if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise fail("--errors: is the file of --output", BAD_INPUT)
+        raise fail("--errors: needs another file than --output", BAD_INPUT)
     batch = _ended(client, batch_id, timeout)
     for name, file_id, path in (("output", batch.output_file_id, output), ("error", batch.error_file_id, errors)):
         if path is None:

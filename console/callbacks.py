@@ -29,7 +29,7 @@ _FIXES = {
 
 
 def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> None:
-    """Print the lines whose callback workers would refuse if they had this environment: their jobs would be rejected.
+    """Print the lines whose jobs would be rejected by workers with this environment, because of their callback URLs.
 
     `jobs` are pairs of line number and job. The command goes on, since the workers may have other settings.
     """

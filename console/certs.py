@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The certificate's name, and that of its files.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the certificate and of its files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -32,7 +32,7 @@ def init(
     directory: Directory,
     name: Annotated[str, typer.Option(help="The authority's common name.")] = "Postback CA",
     days: Annotated[int, typer.Option(help="Days until the authority expires.")] = 3650,
-    crl_days: Annotated[int, typer.Option(help="Days until its revocation list has to be signed again.")] = 180,
+    crl_days: Annotated[int, typer.Option(help="Days until the revocation list has to be signed again.")] = 180,
 ) -> None:
     """Make a certificate authority in a new or empty directory.
 
@@ -57,9 +57,9 @@ def issue(
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The client's tenant.")] = None,
     scopes: Annotated[
-        str | None, typer.Option(help="The client's scopes, with commas; those of a new API key by default.")
+        str | None, typer.Option(help="The client's scopes, separated by commas; by default those of a new API key.")
     ] = None,
-    days: Annotated[int, typer.Option(help="Days until it expires: at most 398 for a server, 825 for a client.")] = 90,
+    days: Annotated[int, typer.Option(help="Lifetime in days: at most 398 for a server, 825 for a client.")] = 90,
     as_json: AsJson = False,
 ) -> None:
     """Issue a certificate with a new key, as NAME.pem and NAME.key.
@@ -85,7 +85,7 @@ def issue(
 def renew(
     directory: Directory,
     name: Name,
-    days: Annotated[int | None, typer.Option(help="Days until it expires; as many as before by default.")] = None,
+    days: Annotated[int | None, typer.Option(help="Lifetime in days; by default as before.")] = None,
     keep_key: Annotated[bool, typer.Option("--keep-key", help="Keep the private key.")] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the earlier certificates of the name.")] = False,
     as_json: AsJson = False,
@@ -131,12 +131,12 @@ def revoke(
 @app.command()
 def crl(
     directory: Directory,
-    days: Annotated[int | None, typer.Option(help="Days until the next update; as many as before by default.")] = None,
+    days: Annotated[int | None, typer.Option(help="Days until the next update; by default as many as before.")] = None,
 ) -> None:
     """Sign the revocation list crl.pem again.
 
-    Past its next update, the gateway refuses every client certificate. Every other command that signs does the same in
-    the last third of the list's life.
+    Once the list's next update is overdue, the gateway refuses every client certificate. Every other command that signs
+    does the same in the last third of the list's life.
     """
     from operators.certificates import renew_crl
 

@@ -76,7 +76,7 @@ def list_letters(
 @app.command()
 def show(
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
-    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as without this option.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which is the default.")] = False,
 ) -> None:
     """Show a letter with its headers and content, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
@@ -255,6 +255,6 @@ def _content(value: bytes | None) -> Any:
     if value is None:
         return None
     try:
-        return from_json(value)  # it limits the depth of nesting, so that json.dumps can write the value
+        return from_json(value)  # this parser limits the depth of nesting, so that json.dumps can write the value
     except ValueError:
         return value.decode("utf-8", "backslashreplace")

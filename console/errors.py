@@ -1,6 +1,7 @@
 """The end of a command that cannot do its work: one line with the fix, and the exit status.
 
-Status 0 is success. 1 means that the work could not be done, 2 that options or settings are wrong and nothing was done.
+Status 0 is success. Status 1 means that the work could not be done, 2 that options or settings are wrong and nothing
+was done.
 """
 
 from __future__ import annotations

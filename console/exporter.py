@@ -50,7 +50,8 @@ def exporter(
         signal.signal(number, lambda *_: stop.set())
     with server:
         announce(server.port)
-        # A reading may wait for a silent broker for a minute. It changes nothing, so the process ends without it.
+        # A reading may wait for a silent broker for a minute. A reading changes nothing, so the process ends without
+        # waiting for it.
         Thread(target=role.run, args=(stop,), name="exporter", daemon=True).start()
         stop.wait()
     get_logger().info("Stopped.", action="stopped")

@@ -47,7 +47,7 @@ def upload(
 ) -> None:
     """Upload a file; the id goes to standard output.
 
-    A large file goes in parts. The same command, run again within an hour, goes on where a run was cut off.
+    A large file is uploaded in parts. The same command, run again within an hour, continues an upload that was cut off.
     """
     with files_told(), gateway_client(gateway, key) as client:
         with uploading(file, purpose) as (state, progress):

@@ -22,10 +22,10 @@ def gateway(
     client_ca: Annotated[Path | None, typer.Option("--client-ca", help="The CA of client certificates, PEM.")] = None,
     client_crl: Annotated[
         Path | None,
-        typer.Option("--client-crl", help="The CA's revocation list, PEM; crl.pem beside the CA if absent."),
+        typer.Option("--client-crl", help="The CA's revocation list, PEM; by default crl.pem beside the CA."),
     ] = None,
     roles: Annotated[
-        str, typer.Option("--roles", help="The parts that run in this process, with commas.")
+        str, typer.Option("--roles", help="The parts that run in this process, separated by commas.")
     ] = "door,relay,view,expansion",
     metrics_port: Annotated[int, METRICS_PORT] = 0,
 ) -> None:

@@ -20,7 +20,7 @@ class GatewayClientSettings(BaseSettings):
     )
 
     key: SecretStr | None = None
-    """The API key. Other users of the machine cannot read it here, but could read it among a command's arguments."""
+    """The API key. Other users of the machine can read a command's arguments, but not this variable."""
     key_file: Path | None = None
     """The file of the API key, unless the key itself is given."""
     ca_file: Path | None = None

@@ -32,7 +32,7 @@ def store_url(given: str | None) -> str:
 
 
 class OpenStore:
-    """The store, open for one command. Its methods raise StoreAway and PepperProblem, which end the command."""
+    """The store, open for one command. The methods raise StoreAway and PepperProblem, which end the command."""
 
     def __init__(self, url: str) -> None:
         from gateway.store.store import Store

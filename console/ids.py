@@ -15,5 +15,5 @@ def check_whose(tenant: str | None, tenants: Mapping[str, set[str]]) -> None:
     for name, whose in sorted(tenants.items()):
         if tenant is None and len(whose) > 1:
             raise fail(
-                f"{name} is an id of several tenants, so say whose with --tenant: {named(sorted(whose))}", BAD_INPUT
+                f"{name} is an id of several tenants; name the tenant with --tenant: {named(sorted(whose))}", BAD_INPUT
             )

@@ -84,7 +84,7 @@ CALLING = {
     "tool_choice": {"type": "function", "function": {"name": "opening_hours"}},
     "parallel_tool_calls": False,
 }
-"""A job with tools, whose chat has a call and what it returned."""
+"""A job with tools, whose chat has a call and the call's result."""
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer with JSON."},

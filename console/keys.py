@@ -26,7 +26,7 @@ _LONGEST_SECRET = 1024
 
 @app.command()
 def init() -> None:
-    """Make a keyring at POSTBACK_KEYRING. An existing one is left unchanged."""
+    """Make a keyring at POSTBACK_KEYRING. An existing keyring is left unchanged."""
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
 
@@ -137,7 +137,7 @@ def import_secret(
     tenant: Tenant = "default",
     file: Annotated[Path | None, typer.Option(help="The file with the secret; standard input by default.")] = None,
 ) -> None:
-    """Import another sender's secret (whsec_…). It then signs a tenant's callbacks beside the derived keys.
+    """Import another sender's secret (whsec_…). The secret then signs a tenant's callbacks beside the derived keys.
 
     Consumers that have the secret need no change. `postback keys rotate --tenant TENANT` retires the secret: give
     consumers the tenant's new secret within the overlap. No argument takes the secret: other users can read arguments.

@@ -6,7 +6,7 @@ from __future__ import annotations
 def done_offsets(base: int, metadata: str) -> int:
     """Return a commit's bitmap of done offsets: bit i stands for offset base + i.
 
-    A ledger that cannot be read has none: the stage handles every record from the base on again.
+    An unreadable ledger gives an empty bitmap, because the stage then handles every record from the base on again.
     """
     from workers.stage.progress import Progress, UndecodableLedger
 

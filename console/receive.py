@@ -81,7 +81,10 @@ def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
 
 
 def _lines(file: TextIO) -> Writer:
-    """Return a writer of JSON lines. It flushes each line, so that readers have it before the sender has its answer."""
+    """Return a writer of JSON lines.
+
+    The writer flushes each line, so that readers have the line before the sender has its answer.
+    """
 
     def write(received: Received) -> None:
         file.write(received.line() + "\n")

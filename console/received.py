@@ -119,7 +119,7 @@ def _facts(received: Received) -> Table:
 
 
 def _named(received: Received) -> dict[str, str]:
-    """Return the facts of a callback by name; of a signature only the version, such as `v1`."""
+    """Return the facts of a callback by name; a signature is shown only by its version, such as `v1`."""
     named = {} if received.problem is None else {"problem": received.problem}
     if received.webhook_id is not None:
         named["webhook-id"] = received.webhook_id
@@ -134,7 +134,7 @@ def _signed_at(timestamp: str, received_at: float) -> str:
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 15):
         return f"at {timestamp}, which is no Unix second"
     seconds = int(received_at) - int(timestamp)
-    return f"{seconds} s before it came" if seconds >= 0 else f"{-seconds} s in the future: whose clock is wrong?"
+    return f"{seconds} s before it came" if seconds >= 0 else f"{-seconds} s in the future; check both clocks"
 
 
 def _event(received: Received) -> Text:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 Files = tuple[TextIO | None, ...]
-"""The output files. A command empties them only when it can read results."""
+"""The output files. A command empties the files only when it can read results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def results(
         typer.Option(
             "--ordered",
             help="Write results in the order of the receipt's lines or of the ids, all at the end. Until then a "
-            "temporary file keeps them.",
+            "temporary file keeps the results.",
         ),
     ] = False,
     fail_on_error: Annotated[
@@ -82,7 +82,7 @@ def results(
     --wait adds results as they are settled. If a job has several results, as after a redrive, the newest counts.
 
     Exit status: 0 every named job has a result, whatever its outcome (with --fail-on-error: every job succeeded), 1
-    some have none yet, 2 wrong options.
+    some jobs have none yet, 2 wrong options.
     """
     quiet_clients()
     from producers.errors import ProducerError
@@ -99,7 +99,7 @@ def results(
         (timeout is not None and not wait, "--timeout is for --wait"),
         (ordered and not is_named, "--ordered is for jobs that are named: --ids or --id"),
         (errors is not None and not openai, "--errors is for --openai"),
-        (is_one_file, "--errors: is the file of --output; without it all lines go there"),
+        (is_one_file, "--errors: needs another file than --output; without --errors all lines go there"),
     )
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
@@ -189,7 +189,10 @@ def _refuse_first(*rules: tuple[bool, str]) -> None:
 
 
 def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | None], str]:
-    """Return a function that formats a result as JSON. For a terminal it escapes control characters as JSON does."""
+    """Return a function that formats a result as JSON.
+
+    For a terminal, the function escapes control characters as JSON does.
+    """
     line = as_openai_line if openai else as_line
     if to_file or not sys.stdout.isatty():
         return line

@@ -29,9 +29,11 @@ def start(
     alias: Annotated[str, typer.Option(help="The name in jobs' `model_id`; `default` for jobs without one.")],
     candidate: Annotated[str, typer.Option(help="The model that may take the alias over, by a name of the registry.")],
     sample: Annotated[float, typer.Option(min=0.0001, max=1, help="The share of the alias's jobs to compare.")] = 0.1,
-    max_jobs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Undecided after this many jobs: abort.")] = 2000,
+    max_jobs: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Abort if undecided after this number of jobs.")
+    ] = 2000,
     canary_jobs: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Watched jobs of the candidate before each larger share.")
+        int, typer.Option(min=1, max=1_000_000, help="The candidate's jobs to watch before each larger share.")
     ] = 50,
     per_second: Annotated[
         float, typer.Option(min=0.001, max=10_000, help="The most jobs that each worker copies in a second.")
@@ -39,8 +41,8 @@ def start(
 ) -> None:
     """Begin a rollout: workers copy a sample of the alias's jobs, and a shadow worker lets the candidate answer them.
 
-    Start the candidate with `postback worker --shadow`. Workers then decide by themselves: they abort the rollout, or
-    give the candidate 1, 10, 50 and 100 % of the alias's jobs, and at last the alias.
+    Start the candidate with `postback worker --shadow`. Workers then abort the rollout by themselves, or give the
+    candidate 1, 10, 50 and 100 % of the alias's jobs, and at last the alias.
     """
     quiet_clients()
     from operators.rollouts import RolloutRefused
@@ -69,7 +71,10 @@ def status(
         typer.Option(metavar="FILE", help="Write an HTML page with charts and differing answers, prompts left out."),
     ] = None,
 ) -> None:
-    """Show rollouts with their evidence. With --report the page has answers of jobs: keep it as you keep results."""
+    """Show rollouts with their evidence.
+
+    The page of --report has answers of jobs: protect the page as you protect results.
+    """
     quiet_clients()
     from operators.rollouts import judged
     from producers.errors import ProducerError
@@ -152,8 +157,8 @@ def _warn_of_unserved(kafka: KafkaSettings, candidate: str) -> None:
     if announced is None or announced.more or candidate in announced.models:
         return
     say(
-        f"no worker announces {candidate}: samples are compared, but the canary begins only when the workers' model "
-        "registry has it"
+        f"no worker announces {candidate}: samples are compared, "
+        "but the canary begins only when the workers' model registry has this model"
     )
 
 

@@ -51,7 +51,10 @@ def checked_tenant(tenant: str) -> str:
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:
-    """Return the value of `--endpoint`, a URL or an origin. Other text would match nothing, so it ends the command."""
+    """Return the value of `--endpoint`, a URL or an origin.
+
+    Any other text ends the command, because it would match nothing.
+    """
     from telemetry.logs import origin_of
 
     if endpoint is None or origin_of(endpoint).startswith(("http://", "https://")):

@@ -321,7 +321,7 @@ def _collect_through(gateway: HttpClient, answers: Answers, progress: Progress, 
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:
-    """Print the submission's outcome, and exit with 1 unless all is well."""
+    """Print the submission's outcome, and exit with 1 unless all jobs were accepted and, with --wait, succeeded."""
     receipt = request.receipt
     _say_left(receipt)
     said = [f"{len(receipt.jobs) - len(receipt.left)} of {len(receipt.jobs)} jobs accepted"]

@@ -114,7 +114,10 @@ def streamed(client: HttpClient, job_ids: Sequence[str], timeout: float | None) 
 
 
 def stored(client: HttpClient, job_ids: Sequence[str]) -> Iterator[Result]:
-    """Yield the results that the gateway has now. A job that it does not know counts as one without a result."""
+    """Yield the results that the gateway has now.
+
+    A job that the gateway does not know counts as one without a result.
+    """
     from postback_client import NotFound
     from schemas.codec import read_result
 

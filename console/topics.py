@@ -37,7 +37,7 @@ def create(
         bool, typer.Option("--raise-partitions", help="Add partitions to topics that have fewer than wanted.")
     ] = False,
     fix_config: Annotated[
-        bool, typer.Option("--fix-config", help="Give existing topics the configuration of new ones where it differs.")
+        bool, typer.Option("--fix-config", help="Give existing topics the configuration of new topics.")
     ] = False,
 ) -> None:
     """Create the topics that are missing and set up the consumer groups. The command may be run again.
@@ -90,6 +90,6 @@ def _report_topics(report: TopicsReport) -> None:
 
 def _report_groups(report: GroupsReport) -> None:
     if report.session_timeout_ms is not None:
-        say(f"a killed worker's partitions go to the others after {report.session_timeout_ms / 1000:g} s")
+        say(f"a killed worker's partitions go to other workers after {report.session_timeout_ms / 1000:g} s")
     for problem in report.problems:
         say(f"consumer groups keep the broker's session timeout, 45 s unless changed: {problem}")

@@ -1,4 +1,4 @@
-"""`postback trace`: why a job has this answer, from the gateway's store."""
+"""`postback trace`: a job's way to its answer and its callbacks, from the gateway's store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trace(
 ) -> None:
     """Show one job from its submission to its callbacks: submitter, prompt's hash, model, sources, citations, attempts.
 
-    The page reads the gateway's store; `postback deliveries JOB` reads Kafka instead, for fleets without a gateway.
+    The command reads the gateway's store; `postback deliveries JOB` reads Kafka instead, for fleets without a gateway.
     """
     if tenant is not None:
         tenant = checked_tenant(tenant)

@@ -1,4 +1,4 @@
-"""Finds environment variables with our prefix that no process reads: misspelt names, and names of earlier versions.
+"""Finds environment variables that look like settings and that no process reads: misspelt or former names.
 
 A process would silently ignore a misspelt setting and run with the default, perhaps on another Kafka. A file lists the
 valid names, so that commands need not import every settings class. (The base install lacks packages that some of the
@@ -26,7 +26,7 @@ def known_variables() -> list[str]:
 
 
 def complaints(environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable with our prefix that no process reads. The line shows no value."""
+    """Return a line for each variable with Postback's prefix that no process reads. The line shows no value."""
     ours = sorted(name for name in environment if name.upper().startswith(PREFIX))
     known = known_variables() if ours else []
     names = {name for name in known if not name.endswith("*")}

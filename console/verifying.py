@@ -37,7 +37,7 @@ class HeldKeys(Protocol):
         """Return the keys that are valid now. Called at every request."""
 
     async def load(self) -> None:
-        """Read the keys for the first time. End the command if they cannot be read."""
+        """Read the keys for the first time. End the command if the keys cannot be read."""
 
     async def follow(self) -> None:
         """Read the keys again at intervals, until cancelled."""
@@ -81,7 +81,7 @@ class GivenKeys:
         return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
 
     async def load(self) -> None:
-        """Read the set. End the command if it cannot be read."""
+        """Read the set. End the command if the set cannot be read."""
         if self._set is not None:
             with telling(JwkSetUnusable):
                 await self._set.load()
@@ -103,7 +103,7 @@ class JwkSet:
         """The keys as `whpk_…`."""
 
     async def load(self) -> None:
-        """Read the set. Raise JwkSetUnusable if it cannot be read, and keep the earlier keys."""
+        """Read the set. Raise JwkSetUnusable if the set cannot be read, and keep the earlier keys."""
         try:
             text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
             self.public_keys = _ed25519_keys(text)

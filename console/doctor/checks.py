@@ -30,7 +30,7 @@ class Asked:
 
 
 def checks(asked: Asked) -> list[Check]:
-    """Return the checks. Without readable fleet settings, only those that need none are left."""
+    """Return the checks. Without readable fleet settings, only checks that need no fleet settings are made."""
     environment = {name.upper(): value for name, value in os.environ.items()}
     found = [
         Check("settings-names", partial(settings.check_names, os.environ)),

@@ -47,8 +47,9 @@ def doctor(
 ) -> None:
     """Examine Kafka, the fleet, the settings and this machine. Each line names a fault and its fix.
 
-    The command reads the same variables as the roles, so run it where they run. It changes nothing but one tombstone in
-    fleet_workers, by which it learns the broker's time. A sound set-up prints nothing.
+    The command reads the same variables as the roles, so run the command where the roles run. The command writes
+    nothing but one tombstone into fleet_workers, to learn the broker's time. Nothing is printed for a set-up without
+    faults.
 
     Exit status: 0 no fault, 1 a fault was found.
     """

@@ -36,7 +36,7 @@ def check_callback(url: str, fleet: FleetSettings) -> Iterator[Finding]:
     if refused_addresses:
         yield fault(
             f"the guard refuses callbacks to {origin}: its address {refused_addresses[0]} is not allowed",
-            f"if it is yours, set {_ALLOW}={refused_addresses[0]} on workers and delivery",
+            f"if the address is yours, set {_ALLOW}={refused_addresses[0]} on workers and delivery",
         )
         return
     problems = [(each, problem) for each in sorted(found) if (problem := probe(Address(each, port))) is not None]
@@ -46,7 +46,7 @@ def check_callback(url: str, fleet: FleetSettings) -> Iterator[Finding]:
 
 def _fix(reason: str) -> str:
     fixes = {
-        "ADDRESS": f"if it is yours, add its network to {_ALLOW} on workers and delivery",
+        "ADDRESS": f"if the address is yours, add its network to {_ALLOW} on workers and delivery",
         "DENIED": "remove it from POSTBACK_EGRESS__DENY if that is wrong",
         "PORT": f"add the port to POSTBACK_EGRESS__PORTS, or the address to {_ALLOW}",
         "SCHEME": "give the callback an https URL; POSTBACK_ENV=development allows http for tests",

@@ -43,7 +43,7 @@ _CLIENT_CERTIFICATES = "POSTBACK_DELIVERY__CLIENT_CERTIFICATES"
 
 
 def check_names(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the variables with our prefix that no process reads."""
+    """Yield the variables with Postback's prefix that no process reads."""
     for complaint in complaints(environment):
         problem, _, meant = complaint.partition("; ")
         name = meant.removesuffix(" may be meant")

@@ -216,7 +216,7 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
         done = postback_here("dead-letters", "redrive", *asked, env=env)
         return done.returncode, done.stderr.splitlines()[-1]
 
-    refused = "postback: {} is an id of several tenants, so say whose with --tenant: acme, globex"
+    refused = "postback: {} is an id of several tenants; name the tenant with --tenant: acme, globex"
     assert redrive("job_1", "--dry-run") == redrive("job_1") == (2, refused.format("job_1"))
     assert redrive("--id", "msg_1") == (2, refused.format("msg_1"))
     assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")

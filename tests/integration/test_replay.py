@@ -189,7 +189,7 @@ def test_an_id_of_two_tenants_needs_the_tenant(kept: Kept) -> None:
     name = EARLY[0].job_id
     for asked in (["--id", name], ["--id", name, "--endpoint", "https://hooks.example"]):
         done = postback_here("replay", *asked, "--yes", env=environment_of(kept.fleet))
-        refused = f"postback: {name} is an id of several tenants, so say whose with --tenant: acme, globex\n"
+        refused = f"postback: {name} is an id of several tenants; name the tenant with --tenant: acme, globex\n"
         assert (done.returncode, done.stderr) == (2, refused)
     assert waiting(kept.fleet) == {}
     done = postback_here("replay", "--id", name, "--tenant", "globex", "--yes", env=environment_of(kept.fleet))

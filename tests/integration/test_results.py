@@ -295,7 +295,7 @@ def test_the_timeout_ends_waiting_for_a_frozen_broker_too(
         settle(fleet, "kept")
         with ResultsReader(fleet, 0) as reader:
             broker.pause()
-            with pytest.raises(RequestRefused, match="Kafka gave nothing of what it has for 1 s"):
+            with pytest.raises(RequestRefused, match="Kafka delivered none of its records for 1 s"):
                 assert list(chain(*reader.follow(Deadline.after(SystemClock(), 0)))) == []
             broker.resume()
 
@@ -311,7 +311,7 @@ def test_the_timeout_ends_waiting_for_a_frozen_broker_too(
         (("--id", "a", "--timeout", "5"), "--timeout is for --wait"),
         (("--since", "-1h", "--ordered"), "--ordered is for jobs that are named: --ids or --id"),
         (("--id", "a", "--errors", "e"), "--errors is for --openai"),
-        (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: is the file of --output"),
+        (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: needs another file than --output"),
     ],
     ids=[
         "nothing",
@@ -339,7 +339,7 @@ def test_lines_that_name_no_job_and_a_receipt_of_another_tenant_are_refused(
     done = postback_here("results", "--ids", str(wrong), env=environment_of())
     assert (done.returncode, done.stderr) == (
         2,
-        f"postback: --ids {wrong}: line 2 is neither a job's id nor of a receipt\n",
+        f"postback: --ids {wrong}: line 2 is neither a job's id nor a receipt's line\n",
     )
     done = postback_here("results", "--ids", str(submitted.receipt), "--tenant", "globex", env=submitted.env)
     assert (done.returncode, done.stderr) == (2, "postback: --tenant: the receipt is of acme\n")
