@@ -102,10 +102,10 @@ async def test_a_question_is_rewritten_only_in_a_conversation_and_on_request(
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (Model("How do\nheat pumps work?"), "the model's answer is no single line of at most 300 characters"),
-        (Model("x" * 301), "the model's answer is no single line of at most 300 characters"),
-        (Model(""), "the model's answer is no single line of at most 300 characters"),
-        (Model(REWRITTEN, "length"), "the model's answer is no single line of at most 300 characters"),
+        (Model("How do\nheat pumps work?"), "the model's answer is not a single line of at most 300 characters"),
+        (Model("x" * 301), "the model's answer is not a single line of at most 300 characters"),
+        (Model(""), "the model's answer is not a single line of at most 300 characters"),
+        (Model(REWRITTEN, "length"), "the model's answer is not a single line of at most 300 characters"),
         (Model(status=400), "the model gave no answer"),
         (Model(status=503), "the model gave no answer"),
     ],

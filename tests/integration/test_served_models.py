@@ -277,9 +277,9 @@ async def test_a_job_is_escalated_at_most_once(tmp_path: Path) -> None:
         (
             says("", finish_reason="content_filter"),
             "unsure",
-            "model large gave no answer, so that the first one stands",
+            "model large gave no answer; the first answer stands",
         ),
-        (answers(400, {}), "unsure", "model large refused the job, so that the first result stands"),
+        (answers(400, {}), "unsure", "model large refused the job; the first result stands"),
     ],
 )
 async def test_an_unsure_answer_stands_if_the_next_model_has_none(

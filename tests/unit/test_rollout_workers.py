@@ -312,7 +312,7 @@ def test_any_bytes_on_the_shadow_topic_give_a_comparison_or_nothing(value: bytes
     try:
         read_sample(value)
     except InvalidSample as invalid:
-        assert str(invalid) == "the value is no sample of a rollout"  # quotes no part of the record
+        assert str(invalid) == "the value is not a sample of a rollout"  # quotes no part of the record
 
 
 # -- steering ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 
 
 class Deadlines:
-    """Makes timeouts of one length. All timeouts must run on the event loop of the first one."""
+    """Makes timeouts of one length. All timeouts must run on the event loop of the first timeout."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -39,7 +39,10 @@ class Deadlines:
             self._alarm = None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Expire overdue timeouts, and set the alarm for the next one. `end` has removed ended attempts' timeouts."""
+        """Expire overdue timeouts, and set the alarm for the next timeout.
+
+        `end` has removed ended attempts' timeouts.
+        """
         now, self._alarm = loop.time(), None
         while self._running:
             timeout, at = next(iter(self._running.items()))

@@ -95,7 +95,7 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has another one, on another thread
+        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has its own, on another thread
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -278,7 +278,7 @@ class DeliveryHandler(TierPace):
 
     def _say_given_up(self, pending: PendingDelivery, outcome: FailedDelivery, reason: str) -> None:
         log.warning(
-            "A callback failed for good; keeping it as a dead letter.",
+            "A callback failed permanently; keeping it as a dead letter.",
             action="callback-given-up",
             status=outcome.status,
             reason=reason,

@@ -1,7 +1,7 @@
 """Events for a tenant's webhook endpoints, from the topic `callback_events`.
 
-The gateway writes them. A record's value is the event's body as it is sent. Its headers name the endpoint, the versions
-of the endpoint's secret that sign, and the endpoint's own HTTP headers.
+The gateway writes these events. A record's value is the event's body, which is sent unchanged. The record's headers
+name the endpoint, the versions of the endpoint's secret that sign, and the endpoint's own HTTP headers.
 """
 
 from __future__ import annotations

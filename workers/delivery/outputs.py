@@ -188,7 +188,7 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
     """Return the record of one POST, keyed by the job.
 
     The record leaves out the event and the URL's path and query. The field `answer` holds an excerpt of the answer's
-    body, if the setting `answer_excerpt_bytes` allows one.
+    body, if the setting `answer_excerpt_bytes` is above 0.
     """
     said: dict[str, str | int | float | None] = {
         "webhook_id": pending.webhook_id,

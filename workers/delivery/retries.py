@@ -123,9 +123,9 @@ def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, 
 def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, tier_ms: int) -> int:
     """Return the milliseconds left of a record's wait when the record leaves a tier that is `tier_ms` long.
 
-    `left_when_written_ms` is the time left when the record was written; None if the record does not state it. Normally
-    the clock decides. A tier may release a record late, or early if the clock of the record's timestamp is wrong. If
-    the clock shows more time left than this explains, the clock is wrong, and `left_when_written_ms` decides.
+    `left_when_written_ms` is the time left when the record was written; None if the record does not state this time.
+    Normally the clock decides. A tier may release a record late, or early if the clock of the record's timestamp is
+    wrong. If the clock shows more time left than this explains, the clock is wrong, and `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:

@@ -49,11 +49,15 @@ class DeliverySettings(BaseSettings):
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once. The fuller this window, the smaller the shares of tenants and destinations."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
-    """Bytes of results that are taken and not settled; results that are handled have at most half of this. Records that
-    wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256 MiB, divided
-    by four, from 16 to 256 MiB. A worker that also delivers first subtracts its readers' share."""
+    """Bytes of results that are taken and not settled; running attempts have at most half of these bytes.
+
+    Records that wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256
+    MiB, divided by four, from 16 to 256 MiB. A worker that also delivers first subtracts its readers' share."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
-    """Failures in a row that open the breaker of a tenant's origin. An answer below 500, except 429, is no failure."""
+    """Failures in a row that open the breaker of a tenant's origin.
+
+    An answer below 500, except 429, is not a failure.
+    """
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
     """Share of failures among the last 64 attempts that also opens the breaker."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)

@@ -80,7 +80,7 @@ class GuardedResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
-            # `localhost` has two addresses, both of this machine; if a policy allows only one, only that one is used.
+            # `localhost` has two addresses of this machine; if the policy allows only one, the other is skipped.
             results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)

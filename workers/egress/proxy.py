@@ -136,7 +136,7 @@ def status_in(head: bytes) -> int | None:
     """Return the status in the head of a proxy's answer; None for an incomplete head.
 
     Raises ProxyFailed if these bytes begin no HTTP/1 answer, or if bytes follow the head of a 2xx. A destination sends
-    no byte before the worker's first one, so such bytes come from the proxy.
+    no byte before the worker's first byte, so such bytes come from the proxy.
     """
     end = _HEAD_END.search(head)
     if end is None:
@@ -179,7 +179,10 @@ def bounded_connector(proxy: Proxy | None = None, **options: Any) -> ProxiedConn
 
 
 class ProxiedConnector(aiohttp.TCPConnector):
-    """A connector that reaches its destinations through a proxy, or directly without one. Every answer is bounded."""
+    """A connector that reaches its destinations through a proxy, or directly if there is no proxy.
+
+    Every answer is bounded.
+    """
 
     def __init__(self, proxy: Proxy | None, **options: Any) -> None:
         self._proxy = proxy

@@ -29,7 +29,10 @@ from workers.engines.pooling import Pooled, PoolingInput
 _LEAST_LOGPROB = -9999.0
 """The logarithm of the least probability in results, as in vLLM's server: JSON has no infinity."""
 TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""A number of tokens in a server's answer: metrics refuse a negative one, and databases a larger one."""
+"""A number of tokens in a server's answer.
+
+The bounds exist because metrics refuse negative numbers, and databases refuse larger numbers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class GenerationRequest:
     response_format: ResponseFormat | None = None
     adapter: str | None = None
     pooling: PoolingInput | None = None
-    """The texts of a request without a question. An engine that only generates text refuses them."""
+    """The texts of a request without a question. An engine that only generates text refuses such a request."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
     prefix_key: bytes | None = None
@@ -145,7 +148,7 @@ class EngineLoad:
     free: int
     """The number of further requests that would start at once."""
     away: str | None = None
-    """The reason why the engine generates nothing now; None if the engine knows of none."""
+    """The reason why the engine generates nothing now; None if there is no known reason."""
 
 
 class EngineError(Exception):

@@ -85,7 +85,7 @@ class _Known:
 class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
-    `guard` is the egress guard of fetches; callbacks have another one. `mark_secret` is the secret of `marks`.
+    `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret of `marks`.
     Raises TemplateRefused for an unusable template.
     """
 

@@ -36,7 +36,7 @@ class EnrichmentSettings(BaseSettings):
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """Maximum size of a PDF or an Office file. Its pictures and fonts count, although they are not read."""
+    """Maximum size of a PDF or an Office file. Pictures and fonts in the file count, although they are not read."""
     redirects: int = Field(default=5, ge=0, le=20)
     """Maximum number of redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
@@ -53,7 +53,10 @@ class EnrichmentSettings(BaseSettings):
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
     """An e-mail address or a URL at which sites and search services can reach you; Wikimedia and NCBI want one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
-    """The name to look up in robots.txt: the product token of RFC 9309 (2.2.1). `user_agent` must contain it."""
+    """The name to look up in robots.txt: the product token of RFC 9309 (2.2.1).
+
+    `user_agent` must contain this token.
+    """
     robots: bool = True
     """Obey robots.txt."""
     robots_seconds: float = Field(default=3600.0, gt=0)

@@ -98,7 +98,7 @@ class EngineWatch(SideTask):
         return [*found, said] if seconds > AWAY_SECONDS else found
 
     async def ended(self) -> None:
-        """Wait until the engine is lost for good, then raise EngineLost."""
+        """Wait until the engine cannot be loaded again, then raise EngineLost."""
         await self._ended.wait()
         if self._lost is not None:
             raise self._lost

@@ -58,7 +58,7 @@ class ModelRules:
 
 
 class Escalate:
-    """A second try of a job: the first model, the second one, and the reason."""
+    """A second try of a job: the first model, the second model, and the reason."""
 
     def __init__(self, first: str, to: str, why: str) -> None:
         self.to = to
@@ -72,7 +72,7 @@ class Escalate:
         if second.outcome is Outcome.SUCCEEDED:
             kept, end = second, f"model {self.to} answered"
         elif first.outcome is Outcome.SUCCEEDED:
-            kept, end = first, f"model {self.to} gave no answer, so that the first one stands"
+            kept, end = first, f"model {self.to} gave no answer; the first answer stands"
         else:
             kept, end = second, f"model {self.to} gave no answer either"
         usage = _sum(first.usage, second.usage)
@@ -80,7 +80,7 @@ class Escalate:
 
     def refused(self, first: Result) -> Result:
         """Return the first result, with a note that the second model does not take the job."""
-        note = f"{self._tried}; model {self.to} refused the job, so that the first result stands"
+        note = f"{self._tried}; model {self.to} refused the job; the first result stands"
         return first.model_copy(update={"notes": [*first.notes, note]})
 
 

@@ -25,7 +25,7 @@ class Phases:
     def queued(self, received: ReceivedJob) -> tuple[ReceivedJob, float]:
         """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the milliseconds.
 
-        With a collector, a job without a trace gets one, which begins with this phase.
+        With a collector, a job without a trace gets a new trace, which begins with this phase.
         """
         now = self._clock.time()
         queued_ms = max(0.0, now * 1000 - received.received_ms)

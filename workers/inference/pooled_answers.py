@@ -1,4 +1,4 @@
-"""Results of jobs whose answer is no generated text (embeddings, scores, ranks): a function for each kind."""
+"""Results of jobs whose answer is not generated text (embeddings, scores, ranks): a function for each kind."""
 
 from __future__ import annotations
 

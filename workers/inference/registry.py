@@ -101,7 +101,7 @@ def quoted(name: str) -> str:
 def times_in(header: str | None) -> int:
     """Return the count in a header that any producer may write.
 
-    The count is 0 for text that is no number, and `MAX_FORWARDS` for a long number.
+    The count is 0 for text that is not a number, and `MAX_FORWARDS` for a long number.
     """
     if header is None or not header.isdecimal():
         return 0

@@ -18,7 +18,7 @@ from workers.enrichment.search.words import MAX_QUESTION_CHARS
 from workers.enrichment.settings import EnrichmentSettings
 
 UNCHANGED: Final = "the question was not rewritten: "
-_NO_LINE: Final = f"the model's answer is no single line of at most {MAX_QUESTION_CHARS} characters"
+_NO_LINE: Final = f"the model's answer is not a single line of at most {MAX_QUESTION_CHARS} characters"
 _MAX_TURNS: Final = 6
 _TURN_CHARS: Final = 1_000
 """The engine reads a conversation's last _MAX_TURNS turns, and the last _TURN_CHARS characters of each."""

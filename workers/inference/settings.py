@@ -44,7 +44,7 @@ class WorkerSettings(BaseSettings):
     in enrichment.
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have a third of this at most."""
+    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have at most a third of this number."""
     waiting_target: int | None = Field(default=None, ge=1, le=8192)
     """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
 

@@ -12,7 +12,10 @@ from workers.stage.record import Record
 
 LOOK_SECONDS: Final = 0.5
 MOST_WAITING: Final = 64
-"""Cap on the jobs that wait at once. Each has a place in the window, and unknown names must not take all places."""
+"""Cap on the jobs that wait at once.
+
+Each waiting job has a place in the window, and unknown names must not take all places.
+"""
 
 
 class UnservedModel(Exception):  # noqa: N818 - named after the job's problem

@@ -77,7 +77,7 @@ async def until_caught_up(
         for each in waiting:
             each.cancel()
     if not done:
-        raise BrokerAway(f"the topic {topic} could not be read to its end: nothing came for {START_SECONDS:g} s")
+        raise BrokerAway(f"the topic {topic} could not be read to its end: no record came for {START_SECONDS:g} s")
     for each in done:
         each.result()
 
@@ -187,7 +187,7 @@ class CompactedTopic(SideTask):
     def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
         """Return two offsets for each partition: the end to read to, and the start of reading.
 
-        The end is that of uncommitted reading, so it includes records committed behind an open transaction.
+        The end counts uncommitted records too, so it includes records committed behind an open transaction.
         """
         consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:
@@ -228,7 +228,7 @@ class CompactedTopic(SideTask):
                 "group.id": "follower",  # the client requires a name, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
-                "auto.offset.reset": "earliest",  # reads a topic that was made anew from its first record
+                "auto.offset.reset": "earliest",  # a topic that was made anew is read from its first record
                 "enable.partition.eof": True,
             }
         )

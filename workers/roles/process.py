@@ -52,7 +52,10 @@ class Process:
         self.stages: list[Stage] = []
         self.beside: list[SideTask] = []
         self.fronts: list[SideTask] = []
-        """Side tasks that take work from outside, such as an HTTP server. They end before those in `beside`."""
+        """Side tasks that take work from outside, such as an HTTP server.
+
+        These tasks end before the tasks in `beside`.
+        """
         self.pages: dict[str, Callable[[str], HealthPage | None]] = {}
         self.duties: list[str] = []
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
@@ -119,7 +122,7 @@ class Process:
         except OSError as error:
             raise CannotListen(
                 f"metrics and health cannot be served on port {port} of {host} ({error.strerror}); "
-                "choose another --metrics-port (0 takes any free one) or --host"
+                "choose another --metrics-port (0 takes any free port) or --host"
             ) from None
 
 

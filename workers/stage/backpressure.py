@@ -1,4 +1,4 @@
-"""Back-pressure of a handler on its stage. `Backpressure` is the seam; `Unpaced` holds nothing back."""
+"""Back-pressure of a handler on its stage. `Backpressure` is the seam; `Unpaced` never limits the stage."""
 
 from __future__ import annotations
 

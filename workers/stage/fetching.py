@@ -23,7 +23,10 @@ log = get_logger()
 
 
 class Fetching:
-    """Connects the intake with the ledgers. Writes the partitions' delivery fields. Only the Kafka thread calls it."""
+    """Connects the intake with the ledgers. Only this class writes the partitions' delivery fields.
+
+    Only the Kafka thread calls the methods.
+    """
 
     def __init__(self, held: Held, intake: Intake, watch: Watch, clock: Clock) -> None:
         self._held = held
@@ -89,7 +92,7 @@ class Fetching:
         now = self._clock.monotonic()
         for partition in self._held.partitions.values():
             if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
-                continue  # a partition with `rewind_to` is sought anyway, and further back
+                continue  # the seek to `rewind_to` is scheduled already, and goes further back
             if now - partition.last_seen < STALL_SECONDS:
                 continue
             partition.last_seen = now
@@ -137,7 +140,7 @@ class Fetching:
 
         A record with an offset behind the end is left out. The record's real offset is `fetched_to`, or higher if
         retention removed that offset. The client would continue behind the stated offset and miss other records, so the
-        partition is sought to the offset after the real one.
+        stage seeks to the offset after the real offset.
         """
         if offset <= partition.ledger.next_offset:
             return True

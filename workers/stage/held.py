@@ -26,7 +26,10 @@ log = get_logger()
 
 
 class Held:
-    """The lowest part of a stage's state, below dispatching and transactions. Only the Kafka thread calls it."""
+    """The lowest part of a stage's state, below dispatching and transactions.
+
+    Only the Kafka thread calls the methods.
+    """
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Held:
     def open(self, delivered: Iterable[Partition]) -> list[Partition]:
         """Open and return the delivered partitions that are not open yet.
 
-        Returns none if Kafka does not answer; the stage then fetches the records again. Raises TopicMadeAnew.
+        Returns no partition if Kafka does not answer; the stage then fetches the records again. Raises TopicMadeAnew.
         """
         fresh = [partition for partition in delivered if partition.phase is Phase.ASSIGNED]
         if not fresh:
@@ -119,7 +122,7 @@ class Held:
     def _open(self, partition: Partition, progress: Progress | None, mark: bytes | None) -> None:
         if progress is not None and progress.is_of_another_topic(mark):
             log.error(
-                "A topic was made anew: its committed progress is the old topic's. The partition begins at 0.",
+                "A topic was deleted and made anew; ignoring the old topic's progress, and beginning at offset 0.",
                 action="topic-made-anew",
                 topic=partition.topic,
                 partition=partition.number,
@@ -131,7 +134,7 @@ class Held:
         partition.open(progress, self._window_records, mark)
 
     def _recognise(self, partition: Partition, committed: Progress | None) -> None:
-        """Suspect no record of a partition whose committed progress is this process's own: its last owner is alive.
+        """Suspect no record of a partition whose progress this process itself committed: the last owner is alive.
 
         The group may take a partition from a process that pauses for longer than its session, and give it back later.
         Another owner in between would have committed the partition's suspects before dispatching any record.

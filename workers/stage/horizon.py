@@ -19,7 +19,7 @@ LEAST_MARGIN = 32
 MOST_MARGIN = 8_192
 """In offsets: the size of the largest window."""
 _DECAY = 7 / 8
-"""The margin's decay at each commit that did not need the margin. A quiet moment must not slow the next busy one."""
+"""The margin's decay at each commit that did not need it: slow, so that a lull does not limit the next burst."""
 
 
 class Horizon:

@@ -111,7 +111,10 @@ class Isolation:
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
-        """Adopt suspects that the last owner committed as running. They killed it, so cohorts are halved."""
+        """Adopt suspects that the last owner committed as running.
+
+        These suspects killed the last owner, so cohorts are halved.
+        """
         self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:

@@ -80,7 +80,7 @@ class Lot:
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose records are put off until the first one is due."""
+        """Partitions whose records are put off until the first record is due."""
         return self._put_off.keys()
 
     def is_cut(self, partition: Partition) -> bool:
@@ -140,7 +140,10 @@ class Lot:
         self._count(partition, 1, len(record.value))
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` ready records. Each is a record of the party that has been served least."""
+        """Remove and return up to `room` ready records.
+
+        Each record belongs to the party that has been served least by then.
+        """
         if room <= 0 or not self._parties:
             return []
         drawn: list[Parked] = []

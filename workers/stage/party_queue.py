@@ -46,7 +46,7 @@ class PartyQueue:
     def take(self, room: int, ready: Ready, until: float = math.inf) -> list[Parked]:
         """Remove and return up to `room` ready records, the most urgent first.
 
-        The first ready record is always taken, and further ones while `served` is below `until`.
+        The first ready record is always taken, and further records while `served` is below `until`.
         """
         taken: list[Parked] = []
         fronts = [(queue[0].urgency, turn, partition) for turn, (partition, queue) in enumerate(self._queues.items())]

@@ -94,7 +94,10 @@ class Progress:
     begun: int = 0
     """The number of first undone records that may have begun: a power of two, see `begun_of`. 0 if not known."""
     limit: int = field(default=0, compare=False)
-    """Until the next commit, the owner begins only records below this offset. The metadata does not contain it."""
+    """Until the next commit, the owner begins only records below this offset.
+
+    The metadata does not contain this limit.
+    """
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -113,7 +116,7 @@ class Progress:
         return Progress(self.base, self.done, suspects=tried, topic=self.topic)
 
     def is_of_another_topic(self, mark: bytes | None) -> bool:
-        """Return whether these offsets belong to another topic than the present one, which has the mark `mark`."""
+        """Return whether these offsets belong to another topic than the present topic, whose mark is `mark`."""
         return None not in (self.topic, mark) and self.topic != mark
 
     def encode(self) -> str:

@@ -65,7 +65,7 @@ class Output:
     key: bytes | None = None
     headers: Headers | None = None
     partition: int | None = None
-    """None lets the settler choose a number, from those of the transaction's source partitions."""
+    """If None, the settler chooses the number of one of the transaction's source partitions."""
     may_linger: bool = False
     """True if the output may be settled half a second later, with other lingering outputs.
 
@@ -84,7 +84,10 @@ class Failure:
 
 
 class HandlerCrashed(Exception):  # noqa: N818 - it names what happened, as the engines' EngineDied does
-    """The engine process that ran the record died, and the record may be to blame. `Handler.handle` raises it."""
+    """The engine process that ran the record died, and the record may be to blame.
+
+    `Handler.handle` raises this error.
+    """
 
 
 class Handler(Protocol):

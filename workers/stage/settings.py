@@ -25,4 +25,4 @@ class StageSettings:
     """The least time for which a complete record waits for others to share its transaction. Set it above 0 only if no
     reader waits for the outputs."""
     suffix: str = ""
-    """End of the transactional.id. Two stages of one process and group need different ones."""
+    """End of the transactional.id. Two stages of one process and group need different suffixes."""

@@ -15,8 +15,8 @@ SWEEPING comes before REREADING, since an ended transaction may leave a *rest*: 
 the producer id. Two causes are known:
 
 - Offsets may reach the group coordinator after the transaction's end, and no marker follows (seen when a broker froze).
-- A transaction coordinator may take a partition without a leader for a deleted one. The coordinator then ends the
-  transaction without a marker in this partition (Kafka 4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen
+- A transaction coordinator may mistake a partition without a leader for a deleted partition. The coordinator then ends
+  the transaction without a marker in this partition (Kafka 4.3.1, `KRaftMetadataCache.getPartitionLeaderEndpoint`; seen
   whenever the only broker was killed under load).
 
 Readers wait behind a rest, and offsets of a rest stay pending for ever. The next transaction of the same id commits or

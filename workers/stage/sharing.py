@@ -3,8 +3,8 @@
 The words:
 
 - *party*: the tenant or destination of a record. If several parties wait, each gets an equal part of the work.
-- *place*: where a record waits, by its topic. Records of the first place need not wait behind those of the later place,
-  which has a share of the work. A record of the spare place is handled only while no record waits elsewhere.
+- *place*: where a record waits, by its topic. Records of the first place need not wait behind records of the later
+  place, which has a share of the work. A record of the spare place is handled only while no record waits elsewhere.
 - *cost*: the work of a record, divided by its party's weight. A party is served next if its records have cost least.
 - *deferral*: writing a record of the first place to the later place, untried: a record beyond its party's share, or any
   record that would wait for long.

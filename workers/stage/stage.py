@@ -203,14 +203,14 @@ class Stage:
         self._give_away(list(self.held.partitions.values()), self.stopping)
 
     def _end_with(self, error: Exception) -> None:
-        """Stop, and make `run` raise this error, or an earlier one."""
+        """Stop, and make `run` raise this error, unless there was an earlier error."""
         self.error = self.error or error
         self.stop()
 
     # -- on the Kafka thread: membership, called by the intake ---------------------------------------------------
 
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
-        """Hold the partitions. Each one opens when its first record or end is delivered."""
+        """Hold the partitions. Each partition opens when its first record or end is delivered."""
         for topic, number in partitions:
             self._assign(topic, number)
         held = len(self.held.partitions)

@@ -74,7 +74,7 @@ class Sweeps:
         return bool(self._needed)
 
     def doubt(self, written: Iterable[str]) -> None:
-        """Note that a transaction which wrote to `written` failed. This or an earlier one may have left a rest."""
+        """Note that a transaction which wrote to `written` failed. A failed transaction may leave a rest."""
         self._exposed |= set(written)
         doubtful = self._clean & (self._thin | self._exposed)
         self._clean -= doubtful
@@ -100,7 +100,10 @@ class Sweeps:
         ]
 
     def step(self, failures: int) -> list[Place]:
-        """Return the partitions to sweep in the next step. Each of the first three `failures` halves their number."""
+        """Return the partitions to sweep in the next step.
+
+        Each of the first three `failures` halves the number of partitions.
+        """
         return (self._left or [])[: SWEEP_PARTITIONS >> min(failures, 3)]
 
     def is_last(self, places: Sequence[Place]) -> bool:

@@ -30,7 +30,7 @@ class TopicIds(Protocol):
 
 
 class Identities:
-    """The UUIDs of a stage's topics: given at the start in `began_with`, or else the first ones that Kafka returned."""
+    """The UUIDs of a stage's topics: given in `began_with`, or else the first UUIDs that Kafka returned."""
 
     def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
         self._ask = ask

@@ -113,7 +113,7 @@ class Transactions:
             self.complete(completion, self._clock.monotonic())
 
     def step(self, handed_over: int) -> Undone:
-        """Finish the transaction under way, begin a new one, or make one bounded step of repair.
+        """Finish the transaction under way, begin a new transaction, or make one bounded step of repair.
 
         `handed_over` is the number of records dispatched in this round. Returns partitions that the caller must
         begin anew.
@@ -217,7 +217,7 @@ class Transactions:
         return undone
 
     def _still_owed(self, completions: list[Handled]) -> list[Handled]:
-        """Return the completions that are still to be settled. Subtract the settled ones from the load."""
+        """Return the completions that are still to be settled. Subtract the settled completions from the load."""
         kept = []
         for completion in completions:
             partition, record = completion.partition, completion.record

@@ -26,7 +26,7 @@ STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
 """The silence of Kafka after which the stage is not ready.
 
-It is longer than an ordinary pause of a broker, and readiness still reports a frozen broker within 15 s.
+This time is longer than an ordinary pause of a broker, and readiness still reports a frozen broker within 15 s.
 """
 LARGE_GAP = 1_000
 """In offsets. The stage asks Kafka about gaps of at least this size; transactions and compaction leave small gaps."""

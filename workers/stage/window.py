@@ -37,7 +37,7 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """The most running records. `max(records, LEAST_PARKED)` more may be parked behind these.
+    """The most running records. `max(records, LEAST_PARKED)` further records may be parked.
 
     Each further place may park the same number of records.
     """
@@ -107,7 +107,7 @@ class Window:
         self._lot_of(partition).add(partition, record, party)
 
     def surplus(self, most: int) -> list[Parked]:
-        """Remove and return up to `most` records of the first place that have to wait in the later one."""
+        """Remove and return up to `most` records of the first place that have to wait in the later place."""
         return self.first.surplus(most) if self._overflows(self.first) else []
 
     def correct(self, partition: Partition, party: Party, cost: float) -> None:
@@ -132,7 +132,7 @@ class Window:
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose records are put off until the first one is due. Empty if there are several places."""
+        """Partitions whose records are put off until the first record is due. Empty if there are several places."""
         return self.first.put_off
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
@@ -150,7 +150,7 @@ class Window:
     def wants_pause(self, partition: Partition) -> bool:
         """Return whether the stage should not fetch from the partition now."""
         if partition.rewind_to is not None and not partition.paused:
-            return True  # a partition is sought when it is resumed
+            return True  # the seek happens when the partition is resumed
         if self._is_full_for(partition) or self.first.is_cut(partition) or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
         return _is_wide(partition.ledger, paused=partition.paused)

@@ -57,7 +57,7 @@ def _problem_of(part: ErrorDetails) -> str:
 
 
 def write(path: Path, data: KeyringData) -> None:
-    """Replace the file in one step, so that a reader never sees half a file, and a crash never leaves one."""
+    """Replace the file in one step, so that neither a reader nor a crash ever meets half a file."""
     try:
         replace_files(Replacement(path, (data.model_dump_json(indent=1) + "\n").encode()))
     except OSError as error:

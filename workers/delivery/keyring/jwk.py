@@ -9,7 +9,7 @@ from workers.delivery.keyring.material import base64url
 
 
 def jwk(public: bytes, owner: str = "") -> dict[str, str]:
-    """Return the JWK of a 32-byte key. Its `kid` is `owner` followed by the key's thumbprint (RFC 7638).
+    """Return the JWK of a 32-byte key. The `kid` is `owner` followed by the key's thumbprint (RFC 7638).
 
     Readers cache keys by `kid`. Under a new master or in a new keyring, a key of the same version has another
     thumbprint.

@@ -18,7 +18,7 @@ from workers.delivery.keyring.material import KEY_BYTES, base64_of, bytes_of
 from workers.delivery.keyring.tenant_cache import TenantCache
 
 OVERLAP_SECONDS = 24 * 3600.0
-"""Default seconds for which an old key signs beside the new one."""
+"""Default seconds for which an old key signs beside the new key."""
 MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
 """Seconds for which the fleet's key pair signs beside tenants' own pairs after a migration.
 
@@ -81,7 +81,7 @@ class Keyring:
 
     @classmethod
     def create(cls, path: str | Path, clock: Clock) -> Self:
-        """Make a file with new keys, mode 0600; never overwrite one. Raises KeyringExists, KeyringUnreadable."""
+        """Make a file with new keys, mode 0600; never overwrite a file. Raises KeyringExists, KeyringUnreadable."""
         path = Path(path)
         with writing(path):
             if path.exists() or path.is_symlink():
@@ -120,7 +120,7 @@ class Keyring:
             self._refresh_or_say(now)
 
     def secrets(self, tenant: str, now: float) -> list[str]:
-        """Return the tenant's secrets (`whsec_…`) that sign now: imported, then derived ones, each newest first."""
+        """Return the tenant's secrets (`whsec_…`) that sign now: imported, then derived secrets, each newest first."""
         return [SECRET_PREFIX + base64_of(secret) for secret in self._loaded.data.secrets(tenant, now)]
 
     def signing_keys(self, tenant: str, now: float) -> list[str]:

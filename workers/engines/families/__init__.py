@@ -73,7 +73,7 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
-    """Return the family of a model by its name, else by its architectures; None if neither names just one family.
+    """Return the family of a model by its name, else by its architectures; None if neither matches exactly one family.
 
     If architectures are given, a name counts only if the family has one of these architectures.
     """

@@ -293,7 +293,8 @@ class _Reader:
                 self._wrong(path, f"is no model: {nearest(to, entries)}")
             elif target is not None and target.entry.lane != model.entry.lane:
                 self._wrong(
-                    path, "is a model of another lane, which this model's workers do not serve; name one of its own"
+                    path,
+                    "is a model of another lane, which this model's workers do not serve; name one of the same lane",
                 )
 
     def _check_in_process(self, models: Mapping[str, RegistryModel]) -> None:

@@ -77,7 +77,7 @@ class ServedModel:
 
     @property
     def context_tokens(self) -> int | None:
-        """The smallest window of the addresses; None if none is known."""
+        """The smallest window of the addresses; None if no window is known."""
         windows = [address.engine.context_tokens for address in self._addresses]
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
@@ -182,7 +182,7 @@ class ServedModel:
             except EngineUnavailable as error:
                 away = error
         raise away or EngineUnavailable(
-            f"every address of model {self.model.name} failed lately; waiting for an answer"
+            f"every address of model {self.model.name} failed lately; waiting until one answers"
         )
 
     def _next(self, tried: Sequence[_Address], prefix_key: bytes | None) -> _Address | None:

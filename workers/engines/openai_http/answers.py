@@ -115,7 +115,7 @@ def outcome(
         raise RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
     if status == 404 and not is_usual and problem_in(body).param != "model":
         if request.is_raw:
-            raise RequestRejected("raw", f"the server has no /{path}, so it completes no raw prompt")
+            raise RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
         raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
     if status == 404 or problem.param == "model":  # the settings give path and model: no job is at fault
         raise EngineUnavailable(

@@ -1,4 +1,4 @@
-"""LoRA adapters of the settings: each is loaded or refused by name at the start, and jobs never load one.
+"""LoRA adapters of the settings: each is loaded or refused by name at the start, and a job never loads an adapter.
 
 vLLM loads an adapter at its first request, and an adapter without a folder then ends the engine with all requests in
 flight. So the engine adds each adapter while it loads, and keeps all of them in memory: a folder that vanishes later

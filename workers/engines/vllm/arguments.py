@@ -12,7 +12,7 @@ from workers.engines.vllm.settings import VllmSettings
 
 
 def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `AsyncEngineArgs`, with those of the adapters. Imports vLLM."""
+    """Return the arguments of `AsyncEngineArgs`, including the adapters' arguments. Imports vLLM."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()

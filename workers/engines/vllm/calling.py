@@ -15,7 +15,10 @@ from workers.engines.families import family_of
 from workers.engines.vllm.loading import short
 
 _WHOLE_OUTPUT: Final = "openai"
-"""The parser of gpt-oss. It reads a whole output with reasoning and channels, rather than the answer's text."""
+"""The parser of gpt-oss.
+
+This parser reads a whole output with reasoning and channels, rather than the answer's text.
+"""
 
 
 class Calling:

@@ -39,7 +39,7 @@ def known_reason(model: str, error: BaseException) -> str | None:
         return f"vLLM refuses POSTBACK_ENGINE__VLLM__… for the model {model}: {text}"
     if "Engine core initialization failed" in text:
         return (
-            f"vLLM's process could not load the model {model}; what it said stands above. Where it was memory, set "
+            f"vLLM's process could not load the model {model}; see the lines above. If memory ran out, set "
             "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN, …__GPU_MEMORY_UTILIZATION or, on a CPU, VLLM_CPU_KVCACHE_SPACE"
         )
     return None

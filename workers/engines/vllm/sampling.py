@@ -49,7 +49,7 @@ def sampling_params(
 
     `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
     sampling is greedy for one answer, and has the temperature 1 for several. Raises RequestRejected for a JSON Schema
-    beyond our bounds.
+    that exceeds the bounds of `schema_limits`.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

@@ -40,7 +40,10 @@ class VllmSettings(EngineSection):
     CPU, where a step takes minutes.
     """
     engine_metrics: bool = False
-    """Export a few of vLLM's own metrics: `postback_engine_…`. They cost CPU time in each step of the model."""
+    """Export a few of vLLM's own metrics: `postback_engine_…`.
+
+    These metrics cost CPU time in each step of the model.
+    """
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()

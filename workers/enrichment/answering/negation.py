@@ -28,7 +28,7 @@ NO_NEGATIONS: Final = frozenset(
 """Pairs of words that look like the beginning of a negation, but assert something: "no fewer than 40"."""
 
 PREFIXES: Final = ("un", "in", "im", "il", "ir", "non", "dis")
-"""A word with one of these prefixes negates the word without the prefix, if the other text has the latter."""
+"""Prefixes that negate: "unsafe" negates "safe" if the other text has "safe"."""
 
 NO_PREFIXES_WORDS: Final = (
     "disclose discount discover disease dispatch display distance distress import important impress incline income "

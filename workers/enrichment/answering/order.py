@@ -96,7 +96,7 @@ def other_time(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _events(tokens: Sequence[Token]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words of the earlier event and of the later one; both are empty without "before" or "after"."""
+    """Return the words of the earlier event and of the later event; both are empty without "before" or "after"."""
     at = next((at for at, token in enumerate(tokens) if token.text in ("before", "after")), None)
     if at is None:
         return frozenset(), frozenset()

@@ -21,7 +21,7 @@ _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
 """Syntax of the search services' query languages; a query from a question must not contain it."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""The name in a profile's file for each field whose name there is different."""
+"""The fields that have another name in a profile's file, each with that name."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
@@ -29,7 +29,7 @@ class ProfileRefused(Exception):  # noqa: N818 - named after the event
 
 
 class UnknownProfile(Exception):  # noqa: N818 - named after the job's problem
-    """No profile has that name; the text lists the existing ones."""
+    """No profile has that name; the text lists the existing profiles."""
 
 
 class _ProfileSection(BaseModel):

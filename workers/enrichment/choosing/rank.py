@@ -168,7 +168,7 @@ class Ranking:
 
 
 def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[_RankedPassage]:
-    """Return the passages of one document, those of the main text first."""
+    """Return the passages of one document, passages of the main text first."""
     title, main, *rest = document
     parts = [(text, True) for text in split(main, passage_chars)]
     parts += [(text, False) for other in rest for text in split(other, passage_chars)]

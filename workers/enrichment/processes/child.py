@@ -69,7 +69,7 @@ class Child:
     ) -> Child:
         """Start a process that runs this module, and wait until it is ready. Raises ChildLost and OSError.
 
-        `inherited` names more variables to pass on from the worker's environment; `environment` holds new ones.
+        `inherited` names more variables to pass on from the worker's environment; `environment` holds new variables.
         """
         passed = {name: os.environ[name] for name in (*_INHERITED, *inherited) if name in os.environ}
         process = await asyncio.create_subprocess_exec(

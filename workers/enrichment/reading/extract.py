@@ -56,7 +56,7 @@ _VOID_TAGS = "area base br col embed hr img input link meta param source track w
 _VOID = frozenset(_VOID_TAGS.split())
 _IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp rt tbody td tfoot th thead tr"
 _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
-"""Elements that may lack an end tag. These do not count as nested: a page of a million `<p>` is not deep."""
+"""Elements that may lack an end tag. Such elements do not count as nested: a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
 _START_CHARS: Final = 2000

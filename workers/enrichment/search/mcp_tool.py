@@ -89,7 +89,7 @@ def _block(block: object) -> dict[str, Any]:
 
 
 class _BoundedTransport(httpx2.AsyncHTTPTransport):
-    """A transport that bounds answers, refuses compressed ones, and remembers the reason of a failure."""
+    """A transport that bounds answers, refuses compressed answers, and remembers the reason of a failure."""
 
     def __init__(self) -> None:
         super().__init__()

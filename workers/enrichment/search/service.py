@@ -125,7 +125,7 @@ class Web:
         if self._session is None:
             raise RuntimeError("the session has not been started")
         try:
-            # Redirects are not followed: the operator chose the address, and a key must not go to another one.
+            # Redirects are not followed: the operator chose the address, and a key must not go to another address.
             async with self._session.request(
                 request.method,
                 request.url,

@@ -5,7 +5,7 @@ or at the end. Marked pasted parts and instructions are left out. In the remaini
 
     a labelled question
     a question in a paragraph of only questions and instructions
-    the last question of the last paragraph, then of the first one, then the longest question
+    the last question of the last paragraph, then of the first paragraph, then the longest question
     an order ("Summarise …")
 """
 

@@ -45,7 +45,7 @@ def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds)
         return 0.0
     if is_json:
         try:
-            # no int(): it refuses long numbers
+            # int() refuses long numbers
             ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
             return float(not _same_json(ours, theirs, thresholds))
         except (ValueError, RecursionError):

@@ -45,7 +45,7 @@ class SampledEvidence(WireModel):
 
     @classmethod
     def of(cls, evidence: Evidence) -> Self:
-        """Return the parts that the check of citations needs. The fleet's secrets are not among them."""
+        """Return the parts that the check of citations needs, without the fleet's secrets."""
         sources = [
             SampledSource(number=each.number, id=each.id, url=each.url, title=each.title, passages=each.passages)
             for each in evidence.sources
@@ -65,9 +65,9 @@ class ShadowSample(WireModel):
     tenant: Tenant = DEFAULT_TENANT
     profile: Identifier = NO_PROFILE
     job: Job
-    """The job with its id, the grounded prompt and the candidate's name. Its temperature is 0.
+    """The job with its id, the grounded prompt and the candidate's name.
 
-    Its sources and its callback are left out.
+    The job's temperature is 0, and its sources and callback are left out.
     """
     evidence: SampledEvidence | None = None
     primary: ObservedAnswer
@@ -109,7 +109,7 @@ def read_sample(value: bytes | None) -> ShadowSample:
     try:
         return ShadowSample.model_validate_json(value or b"")
     except ValidationError:
-        raise InvalidSample("the value is no sample of a rollout") from None
+        raise InvalidSample("the value is not a sample of a rollout") from None
 
 
 def said(result: Result) -> Said:

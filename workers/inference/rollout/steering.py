@@ -35,7 +35,7 @@ log = get_logger()
 class Steering(SideTask):
     """Folds comparisons as they are read, and writes the steps that follow from them.
 
-    Two workers may write the same step: their records have one key, and the second one changes nothing.
+    Two workers may write the same step: their records have one key, and the second record has no effect.
     """
 
     def __init__(
