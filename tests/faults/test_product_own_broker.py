@@ -33,7 +33,7 @@ def unprefixed(own_broker: Broker, tmp_path: Path, clean_processes: None) -> Ite
         yield started
 
 
-def test_four_lines_get_a_signed_callback_and_a_frozen_broker_is_told_and_survived(
+def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported_and_survived(
     unprefixed: Product, own_broker: Broker
 ) -> None:
     unprefixed.callbacks.up()

@@ -36,12 +36,12 @@ pytestmark = pytest.mark.broker
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
 ROW = re.compile(
-    r"^\| (?P<who>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| `(?P<name>[^|]+)` \| (?P<may>[^|]+) \|$"
+    r"^\| (?P<role>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| `(?P<name>[^|]+)` \| (?P<may>[^|]+) \|$"
 )
 USERS = {
-    "who sends jobs": ("producer",),
-    "who sends jobs with a receipt (`submit --receipt`)": ("keeper",),
-    "who collects results (`results`, `submit --wait`)": ("producer", "collector"),
+    "producer": ("producer",),
+    "producer with a receipt (`submit --receipt`)": ("keeper",),
+    "reader of results (`results`, `submit --wait`)": ("producer", "collector"),
     "worker": ("worker",),
     "delivery": ("delivery",),
     "gateway": ("gateway",),
@@ -120,9 +120,12 @@ def documented_rows() -> list[re.Match[str]]:
 def documented(prefix: str) -> list[AclBinding]:
     """The document's table as Kafka's ACL bindings."""
     rows = documented_rows()
-    assert {row["who"] for row in rows} == USERS.keys()
+    assert {row["role"] for row in rows} == USERS.keys()
     return [
-        _binding(prefix, row, may, user) for row in rows for may in row["may"].split(", ") for user in USERS[row["who"]]
+        _binding(prefix, row, may, user)
+        for row in rows
+        for may in row["may"].split(", ")
+        for user in USERS[row["role"]]
     ]
 
 

@@ -63,9 +63,7 @@ def test_rendered_objects_are_valid_for_kubernetes(values: Manifest) -> None:
 
 
 @pytest.mark.parametrize(("role", "drain", "margin"), [("worker", 30, 30), ("worker", 240, 20), ("delivery", 60, 10)])
-def test_the_grace_period_is_the_drain_that_the_process_is_told_and_a_margin(
-    role: str, drain: int, margin: int
-) -> None:
+def test_the_grace_period_is_the_drain_time_of_the_process_and_a_margin(role: str, drain: int, margin: int) -> None:
     manifests = render({role: {"drainSeconds": drain, "marginSeconds": margin}})
 
     assert pod_of(manifests, role)["terminationGracePeriodSeconds"] == drain + margin

@@ -51,7 +51,7 @@ def headers_of(messages: Iterable[Message]) -> list[dict[str, Any]]:
     return [dict(message.headers() or ()) for message in messages]
 
 
-def test_one_tenants_flood_gives_way_to_another_ones_few_jobs_and_is_answered_too(product: Product) -> None:
+def test_one_tenants_flood_gives_way_to_the_few_jobs_of_another_tenant_and_is_answered_too(product: Product) -> None:
     deadline = str(int(1000 * (SystemClock().time() + 3600))).encode()
     product.put(jobs("flood", 5000), of("acme", ("traceparent", TRACE.encode()), ("deadline", deadline)))
     product.put(jobs("few", 20), of("globex"))

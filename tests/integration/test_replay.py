@@ -177,7 +177,7 @@ def test_a_named_result_that_is_missing_is_reported_and_the_rest_is_called_back_
     assert set(waiting(kept.fleet)) == {"late"}
 
 
-def test_an_id_is_enough_where_it_is_one_tenants(kept: Kept) -> None:
+def test_an_id_is_enough_if_only_one_tenant_uses_it(kept: Kept) -> None:
     done = postback_here("replay", "--id", "msg_theirs", "--id", "elsewhere", "--yes", env=environment_of(kept.fleet))
     assert (done.returncode, set(waiting(kept.fleet))) == (0, {"theirs", "elsewhere"})
 

@@ -138,7 +138,7 @@ async def test_the_answer_is_json_that_the_schema_describes(vllm_engine: VllmEng
     assert isinstance(answer["known"], bool)
 
 
-async def test_a_schema_that_is_none_is_rejected(vllm_engine: VllmEngine) -> None:
+async def test_an_invalid_schema_is_rejected(vllm_engine: VllmEngine) -> None:
     with pytest.raises(RequestRejected) as rejected:
         await vllm_engine.generate(request(response_format=as_schema({"type": "nonsense"})))
     assert rejected.value.field == "response_format"

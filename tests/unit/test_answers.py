@@ -54,7 +54,7 @@ def told(failures: Failures, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.removeprefix("postback: ") for line in capsys.readouterr().err.splitlines()]
 
 
-def test_jobs_with_one_reason_are_told_in_one_message_by_line_or_by_id(capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_with_one_reason_are_named_in_one_message_by_line_or_by_id(capsys: pytest.CaptureFixture[str]) -> None:
     named: dict[str, ReceiptEntry | None] = {f"j{n}": entry(n, f"j{n}", "mine" if n == 9 else None) for n in range(10)}
     failures = Failures({**named, "plain": None})
     for job_id in ("j9", "j7", "j5", "j3", "j1", "plain"):

@@ -43,7 +43,7 @@ def test_a_bare_prompt_with_a_callback_is_a_whole_job() -> None:
     )
 
 
-def test_headers_say_what_the_body_leaves_open() -> None:
+def test_headers_give_the_fields_that_the_body_leaves_open() -> None:
     received = read(
         BARE,
         ("tenant", b"acme"),

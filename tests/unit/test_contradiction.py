@@ -42,7 +42,7 @@ def support(sentence: str, *passages: str) -> Support:
     return citation.support
 
 
-def test_the_tables_have_as_many_pairs_as_is_said_of_them() -> None:
+def test_the_tables_have_the_stated_numbers_of_pairs() -> None:
     assert (len(MADE_WITH), sum(pair.holds for pair in MADE_WITH)) == (60, 30)
     assert [len(HELD_OUT), *map(len, LATER)] == [24, 40, 60, 60, 60, 60]
     pairs = [*MADE_WITH, *HELD_OUT, *chain(*LATER)]

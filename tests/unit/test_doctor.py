@@ -85,7 +85,7 @@ def test_a_wrong_variable_is_named_with_its_fix(variable: str, value: str, check
     assert told(found, problem, fix), found
 
 
-def test_a_keyring_that_others_may_read_or_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_keyring_that_others_may_read_or_that_is_invalid_is_named(tmp_path: Path) -> None:
     path = tmp_path / "keyring.json"
     env = environment_of(POSTBACK_KEYRING=path)
     assert postback_here("keys", "init", env=env).returncode == 0
@@ -304,9 +304,9 @@ def test_every_settings_class_is_read_and_every_role_needs_the_acls_of_the_docum
     }
     by_role = {"worker": "worker", "delivery": "deliver", "gateway": "gateway", "exporter": "exporter"}
     rows = {
-        (by_role[row["who"]], row["name"], frozenset(row["may"].upper().split(", ")))
+        (by_role[row["role"]], row["name"], frozenset(row["may"].upper().split(", ")))
         for row in documented_rows()
-        if row["on"] == "topic" and row["who"] in by_role
+        if row["on"] == "topic" and row["role"] in by_role
     }
     assert rows == {(role, topic, may) for role, topics in NEEDED.items() for topic, may in topics.items()}
 

@@ -70,7 +70,7 @@ def test_an_absence_that_the_engine_knows_is_a_reason_at_once_and_without_a_job(
     assert reasons(watch) == ()
 
 
-def test_many_retries_are_one_line_in_ten_seconds_and_the_end_of_it_is_one_more(
+def test_many_retries_log_one_line_in_ten_seconds_and_their_end_logs_one_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")

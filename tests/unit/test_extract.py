@@ -264,7 +264,7 @@ def test_json_becomes_lines_with_their_paths() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"9" * 10_000, b'{"a": NaN'])
-def test_json_that_is_none_is_refused(body: bytes) -> None:
+def test_invalid_json_is_refused(body: bytes) -> None:
     with pytest.raises(Unreadable):
         extract(body, "application/json", None)
 

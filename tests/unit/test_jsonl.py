@@ -67,7 +67,7 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over_and_lines_keep_their_
     assert read.lines == [1, 3]
 
 
-def test_every_problem_is_found_with_its_line_and_field_and_without_what_stands_there() -> None:
+def test_every_problem_is_found_with_its_line_and_field_and_without_the_value() -> None:
     read = read_jobs(
         [
             b'{"prompt": "a"}',

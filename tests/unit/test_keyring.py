@@ -220,7 +220,7 @@ def test_a_keyring_that_every_user_can_read_is_refused(keyring: Keyring, path: P
         (0o444, 0, True),
     ],
 )
-def test_only_its_owner_may_use_the_file_and_the_group_read_what_root_owns(
+def test_only_the_owner_may_use_the_file_and_the_group_may_read_a_file_of_root(
     mode: int, owner: int, open_to_others: bool
 ) -> None:
     assert is_open_to_others(stat.S_IFREG | mode, owner) is open_to_others

@@ -44,7 +44,7 @@ def test_the_date_of_a_comment_is_not_that_of_the_article() -> None:
 @pytest.mark.parametrize(
     "script", ["{", "[" * 50_000, "null", "7", '{"@graph": 7, "datePublished": 7}', '{"datePublished": "99999"}']
 )
-def test_linked_data_that_is_none_is_passed_over(script: str) -> None:
+def test_invalid_linked_data_is_passed_over(script: str) -> None:
     assert of(f'<script type="application/ld+json">{script}</script>') == Particulars()
 
 

@@ -29,7 +29,7 @@ def test_a_pdf_is_read_page_by_page_under_each_type_that_servers_give_it(media_t
     assert read(pdf([line(SEEN), line("Second page.")]), media_type).text == f"{SEEN}\n\nSecond page."
 
 
-def test_a_pdf_that_is_said_to_be_something_else_is_not_read() -> None:
+def test_a_pdf_under_another_media_type_is_not_read() -> None:
     with pytest.raises(Unreadable, match="a PDF, not what its type says"):
         read(pdf([line(SEEN)]), "text/html")
 

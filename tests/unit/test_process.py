@@ -89,7 +89,9 @@ async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_ra
         (KafkaError._TIMED_OUT, BrokerAway, r"Kafka at host:1 does not answer \(_TIMED_OUT\)"),
     ],
 )
-def test_a_broker_that_refuses_is_told_from_one_that_is_away(code: int, kind: type[ProcessError], said: str) -> None:
+def test_a_broker_that_refuses_is_distinguished_from_one_that_is_away(
+    code: int, kind: type[ProcessError], said: str
+) -> None:
     with pytest.raises(kind, match=said):
         raise unanswered(KafkaSettings(bootstrap_servers="host:1"), KafkaError(code), " to the topic jobs")
 
@@ -151,7 +153,7 @@ async def test_a_front_answers_its_work_in_hand_before_the_tasks_beside_it_end()
     assert order == ["door", "view"]
 
 
-async def test_a_signal_cuts_off_what_comes_before_serving() -> None:
+async def test_a_signal_ends_the_steps_before_serving() -> None:
     ended = False
 
     async def preparing() -> str:

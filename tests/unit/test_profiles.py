@@ -111,7 +111,7 @@ def test_an_invalid_schema_is_refused_by_its_file(tmp_path: Path, schema: str) -
     assert why.startswith(("s.json: it is not JSON: ", "s.json: it must be a JSON Schema of an object"))
 
 
-def test_files_that_are_no_text_or_too_large_and_a_folder_that_is_none_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_text_or_too_large_and_a_path_that_is_no_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ProfileRefused, match=r"PROFILES_FOLDER: .* is not a folder"):
         Profiles.load(tmp_path / "nosuch")
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")

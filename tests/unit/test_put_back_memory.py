@@ -78,7 +78,7 @@ def test_a_mark_that_is_written_for_a_letter_counts_for_it(letter_ms: int, later
     assert marks.of(letter(0, 0, letter_ms)) == letter_ms + later_ms
 
 
-def test_a_mark_takes_eight_bytes_and_one_of_a_letter_that_is_gone_takes_none() -> None:
+def test_a_mark_takes_eight_bytes_and_a_mark_of_a_deleted_letter_takes_none() -> None:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

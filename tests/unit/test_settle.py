@@ -187,7 +187,7 @@ def test_a_topic_without_a_leader_delays_only_writes_to_it_and_is_swept_once_it_
     assert settler.state is SettlerState.READY
 
 
-def test_many_partitions_are_swept_in_steps_each_of_which_ends_in_time_and_the_offsets_with_the_last(
+def test_many_partitions_are_swept_in_bounded_steps_and_the_offsets_with_the_last_step(
     partition: Partition,
 ) -> None:
     settler = WatchedSettler(outputs=["results"])

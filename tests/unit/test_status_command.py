@@ -51,7 +51,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
-def test_the_state_of_each_job_is_shown_and_an_unknown_job_is_told(rig: Rig) -> None:
+def test_the_state_of_each_job_is_shown_and_an_unknown_job_is_reported(rig: Rig) -> None:
     with served(rig) as url:
         env = environment_of(POSTBACK_GATEWAY_KEY=rig.key())
         ids = postback_here("submit", "-", "--gateway", url, env=env, given='{"prompt": "a"}\n{"prompt": "b"}\n')

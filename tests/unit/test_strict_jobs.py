@@ -92,7 +92,7 @@ def test_a_batch_line_is_a_job_and_its_problems_are_named_in_the_line() -> None:
         (RESPONSES, "response_format", "text"),
     ],
 )
-def test_a_body_with_a_member_of_another_url_or_a_typing_error_is_told_the_right_name(
+def test_a_body_with_a_member_of_another_url_or_a_typing_error_gets_the_right_name(
     url: str, member: str, meant: str
 ) -> None:
     assert body_problems(url, {**QUESTIONS[url], member: 1}) == [f"{member}: is unknown; did you mean `{meant}`?"]

@@ -60,7 +60,7 @@ def test_no_two_tenants_or_versions_share_a_key(pairs: list[tuple[str, int]]) ->
 
 @settings(deadline=None)
 @given(st.lists(TENANTS, min_size=2, max_size=2, unique=True))
-def test_a_signature_for_one_tenant_never_verifies_as_anothers(tenants: list[str]) -> None:
+def test_a_signature_for_one_tenant_never_verifies_as_another_tenants(tenants: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         keyring = Keyring.create(Path(folder) / "keyring.json", SetClock(NOW))
     attacker, victim = tenants
@@ -88,7 +88,9 @@ def test_a_jwk_set_is_made_once_until_the_keys_change(keyring: Keyring, monkeypa
     assert keyring.jwks("acme", NOW + OVERLAP_SECONDS) is second
 
 
-def test_a_stranger_who_asks_for_many_sets_takes_a_bounded_place_and_none_of_the_signers(keyring: Keyring) -> None:
+def test_a_stranger_who_asks_for_many_sets_takes_a_bounded_part_of_the_cache_and_none_of_the_signers(
+    keyring: Keyring,
+) -> None:
     signer = keyring.signer("acme", NOW)
     sets = [keyring.jwks(f"t{number}", NOW) for number in range(2_500)]
     # A set that is still kept is the same object; the newest are asked for first, since each new set evicts others.

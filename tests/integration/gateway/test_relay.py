@@ -118,7 +118,7 @@ def test_a_restored_backup_relays_the_rows_that_kafka_lacks(
     assert on_kafka(fleet) == Counter(["before", "lost", "with", "the", "machine"])
 
 
-def test_no_work_is_accepted_before_kafka_has_told_the_position(store: Store, fleet: KafkaSettings) -> None:
+def test_no_work_is_accepted_before_kafka_has_stated_the_position(store: Store, fleet: KafkaSettings) -> None:
     nowhere = fleet.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     acceptance = acceptance_of(store, nowhere)
     with running_parts(acceptance):

@@ -237,7 +237,7 @@ async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(
 
 
 @BOTH
-async def test_a_refusal_of_the_request_is_told_to_its_author_in_the_services_words(kind: OnlineKind) -> None:
+async def test_a_refusal_of_the_request_reaches_its_author_in_the_services_words(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 400, "max_tokens: 9 > 8,\nwhich is the most")) as (engine, _):
         with pytest.raises(RequestRejected, match="max_tokens: 9 > 8, which is the most"):
             await engine.generate(request())

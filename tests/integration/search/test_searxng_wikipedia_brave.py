@@ -106,7 +106,7 @@ async def test_brave_that_finds_nothing_has_no_web_part() -> None:
         (404, "NOT_FOUND", "answered 404"),
     ],
 )
-async def test_brave_says_what_it_refuses_in_the_body(status: int, code: str, why: str) -> None:
+async def test_brave_states_the_reason_of_a_refusal_in_the_body(status: int, code: str, why: str) -> None:
     assert why in await failure("brave", brave_error(status, code))
 
 
