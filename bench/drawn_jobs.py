@@ -21,10 +21,12 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from jsonschema import Draft202012Validator
 
 import schemas
 from schemas.codec import Origin, read_address
 from schemas.job import MAX_JOB_BYTES
+from schemas.kinds import QUESTIONS
 from schemas.topics import DEADLINE, IDEMPOTENCY_KEY, JOB_ID, PRIORITY, SCHEMA, TENANT, TRACEPARENT, WEBHOOK_ID
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
@@ -61,6 +63,10 @@ class DrawnJobs:
         }
         self._urls: list[str] = [url for url in self._pools["callback_url"] if url is not None]
         self._noise = _drawn(_JSON, pool, seed)
+        self._kinds: list[Json] = document["oneOf"]
+        """The kinds of jobs. Each requires one member, the question, and fixes the values of others."""
+        self._together = Draft202012Validator({name: document[name] for name in ("oneOf", "allOf")})
+        """The rules for members that go together. A drawn value fulfils the rules of its own member."""
 
     def jobs(self, count: int) -> Iterator[Drawn]:
         """Yield jobs that the schema accepts."""
@@ -77,12 +83,9 @@ class DrawnJobs:
                 yield broken
 
     def _job(self) -> Json:
-        choose, pools = self._rng.choice, self._pools
-        job = {name: choose(values) for name, values in pools.items() if self._rng.random() < 0.3}
-        for name in ("prompt", "messages"):
-            job.pop(name, None)
-        question = choose(("prompt", "messages"))
-        job[question] = choose([value for value in pools[question] if value is not None])
+        job = self._members()
+        while not self._together.is_valid(job):
+            job = self._members()
         if self._rng.random() < 0.8:
             job.pop("response_format", None)  # the schema does not state which of its fields go together
         if self._rng.random() < 0.8:
@@ -97,6 +100,15 @@ class DrawnJobs:
         if job.get("sources"):
             job["sources"] = self._sources(job["sources"])
         return job
+
+    def _members(self) -> Json:
+        """Return a question of one kind, and some of the members that go with this kind."""
+        choose, pools = self._rng.choice, self._pools
+        kind = choose(self._kinds)
+        (question,) = kind["required"]
+        free = pools.keys() - kind["properties"].keys()
+        job = {name: choose(pools[name]) for name in sorted(free) if self._rng.random() < 0.3}
+        return {question: choose([value for value in pools[question] if value is not None]), **job}
 
     def _url(self) -> str:
         """Combine one drawn URL's scheme and authority with another one's rest: the schema accepts any combination."""
@@ -255,7 +267,7 @@ def _no_number(rng: random.Random, job: Json, headers: list[Header], noise: list
 
 
 def _no_question(rng: random.Random, job: Json, headers: list[Header], noise: list[Any]) -> Drawn:
-    for name in ("prompt", "messages"):
+    for name in QUESTIONS:
         job.pop(name, None)
     return Drawn(_written(job), headers)
 
