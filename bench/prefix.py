@@ -51,7 +51,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure the ceiling and both ways in turn, and print the results."""
+    """Measure the ceiling and both ways of choosing partitions in turn, and print the results."""
     options = _options()
     title(f"One worker of {WORKERS}: {options.documents} documents of {options.words} words")
     runs = uvloop.run(_runs(options))

@@ -125,7 +125,7 @@ def test_a_fact_of_any_content_is_taken(found: list[tuple[str, int, Any, Any, An
 
 @given(st.data())
 def test_the_known_jobs_are_those_that_are_read_and_not_done(data: st.DataObject) -> None:
-    """A walk of ledgers and reads, against a set of offsets."""
+    """A random walk of commits and reads, compared with a plain set of offsets."""
     partition, read, end, base, done = OpenJobs("topic", 0), 0, 0, 0, set[int]()
     for _ in range(data.draw(st.integers(1, 12))):
         end += data.draw(st.integers(0, 20))
