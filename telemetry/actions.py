@@ -174,6 +174,12 @@ INFERENCE = {
         "The model's name is of a family that reasons, but the tokenizer lacks the family's marks, "
         "as in distilled models; the reasoning cannot be bounded.",
     ),
+    "engine-weights": Action("info", "A running engine gets the weights of another folder; later requests wait."),
+    "engine-weights-failed": Action(
+        "error",
+        "vLLM failed at new weights; its processes are killed, and the former model is loaded again.",
+        "Check the new folder with `postback worker --check`, and write the former folder into the registry again.",
+    ),
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
         "warning",

@@ -311,9 +311,9 @@ async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_n
         await watch.look()
         assert routes.route("gpt-4o", None) == Ours()
         with pytest.raises(NeedsRestart, match="other models"):
-            engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
+            await engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
         with pytest.raises(NeedsRestart, match="settings of small"):
-            engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
+            await engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
 
 
 @pytest.mark.parametrize("raised", [OSError(5, "Input/output error"), SettingsRefused("POSTBACK_ENGINE__X: wrong")])

@@ -247,12 +247,17 @@ async def test_vllm_s_prefix_cache_is_counted_and_its_global_registry_is_not_use
 ) -> None:
     prompt = f"{'A page that two jobs share. ' * 20}{QUESTION}"
     await vllm_engine.generate(request("cold", prompt))
-    before = [value(vllm_metrics, "prefix_cache_tokens_total", result=result) for result in ("hit", "miss")]
+
+    def counted() -> list[float]:
+        prefix = [value(vllm_metrics, "prefix_cache_tokens_total", result=result) for result in ("hit", "miss")]
+        return [*prefix, value(vllm_metrics, "tokens_total", kind="prompt")]
+
+    before = counted()
     warm = await vllm_engine.generate(request("warm", prompt))
-    after = [value(vllm_metrics, "prefix_cache_tokens_total", result=result) for result in ("hit", "miss")]
+    after = counted()
     assert warm.cached_tokens
-    assert after[0] - before[0] == warm.cached_tokens
-    assert after[1] - before[1] == warm.prompt_tokens - warm.cached_tokens
+    new = warm.prompt_tokens - warm.cached_tokens
+    assert [now - then for then, now in zip(before, after, strict=True)] == [warm.cached_tokens, new, new]
     assert b"vllm" not in generate_latest(REGISTRY)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from schemas.job import Message, Reasoning, ResponseFormat
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
+from workers.engines.settings import EngineSection
 
 _LEAST_LOGPROB = -9999.0
 """The logarithm of the least probability in results, as in vLLM's server: JSON has no infinity."""
@@ -281,4 +282,16 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End the engine and all its processes and connections."""
+        ...
+
+
+@runtime_checkable
+class ChangesModel(Protocol):
+    """An engine that can change its model without a restart."""
+
+    async def change_model(self, section: EngineSection) -> None:
+        """Serve the section's model from now on. Running requests get the old model; later ones wait for the new one.
+
+        Raises EngineRefused if the new settings need a restart, and EngineUnavailable if the engine could not change.
+        """
         ...

@@ -51,7 +51,7 @@ class RegistryWatch(SideTask):
         try:
             registry = await asyncio.to_thread(self._read)
             self._seen = seen
-            self._engine.change(registry)
+            await self._engine.change(registry)
         except OSError as error:  # the profiles' folder; a later look reads the changed file again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
             return

@@ -8,14 +8,14 @@ from typing import Any
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, Engine, EngineError, EngineLoad, GenerationRequest
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import create_of
 
 
 class NeedsRestart(Exception):  # noqa: N818 - named after the fix
-    """A changed registry has models, engines or lanes that only a restarted worker can use."""
+    """A changed registry has models, engines or lanes that only a restarted worker can use now."""
 
 
 class RegistryEngine:
@@ -50,16 +50,22 @@ class RegistryEngine:
         windows = [served.context_tokens for served in self._served.values()]
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
-    def change(self, registry: ModelRegistry) -> None:
-        """Use a changed file: its aliases, defaults, prices, limits and escalations. Raises NeedsRestart."""
+    async def change(self, registry: ModelRegistry) -> None:
+        """Use a changed file: its aliases, defaults, prices, limits, escalations and weights. Raises NeedsRestart.
+
+        New weights wait until the engine's running requests have ended.
+        """
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
             raise NeedsRestart("the file has other models")
-        changed = [name for name, model in models.items() if not _same_engine(model, self._served[name].model)]
-        if changed:
-            raise NeedsRestart(f"the engine's settings of {', '.join(sorted(changed))} have changed")
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
             raise NeedsRestart("the file has a new lane")
+        for name, model in models.items():
+            if not _same_engine(model, self._served[name].model):
+                try:
+                    await self._served[name].change_model(model)
+                except EngineError as error:
+                    raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
         for name, model in models.items():
             self._served[name].change(model)
         self._served = {name: self._served[name] for name in models}

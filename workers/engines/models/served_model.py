@@ -11,6 +11,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
+    ChangesModel,
     Completion,
     Engine,
     EngineFailed,
@@ -74,6 +75,14 @@ class ServedModel:
         for address in self._addresses:
             address.circuit.settings = model.entry.circuit
         self.model, self._family = model, _family(model)
+
+    async def change_model(self, model: RegistryModel) -> None:
+        """Give the engine the model of a changed file without a restart; see `ChangesModel`. Raises EngineError."""
+        address, *others = self._addresses
+        if others or model.engine.kind != self.model.engine.kind or not isinstance(address.engine, ChangesModel):
+            raise EngineRefused("this engine takes new settings only at its start")
+        await address.engine.change_model(model.sections[0])
+        self.change(model)
 
     @property
     def context_tokens(self) -> int | None:

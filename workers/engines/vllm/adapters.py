@@ -62,6 +62,12 @@ class Adapters:
             "max_cpu_loras": len(ranks),  # an evicted adapter would be read from its folder again
         }
 
+    def require_folders(self) -> None:
+        """Raise EngineRefused if an adapter in use has lost its folder: new weights need it once more. Blocks."""
+        for name, folder in self._folders.items():
+            if name not in self._refused and not folder.is_dir():
+                raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
+
     async def add(self, llm: Any) -> None:
         """Load the adapters into the engine, and note each adapter that the engine refuses.
 

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -35,13 +35,14 @@ from workers.engines.base import (
     require_question,
 )
 from workers.engines.prompts import prompt_room
+from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.health import LOOKS, answers
+from workers.engines.vllm.health import LOOKS, answers, warm
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.pooling import PoolingModel
@@ -49,6 +50,7 @@ from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampl
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
 from workers.engines.vllm.tokens import Prompts
+from workers.engines.vllm.weights import change_weights
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
@@ -68,9 +70,7 @@ class VllmEngine:
         if settings.model is None:
             raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         self._model = settings.model
-        folder = Path(settings.model)
-        # Results name the model without the operator's path, since consumers have no use for the path.
-        self.models = (folder.resolve().name, settings.model) if folder.is_dir() else (settings.model,)
+        self.models = settings.names
         self._settings = settings
         self._metrics = metrics
         self._guardian = guardian or Guardian()
@@ -92,6 +92,8 @@ class VllmEngine:
         self._is_started = False
         self._lost: str | None = None
         self._adapters = Adapters(settings.adapters)
+        # vLLM answers no health call while it loads new weights.
+        self._asking_health = asyncio.Lock()
         # One thread, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
@@ -151,6 +153,21 @@ class VllmEngine:
         running = min(count, places)
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 
+    async def change_model(self, section: EngineSection) -> None:
+        """Load the weights of another folder of the same model, without a restart; see `ChangesModel`.
+
+        If vLLM fails at the weights, its processes are killed, and the former model is loaded again.
+        """
+        llm, model = self._llm, section.model
+        same = {"model": self._model, "revision": self._settings.revision}
+        if model is None or section.model_copy(update=same) != self._settings.model_copy(update=same):
+            raise EngineRefused("settings besides the model have changed")
+        if llm is None or self._away() is not None:
+            raise EngineUnavailable("the engine is away; save the file again once it is back")
+        await change_weights(llm, Path(self._model), Path(model), self._adapters, self._guardian, self._asking_health)
+        self._settings, self._model = cast("VllmSettings", section), model
+        self.models = self._settings.names
+
     async def close(self) -> None:
         """End the engine's processes, even during a load. May be called twice."""
         self._closing.set()
@@ -188,7 +205,9 @@ class VllmEngine:
             llm = self._llm
             if llm is None or self._loading is not None or self._lost is not None:
                 continue
-            if not llm.errored and not await answers(llm, self._settings.hung_seconds - pause):
+            async with self._asking_health:
+                is_hung = not llm.errored and not await answers(llm, self._settings.hung_seconds - pause)
+            if is_hung:
                 log.error(
                     "The engine answers no health call; killing its processes.",
                     action="engine-hung",
@@ -239,7 +258,7 @@ class VllmEngine:
         try:
             async with asyncio.timeout(WARM_UP_SECONDS):
                 self._pooling = await PoolingModel.of(self._llm)
-                await (self._pooling.warm() if self._pooling is not None else _warm(self._llm))
+                await (self._pooling.warm() if self._pooling is not None else warm(self._llm))
                 await self._adapters.add(self._llm)
         except TimeoutError:
             raise EngineRefused(f"vLLM gave no first token within {WARM_UP_SECONDS:.0f} s") from None
@@ -378,12 +397,3 @@ class VllmEngine:
         if request.is_whole and room is not None and len(tokens) > room:
             raise PromptTooLong(room / len(tokens))
         return prompts.cut(tokens, room)
-
-
-async def _warm(llm: Any) -> None:
-    """Generate one token. The first request takes many seconds on some machines, and no job should wait for that."""
-    from vllm import SamplingParams
-    from vllm.inputs.engine import tokens_input
-
-    async for _ in llm.generate(tokens_input([1]), SamplingParams(max_tokens=1, logprobs=0), "warm-up"):
-        pass

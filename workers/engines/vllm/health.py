@@ -32,3 +32,12 @@ async def answers(llm: Any, seconds: float) -> bool:
     finally:
         call.cancel()
     return False
+
+
+async def warm(llm: Any) -> None:
+    """Generate one token. The first request takes many seconds on some machines, and no job should wait for that."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    async for _ in llm.generate(tokens_input([1]), SamplingParams(max_tokens=1, logprobs=0), "warm-up"):
+        pass

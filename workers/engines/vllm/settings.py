@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -58,3 +59,9 @@ class VllmSettings(EngineSection):
     """
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's names. Results show the first: consumers have no use for the operator's path."""
+        folder = Path(self.model or "")
+        return (folder.resolve().name, str(self.model)) if folder.is_dir() else (str(self.model),)
