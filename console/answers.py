@@ -89,7 +89,7 @@ class Answers:
             self.outcomes[result.job_id] = outcome
         self.counts[outcome] += 1
         if earlier is not None:
-            self.counts -= Counter({earlier: 1})  # drops an outcome that no job has any more
+            self.counts -= Counter({earlier: 1})  # this subtraction removes counts of 0
         self.failures.discard(result.job_id)
         if outcome != "succeeded":
             self.failures.add(result.job_id, f"{outcome}: {result.error.message}" if result.error else outcome)

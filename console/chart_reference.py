@@ -57,7 +57,7 @@ def documents() -> dict[Path, str]:
 
 
 def special_networks() -> dict[str, list[str]]:
-    """Return the networks that the egress guard refuses, for the chart's NetworkPolicy; none is inside another."""
+    """Return the networks that the egress guard refuses, for the chart's NetworkPolicy; no network contains another."""
     ipv4 = [IPv4Network(cidr) for cidr, _ in SPECIAL_IPV4]
     ipv6 = [IPv6Network(cidr) for cidr in (*NOT_GLOBAL_UNICAST, *(cidr for cidr, _ in SPECIAL_IPV6))]
     return {"ipv4": list(map(str, collapse_addresses(ipv4))), "ipv6": list(map(str, collapse_addresses(ipv6)))}

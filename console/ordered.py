@@ -52,7 +52,7 @@ class OrderedLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk, reported already
+        with suppress(OSError):  # the disk is full, which was reported already
             self._file.close()
 
 

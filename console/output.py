@@ -39,7 +39,7 @@ def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
             raise
         raise fail(f"{option} {path}: {error.strerror}", FAILED) from None
     finally:
-        with suppress(OSError):  # the same error once more: the buffer is still full
+        with suppress(OSError):  # closing repeats the error, since the buffer is still full
             opened.close()
 
 

@@ -145,7 +145,7 @@ def _report(counts: Counts, selection: Selection) -> None:
     if len(counts.origins) > _SHOWN:
         say(f"  and {len(counts.origins) - _SHOWN} more origins")
     if counts.letters:
-        say(f"{counts.letters} dead letters are of these, and are put back with them")
+        say(f"{counts.letters} dead letters belong to these results, and are put back with them")
     for obstacle, said in _LEFT.items():
         if count := counts.held[obstacle]:
             say(f"{count} match too and {said}")

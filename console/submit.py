@@ -86,7 +86,7 @@ def submit(
         typer.Option(
             "--bulk/--no-bulk",
             help="Use the bulk lane, where jobs wait behind all others. "
-            f"Files of over {BULK_FROM:,} jobs use it unless --no-bulk is given.",
+            f"Files of over {BULK_FROM:,} jobs use this lane unless --no-bulk is given.",
         ),
     ] = None,
     spare: Annotated[

@@ -30,7 +30,7 @@ def put(
     """Write a tenant's settings, in the place of earlier ones. An absent field sets no limit.
 
     Fields: models, callback_domains (`hooks.example.com`, `*.example.com`), requests_per_second,
-    key_requests_per_second, queued_lines, queued_tokens. Running gateways use them within
+    key_requests_per_second, queued_lines, queued_tokens. Running gateways use the settings within
     POSTBACK_ACCESS__KEY_CACHE_SECONDS.
     """
     from telemetry.clock import SystemClock

@@ -14,7 +14,7 @@ from workers.engines import ENGINES
 if TYPE_CHECKING:
     Engine = str
 else:
-    Engine = Literal[tuple(ENGINES)]  # the choices of `--engine`, in the help too
+    Engine = Literal[tuple(ENGINES)]  # gives the choices of `--engine`, also in the help
 
 
 def worker(

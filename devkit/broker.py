@@ -181,7 +181,7 @@ def start_detached(
 
 
 def stop_detached(data: Path | None = None, clock: Clock = _CLOCK) -> bool:
-    """Stop detached brokers, keep their data, and return when they are gone. Returns False if none ran."""
+    """Stop detached brokers, keep their data, and return when they are gone. Returns False if no broker ran."""
     home = (data or default_data()).resolve()
     if not home.is_dir():
         return False

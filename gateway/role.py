@@ -218,7 +218,7 @@ def _add_door(
     clerk: Clerk | None,
     screen: Screen | None,
 ) -> None:
-    """Bind the door's port, and add its server. Raises ProcessError and SettingsRefused."""
+    """Bind the door's port, and add the door's server. Raises ProcessError and SettingsRefused."""
     clock, limits = process.clock, read_settings(GatewaySettings)
     bound = _bound(options.host, options.port)
     stack.callback(bound.close)

@@ -83,7 +83,7 @@ class Replay:
     def _look(self) -> None:
         """Read the current state of the selected results."""
         self._disabled = disabled_endpoints(self._settings)
-        self._undelivered = None  # freed first, since two copies of many results' states would take too much memory
+        self._undelivered = None  # frees the former states first, since two copies could take too much memory
         if self._selection.undelivered:
             results = filter(has_callback, self._matching())
             self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)

@@ -63,7 +63,7 @@ class TopicsReport:
     differences: list[PartitionDifference] = field(default_factory=list)
     """Topics whose number of partitions still differs."""
     thin: list[ReplicaDifference] = field(default_factory=list)
-    """Topics with too few copies. Only a reassignment of their partitions can add copies."""
+    """Topics with too few copies. Only a reassignment of the partitions can add copies."""
     fixed: list[ConfigDifference] = field(default_factory=list)
     """Topic properties that were corrected."""
     misconfigured: list[ConfigDifference] = field(default_factory=list)
@@ -228,7 +228,8 @@ def _why(topic: dict[str, Any]) -> str:
 
 def _broker_config(admin: Any) -> dict[str, str]:
     some = admin.describe_cluster()["brokers"][0]
-    broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])  # depends on the version of the answer
+    # The key depends on the answer's version.
+    broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])
     answer = admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
     return {name: entry["value"] for name, entry in answer["broker"][broker].items()}
 

@@ -252,5 +252,5 @@ def _end(span: OpenSpan | None, *, failed: bool) -> None:
 def _reason(error: kafka_errors.KafkaError) -> str:
     """Return the error as a text for people. kafka-python's texts name topics, sizes and times, never values."""
     if isinstance(error, kafka_errors.KafkaTimeoutError):
-        return "Kafka did not acknowledge it in time"
+        return "Kafka did not acknowledge the job in time"
     return str(error)

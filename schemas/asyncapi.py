@@ -51,7 +51,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     topics.SAID_TENANT: {**_TEXT, "description": "The `tenant` that a rejected record stated."},
     topics.SAID_JOB_ID: {**_TEXT, "description": "The `job-id` that a rejected record stated."},
-    topics.CALLBACK_URL: {"type": "string", "format": "uri", "description": "Without it, the result is only stored."},
+    topics.CALLBACK_URL: {
+        "type": "string",
+        "format": "uri",
+        "description": "The callback; without it, the result is only stored.",
+    },
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
     topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
     topics.LEFT: {**_DIGITS, "description": "Milliseconds until the next attempt, from this record's writing on."},

@@ -29,7 +29,7 @@ DEAD_LETTER_REASONS: dict[str, str] = {
     "worker_killed": "The record killed its worker three times while it ran alone.",
     "internal_error": "Postback has a defect: the handler failed at the record.",
     "handler_defect": "Postback has a defect: the handler failed at the record, and then failed to give the record up.",
-    "callback_exhausted": "Every attempt of the callback failed, or its origin was away as long as these take.",
+    "callback_exhausted": "Every attempt of the callback failed, or its origin was away for the time of all attempts.",
     "callback_refused": "The callback's URL may not be called.",
     "endpoint_gone": "The endpoint answered 410.",
     "endpoint_disabled": "The endpoint is disabled; the callback was not tried.",

@@ -57,7 +57,7 @@ Url = Annotated[
     str,
     StringConstraints(min_length=1, max_length=2048, pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(?::{_PORT})?{_REST}$"),
 ]
-"""An http or https URL (RFC 3986) without credentials. The egress guard decides if its address may be reached."""
+"""An http or https URL (RFC 3986) without credentials. The egress guard decides if the URL's address may be reached."""
 
 
 _BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
@@ -226,18 +226,18 @@ class Job(WireModel):
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     """The length of each embedding in numbers, for models with several lengths; goes with `embed`."""
     rerank: Rerank | None = None
-    """Documents to be ranked for a query, instead of a question. For models that rank or embed."""
+    """Documents to be ranked for a query, instead of a question. The model must be one that ranks or embeds."""
     score: Score | None = None
-    """Pairs of texts to be scored, instead of a question. For models that rank or embed."""
+    """Pairs of texts to be scored, instead of a question. The model must be one that ranks or embeds."""
     classify: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_CLASSIFIED)
-    """Texts to be labelled, instead of a question. For models that classify."""
+    """Texts to be labelled, instead of a question. The model must be one that classifies."""
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     """The randomness of sampling; 0 is greedy. Where absent, the profile's value, which is 0 in Postback's own
     profiles, else the model's own.
 
-    vLLM takes the model's own from `generation_config.json`, and 0 if that has none.
+    vLLM takes the model's own from `generation_config.json`, and 0 if that file has none.
     """
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.

@@ -63,7 +63,7 @@ def _compared(endpoint: TextEndpoint, body: Mapping[str, Any]) -> dict[str, Any]
     model = endpoint.kind.model
     members = {name: body.get(endpoint.named(name, body)) for name in (model.model_fields if model is not None else ())}
     asked = {name: value if name == "query" else _texts(value) for name, value in members.items() if value is not None}
-    if type(asked.get("top_n")) is int and asked["top_n"] == 0:  # vLLM's word for all documents
+    if type(asked.get("top_n")) is int and asked["top_n"] == 0:  # 0 means all documents, as in vLLM
         del asked["top_n"]
     return {endpoint.kind.field: asked}
 

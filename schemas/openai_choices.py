@@ -33,7 +33,7 @@ def choices_of(result: Result) -> list[ResultChoice]:
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    """Return the log-probabilities in the form of chat completions; None where there are none."""
+    """Return the log-probabilities in the form of chat completions; None for an answer without them."""
     return {"content": token_objects(logprobs), "refusal": None} if logprobs is not None else None
 
 
@@ -43,7 +43,7 @@ def token_objects(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    """Return the log-probabilities in the form of completions; None where there are none.
+    """Return the log-probabilities in the form of completions; None for an answer without them.
 
     `text_offset` counts Unicode code points from the answer's start.
     """

@@ -211,7 +211,8 @@ class Result(WireModel):
     logprobs: list[TokenLogprob] | None = None
     """The log-probabilities of the answer's tokens, as generated, without the reasoning.
 
-    Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own.
+    Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own
+    log-probabilities.
     """
     choices: list[ResultChoice] | None = None
     """All answers of a job with `n` above 1; absent for one answer. `text`, `citations` and similar fields are those of

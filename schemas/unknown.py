@@ -110,7 +110,7 @@ def unknown_in(document: object) -> UnknownFields | None:
 
 
 def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
-    """Keep at most MAX_NAMES of these names, cut to MAX_NAME_CHARACTERS; None where there are none."""
+    """Keep at most MAX_NAMES of these names, cut to MAX_NAME_CHARACTERS; None without names."""
     found = list(names)
     shown = tuple(_OTHER.sub("?", name[:MAX_NAME_CHARACTERS]) for name in found[:MAX_NAMES])
     return UnknownFields(shown, len(found)) if found else None
@@ -147,7 +147,7 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    meant = nearest(own, (field for field in known if field != own))  # another URL's body may have this name
+    meant = nearest(own, (field for field in known if field != own))  # a body of another URL may have the name `own`
     return f"{place}{dot}{meant}" if meant else None
 
 

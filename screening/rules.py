@@ -1,4 +1,4 @@
-"""The rules of an operator's file as models. `screening.rules_file` reads them."""
+"""The rules of an operator's file as models. `screening.rules_file` reads the rules."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _ascii_host(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except UnicodeError:
-        return host.encode("idna").decode()  # by IDNA of 2003, as yarl does; this allows emoji
+        return host.encode("idna").decode()  # IDNA of 2003, as in yarl, also allows emoji
 
 
 def redact(value: Any, name: str = "") -> Any:
@@ -214,7 +214,7 @@ def _scrubbed(url: re.Match[str]) -> str:
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     behind = rest[len(authority) :]
     if "@" in behind:
-        return f"{scheme}…"  # a password with a slash in it, or an @ in the path: the host is uncertain
+        return f"{scheme}…"  # the host is uncertain: a password may have a slash, or a path an @
     host = _HOST.match(authority.rpartition("@")[2])
     return f"{scheme}{host[0] if host else ''}" + ("/…" if behind else "")
 
@@ -241,7 +241,7 @@ def _json_steps(service: str) -> list[Processor]:
         structlog.processors.format_exc_info,
         _redact_all,
         as_ecs,
-        structlog.processors.JSONRenderer(),  # in ASCII: the stream's encoding may be any
+        structlog.processors.JSONRenderer(),  # writes ASCII, since the stream may have any encoding
     ]
 
 

@@ -77,8 +77,8 @@ def replace_files(*replacements: Replacement) -> None:
 def only_writer(directory: Path) -> Iterator[None]:
     """Hold the directory's lock during the block, and remove files that a crash left unfinished. Raises OSError.
 
-    The lock is the directory's, because a write replaces the file itself. The block's changes are on the disk when the
-    block ends.
+    The directory is locked, not the file, because a write replaces the file. The block's changes are on the disk when
+    the block ends.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

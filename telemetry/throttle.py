@@ -31,7 +31,7 @@ class LogThrottle:
         return len(self._kinds)
 
     def admit(self, now: float, kind: Hashable = None) -> int | None:
-        """Return the number of lines of this kind held back since the last one, or None to hold this line back too.
+        """Return the number of lines of this kind held back since the last written one; None holds this line back too.
 
         `now` is in seconds, from any clock that does not run backwards.
         """

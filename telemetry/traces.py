@@ -110,7 +110,7 @@ def span(
 
 
 class OpenSpan:
-    """A span whose end comes elsewhere, such as in the answer to a sent record."""
+    """A span that ends in other code, such as in the answer to a sent record."""
 
     def __init__(self, current: trace.Span) -> None:
         self._span = current

@@ -59,7 +59,7 @@ def check_values() -> Iterator[Finding]:
         try:
             made = getattr(import_module(module), name)
         except ModuleNotFoundError:
-            continue  # an extra that this machine's role does not need
+            continue  # the class's extra is not installed, so no role here reads it
         try:
             settings = read_settings(made if isinstance(made, type) else made())
             if isinstance(settings, FleetSettings):
@@ -76,7 +76,8 @@ def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
 def certificate_files(environment: Mapping[str, str]) -> dict[str, Path]:
     """Return the paths of the files of certificates, by variable."""
     named = _named(environment, _CERTIFICATES) | _client_certificates()
-    return {name: path for name, path in named.items() if str(path) != "probe"}  # librdkafka's word for no file
+    # "probe" lets librdkafka search for a file.
+    return {name: path for name, path in named.items() if str(path) != "probe"}
 
 
 def _named(environment: Mapping[str, str], variables: tuple[str, ...]) -> dict[str, Path]:

@@ -145,7 +145,7 @@ def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores closing connections, as Kafka does
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like Kafka, ignores connections that are closing
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A temporary folder for a broker's data. If its process was killed, the next start removes it."""
+"""A temporary folder for a broker's data. If the folder's process was killed, the next start removes the folder."""
 
 from __future__ import annotations
 

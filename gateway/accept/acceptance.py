@@ -15,7 +15,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
 LOOK_SECONDS = 1.0
-_UNKNOWN = "Kafka has not yet told which accepted records it has"
+_UNKNOWN = "Kafka has not yet shown which accepted records it has"
 
 log = get_logger()
 

@@ -1,4 +1,4 @@
-"""Cancelling a job: its row becomes `cancelling`, and its workers are told through `job_control`.
+"""Cancelling a job: its row becomes `cancelling`, and a record of `job_control` tells the workers.
 
 A job that was answered before its worker heard of the cancellation keeps its answer.
 """

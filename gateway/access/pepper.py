@@ -86,7 +86,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _create(path: Path) -> bytes:
-    """Make the file, or read the one that another process made at the same moment."""
+    """Make the file, or read the file that another process has just made."""
     written = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

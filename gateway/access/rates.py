@@ -93,7 +93,7 @@ class Rates:
         return self._taken(item, count, self._memory.get_expiry(key) if count > item.amount else None)
 
     async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
-        """Return the refusal if the present window has no place left; take none."""
+        """Return the refusal if the present window has no place left; take no place."""
         key = item.key_for(*names)
         if (storage := self._shared()) is not None:
             try:

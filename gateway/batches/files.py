@@ -120,7 +120,7 @@ def store(connection: Connection, identifier: str, terms: FileTerms, size: int, 
 
 
 def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, lock: bool = False) -> FileRow:
-    """Return the row of a tenant's file. `lock` keeps it until the change's end. Raises Declined (404)."""
+    """Return the row of a tenant's file. `lock` locks the row until the end of the change. Raises Declined (404)."""
     statement = select(files).where(files.c.id == identifier, *_visible(tenant, now_ms))
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:

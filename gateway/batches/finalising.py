@@ -109,7 +109,10 @@ class FileWriter:
             self.draft.writer.commit()
 
     def keep(self, connection: Connection, expires_seconds: int, now_ms: int) -> str | None:
-        """Make the file visible in the change that ends the batch. Returns its id; None without lines."""
+        """Make the file visible in the change that ends the batch.
+
+        Returns the file's id; None if there are no lines.
+        """
         if self.draft is None:
             return None
         terms = FileTerms(OUTPUT_PURPOSE, self.filename, expires_seconds)

@@ -144,7 +144,9 @@ def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
 
 
 def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
-    """Order the end of a batch: one record cancels all of its jobs. Raises Declined (404; 409 for one that has ended).
+    """Order the end of a batch: one record cancels all of its jobs.
+
+    Raises Declined (404; 409 for a batch that has ended).
 
     A batch that is being cancelled stays so.
     """

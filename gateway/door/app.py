@@ -47,7 +47,10 @@ MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 
 
 def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
-    """Return the application: the API, and the routes of rooms above the door. The caller runs it on a server."""
+    """Return the application: the API, and the routes of rooms above the door.
+
+    The caller runs the application on a server.
+    """
     app = Starlette(routes=[route for make in (*ROUTES, *beside) for route in make(door)])
     app.router.redirect_slashes = False
     add_handlers(app)

@@ -1,7 +1,7 @@
 """The body of a request, read with a limit, and its JSON.
 
 The server bounds the time of a body: `receive` raises ApiError (408) for a slow body, and ApiError (400) for malformed
-chunks. The limits here bound its size.
+chunks. The limits here bound the body's size.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Surroundings:
 
 
 class DoorConnection(HttpToolsProtocol):
-    """A connection. `lost` is called once, when it has ended."""
+    """A connection. `lost` is called once, when the connection has ended."""
 
     def __init__(self, around: Surroundings, accepted: socket.socket, lost: Callable[[], None]) -> None:
         super().__init__(around.config, around.state, {})
@@ -244,7 +244,7 @@ class DoorConnection(HttpToolsProtocol):
             self._idle_since = self.loop.time()
 
     def _refuse(self, error: ApiError) -> None:
-        """Refuse the input from here on. Requests before it are answered first."""
+        """Refuse the input from here on. Earlier requests are answered first."""
         already, self._deaf = self._deaf, True
         cycle = cast("Cycle | None", self.cycle)
         if already or self._linger is not None or self.transport.is_closing():

@@ -24,7 +24,7 @@ from telemetry.metrics import Metrics
 from telemetry.traces import current_trace, exemplar
 
 CLIENT_GONE = "499"
-"""The metrics' status of a request whose client ended the connection before its response, as nginx counts it."""
+"""The metrics' status of a request whose client ended the connection before the response; nginx has the same number."""
 UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
 FRAMES = 8
@@ -55,7 +55,8 @@ class Observed:
         except asyncio.CancelledError:
             # The server cancels requests at its stop only: streams of events, and requests that took too long.
             if exchange.status:
-                with suppress(Exception):  # the answer may be whole already, or promise more bytes than were sent
+                # The response may be whole already, or have promised more bytes than were sent.
+                with suppress(Exception):
                     await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
                 stopping = ApiError(503, "stopping", "The gateway stops; repeat the request.", headers=_AT_ONCE)

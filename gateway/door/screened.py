@@ -1,4 +1,4 @@
-"""The input filter at the door: a rejected job is refused before it is stored, a redacted one is stored redacted."""
+"""The input filter at the door: it refuses rejected jobs, and redacts others before they are stored."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
 _SHUTDOWN_SECONDS = 3600.0
-"""Long, since uvloop counts this time from the close, even while bytes are sent; the connection itself ends slow
+"""An hour, since uvloop counts this time from the close, even while bytes are sent; the connection itself ends slow
 peers.
 """
 _LOOK_SECONDS = 1.0

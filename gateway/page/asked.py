@@ -29,7 +29,7 @@ def asked(request: Request) -> Request:
 
 
 def identifier_of(said: Mapping[str, str], kind: str) -> str:
-    """Return the field `id`. Raises ApiError (404) if it is absent or empty."""
+    """Return the field `id`. Raises ApiError (404) if the field is absent or empty."""
     identifier = said.get("id")
     if not identifier:
         raise ApiError(404, f"{kind}_not_found", f"The address names no {kind}.")

@@ -42,7 +42,7 @@ class Desk:
         self._visitors = visitors
 
     def shows(self, path: str, scope: Scope, action: str, show: Show) -> Route:
-        """Return the route of a page. `action` is its name in the audit."""
+        """Return the route of a page. `action` is the page's name in the audit."""
 
         async def serve(request: Request) -> Response:
             note_action(request, action)

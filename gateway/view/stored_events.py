@@ -45,7 +45,10 @@ def last_number(connection: Connection, tenant: str) -> int:
 
 
 def events_after(connection: Connection, tenant: str, number: int, types: Sequence[str], limit: int) -> EventPage:
-    """Return at most `limit` events after this number. `types` are names or prefixes with ALL_BELOW; none means all."""
+    """Return at most `limit` events after this number.
+
+    `types` are names, or prefixes with ALL_BELOW; without types, all events match.
+    """
     if being_rebuilt(connection):
         return EventPage((), number)  # the results come back
     end = last_number(connection, tenant)

@@ -41,7 +41,7 @@ def fault(problem: str, fix: str) -> Finding:
 
 
 def warning(problem: str, fix: str) -> Finding:
-    """Return a finding of something that works and needs an operator's look."""
+    """Return a finding of something that works, but that an operator should look at."""
     return Finding(FindingLevel.WARNING, problem, fix)
 
 
@@ -70,7 +70,7 @@ class Examined:
 
 
 def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Clock = _CLOCK) -> list[Examined]:
-    """Make the checks in two rounds, first those that others need. Return their findings in the given order."""
+    """Make the checks in two rounds, first those that others need. Return the checks' findings in the given order."""
     first = _round([check for check in checks if check.needs is None], seconds, clock)
     failed = {name for name, examined in first.items() if examined.has_fault}
     ready = [check for check in checks if check.needs is not None and check.needs not in failed]

@@ -32,7 +32,8 @@ class Lanes:
             place = each.topic, each.partition
             known = self._partitions.get(place)
             if known is None or known.topic_id != each.topic_id or each.base < known.base:
-                known = OpenJobs(each.topic_id, each.base)  # a new topic, or a commit that was undone: read again
+                # The topic is new, or a commit was undone: the partition is read again.
+                known = OpenJobs(each.topic_id, each.base)
             known.advance(each.base, self._done_offsets(each.base, each.metadata), each.end)
             partitions[place] = known
         self._partitions = partitions

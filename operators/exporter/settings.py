@@ -23,7 +23,8 @@ class ExporterSettings(BaseSettings):
     """Seconds between two readings of Kafka."""
     stale_seconds: float = Field(default=60.0, ge=1, le=3600)
     """Age in seconds at which figures are stale: `/readyz` and `/backlog` then answer 503. A failed reading makes
-    them stale at once."""
+    figures stale at once.
+    """
     read_records: int = Field(default=10_000, ge=100, le=1_000_000)
     """Jobs that one reading takes in from the lanes, for their age and deadline. More jobs are counted, and read
     later."""

@@ -82,7 +82,7 @@ class Classifier:
     def __init__(self, folder: Path, clock: Clock | None = None, *, grace_seconds: float = GRACE_SECONDS) -> None:
         self.folder = folder
         self.labels: tuple[str, ...] = ()
-        """The model's labels, once it has been loaded."""
+        """The model's labels, once the model has been loaded."""
         self._clock = clock or SystemClock()
         self._grace_seconds = grace_seconds
         self._turn = Lock()

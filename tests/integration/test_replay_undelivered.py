@@ -152,7 +152,7 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
     expected = [
         "3 results match and were not delivered",
         f"  3 to {callbacks.url.removesuffix('/hook?token=secret')}",
-        "3 dead letters are of these, and are put back with them",
+        "3 dead letters belong to these results, and are put back with them",
         "3 match too and were delivered",
         "4 match too and wait for an attempt, which is left to delivery: --waiting calls them back at once",
     ]

@@ -21,7 +21,7 @@ from tests.integration.submitted import records_of
 from tests.postback_command import environment_of, line_of, postback, postback_here, started
 
 pytestmark = pytest.mark.broker
-UNKNOWN = "not known to be accepted: Kafka did not acknowledge it in time"
+UNKNOWN = "not known to be accepted: Kafka did not acknowledge the job in time"
 
 
 def test_a_receipt_says_which_line_became_which_job(fleet: KafkaSettings, tmp_path: Path) -> None:

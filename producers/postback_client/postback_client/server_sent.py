@@ -104,7 +104,7 @@ class EventFeed:
         chunked = "chunked" in response.headers.get("transfer-encoding", "")
         pieces = response.iter_content(
             _PIECE_BYTES if chunked else 1
-        )  # unchunked, a longer read waits for all its bytes
+        )  # without chunks, a longer read waits for all bytes
         while not self._limit.passed:
             try:
                 piece = next(pieces, None)

@@ -34,5 +34,5 @@ def _start(text: str, end: int, least: int) -> int:
     while start > max(least, end - _MOST_LOCAL) and (text[start - 1].isalnum() or text[start - 1] in _SYMBOLS):
         start -= 1
     while start < end and not text[start].isalnum() and text[start] != "_":
-        start += 1  # an opening quote or dash in front of the address
+        start += 1  # skips an opening quote or dash in front of the address
     return end if text[end - 1 : end] == "." else start

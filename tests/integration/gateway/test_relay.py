@@ -122,11 +122,11 @@ def test_no_work_is_accepted_before_kafka_has_stated_the_position(store: Store, 
     nowhere = fleet.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     acceptance = acceptance_of(store, nowhere)
     with running_parts(acceptance):
-        with pytest.raises(StoreAway, match="Kafka has not yet told"):
+        with pytest.raises(StoreAway, match="Kafka has not yet shown"):
             accept(store, fleet, "early")
-        with pytest.raises(StoreAway, match="Kafka has not yet told"):
+        with pytest.raises(StoreAway, match="Kafka has not yet shown"):
             store.write_now(lambda connection: put_record(connection, fleet.topics.control, b"k", b"v"))
-        assert acceptance.reasons() == ["no work is accepted: Kafka has not yet told which accepted records it has"]
+        assert acceptance.reasons() == ["no work is accepted: Kafka has not yet shown which accepted records it has"]
     with running_parts(acceptance_of(store, fleet)):
         eventually(lambda: store.hold.refusal is None, 60, "nothing is accepted")
         accept(store, fleet, "now")
