@@ -27,7 +27,7 @@ def create(
     tenant: Annotated[str, typer.Option("--tenant", help="The tenant whose work the key submits and reads.")],
     scopes: Annotated[
         str | None,
-        typer.Option("--scopes", help="The key's scopes, separated by commas; by default all within its tenant."),
+        typer.Option("--scopes", help="The key's scopes, separated by commas; by default all of a tenant."),
     ] = None,
     expires: Annotated[
         str | None, typer.Option("--expires", help=f"Time for which the key is valid. {DURATION_HELP}")

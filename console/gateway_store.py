@@ -41,7 +41,7 @@ class OpenStore:
         self.store = Store.open(url)
 
     def digests(self) -> KeyDigests:
-        """Return the maker of the keys' digests, by the store's pepper."""
+        """Return the object that makes keys' digests with the store's pepper."""
         from gateway.access.keys import KeyDigests
         from gateway.access.pepper import load_pepper
         from gateway.access.settings import AccessSettings

@@ -100,8 +100,8 @@ class PutBack(Connection):
             self._producer.begin_transaction()
             self._in_transaction = True
             sent = [self._sent(each) for each in batch]
-            # The client would commit without a record that it lost: one for a topic that it may not see, or one that
-            # was not acknowledged in time. That would leave a letter's mark in Kafka without the letter.
+            # The client would commit without a record that it lost: a record for a topic that it may not see, or a
+            # record that was not acknowledged in time. That would leave a letter's mark in Kafka without the letter.
             for each in sent:
                 each.get(timeout=deadline.remaining)
             self._end(self._producer._transaction_manager.begin_commit, deadline.remaining)

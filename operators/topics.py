@@ -196,8 +196,8 @@ def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
         admin.wait_for_topics([spec.name for spec in specs], timeout_ms=wait_ms)
     except kafka_errors.KafkaTimeoutError:
         raise RequestRefused(
-            f"the topics are created, but after {wait_ms // 1000} s Kafka has not set up all their partitions yet; "
-            "run it again later, which leaves existing topics as they are"
+            f"the topics are created, but Kafka has not set up all of their partitions within {wait_ms // 1000} s; "
+            "run this command again later: existing topics stay as they are"
         ) from None
 
 

@@ -84,7 +84,10 @@ def redacted(text: str, cuts: Sequence[Cut]) -> str:
 
 
 def redacted_parts(parts: Sequence[str], cuts: Sequence[Cut]) -> tuple[str, ...]:
-    """Return a message's parts with the cuts of their joined text. A cut over several parts leaves one marker."""
+    """Return a message's parts after the cuts, whose places count in the parts' joined text.
+
+    A cut over several parts leaves one marker.
+    """
     changed: list[str] = []
     start = first = 0
     marked = -1

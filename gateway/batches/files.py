@@ -109,7 +109,10 @@ def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_by
 
 
 def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
-    """Make a file visible. Raises Declined (408) if its row was removed meanwhile, since the write took too long."""
+    """Make a file visible.
+
+    Raises Declined (408) if the file's row was removed meanwhile, since the write took too long.
+    """
     expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
     said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
     this = and_(files.c.id == identifier, files.c.deleted_at.is_(None))

@@ -41,7 +41,9 @@ ROUTES = (
     admin.routes,
     docs.routes,
 )
-"""The routes of each file in `routes/`, the most frequent ones first: a request tries one after the other."""
+"""The routes of each file in `routes/`, the most frequent first, because a request is compared with one route after
+another.
+"""
 
 MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 

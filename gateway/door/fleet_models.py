@@ -14,7 +14,7 @@ Ask = Callable[[], Announced | None]
 
 
 class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
-    """Kafka does not answer the question for the workers' models, and the last answer is too old."""
+    """The workers' models cannot be read from Kafka, and the last answer is too old."""
 
 
 class FleetModels:

@@ -12,7 +12,7 @@ HASHES: Final = "audit_hashes"
 ACTION: Final = "audit_action"
 """Keys of the notes in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
-"""Ids that one line has at most."""
+"""The most ids that one audit line has."""
 
 
 def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str | None] = ()) -> None:

@@ -31,7 +31,7 @@ from gateway.store.tables import writers
 from telemetry.clock import Clock, Deadline, unix_ms
 
 MOST_TOGETHER = 256
-"""Changes that one transaction carries at most."""
+"""The most changes that one transaction carries."""
 MOST_WAITING = 8_192
 """Changes that may wait. A database that is stuck must not fill the memory."""
 RESOLVE_SECONDS = 20.0

@@ -29,7 +29,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
 TOGETHER = 500
-"""Records that one transaction takes at most."""
+"""The most records that one transaction takes."""
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
 """The time between two questions for new partitions, and for topics that were made anew."""

@@ -138,7 +138,7 @@ class AuthorityFiles:
         return Replacement(self.crl, crl.public_bytes(Encoding.PEM), private=False)
 
     def new_authority(self, authority: Authority) -> tuple[Replacement, Replacement]:
-        """The authority's key and, after it, its certificate."""
+        """The authority's key, and then the authority's certificate."""
         certificate = authority.certificate.public_bytes(Encoding.PEM)
         return (
             Replacement(self.ca_key, key_pem(authority.key)),
@@ -146,7 +146,7 @@ class AuthorityFiles:
         )
 
     def new_leaf(self, name: str, certificate: x509.Certificate, key: bytes) -> tuple[Replacement, Replacement]:
-        """A leaf's key and, after it, its certificate."""
+        """A leaf's key, and then the leaf's certificate."""
         return (
             Replacement(self.key_of(name), key),
             Replacement(self.certificate_of(name), certificate.public_bytes(Encoding.PEM), private=False),

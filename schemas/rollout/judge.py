@@ -74,7 +74,7 @@ class Baseline:
         return self._sorted[int(0.95 * (len(self._sorted) - 1))]
 
     def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None) -> dict[str, float]:
-        """Return each guard's value of a candidate's answer minus the primary's, -1 to 1.
+        """Return, for each guard, the value of the candidate's answer minus the primary's, from -1 to 1.
 
         `beside` is the primary's answer to the same job; without it, the primary's mean so far counts.
         """

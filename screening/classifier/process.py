@@ -1,7 +1,7 @@
 """The caller's side of a classifier's process: starts, asks and replaces the process.
 
-A model may crash, hang or grow at a hostile text, so it runs in a process of its own, which may be killed. A job that
-finds the process gone starts another one and waits for it; further jobs wait for their turn behind it.
+A model may crash, hang or grow at a hostile text, so it runs in a process of its own, which may be killed. If the
+process is gone, the next job starts another process and waits for it; further jobs queue behind that job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words of lists, found with an Aho-Corasick automaton also if they are hidden by spelling.
+"""Words of lists, found with an Aho-Corasick automaton, including words disguised by their spelling.
 
 Three readings of a text: as it is without case (`Bastard`), with digits and symbols read as letters (`b4$tard`), and
 with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that the town
