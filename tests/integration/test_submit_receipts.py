@@ -46,7 +46,7 @@ def test_a_receipt_says_which_line_became_which_job(fleet: KafkaSettings, tmp_pa
     assert list(tmp_path.iterdir()) == [receipt]
 
 
-def test_a_run_with_the_same_receipt_sends_what_is_not_accepted_under_the_same_ids_and_waits_for_all(
+def test_a_second_run_with_a_receipt_sends_unaccepted_jobs_under_the_same_ids_and_waits_for_all(
     fleet: KafkaSettings, tmp_path: Path
 ) -> None:
     given = b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n'
@@ -191,7 +191,7 @@ def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
 
 
 def wait_for_results(fleet: KafkaSettings, count: int) -> None:
-    """Wait until a reader of committed records sees so many results."""
+    """Wait until a reader of committed records sees this many results."""
     seen = 0
     with ResultsReader(fleet, 0) as reader:
         while seen < count:
@@ -207,7 +207,7 @@ def wait_for_results(fleet: KafkaSettings, count: int) -> None:
     ],
     ids=["another job", "another tenant", "fewer lines"],
 )
-def test_the_receipt_of_something_else_is_refused(
+def test_the_receipt_of_another_submission_is_refused(
     given: bytes, options: tuple[str, ...], said: str, fleet: KafkaSettings, tmp_path: Path
 ) -> None:
     receipt = tmp_path / "receipt.jsonl"
