@@ -49,6 +49,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         **_TEXT,
         "description": "The job's first place, as `topic UUID:partition:offset`; written when a worker moves the job.",
     },
+    topics.SCREENING: {
+        **_TEXT,
+        "description": "Findings of the gateway's input filter, as a JSON list. The result has them in `screening`.",
+    },
     topics.SAID_TENANT: {**_TEXT, "description": "The `tenant` that a rejected record stated."},
     topics.SAID_JOB_ID: {**_TEXT, "description": "The `job-id` that a rejected record stated."},
     topics.CALLBACK_URL: {
@@ -94,7 +98,7 @@ PRODUCER_HEADERS = (
 
 _JOB_HEADERS = (
     *PRODUCER_HEADERS,
-    *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN),
+    *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.SCREENING),
     *(topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)

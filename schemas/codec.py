@@ -23,7 +23,7 @@ from schemas.job_headers import Headers, read_headers
 from schemas.outcome import Outcome
 from schemas.problems import Problem, UnusableLine, problems_of
 from schemas.result import Result, ResultError
-from schemas.screening import ScreeningFinding
+from schemas.screening import ScreeningFinding, read_findings
 from schemas.unknown import UnknownFields, taken_from, unknown_fields
 
 __all__ = [
@@ -109,7 +109,9 @@ class ReceivedJob:
     unknown: UnknownFields | None = None
     """Ignored fields, which are not part of the job's schema."""
     screening: tuple[ScreeningFinding, ...] = ()
-    """The input filter's findings, once the job has been screened. `job` has the markers of redacted matches."""
+    """The findings of the gateway's input filter; once the worker has screened the job, also those of its own filter.
+
+    `job` has the markers of redacted matches."""
     alias: str | None = None
     """The alias that the job named; None without a rollout. The rollout may have put a model's name into `job`."""
 
@@ -349,6 +351,7 @@ def _received(
         received_ms=timestamp_ms,
         idempotency_key=get(topics.IDEMPOTENCY_KEY),
         unknown=unknown,
+        screening=read_findings(said[topics.SCREENING]) if topics.SCREENING in said else (),
     )
 
 

@@ -1,11 +1,13 @@
-"""The input filter's words on the wire: its verdicts, and a finding in a job's result."""
+"""The input filter's words on the wire: its verdicts, and a finding in a job's result or header."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from schemas.bounded import WireModel
 
@@ -56,3 +58,30 @@ class ScreeningFinding(WireModel):
     """The job's field with the matches."""
     count: int = Field(ge=1)
     """Matches, or for `redact` the markers in the text."""
+
+
+MOST_FINDINGS = 64
+"""The most findings of a job that travel in its header."""
+
+_FINDINGS: TypeAdapter[list[ScreeningFinding]] = TypeAdapter(
+    Annotated[list[ScreeningFinding], Field(max_length=MOST_FINDINGS)]
+)
+
+
+def write_findings(findings: Sequence[ScreeningFinding]) -> bytes:
+    """Write findings as a header's value, in ASCII; those beyond MOST_FINDINGS are left out."""
+    return json.dumps([finding.model_dump(mode="json") for finding in findings[:MOST_FINDINGS]]).encode()
+
+
+def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
+    """Read a header's value. Any producer can write the header, so a text of another form counts as no findings."""
+    try:
+        return tuple(_FINDINGS.validate_json(text))
+    except ValidationError:
+        return ()
+
+
+def joined(first: Sequence[ScreeningFinding], second: Sequence[ScreeningFinding]) -> tuple[ScreeningFinding, ...]:
+    """Return the findings of two filters: one for each rule, kind and field, the second filter's if both have it."""
+    found = {(each.rule, each.kind, each.field): each for each in (*first, *second)}
+    return tuple(found.values())

@@ -28,6 +28,9 @@ moved.
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
 """On a dead letter: the value of a record's own header that was rejected. A redrive restores that header."""
+SCREENING = "screening"
+"""On a job: the findings of the gateway's input filter, as a JSON list (`schemas.screening`). The job's result has them
+beside those of the worker's own filter."""
 CALLBACK_URL = "callback-url"
 WEBHOOK_ENDPOINT = "webhook-endpoint"
 """On an event of `callback_events`: the id of the tenant's webhook endpoint. The value is sent as it stands."""

@@ -50,6 +50,10 @@ class AuditEvent:
     request_id: str | None = None
     address: str | None = None
     """The client's IP address."""
+    verdict: str | None = None
+    """The strictest verdict of the input filter; None without rules."""
+    rules: Sequence[str] = ()
+    """Names of the filter's rules that match a job of the request."""
 
 
 class Audit:
@@ -120,6 +124,8 @@ class Audit:
             "http.response.status_code": event.status,
             "postback.objects": list(event.objects) or None,
             "postback.prompt_sha256": list(event.hashes) or None,
+            "postback.verdict": event.verdict,
+            "postback.rules": list(event.rules) or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

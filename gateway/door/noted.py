@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -10,6 +10,8 @@ from starlette.requests import Request
 OBJECTS: Final = "audit_objects"
 HASHES: Final = "audit_hashes"
 ACTION: Final = "audit_action"
+VERDICT: Final = "audit_verdict"
+RULES: Final = "audit_rules"
 """Keys of the notes in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
 """The most ids that one audit line has."""
@@ -25,3 +27,9 @@ def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str 
 def note_action(request: Request, action: str) -> None:
     """Name the action of a request that is no operation of the API, such as a request of the console page."""
     request.scope["state"][ACTION] = action
+
+
+def note_screening(request: Request, verdict: str, rules: Iterable[str]) -> None:
+    """Add the strictest verdict of the input filter, and the names of the rules that match, each once."""
+    request.scope["state"][VERDICT] = verdict
+    request.scope["state"][RULES] = list(dict.fromkeys(rules))

@@ -1,33 +1,52 @@
-"""The input filter at the door: it refuses rejected jobs, and redacts others before they are stored."""
+"""The input filter at the door: it refuses rejected jobs, and redacts others before they are stored.
+
+The findings travel with the job to its result, and the request's audit line names the rules.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from starlette.requests import Request
 
 from gateway.access import Principal
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
+from gateway.door.noted import note_screening
 from schemas.job import Job
+from schemas.screening import ScreeningFinding
 
 if TYPE_CHECKING:
     from screening.screen import Screen, Screened
 
 
-async def screened(door: Door, principal: Principal, jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that the operator's rules allow, with markers in place of redacted matches.
+class ScreenedIn(NamedTuple):
+    """A job that the filter allows."""
+
+    job: Job
+    """The job, with markers in place of redacted matches."""
+    findings: tuple[ScreeningFinding, ...] = ()
+
+
+async def screened(door: Door, request: Request, principal: Principal, jobs: Sequence[Job]) -> list[ScreenedIn]:
+    """Return the jobs that the operator's rules allow.
 
     Raises ApiError (400) that names each rule and field of rejected jobs, and repeats none of their text.
     """
     if door.screen is None:
-        return list(jobs)
+        return [ScreenedIn(job) for job in jobs]
     # In a thread: a large job takes milliseconds for each rule, and a classifier waits for its process.
     found = await asyncio.to_thread(_checked, door.screen, principal.tenant, jobs)
+    for one in found:
+        door.metrics.screened.labels(one.verdict).inc()
+    strictest = max((one.verdict for one in found), key=lambda verdict: verdict.strictness)
+    note_screening(request, strictest, [finding.rule for one in found for finding in one.findings])
     if problems := [problem for index, one in enumerate(found) for problem in _problems(index, one)]:
         said = "; ".join(f"job {problem['index']}: {problem['reason']}" for problem in problems)
         raise ApiError(400, "screened", f"The input filter refuses this: {said}.", problems=problems)
-    return [one.job for one in found]
+    return [ScreenedIn(one.job, one.findings) for one in found]
 
 
 def _checked(screen: Screen, tenant: str, jobs: Sequence[Job]) -> list[Screened]:

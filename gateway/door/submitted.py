@@ -11,12 +11,14 @@ from starlette.requests import Request
 from gateway.accept.jobs import NewJob
 from gateway.door.body import parse_json
 from gateway.door.errors import ApiError
+from gateway.door.screened import ScreenedIn
 from gateway.view.stored_jobs import line_of
 from producers.identity import new_job_id
 from schemas import topics
 from schemas.codec import write_job
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS, Problem
+from schemas.screening import write_findings
 from schemas.strict import NotAJob, body_job, job_in, job_of
 from schemas.topics import Lane
 from telemetry.clock import Clock
@@ -83,7 +85,7 @@ def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> J
 
 
 def new_job(
-    job: Job,
+    let_in: ScreenedIn,
     url: str,
     clock: Clock,
     *,
@@ -96,6 +98,7 @@ def new_job(
     `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
     job.
     """
+    job, findings = let_in
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
     value = write_job(named)
     if len(value) > MAX_JOB_BYTES:
@@ -104,7 +107,10 @@ def new_job(
         job_id=str(named.job_id),
         url=url,
         value=value,
-        headers=[(topics.TRACEPARENT, traceparent.encode())] if traceparent is not None else (),
+        headers=[
+            *([(topics.TRACEPARENT, traceparent.encode())] if traceparent is not None else ()),
+            *([(topics.SCREENING, write_findings(findings))] if findings else ()),
+        ],
         lane=lane,
         model_id=job.model_id,
         custom_id=job.custom_id,

@@ -23,6 +23,7 @@ from schemas.codec import (
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.result import Result, Usage
+from schemas.screening import ScreeningFinding, Verdict, write_findings
 from tests.unit.codec_jobs import BARE, CALLBACK, ORIGIN, TIMESTAMP_MS, TRACEPARENT, encoded, read
 
 
@@ -41,6 +42,26 @@ def test_a_bare_prompt_with_a_callback_is_a_whole_job() -> None:
         traceparent=None,
         received_ms=TIMESTAMP_MS,
     )
+
+
+FINDING = st.builds(
+    ScreeningFinding,
+    rule=st.text(max_size=9),
+    kind=st.text(max_size=9),
+    verdict=st.sampled_from([Verdict.FLAG, Verdict.REDACT, Verdict.REJECT]),
+    field=st.sampled_from(["prompt", "messages", "metadata"]),
+    count=st.integers(1, 2**70),
+)
+
+
+@given(st.lists(FINDING, max_size=4))
+def test_the_findings_of_the_gateways_filter_read_back(findings: list[ScreeningFinding]) -> None:
+    assert list(read(BARE, ("screening", write_findings(findings))).screening) == findings
+
+
+@given(st.one_of(st.binary(max_size=60), st.sampled_from([b"[{}]", b"[[" * 2000, b"9" * 99, b"[" + b"1," * 8000])))
+def test_a_header_of_another_form_is_no_finding_and_refuses_no_job(value: bytes) -> None:
+    assert read(BARE, ("screening", value)).screening == ()
 
 
 def test_headers_give_the_fields_that_the_body_leaves_open() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,13 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
+from gateway.accept.outbox import unpacked
 from gateway.door.app import create_app
 from gateway.store.tables import jobs, outbox
+from schemas.screening import read_findings
+from schemas.topics import SCREENING
 from screening.screen import Screen
+from telemetry.audit import Audit
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 SECRET = "hunter2-launch-code"
@@ -31,6 +36,12 @@ name = "cards"
 kind = "pii"
 verdict = "redact"
 find = ["card"]
+
+[[rule]]
+name = "codename"
+kind = "regex"
+verdict = "flag"
+patterns = ["falcon"]
 """
 
 
@@ -39,8 +50,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     file = tmp_path / "rules.toml"
     file.write_text(RULES)
     with gateway_rig(tmp_path) as made:
-        door = replace(made.door, screen=Screen.load(file))
+        audit = Audit(tmp_path / "audit.jsonl", made.clock, "gateway")
+        door = replace(made.door, screen=Screen.load(file), audit=audit)
         yield replace(made, door=door, app=create_app(door))
+        audit.close()
 
 
 def post(rig: Rig, path: str, body: Any) -> httpx.Response:
@@ -90,3 +103,37 @@ def test_a_redacted_job_is_stored_without_the_match(rig: Rig, path: str, body: A
     assert count == (len(body) if isinstance(body, list) else 1)
     assert "[redacted:card]" in content
     assert CARD not in content
+
+
+def audited(rig: Rig) -> dict[str, Any]:
+    """The newest line of the audit."""
+    said: dict[str, Any] = json.loads((rig.folder / "audit.jsonl").read_text().splitlines()[-1])
+    return said
+
+
+def found_in_records(rig: Rig) -> list[list[tuple[str, str, str]]]:
+    """Rule, verdict and field of each finding in the header of each record on its way to Kafka."""
+    packed = rig.store.read_now(
+        lambda connection: connection.execute(select(outbox.c.headers).order_by(outbox.c.number)).scalars().all()
+    )
+    headers = [dict(unpacked(each)).get(SCREENING, b"[]").decode() for each in packed]
+    return [[(one.rule, one.verdict, one.field) for one in read_findings(each)] for each in headers]
+
+
+def test_the_audit_and_the_record_name_the_rules_that_match(rig: Rig) -> None:
+    jobs_ = [{"prompt": "harmless"}, {"prompt": f"pay {CARD}"}, {"prompt": "falcon"}]
+    assert post(rig, "/v1/jobs", jobs_).status_code == 202
+    assert (audited(rig)["postback.verdict"], audited(rig)["postback.rules"]) == ("redact", ["cards", "codename"])
+    assert found_in_records(rig) == [[], [("cards", "redact", "prompt")], [("codename", "flag", "prompt")]]
+    sample = rig.door.metrics.registry.get_sample_value
+    counts = [sample("postback_screened_total", {"verdict": name}) for name in ("pass", "flag", "redact")]
+    assert counts == [1, 1, 1]
+
+
+def test_the_audit_says_that_no_rule_matches_and_names_the_rule_of_a_refusal(rig: Rig) -> None:
+    assert post(rig, "/v1/jobs", {"prompt": "harmless"}).status_code == 202
+    assert audited(rig)["postback.verdict"] == "pass"
+    assert "postback.rules" not in audited(rig)
+    assert post(rig, "/v1/chat/completions", {"messages": [{"role": "user", "content": SECRET}]}).status_code == 400
+    assert (audited(rig)["postback.verdict"], audited(rig)["postback.rules"]) == ("reject", ["launch"])
+    assert SECRET not in (rig.folder / "audit.jsonl").read_text()

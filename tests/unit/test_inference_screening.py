@@ -8,7 +8,7 @@ import pytest
 
 from schemas.codec import read_result
 from schemas.outcome import Outcome
-from schemas.screening import ScreeningFinding, Verdict
+from schemas.screening import ScreeningFinding, Verdict, write_findings
 from screening.screen import Screen
 from tests.handlers import TOPICS
 from tests.screening_rules import CARD, pii, regex, screen_of, words
@@ -50,6 +50,23 @@ async def test_a_flagged_job_is_answered_and_its_result_names_the_rule(screen: S
     assert result.screening == [
         ScreeningFinding(rule="toxicity", kind="words", verdict=Verdict.FLAG, field="prompt", count=1)
     ]
+
+
+FROM_GATEWAY = [
+    ScreeningFinding(rule="toxicity", kind="words", verdict=Verdict.FLAG, field="prompt", count=9),
+    ScreeningFinding(rule="codename", kind="regex", verdict=Verdict.FLAG, field="prompt", count=1),
+]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+async def test_a_result_has_the_findings_of_gateway_and_worker_each_once(screen: Screen, filtered: bool) -> None:
+    header = ("screening", write_findings(FROM_GATEWAY))
+    body = {"prompt": "Who is the bastard?", "callback_url": HOOK}
+    async with working(screen=screen if filtered else None) as worker:
+        result = await worker.result(record(body, header))
+
+    found = [(one.rule, one.count) for one in result.screening or ()]
+    assert found == [("toxicity", 1 if filtered else 9), ("codename", 1)]
 
 
 async def test_a_rejected_job_ends_with_its_own_code_and_echoes_no_input(screen: Screen) -> None:

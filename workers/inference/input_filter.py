@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from schemas.codec import ReceivedJob
 from schemas.problems import Problem
-from schemas.screening import ScreeningFinding, Verdict
+from schemas.screening import ScreeningFinding, Verdict, joined
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import ScreenedJob
@@ -60,9 +60,10 @@ class InputFilter:
             verdict=str(found.verdict),
             rules=list(dict.fromkeys(finding.rule for finding in found.findings)),
         )
+        findings = joined(received.screening, found.findings)
         if found.verdict is Verdict.REJECT:
-            raise ScreenedJob(received, tuple(map(_problem, found.refusals)), found.findings)
-        return replace(received, job=found.job, screening=found.findings)
+            raise ScreenedJob(received, tuple(map(_problem, found.refusals)), findings)
+        return replace(received, job=found.job, screening=findings)
 
 
 def _problem(finding: ScreeningFinding) -> Problem:

@@ -38,8 +38,8 @@ def routes(door: Door) -> list[BaseRoute]:
         if is_binary:
             del body["encoding_format"]
         job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
-        [job] = await screened(door, principal, [job])
-        new = submitted.new_job(job, url, door.clock, traceparent=submitted.traceparent_of(request))
+        [let_in] = await screened(door, request, principal, [job])
+        new = submitted.new_job(let_in, url, door.clock, traceparent=submitted.traceparent_of(request))
         stored = await accept(door, request, principal, content, [new], to_json({"job_id": new.job_id}))
         result = await answer_of(door, request, principal, json.loads(stored.body)["job_id"])
         answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)

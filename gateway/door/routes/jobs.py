@@ -55,9 +55,9 @@ class JobRoutes:
             jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
         else:
             jobs = [submitted.one_job(body, door.callbacks)]
-        jobs = await screened(door, principal, jobs)
+        let_in = await screened(door, request, principal, jobs)
         trace = submitted.traceparent_of(request)
-        new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in jobs]
+        new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
         now = int(door.clock.time())
         shown = [_accepted(one, now) for one in new]
         answer = to_json(list_body(shown, has_more=False) if many else shown[0])

@@ -53,8 +53,8 @@ class ResponseRoutes:
         background = body.get("background") is True
         if not background:
             job = bounded(job, door.settings.await_seconds)
-        [let_in] = await screened(door, principal, [job])
-        kept = _kept(body) if let_in == job else None  # a body with a redacted part is not stored
+        [let_in] = await screened(door, request, principal, [job])
+        kept = _kept(body) if let_in.job == job else None  # a body with a redacted part is not stored
         trace = submitted.traceparent_of(request)
         new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
         state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
