@@ -33,6 +33,26 @@ class Replacement(NamedTuple):
     """True if only the file's owner may read it."""
 
 
+class PrivateFileRefused(Exception):  # noqa: N818 - named after the refusal
+    """A file with secrets is open to other users, or belongs to one of them."""
+
+    def __init__(self, found: AccessProblem) -> None:
+        super().__init__(f"{found.problem}; {found.fix}")
+        self.problem, self.fix = found
+
+
+def read_private(path: Path, most_bytes: int, *, by_root: bool = False) -> bytes:
+    """Return the content of a file with secrets; of a larger file, one byte more than `most_bytes`.
+
+    The rule is that of `access_problem`. Raises PrivateFileRefused and OSError.
+    """
+    with path.open("rb") as file:
+        problem = access_problem(os.fstat(file.fileno()), path, by_root=by_root)
+        if problem is not None:
+            raise PrivateFileRefused(problem)
+        return file.read(most_bytes + 1)
+
+
 def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False) -> AccessProblem | None:
     """Return the reason to refuse the file with this status; None if the file is fine.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from gateway.access.client_certificates import ClientCertificates, agreed
@@ -20,6 +21,20 @@ from telemetry.clock import Clock
 
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
 _UNKNOWN = "the API key is unknown, expired or revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """An `Authorization` header, parsed once for each request."""
+
+    is_given: bool
+    """True if the request has the header."""
+    text: str
+    """The credential of a `Bearer` header (RFC 6750, section 2.1); empty without one."""
+    key_id: str | None
+    """The id in an API key whose checksum is right."""
+    is_token: bool
+    """True for a text in the form of a signed token, if the gateway takes tokens."""
 
 
 class Access:
@@ -51,18 +66,24 @@ class Access:
         """
         return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
-    async def principal(self, authorization: str | None, peer: bytes | None) -> Principal:
-        """Return the principal of an `Authorization` header; without a header, that of a TLS client certificate (DER).
+    def parsed(self, authorization: str | None) -> Credential:
+        """Return the parts of an `Authorization` header of any content; None stands for an absent header."""
+        scheme, _, said = (authorization or "").partition(" ")
+        text = said.strip() if scheme.lower() == "bearer" else ""
+        takes_tokens = self._settings.oidc.issuer is not None
+        return Credential(authorization is not None, text, id_of(text), takes_tokens and is_token(text))
+
+    async def principal(self, credential: Credential, peer: bytes | None) -> Principal:
+        """Return the principal of a credential; without a credential, that of a TLS client certificate (DER).
 
         Raises CredentialRefused, StoreAway and IssuerAway.
         """
         shown = self._certificates.principal(peer) if peer is not None else None
-        if authorization is None and shown is not None:
+        if not credential.is_given and shown is not None:
             return shown
-        credential = _bearer(authorization)
-        if credential is not None and self._is_token(credential):
-            return agreed(shown, await self._tokens.principal(credential))
-        if credential is None or not credential.startswith(PREFIX):
+        if credential.is_token:
+            return agreed(shown, await self._tokens.principal(credential.text))
+        if not credential.text.startswith(PREFIX):
             raise CredentialRefused(_SENDABLE)
         return agreed(shown, await self._by_key(credential))
 
@@ -77,13 +98,11 @@ class Access:
         """Return the tenant's settings, or the defaults. Raises StoreAway."""
         return await self._tenants.get(tenant)
 
-    def knows(self, authorization: str | None, peer: bytes | None) -> bool:
+    def knows(self, credential: Credential, peer: bytes | None) -> bool:
         """True if the credential reads no database: a certificate, a token, or a key whose id was found lately."""
-        key = _bearer(authorization)
-        if (authorization is None and peer is not None) or (key is not None and self._is_token(key)):
+        if credential.is_token or (peer is not None and not credential.is_given):
             return True
-        identifier = id_of(key) if key is not None else None
-        return identifier is not None and self._recent.has(identifier)
+        return credential.key_id is not None and self._recent.has(credential.key_id)
 
     def forget_tenant(self, tenant: str) -> None:
         """Read the tenant's settings anew, because they were changed."""
@@ -93,16 +112,13 @@ class Access:
         """Read the key's row anew at its next use, because it was changed."""
         self._recent.forget(identifier)
 
-    def _is_token(self, credential: str) -> bool:
-        return self._settings.oidc.issuer is not None and is_token(credential)
-
-    async def _by_key(self, key: str) -> Principal:
-        identifier = id_of(key)
+    async def _by_key(self, credential: Credential) -> Principal:
+        identifier = credential.key_id
         if identifier is None:
             raise CredentialRefused("the API key has a typo, or its end is missing: its checksum is wrong")
         found = await self._recent.get(identifier)
         now_ms = self._clock.time() * 1000
-        if found is None or not self.digests.is_of(key, found[1]) or not found[0].is_valid(now_ms):
+        if found is None or not self.digests.is_of(credential.text, found[1]) or not found[0].is_valid(now_ms):
             raise CredentialRefused(_UNKNOWN)
         self._note_use(identifier, found[0], now_ms)
         return Principal(found[0].tenant, f"key:{identifier}", "api_key", found[0].scopes)
@@ -120,9 +136,3 @@ class Access:
         if now_ms - noted >= self._settings.last_used_seconds * 1000:
             self._last_use_ms[identifier] = now_ms
             self._store.submit(lambda connection: note_use(connection, self._clock, identifier))
-
-
-def _bearer(authorization: str | None) -> str | None:
-    """Return the credential of an `Authorization: Bearer` header (RFC 6750, section 2.1)."""
-    scheme, _, credential = (authorization or "").partition(" ")
-    return credential.strip() if scheme.lower() == "bearer" else None

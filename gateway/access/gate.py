@@ -47,12 +47,13 @@ class Gate:
         Refused credentials are counted by address. Above the rate, that address may use only credentials that were
         accepted lately. So guessing becomes slow and reads no database, and known clients behind the same proxy go on.
         """
-        if not self._access.knows(authorization, peer):
+        credential = self._access.parsed(authorization)
+        if not self._access.knows(credential, peer):
             spent = await self._rates.is_spent(self._failures, "failures", network_of(address))
             if spent is not None:
                 raise TooManyRequests("This address is refused: it", spent)
         try:
-            principal = await self._access.principal(authorization, peer)
+            principal = await self._access.principal(credential, peer)
         except CredentialRefused:
             await self._rates.take(self._failures, "failures", network_of(address))
             raise

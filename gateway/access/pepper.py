@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select
 from gateway.store.dialects import insert, sqlite_file
 from gateway.store.store import Store
 from gateway.store.tables import meta
-from telemetry.private_file import access_problem
+from telemetry.private_file import PrivateFileRefused, read_private
 from workers.system.errors import ProcessError
 
 LEAST_BYTES = 32
@@ -68,16 +68,13 @@ def _beside(store_url: str) -> Path:
 
 def _read(path: Path) -> bytes | None:
     try:
-        with path.open("rb") as file:
-            problem = access_problem(os.fstat(file.fileno()), path, by_root=True)
-            content = file.read(_MOST_BYTES + 1)
+        pepper = read_private(path, _MOST_BYTES, by_root=True).strip()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PepperProblem(f"the pepper's file {path} cannot be read ({error.strerror})") from None
-    if problem is not None:
-        raise PepperProblem(f"the pepper's file {path} cannot be used: {problem.problem}; {problem.fix}")
-    pepper = content.strip()
+    except PrivateFileRefused as refused:
+        raise PepperProblem(f"the pepper's file {path} cannot be used: {refused}") from None
     if not LEAST_BYTES <= len(pepper) <= _MOST_BYTES:
         raise PepperProblem(
             f"the pepper's file {path} needs {LEAST_BYTES} to {_MOST_BYTES} characters; `openssl rand -hex 32` makes it"

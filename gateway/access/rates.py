@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
@@ -79,38 +80,33 @@ class Rates:
 
     async def take(self, item: RateLimitItem, *names: str) -> Taken:
         """Take one place of the present window. A request beyond the limit counts too."""
-        key, expiry = item.key_for(*names), item.get_expiry()
-        if (storage := self._shared()) is not None:
-            try:
-                count = await storage.incr(key, expiry)
-                taken = self._taken(item, count, await storage.get_expiry(key) if count > item.amount else None)
-            except StorageError:
-                self._gone()
-            else:
-                self._back()
-                return taken
-        count = self._memory.incr(key, expiry)
-        return self._taken(item, count, self._memory.get_expiry(key) if count > item.amount else None)
+        return await self._place(item, names, take=True)
 
     async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
         """Return the refusal if the present window has no place left; take no place."""
-        key = item.key_for(*names)
-        if (storage := self._shared()) is not None:
-            try:
-                count = await storage.get(key)
-                expiry = await storage.get_expiry(key)
-            except StorageError:
-                self._gone()
-            else:
-                self._back()
-                return self._taken(item, count + 1, expiry) if count >= item.amount else None
-        count = self._memory.get(key)
-        return self._taken(item, count + 1, self._memory.get_expiry(key)) if count >= item.amount else None
+        found = await self._place(item, names, take=False)
+        return None if found.allowed else found
 
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._redis is not None:
             await self._redis.bridge.get_connection().aclose()  # type: ignore[attr-defined]
+
+    async def _place(self, item: RateLimitItem, names: Sequence[str], *, take: bool) -> Taken:
+        """Return a request's place. Without `take`, return the place that the next request would get."""
+        key, more = item.key_for(*names), 0 if take else 1
+        if (storage := self._shared()) is not None:
+            try:
+                count = more + await (storage.incr(key, item.get_expiry()) if take else storage.get(key))
+                expiry = await storage.get_expiry(key) if count > item.amount else None
+            except StorageError:
+                self._gone()
+            else:
+                self._back()
+                return self._taken(item, count, expiry)
+        memory = self._memory
+        count = more + (memory.incr(key, item.get_expiry()) if take else memory.get(key))
+        return self._taken(item, count, memory.get_expiry(key) if count > item.amount else None)
 
     def _taken(self, item: RateLimitItem, count: int, expiry: float | None) -> Taken:
         window = item.get_expiry()

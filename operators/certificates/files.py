@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from operators.certificates.authority import Authority, AuthorityMismatch, key_pem, load_authority, load_certificate
 from operators.certificates.errors import AuthorityUnusable
 from operators.certificates.index import Index
-from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
+from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 
 _LARGEST_BYTES = 256 * 1024 * 1024
 """Limit on the size of a file. A hundred thousand certificates take 40 MB of index."""
@@ -164,16 +164,19 @@ class AuthorityFiles:
 
     def _read(self, path: Path, *, private: bool = False) -> bytes:
         try:
-            with path.open("rb") as file:
-                problem = access_problem(os.fstat(file.fileno()), path, by_root=True) if private else None
-                content = file.read(_LARGEST_BYTES + 1)
+            content = read_private(path, _LARGEST_BYTES, by_root=True) if private else _read_public(path)
         except OSError as error:
             raise AuthorityUnusable(path, _reason(error), _fix_of(error)) from None
-        if problem is not None:
-            raise AuthorityUnusable(path, problem.problem, problem.fix)
+        except PrivateFileRefused as refused:
+            raise AuthorityUnusable(path, refused.problem, refused.fix) from None
         if len(content) > _LARGEST_BYTES:
             raise AuthorityUnusable(path, "it is larger than any file of an authority", _BACKUP)
         return content
+
+
+def _read_public(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_LARGEST_BYTES + 1)
 
 
 def _fix_of(error: OSError) -> str:

@@ -54,7 +54,7 @@ def made(store: Store, clock: SetClock, tenant: str = "acme", **more: object) ->
 
 
 async def principal(access: Access, key: str) -> Principal:
-    return await access.principal(f"Bearer {key}", None)
+    return await access.principal(access.parsed(f"Bearer {key}"), None)
 
 
 def test_a_key_has_its_id_256_bits_and_a_checksum() -> None:
@@ -84,13 +84,13 @@ def test_noise_is_no_key(text: str) -> None:
 async def test_a_key_names_its_tenant_and_scopes(store: Store, access: Access, clock: SetClock) -> None:
     key = made(store, clock, scopes=[Scope.READ])
     assert await principal(access, key.key) == Principal("acme", f"key:{key.id}", "api_key", frozenset({Scope.READ}))
-    assert await access.principal(f"bEaReR  {key.key} ", None) == await principal(access, key.key)
+    assert await access.principal(access.parsed(f"bEaReR  {key.key} "), None) == await principal(access, key.key)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic pk_x", "pk_x", "Bearer pk_", "Bearer x.y.z"])
 async def test_a_request_without_a_key_is_refused(header: str | None, access: Access) -> None:
     with pytest.raises(CredentialRefused):
-        await access.principal(header, None)
+        await access.principal(access.parsed(header), None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def test_noise_in_the_header_is_refused_without_being_repeated(header: str, empty_store: Store) -> None:
     access = Access(empty_store, KeyDigests(PEPPER), AccessSettings(), SetClock(0))
     with pytest.raises(CredentialRefused) as refused:
-        asyncio.run(access.principal(header, None))
+        asyncio.run(access.principal(access.parsed(header), None))
     assert len(header) < 30 or header not in str(refused.value)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
+from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 from workers.delivery.keyring.data import KeyringData
 from workers.delivery.keyring.errors import KeyringMissing, KeyringUnreadable
 from workers.delivery.keyring.keys import FleetKey, ImportedSecret, Master
@@ -28,15 +28,13 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
     With `by_root`, root may use another user's file.
     """
     try:
-        with path.open("rb") as file:
-            problem = access_problem(os.fstat(file.fileno()), path, by_root=by_root)
-            content = file.read(_LARGEST_BYTES + 1)
+        content = read_private(path, _LARGEST_BYTES, by_root=by_root)
     except FileNotFoundError:
         raise KeyringMissing(path) from None
     except OSError as error:
         raise KeyringUnreadable(path, _reason(error), "let this user read it") from None
-    if problem is not None:
-        raise KeyringUnreadable(path, problem.problem, problem.fix)
+    except PrivateFileRefused as refused:
+        raise KeyringUnreadable(path, refused.problem, refused.fix) from None
     if len(content) > _LARGEST_BYTES:
         raise KeyringUnreadable(path, "the file is larger than any keyring", "put the file back from a backup")
     try:
