@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from console.audited import audited
 from console.errors import BAD_INPUT, FAILED, fail, say
 from console.gateway_store import StoreUrl, opened_store
 from console.settings import checked_tenant
@@ -43,13 +44,14 @@ def create(
     seconds = checked_duration("--expires", expires) if expires is not None else None
     clock = SystemClock()
     expires_at = round((clock.time() + seconds) * 1000) if seconds is not None else None
-    with opened_store(store) as opened:
+    with opened_store(store) as opened, audited("createKey", "creation", tenant) as objects:
         from gateway.access.keys import create_key
 
         digests = opened.digests()
         made = opened.change(
             lambda connection: create_key(connection, digests, clock, tenant, chosen, label, expires_at)
         )
+        objects.append(made.id)
     if as_json:
         typer.echo(json.dumps({"id": made.id, "key": made.key}))
         return
@@ -87,12 +89,12 @@ def revoke(
     """Revoke an API key for good. Running gateways refuse the key within POSTBACK_ACCESS__KEY_CACHE_SECONDS."""
     from telemetry.clock import SystemClock
 
-    with opened_store(store) as opened:
+    with opened_store(store) as opened, audited("revokeKey", "deletion", None, [identifier]):
         from gateway.access.keys import revoke_key
 
         revoked = opened.change(lambda connection: revoke_key(connection, SystemClock(), identifier))
-    if revoked is None:
-        raise fail(f"no API key has the id {identifier}; `postback api-keys list` shows all ids", FAILED)
+        if revoked is None:
+            raise fail(f"no API key has the id {identifier}; `postback api-keys list` shows all ids", FAILED)
     say(f"revoked key {revoked.id} of tenant {revoked.tenant}")
 
 

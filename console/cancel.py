@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from console.audited import audited
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.lines import IDS, named_jobs, tenant_of
 from console.settings import fleet_settings
@@ -44,7 +45,8 @@ def cancel(
         _cancel_through(gateway, key, list(named.entries))
         return
     whose, wanted = tenant_of(named, tenant), list(named.entries)
-    with telling(ProducerError):
+    action = "takeBackCancellation" if undo else "cancelJob"
+    with audited(action, "change", whose, wanted), telling(ProducerError):
         (take_back if undo else put)(fleet_settings().kafka, whose, wanted)
     undone = f"{len(wanted)} cancellations are taken back; jobs of these ids are answered again"
     say(undone if undo else f"{len(wanted)} jobs are to be cancelled, unless they have a result already")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from console.audited import audited
 from console.confirm import confirmed, limited, told_of_change
 from console.errors import FAILED, fail, named, quiet_clients, say, telling
 from console.ids import check_whose
@@ -119,7 +120,7 @@ def redrive(
         if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
             # The producer is made last: a new producer fences a redrive that is under way.
-            with _producer() as back:
+            with audited("redriveDeadLetter", "change", tenant, sorted(wanted.ids)), _producer() as back:
                 act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
                 acted = _put_back(act, expected)
                 done = acted.count

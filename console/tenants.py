@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from console.audited import audited
 from console.errors import BAD_INPUT, FAILED, fail, say
 from console.gateway_store import StoreUrl, opened_store
 from console.settings import checked_tenant
@@ -36,7 +37,7 @@ def put(
     from telemetry.clock import SystemClock
 
     tenant = checked_tenant(tenant)
-    with opened_store(store) as opened:
+    with opened_store(store) as opened, audited("putTenant", "change", tenant, [tenant]):
         from gateway.access.tenants import put_tenant
 
         checked = _checked(sys.stdin.read(_MOST_BYTES) if settings == "-" else settings)
@@ -72,12 +73,12 @@ def list_tenants(store: StoreUrl = None) -> None:
 @app.command()
 def remove(tenant: Name, store: StoreUrl = None) -> None:
     """Remove a tenant's settings, so that the defaults apply. Its keys and jobs stay."""
-    with opened_store(store) as opened:
+    with opened_store(store) as opened, audited("deleteTenant", "deletion", tenant, [tenant]):
         from gateway.access.tenants import remove_tenant
 
         removed = opened.change(lambda connection: remove_tenant(connection, tenant))
-    if not removed:
-        raise fail(f"tenant {tenant} has no settings of its own", FAILED)
+        if not removed:
+            raise fail(f"tenant {tenant} has no settings of its own", FAILED)
     say(f"removed the settings of tenant {tenant}; POSTBACK_ACCESS__TENANT_DEFAULTS applies")
 
 

@@ -24,7 +24,8 @@ class GatewaySettings(BaseSettings):
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
     """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
     audit_file: Path | None = None
-    """The file to which audit lines are appended; by default standard output."""
+    """The file to which audit lines are appended; by default standard output. Commands that change keys, tenants, jobs
+    or dead letters append their lines to the file too, and write none without it."""
     client_certificates: Literal["optional", "required"] = "optional"
     """With `--client-ca`: `optional` also admits clients without a certificate, by an API key or a token."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)

@@ -1,0 +1,64 @@
+"""Audit lines of commands that change keys, tenants, jobs or dead letters, appended to POSTBACK_GATEWAY__AUDIT_FILE.
+
+Without that setting, a command writes no line: its standard output is for data.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from console.errors import FAILED, fail
+from console.settings import checked_settings
+
+if TYPE_CHECKING:
+    from telemetry.audit import Audit, Type
+
+MOST_OBJECTS = 1_000
+"""Ids that one line has at most."""
+
+
+@contextmanager
+def audited(action: str, kind: Type, tenant: str | None, objects: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Write one line about the block. The block may append further ids of objects; a block that raises has failed.
+
+    The file is opened first: a command whose line cannot be written changes nothing.
+    """
+    named, audit = list(objects), _opened()
+    succeeded = False
+    try:
+        yield named
+        succeeded = True
+    finally:
+        if audit is not None:
+            from telemetry.audit import AuditEvent
+
+            audit.record(AuditEvent(action, kind, succeeded, _user(), tenant, named[:MOST_OBJECTS]))
+            audit.close()
+
+
+def _opened() -> Audit | None:
+    """Return the audit; None without a file. Ends the command if the file cannot be opened."""
+    from gateway.door.settings import GatewaySettings
+    from telemetry.audit import Audit
+    from telemetry.clock import SystemClock
+
+    path = checked_settings(GatewaySettings).audit_file
+    if path is None:
+        return None
+    try:
+        return Audit(path, SystemClock(), "postback")
+    except OSError as error:
+        text = f"POSTBACK_GATEWAY__AUDIT_FILE cannot be opened ({error.strerror}); nothing was changed"
+        raise fail(text, FAILED) from None
+
+
+def _user() -> str:
+    """Return the name of the process's user, as the audit names credentials."""
+    try:
+        return f"os:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
+        return f"os:{os.getuid()}"
