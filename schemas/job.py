@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -323,7 +324,7 @@ class Job(WireModel):
             if field != asked[0] and getattr(self, option) is not None:
                 raise ValueError(f"`{option}` goes with `{field}`")
         for name in OF_A_QUESTION if self.prompt is None and self.messages is None else ():
-            if getattr(self, name) != Job.model_fields[name].get_default(call_default_factory=True):
+            if getattr(self, name) != _default_of(name):
                 raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `{asked[0]}`")
         return self
 
@@ -363,3 +364,9 @@ _OPTIONS = tuple((option, kind.field) for kind in KINDS for option in kind.optio
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")
 """Fields that would change the answer to a question; jobs with texts have none of them."""
+
+
+@cache
+def _default_of(name: str) -> Any:
+    """Return a field's default, asked once: for a factory, each question copies `sys.modules` into garbage."""
+    return Job.model_fields[name].get_default(call_default_factory=True)
