@@ -152,7 +152,9 @@ def test_parts_from_pythons_sdk_are_ordered_joined_once_or_cancelled(client: Ope
             call()
 
 
-def test_a_batch_from_nodes_sdk_runs(tls_gateway: Gateway, authority: Authority, tmp_path: Path) -> None:
+def test_a_batch_a_response_and_an_endpoint_from_nodes_sdk_work(
+    tls_gateway: Gateway, authority: Authority, tmp_path: Path
+) -> None:
     (tmp_path / "input.jsonl").write_bytes(INPUT)
     script = tmp_path / "client.mjs"
     script.write_bytes(Path(__file__).with_name("openai_batches.mjs").read_bytes())
@@ -178,3 +180,8 @@ def test_a_batch_from_nodes_sdk_runs(tls_gateway: Gateway, authority: Authority,
     assert sorted(said["files"]) == sorted([said["uploaded"]["id"], *output_files])
     assert said["refused"] == 409
     assert_halves(said["output"], said["error"])
+    assert (said["text"], said["finished"]) == ("Hello", 409)
+    assert (said["tested"], said["event"]) == (200, "response.completed")
+    assert said["forged"] == "InvalidWebhookSignatureError"
+    assert said["endpoints"] == [said["endpoint"]]
+    assert said["rotated"] is said["deleted"] is True

@@ -1,31 +1,31 @@
-"""OpenAI's Python package manages webhook endpoints at the door, and unwraps the events that delivery sends to them."""
+"""OpenAI's Python SDK manages webhook endpoints over real TLS, and unwraps the events that delivery sends to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import BadRequestError, InvalidWebhookSignatureError, NotFoundError, OpenAI
 
-from schemas.settings import KafkaSettings
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.product import eventually, running
+from tests.integration.certificates import Authority
+from tests.integration.gateway.gateway_process import Gateway
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
 
 @pytest.fixture(scope="module")
-def door(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def door(tls_gateway: Gateway, authority: Authority) -> Iterator[Gateway]:
     """A gateway, an echo worker, delivery and a receiver."""
-    folder: Path = tmp_path_factory.mktemp("product")
-    with running(module_fleet, folder) as product, gateway_process(product) as gateway:
-        product.worker("w")
-        product.deliver("d")
-        product.callbacks.tenants = ("acme", "manager")
-        product.callbacks.up()
-        yield gateway
+    product = tls_gateway.product
+    product.worker("w")
+    product.deliver("d")
+    product.callbacks.tenants = ("acme", "manager")
+    product.callbacks.up()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+        yield tls_gateway
 
 
 def client_of(door: Gateway, tenant: str) -> OpenAI:
