@@ -201,15 +201,15 @@ class LetterCounts:
 
 
 class DeadLetters:
-    """The fleet's dead letters at the time of construction. All methods raise ProducerError."""
+    """The fleet's dead letters at the time of construction, from `since_ms` on. All methods raise ProducerError."""
 
-    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock) -> None:
+    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, since_ms: int | None = None) -> None:
         self._settings = settings
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
         # The ends of the letters are read before the marks, so that every redrive of these letters up to now is known.
-        self._ranges = scanner.ranges(self._topics.dead_letters)
+        self._ranges = scanner.ranges(self._topics.dead_letters, since_ms)
         self._look()
 
     def _look(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from starlette.requests import Request
@@ -16,20 +15,17 @@ from gateway.door.noted import note_objects
 from gateway.page.asked import identifier_of
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
+from gateway.page.searches import KafkaSearches
 from gateway.page.undelivered import MOST_LOOKED_AT, failed_callbacks
 from gateway.page.visitors import Visitor
 from gateway.webhooks.resending import NoSuchCallback, find_records, find_tried, resend
-from producers.errors import ProducerError
 
-_SOON = {"retry-after": "5"}
 _RESENT = "The callback is on its way again."
-_AT_ONCE = 2
-"""Searches of Kafka at once."""
 
 
-def callback_routes(door: Door, desk: Desk) -> list[Route]:
+def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
     """Return the routes of callbacks."""
-    kafka, searching = door.fleet.kafka, asyncio.Semaphore(_AT_ONCE)
+    kafka = door.fleet.kafka
 
     async def failed(request: Request, visitor: Visitor) -> ShownPage:
         found = await door.store.read(lambda connection: failed_callbacks(connection, visitor.principal.tenant))
@@ -47,14 +43,9 @@ def callback_routes(door: Door, desk: Desk) -> list[Route]:
             if not may_call(await door.access.tenant(tenant), tried.origin):
                 message = f"The tenant's callbacks may not go to {tried.origin} any more; ask the operator."
                 raise ApiError(403, "callback_not_allowed", message)
-            if searching.locked():
-                raise ApiError(503, "busy", "Kafka is being searched for other callbacks; try again.", headers=_SOON)
-            async with searching:
-                records = await asyncio.to_thread(partial(find_records, kafka, tried, door.clock))
+            records = await searches.run(partial(find_records, kafka, tried, door.clock))
         except NoSuchCallback:
             raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
-        except ProducerError as error:
-            raise ApiError(503, "kafka_away", f"The callback cannot be read: {error}.", headers=_SOON) from None
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
         return link("/callbacks", done="resent")
 

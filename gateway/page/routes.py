@@ -13,8 +13,10 @@ from gateway.page.callbacks import callback_routes
 from gateway.page.desk import Desk, going_to, guarded
 from gateway.page.endpoints import endpoint_routes
 from gateway.page.jobs import job_routes
+from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
 from gateway.page.rendering import CONSOLE, page
+from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitors
@@ -24,14 +26,15 @@ def page_routes(door: Door) -> list[BaseRoute]:
     """Return all routes below `/console`."""
     sessions = Sessions(door.store, door.clock, door.settings.session_seconds)
     visitors = Visitors(door, sessions)
-    desk = Desk(visitors)
+    desk, searches = Desk(visitors), KafkaSearches()
     return [
         *static_routes(),
         *sign_in_routes(door, sessions, visitors),
         *overview_routes(door, desk),
         *batch_routes(door, desk),
         *job_routes(door, desk),
-        *callback_routes(door, desk),
+        *callback_routes(door, desk, searches),
+        *letter_routes(door, desk, searches),
         *endpoint_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]

@@ -33,13 +33,14 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
     "gateway": {
         "model_requests*": frozenset({"READ", "WRITE"}),
         "batch_requests": frozenset({"READ", "WRITE"}),
-        "job_control": frozenset({"WRITE"}),
+        "job_control": frozenset({"READ", "WRITE"}),
+        "callback_endpoints": frozenset({"READ"}),
         "callback_events": frozenset({"READ", "WRITE"}),
         "callback_retries.*": frozenset({"WRITE"}),
         "callback_attempts": frozenset({"READ"}),
         "model_results": frozenset({"READ", "WRITE"}),
         "fleet_workers": frozenset({"READ"}),
-        "dead_letters": frozenset({"WRITE"}),
+        "dead_letters*": frozenset({"READ", "WRITE"}),
     },
     "exporter": {
         "model_requests*": frozenset({"READ"}),

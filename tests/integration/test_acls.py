@@ -28,7 +28,7 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
-from tests.integration.gateway.gateway_process import gateway_process
+from tests.integration.gateway.gateway_process import Gateway, gateway_process
 from tests.postback_command import environment_of, postback, postback_here
 from tests.product import Product, eventually, running
 
@@ -221,7 +221,22 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         eventually(lambda: door.get(path, key).json()["status"] == "completed", 120, door.role.said)
         assert door.post("/v1/jobs", key, json={"job_id": "late", "prompt": "Why?"}).status_code == 202
         assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
+
+        product.put([b"{}"], [("tenant", b"acme")])  # no job: a dead letter
+        eventually(lambda: len(product.dead_letters()) == 1, 60, door.role.said)
+        assert "The letter is put back." in redriven_by_the_page(door, key)
+        assert len(product.read(product.kafka.topics.redriven)) == 1
         assert "AUTHORIZATION" not in door.role.said()
+
+
+def redriven_by_the_page(door: Gateway, key: str) -> str:
+    """Sign in at the console page, put its only dead letter back, and return the text of the next page."""
+    door.post("/console/sign-in", data={"credential": key})
+    page = door.get("/console/letters").text
+    [(token, letter)] = re.findall(
+        r'name="form_token" value="(\w+)">\s*<input type="hidden" name="id" value="(\S+)">', page
+    )
+    return door.post("/console/letters/redrive", data={"form_token": token, "id": letter}).text
 
 
 def test_a_receipt_needs_read_access_to_the_lanes_only_to_resume_an_interrupted_run_and_says_so_without_it(

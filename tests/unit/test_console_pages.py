@@ -20,6 +20,8 @@ from tests.unit.console_browser import Browser, console_rig, signed_in
 from tests.unit.console_rows import EVIL, NOW_MS, attempt_row, batch_row, finished, job_row, put
 from tests.unit.gateway_rig import Rig
 
+FORMS = ("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend", "/console/letters/redrive")
+
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
@@ -227,11 +229,11 @@ def test_a_page_and_a_form_need_their_scopes(rig: Rig) -> None:
     browser = Browser(rig)
     browser.sign_in(rig.key("reader", Scope.READ))
     assert "Resend" not in browser.get("/console/callbacks").text
-    for path in ("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend"):
+    for path in FORMS:
         assert browser.send(path, {"id": "j"}).status_code == 403
 
 
-@pytest.mark.parametrize("path", ["/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend"])
+@pytest.mark.parametrize("path", FORMS)
 def test_a_form_without_the_sessions_token_changes_nothing(rig: Rig, path: str) -> None:
     browser = signed_in(rig, "forged")
     assert browser.send(path, {"id": "x"}, token="0" * 64).status_code == 403

@@ -135,6 +135,7 @@ def test_every_page_is_shown_without_an_error(
         "jobs": "/console/jobs",
         "job": f"/console/job?id={work.job}",
         "callbacks": "/console/callbacks",
+        "letters": "/console/letters",
         "endpoints": "/console/endpoints",
     }
     with signed_in(chromium, tls_gateway, work) as page:
@@ -204,6 +205,28 @@ def test_a_failed_callback_is_sent_again_by_a_click(chromium: Browser, tls_gatew
         eventually(lambda: work.job in fleet.callbacks.events, SECONDS, fleet.last_lines)
         page.goto(f"/console/job?id={work.job}")
         expect(page.locator(".detail", has_text="delivered, status 200").first).to_be_visible()
+
+
+def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
+    chromium: Browser, tls_gateway: Gateway, work: Work
+) -> None:
+    fleet = tls_gateway.product
+
+    def rejected() -> int:
+        return [letter["reason"] for letter in fleet.dead_letters()].count("rejected")
+
+    with signed_in(chromium, tls_gateway, Work(tls_gateway.key("stranger"))) as page:
+        fleet.put([b"{}"], [("tenant", TENANT.encode())])
+        for number, key in enumerate((work.key, tls_gateway.key("ops", scopes="admin")), 1):
+            # The worker rejects the job anew after each redrive.
+            eventually(lambda letters=number: rejected() == letters, SECONDS, fleet.last_lines)  # type: ignore[misc]
+            page.goto("/console/letters")
+            expect(page.locator("main")).to_contain_text("No job and no callback was given up")
+            with signed_in(chromium, tls_gateway, Work(key)) as own:
+                own.goto("/console/letters")
+                own.locator("tr", has_text="rejected").get_by_role("button", name="Redrive").click()
+                expect(own.get_by_role("status").first).to_have_text("The letter is put back.", timeout=SECONDS * 1000)
+            assert len(fleet.read(fleet.kafka.topics.redriven)) == number
 
 
 def test_a_session_ends_with_its_key_and_a_page_that_refreshes_itself_leaves(

@@ -1,0 +1,142 @@
+"""Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the order to put one back.
+
+A visitor sees the letters of the own tenant; with the scope `admin`, those of all tenants.
+A redrive here and `postback dead-letters redrive` put each letter back once between them: the later of two at the same
+time ends the earlier one, whose other letters need another run.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.access.allowed import may_call
+from gateway.door.door import Door
+from gateway.door.errors import ApiError, conflict, not_found
+from gateway.door.noted import note_objects
+from gateway.page.asked import identifier_of
+from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.rendering import link
+from gateway.page.searches import KafkaSearches
+from gateway.page.visitors import Visitor
+from operators.dead_letters import REDRIVE, DeadLetters, Letter, LetterFilter
+from operators.put_back import PutBack
+from producers.scan import Scanner, StoredPlace
+from schemas import topics
+from schemas.settings import KafkaSettings
+from telemetry.clock import Clock, unix_ms
+from telemetry.logs import origin_of
+
+DAYS: Final = 7
+"""Days of letters at which the page looks."""
+MOST_SHOWN: Final = 100
+_DAY_MS: Final = 24 * 3_600_000
+_PER_SECOND: Final = 100.0
+_PUT_BACK: Final = "The letter is put back."
+OBSTACLES: Final = {
+    "expired": "it is too old to be put back",
+    "endpoint_disabled": "its endpoint is disabled",
+    "too_large": "it is too large to be kept whole",
+    "empty": "it has no content",
+    "lane_gone": "its lane is gone",
+    "cancelled": "its job is cancelled",
+    "source_unknown": "it is neither a job nor a callback",
+}
+"""Why a redrive cannot put a letter back, by `Letter.obstacle`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLetters:
+    """The open letters of the last days."""
+
+    shown: list[dict[str, Any]]
+    """`shown_letter` of each, the newest first. A letter's own value may have a megabyte."""
+    found: int
+    """All that were found, also those beyond MOST_SHOWN."""
+
+
+def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
+    """Return the routes of dead letters."""
+    kafka, clock = door.fleet.kafka, door.clock
+
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
+        found = await searches.run(partial(newest_letters, kafka, clock, _whose(visitor)))
+        said = _PUT_BACK if request.query_params.get("done") == "redriven" else ""
+        values = {"found": found, "days": DAYS, "said": said, "obstacles": OBSTACLES}
+        return ShownPage("letters", {**values, "all_tenants": _whose(visitor) is None})
+
+    async def redrive(request: Request, visitor: Visitor, form: Form) -> str:
+        identifier = identifier_of(form, "letter")
+        note_objects(request, [identifier])
+        place, tenant = StoredPlace.parse(identifier), _whose(visitor)
+        letter = None if place is None else await searches.run(partial(find_letter, kafka, clock, tenant, place))
+        if letter is None:
+            raise not_found("letter", identifier)
+        await _require_possible(door, letter)
+        if not await searches.run(partial(put_letter_back, kafka, clock, tenant, letter.place)):
+            raise conflict("letter_redriven", "The letter was put back meanwhile.")
+        return link("/letters", done="redriven")
+
+    return [
+        desk.shows("/letters", Scope.READ, "listDeadLetters", several),
+        desk.acts("/letters/redrive", Scope.REDRIVE, "redriveDeadLetter", redrive),
+    ]
+
+
+def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> ShownLetters:
+    """Return the letters of a tenant, or of all, that are not put back. Blocks. Raises ProducerError."""
+    since_ms, count = unix_ms(clock) - DAYS * _DAY_MS, 0
+    newest: list[tuple[int, int, dict[str, Any]]] = []
+    with Scanner(kafka, clock) as scanner:
+        wanted = LetterFilter(tenant=tenant, since_ms=since_ms)
+        for count, letter in enumerate(DeadLetters(kafka, scanner, clock, since_ms).letters(wanted), 1):
+            heapq.heappush(newest, (letter.record.at_ms, count, shown_letter(letter)))
+            if len(newest) > MOST_SHOWN:
+                heapq.heappop(newest)
+    return ShownLetters([shown for *_, shown in sorted(newest, reverse=True)], count)
+
+
+def shown_letter(letter: Letter) -> dict[str, Any]:
+    """Return the values of a letter that the page shows."""
+    return {**letter.summary(), "at_ms": letter.record.at_ms}
+
+
+def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> Letter | None:
+    """Return the letter at a place; None if it is another tenant's, absent or put back.
+
+    Blocks. Raises ProducerError.
+    """
+    with Scanner(kafka, clock) as scanner:
+        wanted = LetterFilter(tenant=tenant, ids=frozenset([str(place)]))
+        letters = DeadLetters(kafka, scanner, clock).letters(wanted)
+        return next((letter for letter in letters if letter.place == place), None)
+
+
+def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
+    """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
+    wanted = LetterFilter(tenant=tenant, ids=frozenset([str(place)]))
+    with Scanner(kafka, clock) as scanner:
+        letters = DeadLetters(kafka, scanner, clock)
+        with PutBack(kafka, REDRIVE, clock=clock) as back:
+            return letters.redrive(wanted, back, _PER_SECOND, lambda _: None).count > 0
+
+
+async def _require_possible(door: Door, letter: Letter) -> None:
+    """Refuse a letter that cannot be put back. Raises ApiError (403, 409) and StoreAway."""
+    if letter.obstacle is not None:
+        raise conflict("letter_held", f"The letter cannot be put back: {OBSTACLES[letter.obstacle]}.")
+    url, tenant = letter.record.header(topics.CALLBACK_URL), letter.record.tenant
+    if url is not None and not may_call(await door.access.tenant(tenant), url):
+        message = f"The tenant's callbacks may not go to {origin_of(url)} any more; ask the operator."
+        raise ApiError(403, "callback_not_allowed", message)
+
+
+def _whose(visitor: Visitor) -> str | None:
+    """Return the tenant whose letters the visitor sees; None for all tenants."""
+    return None if visitor.principal.may(Scope.ADMIN) else visitor.principal.tenant

@@ -1,0 +1,32 @@
+"""Searches of Kafka for pages: a few at once, each in a thread. A search beyond those is refused with a 503."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from gateway.door.errors import ApiError
+from producers.errors import ProducerError
+
+T = TypeVar("T")
+
+_AT_ONCE = 2
+_SOON = {"retry-after": "5"}
+
+
+class KafkaSearches:
+    """The searches of all pages of one process."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self, search: Callable[[], T]) -> T:
+        """Return the result of a function that blocks. Raises its errors, and ApiError (503) for a ProducerError."""
+        if self._places.locked():
+            raise ApiError(503, "busy", "Other pages search Kafka now; try again.", headers=_SOON)
+        async with self._places:
+            try:
+                return await asyncio.to_thread(search)
+            except ProducerError as error:
+                raise ApiError(503, "kafka_away", f"Kafka cannot be read: {error}.", headers=_SOON) from None
