@@ -95,7 +95,7 @@ def reasons(product: Product) -> dict[str, str]:
 
 def reason(letter: dict[str, str]) -> str:
     """The letter's reason, or UNANSWERED for an event that waited too long for a dead origin."""
-    untried = "its origin fails whenever it is tried" in letter["reason-detail"]
+    untried = "its origin fails at each try" in letter["reason-detail"]
     return UNANSWERED if untried else letter["reason"]
 
 

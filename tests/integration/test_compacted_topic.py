@@ -73,7 +73,7 @@ async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_
     await asyncio.to_thread(own_broker.pause)
     clock.skipped += SILENT_SECONDS + 1
     [reason] = followed.reasons()
-    assert reason.startswith(f"the topic {fleet.topics.control} has not been heard of for ")
+    assert reason.startswith(f"the topic {fleet.topics.control} could not be read for ")
     await until(lambda: followed.alive, "the thread does not come round")  # unreachable is not dead
     assert followed.reasons()
     await asyncio.to_thread(own_broker.resume)

@@ -234,7 +234,7 @@ def site_with_robots(robots: Script, asked: list[str]) -> Script:
 async def test_a_page_that_robots_txt_forbids_is_not_asked_for() -> None:
     asked: list[str] = []
     note = await reason(site_with_robots(saying(b"User-agent: *\nDisallow: /secret"), asked), robots=True)
-    assert "asks not to read it" in note
+    assert "forbids reading it" in note
     assert asked == ["robots"]
 
 
@@ -289,7 +289,7 @@ async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])
         evidence = await enricher.enrich(wanted, "When did the Halvorsen bridge open?")
     assert "1987" in " ".join(passage for source in evidence.sources for passage in source.passages)
-    assert "of long sources only the first 150000 characters were looked at" in evidence.notes
+    assert "only the first 150000 characters of long sources were read" in evidence.notes
 
 
 async def test_the_beginnings_are_used_if_choosing_passages_does_not_end_in_time() -> None:
@@ -316,7 +316,7 @@ async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
     async with speaking(site_with_robots(robots, asked)) as origin, enriching(robots=True) as enricher:
         evidence = await enricher.enrich(Sources(urls=[f"{origin}/1", f"{origin}/2"]), "When did the bridge open?")
     assert len(evidence.sources) == 1
-    assert "its site asks to be left alone for a while" in " ".join(evidence.notes)
+    assert "its site asked for a pause" in " ".join(evidence.notes)
     assert asked == ["robots", "page"]
 
 
@@ -343,7 +343,7 @@ async def test_a_server_that_asks_for_time_gets_it() -> None:
         first = await enricher.enrich(Sources(urls=[f"{origin}/1"]), "When did the bridge open?")
         second = await enricher.enrich(Sources(urls=[f"{origin}/2"]), "When did the bridge open?")
     assert "its server answered 429" in first.notes[0]
-    assert "its site asks to be left alone" in second.notes[0]
+    assert "its site asked for a pause" in second.notes[0]
     assert asked == ["robots"]
 
 

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1500),  # a bare machine downloads and unpacks the model first
 ]
 
-NOTICE = "No source could be used: this answer rests on none."
+NOTICE = "No source could be used: this answer rests on no source."
 ASKED = questions()
 CLOSE = (Support.EXACT, Support.FUZZY)
 FINANCE_MAX_TOKENS = 7_000
@@ -114,7 +114,7 @@ async def test_answers_without_a_readable_page_say_that_they_rest_on_no_source(
         assert (result.text or "").startswith(NOTICE)
         assert not has(result, question), result.text
         assert (result.sources, result.source_details, result.citations) == ([], [], [])
-        assert result.notes[-1] == "the answer rests on no source: none could be used"
+        assert result.notes[-1] == "the answer rests on no source: no source could be used"
         assert result.confidence is not None
         assert result.confidence <= 0.5
 

@@ -231,14 +231,14 @@ def test_evidence_that_no_source_supports_gets_a_note() -> None:
 # -- on nothing ----------------------------------------------------------------------------------------------------
 
 NOTHING = Evidence((), question="How much does the bank owe?")
-NOTICE = "No source could be used: this answer rests on none."
+NOTICE = "No source could be used: this answer rests on no source."
 
 
 def test_an_answer_for_which_no_source_could_be_used_says_so_first_and_its_spans_stay() -> None:
     answer = answered(" It owes 7 crowns [1].\n", NOTHING, PROFILES["default"])
     assert answer.text == f"{NOTICE}\n\nIt owes 7 crowns [1]."
     assert (answer.sources, answer.supported_share) == ((), 0.0)
-    assert answer.notes == ("the answer rests on no source: none could be used",)
+    assert answer.notes == ("the answer rests on no source: no source could be used",)
     (citation,) = answer.citations
     assert (citation.source, citation.support) == ("[1]", Support.DANGLING)
     assert answer.text[citation.start : citation.end] == "It owes 7 crowns [1]."
@@ -247,7 +247,7 @@ def test_an_answer_for_which_no_source_could_be_used_says_so_first_and_its_spans
 def test_json_is_left_as_it_is_and_only_the_notes_say_that_it_rests_on_nothing() -> None:
     answer = answered('{"owes": 7}', NOTHING, PROFILES["default"], is_json=True)
     assert answer.text == '{"owes": 7}'
-    assert answer.notes == ("the answer rests on no source: none could be used",)
+    assert answer.notes == ("the answer rests on no source: no source could be used",)
 
 
 def test_the_notice_before_an_answer_is_the_profiles_and_may_be_empty() -> None:

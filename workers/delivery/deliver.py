@@ -95,7 +95,7 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has its own, on another thread
+        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has another clock
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -169,7 +169,7 @@ class DeliveryHandler(TierPace):
             **_fields(pending),
         )
         days = pending.waited_ms / 86_400_000
-        detail = f"it has waited for {days:.1f} days, and its origin fails whenever it is tried"
+        detail = f"the callback has waited for {days:.1f} days, and its origin fails at each try"
         return self._dead_letter(record, EXHAUSTED, detail, pending.attempts)
 
     def _kept(self, record: Record, pending: PendingDelivery) -> Output:

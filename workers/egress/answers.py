@@ -84,7 +84,7 @@ class OneAnswerEach(ResponseHandler):
         self._parse(data)
         in_body = self._answer.total_bytes if self._answer is not None else 0
         if self._received > MOST_BESIDES + MOST_PER_BODY_BYTE * in_body and not self.upgraded:
-            self._end("its answer is mostly besides its body")
+            self._end("its answer has too many bytes outside its body")
 
     def _parse(self, data: bytes) -> None:
         if self._answer is None:

@@ -108,7 +108,7 @@ class EgressSettings(BaseSettings):
     The worker resolves the names, and the proxy gets addresses. Callbacks and engines connect directly.
     """
     proxy_credentials: FilePath | None = None
-    """A file with the line `user:password` for the proxy. Each connection reads it anew."""
+    """A file with the line `user:password` for the proxy. Each connection reads the file again."""
     proxy_direct: NetworksAndNames = ()
     """Comma-separated CIDRs and hosts, or `*.` and a domain, that pages and searches reach without the proxy."""
 

@@ -230,7 +230,7 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
         said = text.split()
     if request.response_format is not None and request.response_format.type != "text":
         if request.response_format.type == "json_schema":
-            raise RequestRejected("response_format", "this engine writes no JSON after a schema")
+            raise RequestRejected("response_format", "this engine cannot follow a JSON Schema")
         text = json.dumps({"text": text}, ensure_ascii=False)
     logprobs = None
     if request.top_logprobs is not None:  # each word is certain, and has no alternatives

@@ -228,7 +228,7 @@ class Enricher:
         except TimeoutError:
             result, findings, notes = "late", Findings(()), [f"{name} brought nothing: {LATE}"]
         self._searched[result].inc()
-        notes += [f"{name} has no {one}: it searched without" for one in findings.ignored]
+        notes += [f"{name} has no {one}: the search ran without it" for one in findings.ignored]
         return findings, notes
 
     async def _read(self, wanted: Sequence[Wanted], asker: Asker, deadline: Deadline) -> _ReadSources:
@@ -294,14 +294,14 @@ class Enricher:
         wording, source_tokens = self._wording_tokens()
         tokens = None if room_tokens is None else room_tokens - wording
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
-            return (), ["no source was used: context_window or the model leaves no room for any"]
+            return (), ["no source was used: context_window or the model leaves no room for sources"]
         budget = Budget(chars, tokens, source_tokens)
         texts = within([document.text for document in documents], MAX_RANKED_CHARS)
         others = within([document.rest for document in documents], MAX_RANKED_CHARS - sum(map(len, texts)))
         titled = [(one.title, text, rest) for one, text, rest in zip(documents, texts, others, strict=True)]
         notes = []
         if texts != [document.text for document in documents]:
-            notes = [f"of long sources only the first {max(map(len, texts))} characters were looked at"]
+            notes = [f"only the first {max(map(len, texts))} characters of long sources were read"]
         passage_chars = self._passage_chars(tokens)
         try:
             choice = await self._chooser.choose(question, titled, budget, passage_chars, asker, deadline)

@@ -130,7 +130,9 @@ class _Tries:
             self._failures += 1
         self._seen = self._watch.begun
         if self._failures >= FAILURES:
-            raise EngineKeepsFailing(f"the engine failed at it {FAILURES} times while it answered others: {failure}")
+            raise EngineKeepsFailing(
+                f"the engine failed at the job {FAILURES} times while it answered others: {failure}"
+            )
 
 
 class _Abort:

@@ -65,7 +65,7 @@ class RegistryWatch(SideTask):
 
 def _report(problem: str) -> None:
     log.error(
-        "The model registry's file changed and cannot be used; going on with the one in memory.",
+        "The model registry's file changed and cannot be used; going on with the registry in memory.",
         action="registry-reload-failed",
         problem=problem,
     )

@@ -147,7 +147,7 @@ class CompactedTopic(SideTask):
         if self._has_failed:
             return [f"the topic {self._topic} is not followed any more"]
         age = self._clock.monotonic() - self._known_at
-        return [f"the topic {self._topic} has not been heard of for {age:.0f} s"] if age > SILENT_SECONDS else []
+        return [f"the topic {self._topic} could not be read for {age:.0f} s"] if age > SILENT_SECONDS else []
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
 

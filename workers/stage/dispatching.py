@@ -207,7 +207,7 @@ class Dispatching:
         elif now - self._alone_since >= OTHERS_SECONDS:
             self._alone_since = now
             log.warning(
-                "A record killed its worker twice, and no other one has completed since; trying it again.",
+                "A record killed its worker twice, and no other record has completed since; trying it again.",
                 action="suspect-tried-without-others",
             )
             self.isolation.try_anyway()
@@ -215,7 +215,7 @@ class Dispatching:
     def _give_up_condemned(self) -> None:
         for partition, record, attempts in self.isolation.condemned:
             log.error(
-                "A record killed its worker each time it ran alone; giving it up.",
+                "A record killed its worker each time it ran alone; giving the record up.",
                 action="record-quarantined",
                 topic=record.topic,
                 partition=record.partition,

@@ -158,7 +158,7 @@ class Fetching:
 
     def _leave_out(self, partition: Partition, place: int, stated: int) -> None:
         log.error(
-            "A record states an offset behind its partition's end; leaving it out.",
+            "A record states an offset behind its partition's end; leaving the record out.",
             action="offset-behind-end",
             topic=partition.topic,
             partition=partition.number,

@@ -273,7 +273,7 @@ def _decoded(answer: TopicPartition) -> Progress | None:
         return Progress.decode(answer.offset, answer.metadata or "")
     except UndecodableLedger as error:
         log.error(
-            "Committed metadata is not a ledger; handling every record from base on.",
+            "The committed metadata cannot be read; handling every record from the committed offset on.",
             action="ledger-undecodable",
             topic=answer.topic,
             partition=answer.partition,

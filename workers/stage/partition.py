@@ -134,7 +134,7 @@ class Partition:
         self.phase = Phase.OPEN
 
     def progress(self, offsets: list[int]) -> Progress:
-        """Return the progress to commit once these offsets are done."""
+        """Return the progress to commit when these offsets have been handled."""
         base, done = self.ledger.after(offsets)
         settled = set(offsets)
         suspects = {o: s for o, s in self.suspects.items() if o >= base and o not in settled}

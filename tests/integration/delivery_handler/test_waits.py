@@ -190,7 +190,7 @@ async def test_an_event_that_has_waited_for_long_is_given_up_untried_only_where_
     await handler.handle(result_record(consumer.url))
     [letter] = await handler.handle(result_record(f"{consumer.origin}/other", waited=LONG_AGO, attempt=b"2"))
     assert (letter.topic, headers_of(letter)["reason"]) == (TOPICS.dead_letters, "callback_exhausted")
-    detail = "it has waited for 10.4 days, and its origin fails whenever it is tried"
+    detail = "the callback has waited for 10.4 days, and its origin fails at each try"
     assert headers_of(letter)["reason-detail"] == detail
     assert headers_of(letter)["attempts"] == "2"
     assert len(consumer.requests) == 2

@@ -179,11 +179,11 @@ ROBOTS_50_MB = b"User-agent: *\nDisallow: /secret\n" + b"# nothing\n" * 5_000_00
 @pytest.mark.parametrize(
     ("robots", "why"),
     [
-        (saying(ROBOTS_50_MB), "asks not to read it"),
+        (saying(ROBOTS_50_MB), "forbids reading it"),
         (saying(b"", status="500 Internal Server Error"), "its server answered 500"),
         (saying(b"", status="503 Service Unavailable"), "its server answered 503"),
         (moved("http://169.254.169.254/"), "not public"),
-        (saying(gzip.compress(ROBOTS_50_MB), "Content-Encoding: gzip"), "asks not to read it"),
+        (saying(gzip.compress(ROBOTS_50_MB), "Content-Encoding: gzip"), "forbids reading it"),
     ],
     ids=["50 MB", "500", "503", "a metadata address", "a bomb"],
 )

@@ -228,7 +228,7 @@ async def test_a_job_of_hostile_pages_alone_ends_with_a_reason_for_each_and_anot
             )
     assert (hostile.outcome, hostile.sources) == (Outcome.SUCCEEDED, [])
     *reasons, last = hostile.notes
-    assert last == "the answer rests on no source: none could be used"
+    assert last == "the answer rests on no source: no source could be used"
     assert len(reasons) == len(cases)
     for position, (case, origin) in enumerate(zip(cases, origins, strict=True), start=1):
         (note,) = [note for note in reasons if note.startswith(f"source {position} ({origin})")]

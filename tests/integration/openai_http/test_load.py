@@ -120,9 +120,13 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     ("how", "why", "wasted"),
     [
         (answers(500, problem("CUDA error")), "the server answered 500", 0),
-        (gateway, "the server answered 504: it took longer than a gateway waits", 0),
+        (gateway, "the server answered 504: the request took longer than a gateway waits", 0),
         (never, "the server did not answer within 0.3 s", 0),
-        (answers(200, {"choices": [], "usage": {"completion_tokens": 3}}), "the server's answer is not OpenAI's", 3),
+        (
+            answers(200, {"choices": [], "usage": {"completion_tokens": 3}}),
+            "the server's answer does not follow OpenAI's protocol",
+            3,
+        ),
     ],
     ids=["500", "504", "too slow", "unreadable"],
 )
@@ -143,7 +147,7 @@ async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_ar
             await asyncio.sleep(0.01)
     failed, letter = poisonous.result()
     result = read_result(failed.value)
-    message = f"the engine failed at it 5 times while it answered others: {why}"
+    message = f"the engine failed at the job 5 times while it answered others: {why}"
     assert (result.outcome, result.error) == ("failed", ResultError(code="engine_error", message=message))
     headers = dict(letter.headers or ())
     assert (letter.topic, headers["reason"], headers["attempts"]) == (TOPICS.dead_letters, b"engine_error", b"5")

@@ -72,7 +72,7 @@ async def test_a_raw_prompt_is_rejected_where_the_server_takes_chats_only() -> N
     async with engine_at(Server(answers(404, {}), answers(404, problem("no such model", "model")))) as engine:
         with pytest.raises(RequestRejected, match="raw: the server has no /completions"):
             await engine.generate(request(is_raw=True))
-        with pytest.raises(EngineUnavailable, match="to name a model that it has"):
+        with pytest.raises(EngineUnavailable, match="must name one of its models"):
             await engine.generate(request(is_raw=True))
     async with engine_at(Server(answers(404, {})), api="completions") as engine:
         with pytest.raises(EngineUnavailable, match="answered 404 to completions"):

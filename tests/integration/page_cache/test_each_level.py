@@ -85,7 +85,7 @@ async def test_an_older_copy_is_served_while_its_site_asks_to_be_left_alone() ->
         assert (await worker.read(f"{origin.url}/other")).sources == ()
         evidence = await worker.read(origin.url)
         assert evidence.sources[0].passages == (FACT,)
-        assert "is an older copy: its site asks to be left alone" in evidence.notes[0]
+        assert "is an older copy: its site asked for a pause" in evidence.notes[0]
         assert len(origin.asked) == 2
 
 

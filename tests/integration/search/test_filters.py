@@ -95,9 +95,9 @@ async def test_a_filter_that_the_provider_lacks_is_a_note() -> None:
     async with answering(wikipedia()) as service, working(wikipedia=service.url) as worker:
         search = {"provider": "wikipedia", "query": "x", "language": "de", "since": SINCE, "until": UNTIL}
         result = await worker.result({"search": search})
-    said = [note for note in result.notes if "it searched without" in note]
+    said = [note for note in result.notes if "the search ran without it" in note]
     assert said == [
-        f"the search at wikipedia has no {name}: it searched without" for name in ("since", "until", "language")
+        f"the search at wikipedia has no {name}: the search ran without it" for name in ("since", "until", "language")
     ]
 
 

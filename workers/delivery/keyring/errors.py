@@ -34,7 +34,7 @@ class KeyringFormatOld(KeyringError):  # noqa: N818
     """The change needs format 2."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"keyring {path}: it has format 1, and this needs format 2; run `postback keys migrate`")
+        super().__init__(f"keyring {path}: has format 1, and this change needs format 2; run `postback keys migrate`")
 
 
 class KeyringRefused(KeyringError):  # noqa: N818

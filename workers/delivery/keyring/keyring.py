@@ -276,8 +276,8 @@ class Keyring:
             holder = data.holder_of(raw, tenant, now)
             if holder is not None:
                 raise KeyringRefused(
-                    f"tenant {holder} has this secret already: two tenants with one secret could pass off their events "
-                    "as each other's"
+                    f"tenant {holder} has this secret already: two tenants with one secret could forge each "
+                    "other's events"
                 )
             return _newer(data, self.path).with_imported(tenant, raw)
 

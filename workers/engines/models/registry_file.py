@@ -112,7 +112,7 @@ def _document(path: Path) -> tuple[str, dict[str, Any]]:
                 raise RegistryRefused(path, [Mistake(number, "", reason)])
         return text, tomllib.loads(text)
     except OSError as error:
-        reason = f"cannot be read ({error.strerror}); POSTBACK_WORKER__REGISTRY names it"
+        reason = f"cannot be read ({error.strerror}); correct POSTBACK_WORKER__REGISTRY"
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except tomllib.TOMLDecodeError as error:

@@ -115,7 +115,7 @@ class ServedModel:
             except EngineUnavailable as away:
                 if not any(other.is_up for other in self._addresses):
                     raise
-                log.info("An engine's server does not answer yet; asking again.", action="engine-wait", error=str(away))
+                log.info("An engine's server does not answer yet; trying again.", action="engine-wait", error=str(away))
                 await asyncio.sleep(_START_AGAIN_SECONDS)
             else:
                 address.is_up = True
@@ -221,7 +221,7 @@ class ServedModel:
                 raise EngineUnavailable(str(error)) from error
             raise
         else:
-            if completion.finish_reason != "abort":  # an aborted one may never have arrived
+            if completion.finish_reason != "abort":  # an aborted request may never have reached the server
                 circuit.answered(number)
                 self._count("answered")
             return completion

@@ -95,7 +95,7 @@ class MessagesApi:
         Raises RequestRejected for a seed, raw, several answers, log-probabilities, or a temperature above 1.
         """
         if request.seed is not None:
-            raise RequestRejected("seed", "this service takes none")
+            raise RequestRejected("seed", "this service takes no seed; remove the field")
         require_one_answer(request)
         system, turns = parted(request)
         body: dict[str, Any] = {
@@ -111,7 +111,7 @@ class MessagesApi:
             body["system"] = system
         if with_temperature and request.temperature is not None:
             if request.temperature > 1:
-                raise RequestRejected("temperature", "this service takes 0 to 1")
+                raise RequestRejected("temperature", "this service takes values from 0 to 1")
             body["temperature"] = request.temperature
         if request.top_p not in (None, 1.0):
             body["top_p"] = request.top_p

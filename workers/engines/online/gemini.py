@@ -177,7 +177,7 @@ class GenerateContentApi:
         usage = answer.usage
         tokens = usage.prompt, usage.candidates + usage.thoughts
         if not answer.candidates and answer.feedback.block_reason is None:
-            raise ValueError("the answer has no candidate and no reason for a block")
+            raise ValueError("the answer has neither a candidate nor a block reason")
         if not answer.candidates:
             return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
         candidates = sorted(answer.candidates, key=lambda each: each.index)[: request.n]

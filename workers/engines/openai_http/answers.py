@@ -104,7 +104,7 @@ def outcome(
     Raises EngineError. `is_usual` is false if the job, not the settings, chose the path.
     """
     if status == 504:
-        raise EngineFailed("the server answered 504: it took longer than a gateway waits", took_too_long=True)
+        raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
     if status in _OVERLOADED or status >= 500:
         after = parse_retry_after(headers.get("Retry-After", ""), now)
         return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
@@ -119,8 +119,8 @@ def outcome(
         raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
     if status == 404 or problem.param == "model":  # the settings give path and model: no job is at fault
         raise EngineUnavailable(
-            f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL is to end where its "
-            "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL to name a model that it has"
+            f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL must end where its "
+            "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL must name one of its models"
         )
     if status in _REFUSED:
         raise _refusal(request, status, problem)
@@ -133,7 +133,9 @@ def outcome(
             return pooling.completion_of(request.pooling, body)
         return completion_of(ServerAnswer.model_validate_json(body), marks, request)
     except ValidationError:
-        raise EngineFailed("the server's answer is not OpenAI's", wasted_tokens=_billed(body)) from None
+        raise EngineFailed(
+            "the server's answer does not follow OpenAI's protocol", wasted_tokens=_billed(body)
+        ) from None
 
 
 class _Alternative(TypedDict, total=False):

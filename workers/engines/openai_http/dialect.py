@@ -159,7 +159,7 @@ def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
     if not request.tools:
         return {}
     if not chat:
-        raise RequestRejected("tools", "the server completes texts here and calls no tools; name a model for chats")
+        raise RequestRejected("tools", "this server only completes texts and calls no tools; name a model for chats")
     choice = request.tool_choice
     fields = {
         "tools": [tool.model_dump(exclude_none=True, exclude_defaults=True) for tool in request.tools],

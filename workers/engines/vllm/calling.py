@@ -68,7 +68,7 @@ class ToolsOfRequest:
         try:
             chat = ChatCompletionRequest.model_validate(asked)
             self._chat = self._make(tools=chat.tools).adjust_request(chat)
-        except Exception as error:  # the parsers of many families, each with its own errors
+        except Exception as error:  # each family's parser raises errors of its own
             raise RequestRejected("tools", f"vLLM refuses them: {short(str(error))}") from error
         self.structure = self._chat.structured_outputs
         """The grammar of the calls as `StructuredOutputsParams`; None if the model may write any text."""

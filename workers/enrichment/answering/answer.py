@@ -65,7 +65,9 @@ def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool =
     if profile.minimum_support is not None:
         enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
         if not any(citation.support in enough for citation in citations):
-            raise Unsupported(f"the profile {profile.name} gives no answer without support, and no sentence has any")
+            raise Unsupported(
+                f"the profile {profile.name} gives no answer without support, and no source supports a sentence of it"
+            )
     by_id = {source.id: source for source in evidence.sources}
     bearing = [by_id[name] for name in names]
     details = tuple(_details(source, evidence) for source in bearing)
@@ -78,7 +80,7 @@ def _rests_on_nothing(
     evidence: Evidence, profile: Profile, chain: list[Any] | None, citations: Sequence[Citation]
 ) -> str:
     if not evidence.sources:
-        return "the answer rests on no source: none could be used"
+        return "the answer rests on no source: no source could be used"
     if profile.evidence_chain is None:
         return "the answer rests on no source: no source supports any of its sentences"
     if citations:

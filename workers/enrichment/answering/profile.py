@@ -56,7 +56,7 @@ class Profile(_ProfileSection):
     response_format: ResponseFormat | None = None
     evidence_chain: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     no_sources_notice: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] = (
-        "No source could be used: this answer rests on none."
+        "No source could be used: this answer rests on no source."
     )
     search: ProfileSearch | None = None
     equal_similarity: float = Field(default=0.95, gt=0, le=1)

@@ -153,7 +153,7 @@ class Fetcher:
                     return await self._page(response, cut_at_bytes)
                 location = response.headers.get("Location")
             if location is None:
-                raise Unreadable("it redirects without saying where to")
+                raise Unreadable("it redirects without a target")
             current = self._guard.check_reference(current, location)
         raise Unreadable(f"it redirects more than {self._settings.redirects} times")
 

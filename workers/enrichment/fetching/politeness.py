@@ -39,7 +39,7 @@ class Politeness:
         site, now = self._site(origin), self._clock.monotonic()
         turn = max(now, site.asked_at + site.interval, site.held_until)
         if turn - now > self._longest:
-            raise Unreadable("its site asks to be left alone for a while", is_outage=True, is_lasting=False)
+            raise Unreadable("its site asked for a pause", is_outage=True, is_lasting=False)
         site.asked_at = turn
         if turn > now:
             await asyncio.sleep(turn - now)

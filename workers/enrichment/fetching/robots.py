@@ -67,7 +67,7 @@ class Robots:
             answer = await self._pool.ask(task, rules.body, asker)
         self._politeness.pace(origin, answer["delay"])
         if not answer["allowed"]:
-            raise Unreadable("its site's robots.txt asks not to read it", is_lasting=False)
+            raise Unreadable("its site's robots.txt forbids reading it", is_lasting=False)
 
     async def close(self) -> None:
         """Cancel the running requests."""

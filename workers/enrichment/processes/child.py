@@ -1,4 +1,4 @@
-"""The worker's side of an enrichment process: start, ask, kill. `frames` is the process's side."""
+"""The worker's side of an enrichment process: start, ask, kill. `frames` is the side of the process."""
 
 from __future__ import annotations
 

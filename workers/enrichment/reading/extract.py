@@ -105,7 +105,7 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
 
 
 def _of_pdf(body: bytes) -> Extracted:
-    from workers.enrichment.reading.pdf import read_pdf  # takes 0.1 s, and HTML does not need it
+    from workers.enrichment.reading.pdf import read_pdf  # slow to import (0.1 s); not needed for HTML
 
     title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
     return Extracted(title, text, particulars)

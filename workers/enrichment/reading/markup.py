@@ -73,7 +73,7 @@ def _parsed(text: str) -> Element:
     try:
         return _strictly(_AMPERSAND.sub(_repaired, text))
     except (ParseError, ValueError):
-        raise Unreadable("its type says XML, and it is not XML that can be read") from None
+        raise Unreadable("its type is XML, but its content cannot be read as XML") from None
 
 
 def _strictly(text: str) -> Element:

@@ -37,7 +37,7 @@ _MEDIA_TYPE: Final = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 
 
 class InsideSource(ABC):
-    """One source of the operator's. A subclass for each kind implements `SearchProvider`."""
+    """One source that the operator has configured. A subclass for each kind implements `SearchProvider`."""
 
     def __init__(self, name: str, file: SourceFile, folder: Path) -> None:
         self.name = name
@@ -154,7 +154,7 @@ def filled(template: str, values: Mapping[str, str], *, encode: bool = False) ->
         if not encode:
             return given
         if given in (".", ".."):
-            raise Unreadable("a parameter in a URL is made of dots only")  # a server would take it for a folder
+            raise Unreadable("a parameter in a URL is made of dots only")  # a server would read dots as a folder
         return quote(given, safe="")
 
     return re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda found: value(found) if found[1] in values else found[0], template)

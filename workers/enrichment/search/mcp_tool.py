@@ -27,7 +27,7 @@ from workers.enrichment.search.source_file import McpFile
 
 _KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 for _chatty in ("mcp", "httpx2"):
-    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # their logs quote answers and addresses
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # these log answers and addresses
 
 
 class McpSource(InsideSource):

@@ -123,7 +123,7 @@ class ShadowHandler:
         if sample.candidate not in self._foreign:
             self._foreign.add(sample.candidate)
             log.error(
-                "This shadow worker does not serve the candidate of the running rollout; its samples are thrown away.",
+                "This shadow worker does not serve the candidate of the running rollout; throwing its samples away.",
                 action="rollout-candidate-not-served",
                 candidate=sample.candidate,
             )
