@@ -38,7 +38,7 @@ class DeliverySettings(BaseSettings):
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
     """Client certificates for tenants' endpoints (mutual TLS), as JSON: `{"acme": "/etc/postback/acme.pem"}`. A file
     holds the certificate, its chain, and the key without a passphrase, in PEM; a replaced file is read again. The file
-    must belong to this process's user or to root, and be closed to others; the group may read a file of root's."""
+    must belong to this process's user or to root, and be closed to others; the group may read a file that root owns."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts at once per tenant and origin, in this process."""
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)

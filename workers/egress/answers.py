@@ -26,7 +26,10 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
 
 MOST_INTERIM = 16
-"""Limit on interim responses before one answer. Servers send one or two, to show progress or to hint at resources."""
+"""Limit on interim responses before one answer.
+
+Servers send one or two interim responses, to show progress or to hint at resources.
+"""
 
 OLDEST_SECONDS = 120.0
 """Age after which a connection serves one last request.

@@ -23,7 +23,7 @@ OTHERS_SECONDS = 10.0
 """The longest wait of a suspect's last attempt for another record to complete, while no other record runs or waits."""
 
 MOST_DEFERRED = 512
-"""The most records to defer at once: deferring takes the event loop from the records that it could handle."""
+"""The most records to defer at once: deferring takes time of the event loop, which it could use to handle records."""
 
 log = get_logger()
 

@@ -96,7 +96,7 @@ class Window:
     def batch(self) -> int:
         """The number of records to fetch in a round; at least one, since fetching also brings rebalances.
 
-        With several places it is always MOST_AT_ONCE, since the first lot may overflow.
+        With several places, the number is always MOST_AT_ONCE, since the first lot may overflow.
         """
         if len(self._lots) > 1:
             return MOST_AT_ONCE

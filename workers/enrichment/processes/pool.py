@@ -79,7 +79,10 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """Take an idle member that is alive. New members become idle first, since the waiting jobs may be cancelled."""
+        """Take an idle member that is alive.
+
+        A new member first counts as idle, since the job that waits for a member may be cancelled.
+        """
         while True:
             if not self._idle:
                 await self._more()

@@ -16,7 +16,7 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that must stay. If less would stay, all text stays, since a script shows such a page."""
+"""Least share of a page's text that must stay. If less would stay, nothing is removed: a script shows such a page."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
 """Elements whose text resiliparse leaves out: times, and a single bold character of three bytes, as in Chinese."""

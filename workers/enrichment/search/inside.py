@@ -173,7 +173,10 @@ def filled_value(template: Any, values: Mapping[str, str]) -> Any:
 
 
 def _text(value: object) -> str:
-    """Return a JSON or database value as text. A list becomes one line, and a list of lists one line for each."""
+    """Return a JSON or database value as text.
+
+    A list becomes one line, and a list of lists becomes one line for each inner list.
+    """
     if isinstance(value, list):
         parts = [part for part in map(_text, value) if part]
         return ("\n" if any(isinstance(one, list) for one in value) else " ").join(parts)

@@ -136,7 +136,7 @@ class ShadowHandler:
             return None  # this worker's folder lacks the profile, so citations are not checked
 
     async def _answered(self, record: Record, sample: ShadowSample, asked: GroundedRequest) -> _Answer | None:
-        """Return the candidate's answer; None if it is cut off by the end of this worker. Raises EngineDied."""
+        """Return the candidate's answer; None if the end of this worker cuts the answer off. Raises EngineDied."""
         place, now = Origin(record.topic, record.partition, record.offset), self._clock.time()
         deadline_ms = round((now + SAMPLE_SECONDS) * 1000)
         identity = (sample.job_id, sample.tenant, "", place, place, deadline_ms, 0, None, round(now * 1000))

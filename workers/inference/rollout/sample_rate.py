@@ -13,7 +13,7 @@ class SampleRate:
         self._next = clock.monotonic()
 
     def takes(self, per_second: float) -> bool:
-        """True if one more event is allowed now. A True answer counts the event."""
+        """True if one more event is allowed now. An allowed event is counted."""
         now = self._clock.monotonic()
         if self._next > now:
             return False
