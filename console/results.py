@@ -63,8 +63,8 @@ def results(
         bool,
         typer.Option(
             "--ordered",
-            help="Write results in the order of the receipt's lines or of the ids, all at the end. Until then a "
-            "temporary file keeps the results.",
+            help="Write results in the order of the receipt's lines or of the ids, all at the end. A "
+            "temporary file keeps the results until the end.",
         ),
     ] = False,
     fail_on_error: Annotated[

@@ -25,7 +25,7 @@ _BATCH_RECORDS = 500
 _BATCH_BYTES = 8 * 1024 * 1024
 _TRANSACTION_MS = 60_000
 _ANSWER_SECONDS = 60.0
-"""Longest wait for a batch's confirmation. By then Kafka has timed out the transaction."""
+"""Longest wait for a batch's confirmation. After this time, Kafka has timed out the transaction."""
 _ABORT_SECONDS = 5.0
 _CLOCK = SystemClock()
 

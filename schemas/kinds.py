@@ -36,7 +36,7 @@ class Rerank(WireModel):
 
     @property
     def queries(self) -> list[str]:
-        """The query of all documents, as a list of one."""
+        """The one query for all documents, as a list."""
         return [self.query]
 
 

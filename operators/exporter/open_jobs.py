@@ -72,7 +72,7 @@ class OpenJobs:
 
     @property
     def unread(self) -> int:
-        """The number of later offsets. Transaction markers count like jobs until they are read."""
+        """The number of offsets neither read nor done. Transaction markers count like jobs until they are read."""
         return max(0, self.end - self.position - (self.done >> (self.position - self.base)).bit_count())
 
     @property

@@ -1,7 +1,7 @@
 """Records of `model_rollouts.comparisons`: observations of a rollout's jobs. One partition gives all readers one order.
 
-A comparison of the shadow step has both sides, `differs` and `noise`. A report of the canary step has one side, that of
-the model that answered the job.
+A comparison of the shadow step has both models' sides, `differs` and `noise`. A report of the canary step has one side,
+that of the model that answered the job.
 """
 
 from __future__ import annotations
