@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.go_tools import go
+from tests.go_tools import downloaded
 
 _KEDA = ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases")
 _PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd")
@@ -43,18 +39,7 @@ def validate(manifest: dict[str, Any]) -> None:
 @cache
 def _definition(kind: str) -> dict[str, Any]:
     module, folder, name = _DEFINED[kind]
-    with tempfile.TemporaryDirectory() as empty:
-        done = subprocess.run(
-            [str(go()), "mod", "download", "-json", module],
-            cwd=empty,
-            env={**os.environ, "GOTOOLCHAIN": "local"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-    assert done.returncode == 0, f"{module} cannot be downloaded; GOPROXY has to be reachable. {done.stderr[-1000:]}"
-    found: dict[str, Any] = yaml.safe_load((Path(json.loads(done.stdout)["Dir"]) / folder / name).read_text())
+    found: dict[str, Any] = yaml.safe_load((Path(downloaded(module)["Dir"]) / folder / name).read_text())
     return found
 
 

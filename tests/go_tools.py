@@ -7,6 +7,7 @@ version is built once and kept in the user's cache.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -57,6 +58,8 @@ def cache() -> Path:
 def ensure(tool: GoTool) -> Path:
     """The tool's executable, built if it is missing; fails the test if the build fails."""
     target = cache() / "bin" / tool.file_name
+    if target.exists():
+        return target  # without waiting for other tools' builds
     with one_build_at_a_time(target.parent):
         if not target.exists():
             _build(tool, target)
@@ -104,6 +107,23 @@ def go() -> Path:
     return _packaged_go()
 
 
+def downloaded(module: str) -> dict[str, str]:
+    """Download a module, named as PATH@VERSION, and return Go's description: `Dir` is the folder of its files."""
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [str(go()), "mod", "download", "-json", module],
+            cwd=empty,
+            env={**os.environ, "GOTOOLCHAIN": "local"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert done.returncode == 0, f"{module} cannot be downloaded; GOPROXY has to be reachable. {done.stderr[-1000:]}"
+    described: dict[str, str] = json.loads(done.stdout)
+    return described
+
+
 def _version(go: Path) -> tuple[int, ...]:
     answer = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
     return tuple(int(part) for part in re.findall(r"\d+", answer)[:2])
@@ -128,10 +148,15 @@ def install_package(package: str, folder: Path, *, fix: str) -> None:
     run([uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target], fix=fix)
 
 
-def run(command: list[str], *, fix: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+def run(
+    command: list[str],
+    *,
+    fix: str,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    seconds: float = _BUILD_TIMEOUT_SECONDS,
+) -> None:
     """Run a tool to its end; if the tool fails, fail the test and name the fix."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=_BUILD_TIMEOUT_SECONDS
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=seconds)
     if done.returncode:
         pytest.fail(f"`{' '.join(command)}` failed; {fix}.\n{done.stderr[-2000:]}", pytrace=False)

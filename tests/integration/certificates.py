@@ -44,12 +44,15 @@ class Authority:
     def ca_file(self) -> Path:
         return self.folder / "ca.pem"
 
-    def chain_file(self, address: str = "127.0.0.1", *, expired: bool = False) -> Path:
-        """Write a server's certificate for an IP address."""
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    def chain_file(self, address: str = "127.0.0.1", *dns_names: str, expired: bool = False) -> Path:
+        """Write a server's certificate for an IP address and DNS names."""
+        ip = x509.IPAddress(ipaddress.ip_address(address))
+        names = x509.SubjectAlternativeName([ip, *map(x509.DNSName, dns_names)])
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(x509.Name([]), key, -2 * _DAY, -_DAY if expired else _DAY)
-        return self._write(f"server-{address}-{expired}.pem", builder.add_extension(names, critical=True), key)
+        return self._write(
+            f"server-{'-'.join((address, *dns_names))}-{expired}.pem", builder.add_extension(names, critical=True), key
+        )
 
     def client_file(self, name: str, passphrase: bytes | None = None) -> Path:
         """Write a client's certificate for a common name."""

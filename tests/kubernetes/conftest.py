@@ -1,0 +1,69 @@
+"""Fixtures: one control plane with a node for the session, and a release of the chart that runs the real roles."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from devkit.broker import Broker
+from schemas.settings import KafkaSettings
+from tests.conftest import TIER_DELAYS_SECONDS, ExternalBroker
+from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.jobs import Jobs
+from tests.kubernetes.node import Node
+from tests.kubernetes.programs import WAIT_SECONDS
+from tests.kubernetes.release import Release
+from tests.postback_command import POSTBACK
+from tests.product import PARTITIONS, Product, eventually, running
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The session's control plane. The first run of its version builds it, which takes minutes."""
+    with ControlPlane(tmp_path_factory.mktemp("kubernetes")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The session's node, which no test stops."""
+    with Node(control_plane.api, "first", tmp_path_factory.mktemp("first"), POSTBACK) as started:
+        yield started
+
+
+@pytest.fixture
+def product(broker: Broker | ExternalBroker, tmp_path: Path) -> Iterator[Product]:
+    """A receiver and questions to Kafka. The chart makes the topics, and the processes are pods."""
+    kafka = KafkaSettings(
+        bootstrap_servers=broker.bootstrap_servers,
+        topic_prefix=f"t{uuid.uuid4().hex[:10]}.",
+        partitions=PARTITIONS,
+        replication_factor=1,
+        tier_delays_seconds=TIER_DELAYS_SECONDS,
+    )
+    with running(kafka, tmp_path) as started:
+        started.callbacks.up()
+        yield started
+    admin = AdminClient(kafka.client_config())
+    ours = [name for name in admin.list_topics(timeout=30).topics if name.startswith(kafka.topic_prefix)]
+    for deleted in admin.delete_topics(ours).values() if ours else ():
+        deleted.result(30)
+
+
+@pytest.fixture
+def jobs(product: Product) -> Jobs:
+    """No jobs yet."""
+    return Jobs(product)
+
+
+@pytest.fixture
+def release(control_plane: ControlPlane, node: Node, product: Product) -> Iterator[Release]:
+    """A release in a namespace of its own, which is deleted with everything in it."""
+    prepared = Release.prepare(control_plane.api, control_plane.kubeconfig, product)
+    yield prepared
+    control_plane.api.delete(prepared.path)
+    eventually(lambda: not prepared.pods(), WAIT_SECONDS, "pods outlive their namespace")

@@ -1,0 +1,116 @@
+"""A node of the test cluster: it tells the API server that it lives, and runs the pods that the scheduler gives it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import requests
+
+from tests.kubernetes.api import Api, Object, Refused
+from tests.kubernetes.pod import Pod
+from tests.kubernetes.programs import WAIT_SECONDS
+from tests.product import eventually
+
+_BEAT_SECONDS = 2.0
+_WATCH_SECONDS = 2
+_CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "100", "ephemeral-storage": "1Ti"}
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
+_LAST_OCTETS = itertools.count(1)
+
+
+def _address() -> str:
+    """A loopback address of its own for a pod; other test runs of this machine have other addresses."""
+    number = next(_LAST_OCTETS)
+    assert number < 255, "this test run has too many pods"
+    return f"127.{16 + (os.getpid() >> 8) % 230}.{os.getpid() & 255}.{number}"
+
+
+class Node:
+    """A context manager of a node, whose pods run `program` as their image's entry point."""
+
+    def __init__(self, api: Api, name: str, folder: Path, program: Path) -> None:
+        self.name = name
+        self._api, self._folder, self._program = api, folder, program
+        self._over = threading.Event()
+        self._pods: dict[str, Pod] = {}
+        self._threads = [threading.Thread(target=each, name=name, daemon=True) for each in (self._beat, self._follow)]
+
+    def __enter__(self) -> Node:
+        labels = {"kubernetes.io/hostname": self.name, "topology.kubernetes.io/zone": self.name}
+        self._api.create("/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels}})
+        self._say_ready()
+        for thread in self._threads:
+            thread.start()
+        path = f"/api/v1/nodes/{self.name}"
+        eventually(lambda: not self._api.get(path)["spec"].get("taints"), WAIT_SECONDS, "the new node gets no pods")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lose()
+
+    def lose(self) -> None:
+        """End as a machine without power does: the API server hears no more of it, and its processes are gone."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        for pod in self._pods.values():
+            pod.lose()
+
+    def last_lines(self) -> str:
+        """The end of each pod's log."""
+        logs = sorted(self._folder.glob("*/*.log"), key=lambda log: log.stat().st_mtime)
+        return "\n".join(f"--- {log.stem}\n" + "\n".join(log.read_text().splitlines()[-8:]) for log in logs[-12:])
+
+    def _say_ready(self) -> None:
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
+        status = {"capacity": _CAPACITY, "allocatable": _CAPACITY, "conditions": [ready]}
+        self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status})
+
+    def _beat(self) -> None:
+        spec: Object = {"holderIdentity": self.name, "leaseDurationSeconds": 40}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self.name}, "spec": spec}
+        for _ in itertools.count():
+            spec["renewTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            with suppress(Refused, requests.RequestException):  # the next beat tries again
+                self._api.apply(f"{_LEASES}/{self.name}", body)
+            if self._over.wait(_BEAT_SECONDS):
+                return
+
+    def _follow(self) -> None:
+        while not self._over.is_set():
+            with suppress(Refused, requests.RequestException):  # the next look tries again
+                self._look()
+
+    def _look(self) -> None:
+        """Take the node's pods, and for a while the changes of them."""
+        ours = {"fieldSelector": f"spec.nodeName={self.name}"}
+        listed = self._api.get("/api/v1/pods", **ours)
+        for manifest in listed["items"]:
+            self._take("MODIFIED", manifest)
+        there = {manifest["metadata"]["uid"] for manifest in listed["items"]}
+        for uid, pod in self._pods.items():
+            if uid not in there:
+                pod.stop(pod.manifest)
+        since = listed["metadata"]["resourceVersion"]
+        for event in self._api.watch("/api/v1/pods", _WATCH_SECONDS, resourceVersion=since, **ours):
+            if self._over.is_set() or event["type"] == "ERROR":
+                return
+            self._take(event["type"], event["object"])
+
+    def _take(self, kind: str, manifest: Object) -> None:
+        uid = manifest["metadata"]["uid"]
+        if uid not in self._pods:
+            if kind == "DELETED":
+                return
+            folder = self._folder / uid
+            folder.mkdir(parents=True)
+            self._pods[uid] = Pod(self._api, manifest, _address(), folder, self._program)
+            self._pods[uid].start()
+        if kind == "DELETED" or "deletionTimestamp" in manifest["metadata"]:
+            self._pods[uid].stop(manifest)
