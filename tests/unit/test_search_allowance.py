@@ -9,8 +9,7 @@ import pytest
 
 from telemetry.clock import SystemClock
 from tests.virtual_time import in_virtual_time
-from workers.enrichment.search.allowance import Allowance, current_allowance
-from workers.enrichment.search.pace import RequestPace
+from workers.enrichment.search.pace import Allowance, RequestPace, current_allowance
 
 CLOCK = SystemClock()
 LONG = 30.0
@@ -23,14 +22,14 @@ async def forever() -> None:
 @in_virtual_time
 async def test_a_search_ends_when_its_seconds_are_used_up() -> None:
     with pytest.raises(TimeoutError):
-        async with Allowance(0.01):
+        async with Allowance(0.01).limiting():
             await forever()
 
 
 @in_virtual_time
 async def test_the_seconds_stand_still_in_line_and_run_on_behind_it() -> None:
     with pytest.raises(TimeoutError):
-        async with Allowance(0.05) as allowance:
+        async with Allowance(0.05).limiting() as allowance:
             with current_allowance().in_line():
                 await asyncio.sleep(0.3)
             assert 0 < allowance.left_seconds <= 0.05
@@ -43,14 +42,14 @@ async def test_the_seconds_stand_still_as_long_as_one_of_several_requests_is_in_
         with current_allowance().in_line():
             await asyncio.sleep(seconds)
 
-    async with Allowance(0.05) as allowance:
+    async with Allowance(0.05).limiting() as allowance:
         await asyncio.gather(*(request(seconds) for seconds in (0.0, 0.1, 0.2)))
     assert allowance.left_seconds > 0
 
 
 @in_virtual_time
 async def test_a_request_that_stays_in_line_beyond_its_search_does_no_harm() -> None:
-    async with Allowance(LONG) as allowance:
+    async with Allowance(LONG).limiting() as allowance:
         line: AbstractContextManager[None] = allowance.in_line()
         line.__enter__()
     line.__exit__(None, None, None)
@@ -68,7 +67,7 @@ async def test_a_search_that_has_begun_is_finished_before_others_begin() -> None
 
     async def search() -> None:
         nonlocal begun, most
-        async with Allowance(LONG):
+        async with Allowance(LONG).limiting():
             await pace.turn()
             begun += 1
             most = max(most, begun)

@@ -17,8 +17,7 @@ from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
 from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.answering.template import load_template
 from workers.enrichment.bounds import Bounds
-from workers.enrichment.cache.build import open_cache
-from workers.enrichment.cache.cache import Reading
+from workers.enrichment.cache.cache import Cache, Reading, shared_levels
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.choosing.choose import Choice, Chooser
 from workers.enrichment.choosing.excerpts import MAX_RANKED_CHARS, beginnings, within
@@ -50,6 +49,8 @@ from workers.enrichment.turns import Asker
 
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
+RANKING_SHARE = 0.1
+"""Share of the budget reserved for ranking; the rest is for reading."""
 MIN_EVIDENCE_TOKENS = 32
 """Least room for evidence in the prompt; with less, no source is quoted."""
 
@@ -105,7 +106,7 @@ class Enricher:
         """The settings of the sources; the rewriting of questions reads its limits here."""
         self._mark_secret = mark_secret
         self._clock = clock
-        reading_seconds = settings.budget_seconds * (1 - settings.ranking_share)
+        reading_seconds = settings.budget_seconds * (1 - RANKING_SHARE)
         self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
         self._profiles = profiles or Profiles.load()
         self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
@@ -116,7 +117,7 @@ class Enricher:
         self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or read_settings(CacheSettings)
-        self._cache = open_cache(cache, clock, metrics)
+        self._cache = Cache(cache, clock, metrics.cache_lookups, shared_levels(cache, clock))
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
 
     def profile(self, name: str) -> Profile:
@@ -157,7 +158,7 @@ class Enricher:
         """
         bounds = Bounds.of(sources, self._settings)
         whole = self._within(bounds.budget_seconds, deadline)
-        ranking_seconds = whole.remaining * self._settings.ranking_share
+        ranking_seconds = whole.remaining * RANKING_SHARE
         reading = Deadline.after(self._clock, whole.remaining - ranking_seconds)
         asker = Asker(tenant, bounds.max_age_seconds)
         read, notes = await self._find_and_read(sources, asker, bounds, reading, deadline)
@@ -208,7 +209,7 @@ class Enricher:
         self, wanted: Search, known: _Known, asker: Asker, bounds: Bounds, deadline: Deadline | None
     ) -> tuple[_ReadSources, list[str]]:
         """Run the search, and read its results in the remaining time."""
-        seconds = bounds.budget_seconds * (1 - self._settings.ranking_share)
+        seconds = bounds.budget_seconds * (1 - RANKING_SHARE)
         findings, notes = await self._find(wanted, asker, seconds, deadline)
         left = self._within(seconds - findings.seconds, deadline)
         return await self._read(known.new(findings.found), asker, left), notes

@@ -31,8 +31,7 @@ class EnrichmentSettings(BaseSettings):
     """
     longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
     """Upper bound of a job's own time for its sources (`sources.budget_seconds`)."""
-    ranking_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the budget reserved for ranking; the rest is for reading."""
+
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
@@ -61,8 +60,7 @@ class EnrichmentSettings(BaseSettings):
     """Obey robots.txt."""
     robots_seconds: float = Field(default=3600.0, gt=0)
     """Time for which a robots.txt is cached."""
-    robots_entries: int = Field(default=1000, ge=1)
-    """Maximum number of sites whose robots.txt is cached."""
+
     members: int = Field(default=2, ge=1, le=64)
     """Number of processes that read pages; one more process ranks. None starts before the first job with sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)

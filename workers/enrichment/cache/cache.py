@@ -15,6 +15,7 @@ from typing import Any, Final
 from prometheus_client import Counter
 
 from telemetry.clock import Clock
+from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import CacheEntry, Key, encoded
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.levels import Level, Shared
@@ -173,6 +174,18 @@ class Cache:
         oldest = self._clock.time() - longest_kept_seconds(self._settings)
         if any(at < oldest for at in self._invalidated.values()):
             self._invalidated = {target: at for target, at in self._invalidated.items() if at >= oldest}
+
+
+def shared_levels(settings: CacheSettings, clock: Clock) -> list[Level]:
+    """Build the levels outside of this process that the settings name, nearest first. Nothing is connected yet."""
+    levels: list[Level] = []
+    if settings.redis_url is not None:
+        from workers.enrichment.cache.redis_level import RedisLevel
+
+        levels.append(RedisLevel(settings.redis_url.get_secret_value(), settings))
+    if settings.disk_path is not None:
+        levels.append(Disk(settings.disk_path, settings, clock))
+    return levels
 
 
 def longest_kept_seconds(settings: CacheSettings) -> float:

@@ -22,6 +22,8 @@ MAX_ROBOTS_BYTES = 512 * 1024
 
 _FAILURE_SECONDS = 60.0
 """Time for which the failure to get a robots.txt is cached."""
+_SITES = 1000
+"""Maximum number of sites whose robots.txt is cached."""
 
 _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
@@ -47,7 +49,7 @@ class Robots:
         self._fetcher = fetcher
         self._pool = pool
         self._known: TLRUCache[str, _Rules] = TLRUCache(
-            settings.robots_entries, ttu=lambda _, rules, now: now + rules.seconds, timer=clock.monotonic
+            _SITES, ttu=lambda _, rules, now: now + rules.seconds, timer=clock.monotonic
         )
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 

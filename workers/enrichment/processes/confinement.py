@@ -54,15 +54,8 @@ class SystemCalls(NamedTuple):
 # socket socketpair connect bind | execve execveat fork vfork | ptrace process_vm_readv process_vm_writev pidfd_open
 # pidfd_getfd pidfd_send_signal kill tkill rt_sigqueueinfo rt_tgsigqueueinfo | io_uring_setup bpf perf_event_open
 # userfaultfd keyctl add_key request_key unshare setns mount open_tree fsopen move_mount
-_GENERIC: Final = (
-    434,
-    438,
-    424,
-    425,
-    428,
-    430,
-    429,
-)  # the same number on every architecture: pidfd_*, io_uring, mounts
+# The same numbers on every architecture: pidfd_*, io_uring, mounts
+_GENERIC: Final = (434, 438, 424, 425, 428, 430, 429)
 ARCHITECTURES: Final = {
     "x86_64": SystemCalls(
         audit=0xC000003E,
@@ -199,10 +192,8 @@ def _seccomp(no_files: bool) -> None:
     calls = ARCHITECTURES[platform.machine()]
     program = filter_program(calls, no_files)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
-    if (
-        system_call(calls.seccomp, ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS), ctypes.byref(filled))
-        != 0
-    ):
+    flags = ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS)
+    if system_call(calls.seccomp, *flags, ctypes.byref(filled)) != 0:
         raise OSError("seccomp: a thread has a filter of its own")
 
 

@@ -1,78 +1,27 @@
-"""Fetches PubMed's articles by number, with one efetch request for several searches, and parses the XML."""
+"""Reads PubMed's articles from the XML of efetch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from workers.enrichment.cache.flights import Flights
 from workers.enrichment.evidence import Found, Particulars, Unreadable
-from workers.enrichment.search.allowance import current_allowance
 from workers.enrichment.search.base import MAX_TEXT_CHARS
-from workers.enrichment.search.eutils import EUtils
 from workers.enrichment.search.markup import parse, text_of
-
-MAX_ARTICLES: Final = 60
-"""Cap on articles per request. NCBI allows more, but an article with references has about 20 kB to parse."""
-SEARCHES_FIRST: Final = 6
-"""The number of new searches that go before a request for articles, so that the request can serve several searches."""
 
 _RETRACTED: Final = "D016441"
 """The publication type "Retracted Publication" in MeSH."""
-_MONTH_NAMES: Final = "jan feb mar apr may jun jul aug sep oct nov dec"
-_MONTHS: Final = {name: f"{number:02}" for number, name in enumerate(_MONTH_NAMES.split(), start=1)}
+_MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
-@dataclass(slots=True, eq=False)
-class _ArticleBatch:
-    """The articles of one request, in the order in which searches named them."""
-
-    numbers: dict[str, None] = field(default_factory=dict)
-
-
-class Articles:
-    """Fetches articles by number. Waiting searches share one request, since NCBI limits requests, not articles."""
-
-    def __init__(self, eutils: EUtils) -> None:
-        self._eutils = eutils
-        self._gathering: _ArticleBatch | None = None
-        self._turns: Flights[_ArticleBatch, None] = Flights()
-        self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
-
-    async def named(self, numbers: Sequence[str]) -> dict[str, Found]:
-        """Return the articles by number; leave out retracted articles and articles without an abstract.
-
-        The result may include articles of other searches. Raises Unreadable.
-        """
-        batch = self._batch(numbers)
-        with current_allowance().in_line():
-            await self._turns.join(batch, partial(self._turn, batch))
-        return await self._answers.join(batch, partial(self._fetched, batch))
-
-    def _batch(self, numbers: Sequence[str]) -> _ArticleBatch:
-        if self._gathering is None or len(self._gathering.numbers) + len(numbers) > MAX_ARTICLES:
-            self._gathering = _ArticleBatch()
-        self._gathering.numbers.update(dict.fromkeys(numbers))
-        return self._gathering
-
-    async def _turn(self, batch: _ArticleBatch) -> None:
-        try:
-            await self._eutils.turn(behind=SEARCHES_FIRST)
-        finally:
-            if self._gathering is batch:
-                self._gathering = None
-
-    async def _fetched(self, batch: _ArticleBatch) -> dict[str, Found]:
-        params = {"id": ",".join(batch.numbers), "retmode": "xml", "rettype": "abstract"}
-        root = parse((await self._eutils.get("efetch", params, has_turn=True)).body)
-        if root.tag != "PubmedArticleSet":
-            raise Unreadable("the search service reports an internal error")
-        articles = (_article(element) for element in root)
-        return dict(article for article in articles if article is not None)
+def read_articles(body: bytes) -> dict[str, Found]:
+    """Return the articles by number, without retracted ones and those without an abstract. Raises Unreadable."""
+    root = parse(body)
+    if root.tag != "PubmedArticleSet":
+        raise Unreadable("the search service reports an internal error")
+    return dict(article for article in map(_article, root) if article is not None)
 
 
 def _article(element: Element) -> tuple[str, Found] | None:
@@ -97,7 +46,7 @@ def _article(element: Element) -> tuple[str, Found] | None:
     )
 
 
-def _abstract(parts: list[Element]) -> str:
+def _abstract(parts: Iterable[Element]) -> str:
     """Write one paragraph for each part of the abstract; labelled parts begin with their labels."""
     texts = ((part.get("Label"), text_of(part)) for part in parts)
     return "\n\n".join(f"{label}: {text}" if label else text for label, text in texts if text)[:MAX_TEXT_CHARS]
@@ -106,21 +55,21 @@ def _abstract(parts: list[Element]) -> str:
 def _published(article: Element) -> str | None:
     """Read the date, as exact as known. Months are numbers or English names; some dates are prose ("2000 Spring")."""
     for place in ("ArticleDate", "Journal/JournalIssue/PubDate", "Book/PubDate"):
-        date = article.find(place)
-        year = text_of(date.find("Year")) or text_of(date.find("MedlineDate"))[:4] if date is not None else ""
-        if date is None or not re.fullmatch(r"\d{4}", year):
+        year, month, day = (text_of(article.find(f"{place}/{part}")) for part in ("Year", "Month", "Day"))
+        year = year or text_of(article.find(f"{place}/MedlineDate"))[:4]
+        if not re.fullmatch(r"\d{4}", year):
             continue
-        month = text_of(date.find("Month"))
-        month = _MONTHS.get(month[:3].lower(), month.zfill(2) if month.isdecimal() else "")
-        day = text_of(date.find("Day"))
-        return "-".join([year, *([month] if month else []), *([day.zfill(2)] if month and day.isdecimal() else [])])
+        name = month[:3].lower()
+        number = _MONTHS.index(name) + 1 if name in _MONTHS else int(month) if month.isdecimal() else 0
+        parts = [year, *([f"{number:02}"] if number else []), *([day.zfill(2)] if number and day.isdecimal() else [])]
+        return "-".join(parts)
     return None
 
 
 def _doi(element: Element, article: Element) -> str | None:
     """Return the article's own DOI. The XML also has DOIs of references, further down."""
     places = [
-        *(place for place in article.findall("ELocationID") if place.get("EIdType") == "doi"),
-        *(place for place in element.findall("PubmedData/ArticleIdList/ArticleId") if place.get("IdType") == "doi"),
+        *article.findall("ELocationID[@EIdType='doi']"),
+        *element.findall("PubmedData/ArticleIdList/ArticleId[@IdType='doi']"),
     ]
     return next((text for text in map(text_of, places) if text), None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from pathlib import Path
-from typing import Final
 
 import jmespath
 from yarl import URL
@@ -12,10 +10,8 @@ from yarl import URL
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchQuery
 from workers.enrichment.search.inside import REFUSED_KEY, InsideSource, Items, evaluated, filled, filled_value
-from workers.enrichment.search.service import Refused, ServiceRequest, Web
+from workers.enrichment.search.service import KEY_REFUSED, Refused, ServiceRequest, Web
 from workers.enrichment.search.source_file import HttpJsonFile
-
-_KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class HttpJsonSource(InsideSource):
@@ -54,7 +50,7 @@ class HttpJsonSource(InsideSource):
         try:
             return (await self._service.send(request)).json()
         except Refused as refused:
-            if refused.answer.status in _KEY_REFUSED:
+            if refused.answer.status in KEY_REFUSED:
                 raise Unreadable(REFUSED_KEY) from None
             raise
 

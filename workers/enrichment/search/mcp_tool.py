@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import httpx2
 from mcp import Client, MCPError
@@ -22,10 +21,9 @@ from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchQuery
 from workers.enrichment.search.inside import REFUSED_KEY, InsideSource, Items, filled, filled_value
 from workers.enrichment.search.pace import RequestPace
-from workers.enrichment.search.service import MAX_ANSWER_BYTES, REQUEST_SECONDS, Web
+from workers.enrichment.search.service import KEY_REFUSED, MAX_ANSWER_BYTES, REQUEST_SECONDS, Web
 from workers.enrichment.search.source_file import McpFile
 
-_KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 for _chatty in ("mcp", "httpx2"):
     logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # these log answers and addresses
 
@@ -98,7 +96,7 @@ class _BoundedTransport(httpx2.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         request.headers["Accept-Encoding"] = "identity"
         response = await super().handle_async_request(request)
-        if response.status_code in _KEY_REFUSED:
+        if response.status_code in KEY_REFUSED:
             self.reason = REFUSED_KEY
         elif not response.is_success:
             self.reason = f"the MCP server answered {response.status_code}"

@@ -1,14 +1,17 @@
-"""Paces requests to a service. A service limits the operator's key or address, so all jobs share one queue."""
+"""Paces requests to a service, and limits a search's time. Waits for a turn do not count.
+
+A service limits the operator's key or address, so all jobs share one queue.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.search.allowance import current_allowance
 
 PATIENCE_SECONDS = 2.0
 """If a service asks for a pause, jobs wait at most this long.
@@ -16,6 +19,69 @@ PATIENCE_SECONDS = 2.0
 While the pause lasts longer than this, requests to the service fail."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the pause that a service may ask for."""
+
+
+class Allowance:
+    """The remaining time of one search; the clock stops while the search waits `in_line` for a turn."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left_seconds = seconds
+        """The remaining seconds, updated only when the search starts to wait and when it ends."""
+        self.had_a_turn = False
+        """True after the search's first turn.
+
+        From then on, the search's requests go before searches that have had no turn.
+        """
+        self._limit = asyncio.timeout(None)
+        self._waits = 0
+        self._is_open = False
+
+    @asynccontextmanager
+    async def limiting(self) -> AsyncIterator[Allowance]:
+        """Raise TimeoutError if the body takes longer than the allowance."""
+        async with self._limit:
+            token = _current.set(self)
+            self._is_open = True
+            self._run()
+            try:
+                yield self
+            finally:
+                _current.reset(token)
+                self._stand_still()
+                self._is_open = False
+
+    @contextmanager
+    def in_line(self) -> Iterator[None]:
+        """Stop the clock while the body waits for a turn. Several requests of a search may wait at once."""
+        self._waits += 1
+        self._stand_still()
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._run()
+
+    def _run(self) -> None:
+        self._reschedule(asyncio.get_running_loop().time() + self.left_seconds)
+
+    def _stand_still(self) -> None:
+        if (ends := self._limit.when()) is not None:
+            self.left_seconds = max(0.0, ends - asyncio.get_running_loop().time())
+        self._reschedule(None)
+
+    def _reschedule(self, ends: float | None) -> None:
+        if self._is_open and not self._limit.expired():
+            self._limit.reschedule(ends)
+
+
+_current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
+"""The running search's allowance: a context variable, so that providers need not pass it to their requests."""
+
+
+def current_allowance() -> Allowance:
+    """Return the running search's allowance; outside of a search, return an allowance without a limit."""
+    return _current.get() or Allowance(0.0)
 
 
 class RequestPace:
@@ -26,41 +92,28 @@ class RequestPace:
     """
 
     def __init__(self, clock: Clock, interval_seconds: float) -> None:
-        self.interval_seconds = interval_seconds
+        self._interval_seconds = interval_seconds
         self._clock = clock
-        self._door = asyncio.Lock()
-        """Lets new searches into the queue one at a time."""
-        self._at_the_door = 0
-        self._queue = asyncio.Lock()
-        self._next = clock.monotonic()
-        self._rest_ends = self._next
+        self._door, self._queue = asyncio.Lock(), asyncio.Lock()
+        """New searches pass the door into the queue one at a time."""
+        self._next = self._rest_ends = clock.monotonic()
 
-    async def turn(self) -> None:
-        """Wait for the next turn. A cancelled waiter takes no turn. Raises Unreadable during a service's long pause."""
+    async def turn(self, *, behind: int = 0) -> None:
+        """Wait for the next turn, after up to `behind` new searches. A cancelled waiter takes no turn.
+
+        Raises Unreadable during a service's long pause.
+        """
         self._check_rest()
         allowance = current_allowance()
         with allowance.in_line():
-            async with nullcontext() if allowance.had_a_turn else self._first_turn(), self._queue:
+            while behind > 0 and self._door.locked():
+                await asyncio.sleep(self._interval_seconds)
+                behind -= 1
+            async with nullcontext() if allowance.had_a_turn else self._door, self._queue:
                 self._check_rest()
-                now = self._clock.monotonic()
-                await asyncio.sleep(max(0.0, self._next - now, self._rest_ends - now))
-                self._next = self._clock.monotonic() + self.interval_seconds
+                await asyncio.sleep(max(self._next, self._rest_ends) - self._clock.monotonic())
+                self._next = self._clock.monotonic() + self._interval_seconds
         allowance.had_a_turn = True
-
-    @asynccontextmanager
-    async def _first_turn(self) -> AsyncIterator[None]:
-        self._at_the_door += 1
-        try:
-            async with self._door:
-                yield
-        finally:
-            self._at_the_door -= 1
-
-    async def let_pass(self, turns: int) -> None:
-        """Let new searches take up to `turns` turns before the caller continues."""
-        while turns > 0 and self._at_the_door:
-            await asyncio.sleep(self.interval_seconds)
-            turns -= 1
 
     def rest(self, seconds: float) -> None:
         """Send no requests for `seconds`, since the service asks for a pause."""

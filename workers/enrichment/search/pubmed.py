@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
+from workers.enrichment.cache.flights import Flights
 from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.articles import Articles
+from workers.enrichment.search.articles import read_articles
 from workers.enrichment.search.base import SearchProvider, SearchQuery
-from workers.enrichment.search.eutils import EUtils
-from workers.enrichment.search.service import Web
+from workers.enrichment.search.pace import current_allowance
+from workers.enrichment.search.service import Refused, Service, ServiceAnswer, Web
 from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SECOND_WITH_KEY, SearchSettings
 from workers.enrichment.search.words import search_words
 
+MAX_ARTICLES: Final = 60
+"""Cap on articles per request. NCBI allows more, but an article with references has about 20 kB to parse."""
+SEARCHES_FIRST: Final = 6
+"""The number of new searches that go before a request for articles, so that the request can serve several searches."""
 _SYNTAX: Final = re.compile(r'["\[\]()*]|\b(?:AND|OR|NOT)\b')
 """Marks of a query in PubMed's own query language."""
 
@@ -29,14 +38,29 @@ class _Search(BoundedModel):
     esearchresult: _Ids
 
 
+@dataclass(slots=True, eq=False)
+class _ArticleBatch:
+    """The articles of one efetch request, in the order in which searches named them."""
+
+    numbers: dict[str, None] = field(default_factory=dict)
+    waiting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the search that waits for the batch's turn; if that search is cancelled, another one waits."""
+    has_turn: bool = False
+
+
 class Pubmed:
-    """Implements `SearchProvider`. Finds abstracts, named `pmid:…`."""
+    """Implements `SearchProvider`. Finds abstracts, named `pmid:…`. Each request has the `common` parameters.
+
+    All E-utilities share one pace, since NCBI's limit for an address or key covers them together.
+    """
 
     filters = frozenset({"since", "until"})
 
-    def __init__(self, eutils: EUtils) -> None:
-        self._eutils = eutils
-        self._articles = Articles(eutils)
+    def __init__(self, service: Service, common: dict[str, str]) -> None:
+        self._service = service
+        self._common = common
+        self._gathering = _ArticleBatch()
+        self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def search(self, query: SearchQuery) -> list[Found]:
         """See `SearchProvider`. Articles without an abstract, and retracted articles, are left out.
@@ -47,7 +71,7 @@ class Pubmed:
         ids = await self._ids(query.text, query)
         if not ids and not _SYNTAX.search(query.text):
             ids = await self._ids(" OR ".join(search_words(query.text)), query)
-        found = await self._articles.named(ids) if ids else {}
+        found = await self._articles(ids) if ids else {}
         return [found[number] for number in ids if number in found]
 
     async def _ids(self, term: str, query: SearchQuery) -> list[str]:
@@ -56,14 +80,45 @@ class Pubmed:
         if (days := query.days("1500-01-01", "2999-12-31")) is not None:
             first, last = (day.replace("-", "/") for day in days)
             params |= {"datetype": "pdat", "mindate": first, "maxdate": last}
-        result = (await self._eutils.get("esearch", params)).read(_Search).esearchresult
+        result = (await self._get("esearch", params)).read(_Search).esearchresult
         if result.error is not None:
             raise Unreadable("the search service reports an internal error")
         return [number for number in result.idlist if number.isdecimal()][: query.limit]
 
+    async def _articles(self, numbers: list[str]) -> dict[str, Found]:
+        """Return these articles by number, and perhaps other searches' articles. Raises Unreadable.
+
+        Waiting searches share one request, since NCBI limits requests, not articles.
+        """
+        if self._gathering.has_turn or len(self._gathering.numbers) + len(numbers) > MAX_ARTICLES:
+            self._gathering = _ArticleBatch()
+        batch = self._gathering
+        batch.numbers.update(dict.fromkeys(numbers))
+        with current_allowance().in_line():
+            async with batch.waiting:
+                if not batch.has_turn:
+                    await self._service.pace.turn(behind=SEARCHES_FIRST)
+                    batch.has_turn = True
+        return await self._answers.join(batch, partial(self._fetched, batch))
+
+    async def _fetched(self, batch: _ArticleBatch) -> dict[str, Found]:
+        params = {"id": ",".join(batch.numbers), "retmode": "xml", "rettype": "abstract"}
+        return read_articles((await self._get("efetch", params, has_turn=True)).body)
+
+    async def _get(self, utility: str, params: dict[str, str], *, has_turn: bool = False) -> ServiceAnswer:
+        try:
+            return await self._service.get(self._common | params, path=f"/{utility}.fcgi", has_turn=has_turn)
+        except Refused as refused:
+            if refused.answer.status == HTTPStatus.BAD_REQUEST and b"API key" in refused.answer.body:
+                raise Unreadable("the search service refuses the operator's key") from None
+            raise
+
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
-    """Return the provider as the settings describe it."""
+    """Return the provider as the settings describe it. NCBI wants to know who asks."""
     own = settings.pubmed
+    common = {"db": "pubmed", "tool": "postback", "email": own.email or web.email}
+    common["api_key"] = own.api_key.get_secret_value() if own.api_key is not None else None
     allowed = PUBMED_PER_SECOND if own.api_key is None else PUBMED_PER_SECOND_WITH_KEY
-    return Pubmed(EUtils(web.service(own.base_url, own.per_second or allowed), own, own.email or web.email))
+    service = web.service(own.base_url, own.per_second or allowed)
+    return Pubmed(service, {name: value for name, value in common.items() if value is not None})

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Final
 from urllib.parse import urlsplit
 
+from cachetools import TLRUCache
+
 from schemas.job import Search
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.evidence import Found, Unreadable
-from workers.enrichment.search.allowance import Allowance
 from workers.enrichment.search.base import FILTERS, SearchProvider, SearchQuery
 from workers.enrichment.search.inside import InsideSource
+from workers.enrichment.search.pace import Allowance
 
 log = get_logger()
 
@@ -41,6 +43,16 @@ class Findings:
     """Filters of the search that the provider does not have."""
 
 
+@dataclass(frozen=True, slots=True)
+class _KeptSearch:
+    """Cached results, with the monotonic time of the answer, the lifetime, and the size in characters."""
+
+    found: tuple[Found, ...]
+    answered: float
+    seconds: float
+    chars: int
+
+
 class Searches:
     """All searches of a worker. Tenants share a service's results, but not the results of an operator's own source.
 
@@ -52,8 +64,15 @@ class Searches:
     ) -> None:
         self._providers = dict(providers)
         self._seconds = seconds
+        self._fresh_seconds = fresh_seconds
+        self._clock = clock
         self._flights: Flights[tuple[_Key, float], Findings] = Flights()
-        self._remembered = _Remembered(fresh_seconds, clock)
+        self._kept: TLRUCache[_Key, _KeptSearch] = TLRUCache(
+            _KEPT_CHARS,
+            ttu=lambda _, kept, now: now + kept.seconds,
+            timer=clock.monotonic,
+            getsizeof=lambda kept: kept.chars,
+        )
 
     async def find(
         self, wanted: Search, tenant: str, seconds: float | None = None, max_age_seconds: float = inf
@@ -79,9 +98,9 @@ class Searches:
         elif wanted.parameters:
             raise Unreadable("this search provider takes no parameters")
         key = (wanted.provider, query)
-        known = self._remembered.get(key, max_age_seconds)
-        if known is not None:
-            return Findings(known, ignored=ignored)
+        kept = self._kept.get(key)
+        if kept is not None and self._clock.monotonic() - kept.answered <= max_age_seconds:
+            return Findings(kept.found, ignored=ignored)
         limit = self._seconds if seconds is None else seconds
         findings = await self._flights.join((key, limit), partial(self._asked, provider, key, limit))
         return replace(findings, ignored=ignored)
@@ -89,11 +108,13 @@ class Searches:
     async def _asked(self, provider: SearchProvider, key: _Key, seconds: float) -> Findings:
         name, query = key
         allowance = Allowance(seconds)
-        async with allowance:
+        async with allowance.limiting():
             answer = await _answer(provider, name, query)
         found = tuple(one for one in answer if not query.domains or _is_on(one.url, query.domains))[: query.limit]
-        fresh_seconds = provider.fresh_seconds if isinstance(provider, InsideSource) else None
-        self._remembered.put(key, found, fresh_seconds)
+        own = provider.fresh_seconds if isinstance(provider, InsideSource) else None
+        fresh_seconds = self._fresh_seconds if own is None else own
+        with suppress(ValueError):  # the results alone exceed the cap
+            self._kept[key] = _KeptSearch(found, self._clock.monotonic(), fresh_seconds, _chars(key, found))
         return Findings(found, seconds - allowance.left_seconds)
 
 
@@ -116,45 +137,6 @@ def _is_on(url: str, domains: tuple[str, ...]) -> bool:
     except ValueError:
         return False
     return any(host == domain or host.endswith(f".{domain}") for domain in domains)
-
-
-class _Remembered:
-    """An LRU cache of search results, each with a lifetime."""
-
-    def __init__(self, fresh_seconds: float, clock: Clock) -> None:
-        self._fresh_seconds = fresh_seconds
-        self._clock = clock
-        self._entries: OrderedDict[_Key, tuple[float, float, tuple[Found, ...]]] = OrderedDict()
-        """For each search: the time of its answer, the end of its lifetime, and its results."""
-        self._chars = 0
-
-    def get(self, key: _Key, max_age_seconds: float) -> tuple[Found, ...] | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        answered, until, found = entry
-        if self._clock.monotonic() - answered > max_age_seconds:
-            return None
-        if until <= self._clock.monotonic():
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return found
-
-    def put(self, key: _Key, found: tuple[Found, ...], fresh_seconds: float | None = None) -> None:
-        """Keep the results for `fresh_seconds`; None means the lifetime of the constructor."""
-        lifetime = self._fresh_seconds if fresh_seconds is None else fresh_seconds
-        if key in self._entries:
-            self._drop(key)
-        now = self._clock.monotonic()
-        self._entries[key] = (now, now + lifetime, found)
-        self._chars += _chars(key, found)
-        while self._chars > _KEPT_CHARS:
-            self._drop(next(iter(self._entries)))
-
-    def _drop(self, key: _Key) -> None:
-        _, _, found = self._entries.pop(key)
-        self._chars -= _chars(key, found)
 
 
 def _chars(key: _Key, found: tuple[Found, ...]) -> int:

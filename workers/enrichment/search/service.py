@@ -30,6 +30,8 @@ REQUEST_SECONDS: Final = 30.0
 DEFAULT_WAIT_SECONDS: Final = 1.0
 """Wait after an overload, if the service names none."""
 
+KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""Statuses with which services refuse a key."""
 _OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -150,7 +152,8 @@ class Service:
     def __init__(self, web: Web, base_url: str, pace: RequestPace) -> None:
         self._web = web
         self._base_url = base_url.rstrip("/")
-        self._pace = pace
+        self.pace = pace
+        """The turns of all requests to the service."""
 
     async def get(
         self,
@@ -178,28 +181,20 @@ class Service:
         many seconds an answer asks for no requests, or None. Raises Refused and other kinds of Unreadable.
         """
         if not has_turn:
-            await self._pace.turn()
+            await self.pace.turn()
         answer = await self._web.send(request)
         wait = overloaded(answer)
         if wait is not None:
-            self._pace.rest(wait)
+            self.pace.rest(wait)
             if wait > PATIENCE_SECONDS:
                 raise Unreadable(f"the search service is overloaded and asks to wait {wait:.0f} s")
-            await self._pace.turn()
+            await self.pace.turn()
             answer = await self._web.send(request)
             if overloaded(answer) is not None:
                 raise Unreadable("the search service is overloaded")
         if answer.status != HTTPStatus.OK:
             raise Refused(answer)
         return answer
-
-    async def turn(self, *, behind: int = 0) -> None:
-        """Wait for a turn, and let up to `behind` new searches go first.
-
-        Raises Unreadable during a service's long pause.
-        """
-        await self._pace.let_pass(behind)
-        await self._pace.turn()
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
