@@ -110,8 +110,8 @@ class Metrics:
         )
         self.tokens = Counter(
             "postback_tokens_total",
-            "Tokens by kind: prompt, completion, rewrite (of questions for the search), wasted (for a job that was "
-            "cancelled or expired meanwhile).",
+            "Tokens by kind: prompt, completion, rewrite (of questions for the search), check (of citations, once "
+            "more), wasted (for a job that was cancelled or expired meanwhile).",
             ["kind"],
             registry=r,
         )

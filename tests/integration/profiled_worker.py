@@ -77,13 +77,20 @@ async def working(
     fresh: float = 600.0,
     others: Mapping[str, SearchProvider] | None = None,
     inside: Path | None = None,
+    checks: int = 0,
     **sections: str,
 ) -> AsyncIterator[Worker]:
     """A worker whose search providers are at these base URLs, and the operator's own sources in this folder."""
     metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
     search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}
     found = {**providers(SearchSettings.model_validate({**search, "providers": inside}), connections), **(others or {})}
-    settings = EnrichmentSettings(robots=False, budget_seconds=budget, member_seconds=10.0, search_fresh_seconds=fresh)
+    settings = EnrichmentSettings(
+        robots=False,
+        budget_seconds=budget,
+        member_seconds=10.0,
+        search_fresh_seconds=fresh,
+        checked_sentences=checks,
+    )
     enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
     used = engine or EchoEngine(EchoSettings(), metrics)
     handler = inference_handler(used, enricher, metrics)

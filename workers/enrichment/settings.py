@@ -77,6 +77,9 @@ class EnrichmentSettings(BaseSettings):
     """Timeout of a rewriting, after which the question stays as it is."""
     rewrite_tokens: int = Field(default=64, ge=8, le=512)
     """Maximum number of tokens of a rewritten question."""
+    checked_sentences: int = Field(default=0, ge=0, le=100)
+    """Number of an answer's supported sentences that the model compares with their source once more, by one short
+    generation each; 0 for none. A contradicted sentence loses its support. An answer in JSON is not compared."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from schemas.job import Job
@@ -14,6 +14,7 @@ from workers.enrichment.answering.answer import Answer, Unsupported, answered
 from workers.enrichment.answering.links import without_unknown_links
 from workers.inference.ground import GroundedRequest
 from workers.inference.json_answers import NotJson, require_json
+from workers.inference.second_check import Check
 
 LONG_ANSWER_CHARS = 10_000
 _UNFINISHED = {
@@ -52,9 +53,14 @@ class ReadAnswer:
         )
 
 
-async def read_answers(completion: Completion, asked: GroundedRequest, job: Job) -> list[ReadAnswer | ResultError]:
-    """Return the completion's answers, at most the job's `n`. A ResultError replaces an unusable answer."""
-    return [await _read(each, asked, job.max_tokens) for each in (completion, *completion.further)[: job.n]]
+async def read_answers(
+    completion: Completion, asked: GroundedRequest, job: Job, check: Check | None = None
+) -> list[ReadAnswer | ResultError]:
+    """Return the completion's answers, at most the job's `n`. A ResultError replaces an unusable answer.
+
+    `check` judges the citations of each answer once more.
+    """
+    return [await _read(each, asked, job.max_tokens, check) for each in (completion, *completion.further)[: job.n]]
 
 
 def sources_of(answers: Sequence[ReadAnswer]) -> list[SourceDetails]:
@@ -74,20 +80,22 @@ def notes_on(read: Sequence[ReadAnswer | ResultError], wanted: int) -> list[str]
     return list(dict.fromkeys((*notes, *left_out, *few)))
 
 
-async def _read(completion: Completion, asked: GroundedRequest, max_tokens: int) -> ReadAnswer | ResultError:
+async def _read(
+    completion: Completion, asked: GroundedRequest, max_tokens: int, check: Check | None
+) -> ReadAnswer | ResultError:
     ends = ("stop", "length", "tool_calls") if completion.tool_calls else ("stop", "length")
     if completion.finish_reason not in ends:
         why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
         return ResultError(code="unfinished", message=why)
     try:
-        answer = await _answer(completion, asked, max_tokens)
+        answer = await _answer(completion, asked, max_tokens, check)
         reasoning = completion.reasoning
         return ReadAnswer(completion, answer, await _without_links(reasoning, asked) if reasoning is not None else None)
     except (NotJson, Unsupported) as wrong:
         return ResultError(code="unsupported" if isinstance(wrong, Unsupported) else "not_json", message=str(wrong))
 
 
-async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int) -> Answer:
+async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: int, check: Check | None) -> Answer:
     """Return the answer with its citations. Raises NotJson and Unsupported.
 
     A thread checks a long answer, so that the event loop can serve other jobs meanwhile.
@@ -98,8 +106,16 @@ async def _answer(completion: Completion, asked: GroundedRequest, max_tokens: in
         require_json(completion, max_tokens)
     if asked.evidence is None or asked.profile is None:
         return Answer(completion.text, (), ())
+    is_long = len(completion.text) > LONG_ANSWER_CHARS
     read = partial(answered, completion.text, asked.evidence, asked.profile, is_json=asked.wants_json)
-    return read() if len(completion.text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
+    answer = await asyncio.to_thread(read) if is_long else read()
+    if check is None or asked.wants_json:
+        return answer
+    refuted, notes = await check(asked.evidence, answer)
+    if refuted:
+        again = partial(read, refuted=refuted)
+        answer = await asyncio.to_thread(again) if is_long else again()
+    return replace(answer, notes=(*answer.notes, *notes))
 
 
 async def _without_links(text: str, asked: GroundedRequest) -> str:

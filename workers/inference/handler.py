@@ -47,6 +47,7 @@ from workers.inference.registry import Registry
 from workers.inference.results import Results
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sampling import Sampled, Sampler
+from workers.inference.second_check import SecondCheck
 from workers.inference.settings import WorkerSettings
 from workers.inference.unknown_fields import UnknownFieldWarnings
 from workers.inference.unserved import UnservedJobs, UnservedModel
@@ -98,7 +99,8 @@ class InferenceHandler:
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
         self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
-        self._results = Results(engine, self._lifetimes, clock, metrics)
+        check = SecondCheck(engine, enricher.settings, self._lifetimes, metrics)
+        self._results = Results(engine, self._lifetimes, clock, metrics, check)
         self._outputs = Outputs(self._results, topics, clock, metrics)
         self._sampler = Sampler(self.rollouts, self._generator, self._results, topics, clock, metrics)
         self.sharing = TenantSharing(self._admission, self._outputs, topics, settings, metrics)

@@ -16,13 +16,17 @@ from workers.inference.choices import ReadAnswer, notes_on, read_answers, source
 from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pooled_answers import answer_of
+from workers.inference.second_check import SecondCheck
 
 
 class Results:
     """Builds the results of one engine's jobs, and counts the tokens of each job."""
 
-    def __init__(self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics, check: SecondCheck | None = None
+    ) -> None:
         self._engine = engine
+        self._check = check
         self._lifetimes = lifetimes
         self._clock = clock
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
@@ -45,7 +49,8 @@ class Results:
             common |= answer_of(received.job, completion.pooled)
             return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         job = received.job
-        read = await read_answers(completion, asked, job)
+        check = self._check.of(received) if self._check is not None else None
+        read = await read_answers(completion, asked, job, check)
         answers = [each for each in read if isinstance(each, ReadAnswer)]
         if not answers:
             return self._result(received, Outcome.FAILED, error=read[0], notes=notes, **common)

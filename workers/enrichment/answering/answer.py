@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,10 +17,12 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
 """Cap on the items of an evidence chain that are checked, since an answer may have any number of items."""
-
-
 _NO_NUMBER: Final = 1_000_000
 _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
+
+
+Claim = tuple[int, int, str]
+"""A citation without its level of support: start, end and source."""
 
 
 class Unsupported(Exception):  # noqa: N818 - named after the event
@@ -43,17 +45,26 @@ class Answer:
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
-def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Answer:
+def claim_of(citation: Citation) -> Claim:
+    """Return the claim of a citation."""
+    return citation.start, citation.end, citation.source
+
+
+def answered(
+    text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False, refuted: Collection[Claim] = ()
+) -> Answer:
     """Return the answer with citations, in the form of its profile. Raises Unsupported.
 
     A note says if the answer rests on no source. If no source is usable, the profile's notice is put before the text,
     except for JSON (`is_json`).
+    The `refuted` claims, found in an earlier reading of the same text, have no support.
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
     chain: list[Any] | None = None
     if profile.evidence_chain is None:
-        text, _, citations = cited(text, evidence)
+        text, _, found = cited(text, evidence)
+        citations = [_without_support(one) if claim_of(one) in refuted else one for one in found]
         share = supported_share(text, citations)
     else:
         text = without_unknown_links(text, evidence)
@@ -74,6 +85,10 @@ def answered(text: str, evidence: Evidence, profile: Profile, *, is_json: bool =
     if profile.evidence_list and bearing:
         text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
     return Answer(text, details, tuple(citations), notes, share)
+
+
+def _without_support(citation: Citation) -> Citation:
+    return citation.model_copy(update={"support": Support.UNSUPPORTED, "quote": None})
 
 
 def _rests_on_nothing(

@@ -1,0 +1,112 @@
+"""Lets the engine judge once more if a source contradicts the sentence that cites it.
+
+The rules of `workers.enrichment.answering` find contradictions in a source's own words only. Here, one short generation
+judges each supported sentence. The check is as good as the model: a small one mostly guesses.
+
+A verdict can only take support away. So a page that talks the model into "no" gains nothing over a worker without
+this check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+from schemas.codec import ReceivedJob
+from schemas.job import Message
+from schemas.result import Citation
+from telemetry.metrics import Metrics
+from workers.engines.base import Engine, EngineError, GenerationRequest
+from workers.enrichment.answering.answer import Answer, Claim, claim_of
+from workers.enrichment.answering.cite import BEARING, CITATION
+from workers.enrichment.answering.grounding import ground, harmless
+from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.lifetime import Lifetimes
+
+CHECK_SECONDS: Final = 10.0
+"""Timeout of all checks of an answer. Sentences without a verdict by then keep their support."""
+_TOKENS: Final = 8
+_SENTENCE_CHARS: Final = 1000
+_QUESTION: Final = 'Does source [1] contradict this sentence: "{}"? Answer with one word, yes or no.'
+_YES: Final = re.compile(r"\W*yes\b", re.IGNORECASE)
+
+Check = Callable[[Evidence, Answer], Awaitable[tuple[frozenset[Claim], list[str]]]]
+"""Returns the refuted claims of an answer, and notes for the result."""
+
+
+class SecondCheck:
+    """Judges answers on the worker's engine."""
+
+    def __init__(self, engine: Engine, settings: EnrichmentSettings, lifetimes: Lifetimes, metrics: Metrics) -> None:
+        self._engine = engine
+        self._most = settings.checked_sentences
+        self._lifetimes = lifetimes
+        self._tokens = metrics.tokens.labels("check")
+        self._numbers = itertools.count()
+
+    def of(self, received: ReceivedJob) -> Check | None:
+        """Return the check of a job's answers; None if the settings turn it off."""
+        return (lambda evidence, answer: self._refuted(received, evidence, answer)) if self._most else None
+
+    async def _refuted(
+        self, received: ReceivedJob, evidence: Evidence, answer: Answer
+    ) -> tuple[frozenset[Claim], list[str]]:
+        """Judge the answer's supported sentences concurrently, up to the number of the settings."""
+        sources = {source.id: source for source in evidence.sources}
+        supported = [citation for citation in answer.citations if citation.support in BEARING][: self._most]
+        seconds = min(CHECK_SECONDS, self._lifetimes.remaining(received))
+        if not supported or seconds <= 0:
+            return frozenset(), []
+        prompts = (_prompt(evidence, sources[one.source], answer.text[one.start : one.end]) for one in supported)
+        tasks = [asyncio.create_task(self._says_yes(received, prompt), name="second-check") for prompt in prompts]
+        try:
+            await asyncio.wait(tasks, timeout=seconds)
+        finally:
+            for task in tasks:
+                task.cancel()
+            verdicts = await asyncio.gather(*tasks, return_exceptions=True)
+        return _judged(supported, verdicts)
+
+    async def _says_yes(self, received: ReceivedJob, prompt: str | None) -> bool:
+        """Return the model's verdict. Raises EngineError."""
+        completion = await self._engine.generate(
+            GenerationRequest(
+                request_id=f"{received.place.digest}-check-{next(self._numbers)}",
+                prompt=None,
+                messages=(Message(role="user", content=prompt),),
+                max_tokens=_TOKENS,
+                temperature=0.0,
+                temperature_is_default=True,
+                model_id=received.job.model_id,
+                priority=received.priority,
+            )
+        )
+        self._tokens.inc(completion.prompt_tokens + completion.completion_tokens)
+        return _YES.match(completion.text) is not None
+
+
+def _prompt(evidence: Evidence, source: NumberedSource, sentence: str) -> str | None:
+    """Put the one source before the question, between the same marks as in a job's own prompt."""
+    alone = replace(evidence, sources=(replace(source, number=1),))
+    return ground(_QUESTION.format(harmless(CITATION.sub(" ", sentence))[:_SENTENCE_CHARS]), alone).prompt
+
+
+def _judged(supported: list[Citation], verdicts: list[bool | BaseException]) -> tuple[frozenset[Claim], list[str]]:
+    """Return the refuted claims and the notes.
+
+    A check that the engine could not answer, even since it died, has no verdict: the answer itself is complete. Other
+    errors are defects of ours, and are raised.
+    """
+    for verdict in verdicts:
+        if not isinstance(verdict, bool | EngineError | asyncio.CancelledError):
+            raise verdict
+    refuted = frozenset(claim_of(one) for one, verdict in zip(supported, verdicts, strict=True) if verdict is True)
+    missing = sum(not isinstance(verdict, bool) for verdict in verdicts)
+    notes = [f"the model's second check refuted {len(refuted)} of {len(supported)} citations"] if refuted else []
+    notes += [f"the model's second check gave no verdict on {missing} of {len(supported)} citations"] if missing else []
+    return refuted, notes
