@@ -5,8 +5,8 @@ sources do not tell. The real `answered` judges each answer under its profile, w
 `finance` answer is the JSON of its profile. A contradicted `finance` answer is written twice: as a wrong quote, and as
 a wrong claim beside a right quote.
 
-With `--model`, the demo's small model also answers each question, and its answers are judged in the same way. Without
-`--model`, the bench uses no clock and no random numbers, so the results are equal on every machine.
+With `--model`, the demo's small model also answers each question, or each profile's first N (`--questions N`), and its
+answers are judged in the same way. Without `--model`, the bench uses no clock and no random numbers, so the results are equal on every machine.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ def main() -> None:
     """Print the fate of each kind of answer, and the contradictions that pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="store_true", help="let the demo's small model answer too")
+    parser.add_argument("--questions", type=int, help="the number of each profile's questions for the model")
     options = parser.parse_args()
     profiles = Profiles.load()
     questions = [question for profile in PROFILES for question in load_questions(profile)]
@@ -183,14 +184,15 @@ def main() -> None:
         if (outcome is Fate.SUPPORTED) is not (kind is AnswerKind.RIGHT):
             print(f"{question.profile}: {outcome}, though it is {kind}: {text}")
     if options.model:
-        answers = asyncio.run(_model_answers(questions, profiles))
+        asked = [one for profile in PROFILES for one in load_questions(profile)[: options.questions]]
+        answers = asyncio.run(_model_answers(asked, profiles))
         fates = [
             (
                 one.profile,
                 "answerable" if one.is_answerable else "not answerable",
                 judged(text, one.evidence, profiles[one.profile]),
             )
-            for one, text in zip(questions, answers, strict=True)
+            for one, text in zip(asked, answers, strict=True)
         ]
         table(_HEAD, _rows(fates))
 

@@ -1,7 +1,7 @@
 """Lets the engine judge once more if a source contradicts the sentence that cites it.
 
 The rules of `workers.enrichment.answering` find contradictions in a source's own words only. Here, one short generation
-judges each supported sentence. The check is as good as the model: a small one mostly guesses.
+judges each supported sentence. The check is only as good as the model.
 
 A verdict can only take support away. So a page that talks the model into "no" gains nothing over a worker without
 this check.
