@@ -6,7 +6,8 @@ sources do not tell. The real `answered` judges each answer under its profile, w
 a wrong claim beside a right quote.
 
 With `--model`, the demo's small model also answers each question, or each profile's first N (`--questions N`), and its
-answers are judged in the same way. Without `--model`, the bench uses no clock and no random numbers, so the results are equal on every machine.
+answers are judged in the same way. Without `--model`, the bench uses no clock and no random numbers, so the results are
+equal on every machine.
 """
 
 from __future__ import annotations
