@@ -222,10 +222,12 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         assert door.post("/v1/jobs", key, json={"job_id": "late", "prompt": "Why?"}).status_code == 202
         assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
 
+        redriven = product.kafka.topics.redriven
+        before, marks = len(product.dead_letters()), len(product.read(redriven))  # the file's tests share their topics
         product.put([b"{}"], [("tenant", b"acme")])  # no job: a dead letter
-        eventually(lambda: len(product.dead_letters()) == 1, 60, door.role.said)
+        eventually(lambda: len(product.dead_letters()) > before, 60, door.role.said)
         assert "The letter is put back." in redriven_by_the_page(door, key)
-        assert len(product.read(product.kafka.topics.redriven)) == 1
+        assert len(product.read(redriven)) == marks + 1
         assert "AUTHORIZATION" not in door.role.said()
 
 
