@@ -78,7 +78,7 @@ async def test_a_sentence_that_the_model_finds_contradicted_loses_its_support() 
 async def test_an_answer_whose_every_sentence_is_refuted_rests_on_no_source() -> None:
     levels, notes, _ = await supports(Model("yes"), 10)
     assert levels == ["unsupported"] * 2
-    assert "the answer rests on no source: none bears out a sentence of it" in notes
+    assert any(note.startswith("the answer rests on no source") for note in notes)
 
 
 @pytest.mark.parametrize(("checks", "asked"), [(0, 0), (1, 1), (100, 2)])
