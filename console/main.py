@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -48,6 +49,11 @@ from console.help import complete_help
 from console.roles import ROLES, begin_logs
 from console.variables import complaints
 from workers.system.secrecy import keep_secrets
+
+if "--multiprocessing-fork" in sys.orig_argv:  # a process that multiprocessing spawned: it imports this module first
+    from workers.engines.vllm import process_log
+
+    process_log.begin()
 
 RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
 OPERATE, DEVELOP = "Operate a fleet", "Develop"

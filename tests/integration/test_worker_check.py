@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from devkit.model import tiny_model
+from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback
 
 NOWHERE = {"POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
@@ -69,3 +70,6 @@ def test_vllm_is_loaded_asked_and_ended() -> None:
     loaded, answered = without_figures(done.stdout)
     assert loaded == "vllm: loaded in N s"
     assert answered.endswith(": answered 8 tokens in N s")
+    # vLLM's processes warn about this machine's CPU, and gloo tells of its ranks.
+    engine = [line for line in log_lines(done.stderr) if line["log.logger"].startswith("vllm")]
+    assert len({line["process.pid"] for line in engine}) > 1, "no process of vLLM's own wrote a line"

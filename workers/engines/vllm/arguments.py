@@ -42,8 +42,7 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
 def prepare_environment(model: str) -> None:
     """Set the variables that vLLM reads on import and vLLM's processes inherit.
 
-    vLLM's own log handlers are off: vLLM's lines go to the worker's log, and warnings of vLLM's processes go to
-    standard error.
+    vLLM's own log handlers are off: warnings of vLLM and of its processes (`process_log`) go to the worker's log.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang

@@ -46,6 +46,7 @@ from workers.engines.vllm.health import LOOKS, answers, warm
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.pooling import PoolingModel
+from workers.engines.vllm.process_log import ProcessLog
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
@@ -74,6 +75,7 @@ class VllmEngine:
         self._settings = settings
         self._metrics = metrics
         self._guardian = guardian or Guardian()
+        self._process_log = ProcessLog()
         self._llm: Any = None
         self._prompts: Any = None
         self._pooling: PoolingModel | None = None
@@ -105,6 +107,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Import vLLM and load the model: seconds to minutes. On failure, close the engine and raise EngineError."""
         self._guardian.start()
+        self._process_log.start(self._guardian.folder)
         try:
             await asyncio.shield(self._begin_loading())  # the loading thread cannot be cancelled; `close` makes it fail
         except EngineError:
@@ -177,6 +180,7 @@ class VllmEngine:
             await asyncio.to_thread(self._guardian.end_engine)
             await asyncio.wait({loading}, timeout=1.0)
         await asyncio.to_thread(self._discard)
+        await asyncio.to_thread(self._process_log.close)
         await asyncio.to_thread(self._guardian.close)
         self._tokenizing.shutdown(wait=False)
 
