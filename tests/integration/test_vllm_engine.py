@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import shutil
-import signal
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -20,14 +15,13 @@ from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 from telemetry.metrics import Metrics
 from tests.integration.json_schemas import CIRCULAR, ODD, SCHEMA, UNSUPPORTED, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request
-from workers.engines.base import EngineDied, EngineLost, EngineRefused, PromptTooLong, RequestRejected
+from workers.engines.base import PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
-from workers.engines.vllm import VllmEngine, loading
+from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
 from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.figures import figures
-from workers.engines.vllm.guardian import Guardian, marked
 from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.tokens import Prompts
@@ -372,57 +366,3 @@ async def test_vllm_fills_its_batches_as_it_does_offline(vllm_engine: VllmEngine
     arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}))
     batches = arguments.create_engine_config(UsageContext.LLM_CLASS).scheduler_config
     assert (batches.max_num_batched_tokens, batches.max_num_seqs) == (4096, 256)
-
-
-async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    guardian = Guardian()
-    engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics(), guardian)
-    with pytest.raises(EngineRefused, match=r"there is no model .* a folder with a config\.json"):
-        await engine.start()
-    assert guardian.pid is None
-    assert marked(guardian.mark) == []
-
-
-async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
-    guardian = Guardian()
-    engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics(), guardian)
-    starting = asyncio.create_task(engine.start())
-    async with asyncio.timeout(250):
-        while not marked(guardian.mark):
-            await asyncio.sleep(0.1)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
-    assert guardian.pid is None
-    assert marked(guardian.mark) == []
-
-
-async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In an earlier version, each waiting job's next try began another load, without a pause or an end."""
-    monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
-    model, metrics, guardian = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics(), Guardian()
-    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics, guardian)
-    await engine.start()
-    try:
-        assert engine.context_tokens == 256
-        (model / "config.json").unlink()
-        for pid in marked(guardian.mark):
-            os.kill(pid, signal.SIGKILL)
-        died = 0
-        with pytest.raises(
-            EngineLost, match=r"loading it failed 5 times in a row: 1 validation error for ModelConfig"
-        ) as lost:
-            while True:
-                with contextlib.suppress(EngineDied):
-                    await engine.generate(request())
-                died += 1
-        assert died
-        with pytest.raises(EngineLost) as again:
-            await engine.generate(request())
-        assert str(again.value) == str(lost.value)
-        assert metrics.registry.get_sample_value("postback_engine_restarts_total") == 1
-        assert marked(guardian.mark) == []
-    finally:
-        await engine.close()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from console.job_examples import CALLED, CALLING
@@ -21,12 +21,11 @@ from schemas.strict import NotAJob, body_job, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
 from screening.texts import texts_of, with_texts
 from tests.unit.echo_worker import record, working
-from workers.engines.base import Completion, EngineError, GenerationRequest, RequestRejected
+from workers.engines.base import Completion, GenerationRequest, RequestRejected
 from workers.engines.families import families
 from workers.engines.models.quirks import with_quirks
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
-from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.vllm.calling import calls_of
@@ -355,60 +354,3 @@ def test_a_result_of_an_unknown_call_is_refused_where_the_service_wants_the_func
     stray = Message(role="tool", tool_call_id="c9", content="9:41")
     with pytest.raises(RequestRejected, match="`tool_call_id` names no call"):
         GenerateContentApi("m").body(request(messages=(stray,)), with_temperature=False)
-
-
-def openai_answer(message: object, reason: object = "tool_calls") -> bytes:
-    return json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode()
-
-
-def anthropic_answer(block: object) -> bytes:
-    return json.dumps({"content": [block], "stop_reason": "tool_use", "usage": {}}).encode()
-
-
-def gemini_answer(part: object) -> bytes:
-    return json.dumps({"candidates": [{"content": {"parts": [part]}, "finishReason": "STOP"}]}).encode()
-
-
-def of_openai(body: bytes, **fields: Any) -> Any:
-    return outcome(request(**fields), "chat/completions", 200, {}, body, 0.0)
-
-
-def calls_in(completion: Completion) -> list[tuple[str, str, str]]:
-    assert completion.finish_reason == "tool_calls"
-    return [(call.id, call.function.name, call.function.arguments) for call in completion.tool_calls]
-
-
-def test_each_engine_s_calls_become_calls_of_one_form() -> None:
-    wanted = ("c1", "clock", '{"day": "Monday"}')
-    assert calls_in(of_openai(openai_answer({"content": None, "tool_calls": [CALL]}))) == [wanted]
-    assert calls_in(of_openai(openai_answer({"tool_calls": [CALL]}, "stop"))) == [wanted]
-    as_object = {"function": {"name": "clock", "arguments": {"day": "Monday"}}}
-    assert calls_in(of_openai(openai_answer({"tool_calls": [as_object]}))) == [("call_0", *wanted[1:])]
-    block = {"type": "tool_use", "id": "c1", "name": "clock", "input": {"day": "Monday"}}
-    assert calls_in(MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request())) == [wanted]
-    part = {"functionCall": {"name": "clock", "args": {"day": "Monday"}}}
-    assert calls_in(GenerateContentApi("m").completion(gemini_answer(part), request())) == [("call_0", *wanted[1:])]
-    assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=()).tool_calls == ()
-
-
-@given(
-    NOISE
-    | st.fixed_dictionaries({"id": NOISE, "function": NOISE, "name": NOISE, "input": NOISE, "functionCall": NOISE})
-    | st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": st.text(), "arguments": NOISE})})
-)
-@example({"type": "tool_use", "id": "", "name": "", "input": {}})
-@example({"type": "tool_use", "id": "a" * 256, "name": "b", "input": {"a": float("nan")}})
-def test_any_call_of_a_server_becomes_a_result_or_an_engine_s_error(call: object) -> None:
-    block = {**call, "type": "tool_use"} if isinstance(call, dict) else call
-    for read in (
-        lambda: of_openai(openai_answer({"tool_calls": [call]})),
-        lambda: MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request()),
-        lambda: GenerateContentApi("m").completion(gemini_answer(call), request()),
-    ):
-        try:
-            completion = read()
-        except (EngineError, ValueError):
-            continue
-        assert not isinstance(completion, TryAgain)
-        for each in completion.tool_calls:
-            assert ToolCall.model_validate(each.model_dump()) == each

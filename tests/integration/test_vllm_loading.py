@@ -1,0 +1,76 @@
+"""vLLM while it is loaded: failures, a stop in between, and an engine that cannot be loaded again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from devkit.model import tiny_model
+from telemetry.metrics import Metrics
+from tests.integration.test_engine_contract import request
+from workers.engines.base import EngineDied, EngineLost, EngineRefused
+from workers.engines.vllm import VllmEngine, loading
+from workers.engines.vllm.guardian import Guardian, marked
+from workers.engines.vllm.settings import VllmSettings
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
+
+
+async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    guardian = Guardian()
+    engine = VllmEngine(VllmSettings(model=str(tmp_path)), Metrics(), guardian)
+    with pytest.raises(EngineRefused, match=r"there is no model .* a folder with a config\.json"):
+        await engine.start()
+    assert guardian.pid is None
+    assert marked(guardian.mark) == []
+
+
+async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
+    guardian = Guardian()
+    engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics(), guardian)
+    starting = asyncio.create_task(engine.start())
+    async with asyncio.timeout(250):
+        while not marked(guardian.mark):
+            await asyncio.sleep(0.1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert guardian.pid is None
+    assert marked(guardian.mark) == []
+
+
+async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an earlier version, each waiting job's next try began another load, without a pause or an end."""
+    monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
+    model, metrics, guardian = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics(), Guardian()
+    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=256), metrics, guardian)
+    await engine.start()
+    try:
+        assert engine.context_tokens == 256
+        (model / "config.json").unlink()
+        for pid in marked(guardian.mark):
+            os.kill(pid, signal.SIGKILL)
+        died = 0
+        with pytest.raises(
+            EngineLost, match=r"loading it failed 5 times in a row: 1 validation error for ModelConfig"
+        ) as lost:
+            while True:
+                with contextlib.suppress(EngineDied):
+                    await engine.generate(request())
+                died += 1
+        assert died
+        with pytest.raises(EngineLost) as again:
+            await engine.generate(request())
+        assert str(again.value) == str(lost.value)
+        assert metrics.registry.get_sample_value("postback_engine_restarts_total") == 1
+        assert marked(guardian.mark) == []
+    finally:
+        await engine.close()
