@@ -99,6 +99,8 @@ class DrawnJobs:
             job.pop("callback_url", None)
         if job.get("sources"):
             job["sources"] = self._sources(job["sources"])
+        if job.get("messages"):
+            job["messages"] = [self._message(message) for message in job["messages"]]
         return job
 
     def _members(self) -> Json:
@@ -122,6 +124,19 @@ class DrawnJobs:
         if self._rng.random() < 0.8:
             kept.pop("profile", None)
         return kept
+
+    def _message(self, drawn: Json) -> Json:
+        content = drawn.get("content")
+        if not isinstance(content, list):
+            return drawn
+        return {**drawn, "content": [self._part(part) if "image_url" in part else part for part in content]}
+
+    def _part(self, drawn: Json) -> Json:
+        """Return an image's part. A drawn URL is replaced, so that the run fetches no stranger's image."""
+        image = drawn["image_url"]
+        if image["url"].startswith("data:"):
+            return drawn
+        return {**drawn, "image_url": {**image, "url": self._inside(self._url(), FETCHES, "https://127.0.0.1")}}
 
     def _inside(self, url: str, policy: EgressPolicy | None, instead: str) -> str:
         """Return the URL if `policy` refuses it. Otherwise, or without a policy, replace its origin by `instead`."""
@@ -186,8 +201,9 @@ class _Shapes:
         """Return a strategy for values that this part of the schema accepts."""
         if "$ref" in node:
             return self.of(self._definitions[node["$ref"].rsplit("/", 1)[1]])
-        if "anyOf" in node:
-            return st.one_of([self.of(one) for one in node["anyOf"]])
+        choices = node.get("anyOf") or (node.get("oneOf") if "type" not in node else None)
+        if choices:
+            return st.one_of([self.of(one) for one in choices])
         if "const" in node or "enum" in node:
             return st.sampled_from(node.get("enum") or [node["const"]])
         return self._kinds[node["type"]](node)

@@ -25,7 +25,7 @@ from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
-from workers.engines.base import Completion, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, EngineLoad, GenerationRequest, TextsAlone
 from workers.roles.process import Process
 from workers.roles.worker import inference_stage
 
@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.05
 PageOf = Callable[[int], str]
 
 
-class KnownEngine:
+class KnownEngine(TextsAlone):
     """An `Engine` that generates `places` answers at once, in `seconds` each, and counts its idle time."""
 
     name = "known"

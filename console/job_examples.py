@@ -100,6 +100,18 @@ CHAT = {
     },
 }
 """A chat job whose answer follows a schema."""
+SEEING = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "https://pictures.example/label.png", "detail": "low"}},
+                {"type": "text", "text": "Which drug is it?"},
+            ],
+        }
+    ],
+}
+"""A job with an image, for a model that reads images."""
 RESULT = {
     "job_id": "order-4711",
     "custom_id": "row-1",

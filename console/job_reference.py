@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,11 +21,13 @@ from console.job_examples import (
     SAMPLED,
     SAMPLING,
     SCORED,
+    SEEING,
 )
 from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
+from schemas.images import DATA_URL
 from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Day, Domain, Identifier, Job, Language, MediaType, Url
 from schemas.kinds import KINDS
 from schemas.outcome import Outcome
@@ -50,6 +53,7 @@ _PATTERNS = {
     TypeAdapter(Identifier).json_schema()["pattern"]: "printable ASCII without spaces",
     TypeAdapter(FunctionName).json_schema()["pattern"]: "1 to 64 letters, digits, `_` or `-`",
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
+    DATA_URL: "a data URL of a png, jpeg, gif or webp image in base64",
     TypeAdapter(Base64).json_schema()["pattern"]: "base64 with padding",
     TypeAdapter(MediaType).json_schema()["pattern"]: "a media type without parameters",
     TypeAdapter(Domain).json_schema()["pattern"]: "a host name in lower case",
@@ -85,9 +89,10 @@ def page() -> str:
                 *("Job", "The value of a record in `model_requests`, as JSON.", job),
                 SAMPLING | CALLING | _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
             ),
-            *_parts(job, JOB, CHAT, CALLING, *KIND_JOBS.values()),
+            *_parts(job, JOB, CHAT, SEEING, CALLING, *KIND_JOBS.values()),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
+            _example("A job with an image", SEEING),
             _example("A job for two answers with log-probabilities", SAMPLING),
             _example("A job with tools", CALLING),
             *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),
@@ -133,11 +138,12 @@ def _headers() -> str:
 def _parts(schema: Mapping[str, Any], *examples: Mapping[str, Any]) -> Iterator[str]:
     """Yield a section for each nested model, in the order of the first fields that refer to the models."""
     places = {name: place for place, name in reversed([*_named_in(schema, schema, "")])}
+    shared = {place for place, count in Counter(places.values()).items() if count > 1}
     for name, place in reversed(places.items()):
         part = schema["$defs"][name]
-        yield _section(
-            f"`{place}`", part["description"], {**part, "$defs": schema["$defs"]}, _at(place, examples), "###"
-        )
+        kind = f" of the type `{part['properties']['type']['const']}`" if place in shared else ""
+        title, whole = f"`{place}`{kind}", {**part, "$defs": schema["$defs"]}
+        yield _section(title, part["description"], whole, _at(place, examples), "###")
 
 
 def _named_in(part: Mapping[str, Any], schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
@@ -177,11 +183,11 @@ def _section(title: str, about: str, schema: Mapping[str, Any], examples: Mappin
 
 def _row(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], examples: Mapping[str, Any]) -> str:
     kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
-    types = " or ".join(_type(kind, schema["$defs"]) for kind in kinds)
+    types = " or ".join(dict.fromkeys(_type(kind, schema["$defs"]) for kind in kinds))
     limits = "; ".join(filter(None, (_limit(kind, schema["$defs"]) for kind in kinds)))
     cells = (
         *(f"`{name}`", types, limits, _default(name, field, schema)),
-        *(_one_line(field["description"]), f"`{_shown(examples[name])}`"),
+        *(_one_line(field["description"]), f"`{_shown(field.get('const', examples.get(name)))}`"),
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
@@ -189,6 +195,8 @@ def _row(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], example
 def _type(kind: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if "$ref" in kind:
         return _type(parts[kind["$ref"].removeprefix("#/$defs/")], parts)
+    if "type" not in kind:
+        return " or ".join(dict.fromkeys(_type(each, parts) for each in kind["oneOf"]))
     if kind["type"] == "array":
         inner = _type(kind["items"], parts)
         return f"array of arrays{inner.removeprefix('array')}" if inner.startswith("array") else f"array of {inner}s"

@@ -10,10 +10,14 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 from pydantic_core import to_json
 
 from schemas.bounded import WireModel
+from schemas.images import MAX_IMAGES
 from schemas.kinds import KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
+from schemas.messages import ImagePart as ImagePart
+from schemas.messages import ImageUrl as ImageUrl
 from schemas.messages import Message as Message
 from schemas.messages import TextPart as TextPart
 from schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, require_json
+from schemas.urls import Url as Url
 
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
@@ -50,16 +54,6 @@ TENANT_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 Tenant = Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")]
 CustomId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The producer's own name for a job, returned as it is and never interpreted."""
-
-_HOST = r'(?:\[[0-9A-Fa-f:.]+\]|[^\s\x00-\x20\x7f/?#@:%<>"\\\[\]]+)'
-_PORT = r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
-_REST = r"(?:[/?#][^\s\x00-\x20\x7f\\]*)?"
-Url = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=2048, pattern=rf"^[Hh][Tt][Tt][Pp][Ss]?://{_HOST}(?::{_PORT})?{_REST}$"),
-]
-"""An http or https URL (RFC 3986) without credentials. The egress guard decides if the URL's address may be reached."""
-
 
 _BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 Base64 = Annotated[str, StringConstraints(min_length=4, pattern=_BASE64)]
@@ -301,17 +295,30 @@ class Job(WireModel):
 
     @property
     def prompt_sha256(self) -> str:
-        """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts.
+        """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts and images.
 
-        Messages are hashed as a JSON array of `[role, text]` pairs, without spaces. The texts of another kind of job
-        are hashed as the JSON of its field, without spaces and absent members.
+        Messages are hashed as a JSON array of `[role, text]`, with the URLs of a message's images behind its text,
+        without spaces. The texts of another kind of job are hashed as the JSON of its field, without spaces and absent
+        members.
         """
         if self.prompt is not None:
             return hashlib.sha256(self.prompt.encode()).hexdigest()
         if self.kind is not None:
             return hashlib.sha256(to_json(getattr(self, self.kind.field), exclude_none=True)).hexdigest()
-        texts = [[message.role, message.text] for message in self.messages or ()]
-        return hashlib.sha256(to_json(texts)).hexdigest()
+        said = [
+            [message.role, message.text, *(image.url for image in message.images)] for message in self.messages or ()
+        ]
+        return hashlib.sha256(to_json(said)).hexdigest()
+
+    @property
+    def images(self) -> list[tuple[str, ImageUrl]]:
+        """The images of the messages, each with its field, such as `messages.0.content.1`."""
+        return [
+            (f"messages.{number}.content.{place}", part.image_url)
+            for number, message in enumerate(self.messages or ())
+            for place, part in enumerate(message.parts)
+            if isinstance(part, ImagePart)
+        ]
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
@@ -338,6 +345,12 @@ class Job(WireModel):
             raise ValueError(
                 f"`max_tokens` may be {self.most_tokens} at most with this `n` and `top_logprobs`; lower one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bounded_images(self) -> Self:
+        if sum(len(message.images) for message in self.messages or ()) > MAX_IMAGES:
+            raise ValueError(f"`messages` has more than {MAX_IMAGES} images, which is the most of one job")
         return self
 
     @model_validator(mode="after")

@@ -312,8 +312,14 @@ def _response_message(item: object, place: str) -> dict[str, Any]:
 
 
 def _response_part(part: object, place: str) -> dict[str, Any]:
-    if not isinstance(part, dict) or part.get("type") not in ("input_text", "output_text"):
-        raise UnusableLine(Problem(place, "only text parts are taken; images, audio and files are not"))
+    part = part if isinstance(part, dict) else {}
+    kind = part.get("type")
+    if kind == "input_image" and part.get("file_id") is not None:
+        raise UnusableLine(Problem(f"{place}.file_id", "is not supported here; send the image in `image_url`"))
+    if kind == "input_image":
+        return {"type": "image_url", "image_url": {"url": part.get("image_url"), "detail": part.get("detail")}}
+    if kind not in ("input_text", "output_text"):
+        raise UnusableLine(Problem(place, "only text and `input_image` parts are taken; audio and files are not"))
     return {"type": "text", "text": part.get("text")}
 
 

@@ -37,7 +37,12 @@ def called_message(item: object) -> dict[str, Any] | None:
 
 
 def response_place(path: Sequence[str]) -> list[str]:
-    """Return the place in a Responses body of a place in a job: tools and calls have their members one level higher."""
+    """Return the place in a Responses body of a place in a job.
+
+    Tools, calls and images have their members one level higher there.
+    """
+    if [*path[4:5]] == ["image_url"]:
+        return [*path[:4], "detail" if [*path[5:]] == ["detail"] else "image_url"]
     if [*path[2:4]] == ["tool_calls", "0"]:
         path = [*path[:2], *path[4:]]
     elif [*path[2:]] == ["tool_call_id"]:

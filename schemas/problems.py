@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from schemas.bounded import WireModel
 from schemas.job import (
+    ImagePart,
+    ImageUrl,
     Job,
     JsonSchemaFormat,
     Message,
@@ -20,13 +22,15 @@ from schemas.job import (
     TextPart,
 )
 from schemas.kinds import KINDS
+from schemas.messages import UNKNOWN_PART
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolFunction
 
 MAX_PROBLEMS = 8
 """Enough problems to repair a record; a hostile record may have thousands."""
 
 _MODELS: tuple[type[WireModel], ...] = (
-    *(Job, Message, TextPart, Reasoning, ResponseFormat, JsonSchemaFormat, Sources, Search, SourceDocument),
+    *(Job, Message, TextPart, ImagePart, ImageUrl, Reasoning, ResponseFormat, JsonSchemaFormat),
+    *(Sources, Search, SourceDocument),
     *(kind.model for kind in KINDS if kind.model is not None),
     *(Tool, ToolFunction, ToolCall, CalledFunction),
 )
@@ -37,6 +41,8 @@ _NOT_AN_IDENTIFIER = "has a space or a character outside printable ASCII"
 _MISMATCHES = {
     "callback_url": _NOT_A_URL,
     "urls": _NOT_A_URL,
+    "url": "is neither an https URL of at most 2,048 characters nor a data URL of a png, jpeg, gif or webp image in "
+    "base64, such as data:image/png;base64,iVBORw0KGgo",
     **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile", "id"), _NOT_AN_IDENTIFIER),
     "name": "is not 1 to 64 letters, digits, `_` or `-`",
     "base64": "is not base64 with padding (RFC 4648, section 4)",
@@ -60,6 +66,8 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
     found: dict[str, str] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
         place, kind = _place(details["loc"]), details["type"]
+        if kind == UNKNOWN_PART:
+            place = f"{place}.type"
         reason = _reason(place, kind, details["msg"])
         found.setdefault(place or (_field_of_rule(reason) if kind == "value_error" else "value"), reason)
         if len(found) > 2 * MAX_PROBLEMS:
@@ -86,8 +94,6 @@ def _reason(place: str, kind: str, message: str) -> str:
         return "is not a JSON object"
     if kind == "string_pattern_mismatch" and field in _MISMATCHES:
         return _MISMATCHES[field]
-    if kind == "literal_error" and ".content." in place:
-        return "only text parts are taken; images, audio and files are not"
     return message.removeprefix("Value error, ")
 
 

@@ -136,7 +136,7 @@ def _item(identifier: str, item: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": identifier, "type": "message", "status": "completed", "role": item["role"], "content": parts}
 
 
-_OF_THE_JOB = ("no_sources", "not_json", "result_too_large", "unfinished", "unsupported")
+_OF_THE_JOB = ("no_image", "no_sources", "not_json", "result_too_large", "unfinished", "unsupported")
 """Codes of failures that the same job would meet again. Other codes are failures of the fleet."""
 _OUTCOME_STATUS = {Outcome.REJECTED: 400, Outcome.CANCELLED: 409, Outcome.EXPIRED: 504}
 

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from schemas import openai
 from schemas.codec import read_batch_line
-from schemas.job import Job
+from schemas.job import ImagePart, Job
 from schemas.kind_bodies import ENDPOINTS
 from schemas.openai import (
     CHAT_COMPLETIONS,
@@ -119,6 +119,9 @@ def _names_in_messages(job: Job) -> Iterator[str]:
         yield from (f"messages.{index}.{name}" for name in message.model_extra or ())
         for place, part in enumerate(message.parts):
             yield from (f"messages.{index}.content.{place}.{name}" for name in part.model_extra or ())
+            if isinstance(part, ImagePart):
+                at = f"messages.{index}.content.{place}.image_url"
+                yield from (f"{at}.{name}" for name in part.image_url.model_extra or ())
         for place, call in enumerate(message.tool_calls or ()):
             at = f"messages.{index}.tool_calls.{place}"
             yield from (f"{at}.{name}" for name in call.model_extra or ())

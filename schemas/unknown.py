@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from schemas import openai
 from schemas.bounded import WireModel
-from schemas.job import Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources
+from schemas.job import ImagePart, Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources
 from schemas.kinds import KINDS
 from schemas.problems import Problem
 from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
@@ -75,6 +75,8 @@ def taken_from(job: Job) -> UnknownFields | None:
         _removed(message)
         for part in message.parts:
             _removed(part)
+            if isinstance(part, ImagePart):
+                _removed(part.image_url)
         for call in message.tool_calls or ():
             _removed(call)
             _removed(call.function)

@@ -67,7 +67,7 @@ def texts_of(job: Job) -> Iterator[JobText]:
 def _texts_of_chat(job: Job) -> Iterator[JobText]:
     for number, message in enumerate(job.messages or ()):
         if message.content is not None:
-            yield JobText(("messages", number), message.text, tuple(part.text for part in message.parts))
+            yield JobText(("messages", number), message.text, message.texts)
         for at, call in enumerate(message.tool_calls or ()):
             yield JobText(("messages", f"{number}.{at}"), call.function.arguments)
     for number, tool in enumerate(job.tools or ()):
@@ -150,5 +150,10 @@ def _with_members(
 def _with_text(message: Message, text: str | tuple[str, ...] | None) -> Message:
     if text is None:
         return message
-    content = text if isinstance(text, str) else [TextPart(type="text", text=part) for part in text]
+    if isinstance(text, str):
+        return message.model_copy(update={"content": text})
+    texts = iter(text)
+    content = [
+        TextPart(type="text", text=next(texts)) if isinstance(part, TextPart) else part for part in message.parts
+    ]
     return message.model_copy(update={"content": content})

@@ -66,6 +66,7 @@ def bombs() -> Iterator[Bomb]:
                 outer = without(example(schema, schema), path)
                 yield Bomb(f"{name} {good}", reader(model), outer, path, kind, json.dumps(good))
     yield from batch_lines()
+    yield from images()
     largest = {"job_id": "a", "outcome": "succeeded", "created_at": 1}
     yield Bomb("the record that was found", read_result, largest, ("citations",), "array", "{}", LARGEST_RECORD_BYTES)
 
@@ -84,6 +85,19 @@ def batch_lines() -> Iterator[Bomb]:
                 kind = "object" if path == ("metadata",) else "array"
                 name = f"line {url} {'.'.join(path)} {item}"
                 yield Bomb(name, reader_of_jobs, outer, ("body", *path), kind, item)
+
+
+def images() -> Iterator[Bomb]:
+    """Bombs of valid and of wrong parts of a message, among them the images that one job may not have as many of."""
+    for item in (
+        '{"type":"image_url","image_url":{"url":"https://a.example/"}}',
+        '{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,/9j/"}}',
+        '{"type":"image_url","image_url":{"url":"a"}}',
+        '{"type":"image_url","image_url":{},"a":[[]]}',
+        '{"type":"audio"}',
+    ):
+        path = ("messages", "0", "content")
+        yield Bomb(f"parts {item}", reader_of_jobs, {}, path, "array", item, 500_000)
 
 
 def reader(model: type[BaseModel]) -> Callable[[bytes], object]:
@@ -112,11 +126,12 @@ def reader_of_jobs(value: bytes) -> object:
 
 def resolved(part: Any, schema: Any) -> Any:
     """The target of a reference, and the last member of a choice that is not null; other parts unchanged."""
-    while "$ref" in part or "anyOf" in part or "allOf" in part:
+    while "$ref" in part or "anyOf" in part or "allOf" in part or ("oneOf" in part and "type" not in part):
         if "$ref" in part:
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]
         else:
-            options = [option for option in part.get("anyOf", part.get("allOf")) if option.get("type") != "null"]
+            choice = part.get("anyOf", part.get("allOf", part.get("oneOf")))
+            options = [option for option in choice if option.get("type") != "null"]
             part = options[-1]
     return part
 

@@ -58,7 +58,7 @@ CASES = [
     Case("a text for a number", job(max_tokens="7"), "max_tokens: "),
     Case("no tokens at all", job(max_tokens=0), "max_tokens: "),
     Case("too hot", job(temperature=3), "temperature: "),
-    Case("an image", IMAGE, "messages.0.content.0.type: only text"),
+    Case("an image at a private address", IMAGE, "messages.0.content.0: the image cannot be used: it may not"),
     Case("600 KiB", job(prompt="x" * 600 * 1024), "value: is larger than 524288 bytes"),
     Case("no URL", job(callback_url="not a url"), "callback_url: is not an http or https URL", told=False),
     Case("a private address", job(callback_url="http://10.0.0.1/hook"), "callback_url: ", told=False),

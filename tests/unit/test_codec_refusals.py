@@ -91,12 +91,12 @@ def test_a_bad_callback_url_is_refused_and_never_used(url: object) -> None:
     assert invalid.callback_url is None
 
 
-def test_an_image_is_refused_because_only_text_is_taken() -> None:
-    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://internal/"}}]
+def test_audio_is_refused_because_only_text_and_images_are_taken() -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "input_audio", "input_audio": {"data": "AAAA"}}]
     invalid = refusal({"messages": [{"role": "user", "content": parts}], "callback_url": CALLBACK})
 
     assert fields(invalid)[0] == "messages.0.content.1.type"
-    assert "only text parts are taken" in invalid.problems[0].reason
+    assert "only `text` and `image_url` parts are taken" in invalid.problems[0].reason
     assert invalid.callback_url == CALLBACK
 
 

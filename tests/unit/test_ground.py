@@ -108,10 +108,9 @@ def test_sources_go_into_the_last_message_of_the_user() -> None:
 def test_text_parts_stay_behind_the_sources() -> None:
     grounded = ground([Message(role="user", content=[TextPart(type="text", text="Why?")])], evidence("x"))
     assert grounded.messages is not None
-    parts = grounded.messages[0].content
-    assert isinstance(parts, list)
-    assert [part.text for part in parts][1:] == ["Why?"]
-    assert "Source [1]" in parts[0].text
+    sources, *others = grounded.messages[0].texts
+    assert others == ["Why?"]
+    assert "Source [1]" in sources
 
 
 def test_messages_without_a_user_get_the_sources_as_one_more() -> None:

@@ -23,6 +23,7 @@ from console.job_examples import (
     SAMPLED,
     SAMPLING,
     SCORED,
+    SEEING,
 )
 from console.job_reference import OUTCOMES, SUPPORT, page
 from console.kind_examples import KIND_JOBS, KIND_RESULTS
@@ -85,7 +86,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT, SAMPLING, CALLING, *KIND_JOBS.values()])
+@pytest.mark.parametrize("example", [JOB, CHAT, SEEING, SAMPLING, CALLING, *KIND_JOBS.values()])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.engines import ENGINES
-from workers.engines.families import families, family_of
+from workers.engines.families import are_read_by, families, family_of
 
 NAMES = {
     "deepseek-v3": ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324"),
@@ -69,6 +69,41 @@ BY_ARCHITECTURE = {
     "LlamaForCausalLM": None,
     "UnheardOfForCausalLM": None,
 }
+READ_IMAGES = {
+    "gpt-4o-mini": True,
+    "gpt-4.1": True,
+    "gpt-5": True,
+    "gpt-3.5-turbo": False,
+    "gpt-4o-audio-preview": False,
+    "o3": True,
+    "o4-mini": True,
+    "o3-mini": False,
+    "claude-sonnet-4-5": True,
+    "gemini-2.5-flash": True,
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": True,
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": True,
+    "meta-llama/Llama-3.3-70B-Instruct": False,
+    "Qwen/Qwen2.5-VL-7B-Instruct": True,
+    "Qwen/Qwen2.5-7B-Instruct": False,
+    "Qwen/Qwen3-VL-8B-Instruct": True,
+    "Qwen/Qwen3-8B": False,
+    "google/gemma-3-4b-it": True,
+    "google/gemma-3n-E4B-it": True,
+    "google/gemma-3-1b-it": False,
+    "google/gemma-3-270m-it": False,
+    "google/gemma-4-31b-it": True,
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": True,
+    "mistralai/Mistral-7B-Instruct-v0.3": False,
+    "mistralai/Ministral-8B-Instruct-2410": False,
+    "mistralai/Magistral-Small-2509": True,
+    "mistralai/Magistral-Small-2506": False,
+    "zai-org/GLM-4.5V": True,
+    "zai-org/GLM-4.6": False,
+    "ibm-granite/granite-3.3-8b-instruct": False,
+    "ibm-granite/granite-vision-3.3-2b": False,
+    "acme/our-own-vision-model": False,
+}
+"""Whether models read images, by their makers' pages."""
 ONLY_BY_API = {"gpt", "o-series", "claude", "gemini"}
 
 
@@ -116,6 +151,16 @@ def test_a_model_of_another_name_is_found_by_an_architecture_of_one_family(
 def test_a_name_counts_only_with_one_of_the_familys_architectures() -> None:
     found = family_of("acme/llama-3-gemma-merge", ["Gemma2ForCausalLM"])
     assert found is not None and found.name == "gemma-2"
+
+
+@pytest.mark.parametrize(("model", "reads"), READ_IMAGES.items())
+def test_a_models_name_tells_whether_it_reads_images(model: str, reads: bool) -> None:
+    assert are_read_by(family_of(model), model) is reads
+
+
+def test_each_pattern_of_images_finds_a_name_of_the_table() -> None:
+    tried = {family.name for model, reads in READ_IMAGES.items() if reads and (family := family_of(model)) is not None}
+    assert {name for name, family in families().items() if family.images is not None} == tried
 
 
 @pytest.mark.parametrize("name", families())

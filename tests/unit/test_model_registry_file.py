@@ -54,6 +54,8 @@ MISTAKES = {
     GOOD + "context_tokens = 3\n": "line 5: models.m.context_tokens: must be greater than or equal to 16",
     GOOD + 'revision = "main"\n': 'line 5: models.m.revision: has no meaning for this engine ("openai"); delete it',
     GOOD + '[models.m.adapters]\nlaw = "/a"\n': "line 5: models.m.adapters: has no meaning for this engine",
+    '[engines.e]\nkind = "echo"\n' + MODEL + "images = true\n": "models.m.images: has no meaning for this engine",
+    GOOD + 'images = "yes"\n': "line 5: models.m.images: must be a valid boolean",
     GOOD + "temperature = nan\n": "line 5: models.m.temperature: must be a finite number",
     GOOD + 'profile = "medicl"\n': 'line 5: models.m.profile: is no profile: did you mean "medical"?',
     GOOD
@@ -119,6 +121,18 @@ def read(path: Path, text: str | bytes, environment: Mapping[str, str] = ENVIRON
     file = path / "models.toml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode("latin-1" if "\xff" in text else "utf-8"))
     return read_registry(file, engine_settings()(), profiles=("default", "medical"), environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("option", "images"),
+    [("", None), ("images = true\n", True), ("images = false\n", False), ('family = "claude"\n', True)],
+)
+def test_a_models_table_may_say_whether_it_reads_images(tmp_path: Path, option: str, images: bool | None) -> None:
+    """A family without images leaves the choice to the engine's own setting."""
+    for settings_of_engine, kept in (("", images), ("images = true\n", True if images is None else images)):
+        registry = read(tmp_path, ENGINES + settings_of_engine + MODEL + option)
+        [section] = registry.models["m"].sections
+        assert section.model_dump()["images"] is kept
 
 
 def test_a_complete_file_gives_each_model_its_engine_with_its_settings(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_members_that_would_change_the_kind_of_answer_are_refused_by_name(member
     assert str(problem).startswith(f"body.{member}: is not supported here")
 
 
-IMAGE = [{"type": "image_url", "image_url": {"url": "http://internal/"}}]
+AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://internal/"}}]
         (line({"input": []}, RESPONSES), "body.input"),
         (line({"input": [{"type": "reasoning"}]}, RESPONSES), "body.input.0"),
         (
-            line({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, RESPONSES),
+            line({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, RESPONSES),
             "body.input.0.content.0",
         ),
         (line({"input": [{"role": "nobody", "content": "a"}]}, RESPONSES), "body.input.0.role"),
@@ -192,12 +192,12 @@ def test_a_line_that_is_no_job_is_refused_by_the_place_in_the_line(document: dic
     assert "s3cret" not in str(invalid)
 
 
-def test_an_image_in_a_line_is_refused_and_the_refusal_reaches_the_lines_callback() -> None:
-    body = {"messages": [{"role": "user", "content": IMAGE}], "metadata": {"webhook_url": CALLBACK}}
+def test_audio_in_a_line_is_refused_and_the_refusal_reaches_the_lines_callback() -> None:
+    body = {"messages": [{"role": "user", "content": AUDIO}], "metadata": {"webhook_url": CALLBACK}}
     invalid = refusal(line(body))
 
     assert invalid.problems[0].field == "body.messages.0.content.0.type"
-    assert "only text parts are taken" in invalid.problems[0].reason
+    assert "only `text` and `image_url` parts are taken" in invalid.problems[0].reason
     assert (invalid.custom_id, invalid.callback_url) == ("row 1", CALLBACK)
 
 

@@ -109,7 +109,7 @@ def test_a_match_over_several_parts_of_a_message_leaves_one_marker(tmp_path: Pat
 
     [message] = screened.job.messages or []
     assert not isinstance(message.content, str)
-    assert [part.text for part in message.parts] == ["the [redacted:falcon]", " flies", "[redacted:falcon]"]
+    assert [*message.texts] == ["the [redacted:falcon]", " flies", "[redacted:falcon]"]
     assert found_in(screened) == {("falcon", "regex", "messages"): 2}
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from schemas.job import DEFAULT_TTL_SECONDS
 from tests.unit.echo_worker import record, working
-from workers.inference.fairness import BYTES_A_TOKEN, FIRST_ANSWER_TOKENS, MOST_TENANTS, AnswerTokens
+from workers.inference.fairness import FIRST_ANSWER_TOKENS, MOST_TENANTS, AnswerTokens
+from workers.inference.prompt_tokens import BYTES_A_TOKEN
 
 ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
 

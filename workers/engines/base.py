@@ -21,7 +21,8 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from schemas.job import Message, Reasoning, ResponseFormat
+from schemas.images import is_data_url, parted_data_url
+from schemas.job import ImagePart, ImageUrl, Message, Reasoning, ResponseFormat
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
@@ -197,11 +198,40 @@ def require_one_answer(request: GenerationRequest) -> None:
         raise RequestRejected("logprobs", "this service gives no log-probabilities; remove the field")
 
 
+NO_IMAGES = "the model takes text alone; name a model that takes images"
+"""The reason to refuse an image."""
+
+
 def require_question(request: GenerationRequest) -> None:
     """Raise RequestRejected for a request without a question: this engine only generates text."""
     if request.pooling is not None:
         kind = request.pooling.kind
         raise RequestRejected(kind.field, f"this engine gives no {kind.answer}; name a model that gives them")
+
+
+def require_texts(request: GenerationRequest, reason: str) -> None:
+    """Raise RequestRejected with this reason, and the first image as the field, for a request with images."""
+    place = next(
+        (
+            f"messages.{number}.content.{place}"
+            for number, message in enumerate(request.messages or ())
+            for place, part in enumerate(message.parts)
+            if isinstance(part, ImagePart)
+        ),
+        None,
+    )
+    if place is not None:
+        raise RequestRejected(place, reason)
+
+
+def inline(image: ImageUrl) -> tuple[str, str]:
+    """Return an image's media type and its bytes in base64.
+
+    Raises RequestRejected for a URL: the worker fetches images through the egress guard, and an engine fetches none.
+    """
+    if not is_data_url(image.url):
+        raise RequestRejected("messages", "an image was not fetched before the request; report this defect")
+    return parted_data_url(image.url)
 
 
 class PromptTooLong(EngineError):  # noqa: N818
@@ -243,6 +273,14 @@ class EngineLost(EngineError):  # noqa: N818
     """The engine could not be loaded again, and this process no longer tries."""
 
 
+class TextsAlone:
+    """The part of `Engine` of a model that reads no images."""
+
+    def takes_images(self, model_id: str | None) -> bool:
+        """False."""
+        return False
+
+
 class Engine(Protocol):
     """Generates answers. Each worker has one engine, and the engine serves many requests at once."""
 
@@ -262,6 +300,10 @@ class Engine(Protocol):
 
         The value is valid from `start` on.
         """
+        ...
+
+    def takes_images(self, model_id: str | None) -> bool:
+        """True if the model of this name, or the engine's own for None, reads images beside text."""
         ...
 
     async def start(self) -> None:

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import signal
+from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final, Literal
@@ -36,6 +37,7 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
+    inline,
     token_logprob,
     with_calls,
 )
@@ -84,6 +86,10 @@ class EchoEngine:
         self._queue: deque[tuple[asyncio.Future[_Woken], float]] = deque()
         """Requests that wait for a place, each with its latency in seconds; some may have ended already."""
 
+    def takes_images(self, model_id: str | None) -> bool:
+        """True: the answer names each image's media type and bytes."""
+        return True
+
     async def start(self) -> None:
         """Do nothing: this engine loads no model."""
 
@@ -98,7 +104,7 @@ class EchoEngine:
         seconds = self._latency
         if "[[" in text:
             seconds = self._obey(text, seconds)
-        words = text.split()
+        words = [*text.split(), *(word for image in _images(request) for word in image.split())]
         room = prompt_room(request, None) if asked is None else None
         if room is not None and len(words) > room:
             if request.is_whole:
@@ -170,6 +176,14 @@ Settings = EchoSettings
 def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine:
     """Make the engine of a worker; see `EngineModule`."""
     return EchoEngine(settings, metrics)
+
+
+def _images(request: GenerationRequest) -> Iterator[str]:
+    """Yield words for each image. Raises RequestRejected for an image that was not fetched."""
+    for message in request.messages or ():
+        for image in message.images:
+            media_type, text = inline(image)
+            yield f"[{media_type}, {len(b64decode(text))} bytes]"
 
 
 def _pooled(asked: PoolingInput, tokens: int) -> Completion:

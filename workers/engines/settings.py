@@ -39,15 +39,25 @@ class EngineSection(BaseModel):
     """The model's name, unless `--model` gives one."""
 
     def for_model(
-        self, model: str, revision: str | None, context_tokens: int | None, adapters: Mapping[str, str]
+        self,
+        model: str,
+        revision: str | None,
+        context_tokens: int | None,
+        adapters: Mapping[str, str],
+        images: bool | None = None,
     ) -> Self:
         """Return the settings for a model of the registry. Raises UnsupportedByEngine."""
-        given = {"revision": revision, "context_tokens": context_tokens, "adapters": dict(adapters)}
+        given = {
+            "revision": revision,
+            "context_tokens": context_tokens,
+            "adapters": dict(adapters),
+            "images": images,
+        }
         update: dict[str, object] = {"model": model}
         for field, value in given.items():
             if value and field not in self.registry_fields:
                 raise UnsupportedByEngine(field, "has no meaning for this engine")
-            if value:
+            if value or (value is False and field in self.registry_fields):
                 update[self.registry_fields[field]] = value
         return self.model_copy(update=update)
 

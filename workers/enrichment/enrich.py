@@ -36,6 +36,7 @@ from workers.enrichment.evidence import (
     Wanted,
 )
 from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.images import ImageFetcher
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.fetching.read import Reader
 from workers.enrichment.fetching.robots import Robots
@@ -113,6 +114,8 @@ class Enricher:
         self._searched = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
+        self.images = ImageFetcher(self._fetcher, settings)
+        """Fetches the images of jobs, over the connections of the sources."""
         self._pool = Pool(settings)
         self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)

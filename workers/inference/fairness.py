@@ -17,14 +17,13 @@ from telemetry.metrics import Metrics
 from workers.engines.base import Completion
 from workers.inference.admission import Admission, is_bulk_lane, is_spare_lane
 from workers.inference.outputs import Outputs, moved
+from workers.inference.prompt_tokens import prompt_tokens
 from workers.inference.registry import times_in
 from workers.inference.settings import WorkerSettings
 from workers.inference.unserved import UnservedModel
 from workers.stage.record import Headers, Output, Record
 from workers.stage.sharing import Place
 
-BYTES_A_TOKEN = 4
-"""The estimated bytes per token of a waiting job's prompt."""
 FIRST_ANSWER_TOKENS = 128.0
 """The estimated tokens of an answer until the engine has answered for the first time."""
 MEAN_WEIGHT = 0.05
@@ -89,7 +88,7 @@ class TenantSharing:
     def cost(self, record: Record) -> float:
         """Return the estimated tokens of a job's prompt and answer, divided by its tenant's weight."""
         tenant = self.party(record.headers)
-        tokens = len(record.value) / BYTES_A_TOKEN + self._answers.mean(tenant)
+        tokens = prompt_tokens(record.value) + self._answers.mean(tenant)
         return max(1.0, tokens) / self._weights.get(tenant, 1.0)
 
     def answered(self, record: Record, completion: Completion) -> None:

@@ -8,6 +8,7 @@ Each step is a module of its own:
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
 `input_filter` applies the operator's rules to an admitted job, if there are any, before its sources are read.
+`images` fetches the images of a job that has some, before its sources are read.
 Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
 the window between tenants.
 """
@@ -15,6 +16,7 @@ the window between tenants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ from workers.inference.engine_watch import EngineWatch
 from workers.inference.fairness import TenantSharing
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
 from workers.inference.ground import GroundedRequest, Grounder
+from workers.inference.images import Images, NoImage
 from workers.inference.input_filter import InputFilter
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
@@ -98,6 +101,7 @@ class InferenceHandler:
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
+        self._images = Images(engine, enricher.images, self._lifetimes, self.pace, self._phases)
         self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
         check = SecondCheck(engine, enricher.settings, self._lifetimes, metrics)
         self._results = Results(engine, self._lifetimes, clock, metrics, check)
@@ -145,15 +149,29 @@ class InferenceHandler:
                 received = await self._filter.screened(received, len(record.value or b""))
             if self._lifetimes.is_over(received):
                 return self._outputs.settled(received, self._results.cut_off(received))
+            if received.job.images:
+                return await self._seen(record, received, queued_ms)
             return await self._answered(record, received, queued_ms)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
 
-    async def _answered(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
+    async def _seen(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
+        """Fetch the job's images, and answer the job. Raises InvalidJob and HandlerCrashed."""
+        try:
+            async with self._images.seen(received) as seen:
+                return await self._answered(record, seen.received, queued_ms, seen.fetch_ms)
+        except NoImage as missing:
+            return self._outputs.settled(received, self._without(received, "no_image", missing))
+
+    async def _answered(
+        self, record: Record, received: ReceivedJob, queued_ms: float, fetch_ms: float = 0.0
+    ) -> Sequence[Output]:
         """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
         sampled = Sampled()
         try:
             asked = await self._grounder.grounded(received)
+            if fetch_ms:
+                asked = replace(asked, enrich_ms=asked.enrich_ms + fetch_ms)
             async with self._sampler.beside(received, asked, sampled):
                 result, failure = await self._tried(record, received, asked, queued_ms)
                 sampled.result = result
@@ -161,7 +179,7 @@ class InferenceHandler:
             if escalate is not None:
                 result, failure = await self._escalated(escalate, record, received, asked, queued_ms, result, failure)
         except NothingFound as nothing:
-            return self._outputs.settled(received, self._without_sources(received, nothing))
+            return self._outputs.settled(received, self._without(received, "no_sources", nothing))
         except RequestRejected as rejected:
             invalid = invalid_job(received, rejected.field, rejected.reason)
             return [*self._outputs.rejected(record, invalid, by_engine=True), *sampled.outputs]
@@ -227,11 +245,11 @@ class InferenceHandler:
             return escalate.refused(first), failure
         return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
-    def _without_sources(self, received: ReceivedJob, nothing: NothingFound) -> Result:
-        """Return a `no_sources` failure, unless the job was cancelled or expired while it waited for the web."""
+    def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage) -> Result:
+        """Return a failure with this code, unless the job was cancelled or expired while it waited for the web."""
         if self._lifetimes.is_over(received):
             return self._results.cut_off(received)
-        return self._results.failed(received, "no_sources", str(nothing))
+        return self._results.failed(received, code, str(missing))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """Return a failed result, and the record as a dead letter.

@@ -6,14 +6,17 @@ Each server checks requests as strictly as the service: keys, versions, fields, 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
+from schemas.images import media_type_of
 from schemas.job import Message
 from telemetry.metrics import Metrics
+from tests.images import image_part
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.echo import EchoEngine, EchoSettings
 
@@ -77,7 +80,7 @@ def anthropic_app() -> web.Application:
         body = await request.json()
         if (wrong := _wrong_message(body)) is not None:
             return anthropic_error(400, "invalid_request_error", wrong)
-        said = _turns([(each["role"], each["content"]) for each in body["messages"]], body.get("system"))
+        said = _turns([(each["role"], _blocks(each["content"])) for each in body["messages"]], body.get("system"))
         stop = tuple(body.get("stop_sequences", ()))
         done = await engine.generate(_asked(said, body["max_tokens"], body.get("temperature", 1.0), stop))
         usage = {"input_tokens": done.prompt_tokens, "output_tokens": done.completion_tokens}
@@ -111,7 +114,31 @@ def _wrong_message(body: Mapping[str, Any]) -> str | None:
         return "messages: Unexpected role; the Messages API accepts a top-level `system` parameter"
     if body["messages"][0]["role"] != "user" or not all(each["content"] for each in body["messages"]):
         return "messages: text content blocks must be non-empty"
-    return None
+    return next((wrong for each in body["messages"] for wrong in _wrong_blocks(each["content"])), None)
+
+
+def _wrong_blocks(content: Any) -> Iterator[str]:
+    for block in content if isinstance(content, list) else ():
+        if block["type"] == "text" and (not block["text"] or {*block} != {"type", "text"}):
+            yield "messages: text content blocks must be non-empty"
+        elif block["type"] == "image":
+            source = block["source"]
+            if {*source} != {"type", "media_type", "data"} or source["type"] != "base64":
+                yield "messages: image.source: Input should be base64"
+            elif media_type_of(b64decode(source["data"], validate=True)) != source["media_type"]:
+                yield "messages: image.source: The media type does not match the image"
+
+
+def _blocks(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A message's content in the shape of chat completions, for the echo engine."""
+    if isinstance(content, str):
+        return content
+    return [
+        image_part(f"data:{block['source']['media_type']};base64,{block['source']['data']}")
+        if block["type"] == "image"
+        else block
+        for block in content
+    ]
 
 
 def gemini_app() -> web.Application:
@@ -135,7 +162,7 @@ def gemini_app() -> web.Application:
         if (wrong := _wrong_content(body)) is not None:
             return gemini_error(400, "INVALID_ARGUMENT", wrong)
         options = body["generationConfig"]
-        turns = [(_role(each["role"]), "".join(part["text"] for part in each["parts"])) for each in body["contents"]]
+        turns = [(_role(each["role"]), [_of_gemini(part) for part in each["parts"]]) for each in body["contents"]]
         system = "".join(part["text"] for part in body.get("systemInstruction", {}).get("parts", ()))
         said, stop = _turns(turns, system), tuple(options.get("stopSequences", ()))
         asked = _asked(said, options["maxOutputTokens"], options.get("temperature", 1.0), stop)
@@ -158,6 +185,15 @@ def gemini_app() -> web.Application:
     app.router.add_get("/v1/models/{model}", model)
     app.router.add_post("/v1/models/{model}", generate)
     return app
+
+
+def _of_gemini(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part in the shape of chat completions; a part has one member."""
+    [(member, value)] = part.items()
+    if member == "text":
+        return {"type": "text", "text": value}
+    assert (member, {*value}) == ("inlineData", {"mimeType", "data"})
+    return image_part(f"data:{value['mimeType']};base64,{value['data']}")
 
 
 def _likely(completion: Completion) -> dict[str, Any]:
@@ -187,7 +223,7 @@ def _role(role: str) -> str:
     return "assistant" if role == "model" else role
 
 
-def _turns(turns: list[tuple[str, str]], system: str | None) -> tuple[Message, ...]:
+def _turns(turns: Sequence[tuple[str, str | list[dict[str, Any]]]], system: str | None) -> tuple[Message, ...]:
     told = [Message(role="system", content=system)] if system else []
     return (*told, *(Message.model_validate({"role": role, "content": text}) for role, text in turns))
 

@@ -17,6 +17,8 @@ Each table of the file has these fields, all optional but `ids`:
     stop            tokens that end a turn
     system          `role`, `developer`, `parameter` (of the API), `folded` (the template puts it into the user's
                     turn), or `none` (the template refuses it)
+    images          a regular expression, as `ids`, for the names of the models that read images; empty for all models,
+                    and absent for none
     vllm_until      last vLLM version with these architectures
 """
 
@@ -63,6 +65,7 @@ class Family(_FamilyPart):
     fences: bool = False
     stop: tuple[str, ...] = ()
     system: Literal["role", "developer", "parameter", "folded", "none"] = "role"
+    images: str | None = None
     vllm_until: str | None = None
 
 
@@ -78,13 +81,23 @@ def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
     If architectures are given, a name counts only if the family has one of these architectures.
     """
     given = frozenset(architectures)
-    name = model.rstrip("/").rpartition("/")[2].lower()
+    name = _folded(model)
     named = [each for each in families().values() if _pattern(each.ids).search(name)]
     fitting = [each for each in named if not given or given & {*each.architectures}]
     if fitting:
         return fitting[0]
     built = [each for each in families().values() if given & {*each.architectures}]
     return built[0] if len(built) == 1 else None
+
+
+def are_read_by(family: Family | None, model: str) -> bool:
+    """True if this model of the family reads images. False for a model of no known family."""
+    return family is not None and family.images is not None and bool(_pattern(family.images).search(_folded(model)))
+
+
+def _folded(model: str) -> str:
+    """Return a model's name in lower case, without its folder."""
+    return model.rstrip("/").rpartition("/")[2].lower()
 
 
 def _family(name: str, table: dict[str, object]) -> Family:

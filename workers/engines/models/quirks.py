@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from schemas.job import Message
+from schemas.job import Message, TextPart
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.families import Family
 
@@ -23,8 +23,15 @@ def with_quirks(request: GenerationRequest, family: Family | None) -> Generation
         return request
     if at is None:
         return replace(request, messages=(Message(role="user", content="\n\n".join(of_system)), *others))
-    others[at] = Message(role="user", content="\n\n".join([*of_system, others[at].text]))
+    others[at] = _led_by("\n\n".join(of_system), others[at])
     return replace(request, messages=tuple(others))
+
+
+def _led_by(text: str, message: Message) -> Message:
+    """Return the user's message with this text before its own; images keep their places."""
+    if not message.images:
+        return Message(role="user", content=f"{text}\n\n{message.text}")
+    return message.model_copy(update={"content": [TextPart(type="text", text=text), *message.parts]})
 
 
 def without_fence(completion: Completion, request: GenerationRequest, family: Family | None) -> Completion:

@@ -50,6 +50,10 @@ class RegistryEngine:
         windows = [served.context_tokens for served in self._served.values()]
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
+    def takes_images(self, model_id: str | None) -> bool:
+        """True if the model that answers a request of this name reads images."""
+        return self._model(model_id).takes_images
+
     async def change(self, registry: ModelRegistry) -> None:
         """Use a changed file: its aliases, defaults, prices, limits, escalations and weights. Raises NeedsRestart.
 
@@ -82,9 +86,7 @@ class RegistryEngine:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request with the model that it names, else with the default model. Raises EngineError."""
-        served = self._names.get(request.model_id) if request.model_id is not None else None
-        if served is None:
-            served = next(iter(self._served.values()))
+        served = self._model(request.model_id)
         self._asked[request.request_id] = served
         try:
             return await served.generate(request)
@@ -112,6 +114,11 @@ class RegistryEngine:
         """End all engines."""
         for served in self._served.values():
             await served.close()
+
+    def _model(self, model_id: str | None) -> ServedModel:
+        """Return the model of this name, else the default one."""
+        served = self._names.get(model_id) if model_id is not None else None
+        return served or next(iter(self._served.values()))
 
     def _by_name(self) -> dict[str, ServedModel]:
         return {name: served for served in self._served.values() for name in served.model.names}

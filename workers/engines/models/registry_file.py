@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from workers.engines import ENGINES
+from workers.engines.families import are_read_by, families
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
 from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, quoted, reasons
 from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
@@ -262,7 +263,10 @@ class _Reader:
             return None
         try:
             sections = tuple(
-                each.for_model(entry.model or name, entry.revision, entry.context_tokens, entry.adapters)
+                each.for_model(
+                    *(entry.model or name, entry.revision, entry.context_tokens, entry.adapters),
+                    entry.images if entry.images is not None else _reads_images(each, entry, name),
+                )
                 for each in engine.sections
             )
         except UnsupportedByEngine as unsupported:
@@ -306,6 +310,13 @@ class _Reader:
                 if owner != model.name:
                     reason = f"is the second model of vLLM in one worker, beside {quoted(owner)}; give one a lane"
                     self._wrong(("models", model.name, "engine"), reason)
+
+
+def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool | None:
+    """Return True if the family that the table names reads images; None leaves it to the engine."""
+    if entry.family is None or "images" not in section.registry_fields:
+        return None
+    return are_read_by(families()[entry.family], entry.model or name) or None
 
 
 def _given(section: EngineSection) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from schemas.affinity import place_of
+from schemas.images import IMAGE_TOKENS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -89,6 +90,11 @@ class ServedModel:
         """The smallest window of the addresses; None if no window is known."""
         windows = [address.engine.context_tokens for address in self._addresses]
         return min((tokens for tokens in windows if tokens is not None), default=None)
+
+    @property
+    def takes_images(self) -> bool:
+        """True if the model reads images."""
+        return self._addresses[0].engine.takes_images(None)
 
     async def start(self) -> None:
         """Return when one address can answer; the others join later. Raises EngineError if no address can answer."""
@@ -270,10 +276,12 @@ def _family(model: RegistryModel) -> Family | None:
 
 
 def _estimate(request: GenerationRequest) -> int:
-    chars = len(request.prompt or "") + sum(len(message.text) for message in request.messages or ())
+    messages = request.messages or ()
+    chars = len(request.prompt or "") + sum(len(message.text) for message in messages)
     if request.pooling is not None:
         return request.pooling.chars // _CHARS_PER_TOKEN
-    return chars // _CHARS_PER_TOKEN + request.n * request.max_tokens
+    images = sum(len(message.images) for message in messages)
+    return chars // _CHARS_PER_TOKEN + images * IMAGE_TOKENS + request.n * request.max_tokens
 
 
 def _report(task: asyncio.Task[None]) -> None:

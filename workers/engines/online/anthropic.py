@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from schemas.job import Reasoning
+from schemas.job import ImagePart, Reasoning, TextPart
 from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
@@ -18,6 +18,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     TokenCount,
+    inline,
     require_one_answer,
     with_calls,
 )
@@ -149,17 +150,27 @@ def _call(block: _Block) -> ToolCall:
 
 
 def _content(turn: Turn) -> str | list[dict[str, Any]]:
-    """Return a turn's content: a text, or blocks for a turn with tool calls or tool results. Raises RequestRejected."""
+    """Return a turn's content: a text, or blocks for images, tool calls and tool results. Raises RequestRejected."""
     if turn.is_text:
         return turn.text
     blocks: list[dict[str, Any]] = []
     for message in turn.messages:
         if message.role == "tool":
             blocks.append({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text})
+        elif message.images:
+            blocks += [_block(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
         elif message.text:
             blocks.append({"type": "text", "text": message.text})
         blocks += [_used(call) for call in message.tool_calls or ()]
     return blocks
+
+
+def _block(part: ImagePart | TextPart) -> dict[str, Any]:
+    """Return a part of a user's message as a block. The service takes no empty text."""
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    media_type, data = inline(part.image_url)
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
 def _used(call: ToolCall) -> dict[str, Any]:

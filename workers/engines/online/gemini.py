@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, Reasoning
+from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, ImagePart, Reasoning, TextPart
 from schemas.result import TokenLogprob
 from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
 from telemetry.clock import Clock
@@ -24,6 +24,7 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     TokenCount,
+    inline,
     numbered_call,
     token_logprob,
     with_calls,
@@ -227,6 +228,8 @@ def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
             if name is None:
                 raise RequestRejected("messages", "`tool_call_id` names no call of an earlier message")
             parts.append({"functionResponse": {"name": name, "response": {"result": message.text}}})
+        elif message.images:
+            parts += [_part(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
         elif message.text:
             parts.append({"text": message.text})
         parts += [
@@ -234,6 +237,13 @@ def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
             for call in message.tool_calls or ()
         ]
     return parts
+
+
+def _part(part: ImagePart | TextPart) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"text": part.text}
+    media_type, data = inline(part.image_url)
+    return {"inlineData": {"mimeType": media_type, "data": data}}
 
 
 def _tools(request: GenerationRequest) -> dict[str, Any]:

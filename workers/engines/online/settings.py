@@ -13,7 +13,7 @@ from workers.engines.settings import EngineSection
 class OnlineSettings(EngineSection):
     """Settings of an online service."""
 
-    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens"}
+    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
 
     base_url: str = Field(default="", pattern=r"^https?://[^\s]+$")
     """The service's URL, with the version of its API."""
@@ -21,6 +21,8 @@ class OnlineSettings(EngineSection):
     """The service's key."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together, if the service does not report the model's window."""
+    images: bool | None = None
+    """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
     """Requests at the service at once; further requests wait in the worker."""
     attempts: int = Field(default=4, ge=1, le=20)

@@ -25,8 +25,8 @@ class Turn:
 
     @property
     def is_text(self) -> bool:
-        """True if no message has tool calls or tool results."""
-        return all(message.tool_calls is None and message.role != "tool" for message in self.messages)
+        """True if no message has images, tool calls or tool results."""
+        return not any(message.images or message.tool_calls or message.role == "tool" for message in self.messages)
 
 
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.bounded import BoundedModel
-from schemas.job import Message, Reasoning
+from schemas.job import ImagePart, Message, Reasoning, TextPart
 from schemas.tools import NamedTool
 from telemetry.logs import get_logger
-from workers.engines.base import GenerationRequest, RequestRejected
+from workers.engines.base import GenerationRequest, RequestRejected, inline, require_texts
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
@@ -100,6 +100,7 @@ class Dialect:
         if chat:
             body["messages"] = _messages(request)
         else:
+            require_texts(request, "the server completes texts here and reads no images; name a model for chats")
             body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
         is_refused = request.temperature_is_default and "temperature" in self._refused
         if request.temperature is not None and not is_refused:
@@ -171,11 +172,19 @@ def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": message.text if message.content is not None else None}
+    if message.images:
+        said["content"] = [_part(part) for part in message.parts]
     if message.tool_calls is not None:
         said["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     if message.tool_call_id is not None:
         said["tool_call_id"] = message.tool_call_id
     return said
+
+
+def _part(part: ImagePart | TextPart) -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        inline(part.image_url)  # refuses a URL that the server would fetch
+    return part.model_dump(exclude_none=True)
 
 
 def _reasoning(asked: Reasoning, *, chat: bool) -> dict[str, Any]:

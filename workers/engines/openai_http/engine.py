@@ -13,6 +13,7 @@ from typing import Protocol
 
 from telemetry.clock import Clock
 from workers.engines.base import (
+    NO_IMAGES,
     Completion,
     EngineFailed,
     EngineLoad,
@@ -20,7 +21,9 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     RequestRejected,
+    require_texts,
 )
+from workers.engines.families import are_read_by, family_of
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import TryAgain
 from workers.engines.openai_http.server import OpenAIServer, pauses
@@ -71,6 +74,12 @@ class HttpEngine:
         """The smaller of the setting `context_tokens` and the model's window in the server's list."""
         return self._context_tokens
 
+    def takes_images(self, model_id: str | None) -> bool:
+        """True if the setting `images` says so, or else if the model's family reads images."""
+        if self._settings.images is not None:
+            return self._settings.images
+        return are_read_by(family_of(self.models[0]), self.models[0])
+
     async def start(self) -> None:
         """Wait until the server answers, check that the server has the worker's model, and read the model's window.
 
@@ -99,6 +108,8 @@ class HttpEngine:
         """
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
+        if not self.takes_images(request.model_id):
+            require_texts(request, NO_IMAGES)
         if request.pooling is None:
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
         asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))

@@ -13,7 +13,7 @@ from workers.engines.settings import EngineSection
 class OpenAISettings(EngineSection):
     """Settings of a server that speaks OpenAI's protocol."""
 
-    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens"}
+    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""
@@ -25,6 +25,8 @@ class OpenAISettings(EngineSection):
     """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller of the two counts."""
+    images: bool | None = None
+    """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
     """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`
     on most devices.

@@ -32,6 +32,7 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
+    TextsAlone,
     require_question,
 )
 from workers.engines.prompts import prompt_room
@@ -62,7 +63,7 @@ WARM_UP_SECONDS = 600.0
 log = get_logger()
 
 
-class VllmEngine:
+class VllmEngine(TextsAlone):
     """Implements `Engine`."""
 
     name = "vllm"

@@ -11,7 +11,7 @@ from typing import Any
 
 from schemas.job import Message
 from schemas.tools import ToolCall
-from workers.engines.base import GenerationRequest, RequestRejected
+from workers.engines.base import NO_IMAGES, GenerationRequest, RequestRejected, require_texts
 from workers.engines.prompts import arguments_of, plain_text
 from workers.engines.vllm.loading import short
 
@@ -29,7 +29,11 @@ class Prompts:
         self._template = None if self._is_in_code else _found(resolve_chat_template, renderer)
 
     def tokens(self, request: GenerationRequest) -> list[int]:
-        """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages."""
+        """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages.
+
+        Raises RequestRejected for images too: the engine renders texts alone.
+        """
+        require_texts(request, NO_IMAGES)
         messages = request.messages
         if messages is None and not request.is_raw:
             messages = (Message(role="user", content=request.prompt or ""),)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from schemas.job import Identifier, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
+from schemas.job import Identifier, ImagePart, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
 from workers.enrichment.answering.grounding import GroundedPrompt
 from workers.enrichment.search.words import question_in
 
@@ -92,7 +92,7 @@ class Profile(_ProfileSection):
             return GroundedPrompt(f"{self.instructions}\n\n{grounded.prompt or ''}", None)
         at = max(at for at, message in enumerate(grounded.messages) if message.role == "user")
         said = grounded.messages[at].content or ""
-        content: str | list[TextPart] = (
+        content: str | list[ImagePart | TextPart] = (
             f"{self.instructions}\n\n{said}"
             if isinstance(said, str)
             else [TextPart(type="text", text=self.instructions), *said]

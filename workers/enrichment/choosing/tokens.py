@@ -6,6 +6,7 @@ import math
 import re
 from typing import Final
 
+from schemas.images import IMAGE_TOKENS
 from schemas.job import Job
 
 _LETTERS_PER_TOKEN: Final = 3.0
@@ -34,5 +35,5 @@ def room_for_sources(job: Job, instructions: str = "", context_tokens: int | Non
         return None
     messages = job.messages or ()
     said = job.prompt if job.prompt is not None else "\n".join(message.text for message in messages)
-    taken = job.max_tokens + estimated_tokens(said) + estimated_tokens(instructions)
+    taken = job.max_tokens + estimated_tokens(said) + estimated_tokens(instructions) + IMAGE_TOKENS * len(job.images)
     return max(0, min(windows) - taken - _FRAME_TOKENS - _TURN_TOKENS * len(messages))

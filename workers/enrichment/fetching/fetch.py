@@ -56,6 +56,7 @@ The libraries' own texts would quote whole URLs.
 log = get_logger()
 
 Permit = Callable[[str, Asker], Awaitable[None]]
+Counted = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,22 @@ class Known:
         """The headers of a conditional request; empty if the server sent no validator."""
         named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
         return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The options of one call of `Fetcher.fetch`."""
+
+    permit: Permit | None
+    cut_at_bytes: int | None
+    known: Known | None
+    counted: Counted | None
+    accept: str | None
+
+    def headers(self, url: URL) -> dict[str, str]:
+        """Return the headers of a request to this URL beside those of all requests."""
+        asked = {"Accept": self.accept} if self.accept is not None else {}
+        return asked | (self.known.conditions if self.known is not None and self.known.url == str(url) else {})
 
 
 class BadStatus(Unreadable):
@@ -123,34 +140,36 @@ class Fetcher:
         permit: Permit | None = None,
         cut_at_bytes: int | None = None,
         known: Known | None = None,
+        counted: Counted | None = None,
+        accept: str | None = None,
     ) -> Page:
         """Fetch the page at the end of the redirects. Only the caller limits the time, by cancelling the call.
 
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
-        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead.
+        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead. With
+        `counted`, no limit of the settings holds: it gets the bytes of each piece, and raises Unreadable to end the
+        fetch. `accept` takes the place of the header that asks for pages.
         A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
             try:
-                return await self._follow(url, asker, permit, cut_at_bytes, known)
+                return await self._follow(url, asker, _Wanted(permit, cut_at_bytes, known, counted, accept))
             except EgressRefused as refused:
                 raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
 
-    async def _follow(
-        self, url: str, asker: Asker, permit: Permit | None, cut_at_bytes: int | None, known: Known | None
-    ) -> Page:
+    async def _follow(self, url: str, asker: Asker, wanted: _Wanted) -> Page:
         current = self._guard.check_url(url)
         for _ in range(self._settings.redirects + 1):
-            if permit is not None:
-                await permit(str(current), asker)
-            conditions = known.conditions if known is not None and known.url == str(current) else {}
-            async with self._asked(current, asker, conditions, is_paced=permit is not None) as response:
-                if conditions and response.status == HTTPStatus.NOT_MODIFIED:
+            if wanted.permit is not None:
+                await wanted.permit(str(current), asker)
+            headers = wanted.headers(current)
+            async with self._asked(current, asker, headers, is_paced=wanted.permit is not None) as response:
+                if {*headers} - {"Accept"} and response.status == HTTPStatus.NOT_MODIFIED:
                     return replace(_described(response, b""), is_unchanged=True)
                 if response.status not in _MOVED:
-                    return await self._page(response, cut_at_bytes)
+                    return await self._page(response, wanted)
                 location = response.headers.get("Location")
             if location is None:
                 raise Unreadable("it redirects without a target")
@@ -190,19 +209,25 @@ class Fetcher:
                 raise
             raise _without_public_address(url, str(refused.reason)) from None
 
-    async def _page(self, response: aiohttp.ClientResponse, cut_at_bytes: int | None) -> Page:
+    async def _page(self, response: aiohttp.ClientResponse, wanted: _Wanted) -> Page:
         annotate({"http.response.status_code": response.status})
         if response.status != HTTPStatus.OK:
             self._heed(response)
             raise BadStatus(response.status)
         body = bytearray()
+        cut_at_bytes = wanted.cut_at_bytes
         limit = cut_at_bytes or self._settings.page_bytes
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed
             body += chunk
+            if wanted.counted is not None:
+                wanted.counted(len(chunk))
+                continue
             if cut_at_bytes is None and body.startswith(_FILES):
                 limit = self._settings.pdf_bytes
             if len(body) > limit:
                 break
+        if wanted.counted is not None:
+            return _described(response, bytes(body))
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")
         return _described(response, bytes(body[:limit]))

@@ -1,0 +1,27 @@
+"""Small images of each format, and requests and parts that have them."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import Any
+
+from schemas.job import Message
+from workers.engines.base import GenerationRequest
+
+PNG = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+"""One pixel."""
+GIF = b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xd9"
+WEBP = b64decode("UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAwA0JaQAA3AA/vuUAAA=")
+
+
+def image_part(url: object, **fields: object) -> dict[str, Any]:
+    """An image in the shape of chat completions."""
+    return {"type": "image_url", "image_url": {"url": url, **fields}}
+
+
+def asked_of(*urls: str, text: str = "What is it?") -> GenerationRequest:
+    """A request with a text and then these images."""
+    parts = [{"type": "text", "text": text}, *map(image_part, urls)]
+    message = Message.model_validate({"role": "user", "content": parts})
+    return GenerationRequest("r1", None, (message,), 64, 0.0)

@@ -1,0 +1,267 @@
+"""Images by URL through a worker's handler: fetched behind the guard, and given to the engine as bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from schemas.codec import read_result
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.images import data_url
+from schemas.result import Result
+from telemetry.clock import unix_ms
+from telemetry.metrics import Metrics
+from tests.handlers import TOPICS, inference_handler
+from tests.images import GIF, PNG, WEBP, image_part
+from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaking
+from workers.egress import Guard
+from workers.engines.base import NO_IMAGES, Completion, GenerationRequest, RequestRejected
+from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.fetching import images
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.stage.record import Record
+
+IMAGE = "Content-Type: image/png"
+
+
+class BlindEngine(EchoEngine):
+    """An echo that takes text alone."""
+
+    def takes_images(self, model_id: str | None) -> bool:
+        return False
+
+
+class Worker:
+    """A handler with a real enricher, whose jobs have images."""
+
+    def __init__(self, handler: InferenceHandler) -> None:
+        self.handler = handler
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel this job of the default tenant."""
+        said = JobControl(tenant="default", job_id=job_id, state=ControlState.CANCELLED, at=unix_ms(CLOCK))
+        self.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
+
+    async def answer(self, *urls: str, text: str = "What is it?", **fields: Any) -> Result:
+        """The one result of a job with this text and these images."""
+        parts = [{"type": "text", "text": text}, *map(image_part, urls)]
+        job = {"messages": [{"role": "user", "content": parts}], **fields}
+        record = Record(TOPICS.requests(), 0, 7, json.dumps(job).encode(), b"key", [], int(CLOCK.time() * 1000))
+        outputs = await self.handler.handle(record)
+        results = [output for output in outputs if output.topic == TOPICS.results]
+        assert len(results) == 1
+        return read_result(results[0].value)
+
+
+@asynccontextmanager
+async def looking(engine: type[EchoEngine] = EchoEngine, **settings: Any) -> AsyncIterator[Worker]:
+    metrics = Metrics()
+    values = {"robots": False, "budget_seconds": 120, "member_seconds": 60, "image_seconds": 60.0, **settings}
+    enricher = Enricher(EnrichmentSettings.model_validate(values), Guard(LOOPBACK), CLOCK, metrics)
+    await enricher.start()
+    try:
+        yield Worker(inference_handler(engine(EchoSettings(), metrics), enricher, metrics))
+    finally:
+        await enricher.close()
+
+
+async def refused(script: Script, **settings: Any) -> Result:
+    """The result of a job with an image of this server; its text names of the URL only the origin."""
+    async with speaking(script) as origin, looking(**settings) as worker:
+        result = await worker.answer(f"{origin}/secret/cat.png?token=t0ken")
+    assert result.error is not None
+    assert "messages.0.content.1: " in result.error.message
+    assert "secret" not in result.error.message and "t0ken" not in result.error.message
+    return result
+
+
+async def test_the_engine_gets_the_bytes_of_each_image_once_however_often_the_job_names_it() -> None:
+    targets: list[str] = []
+    async with speaking(saying(GIF, IMAGE), targets=targets) as origin, looking() as worker:
+        result = await worker.answer(f"{origin}/a", data_url("image/webp", WEBP), f"{origin}/a")
+    gif = f"[image/gif, {len(GIF)} bytes]"
+    assert result.text == f"What is it? {gif} [image/webp, {len(WEBP)} bytes] {gif}"
+    assert targets == ["/a"]
+    assert result.timings is not None and result.timings.enrich_ms
+
+
+async def test_a_redirect_leads_to_the_image() -> None:
+    async with speaking(saying(PNG, IMAGE)) as there:
+        moved = saying(b"", f"Location: {there}/b", status="302 Found")
+        async with speaking(moved) as here, looking() as worker:
+            result = await worker.answer(f"{here}/a")
+    assert result.text == f"What is it? [image/png, {len(PNG)} bytes]"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (saying(b"<svg onload=alert(1)/>", "Content-Type: image/svg+xml"), "it is no png, jpeg, gif or webp image"),
+        (saying(b"<html>", IMAGE), "it is no png, jpeg, gif or webp image"),
+        (saying(b"", IMAGE), "it is no png, jpeg, gif or webp image"),
+        (saying(b"", status="404 Not Found"), "its server answered 404"),
+        (saying(b"", "Location: http://10.0.0.1/x.png", status="302 Found"), "the address is not public"),
+        (saying(b"", "Location: file:///etc/passwd", status="302 Found"), "may not be fetched"),
+        (saying(PNG + b"\0" * 5000, IMAGE), "larger than 4096 bytes together"),
+    ],
+)
+async def test_an_image_that_cannot_be_used_rejects_the_job(script: Script, reason: str) -> None:
+    result = await refused(script, image_bytes=4096)
+    assert result.outcome == "rejected"
+    assert result.error is not None and reason in result.error.message
+
+
+async def test_an_endless_image_ends_at_the_bound() -> None:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + PNG)
+        while True:
+            writer.write(b"\0" * 65_536)
+            await writer.drain()
+
+    result = await refused(script, image_bytes=1_000_000)
+    assert result.outcome == "rejected"
+
+
+async def test_the_bound_holds_for_all_images_of_a_job_together() -> None:
+    async with speaking(saying(PNG + b"\0" * 3000, IMAGE)) as origin, looking(image_bytes=8192) as worker:
+        assert (await worker.answer(f"{origin}/1", f"{origin}/2")).outcome == "succeeded"
+        result = await worker.answer(*(f"{origin}/{number}" for number in range(3)))
+    assert (result.outcome, result.error and result.error.message.rpartition(": ")[2]) == (
+        "rejected",
+        "the job's images are larger than 8192 bytes together",
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1/x.png",
+        "https://169.254.169.254/latest/meta-data",
+        "http://[::ffff:10.0.0.1]/",
+        "https://[::1]/",
+    ],
+)
+async def test_an_address_that_is_not_public_is_refused(url: str) -> None:
+    async with looking() as worker:
+        result = await worker.answer(url)
+    assert result.outcome == "rejected"
+    assert result.error is not None and "messages.0.content.1: the image cannot be used" in result.error.message
+
+
+async def test_a_server_that_fails_is_tried_again_and_the_room_of_the_failed_try_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(images, "PAUSES", (0.0, 0.0))
+    broken = saying(PNG + b"\0" * 2000, IMAGE, "Content-Length: 9000")
+    scripts = [saying(b"", status="503 Service Unavailable"), broken, saying(PNG + b"\0" * 3000, IMAGE)]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await scripts.pop(0)(reader, writer)
+
+    async with speaking(script) as origin, looking(image_bytes=4096) as worker:
+        result = await worker.answer(f"{origin}/a")
+    assert (result.outcome, scripts) == ("succeeded", [])
+
+
+async def test_a_server_that_keeps_failing_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "PAUSES", (0.0, 0.0))
+    result = await refused(saying(b"", status="503 Service Unavailable"))
+    assert result.outcome == "failed"
+    assert result.error is not None and result.error.code == "no_image"
+    assert result.error.message.endswith("its server answered 503")
+
+
+async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n" + PNG)
+    await asyncio.Event().wait()
+
+
+async def test_a_server_that_never_ends_its_image_fails_the_job_at_the_time_of_the_settings() -> None:
+    result = await refused(never, image_seconds=0.2)
+    assert result.outcome == "failed"
+    assert result.error is not None and "it took longer than 0.2 s" in result.error.message
+
+
+async def test_a_job_that_expires_while_its_image_is_fetched_ends_as_expired() -> None:
+    async with speaking(never) as origin, looking(image_seconds=600) as worker, asyncio.timeout(120):
+        result = await worker.answer(f"{origin}/a", ttl_seconds=0.3)
+    assert result.outcome == "expired"
+
+
+async def test_a_job_that_is_cancelled_while_its_image_is_fetched_ends_at_once() -> None:
+    targets: list[str] = []
+    async with (
+        speaking(never, targets=targets) as origin,
+        looking(image_seconds=600) as worker,
+        asyncio.timeout(120),
+    ):
+        running = asyncio.ensure_future(worker.answer(f"{origin}/a", job_id="job_1"))
+        while not targets:
+            await asyncio.sleep(0.001)
+        worker.cancel("job_1")
+        result = await running
+    assert result.outcome == "cancelled"
+
+
+async def test_jobs_beyond_the_setting_wait_until_others_have_ended() -> None:
+    """The memory for fetched images is bounded by the jobs that may have some."""
+    targets: list[str] = []
+    async with speaking(saying(PNG, IMAGE), targets=targets) as origin, looking(image_jobs=1) as worker:
+        await worker.answer(f"{origin}/1")
+        holding = asyncio.ensure_future(worker.answer(f"{origin}/2", text="[[sleep 600]]", job_id="job_2"))
+        while len(targets) < 2:
+            await asyncio.sleep(0.001)
+        third = asyncio.ensure_future(worker.answer(f"{origin}/3"))
+        assert (await worker.answer(data_url("image/png", PNG))).outcome == "succeeded", "carried images take no turn"
+        await asyncio.sleep(0.1)
+        assert targets == ["/1", "/2"]
+        worker.cancel("job_2")
+        assert (await holding).outcome == "cancelled"
+        assert (await third).outcome == "succeeded"
+    assert targets == ["/1", "/2", "/3"]
+
+
+async def test_a_model_without_sight_rejects_the_job_before_anything_is_fetched() -> None:
+    targets: list[str] = []
+    async with speaking(saying(PNG, IMAGE), targets=targets) as origin, looking(BlindEngine) as worker:
+        for url in (f"{origin}/a", data_url("image/png", PNG)):
+            result = await worker.answer(url)
+            assert result.outcome == "rejected"
+            assert result.error is not None
+            assert result.error.message == f"messages.0.content.1: {NO_IMAGES}"
+    assert targets == []
+
+
+async def test_sources_and_images_of_one_job_both_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[GenerationRequest] = []
+
+    async def generate(self: EchoEngine, request: GenerationRequest) -> Completion:
+        heard.append(request)
+        return Completion("x", "stop", 1, 1)
+
+    monkeypatch.setattr(EchoEngine, "generate", generate)
+    async with speaking(saying(PNG, IMAGE)) as origin, looking() as worker:
+        await worker.answer(f"{origin}/a", sources={"documents": [{"id": "note", "text": "The cat is grey."}]})
+    [message] = heard[0].messages or ()
+    assert [image.url for image in message.images] == [data_url("image/png", PNG)]
+    assert "The cat is grey." in message.text
+
+
+async def test_no_log_line_and_no_error_has_the_bytes_of_an_image(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def generate(self: EchoEngine, request: GenerationRequest) -> Completion:
+        raise RequestRejected("messages", f"cannot read {request.messages}"[:200])
+
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(EchoEngine, "generate", generate)
+    async with speaking(saying(PNG, IMAGE)) as origin, looking() as worker:
+        await worker.answer(f"{origin}/a", data_url("image/gif", GIF))
+    assert "iVBORw0KGgo" not in caplog.text and "R0lGOD" not in caplog.text

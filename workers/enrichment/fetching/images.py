@@ -1,0 +1,107 @@
+"""Fetches a job's images behind the egress guard, so that no engine fetches a URL of a job.
+
+robots.txt is not asked: the job's author names the image, and no crawler finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from schemas.images import IMAGE_TYPES, data_url, media_type_of
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
+
+_ACCEPT: Final = ", ".join(IMAGE_TYPES)
+PAUSES: Final = (0.5, 2.0)
+"""Seconds before each further try of a server that failed."""
+_NO_IMAGE: Final = "it is no png, jpeg, gif or webp image"
+
+
+class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
+    """An image cannot be read. `is_outage` is true if its server is at fault, and false if the job is."""
+
+    def __init__(self, url: str, reason: str, *, is_outage: bool) -> None:
+        super().__init__(reason)
+        self.url = url
+        self.is_outage = is_outage
+
+
+class ImageFetcher:
+    """Fetches images for all jobs of a worker. A bounded number of jobs has images in memory, in turns by tenant."""
+
+    def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
+        self._fetcher = fetcher
+        self._settings = settings
+        self._jobs = Turns(settings.image_jobs, kept=settings.image_jobs // 4)
+
+    def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
+        """Wait for the job's turn to have images in memory, and hold it until the context ends."""
+        return self._jobs.place(asker)
+
+    async def fetched(self, urls: Sequence[str], asker: Asker) -> dict[str, str]:
+        """Return each URL with its image as a data URL. Raises UnreadableImage for the first one that has none."""
+        room = _Room(self._settings.image_bytes)
+        tasks = [asyncio.create_task(self._in_time(url, asker, room)) for url in urls]
+        try:
+            return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _in_time(self, url: str, asker: Asker, room: _Room) -> str:
+        seconds = self._settings.image_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._tried(url, asker, room)
+        except TimeoutError:
+            raise UnreadableImage(url, f"it took longer than {seconds:g} s", is_outage=True) from None
+
+    async def _tried(self, url: str, asker: Asker, room: _Room) -> str:
+        """Fetch one image, again after a failure of its server."""
+        for pause in (*PAUSES, None):
+            share = _Share(room)
+            try:
+                page = await self._fetcher.fetch(url, asker, counted=share.take, accept=_ACCEPT)
+            except Unreadable as unreadable:
+                share.give_back()
+                if pause is None or not unreadable.is_outage:
+                    raise UnreadableImage(url, str(unreadable), is_outage=unreadable.is_outage) from None
+                await asyncio.sleep(pause)
+                continue
+            media_type = media_type_of(page.body)
+            if media_type is None:
+                raise UnreadableImage(url, _NO_IMAGE, is_outage=False)
+            return data_url(media_type, page.body)
+        raise AssertionError("the last try returns or raises")
+
+
+class _Room:
+    """The bytes that a job's images may still take."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.left = most
+
+
+class _Share:
+    """The bytes that one try has taken of the room."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """Take the bytes. Raises Unreadable if the room has fewer."""
+        self._room.left -= count
+        self._taken += count
+        if self._room.left < 0:
+            raise Unreadable(f"the job's images are larger than {self._room.most} bytes together")
+
+    def give_back(self) -> None:
+        """Return the bytes of a try that failed."""
+        self._room.left += self._taken

@@ -1,0 +1,116 @@
+"""The images of a job: fetched before the engine sees the job, which then carries them as data URLs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from schemas.codec import ReceivedJob
+from schemas.images import is_data_url
+from schemas.job import ImagePart, Message
+from workers.engines.base import NO_IMAGES, Engine
+from workers.enrichment.fetching.images import ImageFetcher, UnreadableImage
+from workers.enrichment.turns import Asker
+from workers.inference.job_identity import invalid_job
+from workers.inference.lifetime import Lifetimes
+from workers.inference.pace import EnginePace
+from workers.inference.phases import Phases
+
+
+class NoImage(Exception):  # noqa: N818 - named after the event, as NothingFound is
+    """The server of an image gave none within the time. The text names the field and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenJob:
+    """A job whose images are data URLs."""
+
+    received: ReceivedJob
+    fetch_ms: float
+    """Milliseconds of the wait for a turn and of the fetches."""
+
+
+class Images:
+    """Puts the images of jobs into the jobs."""
+
+    def __init__(
+        self, engine: Engine, fetcher: ImageFetcher, lifetimes: Lifetimes, pace: EnginePace, phases: Phases
+    ) -> None:
+        self._engine = engine
+        self._fetcher = fetcher
+        self._lifetimes = lifetimes
+        self._pace = pace
+        self._phases = phases
+
+    @asynccontextmanager
+    async def seen(self, received: ReceivedJob) -> AsyncIterator[SeenJob]:
+        """Yield the job with each image as a data URL; the images' place in memory is held until the block ends.
+
+        Raises InvalidJob if the model takes no images, or if the job is at fault for one that cannot be read. Raises
+        NoImage if a server is, and if the job is cancelled or expires meanwhile.
+        """
+        images = received.job.images
+        if not self._engine.takes_images(received.job.model_id):
+            raise invalid_job(received, images[0][0], NO_IMAGES)
+        urls = [*dict.fromkeys(image.url for _, image in images if not is_data_url(image.url))]
+        if not urls:
+            yield SeenJob(received, 0.0)
+            return
+        async with AsyncExitStack() as stack:
+            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+                found = await self._found(received, urls, stack)
+            yield SeenJob(_with_images(received, found), phase.ms)
+
+    async def _found(self, received: ReceivedJob, urls: Sequence[str], stack: AsyncExitStack) -> Mapping[str, str]:
+        """Return each URL with its data URL. Raises InvalidJob and NoImage."""
+        try:
+            async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
+                return await self._until_cancelled(received, urls, stack)
+        except TimeoutError:
+            raise NoImage("the job's time ended before its images were fetched") from None
+        except UnreadableImage as unreadable:
+            place = next(place for place, image in received.job.images if image.url == unreadable.url)
+            if unreadable.is_outage:
+                raise NoImage(f"{place}: {unreadable}") from None
+            raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
+
+    async def _until_cancelled(
+        self, received: ReceivedJob, urls: Sequence[str], stack: AsyncExitStack
+    ) -> Mapping[str, str]:
+        while True:
+            reading = asyncio.ensure_future(self._in_turn(Asker(received.tenant), urls, stack))
+            with self._lifetimes.at_cancellation(received, reading.cancel):
+                try:
+                    return await reading
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # the worker is ending, or the job's time is over
+                    if self._lifetimes.is_over(received):
+                        raise NoImage("the job was cancelled before its images were fetched") from None
+            # The cancellation was taken back at once, so the images are fetched again.
+            await stack.aclose()
+
+    async def _in_turn(self, asker: Asker, urls: Sequence[str], stack: AsyncExitStack) -> Mapping[str, str]:
+        await stack.enter_async_context(self._fetcher.place(asker))
+        return await self._fetcher.fetched(urls, asker)
+
+
+def _with_images(received: ReceivedJob, found: Mapping[str, str]) -> ReceivedJob:
+    messages = [_message(message, found) for message in received.job.messages or ()]
+    return replace(received, job=received.job.model_copy(update={"messages": messages}))
+
+
+def _message(message: Message, found: Mapping[str, str]) -> Message:
+    """Return the message with the data URLs in the place of the URLs."""
+    if not message.images:
+        return message
+    parts = [_part(part, found) if isinstance(part, ImagePart) else part for part in message.parts]
+    return message.model_copy(update={"content": parts})
+
+
+def _part(part: ImagePart, found: Mapping[str, str]) -> ImagePart:
+    url = found.get(part.image_url.url, part.image_url.url)
+    return part.model_copy(update={"image_url": part.image_url.model_copy(update={"url": url})})
