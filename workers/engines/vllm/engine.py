@@ -43,7 +43,7 @@ from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import figures
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.health import LOOKS, answers, warm
+from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.pooling import PoolingModel
@@ -56,9 +56,6 @@ from workers.engines.vllm.weights import change_weights
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
-
-WARM_UP_SECONDS = 600.0
-"""Seconds for the first token and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
 
 log = get_logger()
 
@@ -387,8 +384,6 @@ class VllmEngine(TextsAlone):
         """Load the engine now, so that the next request waits less."""
         if not self._closing.is_set():
             self._begin_loading()
-
-    # -- the prompt ----------------------------------------------------------------------------------------------
 
     async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
         """Return the prompt as tokens.

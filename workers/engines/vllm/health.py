@@ -16,6 +16,9 @@ LOOKS: Final = 4
 The pause before it takes 1/LOOKS of `hung_seconds`, and the call takes the rest.
 """
 
+WARM_UP_SECONDS: Final = 600.0
+"""Seconds for the first token and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
+
 
 async def answers(llm: Any, seconds: float) -> bool:
     """Call vLLM's engine processes. False if no answer comes within `seconds` of this process's running time.
