@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access import Scope
-from gateway.access.rates import AWAY_SECONDS, Rates, network_of, per_minute, per_second
+from gateway.access.rates import AWAY_SECONDS, Rates, RateWindows, network_of, per_minute, per_second
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import put_tenant
@@ -43,6 +44,20 @@ async def statuses(rig: Rig, key: str | None, requests: int) -> list[int]:
 
 def wait_hint(response: httpx.Response) -> int:
     return int(response.headers["retry-after"])
+
+
+async def test_requests_are_counted_without_a_thread_and_any_number_of_addresses_takes_bounded_memory() -> None:
+    clock = HandClock(0.0)
+    rates, windows, before = Rates(None, clock), RateWindows(clock, most=100), threading.active_count()
+    assert [(await rates.take(per_minute(2), "one")).allowed for _ in range(3)] == [True, True, False]
+    assert threading.active_count() == before
+    for number in range(1_000):
+        windows.take("busy", windows.window("busy", 60))
+        windows.take(str(number), windows.window(str(number), 60))
+    assert windows.window("0", 60).count == 0
+    assert windows.window("busy", 60).count == 1_000
+    clock.sleep(60)
+    assert windows.window("busy", 60).count == 0
 
 
 async def test_requests_above_the_rate_of_the_whole_door_are_refused(tmp_path: Path) -> None:
