@@ -290,8 +290,11 @@ def test_a_voluntary_disruption_takes_one_replica_at_a_time_unless_told_otherwis
     statefulset = find(manifests, "StatefulSet", role)["spec"]
     assert budget["selector"] == statefulset["selector"] == {"matchLabels": budget["selector"]["matchLabels"]}
     assert budget["selector"]["matchLabels"].items() <= statefulset["template"]["metadata"]["labels"].items()
-    spread = [c["topologyKey"] for c in pod_of(manifests, role)["topologySpreadConstraints"]]
-    assert spread == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_pods_leave_their_spread_to_the_scheduler_whose_defaults_need_no_zone_labels(role: str) -> None:
+    assert "topologySpreadConstraints" not in pod_of(render(DEFAULTS), role)
 
 
 def test_topics_are_made_before_anything_that_reads_them() -> None:

@@ -42,7 +42,7 @@ class Node:
         self._threads = [threading.Thread(target=each, name=name, daemon=True) for each in (self._beat, self._follow)]
 
     def __enter__(self) -> Node:
-        labels = {"kubernetes.io/hostname": self.name, "topology.kubernetes.io/zone": self.name}
+        labels = {"kubernetes.io/hostname": self.name}
         self._api.create("/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels}})
         self._say_ready()
         for thread in self._threads:

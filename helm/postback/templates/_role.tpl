@@ -74,19 +74,10 @@ containers:
   {{- end }}
 volumes:
   {{- include "postback.roleVolumes" . | nindent 2 }}
+{{- with .role.topologySpreadConstraints }}
 topologySpreadConstraints:
-  {{- if .role.topologySpreadConstraints }}
-  {{- toYaml .role.topologySpreadConstraints | nindent 2 }}
-  {{- else }}
-  {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
-  - maxSkew: 1
-    topologyKey: {{ . }}
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels:
-        {{- include "postback.selectorLabels" $ | nindent 8 }}
-  {{- end }}
-  {{- end }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "postback.roleContainer" -}}
