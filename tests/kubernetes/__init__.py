@@ -1,1 +1,1 @@
-"""A real Kubernetes API server with its controllers, and nodes whose pods are processes of this machine."""
+"""A real Kubernetes API server with its controllers, KEDA, and nodes whose pods are processes of this machine."""

@@ -1,0 +1,138 @@
+"""KEDA scales the workers by the chart's ScaledObject and the exporter's figures, on a real backlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.fleet import shared_evenly
+from tests.http_handler import handling
+from tests.integration.deployment import Manifest
+from tests.kubernetes.build import TEST_SECONDS
+from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.jobs import Jobs
+from tests.kubernetes.keda import Keda
+from tests.kubernetes.node import Node
+from tests.kubernetes.programs import WAIT_SECONDS
+from tests.kubernetes.release import Release
+from tests.kubernetes.steered_engine import SteeredEngine
+from tests.product import PARTITIONS, Product, eventually
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(TEST_SECONDS)]
+
+_MOST = 3
+_BACKLOG = 400
+_BEHIND = 200
+_LONGEST_SECONDS, _DRAIN_SECONDS = 1, 15
+_FALLBACK_LOOKS = 3
+"""Looks for figures in vain before the chart's fallback."""
+_HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
+"""Further looks in vain. KEDA and the autoscaler each look once a second: more than the stabilisation."""
+
+
+@pytest.fixture
+def keda(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Keda]:
+    folder = tmp_path / "keda"
+    folder.mkdir()
+    with Keda(control_plane, folder) as started:
+        yield started
+
+
+def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_the_exporter_is_away(
+    keda: Keda, node: Node, release: Release, jobs: Jobs, product: Product
+) -> None:
+    engine = SteeredEngine()
+
+    def said() -> str:
+        return f"workers: {release.replicas('worker')}\n{keda.last_lines()}\n{node.last_lines()}"
+
+    def workers_are(wanted: int) -> None:
+        eventually(lambda: release.replicas("worker") == (wanted, wanted), WAIT_SECONDS, said)
+
+    with handling(engine.handler) as url:
+        release.install(_scaled(f"{url}/v1"))
+        workers_are(0)
+
+        engine.seconds = 4.0  # the backlog outlasts the start of all workers
+        jobs.submit(_BACKLOG)
+        workers_are(_MOST)
+        eventually(lambda: shared_evenly(product.kafka, "inference", _MOST), WAIT_SECONDS, said)
+
+        # Without figures the workers stay, also after the last job.
+        _set_exporters(release, 0)
+        eventually(lambda: _failures(release) > _FALLBACK_LOOKS, WAIT_SECONDS, said)
+        engine.seconds = 0.0
+        jobs.all_are_answered(said)
+        looked = _failures(release)
+        eventually(lambda: _holds(release) and _failures(release) >= looked + _HOLDING_LOOKS, WAIT_SECONDS, said)
+
+        # A slow job at the head of each partition: Kafka's lag counts all jobs behind it, which are done.
+        jobs.submit(PARTITIONS, engine.held)
+        jobs.are_called_back(jobs.submit(_BEHIND), said)
+        assert _lag(product) > _BEHIND
+        _set_exporters(release, 1)
+        eventually(lambda: release.replicas("worker")[0] < _MOST, WAIT_SECONDS, said)
+        engine.release.set()  # a worker that stops ends the jobs that it has begun
+
+        workers_are(0)
+        jobs.all_are_answered(said)
+        assert len(engine.asked) == len(set(engine.asked)) == len(jobs.ids)
+        release.uninstall()
+
+
+def _scaled(engine_url: str) -> Manifest:
+    """Values with which the backlog needs all three workers, and a job for each partition needs one."""
+    autoscaling = {
+        "enabled": True,
+        "minReplicas": 0,
+        "maxReplicas": _MOST,
+        "longestJobSeconds": _LONGEST_SECONDS,
+        "startSeconds": 0,
+        "downPeriodSeconds": 1,
+        "pollingSeconds": 1,
+    }
+    worker = {"POSTBACK_WORKER__WINDOW_RECORDS": "4", "POSTBACK_ENGINE__OPENAI__BASE_URL": engine_url}
+    exporter = {
+        "POSTBACK_EXPORTER__INTERVAL_SECONDS": "1",
+        "POSTBACK_EXPORTER__DOWN_SECONDS": "0",
+        "POSTBACK_EXPORTER__TIME_SHARE": "0.01",
+    }
+    return {
+        "worker": {
+            "engine": "openai",
+            "model": "m",
+            "autoscaling": autoscaling,
+            "drainSeconds": _DRAIN_SECONDS,
+            "extraEnv": _entries(worker),
+        },
+        "exporter": {"extraEnv": _entries(exporter)},
+    }
+
+
+def _entries(variables: dict[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def _lag(product: Product) -> int:
+    return sum(product.lag("inference", [product.kafka.topics.requests()]).values())
+
+
+def _set_exporters(release: Release, count: int) -> None:
+    scale = f"/apis/apps/v1/namespaces/{release.namespace}/deployments/fleet-postback-exporter/scale"
+    release.api.patch(scale, {"spec": {"replicas": count}})
+
+
+def _holds(release: Release) -> bool:
+    wanted, _ = release.replicas("worker")
+    assert wanted == _MOST, "without figures the replicas have to stay"
+    return True
+
+
+def _failures(release: Release) -> int:
+    """The number of looks in a row without figures, by KEDA and the autoscaler."""
+    path = f"/apis/keda.sh/v1alpha1/namespaces/{release.namespace}/scaledobjects/fleet-postback-worker"
+    health: dict[str, Any] = release.api.get(path)["status"].get("health", {})
+    return max((each.get("numberOfFailures") or 0 for each in health.values()), default=0)
