@@ -38,7 +38,7 @@ def bench_fleet(
         float, typer.Option(min=1, max=3_600, help="Seconds to wait for callbacks after the last job was sent.")
     ] = 120.0,
     host: Annotated[str, typer.Option(help="The address that callbacks are taken on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of callbacks; 0 is any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of callbacks; 0 takes a free port.")] = 0,
     callback_url: Annotated[
         str | None, typer.Option(help="The URL by which delivery reaches that port, if it runs on another machine.")
     ] = None,

@@ -18,7 +18,7 @@ Data = Annotated[Path | None, typer.Option(help="The folder of Kafka's data; by 
 
 @app.command()
 def start(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The first broker's port; 0 is any free one.")] = 9092,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The first broker's port; 0 takes a free port.")] = 9092,
     data: Data = None,
     brokers: Annotated[
         int | None,

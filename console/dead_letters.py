@@ -137,7 +137,7 @@ def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):
-        say(f"no dead letter that is not put back yet: {named(missing)}")
+        say(f"no dead letter is left to put back for: {named(missing)}")
     if held or missing:
         raise typer.Exit(FAILED)
 

@@ -15,7 +15,7 @@ def gateway(
     host: Annotated[str, typer.Option("--host", help="The address that the API and the metrics are served on.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 is any free one.")] = 8443,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 takes a free port.")] = 8443,
     store: Annotated[str | None, typer.Option("--store", help="The database's URL; SQLite by default.")] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="The certificate and its chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,

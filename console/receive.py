@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def receive(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 is any free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")] = 8080,
     out: Annotated[Path | None, typer.Option(help="Append each callback as a line of JSON to this file.")] = None,
     secrets: Annotated[list[str] | None, typer.Option("--secret", help=f"{SECRET_HELP} May be repeated.")] = None,
     jwks: Annotated[str | None, typer.Option(metavar="FILE|URL", help="A JWK set with the public keys.")] = None,

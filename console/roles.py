@@ -21,7 +21,7 @@ ROLES = frozenset({"worker", "deliver", "gateway", "exporter"})
 
 HOST = typer.Option("--host", help="The address that metrics and health are served on.")
 METRICS_PORT = typer.Option(
-    "--metrics-port", min=0, max=65535, help="The port of metrics and health; 0 is any free one, which is printed."
+    "--metrics-port", min=0, max=65535, help="The port of metrics and health; 0 takes a free port, and prints it."
 )
 
 

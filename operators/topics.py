@@ -217,7 +217,7 @@ def _partitions_found(admin: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def durability(replicas: int) -> dict[str, str]:
-    """Return the property by which, with three copies, a write is acknowledged only once two copies have it."""
+    """Return the property for topics with three copies: brokers acknowledge a write once two copies have the record."""
     return {"min.insync.replicas": "2"} if replicas >= REPLICAS else {}
 
 

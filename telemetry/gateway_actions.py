@@ -47,10 +47,10 @@ GATEWAY = {
     "relay-standby": Action("info", "Another gateway's process puts accepted records on Kafka; this one waits."),
     "relay-failed": Action(
         "warning",
-        "Accepted records do not get to Kafka; they stay in the store, and the relay begins anew.",
+        "Accepted records do not reach Kafka; they stay in the store, and the relay starts again.",
         "Look at the broker, or at the topic that the line names.",
     ),
-    "relay-repaired": Action("info", "Accepted records get to Kafka again."),
+    "relay-repaired": Action("info", "Accepted records reach Kafka again."),
     "store-behind": Action(
         "warning",
         "Kafka has records that the store never numbered: the store was restored from a backup. Its counter is raised.",

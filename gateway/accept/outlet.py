@@ -1,8 +1,8 @@
 """The relay's side of Kafka: a transaction carries the records of some rows and the position after them.
 
 After every error, the relay makes a new producer. The new producer's `init_transactions` fences older relays and ends
-the open transaction; the committed position then shows if Kafka committed that transaction. Before it reads that
-position, the relay sweeps the topics: an ended transaction may leave records that hold up readers (see
+the open transaction; the committed position then shows if Kafka committed that transaction. The relay
+sweeps the topics before it reads the position: an ended transaction may leave records that block readers (see
 `workers.stage.settler_state`).
 """
 

@@ -7,8 +7,8 @@ position and deletes those rows. Kafka fences a relay that was paused and goes o
 away.
 
 Rows are deleted once a later transaction is committed. Kafka confirms a transaction before all of its markers are
-written. If a cluster's only broker is killed before that, the confirmed records and position may be undone (see
-`workers.stage.settler_state`). A later transaction begins only after the markers of the transaction before it.
+written. If a cluster's only broker is killed before it writes the markers, the confirmed records and position may be
+undone (see `workers.stage.settler_state`). A later transaction begins only after the markers of the earlier one.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Relay(SideThread):
         store.on_commit(self._accepted.set)
 
     def reasons(self) -> list[str]:
-        """Return the reason why accepted records do not get to Kafka."""
+        """Return the reason why accepted records do not reach Kafka."""
         problem = self._trouble.lasting
-        return [] if problem is None else [f"accepted records wait, since they do not get to Kafka ({problem})"]
+        return [] if problem is None else [f"accepted records wait, since they do not reach Kafka ({problem})"]
 
     def _wake(self) -> None:
         self._accepted.set()
@@ -170,13 +170,13 @@ class Relay(SideThread):
 
     def _succeeded(self) -> None:
         if self._trouble.succeeded():
-            log.info("Accepted records get to Kafka again.", action="relay-repaired")
+            log.info("Accepted records reach Kafka again.", action="relay-repaired")
 
     def _failed(self, error: KafkaException | StoreAway) -> None:
         seconds = self._trouble.failed(error)
         detail = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         log.warning(
-            "Accepted records do not get to Kafka; they stay in the outbox, and the relay begins anew.",
+            "Accepted records do not reach Kafka; they stay in the outbox, and the relay starts again.",
             action="relay-failed",
             error=self._trouble.problem,
             detail=detail,

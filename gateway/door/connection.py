@@ -29,7 +29,7 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""The most requests that may wait behind the one in work; the connection ends after these requests."""
+"""The most requests that may wait behind the running request; further requests end the connection after these."""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
@@ -172,7 +172,7 @@ class DoorConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request, or let it wait behind the one in work."""
+        """Start the request, or queue the request behind the running one."""
         version = self.parser.get_http_version()
         self.scope["http_version"] = version
         method = self.scope["method"] = self.parser.get_method().decode("ascii")

@@ -123,7 +123,7 @@ def test_letters_are_listed_counted_and_put_back_once_with_their_former_identity
     assert json.loads(done.stdout)["redriven"] == 2
     again = postback_here("dead-letters", "redrive", "0:0", "--id", "job_2", env=env)
     assert again.returncode == 1
-    assert again.stderr.splitlines()[-1] == "postback: no dead letter that is not put back yet: 0:0, job_2"
+    assert again.stderr.splitlines()[-1] == "postback: no dead letter is left to put back for: 0:0, job_2"
 
     [(key, value, _, headers)] = stands_in(fleet, fleet.topics.tier(0.3))
     assert (key, value) == ("job_1", b'{"job_id":"job_1"}')

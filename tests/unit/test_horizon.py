@@ -25,7 +25,7 @@ def opened(progress: Progress | None = None) -> Partition:
 
 
 def begun(partition: Partition, offsets: range) -> list[int]:
-    """Take these records and begin as many as allowed; return the offsets of those."""
+    """Take these records and begin as many as allowed; return the begun offsets."""
     waiting = records(*offsets)
     for record in waiting:
         partition.ledger.take(record.offset)

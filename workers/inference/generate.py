@@ -149,7 +149,7 @@ class _Abort:
         task.add_done_callback(_report)
 
     async def asked_within(self, seconds: float) -> None:
-        """Wait for the next try, and no longer than until the job's end."""
+        """Wait until the abort is asked for, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.asked.wait()

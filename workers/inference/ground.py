@@ -97,7 +97,7 @@ class Grounder:
         return _with_evidence(received, evidence, profile, phase.ms)
 
     def _profile(self, received: ReceivedJob, name: str) -> Profile:
-        """Return the profile of this name. Raises InvalidJob if there is none."""
+        """Return the profile of this name. Raises InvalidJob if no profile has this name."""
         try:
             return self._enricher.profile(name)
         except UnknownProfile as unknown:

@@ -20,7 +20,7 @@ from workers.inference.phases import Phases
 
 
 class NoImage(Exception):  # noqa: N818 - named after the event, as NothingFound is
-    """The server of an image gave none within the time. The text names the field and the reason."""
+    """A server did not send a job's image in time. The text names the field and the reason."""
 
 
 @dataclass(frozen=True, slots=True)

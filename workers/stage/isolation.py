@@ -184,7 +184,7 @@ class Isolation:
         self._limit = 1
 
     def next_cohort(self, room: int) -> Cohort | None:
-        """Return the cohort to dispatch next, if any. The caller has to commit the members as running before that.
+        """Return the cohort to dispatch next, if any. Before dispatching, the caller commits the members as running.
 
         `room` is the largest number of records to draw from first windows.
         """

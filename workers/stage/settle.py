@@ -24,7 +24,7 @@ from workers.stage.sweep import AGAIN_SECONDS, LeaderMissing, Sweeps
 from workers.stage.transactional_producer import CommitUnderWay, MakeProducer, TransactionalProducer
 
 REST_SECONDS = 1.0
-"""The longest rest after a failure."""
+"""The longest pause after a failure."""
 SWEEP_KEY = b"sweep"
 """The key of a sweep's records, since a compacted topic refuses records without a key. A sweep aborts at once, so no
 reader of committed records sees its records."""
@@ -51,7 +51,7 @@ class Settler:
         outputs: Iterable[str] = (),
         make_producer: MakeProducer = Producer,
     ) -> None:
-        """`outputs` are topics to sweep at the start if necessary: a rest may hold up the topics' readers."""
+        """`outputs` are topics to sweep at the start if necessary: leftovers may hold up the topics' readers."""
         self._transactional_id = transactional_id
         self._group_metadata = group_metadata
         self._clock = clock
@@ -70,10 +70,10 @@ class Settler:
         self._commits_swept = False
         """True if a sweep that sent an opened partition's offsets has ended pending offsets.
 
-        No commit begins before that.
+        While False, no commit begins.
         """
         self.offsets_swept = False
-        """True if a sweep has ended the group's pending offsets. Before that, reading committed progress may fail."""
+        """True if a sweep has ended the group's pending offsets. While False, reading committed progress may fail."""
         self._failures = 0
         self._rest_until = 0.0
         self._producer = TransactionalProducer(config, transactional_id, clock, make_producer)
@@ -92,7 +92,7 @@ class Settler:
     def listen(self) -> None:
         """Poll the client, so that it writes its log lines. Call this every round.
 
-        Enters SWEEPING from time to time if topics had no leader: a rest may hold up the topics' readers.
+        Enters SWEEPING from time to time if topics had no leader: leftovers may hold up the topics' readers.
         """
         self._producer.poll(0)
         if (
@@ -126,8 +126,8 @@ class Settler:
     def settled(self) -> Batch | None:
         """Return the batch of the transaction under way once the batch is committed, else None. Raises IdentityShared.
 
-        After a failure the state is neither SETTLING nor READY. The batch is then either still being committed, and
-        `repair` will return it, or the batch is not applied.
+        After a failure the state is neither SETTLING nor READY. In COMMITTING, `repair` returns the batch
+        later. Every other state leads to REREADING, which shows if the batch is committed.
         """
         if self._flight is None:
             return None
@@ -181,7 +181,7 @@ class Settler:
         self.state = SettlerState.SWEEPING
 
     def sweep_again(self) -> None:
-        """Enter SWEEPING if READY or REREADING: the caller cannot read the progress, so a rest may be in the group."""
+        """Enter SWEEPING if READY or REREADING: the caller cannot read the progress, perhaps because of leftovers."""
         if self.state in (SettlerState.READY, SettlerState.REREADING):
             self._distrust()
             self._rest()
@@ -201,7 +201,7 @@ class Settler:
         self._producer.retire()
 
     def _distrust(self) -> None:
-        """Enter SWEEPING for every topic that may hold a rest, and for the group's offsets."""
+        """Enter SWEEPING for every topic that may hold leftovers, and for the group's offsets."""
         self._sweeps.doubt(self._written)
         self.offsets_swept = self._commits_swept = False
         self.state = SettlerState.SWEEPING
@@ -209,8 +209,8 @@ class Settler:
     def _sweep(self, held: Sequence[Partition]) -> None:
         """Make one step of a sweep: write to some of its partitions, and abort. The last step also sends offsets.
 
-        The abort marker for one partition's offsets ends pending offsets of all partitions. The step sends the progress
-        of an opened partition, which does no harm if the sweep itself gets no marker. If no partition is open yet,
+        The abort marker for one partition's offsets ends pending offsets of all partitions. This step sends the real
+        progress of an opened partition: committed by mistake, the progress does no harm. If no partition is open yet,
         offsets are swept once more before the first commit.
         """
         if not self._sweeps.is_planned:
@@ -246,7 +246,7 @@ class Settler:
         if self._sweeps.postponed:
             self._look_again_at = self._clock.monotonic() + AGAIN_SECONDS
             log.warning(
-                "Topics have a partition without a leader; writing to these topics only when it has one again.",
+                "Partitions have no leader; postponing writes to their topics until each has a leader again.",
                 action="sweep-postponed",
                 topics=sorted(self._sweeps.postponed),
             )

@@ -1,8 +1,8 @@
 """The choice of topics for a sweep, and the division of a sweep into steps, without I/O. `settler_state` explains why.
 
-A topic with only one copy of some partition may hold a rest of any ended transaction. So the topic is swept before the
-first write, and again after a failure. A partition with two copies has a leader when a transaction ends, or gets one at
-once. So a topic with two copies of each partition is swept only after a failed transaction that wrote to this topic.
+A topic with only one copy of some partition may hold leftovers of any ended transaction. So the topic is swept before
+the first write, and again after a failure. A partition with two copies that loses its leader gets another one at once.
+So a topic with two copies of each partition is swept only after a failed transaction that wrote to this topic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SWEEP_PARTITIONS = 250
 Each partition costs a request and a marker, and Kafka ends a transaction after 5 s.
 """
 AGAIN_SECONDS = 30.0
-"""The time until a topic without a leader is checked again: a rest may hold up the topic's readers."""
+"""The time until a topic without a leader is checked again: leftovers may hold up the topic's readers."""
 
 Place = tuple[str, int]
 """A topic and a partition's number."""
@@ -68,13 +68,13 @@ class Sweeps:
         return self._left is not None
 
     def need(self, topics: Iterable[str]) -> bool:
-        """Note the topics of the next batch's outputs. Returns True if one of these topics has to be swept first."""
+        """Note the topics of the next batch's outputs. Returns True if a topic has to be swept first."""
         self._needed = set(topics) - self._clean
         self._owed |= self._needed
         return bool(self._needed)
 
     def doubt(self, written: Iterable[str]) -> None:
-        """Note that a transaction which wrote to `written` failed. A failed transaction may leave a rest."""
+        """Note that a transaction which wrote to `written` failed. A failed transaction may leave leftovers."""
         self._exposed |= set(written)
         doubtful = self._clean & (self._thin | self._exposed)
         self._clean -= doubtful

@@ -116,7 +116,7 @@ class Transactions:
         """Finish the transaction under way, begin a new transaction, or make one bounded step of repair.
 
         `handed_over` is the number of records dispatched in this round. Returns partitions that the caller must
-        begin anew.
+        start again.
         """
         if self._settler.state is SettlerState.SETTLING:
             self._land()
@@ -183,7 +183,7 @@ class Transactions:
                 partition.sent = progress
 
     def _batch_length(self) -> int:
-        """Return how many pending completions the next transaction may carry by its bounds; at least one.
+        """Return the number of pending completions that fit into the next transaction; at least one.
 
         Each failure halves both bounds, since a transaction that is too large for this network would fail each time.
         """

@@ -18,12 +18,12 @@ NARROW = MAX_BITMAP * 3 // 4
 """In offsets. A span below this may have any number of holes."""
 SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
 HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
-"""Bounds on the holes of a wider span, with hysteresis.
+"""Bounds on a span above NARROW and on its holes: fetching pauses at a high bound, and resumes below low bounds.
 
 Records beyond the bounds of a commit are fetched again, which is slow but does no harm."""
 LEAST_PARKED = 512
-"""The least capacity of a lot, in records. Half of these have to last for the half second that a resumed partition may
-need to deliver."""
+"""The least capacity of a lot, in records. A resumed partition may deliver after half a second; until then, half of the
+lot's records have to last."""
 MOST_AT_ONCE = 2_000
 """The most records to fetch in a round."""
 FEW_AT_ONCE = 100
@@ -48,18 +48,19 @@ class Limits:
 class Window:
     """Decides which partitions to fetch from, and which parked records run next.
 
-    The window uses hysteresis, since a pause discards prefetched records. Each place has a lot of its own, so a flood
-    in one place does not stop fetching for the others. The later place gets `later_share` of the freed room while
-    records wait in the first place too. The spare place gets room while no record waits elsewhere.
+    The window uses hysteresis, since a pause discards prefetched records. Each place parks its records in its own
+    `Lot`, so a flood in one place does not stop fetching for the others. While records wait in both the first and the
+    later place, the later place gets `later_share` of the freed room. The spare place gets room while no record waits
+    elsewhere.
     """
 
     def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:
-        """`load` is the stage's load. By default the window makes a new, empty load."""
+        """`load` counts the stage's records and bytes. By default the window makes a new, empty load."""
         self.limits = limits
         self.load = load or Load()
         self._later_share = later_share or 0.0
         self._owed = 0.0
-        """Free places that the later place has earned and not used."""
+        """Records that the later place may still dispatch as its share."""
         count = 1 if later_share is None else len(Place)
         capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
         self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
@@ -80,7 +81,7 @@ class Window:
     def tight(self) -> bool:
         """True if the stage should skip fetching because a lot lacks room. The moment is too short to miss rebalances.
 
-        The first lot overflows instead if it gives way. Other lots never overflow.
+        A first lot that gives way does not count: it overflows, and fetching goes on. Other lots never overflow.
         """
         return any(lot.tight and not self._overflows(lot) for lot in self._lots)
 
@@ -123,7 +124,7 @@ class Window:
         return drawn
 
     def next_of(self, partition: Partition) -> Record:
-        """Return the partition's next parked record. Raises KeyError if the partition has none."""
+        """Return the partition's next parked record. Raises KeyError if no record is parked."""
         return self._lot_of(partition).first(partition)
 
     def release(self, partition: Partition) -> list[Record]:
@@ -132,11 +133,14 @@ class Window:
 
     @property
     def put_off(self) -> Collection[Partition]:
-        """Partitions whose records are put off until the first record is due. Empty if there are several places."""
+        """Partitions whose records are put off until the first record is due.
+
+        A window with several places puts off no records.
+        """
         return self.first.put_off
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's parked and later records: they take no room until due, and `cut` bounds them."""
+        """Put off a partition's parked and later records: they take no room until due. `cut` limits put-off records."""
         self.first.put_off_until_due(partition, soon=soon)
 
     def bring_back(self, partition: Partition) -> None:

@@ -17,7 +17,7 @@ class SideTask(Protocol):
         return True
 
     def reasons(self) -> list[str]:
-        """Return the reasons why the task does not do its work now. By default there are none."""
+        """Return the reasons why the task does not do its work now. The default is an empty list."""
         return []
 
     async def ended(self) -> None:

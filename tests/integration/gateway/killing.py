@@ -132,7 +132,7 @@ class Load:
         return (self._folder / "log").read_text()[-3000:]
 
     def is_answered(self) -> bool:
-        """Ask again for each key that has neither an answer nor a process; return True if there is none."""
+        """Ask again for each key that has neither an answer nor a process; return True if every key has its answer."""
         self.ask(0)
         return not self._owed
 

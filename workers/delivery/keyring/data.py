@@ -108,7 +108,7 @@ class KeyringData(FileModel):
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 
     def endpoint_secrets(self, tenant: str, endpoint_id: str, version: int, now: float) -> list[bytes]:
-        """Return the secrets of a version of a tenant's webhook endpoint: one of each master that signs now."""
+        """Return the secrets of a version of a tenant's webhook endpoint, one from each signing master."""
         owner = f"{tenant}/{endpoint_id}"
         return [derived(master.secret, "endpoint-secret", owner, version) for master in self.signing_masters(now)]
 

@@ -113,7 +113,7 @@ class _SourceWords:
         return cls(source.id, passages, vocabulary, texts)
 
     def clauses(self, exchanges: Exchanges) -> Source:
-        """Split the source into clauses. The split is costly, and needed only for a source with a sentence's words."""
+        """Split the source into clauses. Call this only for a source with words of a sentence: splitting is costly."""
         return Source([without_links(text) for text in self.texts], _COMMON, exchanges)
 
 
@@ -151,7 +151,7 @@ class SourceTexts:
         return Support.UNSUPPORTED if self._denied(text, number, read) else level
 
     def denies(self, text: str, number: int) -> bool:
-        """True if source `number` contradicts this text, or lacks one of its numbers."""
+        """True if source `number` contradicts this text, or lacks one of the text's numbers."""
         read = self._sources.get(number)
         return read is not None and (not _numbers(words(text)) <= read.vocabulary or self._denied(text, number, read))
 

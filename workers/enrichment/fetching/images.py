@@ -44,7 +44,7 @@ class ImageFetcher:
         return self._jobs.place(asker)
 
     async def fetched(self, urls: Sequence[str], asker: Asker) -> dict[str, str]:
-        """Return each URL with its image as a data URL. Raises UnreadableImage for the first one that has none."""
+        """Return each URL with its image as a data URL. Raises UnreadableImage for the first URL without an image."""
         room = _Room(self._settings.image_bytes)
         tasks = [asyncio.create_task(self._in_time(url, asker, room)) for url in urls]
         try:

@@ -161,7 +161,7 @@ def system_call(number: int, *arguments: object) -> int:
 
 
 def _landlock(readable: Iterable[str]) -> None:
-    """Apply Landlock. Raises OSError if the kernel has none."""
+    """Apply Landlock. Raises OSError if the kernel lacks it."""
     version = system_call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
     files = _FILE_RIGHTS_BY_ABI[max(abi for abi in _FILE_RIGHTS_BY_ABI if abi <= version)]
     rights = [files, _NETWORK_RIGHTS, _SCOPES][: 1 + (version >= 4) + (version >= 6)]
@@ -188,7 +188,7 @@ def _allow_reading(ruleset: int, folder: str) -> None:
 
 
 def _seccomp(no_files: bool) -> None:
-    """Apply seccomp. Raises OSError if the kernel has none, LookupError for an architecture not listed here."""
+    """Apply seccomp. Raises OSError if the kernel lacks it, LookupError for an architecture not listed here."""
     calls = ARCHITECTURES[platform.machine()]
     program = filter_program(calls, no_files)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
