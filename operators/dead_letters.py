@@ -21,13 +21,13 @@ from operators.cancel import CancelledJobs
 from operators.endpoints import disabled_endpoints
 from operators.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_delivery, put_back
 from producers.connection import partition_counts
-from producers.scan import Range, Scanner, Stored, StoredPlace
+from producers.scan import Range, Scanner, Stored, StoredPlace, only
 from producers.selection import is_at
 from producers.times import show_time
 from schemas import topics
 from schemas.settings import KafkaSettings
 from schemas.topics import Topics
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 from telemetry.logs import origin_of
 
 BROKERS_DIFFER_MS = 60_000
@@ -37,12 +37,8 @@ REDRIVE = "redrive"
 
 Kind = Literal["job", "callback", "other"]
 
-_WHY = frozenset(
-    {
-        *(topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS),
-        *(topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),
-    }
-)
+_SOURCE = frozenset({topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET})
+_WHY = _SOURCE | {topics.REASON, topics.REASON_DETAIL, topics.ATTEMPTS}
 _WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _SAID = {topics.SAID_TENANT: topics.TENANT, topics.SAID_JOB_ID: topics.JOB_ID}
 _LIVED_THROUGH = frozenset({topics.DEFERRED, topics.FORWARDED})
@@ -201,22 +197,29 @@ class LetterCounts:
 
 
 class DeadLetters:
-    """The fleet's dead letters at the time of construction, from `since_ms` on. All methods raise ProducerError."""
+    """The fleet's dead letters at its construction, since `since_ms` or at one `place`. Methods raise ProducerError."""
 
-    def __init__(self, settings: KafkaSettings, scanner: Scanner, clock: Clock, since_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        scanner: Scanner,
+        clock: Clock,
+        since_ms: int | None = None,
+        place: StoredPlace | None = None,
+    ) -> None:
         self._settings = settings
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
         # The ends of the letters are read before the marks, so that every redrive of these letters up to now is known.
-        self._ranges = scanner.ranges(self._topics.dead_letters, since_ms)
+        self._ranges = only(scanner.ranges(self._topics.dead_letters, since_ms), place)
         self._look()
 
     def _look(self) -> None:
         """Read the current state of the letters: endpoints, lanes, cancellations and marks."""
         self._disabled = disabled_endpoints(self._settings)
         self._lanes = frozenset(self._topics.lanes(self._scanner.topics()))
-        self._kept_from_ms = self._now_ms() - topics.LETTERS_KEPT_MS
+        self._kept_from_ms = unix_ms(self._clock) - topics.LETTERS_KEPT_MS
         self._cancelled = CancelledJobs(self._scanner.read(self._scanner.ranges(self._topics.control)))
         self._marks = RedriveMarks(self._ranges)
         for record in self._scanner.read(self._scanner.ranges(self._topics.redriven)):
@@ -267,7 +270,7 @@ class DeadLetters:
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
         groups = (
-            [returning(letter, self._settings, self._now_ms(), partitions, as_new_events), self._mark(letter)]
+            [returning(letter, self._settings, unix_ms(self._clock), partitions, as_new_events), self._mark(letter)]
             for letter in self._counted(wanted, tally)
         )
         put_back(back, islice(groups, limit), per_second, on_done, self._clock)
@@ -284,10 +287,7 @@ class DeadLetters:
 
     def _mark(self, letter: Letter) -> Returning:
         record = letter.record
-        return mark(self._topics, letter.place, record.at_ms, letter.reason, record.headers, self._now_ms())
-
-    def _now_ms(self) -> int:
-        return int(self._clock.time() * 1000)
+        return mark(self._topics, letter.place, record.at_ms, letter.reason, record.headers, unix_ms(self._clock))
 
 
 class RedriveMarks:

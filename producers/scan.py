@@ -99,6 +99,14 @@ class Range(NamedTuple):
     stop: int
 
 
+def only(ranges: list[Range], place: StoredPlace | None) -> list[Range]:
+    """Return the range of this place alone, or an empty list if no range holds the place; without a place, all."""
+    if place is None:
+        return ranges
+    held = [each for each in ranges if each.partition == place.partition and each.start <= place.offset < each.stop]
+    return [each._replace(start=place.offset, stop=place.offset + 1) for each in held]
+
+
 class Scanner(CommittedReader):
     """Reads ranges of topics. All methods raise ProducerError."""
 

@@ -29,6 +29,7 @@ from operators.dead_letters import REDRIVE, DeadLetters, Letter, LetterFilter
 from operators.put_back import PutBack
 from producers.scan import Scanner, StoredPlace
 from schemas import topics
+from schemas.codec import Origin, read_address
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, unix_ms
 from telemetry.logs import origin_of
@@ -113,26 +114,32 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
     Blocks. Raises ProducerError.
     """
     with Scanner(kafka, clock) as scanner:
-        wanted = LetterFilter(tenant=tenant, ids=frozenset([str(place)]))
-        letters = DeadLetters(kafka, scanner, clock).letters(wanted)
-        return next((letter for letter in letters if letter.place == place), None)
+        return next(DeadLetters(kafka, scanner, clock, place=place).letters(LetterFilter(tenant=tenant)), None)
 
 
 def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
     """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
-    wanted = LetterFilter(tenant=tenant, ids=frozenset([str(place)]))
     with Scanner(kafka, clock) as scanner:
-        letters = DeadLetters(kafka, scanner, clock)
+        # By its place and not by its id: another letter's job may have this id for a name.
+        letters = DeadLetters(kafka, scanner, clock, place=place)
         with PutBack(kafka, REDRIVE, clock=clock) as back:
-            return letters.redrive(wanted, back, _PER_SECOND, lambda _: None).count > 0
+            return letters.redrive(LetterFilter(tenant=tenant), back, _PER_SECOND, lambda _: None).count > 0
+
+
+def callback_of(letter: Letter) -> str | None:
+    """Return the URL that a redrive leads to: a callback has it in a header, a job in its value."""
+    record = letter.record
+    if letter.kind == "callback":
+        return record.header(topics.CALLBACK_URL)
+    return read_address(record.value, record.headers, Origin("", *record.place)).callback_url
 
 
 async def _require_possible(door: Door, letter: Letter) -> None:
     """Refuse a letter that cannot be put back. Raises ApiError (403, 409) and StoreAway."""
     if letter.obstacle is not None:
         raise conflict("letter_held", f"The letter cannot be put back: {OBSTACLES[letter.obstacle]}.")
-    url, tenant = letter.record.header(topics.CALLBACK_URL), letter.record.tenant
-    if url is not None and not may_call(await door.access.tenant(tenant), url):
+    url = callback_of(letter)
+    if url is not None and not may_call(await door.access.tenant(letter.record.tenant), url):
         message = f"The tenant's callbacks may not go to {origin_of(url)} any more; ask the operator."
         raise ApiError(403, "callback_not_allowed", message)
 
