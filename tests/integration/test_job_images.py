@@ -139,6 +139,15 @@ async def test_the_bound_holds_for_all_images_of_a_job_together() -> None:
     )
 
 
+async def test_an_image_counts_as_often_as_the_job_names_it() -> None:
+    """The request to the engine repeats the bytes: sixteen times an image of eight megabytes would be 180 megabytes."""
+    async with speaking(saying(PNG + b"\0" * 3000, IMAGE)) as origin, looking(image_bytes=8192) as worker:
+        assert (await worker.answer(*[f"{origin}/a"] * 2)).outcome == "succeeded"
+        result = await worker.answer(*[f"{origin}/a"] * 3)
+    assert result.outcome == "rejected"
+    assert result.error is not None and "larger than 8192 bytes together" in result.error.message
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -37,11 +37,17 @@ class EnrichmentSettings(BaseSettings):
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """Maximum size of a PDF or an Office file. Pictures and fonts in the file count, although they are not read."""
     image_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
-    """Maximum size of all images together that the worker fetches for one job."""
+    """Maximum size of all images together that the worker fetches for one job.
+
+    An image counts as often as the job names the image.
+    """
     image_seconds: float = Field(default=30.0, gt=0, le=600)
     """Time for all images of one job, with the further tries of servers that fail."""
     image_jobs: int = Field(default=64, ge=1, le=8192)
-    """Jobs with fetched images in work at once; each holds up to `image_bytes`, and a third more as base64."""
+    """Jobs with fetched images in work at once. Further jobs with image URLs wait.
+
+    The images of a job take up to 1.4 times `image_bytes` as base64, and as much again in the engine's request.
+    """
     redirects: int = Field(default=5, ge=0, le=20)
     """Maximum number of redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)

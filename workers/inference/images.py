@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,7 @@ class Images:
         images = received.job.images
         if not self._engine.takes_images(received.job.model_id):
             raise invalid_job(received, images[0][0], NO_IMAGES)
-        urls = [*dict.fromkeys(image.url for _, image in images if not is_data_url(image.url))]
+        urls = Counter(image.url for _, image in images if not is_data_url(image.url))
         if not urls:
             yield SeenJob(received, 0.0)
             return
@@ -63,8 +64,8 @@ class Images:
                 found = await self._found(received, urls, stack)
             yield SeenJob(_with_images(received, found), phase.ms)
 
-    async def _found(self, received: ReceivedJob, urls: Sequence[str], stack: AsyncExitStack) -> Mapping[str, str]:
-        """Return each URL with its data URL. Raises InvalidJob and NoImage."""
+    async def _found(self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
+        """Return each URL with its data URL. `urls` counts the images of each URL. Raises InvalidJob and NoImage."""
         try:
             async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
                 return await self._until_cancelled(received, urls, stack)
@@ -77,7 +78,7 @@ class Images:
             raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
 
     async def _until_cancelled(
-        self, received: ReceivedJob, urls: Sequence[str], stack: AsyncExitStack
+        self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack
     ) -> Mapping[str, str]:
         while True:
             reading = asyncio.ensure_future(self._in_turn(Asker(received.tenant), urls, stack))
@@ -93,7 +94,7 @@ class Images:
             # The cancellation was taken back at once, so the images are fetched again.
             await stack.aclose()
 
-    async def _in_turn(self, asker: Asker, urls: Sequence[str], stack: AsyncExitStack) -> Mapping[str, str]:
+    async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
         await stack.enter_async_context(self._fetcher.place(asker))
         return await self._fetcher.fetched(urls, asker)
 

@@ -6,7 +6,7 @@ robots.txt is not asked: the job's author names the image, and no crawler finds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
@@ -43,28 +43,31 @@ class ImageFetcher:
         """Wait for the job's turn to have images in memory, and hold it until the context ends."""
         return self._jobs.place(asker)
 
-    async def fetched(self, urls: Sequence[str], asker: Asker) -> dict[str, str]:
-        """Return each URL with its image as a data URL. Raises UnreadableImage for the first URL without an image."""
+    async def fetched(self, urls: Mapping[str, int], asker: Asker) -> dict[str, str]:
+        """Return each URL with its image as a data URL. Raises UnreadableImage for the first URL without an image.
+
+        `urls` has the number of the job's images with each URL. An image is fetched once, and its bytes count as often
+        as the job names the image: the engine's request repeats the bytes.
+        """
         room = _Room(self._settings.image_bytes)
-        tasks = [asyncio.create_task(self._in_time(url, asker, room)) for url in urls]
+        tasks = [asyncio.create_task(self._in_time(url, asker, _Share(room, times))) for url, times in urls.items()]
         try:
             return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _in_time(self, url: str, asker: Asker, room: _Room) -> str:
+    async def _in_time(self, url: str, asker: Asker, share: _Share) -> str:
         seconds = self._settings.image_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._tried(url, asker, room)
+                return await self._tried(url, asker, share)
         except TimeoutError:
             raise UnreadableImage(url, f"it took longer than {seconds:g} s", is_outage=True) from None
 
-    async def _tried(self, url: str, asker: Asker, room: _Room) -> str:
+    async def _tried(self, url: str, asker: Asker, share: _Share) -> str:
         """Fetch one image, again after a failure of its server."""
         for pause in (*PAUSES, None):
-            share = _Share(room)
             try:
                 page = await self._fetcher.fetch(url, asker, counted=share.take, accept=_ACCEPT)
             except Unreadable as unreadable:
@@ -89,19 +92,21 @@ class _Room:
 
 
 class _Share:
-    """The bytes that one try has taken of the room."""
+    """The bytes that one image has taken of the room: its own, as many times as the job names the image."""
 
-    def __init__(self, room: _Room) -> None:
+    def __init__(self, room: _Room, times: int) -> None:
         self._room = room
+        self._times = times
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """Take the bytes. Raises Unreadable if the room has fewer."""
-        self._room.left -= count
-        self._taken += count
+        """Take the bytes of a piece of the image. Raises Unreadable if the room has fewer."""
+        self._room.left -= count * self._times
+        self._taken += count * self._times
         if self._room.left < 0:
             raise Unreadable(f"the job's images are larger than {self._room.most} bytes together")
 
     def give_back(self) -> None:
         """Return the bytes of a try that failed."""
         self._room.left += self._taken
+        self._taken = 0
