@@ -44,7 +44,7 @@ class NotSound(Exception):  # noqa: N818 - named after the finding
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The outcomes of the drawn, or of the broken, records."""
+    """The outcomes of one group of records: the drawn or the broken ones."""
 
     sent: int
     outcomes: Counter[str]

@@ -63,7 +63,7 @@ FORMS: Final = (
 
 
 def main() -> None:
-    """Print the milliseconds for a kilobyte of both sides."""
+    """Print the milliseconds that each side takes for a kilobyte."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()

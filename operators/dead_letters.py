@@ -186,7 +186,7 @@ class LetterCounts:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Count a letter, and note which of the requested ids `asked` it has."""
+        """Count a letter, and note its ids among the requested ids `asked`."""
         named = asked & letter.ids
         self.ids |= named
         if letter.obstacle is None:

@@ -156,7 +156,7 @@ def put_back(
 ) -> int:
     """Put back groups of records, at `per_second` groups a second, and return the number of groups.
 
-    A group is never split. `on_done` is called with the number so far. Raises NotPutBack.
+    A group is never split. `on_done` gets the number of groups so far. Raises NotPutBack.
     """
     started, done = clock.monotonic(), 0
     for batch in _batches(groups, max(1, min(_BATCH_RECORDS, int(per_second)))):

@@ -39,7 +39,7 @@ class TextEndpoint:
     """Names that other endpoints have for members."""
 
     def place(self, path: Sequence[str], body: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the place in the body of a place in the job's field."""
+        """Translate the path of a member in the job's field to the member's path in the body."""
         if self.input is not None:
             return (self.input, *path)
         return (self.named(path[0], body), *path[1:]) if path else ()

@@ -35,7 +35,7 @@ BATCHES = {
     ),
     "expansion-waiting": Action(
         "warning",
-        "The expansion of a batch waits for the storage of files or the store, and tries again.",
+        "The store or the storage of files is away; the expansion of a batch waits, and tries again.",
         "Check the storage of files and the store.",
     ),
 }

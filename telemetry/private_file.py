@@ -14,7 +14,7 @@ from typing import NamedTuple
 _ROOT = 0
 _PRIVATE, _PUBLIC = 0o600, 0o644
 _UNFINISHED = ".unfinished"
-"""The end of the names of files that a writer has not put into their places yet."""
+"""The suffix of a file that its writer has not renamed into place yet."""
 
 
 class AccessProblem(NamedTuple):

@@ -25,7 +25,7 @@ _LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεορι
 letters.
 """
 _MOST_AROUND: Final = 64
-"""The most letters before, and after, a run of one letter that are read as the same word."""
+"""The most letters that are read on each side of a run of equal letters."""
 _PLURAL_FROM: Final = 4
 """Length from which a word may have a plural `s`: `as` + `s` is no plural."""
 

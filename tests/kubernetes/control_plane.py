@@ -23,7 +23,7 @@ _TOKEN = "administrator"
 
 
 class ControlPlane:
-    """A context manager of the four programs. Their data lies in the folder and is of no further use."""
+    """A context manager of the four programs. The data in the folder is not used again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -58,7 +58,7 @@ RESULT = FleetResult(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Rayleigh",
 def scripted(
     *answers: tuple[int, dict[str, str], bytes],
 ) -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
-    """A server that gives these answers in turn, and the last one from then on; with the requests that it got."""
+    """The URL of a server, and its requests; it gives these answers in turn, and repeats the last one."""
     got: list[tuple[str, dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -50,7 +50,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
     assert sizes[:6] == [32, 32, 64, 128, 256, 512]
     assert sizes[-1] == MOST_MARGIN
     first = at
-    for _ in range(400):  # thirty records between commits, each done by the next
+    for _ in range(400):  # thirty records between two commits, all done at the second
         assert len(begun(partition, range(at, at + 30))) == 30
         recent = list(range(at, at + 30)) if at > first else list(range(at + 30))
         partition.settle(recent, partition.progress(recent))

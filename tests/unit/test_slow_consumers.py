@@ -95,7 +95,7 @@ class Consumer:
         (625, 0.128, 6),  # 20,000 at 500 a second
         (625, 2.0, 30),  # 20,000 at 32 a second; 52 writes in an earlier version
         (3125, 2.0, 45),  # 100,000 at 32 a second; 270 writes in an earlier version
-        (100, 20.0, 30),  # 3,200, each as slow as an attempt may be; 56 writes earlier
+        (100, 20.0, 30),  # 3,200 at the slowest allowed; 56 writes in an earlier version
     ],
 )
 def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_seconds(

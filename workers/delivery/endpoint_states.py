@@ -53,7 +53,7 @@ MOST_FAILING = 1_000
 IDLE_MS = 2 * 86_400_000
 """Milliseconds past `disable_after_seconds` after which a failing or enabled state is forgotten.
 
-Longer than the longest wait between two attempts, so a failing endpoint gets no more attempts by then.
+Longer than the longest wait between two attempts, so all attempts at a failing endpoint are over.
 """
 
 _FAILURES = 3

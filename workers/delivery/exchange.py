@@ -82,7 +82,7 @@ class Exchanges:
         await self._connector.close()
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
-        """Read the answer. Return True if all of it was read, so that the connection can serve the next request."""
+        """Read the answer. Return True if the whole body was read: the connection can serve the next request."""
         message, payload = await protocol.read()  # `OneAnswerEach` has dropped interim responses
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")

@@ -134,7 +134,7 @@ class OneAnswerEach(ResponseHandler):
             self._end("it sent too many interim responses")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Drop the answer. Its body refers to the connection, so only the garbage collector would free the two."""
+        """Drop the answer: its body refers to the connection, so only the garbage collector would free both."""
         super().connection_lost(exc)
         self._answer = None
 

@@ -1,7 +1,7 @@
 """A fair queue for places, so that no single job or tenant can make the others wait.
 
 A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
-Among equals, the place goes to the tenant or job that joined the queue or gave back a place longest ago.
+Among equals, the place goes to the longest wait since joining the queue or giving back a place.
 
 If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants without a
 place, and another `kept` places for jobs without a place.

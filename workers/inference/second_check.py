@@ -29,7 +29,7 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.lifetime import Lifetimes
 
 CHECK_SECONDS: Final = 10.0
-"""Timeout of all checks of an answer. Sentences without a verdict by then keep their support."""
+"""Timeout of all checks of an answer. A sentence that gets no verdict in time keeps its support."""
 _TOKENS: Final = 8
 _SENTENCE_CHARS: Final = 1000
 _QUESTION: Final = 'Does source [1] contradict this sentence: "{}"? Answer with one word, yes or no.'

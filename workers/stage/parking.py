@@ -142,7 +142,7 @@ class Lot:
     def draw(self, room: int, ready: Ready) -> list[Parked]:
         """Remove and return up to `room` ready records.
 
-        Each record belongs to the party that has been served least by then.
+        The next record always comes from the party that has been served least.
         """
         if room <= 0 or not self._parties:
             return []

@@ -17,7 +17,7 @@ EVENTS = "/v1/events"
 SILENCE_SECONDS = 45.0
 """Three of the gateway's heartbeats. A connection that is silent for longer is given up, and opened again."""
 _LIMITED_SILENCE_SECONDS = 2.0
-"""With a time limit, a silent connection is opened again this often, so that the limit is kept to this accuracy."""
+"""Under a time limit, a connection that is silent for this long is opened again: the limit is kept to these seconds."""
 _PIECE_BYTES = 64 * 1024
 _AGAIN_SECONDS = 0.25
 

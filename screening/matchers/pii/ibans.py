@@ -46,7 +46,7 @@ def ibans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _end(text: str, place: int, characters: int) -> int | None:
-    """Return the end of this number of further characters, or None if the text has fewer or more."""
+    """Return the end of a number with exactly this many further characters, else None."""
     for _ in range(characters):
         found = _rest.match(text, place)
         if found is None:

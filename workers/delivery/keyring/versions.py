@@ -35,8 +35,8 @@ class TenantVersions(FileModel):
     def spans(self, newest_master: int) -> Iterator[tuple[int, float, range]]:
         """Yield each version, the Unix second at which it stops signing, and the numbers of its masters.
 
-        A version's masters are the masters that were newest while the version was current. Consumers got the version's
-        keys only under these masters, so the keys under other masters need not sign. Without this limit, ten rotations
+        A version's masters are the masters that were newest while the version was current. Consumers never got
+        keys that other masters derive for this version, so those keys need not sign. Without this limit, ten rotations
         of a master and ten of a tenant would make a hundred signatures.
         """
         yield self.version, float("inf"), range(self.master, newest_master + 1)

@@ -76,7 +76,7 @@ class RegistryEngine:
         self.registry, self._names = registry, self._by_name()
 
     async def start(self) -> None:
-        """Start all models at once. Raises EngineError if one of them cannot start."""
+        """Start all models at once. Raises EngineError if a model cannot start."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_started(served)) for served in self._served.values()]
         errors = [error for task in tasks if (error := task.result()) is not None]

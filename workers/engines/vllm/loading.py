@@ -48,7 +48,7 @@ def short(text: str) -> str:
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait at most `seconds` for the event. Return True if the event is set by then."""
+    """Wait at most `seconds` for the event. Return True if the event was set in time."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()

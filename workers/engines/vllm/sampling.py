@@ -167,7 +167,7 @@ def grammar_is_first(
 ) -> bool:
     """True if JSON or a demanded call begins with the first token, so that the output has no reasoning.
 
-    The output has no reasoning if the prompt did not open it and the job does not ask for it.
+    Reasoning comes first if the prompt ends inside an open reasoning, or if the job asks for reasoning.
     """
     has_grammar = tools is not None and tools.is_demanded and tools.structure is not None
     if not has_grammar and (request.response_format is None or request.response_format.type == "text"):
@@ -204,7 +204,7 @@ def _logprobs(request: GenerationRequest, settings: VllmSettings) -> int | None:
 
 
 def _budget(request: GenerationRequest) -> int | None:
-    """Return the cap on the tokens of reasoning; None, to leave it to the chat template, if none is wanted."""
+    """Return the cap on the tokens of reasoning; None without a cap, or if the chat template turns reasoning off."""
     asked = request.reasoning
     return asked.max_tokens if asked is not None and asked.is_wanted else None
 
