@@ -111,6 +111,7 @@ NOISE = st.dictionaries(
 
 @example([b"[" * 100_000])
 @example([json.dumps(OWN | {"log.level": "no level"}).encode()])
+@example([json.dumps(OWN | {"log.level": "notset"}).encode(), b"the line after it"])
 @given(st.lists(st.binary() | NOISE, max_size=5))
 @settings(max_examples=drawn(40))
 def test_any_output_becomes_ecs_lines(written: list[bytes]) -> None:

@@ -24,6 +24,10 @@ LONGEST_BYTES = 65_536
 CLOSE_SECONDS = 2.0
 """Seconds for the last lines, if a process outside the engine holds the pipe open."""
 
+_LEVELS = {
+    name: logging.getLevelNamesMapping()[name.upper()] for name in ("debug", "info", "warning", "error", "critical")
+}
+"""The levels that structlog writes. Libraries may register further levels, at which structlog raises KeyError."""
 _KEPT = {"process.pid": int, "error.type": str, "error.message": str, "error.stack_trace": str}
 
 
@@ -77,9 +81,8 @@ def log_lines(stream: BinaryIO) -> None:
 def _log(text: str) -> None:
     line = _ecs_line(text)
     if line is not None:
-        level = logging.getLevelNamesMapping()[line["log.level"].upper()]
         kept = {name: line[name] for name, kind in _KEPT.items() if type(line.get(name)) is kind}
-        logs.get_logger(line["log.logger"]).log(level, line["message"], **kept)
+        logs.get_logger(line["log.logger"]).log(_LEVELS[line["log.level"]], line["message"], **kept)
     elif text:
         logging.getLogger("vllm_process").warning("%s", text)
 
@@ -94,4 +97,4 @@ def _ecs_line(text: str) -> dict[str, Any] | None:
         return None
     if not all(isinstance(line.get(name), str) for name in ("log.level", "log.logger", "message")):
         return None
-    return line if line["log.level"].upper() in logging.getLevelNamesMapping() else None
+    return line if line["log.level"] in _LEVELS else None
