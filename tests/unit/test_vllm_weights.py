@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ TENSORS = {"embed": ("F32", [4, 2]), "head": ("F32", [2, 4])}
 CONFIG = {"model_type": "llama", "hidden_size": 2}
 
 
-def safetensors(tensors: dict[str, tuple[str, list[int]]], fill: bytes = b"\0") -> bytes:
+def safetensors(tensors: Mapping[str, tuple[str, Sequence[float]]], fill: bytes = b"\0") -> bytes:
     """A file of the format, with 32 bytes for each tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for number, (name, (kind, shape)) in enumerate(tensors.items()):
@@ -62,6 +63,7 @@ def test_folders_that_differ_in_the_values_of_their_tensors_alone_hold_the_same_
         ({"model__safetensors": safetensors({**TENSORS, "head": ("BF16", [2, 4])})}, "the tensor head has another"),
         ({"model__safetensors": safetensors({"embed": ("F32", [4, 2])})}, "the tensor head .* missing there"),
         ({"model__safetensors": safetensors(TENSORS)[:-1]}, r"model\.safetensors is no .* not complete"),
+        ({"model__safetensors": safetensors({"embed": ("F32", [float("inf")])})}, r"model\.safetensors is no safet"),
         ({"model__safetensors": b""}, r"model\.safetensors is no safetensors file"),
     ],
 )
@@ -74,6 +76,8 @@ def test_a_model_that_is_no_folder_or_has_no_safetensors_needs_a_restart(tmp_pat
     one, other = model(tmp_path / "one"), model(tmp_path / "two")
     with pytest.raises(EngineRefused, match="only from a folder to a folder"):
         require_same_model(one, tmp_path / "missing")
+    with pytest.raises(EngineRefused, match=r"cannot be read \(File name too long\)"):
+        require_same_model(one, tmp_path / ("x" * 300))
     (other / "model.safetensors").unlink()
     with pytest.raises(EngineRefused, match="no safetensors files"):
         require_same_model(one, other)

@@ -38,6 +38,13 @@ Tensor = tuple[str, tuple[int, ...]]
 
 def require_same_model(old: Path, new: Path) -> None:
     """Raise EngineRefused, with the reason, unless two folders differ only in the values of their tensors. Blocks."""
+    try:
+        _compare(old, new)
+    except OSError as error:
+        raise EngineRefused(f"a model's folder cannot be read ({error.strerror})") from None
+
+
+def _compare(old: Path, new: Path) -> None:
     for folder in (old, new):
         if not folder.is_dir():
             raise EngineRefused("weights change without a restart only from a folder to a folder")
@@ -150,5 +157,5 @@ def header_of(path: Path) -> dict[str, Tensor]:
         if max((each["data_offsets"][1] for each in tensors.values()), default=0) != size:
             raise ValueError
         return {name: (str(each["dtype"]), tuple(map(int, each["shape"]))) for name, each in tensors.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
         raise EngineRefused(f"{path.name} is no safetensors file, or is not complete") from None
