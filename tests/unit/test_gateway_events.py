@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,18 +163,14 @@ async def test_a_stream_that_the_server_ends_is_a_whole_response(rig: Rig) -> No
 
 async def test_a_tenant_has_a_limited_number_of_streams(rig: Rig) -> None:
     key, most = rig.key(TENANT), rig.door.settings.event_streams
-    async with reading(rig, key) as first:
-        others = [reading(rig, key) for _ in range(most - 1)]
-        for other in others:
-            await other.__aenter__()
-        while not first.content:
+    async with AsyncExitStack() as stack:
+        begun = [await stack.enter_async_context(reading(rig, key)) for _ in range(most)]
+        while not all(stream.content for stream in begun):
             await asyncio.sleep(0.001)
         async with reading(rig, key) as refused:
             while not refused.whole:
                 await asyncio.sleep(0.001)
             assert (refused.status, json.loads(refused.content)["error"]["code"]) == (429, "too_many_streams")
-        for other in others:
-            await other.__aexit__(None, None, None)
     async with reading(rig, key, "after=0") as again:
         store(rig, 1, DONE)
         await again.until([1])
