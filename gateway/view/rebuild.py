@@ -1,7 +1,7 @@
 """`postback store rebuild`: the rows of results and attempts are made again from Kafka.
 
 Running views pause. Rows whose records Kafka still has are emptied. Then all records below the views'
-offsets are written again, without events, webhooks and quotas, which followed them the first time. Rows whose records
+offsets are written again, without events, webhooks and quotas: the first writing caused those. Rows whose records
 Kafka has deleted stay. At the end the batches are counted again, and the views go on. A rebuild that is cut off is run
 again.
 """

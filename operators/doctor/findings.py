@@ -57,7 +57,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A check's findings; none if all is well. A skipped check was not made."""
+    """A check's findings; empty if all is well. A skipped check was not made."""
 
     check: str
     findings: tuple[Finding, ...] = ()

@@ -133,7 +133,7 @@ UNLABELLED = {
 
 @pytest.mark.parametrize("way", UNLABELLED)
 async def test_an_unlabelled_page_changes_no_link_either(way: str) -> None:
-    """The engine's answer is that of a model which obeys such a page in everything."""
+    """The engine answers like a model that obeys the page in everything."""
     told, obeyed = UNLABELLED[way]
     pages: dict[str, bytes] = {}
 

@@ -276,7 +276,7 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """Return the number of attempts that a finished attempt counts for: above 1 while the limit is still growing.
+        """Return the attempts that one finished attempt stands for in the estimate: above 1 while the limit is growing.
 
         Each answer raises the limit by one, so the limit doubles during an attempt. The finished attempt had half as
         many others beside it as the limit now allows.

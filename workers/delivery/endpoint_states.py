@@ -16,7 +16,7 @@ tombstone nor "failing" enables a disabled endpoint: a process that reads one of
 "disabled" again.
 
 Each tenant's states are bounded, whatever URLs its jobs name. A URL that only one event names is never written as
-failing. The event's schedule ends by itself, and disabling the URL would spare no other event. At MOST_FAILING, no
+failing: disabling the URL would spare no other event, and the one event's schedule ends by itself. At MOST_FAILING, no
 further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
 endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with 410 is given up as usual.
 If the table of failure counts is full, the tenant with the most entries loses one entry.
@@ -62,7 +62,7 @@ _FAILURES = 3
 With little traffic, one failure could stand for all days since the last success.
 """
 _FAILING_MS = 300_000
-"""Milliseconds of failures after which a process writes "failing". Most outages are shorter, and need no record."""
+"""Milliseconds of failures after which a process writes "failing". Most outages end sooner, and need no record."""
 _STREAKS = 10_000
 """Limit on endpoints with failure counts. At the limit, the tenant with the most entries loses one entry."""
 _SAID_MS = 60_000

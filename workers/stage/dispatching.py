@@ -20,7 +20,7 @@ from workers.stage.sharing import Party, Place, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
-"""The longest wait of a suspect's last attempt for another record to complete, while no other record runs or waits."""
+"""The longest that a suspect's last attempt waits for another record's completion while no other runs or waits."""
 
 MOST_DEFERRED = 512
 """The most records to defer at once: deferring takes time of the event loop, which it could use to handle records."""

@@ -1,4 +1,4 @@
-"""Personal data: one module for each kind, each with a check beyond the form, so that few order numbers match."""
+"""Personal data: one module for each kind, each with a check such as a check digit: few order numbers match."""
 
 from __future__ import annotations
 
