@@ -37,6 +37,8 @@ class Worker:
     def __init__(self, handler: InferenceHandler, metrics: Metrics) -> None:
         self._handler = handler
         self._metrics = metrics
+        self.spent: float | None = None
+        """The tokens of the last job, as its tenant's share counts them."""
 
     async def result(
         self,
@@ -49,6 +51,7 @@ class Worker:
         headers = [("tenant", tenant.encode())]
         record = Record(TOPICS.requests(), 0, 0, job, None, headers, int(CLOCK.time() * 1000))
         outputs = await self._handler.handle(record)
+        self.spent = record.spent
         return read_result(outputs[0].value)
 
     def cancel(self, *jobs: str) -> None:
@@ -72,7 +75,7 @@ async def working(
     *,
     guard: EgressPolicy = LOOPBACK,
     folder: Path | None = None,
-    budget: float = 20.0,
+    budget: float = 120.0,
     per_second: float = 1000.0,
     fresh: float = 600.0,
     others: Mapping[str, SearchProvider] | None = None,
@@ -87,7 +90,7 @@ async def working(
     settings = EnrichmentSettings(
         robots=False,
         budget_seconds=budget,
-        member_seconds=10.0,
+        member_seconds=60.0,
         search_fresh_seconds=fresh,
         checked_sentences=checks,
     )

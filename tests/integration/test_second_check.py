@@ -98,3 +98,17 @@ async def test_a_sentence_without_a_verdict_keeps_its_support(monkeypatch: pytes
     assert levels == ["exact"] * 2
     assert notes == ["the model's second check gave no verdict on 2 of 2 citations"]
     assert tokens == 0
+
+
+async def test_an_answer_that_is_neither_yes_nor_no_is_no_verdict() -> None:
+    """A model that reasons first has no text within the tokens of a check."""
+    levels, notes, tokens = await supports(Model(""), 10)
+    assert levels == ["exact"] * 2
+    assert notes == ["the model's second check gave no verdict on 2 of 2 citations"]
+    assert tokens == 94
+
+
+async def test_the_tokens_of_checks_count_in_the_tenants_share() -> None:
+    async with worker_with(Model("No."), 10) as worker:
+        await worker.result(SOURCES, "What does Tarnby have?")
+    assert worker.spent == 47 + 94

@@ -96,8 +96,11 @@ class TenantSharing:
         tenant = self.party(record.headers)
         if completion.finish_reason != "abort":
             self._answers.add(tenant, completion.completion_tokens)
-        tokens = completion.prompt_tokens + completion.completion_tokens
-        record.spent = (record.spent or 0.0) + tokens / self._weights.get(tenant, 1.0)
+        self.spend(record, completion.prompt_tokens + completion.completion_tokens)
+
+    def spend(self, record: Record, tokens: int) -> None:
+        """Count tokens that the engine has used for a job: of an answer, or of a check of an answer."""
+        record.spent = (record.spent or 0.0) + tokens / self._weights.get(self.party(record.headers), 1.0)
 
     def urgency(self, record: Record) -> int:
         """Return the job's deadline in Unix milliseconds. The JSON is not parsed: a pattern finds its `ttl_seconds`."""

@@ -223,7 +223,8 @@ class InferenceHandler:
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(infer.ms, 3)
         )
-        return await self._results.answered(received, asked, completion, timings), None
+        spend = partial(self.sharing.spend, record)
+        return await self._results.answered(received, asked, completion, timings, spend), None
 
     async def _escalated(
         self,

@@ -16,7 +16,7 @@ from workers.inference.choices import ReadAnswer, notes_on, read_answers, source
 from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pooled_answers import answer_of
-from workers.inference.second_check import SecondCheck
+from workers.inference.second_check import SecondCheck, Spend
 
 
 class Results:
@@ -32,9 +32,17 @@ class Results:
         self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
 
     async def answered(
-        self, received: ReceivedJob, asked: GroundedRequest, completion: Completion, timings: Timings
+        self,
+        received: ReceivedJob,
+        asked: GroundedRequest,
+        completion: Completion,
+        timings: Timings,
+        spend: Spend = lambda _: None,
     ) -> Result:
-        """Return the answer's result: a failure if the answer is unfinished, unsupported, or not the requested JSON."""
+        """Return the answer's result: a failure if the answer is unfinished, unsupported, or not the requested JSON.
+
+        `spend` gets the tokens of checks of the answer.
+        """
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
         notes = list(asked.evidence.notes) if asked.evidence is not None else []
@@ -49,7 +57,7 @@ class Results:
             common |= answer_of(received.job, completion.pooled)
             return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         job = received.job
-        check = self._check.of(received) if self._check is not None else None
+        check = self._check.of(received, spend) if self._check is not None else None
         read = await read_answers(completion, asked, job, check)
         answers = [each for each in read if isinstance(each, ReadAnswer)]
         if not answers:

@@ -33,10 +33,12 @@ CHECK_SECONDS: Final = 10.0
 _TOKENS: Final = 8
 _SENTENCE_CHARS: Final = 1000
 _QUESTION: Final = 'Does source [1] contradict this sentence: "{}"? Answer with one word, yes or no.'
-_YES: Final = re.compile(r"\W*yes\b", re.IGNORECASE)
+_VERDICT: Final = re.compile(r"\W*(?:(yes)|no)\b", re.IGNORECASE)
 
 Check = Callable[[Evidence, Answer], Awaitable[tuple[frozenset[Claim], list[str]]]]
 """Returns the refuted claims of an answer, and notes for the result."""
+Spend = Callable[[int], None]
+"""Counts tokens of a job in its tenant's share of the engine."""
 
 
 class SecondCheck:
@@ -49,12 +51,12 @@ class SecondCheck:
         self._tokens = metrics.tokens.labels("check")
         self._numbers = itertools.count()
 
-    def of(self, received: ReceivedJob) -> Check | None:
-        """Return the check of a job's answers; None if the settings turn it off."""
-        return (lambda evidence, answer: self._refuted(received, evidence, answer)) if self._most else None
+    def of(self, received: ReceivedJob, spend: Spend) -> Check | None:
+        """Return the check of a job's answers; None if the settings turn it off. `spend` gets each check's tokens."""
+        return (lambda evidence, answer: self._refuted(received, spend, evidence, answer)) if self._most else None
 
     async def _refuted(
-        self, received: ReceivedJob, evidence: Evidence, answer: Answer
+        self, received: ReceivedJob, spend: Spend, evidence: Evidence, answer: Answer
     ) -> tuple[frozenset[Claim], list[str]]:
         """Judge the answer's supported sentences concurrently, up to the number of the settings."""
         sources = {source.id: source for source in evidence.sources}
@@ -63,7 +65,7 @@ class SecondCheck:
         if not supported or seconds <= 0:
             return frozenset(), []
         prompts = (_prompt(evidence, sources[one.source], answer.text[one.start : one.end]) for one in supported)
-        tasks = [asyncio.create_task(self._says_yes(received, prompt), name="second-check") for prompt in prompts]
+        tasks = [asyncio.create_task(self._verdict(received, spend, prompt), name="second-check") for prompt in prompts]
         try:
             await asyncio.wait(tasks, timeout=seconds)
         finally:
@@ -72,8 +74,11 @@ class SecondCheck:
             verdicts = await asyncio.gather(*tasks, return_exceptions=True)
         return _judged(supported, verdicts)
 
-    async def _says_yes(self, received: ReceivedJob, prompt: str | None) -> bool:
-        """Return the model's verdict. Raises EngineError."""
+    async def _verdict(self, received: ReceivedJob, spend: Spend, prompt: str | None) -> bool | None:
+        """Return the model's verdict; None for another text, such as that of a model that still reasons.
+
+        Raises EngineError.
+        """
         completion = await self._engine.generate(
             GenerationRequest(
                 request_id=f"{received.place.digest}-check-{next(self._numbers)}",
@@ -86,8 +91,11 @@ class SecondCheck:
                 priority=received.priority,
             )
         )
-        self._tokens.inc(completion.prompt_tokens + completion.completion_tokens)
-        return _YES.match(completion.text) is not None
+        tokens = completion.prompt_tokens + completion.completion_tokens
+        self._tokens.inc(tokens)
+        spend(tokens)
+        found = _VERDICT.match(completion.text)
+        return found[1] is not None if found is not None else None
 
 
 def _prompt(evidence: Evidence, source: NumberedSource, sentence: str) -> str | None:
@@ -96,14 +104,16 @@ def _prompt(evidence: Evidence, source: NumberedSource, sentence: str) -> str | 
     return ground(_QUESTION.format(harmless(CITATION.sub(" ", sentence))[:_SENTENCE_CHARS]), alone).prompt
 
 
-def _judged(supported: list[Citation], verdicts: list[bool | BaseException]) -> tuple[frozenset[Claim], list[str]]:
+def _judged(
+    supported: list[Citation], verdicts: list[bool | BaseException | None]
+) -> tuple[frozenset[Claim], list[str]]:
     """Return the refuted claims and the notes.
 
     A check that the engine could not answer, even since it died, has no verdict: the answer itself is complete. Other
     errors are defects of ours, and are raised.
     """
     for verdict in verdicts:
-        if not isinstance(verdict, bool | EngineError | asyncio.CancelledError):
+        if not isinstance(verdict, bool | EngineError | asyncio.CancelledError | None):
             raise verdict
     refuted = frozenset(claim_of(one) for one, verdict in zip(supported, verdicts, strict=True) if verdict is True)
     missing = sum(not isinstance(verdict, bool) for verdict in verdicts)
