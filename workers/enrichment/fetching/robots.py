@@ -22,8 +22,10 @@ MAX_ROBOTS_BYTES = 512 * 1024
 
 _FAILURE_SECONDS = 60.0
 """Time for which the failure to get a robots.txt is cached."""
-_SITES = 1000
-"""Maximum number of sites whose robots.txt is cached."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""Cap on the cached files together. A stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
+_SITE_BYTES = 4096
+"""Bytes that count for each site in addition to its file: 32 MiB are files of up to 8,000 sites."""
 
 _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 
@@ -49,7 +51,10 @@ class Robots:
         self._fetcher = fetcher
         self._pool = pool
         self._known: TLRUCache[str, _Rules] = TLRUCache(
-            _SITES, ttu=lambda _, rules, now: now + rules.seconds, timer=clock.monotonic
+            KEPT_BYTES,
+            ttu=lambda _, rules, now: now + rules.seconds,
+            timer=clock.monotonic,
+            getsizeof=lambda rules: len(rules.body) + _SITE_BYTES,
         )
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
 
