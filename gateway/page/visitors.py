@@ -86,7 +86,7 @@ class Visitors:
     def _form_token(self, session: str) -> str:
         """Return the token of a session's forms.
 
-        The token's text begins like no API key, so no key has the same digest.
+        The digested text cannot be an API key, so the token is no key's digest.
         """
         return self._door.access.digests.of(f"form token of {session}").hex()
 

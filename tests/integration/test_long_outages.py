@@ -152,7 +152,7 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     events = [world.add(f"{dead_origin}/job/{number}", at=number) for number in range(300)]
     await world.run()
     assert set(world.letters) == set(events)
-    # Three days of the schedule, five until an endpoint would be disabled, and three more for an event tried just then.
+    # Three days of the schedule, five until an endpoint is disabled, and three for an event tried on the last day.
     assert max(at for at, _ in world.letters.values()) < 13 * DAY
     reasons = {record.header(names.REASON) for _, record in world.letters.values()}
     assert reasons == {"callback_exhausted"}

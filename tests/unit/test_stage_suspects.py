@@ -16,7 +16,7 @@ from workers.stage.stage import Stage
 
 
 def test_a_record_that_is_not_due_is_no_suspect_and_goes_on_waiting() -> None:
-    """A tier is a queue: behind a record that is not due, no record was begun either."""
+    """A tier is a queue: if a record is not due, no later record has begun."""
 
     class Later(Desk):
         def due_ms(self, record: Record) -> int | None:

@@ -114,7 +114,7 @@ async def test_an_answer_without_a_row_for_each_text_is_a_failure_of_the_server(
     rows = [{"index": index, "label": "x"} for index in range(3)]
     server = PoolingServer(*[answers(200, {"data": rows, "results": rows})])
     async with pooling_engine(server) as engine:
-        with pytest.raises(EngineFailed, match="did not give one of the"):
+        with pytest.raises(EngineFailed, match="did not answer each text"):
             await engine.generate(request(field))
 
 

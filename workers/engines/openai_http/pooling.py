@@ -99,7 +99,7 @@ def completion_of(asked: PoolingInput, body: bytes) -> Completion:
     by_index = {row.index: row for row in found}
     numbers = {index: getattr(row, endpoint.numbers) for index, row in by_index.items()}
     if sorted(by_index) != [*range(len(asked.texts))] or len(found) != len(asked.texts) or None in numbers.values():
-        raise EngineFailed(f"the server did not give one of the {asked.kind.answer} for each text")
+        raise EngineFailed(f"the server did not answer each text with its part of the {asked.kind.answer}")
     indices = range(len(asked.texts))
     rows = tuple(tuple(each) if isinstance(each, list) else (each,) for each in map(numbers.__getitem__, indices))
     labels = tuple((by_index[index].label or "")[:_SHOWN_LABEL] or None for index in indices)
