@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from console.kind_examples import KIND_JOBS
 from schemas import topics as names
 from schemas.codec import read_result
+from schemas.images import data_url
 from schemas.rollout.comparison import Comparison, ObservedAnswer, read_comparison, write_comparison
 from schemas.rollout.facts import RolloutOrder, RolloutStep, Step, order_record, step_record
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS
+from tests.images import PNG, image_part
 from tests.unit.echo_worker import Worker, record, working
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
+from workers.engines.base import NO_IMAGES, Completion, GenerationRequest, RequestRejected, require_texts
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.answering.profile import Profiles
 from workers.inference.registry import Registry
@@ -187,6 +189,25 @@ async def test_the_canary_reports_both_sides_and_a_request_that_the_candidate_re
     assert seen[1].candidate is not None
     assert seen[1].candidate.failed
     assert (seen[2].candidate, seen[2].primary is not None) == (None, True)
+
+
+async def test_the_canary_reports_a_candidate_that_reads_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = EchoEngine.generate
+
+    async def generate(self: EchoEngine, request: GenerationRequest) -> Completion:
+        if not self.takes_images(request.model_id):
+            require_texts(request, NO_IMAGES)
+        return await answered(self, request)
+
+    monkeypatch.setattr(EchoEngine, "takes_images", lambda _, model_id: model_id != "next")
+    monkeypatch.setattr(EchoEngine, "generate", generate)
+    seeing = [{"role": "user", "content": [image_part(data_url("image/png", PNG)), image_part("https://a.example/b")]}]
+    async with working(MODELS) as worker:
+        begin(worker, Step.CANARY_100)
+        outputs = await worker.outputs(job(prompt=None, messages=seeing))
+    result, reported = read_result(outputs[0].value), read_comparison(outputs[-1].key, outputs[-1].value)
+    assert result.error is not None and result.error.message == f"messages.0.content.0: {NO_IMAGES}"
+    assert reported.candidate is not None and reported.candidate.failed
 
 
 # -- the candidate -------------------------------------------------------------------------------------------------

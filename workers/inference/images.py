@@ -53,10 +53,12 @@ class Images:
         NoImage if a server is, and if the job is cancelled or expires meanwhile.
         """
         images = received.job.images
-        if not self._engine.takes_images(received.job.model_id):
+        is_refused = not self._engine.takes_images(received.job.model_id)
+        if is_refused and received.alias is None:
             raise invalid_job(received, images[0][0], NO_IMAGES)
         urls = Counter(image.url for _, image in images if not is_data_url(image.url))
-        if not urls:
+        if is_refused or not urls:
+            # In a rollout, the engine itself refuses the job, so that the refusal counts against the candidate.
             yield SeenJob(received, 0.0)
             return
         async with AsyncExitStack() as stack:
