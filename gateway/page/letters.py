@@ -27,16 +27,19 @@ from gateway.page.searches import KafkaSearches
 from gateway.page.visitors import Visitor
 from operators.dead_letters import REDRIVE, DeadLetters, Letter, LetterFilter
 from operators.put_back import PutBack
+from producers.errors import RequestRefused
 from producers.scan import Scanner, StoredPlace
 from schemas import topics
 from schemas.codec import Origin, read_address
 from schemas.settings import KafkaSettings
-from telemetry.clock import Clock, unix_ms
+from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
 
 DAYS: Final = 7
 """Days of letters at which the page looks."""
 MOST_SHOWN: Final = 100
+MOST_SECONDS: Final = 60.0
+"""Longest search of the letters, whose number other tenants decide too."""
 _DAY_MS: Final = 24 * 3_600_000
 _PER_SECOND: Final = 100.0
 _PUT_BACK: Final = "The letter is put back."
@@ -91,12 +94,20 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
 
 
 def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> ShownLetters:
-    """Return the letters of a tenant, or of all, that are not put back. Blocks. Raises ProducerError."""
-    since_ms, count = unix_ms(clock) - DAYS * _DAY_MS, 0
+    """Return the letters of a tenant, or of all, that are not put back. Blocks.
+
+    Raises ProducerError, also if the letters of all tenants are too many for MOST_SECONDS.
+    """
+    since_ms, count, deadline = unix_ms(clock) - DAYS * _DAY_MS, 0, Deadline.after(clock, MOST_SECONDS)
     newest: list[tuple[int, int, dict[str, Any]]] = []
     with Scanner(kafka, clock) as scanner:
-        wanted = LetterFilter(tenant=tenant, since_ms=since_ms)
-        for count, letter in enumerate(DeadLetters(kafka, scanner, clock, since_ms).letters(wanted), 1):
+        wanted, every = LetterFilter(tenant=tenant), LetterFilter(since_ms=since_ms, redriven_too=True)
+        for letter in DeadLetters(kafka, scanner, clock, since_ms).letters(every):
+            if deadline.passed:
+                raise RequestRefused("the letters are too many for a page; `postback dead-letters list` shows them")
+            if not wanted.takes(letter):
+                continue
+            count += 1
             heapq.heappush(newest, (letter.record.at_ms, count, shown_letter(letter)))
             if len(newest) > MOST_SHOWN:
                 heapq.heappop(newest)

@@ -17,10 +17,12 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import put_tenant
 from gateway.page.letters import (
     DAYS,
+    MOST_SECONDS,
     OBSTACLES,
     ShownLetters,
     callback_of,
     find_letter,
+    newest_letters,
     put_letter_back,
     shown_letter,
 )
@@ -28,11 +30,12 @@ from gateway.page.rendering import page
 from gateway.page.visitors import Visitor
 from operators.dead_letters import Letter, kind_of
 from operators.put_back import Returning
+from producers.errors import RequestRefused
 from producers.scan import Range, Stored, StoredPlace
 from schemas import topics
 from schemas.settings import KafkaSettings
 from schemas.topics import Topics
-from telemetry.hand_clock import SetClock
+from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
 from tests.unit.console_browser import console_rig, signed_in
 from tests.unit.console_rows import EVIL
@@ -94,10 +97,10 @@ def job_letter(offset: int, value: bytes = b"{}", job_id: str = "job_1", tenant:
 
 
 class Letters:
-    """A scanner of letters that stand in memory; all other topics are empty."""
+    """A scanner of letters that stand in memory; all other topics are empty. A record takes `seconds` of the clock."""
 
-    def __init__(self, *records: Stored) -> None:
-        self._records = records
+    def __init__(self, *records: Stored, clock: HandClock | None = None, seconds: float = 0.0) -> None:
+        self._records, self._clock, self._seconds = records, clock, seconds
         self.read_places: set[StoredPlace] = set()
 
     def __enter__(self) -> Letters:
@@ -117,6 +120,8 @@ class Letters:
             for record in self._records:
                 if each.start <= record.place.offset < each.stop:
                     self.read_places.add(record.place)
+                    if self._clock is not None:
+                        self._clock.sleep(self._seconds)
                     yield record
 
 
@@ -142,6 +147,21 @@ def test_a_click_puts_one_letter_back_and_reads_no_other_one() -> None:
     assert letters.read_places == {StoredPlace(0, 5), StoredPlace(0, 7)}
 
 
+def test_the_newest_letters_are_those_of_the_tenant_and_a_search_of_all_letters_ends_in_time() -> None:
+    clock = HandClock(CLOCK.now)
+    records = (job_letter(0, tenant="globex"), job_letter(1, tenant="globex"), job_letter(2), job_letter(3))
+    quick, slow = Letters(*records), Letters(*records, clock=clock, seconds=MOST_SECONDS / 2)
+    with (
+        patch("gateway.page.letters.Scanner", side_effect=[quick, slow]),
+        patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
+    ):
+        found = newest_letters(KAFKA, clock, "acme")
+        with pytest.raises(RequestRefused, match="too many for a page"):
+            newest_letters(KAFKA, clock, "acme")
+    assert ([one["id"] for one in found.shown], found.found) == (["0:3", "0:2"], 2)
+    assert slow.read_places == {StoredPlace(0, 0), StoredPlace(0, 1)}
+
+
 @pytest.mark.parametrize(
     ("url", "status"), [("https://left.example/x", 403), ("https://hooks.example/x", 303), (None, 303)]
 )
@@ -160,6 +180,7 @@ def test_a_job_whose_callback_the_tenant_may_no_longer_call_is_not_put_back(
     assert back.called == (status == 303)
 
 
+@settings(max_examples=drawn(40))
 @example(job_letter(1, b"[" * 100_000))
 @given(RECORDS)
 def test_the_callback_of_any_letter_is_a_text_or_absent(record: Stored) -> None:
