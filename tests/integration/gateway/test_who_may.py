@@ -218,13 +218,14 @@ def test_another_tenants_objects_look_like_absent_ones(gateway: Gateway, owned: 
     lists = ["/v1/jobs", "/v1/files", "/v1/batches", "/v1/webhook_endpoints"]
     lists += [f"/v1/jobs?batch={owned['batch']}", f"/v1/jobs?after={owned['job']}", "/v1/jobs?status=succeeded"]
     lists += [f"/v1/files?after={owned['file']}", f"/v1/batches?after={owned['batch']}", "/v1/files?purpose=batch"]
-    lists += [f"/v1/webhook_endpoints?after={owned['endpoint']}"]
+    lists += [f"/v1/webhook_endpoints?after={owned['endpoint']}", "/v1/jobs?model=echo", "/v1/jobs?order=asc"]
+    lists += ["/v1/files?order=asc", "/v1/batches?limit=1"]
     for path in lists:
         listed = gateway.get(path, stranger)
         assert listed.status_code in (200, 404)
         assert listed.json().get("data", []) == []
         tried += 1
-    assert tried >= 30
+    assert tried >= 40
     assert before == {path: gateway.get(path, owned["key"]).content for path in before}
     assert gateway.get(f"/v1/jobs/{owned['job']}", owned["key"]).json()["status"] == "succeeded"
     mine = gateway.post("/v1/uploads", stranger, json=UPLOAD).json()["id"]
