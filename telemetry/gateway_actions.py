@@ -41,6 +41,11 @@ BATCHES = {
 }
 
 GATEWAY = {
+    "page-search-failed": Action(
+        "warning",
+        "A page of the console could not read Kafka; the visitor is told to try again.",
+        "See the reason in the line: check Kafka, and the gateway's ACLs.",
+    ),
     "api-served": Action("info", "The process serves the API and the console page at the origin in the line."),
     "job-accepted": Action("debug", "A request's job is in the store, and will be put on Kafka."),
     "relay-leading": Action("info", "The process puts accepted records on Kafka, from the line's `position` on."),

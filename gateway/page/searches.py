@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gateway.door.errors import ApiError
-from producers.errors import ProducerError
+from producers.errors import ProducerError, RequestRefused
+from telemetry.logs import get_logger
 
 T = TypeVar("T")
 
 _AT_ONCE = 2
 _SOON = {"retry-after": "5"}
+
+log = get_logger()
 
 
 class KafkaSearches:
@@ -28,5 +31,12 @@ class KafkaSearches:
         async with self._places:
             try:
                 return await asyncio.to_thread(search)
-            except ProducerError as error:
-                raise ApiError(503, "kafka_away", f"Kafka cannot be read: {error}.", headers=_SOON) from None
+            except RequestRefused as error:
+                raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
+            except ProducerError as error:  # for the operator: it names Kafka's address and settings
+                log.warning(
+                    "A page could not read Kafka; the visitor is told to try again.",
+                    action="page-search-failed",
+                    reason=str(error),
+                )
+                raise ApiError(503, "kafka_away", "Kafka cannot be read now; try again.", headers=_SOON) from None

@@ -30,7 +30,7 @@ from gateway.page.rendering import page
 from gateway.page.visitors import Visitor
 from operators.dead_letters import Letter, kind_of
 from operators.put_back import Returning
-from producers.errors import RequestRefused
+from producers.errors import BrokerUnreachable, RequestRefused
 from producers.scan import Range, Stored, StoredPlace
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -178,6 +178,14 @@ def test_a_job_whose_callback_the_tenant_may_no_longer_call_is_not_put_back(
     ):
         assert signed_in(rig).send("/console/letters/redrive", {"id": "0:5"}).status_code == status
     assert back.called == (status == 303)
+
+
+def test_a_visitor_is_not_told_the_address_of_a_kafka_that_is_away(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    with patch("gateway.page.letters.newest_letters", side_effect=BrokerUnreachable("kafka-7.inside:9092")):
+        answer = signed_in(rig).get("/console/letters")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "kafka-7" not in answer.text
+    assert "kafka-7.inside:9092" in caplog.text
 
 
 @settings(max_examples=drawn(40))
