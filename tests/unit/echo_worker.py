@@ -37,6 +37,10 @@ def record(
     return Record(TOPICS.requests(), 3, offset, value, b"key", list(headers), int(CLOCK.time() * 1000))
 
 
+PATIENT = EnrichmentSettings(budget_seconds=120, member_seconds=60)
+"""A reader's process takes seconds to start on a busy machine."""
+
+
 class Worker:
     """A worker's handler and its parts."""
 
@@ -50,7 +54,7 @@ class Worker:
     ) -> None:
         self.metrics = Metrics()
         self.engine = EchoEngine(EchoSettings(), self.metrics)
-        self.enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, self.metrics)
+        self.enricher = Enricher(PATIENT, Guard(EgressPolicy()), CLOCK, self.metrics)
         self.handler = inference_handler(
             self.engine,
             self.enricher,
