@@ -20,7 +20,7 @@ def image_part(url: object, **fields: object) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
-def asked_of(*urls: str, text: str = "What is it?") -> GenerationRequest:
+def asked_of(*urls: str, text: str = "Describe the image.") -> GenerationRequest:
     """A request with a text and then these images."""
     parts = [{"type": "text", "text": text}, *map(image_part, urls)]
     message = Message.model_validate({"role": "user", "content": parts})

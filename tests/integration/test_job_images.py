@@ -49,7 +49,7 @@ class Worker:
         said = JobControl(tenant="default", job_id=job_id, state=ControlState.CANCELLED, at=unix_ms(CLOCK))
         self.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
 
-    async def answer(self, *urls: str, text: str = "What is it?", **fields: Any) -> Result:
+    async def answer(self, *urls: str, text: str = "Describe the image.", **fields: Any) -> Result:
         """The one result of a job with this text and these images."""
         parts = [{"type": "text", "text": text}, *map(image_part, urls)]
         job = {"messages": [{"role": "user", "content": parts}], **fields}
@@ -87,7 +87,7 @@ async def test_the_engine_gets_the_bytes_of_each_image_once_however_often_the_jo
     async with speaking(saying(GIF, IMAGE), targets=targets) as origin, looking() as worker:
         result = await worker.answer(f"{origin}/a", data_url("image/webp", WEBP), f"{origin}/a")
     gif = f"[image/gif, {len(GIF)} bytes]"
-    assert result.text == f"What is it? {gif} [image/webp, {len(WEBP)} bytes] {gif}"
+    assert result.text == f"Describe the image. {gif} [image/webp, {len(WEBP)} bytes] {gif}"
     assert targets == ["/a"]
     assert result.timings is not None and result.timings.enrich_ms
 
@@ -97,7 +97,7 @@ async def test_a_redirect_leads_to_the_image() -> None:
         moved = saying(b"", f"Location: {there}/b", status="302 Found")
         async with speaking(moved) as here, looking() as worker:
             result = await worker.answer(f"{here}/a")
-    assert result.text == f"What is it? [image/png, {len(PNG)} bytes]"
+    assert result.text == f"Describe the image. [image/png, {len(PNG)} bytes]"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ async def worker_with(model: Model, checks: int) -> AsyncIterator[Worker]:
 async def supports(model: Model, checks: int, **sources: Any) -> tuple[list[str], list[str], float | None]:
     """The support of the answer's sentences, the notes, and the tokens of the checks."""
     async with worker_with(model, checks) as worker:
-        result = await worker.result({**SOURCES, **sources}, "What does Tarnby have?")
+        result = await worker.result({**SOURCES, **sources}, "Name the mill of Tarnby.")
         assert result.outcome == "succeeded"
         notes = [note for note in result.notes if not note.startswith("source 1")]  # that the text tries to steer
         return [one.support for one in result.citations], notes, worker.tokens("check")
@@ -110,5 +110,5 @@ async def test_an_answer_that_is_neither_yes_nor_no_is_no_verdict() -> None:
 
 async def test_the_tokens_of_checks_count_in_the_tenants_share() -> None:
     async with worker_with(Model("No."), 10) as worker:
-        await worker.result(SOURCES, "What does Tarnby have?")
+        await worker.result(SOURCES, "Name the mill of Tarnby.")
     assert worker.spent == 47 + 94

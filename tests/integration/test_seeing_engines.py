@@ -45,7 +45,7 @@ async def test_the_server_gets_the_bytes_of_each_image_in_the_order_of_the_messa
         later = replace(asked_of(SHOWN[0], text=""), request_id="r2")
         alone = await engine.generate(later)
     sizes = [f"[image/png, {len(PNG)} bytes]", f"[image/gif, {len(GIF)} bytes]", f"[image/webp, {len(WEBP)} bytes]"]
-    assert completion.text.split() == f"What is it? {' '.join(sizes)}".split()
+    assert completion.text.split() == f"Describe the image. {' '.join(sizes)}".split()
     assert alone.text == sizes[0]
 
 
@@ -79,7 +79,7 @@ async def test_a_model_of_no_family_that_reads_images_refuses_one(kind: str, opt
 async def test_a_server_of_openais_protocol_gets_openais_parts_with_their_detail() -> None:
     server = Server(says("a cat"))
     parts = [
-        {"type": "text", "text": "What is it?"},
+        {"type": "text", "text": "Describe the image."},
         {"type": "image_url", "image_url": {"url": SHOWN[0], "detail": "low"}},
         {"type": "image_url", "image_url": {"url": SHOWN[1]}},
     ]

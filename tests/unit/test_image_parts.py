@@ -52,7 +52,7 @@ def problems(job: object) -> list[str]:
 def test_an_image_of_each_format_is_told_by_its_first_bytes_and_taken(media_type: str, image: bytes) -> None:
     assert media_type_of(image) == media_type
     url = data_url(media_type, image)
-    job = read(chat({"type": "text", "text": "What is it?"}, image_part(url))).job
+    job = read(chat({"type": "text", "text": "Describe the image."}, image_part(url))).job
     assert [(place, each.url) for place, each in job.images] == [("messages.0.content.1", url)]
     assert parted_data_url(url) == (media_type, b64encode(image).decode())
     assert read(write_job(job)).job == job
@@ -159,7 +159,7 @@ def test_a_chat_and_a_request_to_responses_have_their_images() -> None:
     shown = data_url("image/png", PNG)
     chatted = body_job(CHAT_COMPLETIONS, chat(image_part(ADDRESS, detail="low"), image_part(shown)))
     parts = [
-        {"type": "input_text", "text": "What is it?"},
+        {"type": "input_text", "text": "Describe the image."},
         {"type": "input_image", "image_url": ADDRESS, "detail": "high"},
         {"type": "input_image", "image_url": shown},
     ]
@@ -217,7 +217,7 @@ def test_a_family_without_system_messages_keeps_the_images_of_the_first_question
     request = asked_of(ADDRESS)
     told = (Message(role="system", content="Be brief."), *(request.messages or ()))
     [message] = with_quirks(replace(request, messages=told), families()["gemma-2"]).messages or ()
-    assert (message.texts, [image.url for image in message.images]) == (("Be brief.", "What is it?"), [ADDRESS])
+    assert (message.texts, [image.url for image in message.images]) == (("Be brief.", "Describe the image."), [ADDRESS])
 
 
 def test_the_hash_of_a_question_covers_its_images_and_that_of_a_chat_without_images_stays() -> None:
