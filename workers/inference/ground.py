@@ -17,7 +17,7 @@ from workers.enrichment.choosing.tokens import room_for_sources
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence, NothingFound
 from workers.inference.job_identity import invalid_job
-from workers.inference.lifetime import Lifetimes
+from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
 from workers.inference.rewriting import Rewriter
@@ -105,18 +105,12 @@ class Grounder:
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
         """Return the evidence from the job's sources. Raises NothingFound as `grounded` does."""
-        while True:
-            enriching = asyncio.ensure_future(self._evidence_in_turn(received, sources, profile))
-            with self._lifetimes.at_cancellation(received, enriching.cancel):
-                try:
-                    return await enriching
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise  # the worker is ending, so the job was not cancelled
-                    if self._lifetimes.is_over(received):
-                        raise NothingFound(()) from None
-            # The cancellation was taken back at once, so the sources are read again.
+        try:
+            return await self._lifetimes.until_cancelled(
+                received, lambda: self._evidence_in_turn(received, sources, profile)
+            )
+        except JobIsOver:
+            raise NothingFound(()) from None
 
     async def _evidence_in_turn(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
         """Wait until fewer than `enrich_ahead` jobs are in enrichment; return the evidence. Raises NothingFound."""

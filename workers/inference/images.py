@@ -15,7 +15,7 @@ from workers.engines.base import NO_IMAGES, Engine
 from workers.enrichment.fetching.images import ImageFetcher, UnreadableImage
 from workers.enrichment.turns import Asker
 from workers.inference.job_identity import invalid_job
-from workers.inference.lifetime import Lifetimes
+from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
 
@@ -70,33 +70,20 @@ class Images:
         """Return each URL with its data URL. `urls` counts the images of each URL. Raises InvalidJob and NoImage."""
         try:
             async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
-                return await self._until_cancelled(received, urls, stack)
+                asker = Asker(received.tenant)
+                return await self._lifetimes.until_cancelled(received, lambda: self._in_turn(asker, urls, stack))
         except TimeoutError:
             raise NoImage("the job's time ended before its images were fetched") from None
+        except JobIsOver:
+            raise NoImage("the job was cancelled before its images were fetched") from None
         except UnreadableImage as unreadable:
             place = next(place for place, image in received.job.images if image.url == unreadable.url)
             if unreadable.is_outage:
                 raise NoImage(f"{place}: {unreadable}") from None
             raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
 
-    async def _until_cancelled(
-        self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack
-    ) -> Mapping[str, str]:
-        while True:
-            reading = asyncio.ensure_future(self._in_turn(Asker(received.tenant), urls, stack))
-            with self._lifetimes.at_cancellation(received, reading.cancel):
-                try:
-                    return await reading
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise  # the worker is ending, or the job's time is over
-                    if self._lifetimes.is_over(received):
-                        raise NoImage("the job was cancelled before its images were fetched") from None
-            # The cancellation was taken back at once, so the images are fetched again.
-            await stack.aclose()
-
     async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
+        await stack.aclose()  # gives back the place of a fetch whose cancellation was taken back
         await stack.enter_async_context(self._fetcher.place(asker))
         return await self._fetcher.fetched(urls, asker)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from schemas.codec import ReceivedJob
 from schemas.control import JobKey
 from telemetry.clock import Clock
 from workers.inference.cancellations import Cancellations
+
+T = TypeVar("T")
+
+
+class JobIsOver(Exception):  # noqa: N818 - named after the event
+    """A job was cancelled, or has expired, before its work was done."""
 
 
 class Lifetimes:
@@ -33,6 +41,23 @@ class Lifetimes:
     def at_cancellation(self, received: ReceivedJob, stop: Callable[[], object]) -> AbstractContextManager[None]:
         """Call `stop` if the job is cancelled during the block. The job's deadline does not call `stop`."""
         return self._cancellations.told(_key(received), stop)
+
+    async def until_cancelled(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of `begin()`, which a cancellation of the job cancels. Raises JobIsOver, and its errors.
+
+        If the cancellation is taken back at once, `begin` is called again.
+        """
+        while True:
+            work = asyncio.ensure_future(begin())
+            with self.at_cancellation(received, work.cancel):
+                try:
+                    return await work
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # the worker is ending, or the caller's time is over: the job was not cancelled
+                    if self.is_over(received):
+                        raise JobIsOver from None
 
 
 def _key(received: ReceivedJob) -> JobKey:
