@@ -16,6 +16,7 @@ from workers.engines.base import Completion, Engine, EngineDied, EngineError, Ge
 from workers.engines.prompts import plain_text
 from workers.enrichment.search.words import MAX_QUESTION_CHARS
 from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.side_request import side_request
 
 UNCHANGED: Final = "the question was not rewritten: "
 _NO_LINE: Final = f"the model's answer is not a single line of at most {MAX_QUESTION_CHARS} characters"
@@ -62,10 +63,7 @@ class Rewriter:
         self._tokens.inc(completion.prompt_tokens + completion.completion_tokens)
         said = _one_line(completion)
         if said is None:
-            return (
-                question,
-                f"{UNCHANGED}{_NO_LINE}",
-            )
+            return question, f"{UNCHANGED}{_NO_LINE}"
         return said, f"the question was rewritten for the search: {said}"
 
     def _request(self, received: ReceivedJob) -> GenerationRequest:
@@ -73,17 +71,8 @@ class Rewriter:
         while turns and turns[-1].role != "user":
             turns.pop()
         said = [Message(role=one.role, content=one.text[-_TURN_CHARS:]) for one in turns[-_MAX_TURNS:]]
-        order = Message(role="user", content=f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}")
-        return GenerationRequest(
-            request_id=f"{received.place.digest}-rewrite-{next(self._numbers)}",
-            prompt=None,
-            messages=(order,),
-            max_tokens=self._settings.rewrite_tokens,
-            temperature=0.0,
-            temperature_is_default=True,
-            model_id=received.job.model_id,
-            priority=received.priority,
-        )
+        order = f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}"
+        return side_request(received, f"rewrite-{next(self._numbers)}", order, self._settings.rewrite_tokens)
 
 
 def _one_line(completion: Completion) -> str | None:

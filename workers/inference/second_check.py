@@ -17,16 +17,16 @@ from dataclasses import replace
 from typing import Final
 
 from schemas.codec import ReceivedJob
-from schemas.job import Message
 from schemas.result import Citation
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine, EngineError, GenerationRequest
+from workers.engines.base import Engine, EngineError
 from workers.enrichment.answering.answer import Answer, Claim, claim_of
 from workers.enrichment.answering.cite import BEARING, CITATION
 from workers.enrichment.answering.grounding import ground, harmless
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.lifetime import Lifetimes
+from workers.inference.side_request import side_request
 
 CHECK_SECONDS: Final = 10.0
 """Timeout of all checks of an answer. A sentence that gets no verdict in time keeps its support."""
@@ -79,18 +79,8 @@ class SecondCheck:
 
         Raises EngineError.
         """
-        completion = await self._engine.generate(
-            GenerationRequest(
-                request_id=f"{received.place.digest}-check-{next(self._numbers)}",
-                prompt=None,
-                messages=(Message(role="user", content=prompt),),
-                max_tokens=_TOKENS,
-                temperature=0.0,
-                temperature_is_default=True,
-                model_id=received.job.model_id,
-                priority=received.priority,
-            )
-        )
+        name = f"check-{next(self._numbers)}"
+        completion = await self._engine.generate(side_request(received, name, prompt, _TOKENS))
         tokens = completion.prompt_tokens + completion.completion_tokens
         self._tokens.inc(tokens)
         spend(tokens)
