@@ -16,6 +16,7 @@ from schemas.messages import ImagePart as ImagePart
 from schemas.messages import ImageUrl as ImageUrl
 from schemas.messages import Message as Message
 from schemas.messages import TextPart as TextPart
+from schemas.messages import images_in as images_in
 from schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, require_json
 from schemas.urls import Url as Url
 
@@ -313,12 +314,7 @@ class Job(WireModel):
     @property
     def images(self) -> list[tuple[str, ImageUrl]]:
         """The images of the messages, each with its field, such as `messages.0.content.1`."""
-        return [
-            (f"messages.{number}.content.{place}", part.image_url)
-            for number, message in enumerate(self.messages or ())
-            for place, part in enumerate(message.parts)
-            if isinstance(part, ImagePart)
-        ]
+        return images_in(self.messages or ())
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:

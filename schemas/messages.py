@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag, model_validator
@@ -151,3 +151,13 @@ class Message(WireModel):
     def text(self) -> str:
         """The content's texts as one string; empty without a text."""
         return self.content if isinstance(self.content, str) else "\n".join(self.texts)
+
+
+def images_in(messages: Iterable[Message]) -> list[tuple[str, ImageUrl]]:
+    """Return the images of a chat, each with its field, such as `messages.0.content.1`."""
+    return [
+        (f"messages.{number}.content.{place}", part.image_url)
+        for number, message in enumerate(messages)
+        for place, part in enumerate(message.parts)
+        if isinstance(part, ImagePart)
+    ]

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from schemas.images import is_data_url, parted_data_url
-from schemas.job import ImagePart, ImageUrl, Message, Reasoning, ResponseFormat
+from schemas.job import ImageUrl, Message, Reasoning, ResponseFormat, images_in
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
@@ -211,16 +211,7 @@ def require_question(request: GenerationRequest) -> None:
 
 def require_texts(request: GenerationRequest, reason: str) -> None:
     """Raise RequestRejected with this reason, and the first image as the field, for a request with images."""
-    place = next(
-        (
-            f"messages.{number}.content.{place}"
-            for number, message in enumerate(request.messages or ())
-            for place, part in enumerate(message.parts)
-            if isinstance(part, ImagePart)
-        ),
-        None,
-    )
-    if place is not None:
+    for place, _ in images_in(request.messages or ()):
         raise RequestRejected(place, reason)
 
 
