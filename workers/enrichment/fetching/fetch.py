@@ -84,10 +84,9 @@ class _Wanted:
     counted: Counted | None
     accept: str | None
 
-    def headers(self, url: URL) -> dict[str, str]:
-        """Return the headers of a request to this URL beside those of all requests."""
-        asked = {"Accept": self.accept} if self.accept is not None else {}
-        return asked | (self.known.conditions if self.known is not None and self.known.url == str(url) else {})
+    def conditions(self, url: URL) -> dict[str, str]:
+        """Return the headers that make a request to this URL conditional; empty for any URL but the known copy's."""
+        return self.known.conditions if self.known is not None and self.known.url == str(url) else {}
 
 
 class BadStatus(Unreadable):
@@ -164,9 +163,10 @@ class Fetcher:
         for _ in range(self._settings.redirects + 1):
             if wanted.permit is not None:
                 await wanted.permit(str(current), asker)
-            headers = wanted.headers(current)
+            conditions = wanted.conditions(current)
+            headers = conditions if wanted.accept is None else {**conditions, "Accept": wanted.accept}
             async with self._asked(current, asker, headers, is_paced=wanted.permit is not None) as response:
-                if {*headers} - {"Accept"} and response.status == HTTPStatus.NOT_MODIFIED:
+                if conditions and response.status == HTTPStatus.NOT_MODIFIED:
                     return replace(_described(response, b""), is_unchanged=True)
                 if response.status not in _MOVED:
                     return await self._page(response, wanted)
