@@ -63,6 +63,7 @@ class HttpEngine:
         self.name = name
         self.models = (model,)
         self._settings = settings
+        self._reads_images = are_read_by(family_of(model), model) if settings.images is None else settings.images
         self._server = server
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._asking: dict[str, asyncio.Task[Completion]] = {}
@@ -76,9 +77,7 @@ class HttpEngine:
 
     def takes_images(self, model_id: str | None) -> bool:
         """True if the setting `images` says so, or else if the model's family reads images."""
-        if self._settings.images is not None:
-            return self._settings.images
-        return are_read_by(family_of(self.models[0]), self.models[0])
+        return self._reads_images
 
     async def start(self) -> None:
         """Wait until the server answers, check that the server has the worker's model, and read the model's window.
