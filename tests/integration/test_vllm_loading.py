@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
         await starting
     assert guardian.pid is None
     assert marked(guardian.mark) == []
+    assert logging.getLogger("vllm").isEnabledFor(logging.WARNING), "warnings of other engines are no longer logged"
 
 
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(

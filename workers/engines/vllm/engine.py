@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import multiprocessing
 import warnings
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.pooling import PoolingModel
-from workers.engines.vllm.process_log import ProcessLog
+from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
@@ -326,10 +325,10 @@ class VllmEngine(TextsAlone):
     def _discard(self) -> None:
         """End the engine's remaining processes, so that its memory is free for the next engine. Blocks."""
         llm, self._llm = self._llm, None
-        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM logs its own shutdown as a failure
-        if llm is not None:
-            llm.shutdown(timeout=SHUTDOWN_SECONDS)
-        self._guardian.end_engine()
+        with shutdown_unlogged():
+            if llm is not None:
+                llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            self._guardian.end_engine()
         multiprocessing.active_children()  # reaps the killed processes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # suppress the warning about a socket context that vLLM leaves open

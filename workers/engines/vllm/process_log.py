@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +43,17 @@ def begin() -> None:
         os.dup2(pipe, output)
     os.close(pipe)
     logs.configure("worker", level="WARNING")
+
+
+@contextmanager
+def shutdown_unlogged() -> Iterator[None]:
+    """Log nothing of vLLM, which logs its own shutdown as a failure. Other engines in this process are silent too."""
+    logger = logging.getLogger("vllm")
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(logging.WARNING)
 
 
 class ProcessLog:
