@@ -1,4 +1,8 @@
-"""Fixtures: one control plane with a node for the session, and a release of the chart that runs the real roles."""
+"""Fixtures: one control plane with a node, and a release of the chart that runs the real roles.
+
+Control plane and node end with the last test of this package, since the node's threads allocate memory and read the
+environment, which unit tests measure and replace.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,16 @@ from tests.postback_command import POSTBACK
 from tests.product import PARTITIONS, Product, eventually, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The session's control plane. The first run of its version builds it, which takes minutes."""
+    """The package's control plane. The first run of its version builds it, which takes minutes."""
     with ControlPlane(tmp_path_factory.mktemp("kubernetes")) as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The session's node, which no test stops."""
+    """The package's node, which no test stops."""
     with Node(control_plane.api, "first", tmp_path_factory.mktemp("first"), POSTBACK) as started:
         yield started
 
