@@ -32,7 +32,10 @@ async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_
     assert marked(guardian.mark) == []
 
 
-async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() -> None:
+async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))  # an empty cache: the first process inspects the model's class
     guardian = Guardian()
     engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics(), guardian)
     starting = asyncio.create_task(engine.start())
@@ -45,6 +48,10 @@ async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind() 
     assert guardian.pid is None
     assert marked(guardian.mark) == []
     assert logging.getLogger("vllm").isEnabledFor(logging.WARNING), "warnings of other engines are no longer logged"
+
+    later = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics())
+    await later.start()
+    await later.close()
 
 
 async def test_an_engine_that_died_and_cannot_be_loaded_again_is_lost_and_says_why(

@@ -39,6 +39,17 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
     return arguments | adapters | settings.extra
 
 
+def forget_inspections() -> None:
+    """Let vLLM inspect the model's class again; the files of its cache stay.
+
+    vLLM inspects in a process, and keeps a failure for as long as its own process lives: after an engine was closed in
+    that moment, no later one would load.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._try_inspect_model_cls.cache_clear()
+
+
 def prepare_environment(model: str) -> None:
     """Set the variables that vLLM reads on import and vLLM's processes inherit.
 

@@ -37,7 +37,7 @@ from workers.engines.base import (
 from workers.engines.prompts import prompt_room
 from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
-from workers.engines.vllm.arguments import engine_arguments, prepare_environment
+from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import figures
@@ -305,6 +305,7 @@ class VllmEngine(TextsAlone):
 
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
+            forget_inspections()
             arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments()))
             # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
             usage = UsageContext.LLM_CLASS
