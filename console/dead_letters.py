@@ -42,7 +42,8 @@ Endpoint = Annotated[
     str | None, typer.Option(help="Only letters with this callback URL, or with any URL of this origin.")
 ]
 Ids = Annotated[
-    list[str] | None, typer.Option("--id", help="A letter's id (P:N), a job's or a webhook's; may be repeated.")
+    list[str] | None,
+    typer.Option("--id", help="A letter's id, a job's or a webhook's; P:N is always a letter's. May be repeated."),
 ]
 Since = Annotated[str | None, typer.Option(metavar=TIME, help=f"Only letters given up at this time or later. {HELP}")]
 Until = Annotated[str | None, typer.Option(metavar=TIME, help="Only letters given up before this time.")]
@@ -76,7 +77,9 @@ def list_letters(
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="P:N, a job's or a webhook's id.")],
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="A letter's id, a job's or a webhook's; P:N is always a letter's.")
+    ],
     _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which is the default.")] = False,
 ) -> None:
     """Show a letter with its headers and content, as JSON."""

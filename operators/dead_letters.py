@@ -68,9 +68,14 @@ class Letter:
         return self.record.place
 
     @property
+    def names(self) -> set[str]:
+        """The letter's job id and webhook id, for selections. An id of the form `P:N` is left out: it names a place."""
+        return {name for name in self.record.ids if StoredPlace.parse(name) is None}
+
+    @property
     def ids(self) -> set[str]:
         """The letter's ids for selections: its place, job id and webhook id."""
-        return {str(self.place), *self.record.ids}
+        return {str(self.place), *self.names}
 
     @property
     def reason(self) -> str:
@@ -137,7 +142,7 @@ class LetterFilter:
     reasons: frozenset[str] = frozenset()
     tenant: str | None = None
     ids: frozenset[str] = frozenset()
-    """Letters' places (`P:N`), job ids and webhook ids."""
+    """Letters' places (`P:N`), job ids and webhook ids. An id of the form `P:N` is always a place."""
     since_ms: int | None = None
     until_ms: int | None = None
     """Only letters given up at `since_ms` or later and before `until_ms`, Unix milliseconds."""
@@ -182,7 +187,7 @@ class LetterCounts:
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
         """Note the letter's tenant for each of the requested ids `asked`."""
-        for name in asked & letter.record.ids:
+        for name in asked & letter.names:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:

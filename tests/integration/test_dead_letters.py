@@ -225,6 +225,24 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
     assert sorted(key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))) == ["acme", "globex"]
 
 
+def test_an_id_of_the_form_of_a_place_names_the_letter_there_and_no_job(fleet: KafkaSettings) -> None:
+    producer, env = Producer(fleet.client_config()), environment_of(fleet)
+    for tenant, job_id in (("acme", "job_1"), ("acme", "0:0"), ("globex", "0:0")):
+        source = {"source-topic": fleet.topics.requests(), "source-partition": "0", "source-offset": "0"}
+        headers = {"tenant": tenant, "job-id": job_id, "reason": "worker_killed"} | source
+        producer.produce(fleet.topics.dead_letters, b"{}", job_id, 0, headers=list(headers.items()))
+    assert producer.flush(20) == 0
+
+    shown = json.loads(postback_here("dead-letters", "show", "0:0", env=env).stdout)
+    assert [letter["job_id"] for letter in shown] == ["job_1"]
+    for place, job_id in (("0:0", "job_1"), ("0:2", "0:0")):
+        done = postback_here("dead-letters", "redrive", place, env=env)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "postback: 1 of 1 put back")
+        assert stands_in(fleet, fleet.topics.requests())[-1][0] == job_id
+    again = postback_here("dead-letters", "redrive", "0:0", env=env)
+    assert again.stderr.splitlines()[-1] == "postback: no dead letter is left to put back for: 0:0"
+
+
 def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
