@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -293,3 +294,24 @@ def test_records_of_any_content_never_end_the_view(store: Store, fleet: KafkaSet
         producer.produce(topics.results, result(LAST), partition=0, headers=[("tenant", b"acme")])
         producer.flush(30)
         eventually(lambda: LAST in statuses(store), 60, "the view has ended")
+
+
+@pytest.mark.parametrize("topic_config", [{"max.message.bytes": "8000000"}], ids=["other tools' limit"])
+def test_a_record_larger_than_a_fetch_is_read_and_the_view_goes_on(store: Store, fleet: KafkaSettings) -> None:
+    """Kafka sends the first batch of a fetch whole (KIP-74), up to the client's `receive.message.max.bytes`."""
+    noise = random.Random(1).randbytes(2_000_000).hex()  # cannot be compressed below a fetch's 1 MiB
+    large = Result(job_id="large", outcome=Outcome.SUCCEEDED, text=noise, created_at=1)
+    errors: list[KafkaError | None] = []
+    with running_parts(view_of(store, fleet)):
+        producer = Producer({**fleet.client_config(), "message.max.bytes": 8_000_000})
+        for value in (write_result(large), result(LAST)):
+            producer.produce(
+                fleet.topics.results,
+                value,
+                partition=0,
+                headers=[("tenant", b"acme")],
+                on_delivery=lambda error, _: errors.append(error),
+            )
+            producer.flush(30)
+        assert errors == [None, None]
+        eventually(lambda: LAST in statuses(store), 60, "the view waits at the large record")
