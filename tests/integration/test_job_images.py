@@ -237,6 +237,25 @@ async def test_jobs_beyond_the_setting_wait_until_others_have_ended() -> None:
     assert targets == ["/1", "/2", "/3"]
 
 
+async def test_jobs_at_a_server_that_hangs_leave_places_to_the_same_tenants_jobs_at_another_server() -> None:
+    targets: list[str] = []
+    async with (
+        speaking(never, targets=targets) as hung,
+        speaking(saying(PNG, IMAGE)) as origin,
+        looking(image_jobs=4, image_seconds=600) as worker,
+        asyncio.timeout(120),
+    ):
+        waiting = [asyncio.ensure_future(worker.answer(f"{hung}/{number}", job_id=str(number))) for number in range(9)]
+        while len(targets) < 2:
+            await asyncio.sleep(0.001)
+        assert (await worker.answer(f"{origin}/a")).outcome == "succeeded"
+        assert len(targets) == 2
+        for number in range(9):
+            worker.cancel(str(number))
+        assert {result.outcome for result in await asyncio.gather(*waiting)} == {"cancelled"}
+        assert (await worker.answer(*[f"{origin}/{number}" for number in range(3)])).outcome == "succeeded"
+
+
 async def test_a_model_without_sight_rejects_the_job_before_anything_is_fetched() -> None:
     targets: list[str] = []
     async with speaking(saying(PNG, IMAGE), targets=targets) as origin, looking(BlindEngine) as worker:

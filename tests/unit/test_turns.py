@@ -115,6 +115,16 @@ async def test_some_of_the_places_that_are_held_long_stay_free_for_jobs_without_
         assert work.running == ["c1", "z2", "a3"]
 
 
+async def test_a_tenant_that_comes_beside_one_that_holds_its_part_gets_half_of_the_free_places_at_once() -> None:
+    async with working(16, kept=4) as work:
+        await work.begin(*[f"{job}1" for job in "abcdefghijklmnop"], tenant="hung")
+        assert len(work.running) == 12
+        await work.begin(*[f"{job}1" for job in "uvwx"], tenant="other")
+        assert work.running[12:] == ["u1", "v1"]
+        await work.begin("z1", "y1", tenant="third")
+        assert work.running[14:] == ["z1"]
+
+
 async def test_a_single_place_is_never_kept_free() -> None:
     async with working(1, kept=0) as work:
         await work.begin("a1", "a2")

@@ -46,6 +46,8 @@ class EnrichmentSettings(BaseSettings):
     image_jobs: int = Field(default=64, ge=1, le=8192)
     """Jobs with fetched images in work at once. Further jobs with image URLs wait.
 
+    One tenant has at most three quarters of these places, and its jobs that fetch from one server have half.
+
     The images of a job take up to 1.4 times `image_bytes` as base64, and as much again in the engine's request.
     """
     redirects: int = Field(default=5, ge=0, le=20)

@@ -3,8 +3,10 @@
 A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
 Among equals, the place goes to the longest wait since joining the queue or giving back a place.
 
-If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants without a
-place, and another `kept` places for jobs without a place.
+If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants with few
+places, and another `kept` places for jobs without a place. A tenant has few places while it has fewer than are free.
+So the jobs of a tenant that comes later get half of the free places at once (dynamic thresholds, Choudhury and Hahne
+1998).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Asker:
 class Turns:
     """A fixed number of places.
 
-    Of these, `kept` are reserved for tenants that hold no place, and `kept` for jobs that hold no place.
+    Of these, `kept` are reserved for tenants that hold fewer than are free, and `kept` for jobs that hold none.
     """
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
@@ -69,15 +71,12 @@ class Turns:
 
     def _next(self) -> Asker | None:
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
-            for asker in sorted(self._waiting[tenant], key=self._had.__getitem__):
-                if self._may_have(asker):
-                    return asker
+            if self._had[tenant] >= self._free and self._free <= self._kept:
+                continue  # before the search for the tenant's job: a hung tenant may have thousands
+            asker = min(self._waiting[tenant], key=self._had.__getitem__)
+            if not self._had[asker] or self._free > 2 * self._kept:
+                return asker
         return None
-
-    def _may_have(self, asker: Asker) -> bool:
-        if not self._had[asker.tenant]:
-            return True
-        return self._free > (2 * self._kept if self._had[asker] else self._kept)
 
     def _first(self, asker: Asker) -> asyncio.Future[None]:
         """Remove and return the job's first request; a job without further requests leaves its tenant's queue."""

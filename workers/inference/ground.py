@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from schemas.codec import ReceivedJob
@@ -16,6 +17,7 @@ from workers.enrichment.answering.profile import Profile, UnknownProfile
 from workers.enrichment.choosing.tokens import room_for_sources
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence, NothingFound
+from workers.enrichment.turns import Asker, Turns
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.pace import EnginePace
@@ -56,7 +58,10 @@ class GroundedRequest:
 
 
 class Grounder:
-    """Enriches jobs ahead of the engine: at most `enrich_ahead` at once, to bound the memory for their pages."""
+    """Enriches jobs ahead of the engine: at most `enrich_ahead` at once, to bound the memory for their pages.
+
+    Tenants take turns, and one tenant has at most three quarters of these places.
+    """
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class Grounder:
         self._pace = pace
         self._phases = phases
         self._clock = clock
-        self._turns = asyncio.Semaphore(enrich_ahead)
+        self._turns = Turns(enrich_ahead, kept=enrich_ahead // 4)
         self._rewriter = Rewriter(engine, enricher.settings, metrics)
 
     async def grounded(self, received: ReceivedJob) -> GroundedRequest:
@@ -113,13 +118,13 @@ class Grounder:
             raise NothingFound(()) from None
 
     async def _evidence_in_turn(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
-        """Wait until fewer than `enrich_ahead` jobs are in enrichment; return the evidence. Raises NothingFound."""
-        try:
-            async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise NothingFound(()) from None
-        try:
+        """Wait for the job's turn among the jobs in enrichment; return the evidence. Raises NothingFound."""
+        async with AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
+                    await turn.enter_async_context(self._turns.place(Asker(received.tenant)))
+            except TimeoutError:
+                raise NothingFound(()) from None
             deadline = Deadline.after(self._clock, max(0.0, self._lifetimes.remaining(received)))
             question = last_user_text(received.job)
             notes: tuple[str, ...] = ()
@@ -134,8 +139,6 @@ class Grounder:
                 room_tokens=room_for_sources(received.job, profile.instructions, self._engine.context_tokens),
             )
             return replace(evidence, notes=(*notes, *evidence.notes))
-        finally:
-            self._turns.release()
 
 
 def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:

@@ -84,8 +84,9 @@ class Images:
 
     async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
         await stack.aclose()  # gives back the place of a fetch whose cancellation was taken back
-        await stack.enter_async_context(self._fetcher.place(asker))
-        return await self._fetcher.fetched(urls, asker)
+        async with self._fetcher.at_origins(urls, asker):
+            await stack.enter_async_context(self._fetcher.place(asker))
+            return await self._fetcher.fetched(urls, asker)
 
 
 def _with_images(received: ReceivedJob, found: Mapping[str, str]) -> ReceivedJob:

@@ -6,11 +6,12 @@ robots.txt is not asked: the job's author names the image, and no crawler finds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from schemas.images import IMAGE_TYPES, data_url, media_type_of
+from telemetry.logs import origin_of
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.fetch import Fetcher
 from workers.enrichment.settings import EnrichmentSettings
@@ -32,12 +33,40 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
 
 
 class ImageFetcher:
-    """Fetches images for all jobs of a worker. A bounded number of jobs has images in memory, in turns by tenant."""
+    """Fetches images for all jobs of a worker.
+
+    A bounded number of jobs has images in memory, in turns by tenant. Of these, at most half fetch from one server for
+    one tenant, so that a server that hangs leaves places to the tenant's other jobs.
+    """
 
     def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
         self._fetcher = fetcher
         self._settings = settings
         self._jobs = Turns(settings.image_jobs, kept=settings.image_jobs // 4)
+        self._at_origins: dict[tuple[str, str], Turns] = {}
+        """The turns of each tenant's jobs at each origin that they fetch from."""
+
+    @asynccontextmanager
+    async def at_origins(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
+        """Wait for the job's turn to fetch from the origins of all URLs, and hold it until the context ends.
+
+        Take it before `place`: otherwise jobs at a hung server would wait for this turn with a place in memory.
+        """
+        async with AsyncExitStack() as stack:
+            for origin in sorted({origin_of(url) for url in urls}):  # one order for all jobs, so that none deadlock
+                await stack.enter_async_context(self._at_origin(origin, asker))
+            yield
+
+    @asynccontextmanager
+    async def _at_origin(self, origin: str, asker: Asker) -> AsyncIterator[None]:
+        key = asker.tenant, origin
+        turns = self._at_origins.setdefault(key, Turns(max(1, self._settings.image_jobs // 2)))
+        try:
+            async with turns.place(asker):
+                yield
+        finally:
+            if turns.is_idle:
+                self._at_origins.pop(key, None)
 
     def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
         """Wait for the job's turn to have images in memory, and hold it until the context ends."""
