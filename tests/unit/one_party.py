@@ -22,6 +22,9 @@ class OneParty:
     def urgency(self, record: Record) -> int:
         return 0
 
+    def may_wait(self, record: Record) -> bool:
+        return False
+
     def place(self, topic: str) -> Place:
         return Place.FIRST
 

@@ -32,6 +32,9 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
         def urgency(self, record: Record) -> int:
             raise AssertionError(record)
 
+        def may_wait(self, record: Record) -> bool:
+            raise LookupError(record)
+
         def place(self, topic: str) -> Place:
             return Place.FIRST
 

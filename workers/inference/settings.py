@@ -40,6 +40,9 @@ class WorkerSettings(BaseSettings):
     window_records: int = Field(default=2048, ge=1, le=8192)
     """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
 
+    One tenant's jobs with sources or images take at most three quarters, so that a server that hangs stops no other
+    tenant.
+
     The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, and for jobs in vLLM's queue and
     in enrichment.
     """
@@ -52,7 +55,7 @@ class WorkerSettings(BaseSettings):
     more.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
-    """Jobs whose sources are read at once, ahead of the engine.
+    """Jobs whose sources are read at once, ahead of the engine. One tenant has at most three quarters of these places.
 
     Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are in
     work. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.

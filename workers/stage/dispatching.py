@@ -12,6 +12,7 @@ from workers.stage.defects import Defects
 from workers.stage.errors import NothingCompletes
 from workers.stage.held import Held
 from workers.stage.isolation import Isolation
+from workers.stage.outside import OutsideTurns
 from workers.stage.pacing import Pacing
 from workers.stage.partition import Partition
 from workers.stage.record import Record
@@ -146,6 +147,7 @@ class Dispatching:
         try:
             if self._sharing is not None:
                 record.cost, record.urgency = self._sharing.cost(record), self._sharing.urgency(record)
+                record.outside = self._sharing.party(record.headers) if self._sharing.may_wait(record) else None
         except Exception as error:
             self._defects.met("cost", record, error)
 
@@ -180,11 +182,13 @@ class Dispatching:
         """Remove and return up to `room` parked records. Parties and partitions take turns."""
         if not (self.window.parked or self.window.put_off):
             return []
-        return self.pacing.draw(room) if self._sharing is None else self.window.draw(room, _may_begin)
+        if self._sharing is None:
+            return self.pacing.draw(room)
+        return self.window.draw(room, OutsideTurns(self.window, _may_begin).ready)
 
     def _hand_over(self, batch: list[tuple[Partition, Record]]) -> None:
         for partition, record in batch:
-            self._held.load.begin(partition)
+            self._held.load.begin(partition, record)
             partition.horizon.begun(record.offset)
         self._metrics.in_flight.inc(len(batch))
         self._runner.start(batch, self._clock.monotonic())
@@ -223,7 +227,7 @@ class Dispatching:
                 attempts=attempts,
             )
             self._metrics.quarantined.inc()
-            self._held.load.begin(partition)
+            self._held.load.begin(partition, record)
             self._metrics.in_flight.inc()
             self._runner.give_up(partition, record, attempts, self._clock.monotonic())
         self.isolation.condemned = []

@@ -26,7 +26,7 @@ quick records make room sooner than a resumed partition delivers."""
 SLOW_SECONDS = 2.0
 """A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
 STILL_SECONDS = 10.0
-"""A lot that gives out no record for this time does not count as slow: the engine is away."""
+"""A lot that gives out and holds back no record for this time does not count as slow: the engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon.
@@ -68,6 +68,8 @@ class Lot:
         self._gave_at = -math.inf
         self._drawn = 0
         """Records that were drawn since the last `look`."""
+        self._holds_back = False
+        """True if a record was held back since the last `look`."""
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
@@ -112,9 +114,9 @@ class Lot:
         low = self.parked <= self._capacity // 2 and self.bytes <= self._capacity_bytes * 3 // 4
         if high and not self.full:
             self._counted_since, self._counted, self._fell_behind = now, 0, False
-        self._gave_at = now if self._drawn else self._gave_at
+        self._gave_at = now if self._drawn or self._holds_back else self._gave_at
         self._counted += self._drawn
-        self._drawn = 0
+        self._drawn, self._holds_back = 0, False
         if now - self._counted_since >= SLOW_SECONDS:
             self._fell_behind = self._counted < self._capacity
             self._counted_since, self._counted = now, 0
@@ -168,6 +170,10 @@ class Lot:
         self._left(drawn)
         self._drawn += len(drawn)
         return drawn
+
+    def held_back(self) -> None:
+        """Note that the handler had room for a record that may not begin yet: so the engine is not away."""
+        self._holds_back = True
 
     def correct(self, party: Party, cost: float) -> None:
         """Add to the cost of a party's drawn records: the real cost minus the estimate, which may be negative."""

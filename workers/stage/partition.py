@@ -5,6 +5,7 @@ Completions hold this object, not a partition number, so a late completion is re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 
@@ -12,7 +13,7 @@ from workers.stage.horizon import Horizon, undone_below
 from workers.stage.ledger import Ledger
 from workers.stage.progress import Progress, Suspect, begun_of
 from workers.stage.record import Record
-from workers.stage.sharing import Place
+from workers.stage.sharing import Party, Place
 
 
 class Phase(Enum):
@@ -84,6 +85,8 @@ class Partition:
         # Written by `Load`.
         self.running = 0
         """The number of records that are dispatched and not yet complete."""
+        self.outside: Counter[Party] = Counter()
+        """The running records of each party that may wait for servers outside the fleet."""
         self.bytes = 0
         """Bytes of the values of taken, unsettled records."""
 

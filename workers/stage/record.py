@@ -44,6 +44,8 @@ class Record:
     """The real cost, set by the handler; None if the estimate is right."""
     urgency: int = 0
     """See `Sharing.urgency`."""
+    outside: bytes | None = None
+    """The party of a record that may wait for a server outside the fleet, else None; see `outside.py`."""
 
     def header(self, name: str) -> str | None:
         """Return the last value of the header `name` as text; None if it is absent or not UTF-8."""

@@ -53,6 +53,14 @@ class Sharing(Protocol):
         """Return the record's rank within its party; the lowest is served first. The Kafka thread calls this too."""
         ...
 
+    def may_wait(self, record: Record) -> bool:
+        """Return whether the handler may have to wait for a server outside the fleet; see `outside.py`.
+
+        The Kafka thread calls this for each record: be cheap. True for a record that turns out not to wait does little
+        harm.
+        """
+        ...
+
     def place(self, topic: str) -> Place:
         """Return the place of a topic's records."""
         ...

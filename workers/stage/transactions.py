@@ -84,7 +84,7 @@ class Transactions:
                 continue  # a late completion of an assignment that has ended
             if not completion.deferred:
                 ended += 1
-                self._held.load.end(partition)
+                self._held.load.end(partition, completion.record)
                 self._on_end(partition, completion.record)
             if completion.outputs is not None and not completion.deferred and completion.record.shows_health:
                 healthy = True

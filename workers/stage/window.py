@@ -123,6 +123,10 @@ class Window:
                 drawn += lot.draw(room - len(drawn), ready)
         return drawn
 
+    def held_back(self, partition: Partition) -> None:
+        """Note that the handler had room for a record of the partition, whose party has used up its share."""
+        self._lot_of(partition).held_back()
+
     def next_of(self, partition: Partition) -> Record:
         """Return the partition's next parked record. Raises KeyError if no record is parked."""
         return self._lot_of(partition).first(partition)

@@ -1,0 +1,88 @@
+"""One tenant's jobs at a server that never answers, beside another tenant's jobs in one real worker."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from tests.http_handler import handling
+from tests.images import PNG, image_part
+from tests.product import Product, eventually
+
+pytestmark = pytest.mark.broker
+
+WORKER = {
+    "POSTBACK_WORKER__WINDOW_RECORDS": "128",
+    "POSTBACK_WORKER__ENRICH_AHEAD": "16",
+    "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
+    "POSTBACK_ENRICHMENT__IMAGE_JOBS": "16",
+    "POSTBACK_ENRICHMENT__IMAGE_SECONDS": "600",
+    "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "120",
+    "POSTBACK_ENRICHMENT__LONGEST_BUDGET_SECONDS": "120",
+    "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "60",
+}
+"""No hung job ends during the test, so no place becomes free by itself."""
+PAGE = b"<html><head><title>A bridge</title></head><body><p>The bridge in Tarnby opened in 1987.</p></body></html>"
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server that answers each request with an image or a page."""
+
+    def do_GET(self) -> None:
+        body = PNG if self.path.endswith(".png") else PAGE
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def deaf() -> Iterator[str]:
+    """Yield the origin of a server whose connections the kernel accepts, and no code reads."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(1024)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def jobs(name: str, count: int, **fields: Any) -> list[bytes]:
+    """Jobs of this name; a `%` in a field's text becomes the job's number."""
+    body = json.dumps({"job_id": f"{name}-%", **fields})
+    return [body.replace("%", str(number)).encode() for number in range(count)]
+
+
+def seeing(origin: str) -> dict[str, Any]:
+    """The fields of jobs with an image at this origin."""
+    parts = [{"type": "text", "text": "What is it?"}, image_part(f"{origin}/%.png")]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+def reading(origin: str) -> dict[str, Any]:
+    """The fields of jobs that need a page at this origin."""
+    return {"prompt": "When did the bridge open?", "sources": {"urls": [f"{origin}/%"], "required": True}}
+
+
+@pytest.mark.parametrize("at", [seeing, reading], ids=["images", "sources"])
+def test_a_thousand_jobs_at_a_server_that_never_answers_hold_up_no_other_tenant(
+    product: Product, at: Callable[[str], dict[str, Any]]
+) -> None:
+    with deaf() as hung, handling(Healthy) as healthy:
+        product.put(jobs("hung", 1000, **at(hung)), [("tenant", b"acme")])
+        worker = product.worker("w1", **WORKER)
+        eventually(lambda: worker.metrics()["postback_in_flight"] >= 64, 60, "the hung jobs have not begun")
+        product.put(jobs("text", 300, prompt="What is it?"), [("tenant", b"globex")])
+        product.put(jobs("fetching", 60, **at(healthy)), [("tenant", b"globex")])
+        product.wait_for_results(360, 90)
+        outcomes = product.outcomes()
+    assert set(outcomes.values()) == {"succeeded"}
+    assert {name.partition("-")[0] for name in outcomes} == {"text", "fetching"}

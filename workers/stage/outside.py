@@ -1,0 +1,50 @@
+"""Shares of the window for records that may wait for servers outside the fleet, so that no party fills the window.
+
+The handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
+other parties. So a quarter of the window is kept free of them, with one exception: a party may always begin another
+one while it has fewer than there are free places (dynamic thresholds, Choudhury and Hahne 1998). A party alone gets
+three quarters of the window, and a party that comes later at once half of the free places. Other records may take
+every place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from workers.stage.partition import Partition
+from workers.stage.party_queue import Ready
+from workers.stage.record import Record
+from workers.stage.sharing import Party
+from workers.stage.window import Window
+
+KEPT = 4
+"""The kept part of the window: one place of KEPT."""
+
+
+class OutsideTurns:
+    """Tells for one draw from the window's lots which records may begin. Only the Kafka thread calls the methods."""
+
+    def __init__(self, window: Window, ready: Ready) -> None:
+        """`ready` tells which records may begin if shares do not matter."""
+        self._window = window
+        self._ready = ready
+        self._free = window.limits.records - window.load.running
+        self._drawn: Counter[Party] = Counter()
+
+    def ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
+        """Return 1 if the first record may begin now, else 0. A lot draws the record at once if it may."""
+        if not self._ready(partition, records, min(1, most)):
+            return 0
+        party = records[0].outside
+        if party is not None:
+            if not self._may_begin(party):
+                self._window.held_back(partition)
+                return 0
+            self._drawn[party] += 1
+        self._free -= 1
+        return 1
+
+    def _may_begin(self, party: Party) -> bool:
+        held = self._window.load.outside[party] + self._drawn[party]
+        return held < self._free or self._free > self._window.limits.records // KEPT
