@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from typer.testing import CliRunner
 
-from console.errors import say_in_log
 from console.main import app
 from schemas.settings import KafkaSettings
+from tests.process_state import state_kept
 
 POSTBACK = Path(sys.executable).with_name("postback")
 
@@ -48,28 +45,11 @@ def postback(
 
 def postback_here(*arguments: str, env: Mapping[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command to its end in this process, for tests that run it often: a process start takes a second."""
-    with _logs_kept():
+    with state_kept():
         done = CliRunner().invoke(app, list(arguments), env=env, input=given)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-
-@contextmanager
-def _logs_kept() -> Iterator[None]:
-    """Take back what a role changes in this process: its log handler writes to the runner's stream, which is closed."""
-    root, ours = logging.getLogger(), logging.getLogger("postback")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
-    try:
-        yield
-    finally:
-        say_in_log(None)
-        root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        ours.setLevel(levels[1])
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
 
 
 def started(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Popen[str]:

@@ -14,6 +14,7 @@ from typer.main import get_command
 from console.help import EXAMPLES
 from console.main import app
 from tests.postback_command import postback_here
+from tests.process_state import state_kept
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
@@ -48,7 +49,8 @@ def test_the_examples_of_a_command_are_parsed_by_it(words: str) -> None:
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_the_help_of_a_command_shows_its_examples(words: str) -> None:
-    shown = CliRunner().invoke(ROOT, [*words.split(), "--help"], env=WIDE)
+    with state_kept():
+        shown = CliRunner().invoke(ROOT, [*words.split(), "--help"], env=WIDE)
     assert shown.exit_code == 0
     for example in EXAMPLES[words]:
         assert f" {example} " in shown.stdout

@@ -17,6 +17,7 @@ from telemetry.audit import Audit, AuditEvent
 from telemetry.clock import SystemClock
 from telemetry.logs import configure, get_logger
 from tests.ecs import REQUIRED, log_lines, problems
+from tests.process_state import state_kept
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()),
@@ -49,16 +50,10 @@ raise RuntimeError("first line\\nsecond line of https://user:pw@example.com/hook
 
 @contextmanager
 def logging_to(stream: io.TextIOWrapper) -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    configure("worker", stream=stream, level="INFO")
-    try:
+    with state_kept():
+        configure("worker", stream=stream, level="INFO")
         yield
-    finally:
         stream.flush()
-        root.handlers[:] = before
-        root.setLevel(level)
-        logging.captureWarnings(False)
 
 
 @example("\ud800", {"x_a": float("nan"), "x_b": [float("inf")]}, "utf-8")

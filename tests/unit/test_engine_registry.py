@@ -15,6 +15,7 @@ from console import engine_names, publish
 from console import worker as worker_command
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.process_state import state_kept
 from workers.engines import ENGINES
 from workers.engines.registry import create, engine_settings
 
@@ -68,7 +69,8 @@ def test_the_command_offers_a_new_engine_and_asks_for_its_model() -> None:
     program = typer.Typer()
     program.command()(worker_command.worker)
     assert "fake" in CliRunner().invoke(program, ["--help"], env={"COLUMNS": "200"}).output
-    started = CliRunner().invoke(program, ["--engine", "fake"])
+    with state_kept():
+        started = CliRunner().invoke(program, ["--engine", "fake"])
     assert started.exit_code == 2
     assert "--engine fake needs a model" in started.output
     assert "POSTBACK_ENGINE__FAKE__MODEL" in started.output

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from telemetry.logs import configure, get_logger, log_context, origin_of, redact
+from tests.process_state import state_kept
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # the specification's example
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -34,14 +35,10 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def pipe() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
     stream = io.StringIO()
-    configure("worker", stream=stream, level="INFO")
-    yield stream
-    root.handlers[:] = before
-    root.setLevel(level)
-    logging.captureWarnings(False)
+    with state_kept():
+        configure("worker", stream=stream, level="INFO")
+        yield stream
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -66,14 +63,10 @@ def test_a_line_on_a_pipe_is_one_ecs_object(pipe: io.StringIO) -> None:
 
 
 def test_a_line_on_a_terminal_is_readable_text() -> None:
-    root = logging.getLogger()
-    before, stream = root.handlers[:], Terminal()
-    configure("worker", stream=stream)
-    try:
+    stream = Terminal()
+    with state_kept():
+        configure("worker", stream=stream)
         get_logger().warning("The broker is away.", action="broker_away", token="abc")
-    finally:
-        root.handlers[:] = before
-        logging.captureWarnings(False)
     assert "The broker is away." in stream.getvalue()
     assert "\x1b[" in stream.getvalue()
     assert "abc" not in stream.getvalue()

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from telemetry import logs
 from tests.drawn import drawn
 from tests.ecs import log_lines
+from tests.process_state import state_kept
 from workers.engines.vllm.guardian import SOCKETS_VARIABLE
 from workers.engines.vllm.process_log import ProcessLog
 from workers.engines.vllm.process_log import log_lines as log_stream
@@ -52,12 +53,8 @@ def speak(_imported: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_kept() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
-    logging.captureWarnings(False)
+    with state_kept():
+        yield
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""State that all tests of one process share: a test that leaves it changed breaks a later one, in some orders only."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from console.errors import say_in_log
+
+_UNWATCHED = {
+    signal.SIGALRM,  # pytest-timeout's
+    signal.SIGINT,  # asyncio never gives back a handler that ignores the signal
+    signal.SIGKILL,
+    signal.SIGSTOP,
+}
+_WATCHED = sorted(set(signal.Signals) - _UNWATCHED)
+_QUIETED = ("aiohttp.access", "alembic", "asyncio", "confluent_kafka", "kafka", "urllib3")
+_LOGGERS = [logging.getLogger(name) for name in (None, "postback", *_QUIETED)]
+"""The root, ours, and those that our processes quiet. Modules quiet further loggers when they are imported."""
+
+
+@contextmanager
+def state_kept() -> Iterator[None]:
+    """Restore the loggers, handlers of errors and handlers of signals, which a role of ours sets.
+
+    A handler of log lines that outlived its test would write to a stream that is closed, and a later command would
+    log its messages instead of printing them.
+    """
+    root, levels = logging.getLogger(), [logger.level for logger in _LOGGERS]
+    handlers = root.handlers[:]
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    on_signals = {number: signal.getsignal(number) for number in _WATCHED}
+    try:
+        yield
+    finally:
+        say_in_log(None)
+        root.handlers[:] = handlers
+        for logger, level in zip(_LOGGERS, levels, strict=True):
+            logger.setLevel(level)
+        logging.captureWarnings(False)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        for number, handler in on_signals.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def shared_state() -> dict[str, object]:
+    """Return the state by name. Each logger, variable and signal has a name of its own."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        **{f"variable {name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        **{f"logger {one.name}": (one.level, one.propagate, one.disabled, one.handlers[:]) for one in _LOGGERS},
+        **{f"handler of {number.name}": signal.getsignal(number) for number in _WATCHED},
+        "handlers of errors": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "garbage collection": (gc.isenabled(), gc.get_debug(), gc.get_threshold()),
+        "tracemalloc": tracemalloc.is_tracing(),
+        "open files limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "memory limit": resource.getrlimit(resource.RLIMIT_AS),
+        "folder": os.getcwd(),  # noqa: PTH109 - a string costs a fifth of a Path
+        "umask": mask,
+        "sys.path": tuple(sys.path),
+        "timeout of sockets": socket.getdefaulttimeout(),
+    }
+
+
+def changes(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Return a line for each difference."""
+    return [
+        f"{name}: {before.get(name)!r} before, {after.get(name)!r} after"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]

@@ -1,0 +1,18 @@
+"""A check of all unit tests, most of which run in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.process_state import changes, shared_state
+
+
+@pytest.fixture(autouse=True)
+def no_state_left_changed() -> Iterator[None]:
+    """Fail the test if it left state changed that later tests of this process share."""
+    before = shared_state()
+    yield
+    if left := changes(before, shared_state()):
+        pytest.fail("the test left state of the process changed:\n" + "\n".join(left))
