@@ -1,4 +1,4 @@
-"""An event loop in which waiting takes no time: when no task can run, its clock jumps to the next timer."""
+"""Event loops whose clocks tests move: a `VirtualLoop` by itself, a `JumpingLoop` where the test says so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from telemetry.hand_clock import HandClock
+
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop with a virtual clock that begins at 0, for code without I/O."""
+    """An event loop for code without I/O. Its clock begins at 0, and jumps to the next timer when no task can run."""
 
     def __init__(self) -> None:
         self._selector_of_ours = _Skipping()
@@ -21,12 +23,42 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._selector_of_ours.now
 
 
-def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an asynchronous test on a `VirtualLoop`, where a busy machine delays nothing."""
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop for code with I/O: its clock is the machine's, plus the jumps so far."""
 
+    jumped = 0.0
+    """Seconds."""
+
+    def time(self) -> float:
+        """Seconds."""
+        return super().time() + self.jumped
+
+
+def jump(clock: HandClock, seconds: float) -> None:
+    """Let a long wait end at once: move this clock, and the timers of the running `JumpingLoop`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingLoop)
+    loop.jumped += seconds
+    clock.sleep(seconds)
+
+
+_Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def in_virtual_time(test: _Test) -> Callable[..., None]:
+    """Run an asynchronous test on a `VirtualLoop`, where a busy machine delays nothing."""
+    return _on(VirtualLoop, test)
+
+
+def in_jumping_time(test: _Test) -> Callable[..., None]:
+    """Run an asynchronous test on a `JumpingLoop`, so that its limits can be generous and yet end by a `jump`."""
+    return _on(JumpingLoop, test)
+
+
+def _on(loop_factory: Callable[[], asyncio.AbstractEventLoop], test: _Test) -> Callable[..., None]:
     @functools.wraps(test)
     def synchronous(*args: Any, **kwargs: Any) -> None:
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(test(*args, **kwargs))
 
     del synchronous.__wrapped__  # or pytest takes the test for asynchronous

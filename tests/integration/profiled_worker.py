@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from schemas.codec import read_result
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.job import DEFAULT_TENANT
 from schemas.result import Result
+from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS, inference_handler
 from workers.egress import EgressPolicy, Guard
@@ -65,6 +67,11 @@ class Worker:
     def tokens(self, kind: str) -> float | None:
         return self._metrics.registry.get_sample_value("postback_tokens_total", {"kind": kind})
 
+    async def read(self, sources: int) -> None:
+        """Wait until the jobs so far have read this many sources."""
+        while self._metrics.registry.get_sample_value("postback_fetches_total", {"result": "read"}) != sources:
+            await asyncio.sleep(0.01)
+
     def searches(self, result: str) -> float | None:
         return self._metrics.registry.get_sample_value("postback_searches_total", {"result": result})
 
@@ -81,10 +88,14 @@ async def working(
     others: Mapping[str, SearchProvider] | None = None,
     inside: Path | None = None,
     checks: int = 0,
+    clock: Clock = CLOCK,
     **sections: str,
 ) -> AsyncIterator[Worker]:
-    """A worker whose search providers are at these base URLs, and the operator's own sources in this folder."""
-    metrics, connections = Metrics(), Web("Postback-tests/1", CLOCK)
+    """A worker whose search providers are at these base URLs, and the operator's own sources in this folder.
+
+    `clock` is that of the sources; jobs end by the machine's.
+    """
+    metrics, connections = Metrics(), Web("Postback-tests/1", clock)
     search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}
     found = {**providers(SearchSettings.model_validate({**search, "providers": inside}), connections), **(others or {})}
     settings = EnrichmentSettings(
@@ -94,7 +105,7 @@ async def working(
         search_fresh_seconds=fresh,
         checked_sentences=checks,
     )
-    enricher = Enricher(settings, Guard(guard), CLOCK, metrics, found, Profiles.load(folder, found))
+    enricher = Enricher(settings, Guard(guard), clock, metrics, found, Profiles.load(folder, found))
     used = engine or EchoEngine(EchoSettings(), metrics)
     handler = inference_handler(used, enricher, metrics)
     await connections.start()

@@ -13,6 +13,7 @@ from devkit.pdf_files import line, pdf
 from devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
+from telemetry.hand_clock import HandClock
 from tests.integration.openai_server import judging
 from tests.integration.profiled_worker import working
 from tests.integration.raw_server import saying, speaking
@@ -27,6 +28,7 @@ from tests.integration.search_services import (
     searxng,
 )
 from tests.postback_command import environment_of, postback
+from tests.virtual_time import in_jumping_time, jump
 from workers.egress import EgressPolicy
 from workers.enrichment.evidence import Found
 from workers.enrichment.search.base import SearchQuery
@@ -107,14 +109,19 @@ async def test_a_search_that_fails_is_a_note_and_the_jobs_own_sources_are_read()
         assert worker.searches("failed") == 1
 
 
+@in_jumping_time
 async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_sources() -> None:
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with Site() as site, speaking(silent) as hanging, working(budget=3.0, searxng=hanging) as worker:
-        await worker.result({"urls": [site.url("/mine?first")]}, "Why?")  # starts a reader, which takes time
-        search = {"provider": "searxng", "query": "x"}
-        result = await worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
+    clock, budget, search = HandClock(), 25.0, {"provider": "searxng", "query": "x"}
+    async with Site() as site, speaking(silent) as url, working(budget=budget, searxng=url, clock=clock) as worker:
+        job = asyncio.create_task(
+            worker.result({"urls": [site.url("/mine")], "search": search}, "When did the mine close?")
+        )
+        await worker.read(1)
+        jump(clock, budget)
+        result = await job
         assert result.notes[0] == "the search at searxng brought nothing: it was late"
         assert [details.id for details in result.source_details] == [site.url("/mine")]
         assert worker.searches("late") == 1
