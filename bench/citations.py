@@ -1,12 +1,21 @@
 """Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.citations`.
 
-Each pair of the seven tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
+Each pair of the eight tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
 passage as the only source. The bench uses no clock and no random numbers, so the results are equal on every machine.
+
+`--data FILE…` judges files of these public sets instead, which are not part of this project:
+
+    *.jsonl  FEVER-Symmetric (https://github.com/TalSchuster/FeverSymmetric): `evidence`, `claim`, and `label`
+    others   SICK, of SemEval-2014 task 1: tab-separated columns, with `entailment_judgment` as the label
+
+Pairs that neither hold nor contradict are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +37,10 @@ TABLES: Final = (
     "support_final.toml",
     "support_later.toml",
     "support_last.toml",
+    "support_blind.toml",
 )
+_HOLDS: Final = {"SUPPORTS": True, "REFUTES": False, "ENTAILMENT": True, "CONTRADICTION": False}
+"""The labels of public sets: true if the passage supports the sentence, false if it contradicts it."""
 _HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences", "lose support")
 
 
@@ -62,9 +74,46 @@ def load_pairs(file: str) -> list[Pair]:
         return [Pair(**pair) for pair in tomllib.load(opened)["pair"]]
 
 
+def load_public(path: Path) -> list[Pair]:
+    """Return the pairs of a public set's file that hold or contradict.
+
+    Raises KeyError for a file without the set's columns, ValueError for lines that are no JSON, OSError.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in lines]
+            found = [(one["label"], one["evidence"], one["claim"]) for one in rows]
+        else:
+            table_rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            found = [(one["entailment_judgment"], one["sentence_A"], one["sentence_B"]) for one in table_rows]
+    return [
+        Pair("", "en", _HOLDS[label], label, _unescaped(passage), _unescaped(sentence))
+        for label, passage, sentence in found
+        if label in _HOLDS
+    ]
+
+
+def _unescaped(text: str) -> str:
+    """Return the text with its parentheses, which sets made from the Penn Treebank's tokens write as words."""
+    return text.replace("-LRB-", "(").replace("-RRB-", ")")
+
+
 def main() -> None:
     """Print the rates of each table, the rates by kind, and each misjudged pair."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help="files of public sets")
+    files = parser.parse_args().data
+    try:
+        rows = [(path.name, *_rates(load_public(path))) for path in files]
+    except (KeyError, ValueError, OSError) as error:
+        parser.error(f"--data: {error!r}")
+    if rows:
+        table(_HEAD, rows)
+    else:
+        _report_tables()
+
+
+def _report_tables() -> None:
     rows, by_kind, wrong = [], defaultdict(list), []
     for file in TABLES:
         pairs = load_pairs(file)
@@ -85,7 +134,11 @@ def _rates(pairs: Sequence[Pair]) -> tuple[int, str, int, str]:
     false = [pair for pair in pairs if not pair.holds]
     true = [pair for pair in pairs if pair.holds]
     passing, lost = (sum(not pair.is_judged_right for pair in some) for some in (false, true))
-    return len(false), f"{passing} ({passing / len(false):.0%})", len(true), f"{lost} ({lost / len(true):.0%})"
+    return len(false), _share(passing, len(false)), len(true), _share(lost, len(true))
+
+
+def _share(some: int, of: int) -> str:
+    return f"{some} ({some / of:.0%})" if of else "0"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ OUTCOMES: dict[Outcome, str] = {
 SUPPORT: dict[Support, str] = {
     Support.EXACT: "The source has the sentence word for word.",
     Support.FUZZY: "The source has a passage that is nearly the sentence.",
-    Support.LEXICAL: "The source has most of the sentence's words, and all of its numbers.",
+    Support.LEXICAL: "The source has most of the sentence's words, and all of its numbers, names and dates.",
     Support.UNSUPPORTED: "The source lacks the sentence's words or numbers, or says the opposite.",
     Support.DANGLING: "The sentence cites a number that no source has.",
 }

@@ -27,7 +27,7 @@ def test_each_profile_has_sixty_questions_and_a_fifth_of_them_has_no_answer(prof
 @pytest.mark.parametrize("profile", PROFILES)
 def test_right_answers_are_given_with_support_and_others_are_not(profile: str) -> None:
     assert outcomes(profile, AnswerKind.RIGHT)[Fate.SUPPORTED] >= 47
-    assert outcomes(profile, AnswerKind.CONTRADICTED)[Fate.SUPPORTED] <= 1
+    assert outcomes(profile, AnswerKind.CONTRADICTED)[Fate.SUPPORTED] <= 3
     assert outcomes(profile, AnswerKind.UNSUPPORTED)[Fate.SUPPORTED] <= 1
     assert outcomes("finance", AnswerKind.MISREAD)[Fate.SUPPORTED] == 0
 

@@ -4,7 +4,7 @@ Support, from the strongest:
 
     exact        a passage contains the sentence's words unchanged and in order
     fuzzy        a passage contains four fifths of the sentence's words, close together, and every number
-    lexical      the source contains most of the sentence's content words and all its numbers
+    lexical      the source contains most of the sentence's content words, and all its numbers, names and dates
     unsupported  none of these, or the source contradicts the sentence in the same words (see `contradiction`)
     dangling     no source has the cited number
 
@@ -56,6 +56,10 @@ _END: Final = re.compile(r"(?:[.!?][\"')\]”’]*(?=\s|[\[【]|$)|[。！？]|\
 _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
 _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
+_NAME_LETTERS: Final = 4
+"""Letters that a name has to share with a word of the source. More would refuse names with another ending."""
+_DATE_LETTERS: Final = 3
+"""Letters by which months and days differ, also from their abbreviations."""
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
 _COMMON_WORDS: Final = (
@@ -104,13 +108,20 @@ class _SourceWords:
     passages: tuple[_SourcePassage, ...]
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
+    beginnings: frozenset[str]
+    """The first letters of all words: as many as names have to share, and as many as dates."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:
         texts = (source.title or "", *source.passages)
         passages = tuple(_SourcePassage.of(text) for text in texts)
         vocabulary = frozenset(word for passage in passages for word in passage.vocabulary)
-        return cls(source.id, passages, vocabulary, texts)
+        beginnings = frozenset(word[:letters] for word in vocabulary for letters in (_DATE_LETTERS, _NAME_LETTERS))
+        return cls(source.id, passages, vocabulary, texts, beginnings)
+
+    def has_name(self, word: str) -> bool:
+        """True if the source has this word, or a long word with the same beginning ("China", "Chinese")."""
+        return word in self.vocabulary or (len(word) >= _NAME_LETTERS and word[:_NAME_LETTERS] in self.beginnings)
 
     def clauses(self, exchanges: Exchanges) -> Source:
         """Split the source into clauses. Call this only for a source with words of a sentence: splitting is costly."""
@@ -145,15 +156,18 @@ class SourceTexts:
         read = self._sources.get(number)
         if read is None:
             return Support.DANGLING
-        level = self._by_words(words(text), read)
+        level = self._by_words(text, read)
         if level not in BEARING:
             return level
         return Support.UNSUPPORTED if self._denied(text, number, read) else level
 
     def denies(self, text: str, number: int) -> bool:
-        """True if source `number` contradicts this text, or lacks one of the text's numbers."""
+        """True if source `number` contradicts this text, or lacks one of the text's numbers, names or dates."""
         read = self._sources.get(number)
-        return read is not None and (not _numbers(words(text)) <= read.vocabulary or self._denied(text, number, read))
+        if read is None:
+            return False
+        has_all = _numbers(words(text)) <= read.vocabulary and self._has_names(text, read)
+        return not has_all or self._denied(text, number, read)
 
     def _denied(self, text: str, number: int, read: _SourceWords) -> bool:
         if number not in self._clauses_of:
@@ -175,7 +189,8 @@ class SourceTexts:
             self._said = text, clauses(without_links(text), _COMMON)
         return self._said[1]
 
-    def _by_words(self, said: Sequence[str], read: _SourceWords) -> Support:
+    def _by_words(self, text: str, read: _SourceWords) -> Support:
+        said = words(text)
         if not said or not _numbers(said) <= read.vocabulary:
             return Support.UNSUPPORTED
         line = _line(said)
@@ -183,11 +198,18 @@ class SourceTexts:
             return Support.EXACT
         content = {word for word in said if word not in _COMMON}
         share = len(content & read.vocabulary) / len(content) if content else 0.0
-        if share < LEXICAL_SHARE:
+        if share < LEXICAL_SHARE or not self._has_names(text, read):
             return Support.UNSUPPORTED
         if share >= FUZZY_SHARE - 0.1 and any(self._is_close(said, passage) for passage in read.passages):
             return Support.FUZZY
         return Support.LEXICAL
+
+    def _has_names(self, text: str, read: _SourceWords) -> bool:
+        """True if the source has all names, months and days of the text. Names may have other endings."""
+        tokens = [token for clause in self._clauses(text) for token in clause.tokens]
+        names = {word for token in tokens if token.is_name for word in words(token.text)}
+        beginnings = {token.text[:_DATE_LETTERS] for token in tokens if token.is_date}
+        return beginnings <= read.beginnings and all(read.has_name(name) for name in names)
 
     def _is_close(self, said: Sequence[str], passage: _SourcePassage) -> bool:
         if not 3 <= len(said) <= _MAX_FUZZY_WORDS:

@@ -49,11 +49,11 @@ _FOREIGN: Final = (_GERMAN, _FRENCH, _SPANISH)
 _AMBIGUOUS_WORDS: Final = "a am as con den die do en es has in la on son war"
 _AMBIGUOUS: Final = frozenset(_AMBIGUOUS_WORDS.split())
 """Words that do not show a text's language, since English has the same words."""
-_NO_NAMES_WORDS: Final = (
+_DATES_WORDS: Final = (
     "january february march april may june july august september october november december monday tuesday wednesday "
-    "thursday friday saturday sunday i"
+    "thursday friday saturday sunday"
 )
-_NO_NAMES: Final = frozenset(_NO_NAMES_WORDS.split())
+_DATES: Final = frozenset(_DATES_WORDS.split())
 """Capitalised words that are not names. If "March" were a name, "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
 """Cap on the words of another language in an English text; 0 for a text without any common English word."""
@@ -66,7 +66,8 @@ _UNITS: Final = {
     for names in (
         "percent % pct prozent", "g gram grams", "kg kilogram kilograms", "mg milligram milligrams", "µg mcg μg ug",
         "ng",
-        "l litre litres liter liters", "ml millilitre millilitres milliliter milliliters", "mm", "cm",
+        "l litre litres liter liters", "ml millilitre millilitres milliliter milliliters",
+        "mm millimetre millimetres millimeter millimeters", "cm centimetre centimetres centimeter centimeters",
         "m metre metres meter meters", "km kilometre kilometres kilometer kilometers", "mile miles", "foot feet ft",
         "s second seconds sec", "ms millisecond milliseconds", "min minute minutes", "hour hours h", "day days",
         "week weeks woche wochen semaine semaines semana semanas", "month months monat monate monaten mois mes meses",
@@ -74,7 +75,9 @@ _UNITS: Final = {
         "thousand", "million millions", "billion billions", "trillion",
         "dollar dollars usd $", "euro euros eur", "pound pounds gbp", "crown crowns", "degree degrees", "bar",
         "volt volts v", "tonne tonnes ton tons t",
-        "watt watts w", "kw", "mw", "gb", "mb", "kb", "tb", "mmhg", "mmol", "mol",
+        "watt watts w", "kw kilowatt kilowatts", "mw megawatt megawatts", "gw gigawatt gigawatts",
+        "kb kilobyte kilobytes", "mb megabyte megabytes", "gb gigabyte gigabytes", "tb terabyte terabytes", "mmhg",
+        "mmol millimole millimoles", "mol mole moles",
     )
     for name in names.split()
 }  # fmt: skip
@@ -96,6 +99,8 @@ class Token:
     """The known unit of a number, with `per` and a second unit if the text has one."""
     starts: bool = False
     """True for a capitalised word that begins a sentence: its capital does not mark a name."""
+    is_date: bool = False
+    """True for an English month or day of the week that is capitalised within a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,8 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
         common |= foreign
     names_are_marked = not (is_foreign and foreign is _GERMAN)  # all German nouns have a capital
     for number, sentence in enumerate(_sentences(_tokens(text, common, names_are_marked=names_are_marked))):
-        found += [Clause.of(part, number, is_english=not is_foreign) for part in _parts(sentence)]
+        for plain in _unnested(sentence):
+            found += [Clause.of(part, number, is_english=not is_foreign) for part in _parts(plain)]
     return found
 
 
@@ -180,10 +186,11 @@ def _tokens(text: str, common: frozenset[str], *, names_are_marked: bool) -> Ite
         else:
             is_capital = kind == "word" and written[0].isupper() and names_are_marked
             is_letter = len(word) == 1 and word != "i"  # "group A" is a name, although "a" is a common word
-            is_plain = starts or (word in common and not is_letter) or word in _NO_NAMES
+            is_date = is_capital and word in _DATES and not starts
+            is_plain = starts or (word in common and not is_letter) or word in _DATES or word == "i"
             is_name = kind == "name" or (is_capital and not is_plain)
             yield Token(
-                word, stem(word), is_name=is_name, starts=starts and is_capital,
+                word, stem(word), is_name=is_name, is_date=is_date, starts=starts and is_capital,
                 is_common=not is_name and (word in common or kind == "percent" or word in _UNITS),
             )  # fmt: skip
         starts = False
@@ -212,6 +219,21 @@ def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
             yield sentence
             sentence = []
     yield sentence
+
+
+def _unnested(sentence: Sequence[Token | str]) -> list[list[Token | str]]:
+    """Return the sentence without its parentheses, and then the content of each, so that none cuts a clause in two."""
+    outer: list[Token | str] = []
+    found, open_ones = [outer], [outer]
+    for part in sentence:
+        if part == "(":
+            open_ones.append([])
+            found.append(open_ones[-1])
+        elif part == ")":
+            del open_ones[max(1, len(open_ones) - 1) :]
+        else:
+            open_ones[-1].append(part)
+    return found
 
 
 def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:

@@ -1,8 +1,7 @@
 """Finds sources that contradict a sentence although they have its words. Pure; uses no model.
 
 Each clause of the sentence is compared with its nearest clauses: the clauses of the source that share most words with
-it. The source contradicts a clause if each nearest clause differs from it by one of three rules. The source also
-contradicts a negated clause that has no nearest clause.
+it. The source contradicts a clause if each nearest clause differs from it by one of three rules.
 
     negation   one clause negates words that the other clause asserts ("not", "no", "never", "without", "fails to"), has
                "unsafe" instead of "safe", or has the opposite of a word
@@ -14,7 +13,7 @@ contradicts a negated clause that has no nearest clause.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -31,15 +30,8 @@ from workers.enrichment.answering.negation import (
     PREFIXES,
     UNCERTAIN,
 )
-from workers.enrichment.answering.order import agent_kept, exchanged, is_passive, other_time
-from workers.enrichment.answering.wording import (
-    Vocabulary,
-    exchanged_words,
-    has_its_words,
-    is_other_half,
-    other_half,
-    other_words,
-)
+from workers.enrichment.answering.order import exchanged, is_passive, other_time
+from workers.enrichment.answering.wording import exchanged_words, has_its_words, is_other_half, other_half
 
 MAX_CLAUSES: Final = 40
 """Cap on the clauses of one sentence that are compared."""
@@ -81,12 +73,10 @@ class Source:
         self._sentence_of: list[list[Token]] = []
         """The tokens of each clause's sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
-        sentences: list[list[Token]] = []
         for text in texts:
             for _, together in groupby(clauses(text, common), key=attrgetter("sentence")):
                 beside = list(together)
                 whole = [token for clause in beside for token in clause.tokens]
-                sentences.append(whole)
                 for at, clause in enumerate(beside):
                     for word in clause.content:
                         self._holding[word].append(len(self._clauses))
@@ -95,25 +85,18 @@ class Source:
                     self._beside.append([*beside[max(0, at - _BESIDE) : at], *beside[at + 1 : at + 1 + _BESIDE]])
 
         self._exchanges = exchanges
-        self._vocabulary = Vocabulary.of(sentences)
+        self._names = frozenset(token.stem for clause in self._clauses for token in clause.tokens if token.is_name)
 
     def denies(self, sentence: Sequence[Clause]) -> bool:
-        """True if the source contradicts a clause of this sentence, or has no clause near a negated clause."""
+        """True if the source contradicts a clause of this sentence."""
         said = [clause for clause in sentence[:MAX_CLAUSES] if clause.content]
         return any(self._denies(clause, said) for clause in said)
 
     def _denies(self, said: Clause, beside: Sequence[Clause]) -> bool:
         by_all = self._nearest(said)
         nearest = [by_all, self._nearest_besides_subject(said, by_all)]
-        if not any(nearest):
-            return any(not self._has_negated(negation.scope[0]) for negation in _negations(said.tokens))
         whole = [token for clause in beside if clause.sentence == said.sentence for token in clause.tokens]
         return any(near and all(self._denies_here(said, beside, whole, at) for at in near) for near in nearest)
-
-    def _has_negated(self, word: str) -> bool:
-        """True if a negation in the source has this word first in its scope."""
-        clauses = (self._clauses[at] for at in self._holding.get(word, ()))
-        return any(negation.scope[0] == word for clause in clauses for negation in _negations(clause.tokens))
 
     def _nearest(self, said: Clause) -> list[int]:
         """Return the indices of the clauses that share most words with `said`; shared plain words break a tie.
@@ -145,13 +128,14 @@ class Source:
 
     def _denies_here(self, said: Clause, beside: Sequence[Clause], whole: Sequence[Token], at: int) -> bool:
         """True if clause `at` contradicts `said`; `whole` has the tokens of the sentence of `said`."""
-        mine, its = _named(said.tokens), _named(self._clauses[at].tokens)
+        mine, its = _named(said.tokens, self._names), _named(self._clauses[at].tokens, self._names)
+        sentence = self._sentence_of[at]
         is_other = other_value(mine, its) or self._is_mixed(said, mine, at)
-        if is_other and not is_other_half(whole, self._sentence_of[at]):
+        if is_other and not is_other_half(whole, sentence):
             return True
         if other_unit(mine, its) or other_direction(mine, its) or other_time(mine, its) or _is_uncertain(mine, its):
             return True
-        if self._is_worded_otherwise(said, whole, at):
+        if other_half(whole, sentence) or self._has_exchanged(whole, sentence):
             return True
         is_english = said.is_english and self._clauses[at].is_english
         is_exchanged = is_english and exchanged(mine, its)
@@ -159,20 +143,11 @@ class Source:
         opposites = _opposites(mine, its)
         if is_exchanged and other_voice == bool(opposites):
             return True
-        if is_english and other_voice and not is_exchanged and agent_kept(mine, its):
-            return True
         others = [one for one in beside if one is not said]
         return _negates_otherwise(mine, its, others, self._beside[at], {} if is_exchanged else opposites)
 
-    def _is_worded_otherwise(self, said: Clause, whole: Sequence[Token], at: int) -> bool:
-        """True if the source has the sentence's words, but two are exchanged or one differs (see `wording`)."""
-        sentence, told = self._sentence_of[at], self._clauses[at].tokens
-        if other_half(whole, sentence) or self._has_exchanged(whole, sentence):
-            return True
-        return other_words(said.tokens, told, sentence, self._vocabulary)
-
     def _has_exchanged(self, said: Sequence[Token], told: Sequence[Token]) -> bool:
-        if not has_its_words(said, told):
+        if not has_its_words(said, told) or is_passive(said) != is_passive(told):
             return False
         key = (*(token.stem for token in said), "", *(token.stem for token in told))
         if key not in self._exchanges and len(self._exchanges) < MAX_EXCHANGES:
@@ -191,7 +166,10 @@ class Source:
         return bool(missing) and any(
             missing <= other.content
             and said.plain & told.plain & other.plain
-            and (other_value(mine, _named(other.tokens)) or _is_negated(said.plain & other.plain, said, other))
+            and (
+                other_value(mine, _named(other.tokens, self._names))
+                or _is_negated(said.plain & other.plain, said, other)
+            )
             for other in self._beside[at]
         )
 
@@ -386,6 +364,11 @@ def _stems(tokens: Sequence[Token]) -> frozenset[str]:
     return frozenset(token.stem for token in tokens)
 
 
-def _named(tokens: Sequence[Token]) -> list[Token]:
-    """Treat a capitalised first word of a sentence as a name, since it may be one."""
-    return [replace(token, is_name=True) if token.starts and not token.is_common else token for token in tokens]
+def _named(tokens: Sequence[Token], names: Collection[str]) -> list[Token]:
+    """Treat a capitalised first word as a name if `names` has it, or if a name follows it ("Norvik Steel")."""
+    named = list(tokens)
+    for at, token in enumerate(tokens):
+        is_followed = at + 1 < len(tokens) and tokens[at + 1].is_name
+        if token.starts and not token.is_common and (is_followed or token.stem in names):
+            named[at] = replace(token, is_name=True)
+    return named

@@ -76,19 +76,6 @@ def is_passive(tokens: Sequence[Token]) -> bool:
     )
 
 
-def agent_kept(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the agent of the passive clause (after "by") is the object of the active clause."""
-    passive, active = (said, told) if is_passive(said) else (told, said)
-    mine, its = _parties(passive), _parties(active)
-    by = max(at for at, token in enumerate(passive) if token.text == "by")
-    behind = [word for word, at in mine.items() if at > by and word in its]
-    ahead = [word for word, at in mine.items() if at < by and word in its]
-    pairs = [(one, other) for one in ahead for other in behind if its[one] < its[other]]
-    return any(
-        _relations(passive, mine[one], mine[other]) & _relations(active, its[one], its[other]) for one, other in pairs
-    )
-
-
 def other_time(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if the clauses put two events in opposite orders."""
     (first, then), (its_first, its_then) = _events(said), _events(told)

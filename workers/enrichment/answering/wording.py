@@ -1,7 +1,6 @@
 """Compares a sentence with a sentence of a source that has nearly the same words. Pure.
 
 exchanged_words   the source has the sentence's words, but two of them have changed places
-other_words       the source has the sentence's words, but another name, subject or adjective in one place
 other_half        the source gives two numbers to two things ("38 minutes with A and 9 with B"), and the sentence
                   gives A's number to B
 """
@@ -10,16 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations, pairwise, takewhile
-from typing import Final, NamedTuple
+from itertools import combinations, pairwise
+from typing import Final
 
 from rapidfuzz.distance import LCSseq
 
 from workers.enrichment.answering.clauses import Token, says_something
 
 _ARTICLES: Final = frozenset({"the", "a", "an"})
-_DEFINITE: Final = frozenset({"the", "this", "that", "these", "those", "its", "his", "her", "their"})
 _LISTING: Final = frozenset({"and", "or", "nor"})
 _EXCHANGEABLE: Final = frozenset({"with", "without"})
 MAX_WORDS: Final = 30
@@ -28,8 +25,6 @@ _MAX_SOURCE_WORDS: Final = 120
 _SLACK: Final = 2
 """The most further words between a sentence's words in the source for which the sentence counts as a quotation."""
 _MOST_BEGINS: Final = 4
-_LONGEST_RUN: Final = 3
-_FEWEST_EQUAL: Final = 2
 _MOST_IN_HALF: Final = 4
 """Cap on the content words of a shortened second half, besides its number."""
 
@@ -98,95 +93,6 @@ def _length_from(words: Sequence[str], source: Sequence[str], begin: int) -> int
         except ValueError:
             return None
     return at + 1 - begin
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The stems of a source's names, and all pairs of neighbouring stems, as "flexible spacer"."""
-
-    names: frozenset[str]
-    pairs: frozenset[str]
-
-    @classmethod
-    def of(cls, sentences: Sequence[Sequence[Token]]) -> Vocabulary:
-        """Collect the names and pairs of these sentences."""
-        names = frozenset(token.stem for tokens in sentences for token in tokens if token.is_name)
-        pairs = (f"{one.stem} {other.stem}" for tokens in sentences for one, other in pairwise(tokens))
-        return cls(names, frozenset(pairs))
-
-
-def other_words(said: Sequence[Token], told: Sequence[Token], sentence: Sequence[Token], source: Vocabulary) -> bool:
-    """True if the clause `told` has another name, subject or adjective in one place of the sentence `said`.
-
-    `sentence` is the whole sentence of `told`. The sentence's differing word must occur elsewhere in the source: a word
-    that the source lacks may be a synonym.
-    """
-    mine, its = _without_articles(said), _without_articles(told)
-    if len(mine) > MAX_WORDS:
-        return False
-    return any(_is_other_thing(mine, here, its, there, sentence, source) for here, there in _replaced(mine, its))
-
-
-def _replaced(mine: Sequence[_Word], its: Sequence[_Word]) -> Iterator[tuple[slice, slice]]:
-    """Yield pairs of runs, of the sentence and of the source, that differ between equal words."""
-    words, source = [one.token.stem for one in mine], [one.token.stem for one in its]
-    saying = [says_something(one.token) for one in mine]
-    for offset in range(len(source)):
-        begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, source[offset:], strict=False)))
-        start = offset + begin
-        for end in range(begin + 1, min(begin + _LONGEST_RUN, len(words)) + 1):
-            if sum(saying[:begin]) + sum(saying[end:]) < _FEWEST_EQUAL:
-                break
-            for stop in range(start + 1, min(start + _LONGEST_RUN, len(source)) + 1):
-                if source[stop : stop + len(words) - end] == words[end:]:
-                    yield slice(begin, end), slice(start, stop)
-
-
-def _is_other_thing(
-    mine: Sequence[_Word],
-    here: slice,
-    its: Sequence[_Word],
-    there: slice,
-    sentence: Sequence[Token],
-    source: Vocabulary,
-) -> bool:
-    one, other = [word.token for word in mine[here]], [word.token for word in its[there]]
-    stems = {token.stem for token in one}
-    if stems & {token.stem for token in other} or any(
-        not says_something(token) or token.is_number for token in (*one, *other)
-    ):
-        return False
-    if all(token.is_name for token in other):
-        is_whole = there.start == 0 or not its[there.start - 1].is_part_of_name
-        return is_whole and stems <= source.names
-    if any(token.is_name for token in (*one, *other)) or mine[here.start].is_definite != its[there.start].is_definite:
-        return False
-    if its[there.start].is_definite:
-        following = mine[here.stop].token.stem if here.stop < len(mine) else ""
-        return f"{one[-1].stem} {following}" in source.pairs
-    return here.start == 0 and stems <= {token.stem for token in sentence}
-
-
-class _Word(NamedTuple):
-    """A token that is no article. `is_definite` is true after "the", "its" and the like."""
-
-    token: Token
-    is_definite: bool
-
-    @property
-    def is_part_of_name(self) -> bool:
-        """True for a name, and for a capitalised first word, which may begin one."""
-        return self.token.is_name or self.token.starts
-
-
-def _without_articles(tokens: Sequence[Token]) -> list[_Word]:
-    found: list[_Word] = []
-    is_definite = False
-    for token in tokens:
-        if token.text not in _ARTICLES:
-            found.append(_Word(token, is_definite))
-        is_definite = token.text in _DEFINITE
-    return found
 
 
 def other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
