@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -68,14 +67,11 @@ class Images:
 
     async def _found(self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
         """Return each URL with its data URL. `urls` counts the images of each URL. Raises InvalidJob and NoImage."""
+        asker = Asker(received.tenant)
         try:
-            async with asyncio.timeout(max(0.0, self._lifetimes.remaining(received))):
-                asker = Asker(received.tenant)
-                return await self._lifetimes.until_cancelled(received, lambda: self._in_turn(asker, urls, stack))
-        except TimeoutError:
-            raise NoImage("the job's time ended before its images were fetched") from None
+            return await self._lifetimes.while_alive(received, lambda: self._in_turn(asker, urls, stack))
         except JobIsOver:
-            raise NoImage("the job was cancelled before its images were fetched") from None
+            raise NoImage("the job ended before its images were fetched") from None
         except UnreadableImage as unreadable:
             place = next(place for place, image in received.job.images if image.url == unreadable.url)
             if unreadable.is_outage:

@@ -42,6 +42,14 @@ class Lifetimes:
         """Call `stop` if the job is cancelled during the block. The job's deadline does not call `stop`."""
         return self._cancellations.told(_key(received), stop)
 
+    async def while_alive(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of `begin()` as `until_cancelled` does, within the job's deadline. Raises JobIsOver."""
+        try:
+            async with asyncio.timeout(max(0.0, self.remaining(received))):
+                return await self.until_cancelled(received, begin)
+        except TimeoutError:
+            raise JobIsOver from None
+
     async def until_cancelled(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of `begin()`, which a cancellation of the job cancels. Raises JobIsOver, and its errors.
 

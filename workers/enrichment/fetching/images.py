@@ -13,13 +13,12 @@ from typing import Final
 from schemas.images import IMAGE_TYPES, data_url, media_type_of
 from telemetry.logs import origin_of
 from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.again import tried_again
 from workers.enrichment.fetching.fetch import Fetcher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 
 _ACCEPT: Final = ", ".join(IMAGE_TYPES)
-PAUSES: Final = (0.5, 2.0)
-"""Seconds before each further try of a server that failed."""
 _NO_IMAGE: Final = "it is no png, jpeg, gif or webp image"
 
 
@@ -96,20 +95,21 @@ class ImageFetcher:
 
     async def _tried(self, url: str, asker: Asker, share: _Share) -> str:
         """Fetch one image, again after a failure of its server."""
-        for pause in (*PAUSES, None):
-            try:
-                page = await self._fetcher.fetch(url, asker, counted=share.take, accept=_ACCEPT)
-            except Unreadable as unreadable:
-                share.give_back()
-                if pause is None or not unreadable.is_outage:
-                    raise UnreadableImage(url, str(unreadable), is_outage=unreadable.is_outage) from None
-                await asyncio.sleep(pause)
-                continue
-            media_type = media_type_of(page.body)
-            if media_type is None:
-                raise UnreadableImage(url, _NO_IMAGE, is_outage=False)
-            return data_url(media_type, page.body)
-        raise AssertionError("the last try returns or raises")
+        try:
+            image = await tried_again(lambda: self._once(url, asker, share))
+        except Unreadable as unreadable:
+            raise UnreadableImage(url, str(unreadable), is_outage=unreadable.is_outage) from None
+        media_type = media_type_of(image)
+        if media_type is None:
+            raise UnreadableImage(url, _NO_IMAGE, is_outage=False)
+        return data_url(media_type, image)
+
+    async def _once(self, url: str, asker: Asker, share: _Share) -> bytes:
+        try:
+            return (await self._fetcher.fetch(url, asker, counted=share.take, accept=_ACCEPT)).body
+        except Unreadable:
+            share.give_back()
+            raise
 
 
 class _Room:
