@@ -23,6 +23,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
 from workers.engines.registry import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
@@ -36,6 +37,7 @@ def rooms() -> dict[type[BaseSettings], str]:
         engine_settings(): "workers",
         EnrichmentSettings: "workers",
         SearchSettings: "workers",
+        PayloadSettings: "workers",
         CacheSettings: "workers and `postback cache`",
         ScreeningSettings: "workers and the gateway",
         EgressSettings: "workers and delivery",

@@ -112,6 +112,12 @@ SEEING = {
     ],
 }
 """A job with an image, for a model that reads images."""
+REFERRING = {
+    "payload_url": "s3://uploads/acme/chart-4711.json",
+    "payload_sha256": "62c1ad6f78b9a2ac1c31bd8ae22e3a2ea9c3ff6c0e5c3f3a1f1b4e8d6c8f2b19",
+    "callback_url": "https://consumer.example/hook",
+}
+"""A job whose question is in a bucket."""
 RESULT = {
     "job_id": "order-4711",
     "custom_id": "row-1",

@@ -17,6 +17,7 @@ from console.job_examples import (
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
+    REFERRING,
     RESULT,
     SAMPLED,
     SAMPLING,
@@ -28,11 +29,24 @@ from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
 from schemas.images import DATA_URL
-from schemas.job import MAX_JOB_BYTES, TENANT_PATTERN, Base64, Day, Domain, Identifier, Job, Language, MediaType, Url
+from schemas.job import (
+    MAX_JOB_BYTES,
+    TENANT_PATTERN,
+    Base64,
+    Day,
+    Domain,
+    Identifier,
+    Job,
+    Language,
+    MediaType,
+    Sha256,
+    Url,
+)
 from schemas.kinds import KINDS
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 from schemas.tools import FunctionName
+from schemas.urls import PayloadUrl
 
 OUTCOMES: dict[Outcome, str] = {
     Outcome.SUCCEEDED: "`text` has the answer.",
@@ -53,6 +67,8 @@ _PATTERNS = {
     TypeAdapter(Identifier).json_schema()["pattern"]: "printable ASCII without spaces",
     TypeAdapter(FunctionName).json_schema()["pattern"]: "1 to 64 letters, digits, `_` or `-`",
     TypeAdapter(Url).json_schema()["pattern"]: "an http or https URL without credentials",
+    TypeAdapter(PayloadUrl).json_schema()["pattern"]: "an https URL without credentials, or `s3://BUCKET/KEY`",
+    TypeAdapter(Sha256).json_schema()["pattern"]: "64 hexadecimal digits",
     DATA_URL: "a data URL of a png, jpeg, gif or webp image in base64",
     TypeAdapter(Base64).json_schema()["pattern"]: "base64 with padding",
     TypeAdapter(MediaType).json_schema()["pattern"]: "a media type without parameters",
@@ -87,12 +103,13 @@ def page() -> str:
             _headers(),
             _section(
                 *("Job", "The value of a record in `model_requests`, as JSON.", job),
-                SAMPLING | CALLING | _merged(KIND_JOBS) | JOB | {"messages": CHAT["messages"]},
+                SAMPLING | CALLING | _merged(KIND_JOBS) | REFERRING | JOB | {"messages": CHAT["messages"]},
             ),
-            *_parts(job, JOB, CHAT, SEEING, CALLING, *KIND_JOBS.values()),
+            *_parts(job, JOB, CHAT, SEEING, REFERRING, CALLING, *KIND_JOBS.values()),
             _example("A whole job", JOB),
             _example("A job as a chat, with an answer by a schema", CHAT),
             _example("A job with an image", SEEING),
+            _example("A job with its question in a bucket", REFERRING),
             _example("A job for two answers with log-probabilities", SAMPLING),
             _example("A job with tools", CALLING),
             *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),

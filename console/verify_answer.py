@@ -79,6 +79,7 @@ async def _checked(result: Result, seconds: float) -> list[CheckedCitation]:
     from workers.egress import EgressSettings, Guard
     from workers.enrichment.cache.settings import CacheSettings
     from workers.enrichment.enrich import Enricher
+    from workers.enrichment.fetching.settings import PayloadSettings
     from workers.enrichment.settings import EnrichmentSettings
     from workers.enrichment.standing import checked_citations
 
@@ -86,7 +87,8 @@ async def _checked(result: Result, seconds: float) -> list[CheckedCitation]:
     egress = checked_settings(EgressSettings)
     guard = Guard(egress.fetch_policy(development=fleet_settings().env == "development"), proxy=egress.fetch_proxy())
     cache = CacheSettings(memory_bytes=0, redis_url=None, disk_path=None)
-    enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache)
+    payloads = checked_settings(PayloadSettings).model_copy(update={"s3": ()})  # no bucket is read here
+    enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache, payloads=payloads)
     try:
         await enricher.start()
         return await checked_citations(result, enricher, seconds)

@@ -34,7 +34,8 @@ _ABSENT: tuple[object, ...] = (None, [], {})
 def prefix_key(value: bytes | None) -> bytes | None:
     """Return the key of a job's record, a job's JSON or a line of an OpenAI Batch. Any bytes may be given.
 
-    Jobs with equal keys share a prompt prefix. None means that the job has neither system message nor sources.
+    Jobs with equal keys share a prompt prefix. None means that the job has no system message, no sources and no
+    `payload_url`.
     """
     try:
         document = from_json(value or b"")
@@ -46,10 +47,10 @@ def prefix_key(value: bytes | None) -> bytes | None:
 
 def prefix_of(job: Mapping[str, Any]) -> bytes | None:
     """Return the key of a job's fields, as `prefix_key` does. Fields of any type may be given."""
-    system, sources = _system(job.get("messages")), job.get("sources")
-    if not system and not isinstance(sources, dict):
+    system, sources, payload = _system(job.get("messages")), job.get("sources"), _payload(job)
+    if not system and not isinstance(sources, dict) and not payload:
         return None
-    parts = [system, _plain(sources) if isinstance(sources, dict) else None]
+    parts = [system, _plain(sources) if isinstance(sources, dict) else None, *([payload] if payload else ())]
     text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
@@ -85,6 +86,17 @@ def _system(messages: object) -> list[str]:
             break
         texts.append(_text(message.get("content")))
     return texts
+
+
+def _payload(job: Mapping[str, Any]) -> str | None:
+    """Return a name of the document with the question: its digest, or else its URL without a query.
+
+    The query of a presigned URL changes with each signature.
+    """
+    url, digest = job.get("payload_url"), job.get("payload_sha256")
+    if not isinstance(url, str):
+        return None
+    return digest.lower() if isinstance(digest, str) else url.partition("?")[0]
 
 
 def _text(content: object) -> str:

@@ -11,6 +11,7 @@ ERROR_CODES: dict[str, str] = {
     "cancelled": "The job was cancelled before the answer was complete.",
     "no_sources": "`sources.required` is true, and no source could be used.",
     "no_image": "A server did not send one of the job's images in time.",
+    "no_payload": "The document at `payload_url` was not sent in time.",
     "unfinished": "The engine ended the answer early; `finish_reason` says how.",
     "not_json": "The answer is not the JSON that `response_format` asks for; perhaps `max_tokens` cut it off.",
     "unsupported": "The profile requires sources to support the answer, and they do not.",

@@ -11,13 +11,14 @@ from pydantic_core import to_json
 
 from schemas.bounded import WireModel
 from schemas.images import MAX_IMAGES
-from schemas.kinds import KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
+from schemas.kinds import BY_REFERENCE, KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
 from schemas.messages import ImagePart as ImagePart
 from schemas.messages import ImageUrl as ImageUrl
 from schemas.messages import Message as Message
 from schemas.messages import TextPart as TextPart
 from schemas.messages import images_in as images_in
 from schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, require_json
+from schemas.urls import PayloadUrl
 from schemas.urls import Url as Url
 
 MAX_JOB_BYTES = 512 * 1024
@@ -62,6 +63,8 @@ Base64 = Annotated[str, StringConstraints(min_length=4, pattern=_BASE64)]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 MediaType = Annotated[str, StringConstraints(max_length=255, pattern=rf"^{_NAME}/{_NAME}$")]
 """A media type (RFC 6838, section 4.2) without parameters."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")]
+"""A SHA-256 (FIPS 180-4) as 64 hexadecimal digits."""
 
 
 def _only(named: str, other: str) -> dict[str, Any]:
@@ -227,6 +230,17 @@ class Job(WireModel):
     """Pairs of texts to be scored, instead of a question. The model must be one that ranks or embeds."""
     classify: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_CLASSIFIED)
     """Texts to be labelled, instead of a question. The model must be one that classifies."""
+    payload_url: PayloadUrl | None = None
+    """The URL of a JSON document with the question, for a question that is too large for a record.
+
+    An https URL, or `s3://BUCKET/KEY` if the operator lists the bucket. The document is an object with `prompt`,
+    `messages`, `embed`, `rerank`, `score` or `classify`. It may have `sources`, `response_format`, and `tools` with
+    their options. Each of these fields is in the record or in the document; all others stay in the record.
+    """
+    payload_sha256: Sha256 | None = None
+    """The SHA-256 of the document's bytes, 64 hexadecimal digits; another document rejects the job. Goes with
+    `payload_url`.
+    """
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -300,8 +314,10 @@ class Job(WireModel):
 
         Messages are hashed as a JSON array of `[role, text]`, with the URLs of a message's images behind its text,
         without spaces. The texts of another kind of job are hashed as the JSON of its field, without spaces and absent
-        members.
+        members. A question at `payload_url` has the hash `payload_sha256`, or else the hash of the URL.
         """
+        if self.payload_url is not None:
+            return (self.payload_sha256 or hashlib.sha256(self.payload_url.encode()).hexdigest()).lower()
         if self.prompt is not None:
             return hashlib.sha256(self.prompt.encode()).hexdigest()
         if self.kind is not None:
@@ -321,6 +337,8 @@ class Job(WireModel):
         asked = [name for name in QUESTIONS if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(f"exactly one of {_NAMED} is required")
+        if asked[0] == BY_REFERENCE:
+            return self  # `schemas.payload` checks the other fields, beside the document's question
         if self.raw and self.prompt is None:
             raise ValueError(f"`raw` goes with `prompt` and not with `{asked[0]}`")
         for option, field in _OPTIONS:
@@ -369,7 +387,7 @@ class Job(WireModel):
         return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
 
 
-_OPTIONS = tuple((option, kind.field) for kind in KINDS for option in kind.options)
+_OPTIONS = (*((option, kind.field) for kind in KINDS for option in kind.options), ("payload_sha256", BY_REFERENCE))
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")
 """Fields that would change the answer to a question; jobs with texts have none of them."""

@@ -75,8 +75,12 @@ SCORE: Final = JobKind("score", "scores", Score)
 CLASSIFY: Final = JobKind("classify", "labels")
 KINDS: Final = (EMBED, RERANK, SCORE, CLASSIFY)
 
-QUESTIONS: Final = ("prompt", "messages", *(kind.field for kind in KINDS))
-"""The job's fields with a question or texts: each job has exactly one of them."""
+ASKED: Final = ("prompt", "messages", *(kind.field for kind in KINDS))
+"""The job's fields with a question or texts."""
+BY_REFERENCE: Final = "payload_url"
+"""The job's field with the URL of a document that has one of ASKED."""
+QUESTIONS: Final = (*ASKED, BY_REFERENCE)
+"""Each job has exactly one of these fields."""
 
 TextKey = str | int
 """A text's place in a kind's field: an index of a list, else a member such as `query` or `documents.3`."""

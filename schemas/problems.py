@@ -41,6 +41,8 @@ _NOT_AN_IDENTIFIER = "has a space or a character outside printable ASCII"
 _MISMATCHES = {
     "callback_url": _NOT_A_URL,
     "urls": _NOT_A_URL,
+    "payload_url": "is neither an https URL without credentials nor s3://BUCKET/KEY",
+    "payload_sha256": "is not 64 hexadecimal digits",
     "url": "is neither an https URL of at most 2,048 characters nor a data URL of a png, jpeg, gif or webp image in "
     "base64, such as data:image/png;base64,iVBORw0KGgo",
     **dict.fromkeys(("job_id", "model_id", "adapter", "provider", "profile", "id"), _NOT_AN_IDENTIFIER),

@@ -14,7 +14,7 @@ from schemas.control import JobControl
 from schemas.endpoint import EndpointRecord
 from schemas.event import Event
 from schemas.job import OF_A_QUESTION, Job
-from schemas.kinds import KINDS, QUESTIONS
+from schemas.kinds import BY_REFERENCE, KINDS, QUESTIONS
 from schemas.result import Result
 from schemas.worker import WorkerAnnouncement
 
@@ -53,13 +53,14 @@ JSON Schema has no words for the bound on a product, nor for functions with one 
 def one_question() -> list[dict[str, Any]]:
     """Return Job's validator as JSON Schema: one of QUESTIONS is set, and texts go with few other fields."""
     properties = Job.model_json_schema()["properties"]
-    options = {option: kind.field for kind in KINDS for option in kind.options}
+    options = {option: kind.field for kind in KINDS for option in kind.options} | {"payload_sha256": BY_REFERENCE}
     choices = []
     for asked in QUESTIONS:
         absent = [name for name in QUESTIONS if name != asked]
-        absent += [option for option, field in options.items() if field != asked]
-        absent += OF_A_QUESTION if asked not in ("prompt", "messages") else ()
-        absent += ["raw"] if asked != "prompt" else []
+        if asked != BY_REFERENCE:  # the rules between a document's question and the record's fields are the worker's
+            absent += [option for option, field in options.items() if field != asked]
+            absent += OF_A_QUESTION if asked not in ("prompt", "messages") else ()
+            absent += ["raw"] if asked != "prompt" else []
         kind = properties[asked]["anyOf"][0].get("type", "object")
         constants = {name: Job.model_fields[name].get_default(call_default_factory=True) for name in absent}
         others = {name: {"const": default} for name, default in constants.items()}

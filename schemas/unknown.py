@@ -118,6 +118,13 @@ def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
     return UnknownFields(shown, len(found)) if found else None
 
 
+def joined(first: UnknownFields | None, second: UnknownFields | None) -> UnknownFields | None:
+    """Return the unknown fields of both; None if there are none."""
+    if first is None or second is None:
+        return first or second
+    return UnknownFields((*first.names, *second.names)[:MAX_NAMES], first.count + second.count)
+
+
 def refused(unknown: UnknownFields | None) -> tuple[Problem, ...]:
     """Return a problem for each named field, for a reader that refuses unknown fields."""
     return tuple(_problem(name) for name in unknown.names) if unknown is not None else ()

@@ -23,6 +23,7 @@ ROOMS = (
     "workers.egress.settings:EgressSettings",
     "workers.engines.registry:engine_settings",
     "workers.enrichment.cache.settings:CacheSettings",
+    "workers.enrichment.fetching.settings:PayloadSettings",
     "workers.enrichment.search.settings:SearchSettings",
     "workers.enrichment.settings:EnrichmentSettings",
     "workers.inference.settings:WorkerSettings",

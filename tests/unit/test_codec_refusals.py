@@ -35,7 +35,11 @@ def fields(invalid: InvalidJob) -> list[str]:
         (b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", "value", "is not JSON"),
         (b"[]", "value", "is not a JSON object"),
         (b"null", "value", "is not a JSON object"),
-        ({}, "prompt", "exactly one of `prompt`, `messages`, `embed`, `rerank`, `score` and `classify` is required"),
+        (
+            {},
+            "prompt",
+            "exactly one of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and `payload_url` is required",
+        ),
         ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt", "exactly one"),
         ({"prompt": ""}, "prompt", "at least 1 character"),
         ({"prompt": 5}, "prompt", "valid string"),

@@ -19,6 +19,7 @@ from console.job_examples import (
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
+    REFERRING,
     RESULT,
     SAMPLED,
     SAMPLING,
@@ -86,7 +87,7 @@ def sources() -> Iterator[str]:
                 yield path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", [JOB, CHAT, SEEING, SAMPLING, CALLING, *KIND_JOBS.values()])
+@pytest.mark.parametrize("example", [JOB, CHAT, SEEING, REFERRING, SAMPLING, CALLING, *KIND_JOBS.values()])
 def test_each_job_of_the_page_is_one(example: dict[str, Any]) -> None:
     headers = [
         (name, HEADER_EXAMPLES[name].encode()) for name in ("tenant", "traceparent", "schema", "idempotency-key")
@@ -108,7 +109,7 @@ def test_each_result_of_the_page_is_one(example: dict[str, Any]) -> None:
 
 
 def test_the_examples_have_every_field_and_header() -> None:
-    assert {*JOB, *CHAT, *SAMPLING, *CALLING, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
+    assert {*JOB, *CHAT, *SAMPLING, *CALLING, *REFERRING, *chain(*KIND_JOBS.values())} == Job.model_fields.keys()
     assert {*RESULT, *CALLED, *SAMPLED, *SCORED, *FAILURE, *chain(*KIND_RESULTS.values())} == Result.model_fields.keys()
     assert list(HEADER_EXAMPLES) == list(PRODUCER_HEADERS)
 

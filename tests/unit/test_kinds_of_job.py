@@ -94,7 +94,7 @@ def test_every_table_has_a_row_for_each_kind() -> None:
     fields = [kind.field for kind in KINDS]
     assert [*BY_FIELD] == [*KIND_JOBS] == [*KIND_RESULTS] == [*FIELDS] == fields
     assert {*URLS} >= {*ENDPOINTS}
-    assert {"prompt", "messages", *fields} == {*QUESTIONS}
+    assert {"prompt", "messages", "payload_url", *fields} == {*QUESTIONS}
     assert {*fields} <= {*RegexRule.model_fields["fields"].default}
 
 
@@ -105,7 +105,10 @@ def test_every_table_has_a_row_for_each_kind() -> None:
         ({"embed": [""]}, "embed.0"),
         ({"embed": ["a"] * 65}, "embed"),
         ({"embed": ["a"], "dimensions": 0}, "dimensions"),
-        ({"embed": ["a"], "prompt": "b"}, "exactly one of `prompt`, `messages`, `embed`, `rerank`, `score` and"),
+        (
+            {"embed": ["a"], "prompt": "b"},
+            "exactly one of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and",
+        ),
         ({"prompt": "a", "dimensions": 8}, "`dimensions` goes with `embed`"),
         ({"classify": ["a"], "dimensions": 8}, "`dimensions` goes with `embed`"),
         ({"classify": ["a"] * 257}, "classify"),

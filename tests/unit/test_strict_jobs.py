@@ -53,7 +53,8 @@ def body_problems(url: str, body: object) -> list[str]:
             {"promt": "q"},
             [
                 "promt: is unknown; did you mean `prompt`?",
-                "prompt: exactly one of `prompt`, `messages`, `embed`, `rerank`, `score` and `classify` is required",
+                "prompt: exactly one of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and "
+                "`payload_url` is required",
             ],
         ),
         (

@@ -37,9 +37,11 @@ from workers.enrichment.evidence import (
 )
 from workers.enrichment.fetching.fetch import Fetcher
 from workers.enrichment.fetching.images import ImageFetcher
+from workers.enrichment.fetching.payloads import PayloadFetcher
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.fetching.read import Reader
 from workers.enrichment.fetching.robots import Robots
+from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS as LONGEST_TITLE
 from workers.enrichment.reading.steering import steering
@@ -88,7 +90,7 @@ class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
     `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret of `marks`.
-    Raises TemplateRefused for an unusable template.
+    Raises TemplateRefused for an unusable template, and ProcessError for buckets without boto3.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Enricher:
         profiles: Profiles | None = None,
         cache: CacheSettings | None = None,
         mark_secret: bytes | None = None,
+        payloads: PayloadSettings | None = None,
     ) -> None:
         load_template(settings.template)  # an unusable template must fail at the start, not at each job
         self._settings = self.settings = settings
@@ -116,6 +119,8 @@ class Enricher:
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self.images = ImageFetcher(self._fetcher, settings)
         """Fetches the images of jobs, over the connections of the sources."""
+        self.payloads = PayloadFetcher(self._fetcher, payloads or read_settings(PayloadSettings))
+        """Fetches the payloads of jobs, over the same connections."""
         self._pool = Pool(settings)
         self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
@@ -139,6 +144,7 @@ class Enricher:
         """Close the connections and end the processes."""
         await self._robots.close()
         await self._fetcher.close()
+        self.payloads.close()
         await self._chooser.close()
         await self._pool.close()
         await self._cache.close()

@@ -7,6 +7,7 @@ Each step is a module of its own:
               ▼                                      ▼                           ▼
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
+`payloads` fetches the question of a job that names a URL of it.
 `input_filter` applies the operator's rules to an admitted job, if there are any, before its sources are read.
 `images` fetches the images of a job that has some, before its sources are read.
 Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
@@ -45,6 +46,7 @@ from workers.inference.lifetime import Lifetimes
 from workers.inference.model_rules import Escalate, ModelRules
 from workers.inference.outputs import Outputs
 from workers.inference.pace import EnginePace
+from workers.inference.payloads import NoPayload, Payloads
 from workers.inference.phases import Phases
 from workers.inference.registry import Registry
 from workers.inference.results import Results
@@ -101,6 +103,7 @@ class InferenceHandler:
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
+        self._payloads = Payloads(enricher.payloads, self._lifetimes, self.pace, self._phases)
         self._images = Images(engine, enricher.images, self._lifetimes, self.pace, self._phases)
         self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
         check = SecondCheck(engine, enricher.settings, self._lifetimes, metrics)
@@ -143,23 +146,47 @@ class InferenceHandler:
                 forwarded = self._admission.forwarded(record, received)
                 if forwarded is not None:
                     return [forwarded]
-                received = self._rules.with_defaults(received)
                 received, queued_ms = self._phases.queued(received)
-                self._warnings.warn(received.unknown)
-                received = await self._filter.screened(received, len(record.value or b""))
-            if self._lifetimes.is_over(received):
-                return self._outputs.settled(received, self._results.cut_off(received))
-            if received.job.images:
-                return await self._seen(record, received, queued_ms)
-            return await self._answered(record, received, queued_ms)
+                if received.job.payload_url is None:
+                    received = await self._prepared(received, len(record.value or b""))
+            if received.job.payload_url is not None:
+                return await self._loaded(record, received, queued_ms)
+            return await self._seen(record, received, queued_ms)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
 
-    async def _seen(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
-        """Fetch the job's images, and answer the job. Raises InvalidJob and HandlerCrashed."""
+    async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
+        """Return the job with its model's defaults, as the input filter lets it pass. Raises InvalidJob.
+
+        `size` is that of the job or its payload in bytes.
+        """
+        received = self._rules.with_defaults(received)
+        self._warnings.warn(received.unknown)
+        return await self._filter.screened(received, size)
+
+    async def _loaded(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
+        """Fetch the job's payload, and answer the job. Raises InvalidJob and HandlerCrashed."""
+        try:
+            async with self._payloads.loaded(received) as loaded:
+                with self.pace.preparing():
+                    prepared = await self._prepared(loaded.received, loaded.size)
+                return await self._seen(record, prepared, queued_ms, loaded.fetch_ms)
+        except NoPayload as missing:
+            # The result repeats the job's metadata, which the filter may redact.
+            received = await self._filter.screened(received, len(record.value or b""))
+            return self._outputs.settled(received, self._without(received, "no_payload", missing))
+
+    async def _seen(
+        self, record: Record, received: ReceivedJob, queued_ms: float, fetch_ms: float = 0.0
+    ) -> Sequence[Output]:
+        """Fetch the job's images, if it has some, and answer the job. Raises InvalidJob and HandlerCrashed."""
+        if self._lifetimes.is_over(received):
+            return self._outputs.settled(received, self._results.cut_off(received))
+        if not received.job.images:
+            return await self._answered(record, received, queued_ms, fetch_ms)
         try:
             async with self._images.seen(received) as seen:
-                return await self._answered(record, seen.received, queued_ms, seen.fetch_ms)
+                return await self._answered(record, seen.received, queued_ms, fetch_ms + seen.fetch_ms)
         except NoImage as missing:
             return self._outputs.settled(received, self._without(received, "no_image", missing))
 
@@ -246,7 +273,7 @@ class InferenceHandler:
             return escalate.refused(first), failure
         return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
-    def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage) -> Result:
+    def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage | NoPayload) -> Result:
         """Return a failure with this code, unless the job was cancelled or expired while it waited for the web."""
         if self._lifetimes.is_over(received):
             return self._results.cut_off(received)

@@ -6,9 +6,14 @@ import re
 from typing import Final
 
 from schemas.images import IMAGE_TOKENS
+from schemas.job import MAX_JOB_BYTES
 
 BYTES_A_TOKEN: Final = 4
 """The estimated bytes per token of text."""
+PAYLOAD_TOKENS: Final = MAX_JOB_BYTES / BYTES_A_TOKEN
+"""The estimated tokens of a question at `payload_url`: those of the largest record.
+
+A question is there because no record has room for it, and few models read more tokens."""
 _IMAGE: Final = re.compile(rb'"image_url"\s*:')
 """One for each image of a chat or of a request to /v1/responses."""
 _CARRIED: Final = re.compile(rb'url"\s*:\s*"data:image\\?/[a-z]{3,4};base64,[A-Za-z0-9+/=\\]*"')
@@ -18,7 +23,9 @@ The pattern begins with a word: one that began with a quote took 50 ms of the Ka
 
 
 def prompt_tokens(value: bytes) -> float:
-    """Return the estimate; an image counts as IMAGE_TOKENS, whatever its bytes."""
+    """Return the estimate; an image counts as IMAGE_TOKENS, whatever its bytes, and a payload as PAYLOAD_TOKENS."""
+    if b'"payload_url"' in value:
+        return PAYLOAD_TOKENS
     if b'"image_url"' not in value:
         return len(value) / BYTES_A_TOKEN
     images = sum(1 for _ in _IMAGE.finditer(value))

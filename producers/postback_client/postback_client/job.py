@@ -20,7 +20,7 @@ Lane = Literal["default", "bulk", "spare"]
 class Job:
     """One prompt or other input with its options; None takes the fleet's default.
 
-    One of `prompt`, `messages`, `embed`, `rerank`, `score` and `classify` is required.
+    One of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and `payload_url` is required.
 
     A field that this version of the library does not know can be sent in a mapping, which `submit` takes too. Source:
     the fleet's published JSON Schema of jobs.
@@ -42,6 +42,10 @@ class Job:
     """Pairs of texts to score, instead of a question: `queries`, `documents`."""
     classify: Sequence[str] | None = None
     """Texts to label, instead of a question."""
+    payload_url: str | None = None
+    """The https or `s3://` URL of a JSON document with the question, for a question that is too large for a record."""
+    payload_sha256: str | None = None
+    """The SHA-256 of that document, 64 hexadecimal digits."""
     job_id: str | None = None
     """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
     model_id: str | None = None

@@ -61,12 +61,12 @@ class Shard:
 
 
 def prefix_key(job: Mapping[str, Any]) -> bytes | None:
-    """Return the key of a job's system messages and sources; None without both."""
-    sources = job.get("sources")
+    """Return the key of a job's system messages, sources and payload; None without all of them."""
+    sources, payload = job.get("sources"), _payload(job)
     system, given = _system(job.get("messages")), _plain(sources) if isinstance(sources, dict) else None
-    if not system and given is None:
+    if not system and given is None and not payload:
         return None
-    text = json.dumps([system, given], ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps([system, given, *([payload] if payload else ())], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
@@ -87,6 +87,14 @@ def _system(messages: object) -> list[str]:
         parts = content if isinstance(content, list) else [{"text": content}]
         texts.append("\n".join(str(part.get("text")) for part in parts if isinstance(part, dict)))
     return texts
+
+
+def _payload(job: Mapping[str, Any]) -> str | None:
+    """Return the digest of the document with the question, or else its URL without a query."""
+    url, digest = job.get("payload_url"), job.get("payload_sha256")
+    if not isinstance(url, str):
+        return None
+    return digest.lower() if isinstance(digest, str) else url.partition("?")[0]
 
 
 def _plain(value: object) -> object:

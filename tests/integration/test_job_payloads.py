@@ -1,0 +1,284 @@
+"""A job's question by https URL through a worker's handler: fetched behind the guard, screened, and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.codec import read_result
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.payload import MAX_VALUES
+from schemas.result import Result
+from schemas.topics import TENANT
+from screening.screen import Screen
+from telemetry.clock import unix_ms
+from telemetry.metrics import Metrics
+from tests.handlers import TOPICS, inference_handler
+from tests.images import PNG, image_part
+from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaking
+from tests.screening_rules import CARD, pii, screen_of
+from workers.egress import Guard
+from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.fetching import again
+from workers.enrichment.fetching.settings import PayloadSettings
+from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.handler import InferenceHandler
+from workers.stage.record import Record
+
+
+class Worker:
+    """A handler with a real enricher, whose jobs have payloads."""
+
+    def __init__(self, handler: InferenceHandler) -> None:
+        self.handler = handler
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel this job of the default tenant."""
+        said = JobControl(tenant="default", job_id=job_id, state=ControlState.CANCELLED, at=unix_ms(CLOCK))
+        self.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
+
+    async def answer(self, url: str, tenant: str = "default", **fields: Any) -> Result:
+        """The one result of a job whose question is at this URL."""
+        value = json.dumps({"payload_url": url, **fields}).encode()
+        headers = [(TENANT, tenant.encode())]
+        record = Record(TOPICS.requests(), 0, 7, value, b"key", headers, int(CLOCK.time() * 1000))
+        outputs = await self.handler.handle(record)
+        results = [output for output in outputs if output.topic == TOPICS.results]
+        assert len(results) == 1
+        return read_result(results[0].value)
+
+
+@asynccontextmanager
+async def loading(
+    screen: Screen | None = None, engine: type[EchoEngine] = EchoEngine, **settings: Any
+) -> AsyncIterator[Worker]:
+    metrics = Metrics()
+    values = {"robots": False, "budget_seconds": 120, "member_seconds": 60}
+    payloads = PayloadSettings.model_validate({"seconds": 60, **settings})
+    guard = Guard(LOOPBACK)
+    enricher = Enricher(EnrichmentSettings.model_validate(values), guard, CLOCK, metrics, payloads=payloads)
+    await enricher.start()
+    try:
+        yield Worker(inference_handler(engine(EchoSettings(), metrics), enricher, metrics, screen=screen))
+    finally:
+        await enricher.close()
+
+
+def document(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def serving(**fields: Any) -> Script:
+    """A script that sends a document with these fields."""
+    return saying(document(**fields), "Content-Type: application/json")
+
+
+async def refused(script: Script, **settings: Any) -> Result:
+    """The result of a job with a document of this server; its text names of the URL at most the origin."""
+    async with speaking(script) as origin, loading(**settings) as worker:
+        result = await worker.answer(f"{origin}/secret/q.json?token=t0ken")
+    assert result.error is not None
+    assert result.error.message.startswith("payload_url: ")
+    assert "secret" not in result.error.message and "t0ken" not in result.error.message
+    return result
+
+
+async def test_a_question_larger_than_any_record_is_answered_with_the_records_options() -> None:
+    question = "Why is the sky blue? " * 40_000
+    payload = document(prompt=question, sources={"documents": [{"id": "note", "text": "Air scatters blue light."}]})
+    assert len(payload) > 512 * 1024
+    targets: list[str] = []
+    async with speaking(saying(payload), targets=targets) as origin, loading() as worker:
+        digest = hashlib.sha256(payload).hexdigest()
+        result = await worker.answer(
+            f"{origin}/q?signature=1", payload_sha256=digest, max_tokens=3, metadata={"a": "b"}, custom_id="row-1"
+        )
+    assert (result.outcome, result.metadata, result.custom_id) == ("succeeded", {"a": "b"}, "row-1")
+    assert result.usage is not None
+    assert result.usage.completion_tokens == 3 and result.usage.prompt_tokens > 100_000
+    assert targets == ["/q?signature=1"]
+    assert result.timings is not None and result.timings.enrich_ms
+
+
+async def test_a_chat_with_an_image_and_an_unknown_field_is_answered_as_from_a_record() -> None:
+    async with speaking(saying(PNG)) as pictures:
+        parts = [{"type": "text", "text": "Describe it."}, image_part(f"{pictures}/a.png")]
+        chat = serving(messages=[{"role": "user", "content": parts}], tool=1)
+        async with speaking(chat) as origin, loading() as worker:
+            result = await worker.answer(f"{origin}/q", colour="blue")
+    assert result.text == f"Describe it. [image/png, {len(PNG)} bytes]"
+    [note] = result.notes
+    assert "`colour`" in note and "`tool` (did you mean `tools`?)" in note
+
+
+async def test_another_kind_of_question_is_answered_too() -> None:
+    async with speaking(serving(embed=["a", "b"])) as origin, loading() as worker:
+        result = await worker.answer(f"{origin}/q", dimensions=2)
+    assert [len(vector) for vector in result.embeddings or ()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (saying(b"<html>"), "it has these problems: value: is not JSON: expected value"),
+        (saying(b""), "it has these problems: value: is not JSON: EOF"),
+        (serving(payload_url="https://a.example/"), "it has `payload_url`, and a document cannot name"),
+        (serving(prompt="a", callback_url="https://a.example/"), "it has `callback_url`; move this into the record"),
+        (saying(b'{"prompt": "a", "x": [' + b"[]," * MAX_VALUES + b"[]]}"), f"it has more than {MAX_VALUES} values"),
+        (saying(b"", status="404 Not Found"), "its server answered 404"),
+        (saying(b"", "Location: http://10.0.0.1/x", status="302 Found"), "the address is not public"),
+        (saying(b"", "Location: file:///etc/passwd", status="302 Found"), "may not be fetched"),
+        (serving(prompt="a" * 200_000), "it is larger than 200000 bytes"),
+    ],
+)
+async def test_a_document_that_cannot_be_used_rejects_the_job(script: Script, reason: str) -> None:
+    result = await refused(script, most_bytes=200_000)
+    assert result.outcome == "rejected"
+    assert result.error is not None and result.error.code == "invalid_job"
+    assert result.error.message.startswith("payload_url: the payload cannot be used: ")
+    assert reason in result.error.message
+
+
+async def test_an_endless_document_ends_at_the_bound() -> None:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\n\r\n{"prompt":"')
+        while True:
+            writer.write(b"a" * 65_536)
+            await writer.drain()
+
+    result = await refused(script, most_bytes=1_000_000)
+    assert result.outcome == "rejected"
+
+
+async def test_a_document_with_another_digest_rejects_the_job() -> None:
+    async with speaking(serving(prompt="a")) as origin, loading() as worker:
+        result = await worker.answer(f"{origin}/q", payload_sha256="0" * 64)
+    assert result.outcome == "rejected"
+    assert (
+        result.error is not None and "its SHA-256 is not `payload_sha256`; send the job again" in result.error.message
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1/x", "https://169.254.169.254/latest/meta-data", "https://[::1]/", "s3://uploads/a"]
+)
+async def test_a_place_that_no_job_may_reach_rejects_the_job(url: str) -> None:
+    async with loading() as worker:
+        result = await worker.answer(url)
+    assert result.outcome == "rejected"
+    assert result.error is not None
+    assert result.error.message.startswith("payload_url: the payload cannot be used: ")
+
+
+async def test_a_server_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    broken = saying(b'{"prompt": "', "Content-Length: 9000")
+    scripts = [saying(b"", status="503 Service Unavailable"), broken, serving(prompt="Why?")]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await scripts.pop(0)(reader, writer)
+
+    async with speaking(script) as origin, loading() as worker:
+        result = await worker.answer(f"{origin}/q")
+    assert (result.outcome, result.text, scripts) == ("succeeded", "Why?", [])
+
+
+async def test_a_server_that_keeps_failing_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    result = await refused(saying(b"", status="503 Service Unavailable"))
+    assert result.outcome == "failed"
+    assert result.error is not None and result.error.code == "no_payload"
+    assert result.error.message == "payload_url: its server answered 503"
+
+
+async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{"prompt":')
+    await asyncio.Event().wait()
+
+
+async def test_a_server_that_never_ends_its_document_fails_the_job_at_the_time_of_the_settings() -> None:
+    result = await refused(never, seconds=0.2)
+    assert result.outcome == "failed"
+    assert result.error is not None and "it took longer than 0.2 s" in result.error.message
+
+
+async def test_a_job_that_expires_while_its_document_is_fetched_ends_as_expired() -> None:
+    async with speaking(never) as origin, loading(seconds=600) as worker, asyncio.timeout(120):
+        result = await worker.answer(f"{origin}/q", ttl_seconds=0.3)
+    assert result.outcome == "expired"
+
+
+async def test_a_job_that_is_cancelled_while_its_document_is_fetched_ends_at_once() -> None:
+    targets: list[str] = []
+    async with speaking(never, targets=targets) as origin, loading(seconds=600) as worker, asyncio.timeout(120):
+        running = asyncio.ensure_future(worker.answer(f"{origin}/q", job_id="job_1"))
+        while not targets:
+            await asyncio.sleep(0.001)
+        worker.cancel("job_1")
+        result = await running
+        again = await worker.answer(f"{origin}/q", job_id="job_1")
+    assert (result.outcome, again.outcome, len(targets)) == ("cancelled", "cancelled", 1)
+
+
+async def test_jobs_beyond_the_setting_wait_until_others_have_ended() -> None:
+    """The memory for payloads is bounded by the jobs that may have some."""
+    targets: list[str] = []
+    async with speaking(serving(prompt="[[sleep 600]]"), targets=targets) as origin, loading(jobs=1) as worker:
+        holding = asyncio.ensure_future(worker.answer(f"{origin}/1", job_id="job_1"))
+        while not targets:
+            await asyncio.sleep(0.001)
+        waiting = asyncio.ensure_future(worker.answer(f"{origin}/2", job_id="job_2"))
+        await asyncio.sleep(0.1)
+        assert targets == ["/1"]
+        worker.cancel("job_1")
+        assert (await holding).outcome == "cancelled"
+        while len(targets) < 2:
+            await asyncio.sleep(0.001)
+        worker.cancel("job_2")
+        assert (await waiting).outcome == "cancelled"
+
+
+async def test_the_input_filter_reads_the_document_and_the_record(tmp_path: Path) -> None:
+    fields = 'fields = ["prompt", "messages", "metadata"]'
+    screen = screen_of(
+        tmp_path, pii(more=fields), 'name = "no"\nkind = "regex"\npatterns = ["falcon"]\nverdict="reject"'
+    )
+    scripts = {"/card": serving(prompt=f"pay {CARD}"), "/no": serving(messages=[{"role": "user", "content": "falcon"}])}
+    targets: list[str] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await scripts[targets[-1]](reader, writer)
+
+    async with speaking(script, targets=targets) as origin, loading(screen) as worker:
+        redacted = await worker.answer(f"{origin}/card", metadata={"card": CARD})
+        rejected = await worker.answer(f"{origin}/no")
+    assert (redacted.text, redacted.metadata) == ("pay [redacted:card]", {"card": "[redacted:card]"})
+    assert {(found.field, found.rule) for found in redacted.screening or ()} == {("prompt", "pii"), ("metadata", "pii")}
+    assert (rejected.outcome, rejected.error and rejected.error.code) == ("rejected", "screened")
+    assert rejected.error is not None and rejected.error.message.startswith("messages: the rule no")
+
+
+async def test_a_job_without_its_document_keeps_its_metadata_redacted(tmp_path: Path) -> None:
+    screen = screen_of(tmp_path, pii(more='fields = ["metadata"]'))
+    async with speaking(never) as origin, loading(screen, seconds=0.2) as worker:
+        result = await worker.answer(f"{origin}/q", metadata={"card": CARD})
+    assert (result.outcome, result.metadata) == ("failed", {"card": "[redacted:card]"})
+
+
+async def test_no_log_line_has_the_path_or_the_query_of_a_payloads_url(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="postback")
+    async with loading() as worker:
+        for script in (serving(prompt="secret text"), saying(b"secret"), saying(b"", status="404 Not Found")):
+            async with speaking(script) as origin:
+                await worker.answer(f"{origin}/secret/q.json?token=t0ken")
+        await worker.answer("s3://uploads/secret/t0ken")
+    assert "Rejected job" in caplog.text
+    assert "secret" not in caplog.text and "t0ken" not in caplog.text

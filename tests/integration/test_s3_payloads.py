@@ -1,0 +1,155 @@
+"""A job's question in a bucket of a real S3 server: read with the operator's rights, and only where they allow it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from tests.integration.test_job_payloads import loading
+from tests.s3_server import ACCESS, SECRET, s3_server
+from workers.enrichment.fetching import again
+from workers.enrichment.fetching.s3 import S3Objects
+from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
+from workers.system.errors import ProcessError
+
+BUCKET = "uploads"
+FOLDERS = f"s3://{BUCKET}/{{tenant}}/, s3://{BUCKET}/shared/"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3_server(tmp_path_factory.mktemp("s3") / "data", BUCKET) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in (("ACCESS_KEY_ID", ACCESS), ("SECRET_ACCESS_KEY", SECRET), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def put(endpoint: str, key: str, **fields: Any) -> str:
+    """Put a document with these fields into the bucket; return its URL."""
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(fields).encode())
+    client.close()
+    return f"s3://{BUCKET}/{key}"
+
+
+def settings(endpoint: str, **more: Any) -> dict[str, Any]:
+    return {"s3": FOLDERS, "s3_endpoint": endpoint, **more}
+
+
+async def test_a_tenants_own_object_and_a_shared_one_are_the_question(storage: str) -> None:
+    question = "Why is the sky blue? " * 40_000
+    own = put(storage, "acme/a file, 100 %.json", prompt=question)
+    shared = put(storage, "shared/q.json", prompt="Who?")
+    async with loading(**settings(storage)) as worker:
+        first = await worker.answer(own, "acme", max_tokens=3)
+        second = await worker.answer(shared, "umbrella")
+    assert first.outcome == "succeeded"
+    assert first.usage is not None and first.usage.prompt_tokens > 100_000
+    assert second.text == "Who?"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://uploads/acme/none.json", "its bucket has no such object"),
+        ("s3://uploads/umbrella/secret.json", "the operator does not allow this tenant to read there"),
+        ("s3://uploads/acme2/secret.json", "the operator does not allow this tenant to read there"),
+        ("s3://uploads/ACME/secret.json", "the operator does not allow this tenant to read there"),
+        ("s3://other/acme/secret.json", "the operator does not allow this tenant to read there"),
+        ("s3://uploads/acme/../umbrella/secret.json", "its key has `.` or `..` between slashes"),
+        ("s3://uploads/acme/%2e%2e/umbrella/secret.json", "its bucket has no such object"),
+        ("s3://uploads/acme/large.json", "it is larger than 2000 bytes"),
+    ],
+)
+async def test_another_object_rejects_the_job(storage: str, url: str, reason: str) -> None:
+    for key in ("umbrella/secret.json", "acme2/secret.json", "ACME/secret.json"):
+        put(storage, key, prompt="secret")
+    put(storage, "acme/large.json", prompt="a" * 2000)
+    async with loading(**settings(storage, most_bytes=2000)) as worker:
+        result = await worker.answer(url, "acme")
+    assert result.outcome == "rejected"
+    assert result.error is not None
+    assert result.error.message.startswith(f"payload_url: the payload cannot be used: {reason}")
+
+
+async def test_credentials_that_the_storage_does_not_know_fail_the_job(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(storage, "acme/q.json", prompt="a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    async with loading(**settings(storage)) as worker:
+        result = await worker.answer(url, "acme")
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
+    assert result.error is not None and "its storage answered 403" in result.error.message
+
+
+async def test_missing_credentials_fail_the_job(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = put(storage, "acme/q.json", prompt="a")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with loading(**settings(storage)) as worker:
+        result = await worker.answer(url, "acme")
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
+
+
+async def test_a_storage_that_is_away_fails_the_job() -> None:
+    async with loading(**settings("http://127.0.0.1:9")) as worker:
+        result = await worker.answer("s3://uploads/acme/q.json", "acme")
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
+    assert result.error is not None and "its storage does not answer" in result.error.message
+
+
+async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() -> None:
+    connected, is_over, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await is_over.wait()
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with loading(**settings(endpoint, seconds=600)) as worker, asyncio.timeout(120):
+            running = asyncio.ensure_future(worker.answer("s3://uploads/default/q.json", job_id="job_1"))
+            await connected.wait()
+            worker.cancel("job_1")
+            assert (await running).outcome == "cancelled"
+            is_over.set()
+            await closed.wait()
+
+
+def test_a_folder_without_boto3_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    S3Objects(PayloadSettings()).close()
+    with pytest.raises(ProcessError, match=r"boto3 is missing; install postback\[s3\]"):
+        S3Objects(PayloadSettings(s3=(ObjectFolder("uploads", ""),)))
+
+
+def test_an_unusable_profile_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    with pytest.raises(ProcessError, match=r"boto3 cannot use .* \(ProfileNotFound\)"):
+        S3Objects(PayloadSettings(s3=(ObjectFolder("uploads", ""),)))
+
+
+@pytest.mark.parametrize("folders", ["uploads", "s3://uploads", "s3://uploads/acme", "s3://UP/", "https://a/b/"])
+def test_a_folder_that_is_none_is_refused_by_its_name(folders: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_PAYLOADS__S3", folders)
+    with pytest.raises(ValueError, match=r"not s3://BUCKET/ or s3://BUCKET/PREFIX/ with a slash at the end"):
+        PayloadSettings()

@@ -1,0 +1,70 @@
+"""Fetches the document at a job's `payload_url`: over the connections of sources, or from the operator's buckets.
+
+robots.txt is not asked: the job's author names the document, and no crawler finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.again import tried_again
+from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.s3 import S3Objects
+from workers.enrichment.fetching.settings import PayloadSettings
+from workers.enrichment.turns import Asker, Turns
+
+_ACCEPT: Final = "application/json, */*;q=0.1"
+
+
+class PayloadFetcher:
+    """Fetches payloads for all jobs of a worker. A bounded number of jobs has payloads, in turns by tenant.
+
+    Raises ProcessError if the settings name buckets and boto3 cannot be used.
+    """
+
+    def __init__(self, fetcher: Fetcher, settings: PayloadSettings) -> None:
+        self._fetcher = fetcher
+        self._settings = settings
+        self._objects = S3Objects(settings)
+        self._jobs = Turns(settings.jobs, kept=settings.jobs // 4)
+
+    def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
+        """Wait for the job's turn to have a payload in memory, and hold it until the context ends."""
+        return self._jobs.place(asker)
+
+    async def fetched(self, url: str, asker: Asker) -> bytes:
+        """Return the document's bytes. Raises Unreadable; `is_outage` tells that not the job is at fault."""
+        seconds = self._settings.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await tried_again(lambda: self._once(url, asker))
+        except TimeoutError:
+            raise Unreadable(f"it took longer than {seconds:g} s", is_outage=True) from None
+
+    def close(self) -> None:
+        """End the threads that read from buckets."""
+        self._objects.close()
+
+    async def _once(self, url: str, asker: Asker) -> bytes:
+        most_bytes = self._settings.most_bytes
+        if url.startswith("s3://"):
+            return await self._objects.read(url, asker.tenant, most_bytes)
+        page = await self._fetcher.fetch(url, asker, counted=_Room(most_bytes).take, accept=_ACCEPT)
+        return page.body
+
+
+class _Room:
+    """The bytes that one fetch may still take."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._left = most_bytes
+
+    def take(self, count: int) -> None:
+        """Take the bytes of a piece. Raises Unreadable if fewer are left."""
+        self._left -= count
+        if self._left < 0:
+            raise Unreadable(f"it is larger than {self._most_bytes} bytes")

@@ -1,0 +1,116 @@
+"""Objects of S3-compatible storage that jobs name as their payload.
+
+Source: Amazon S3 API reference, "GetObject" and "Error responses"; boto3's client. The buckets and the endpoint are the
+operator's, so the egress guard does not judge them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.settings import PayloadSettings
+from workers.system.errors import ProcessError
+
+_THREADS: Final = 8
+_PIECE_BYTES: Final = 64 * 1024
+_CONNECT_SECONDS: Final = 5
+_READ_SECONDS: Final = 10
+_MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
+_OF_THE_OBJECT: Final = frozenset({"AccessDenied", "InvalidObjectState", "403", "KeyTooLongError", "InvalidURI"})
+"""Codes of answers that a further try would get again, since the object or the rights to it are at fault."""
+
+
+class S3Objects:
+    """Reads objects in threads: boto3 blocks. A thread that no job waits for ends with its next piece of an object."""
+
+    def __init__(self, settings: PayloadSettings) -> None:
+        """Raises ProcessError if boto3 is missing or cannot use the settings of its environment."""
+        self._folders = settings.s3
+        self._client = _client(settings.s3_endpoint) if settings.s3 else None
+        self._threads = ThreadPoolExecutor(_THREADS, "s3")
+
+    async def read(self, url: str, tenant: str, most_bytes: int) -> bytes:
+        """Return the bytes of the object at `s3://BUCKET/KEY`. Raises Unreadable."""
+        bucket, _, key = url.removeprefix("s3://").partition("/")
+        self._check(bucket, key, tenant)
+        stop = threading.Event()
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._read, bucket, key, most_bytes, stop)
+        finally:
+            stop.set()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _check(self, bucket: str, key: str, tenant: str) -> None:
+        """Raise Unreadable for an object that the operator does not list."""
+        if not self._folders:
+            raise Unreadable("no bucket is allowed here; send an https URL, or ask the operator to allow the bucket")
+        if {".", ".."} & {*key.split("/")}:  # a client or a server may resolve these to another folder's object
+            raise Unreadable("its key has `.` or `..` between slashes; rename the object")
+        if not any(folder.holds(bucket, key, tenant) for folder in self._folders):
+            raise Unreadable("the operator does not allow this tenant to read there; ask for the right prefix")
+
+    def _read(self, bucket: str, key: str, most_bytes: int, stop: threading.Event) -> bytes:
+        found = bytearray()
+        with _mapped():
+            answer = self._client.get_object(Bucket=bucket, Key=key)  # type: ignore[union-attr]  # `_check` came first
+            with closing(answer["Body"]) as body:
+                for piece in body.iter_chunks(_PIECE_BYTES):
+                    found += piece
+                    if len(found) > most_bytes:
+                        raise Unreadable(f"it is larger than {most_bytes} bytes")
+                    if stop.is_set():
+                        break
+        return bytes(found)
+
+
+def _client(endpoint: str | None) -> Any:
+    """Return a client, which threads may share. Raises ProcessError."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise ProcessError("POSTBACK_PAYLOADS__S3 names a bucket, and boto3 is missing; install postback[s3]") from None
+    config = Config(
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        retries={"total_max_attempts": 1},  # `tried_again` tries again, after broken bodies too
+        max_pool_connections=_THREADS,
+        response_checksum_validation="when_required",  # servers other than Amazon's may not know the newer checksums
+    )
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise ProcessError(
+            f"boto3 cannot use POSTBACK_PAYLOADS__S3_ENDPOINT or its AWS_ variables ({type(error).__name__})"
+        ) from None
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Raise boto3's errors as Unreadable. The text names the kind of error and no key."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", HTTPStatus.INTERNAL_SERVER_ERROR)
+        if code in _MISSING:
+            raise Unreadable("its bucket has no such object") from None
+        if code in _OF_THE_OBJECT:
+            raise Unreadable(f"its bucket does not let the workers read it ({code})") from None
+        raise Unreadable(f"its storage answered {status} ({code})", is_outage=True) from None
+    except BotoCoreError as error:
+        raise Unreadable(f"its storage does not answer ({type(error).__name__})", is_outage=True) from None

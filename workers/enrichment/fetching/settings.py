@@ -1,0 +1,68 @@
+"""Settings of payloads, read from `POSTBACK_PAYLOADS__…`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, NamedTuple
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_TENANT: Final = "{tenant}"
+_FOLDER: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/((?:[^\x00-\x1f\x7f]*/)?)")
+
+
+class ObjectFolder(NamedTuple):
+    """Objects of S3 that jobs may name."""
+
+    bucket: str
+    prefix: str
+    """The beginning of the objects' keys: empty, or with a slash at its end. `{tenant}` stands for the job's tenant."""
+
+    def holds(self, bucket: str, key: str, tenant: str) -> bool:
+        """True if a job of this tenant may name this object."""
+        return bucket == self.bucket and key.startswith(self.prefix.replace(_TENANT, tenant))
+
+
+def _folders(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(_folder(item.strip()) for item in value.split(",") if item.strip())
+
+
+def _folder(item: str) -> ObjectFolder:
+    found = _FOLDER.fullmatch(item)
+    if found is None:
+        raise ValueError("not s3://BUCKET/ or s3://BUCKET/PREFIX/ with a slash at the end")
+    return ObjectFolder(found[1], found[2])
+
+
+class PayloadSettings(BaseSettings):
+    """Limits of the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTBACK_PAYLOADS__",
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    """Maximum size of a payload after decompression."""
+    seconds: float = Field(default=30.0, gt=0, le=600)
+    """Time for a payload, with the further tries of a server that fails."""
+    jobs: int = Field(default=32, ge=1, le=8192)
+    """Jobs with payloads in work at once. Further jobs with a `payload_url` wait.
+
+    A payload takes one to four times its bytes as text (PEP 393), and the engine's request may copy it.
+    """
+    s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Comma-separated `s3://BUCKET/PREFIX/` whose objects jobs may name; none by default.
+
+    `{tenant}` in a prefix stands for the job's tenant. Without it, each tenant may read all objects of the prefix.
+    Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or any other
+    source that boto3 reads. Needs the extra `s3`.
+    """
+    s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
+    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not hold for it."""
