@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from gateway.store.dialects import insert, write_rows
+from gateway.store.dialects import insert, insert_new, write_rows
 from gateway.store.tables import idempotency
 from telemetry.clock import Clock, SystemClock, unix_ms
 
@@ -41,28 +42,30 @@ def once(
     fingerprint: bytes,
     answer: Callable[[], StoredAnswer],
     clock: Clock = _CLOCK,
+    known: StoredAnswer | None = None,
 ) -> StoredAnswer:
     """Return the answer stored under the tenant's key; without a stored answer, call `answer` and store its result.
 
     `fingerprint` is a hash of the method, the path and the body. With `key` None, the work is done for every request.
+    `known` is the return value of `answer` if the caller knows it before: the key's row is then written first, and its
+    conflict tells of a repeat, so that a new key takes no query.
     Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
     """
     if key is None:
+        return answer()
+    row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "created_at": unix_ms(clock)}
+    if known is not None and insert_new(connection, idempotency, [_answered(row, known)]):
         return answer()
     found = connection.execute(_STORED, {"of": tenant, "named": key}).one_or_none()
     if found is not None:
         return _stored(found.fingerprint, StoredAnswer(found.status, found.response), fingerprint)
     made = answer()
-    row = {
-        "tenant": tenant,
-        "key": key,
-        "fingerprint": fingerprint,
-        "status": made.status,
-        "response": made.body,
-        "created_at": unix_ms(clock),
-    }
-    write_rows(connection, insert(connection, idempotency), [row])
+    write_rows(connection, insert(connection, idempotency), [_answered(row, made)])
     return made
+
+
+def _answered(row: dict[str, Any], answer: StoredAnswer) -> dict[str, Any]:
+    return {**row, "status": answer.status, "response": answer.body}
 
 
 def _stored(fingerprint: bytes, answer: StoredAnswer, asked: bytes) -> StoredAnswer:

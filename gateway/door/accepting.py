@@ -46,17 +46,23 @@ def fingerprint(request: Request, body: bytes) -> bytes:
 
 
 async def write_once(
-    door: Door, request: Request, principal: Principal, body: bytes, work: Callable[[Connection], StoredAnswer]
+    door: Door,
+    request: Request,
+    principal: Principal,
+    body: bytes,
+    work: Callable[[Connection], StoredAnswer],
+    known: StoredAnswer | None = None,
 ) -> StoredAnswer:
     """Run a change once for an `Idempotency-Key`; a repeat of the request gets the first request's answer.
 
+    `known` is the change's answer if it is known before, see `once`.
     Raises ApiError (400, 409), and everything that `work` raises.
     """
     key = idempotency_key(request)
     print_of_it = b"" if key is None else fingerprint(request, body)
 
     def change(connection: Connection) -> StoredAnswer:
-        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock)
+        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock, known)
 
     try:
         return await door.store.write(change)
@@ -79,13 +85,14 @@ async def accept(
     """
     settings = await door.access.tenant(principal.tenant)
     _require_allowed(settings, jobs)
+    made = StoredAnswer(status, answer)
 
     def work(connection: Connection) -> StoredAnswer:
         accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock, settings)
-        return StoredAnswer(status, answer)
+        return made
 
     try:
-        stored = await write_once(door, request, principal, body, work)
+        stored = await write_once(door, request, principal, body, work, made)
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, event, select
 
 from gateway.accept.idempotency import StoredAnswer, once
 from gateway.store.store import Store
@@ -22,12 +22,13 @@ NUMBERS = count()
 
 
 class Asked(NamedTuple):
-    """One request; its work writes a row, and then fails or has an answer."""
+    """One request; its work writes a row, and then fails or has an answer, which may be known before."""
 
     tenant: str
     key: str | None
     fingerprint: bytes
     fails: bool
+    is_known: bool
     process: int
 
 
@@ -37,6 +38,7 @@ REQUESTS = st.lists(
         st.sampled_from(["acme", "globex"]),
         st.sampled_from(["one", "two", None]),
         st.sampled_from([b"a", b"b"]),
+        st.booleans(),
         st.booleans(),
         st.integers(0, 1),
     ),
@@ -55,14 +57,17 @@ def stores(store_url: str) -> Iterator[list[Store]]:
 
 
 def submitted(store: Store, asked: Asked, example: int, number: int) -> Future[StoredAnswer]:
+    answer = StoredAnswer(200, str(number).encode())
+    known = answer if asked.is_known else None
+
     def change(connection: Connection) -> StoredAnswer:
         def work() -> StoredAnswer:
             connection.execute(tenants.insert(), {"tenant": f"{example}-{number}", "settings": {}, "created_at": 0})
             if asked.fails:
                 raise ZeroDivisionError
-            return StoredAnswer(200, str(number).encode())
+            return answer
 
-        return once(connection, f"{asked.tenant}-{example}", asked.key, asked.fingerprint, work)
+        return once(connection, f"{asked.tenant}-{example}", asked.key, asked.fingerprint, work, known=known)
 
     return store.submit(change)
 
@@ -111,3 +116,22 @@ def allowed(asked: Asked, requests: list[Asked], winners: set[str]) -> set[str]:
         same = requests[int(winner)].fingerprint == asked.fingerprint
         of_its_own |= {winner} if same else {"KeyReused"}
     return of_its_own
+
+
+def test_a_new_key_takes_no_query_if_its_answer_is_known(store_url: str) -> None:
+    queries: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        queries.extend([statement] if statement.startswith("SELECT idempotency") else [])
+
+    asked = Asked("acme", "one", b"a", fails=False, is_known=True, process=0)
+    store, example = Store.open(store_url), next(NUMBERS)
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        first = submitted(store, asked, example, 1).result(60)
+        assert queries == []
+        assert submitted(store, asked, example, 2).result(60) == first
+        assert len(queries) == 1
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        store.close()
