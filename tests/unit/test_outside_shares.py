@@ -183,12 +183,19 @@ def escaped(key: str, places: set[int], digits: str) -> str:
 
 
 @settings(max_examples=drawn(100))
-@given(st.sampled_from(["image_url", "sources"]), st.sets(st.integers(0, 8)), st.text(), st.sampled_from("xX"))
-async def test_each_job_with_sources_or_images_counts_however_its_fields_are_written(
+@given(
+    st.sampled_from(["image_url", "sources", "payload_url"]),
+    st.sets(st.integers(0, 10)),
+    st.text(),
+    st.sampled_from("xX"),
+)
+async def test_each_job_with_something_to_fetch_counts_however_its_fields_are_written(
     key: str, places: set[int], text: str, digits: str
 ) -> None:
     if key == "sources":
         job: object = {"prompt": text, "sources": {"urls": ["https://example.com/"]}}
+    elif key == "payload_url":
+        job = {"payload_url": "https://example.com/question.json", "custom_id": text}
     else:
         content = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
         job = {"messages": [{"role": "user", "content": content}, {"role": "user", "content": text}]}

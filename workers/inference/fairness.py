@@ -33,6 +33,7 @@ MOST_TENANTS = 10_000
 
 _NO_TENANT = DEFAULT_TENANT.encode()
 _TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
+_FETCHED = (b'"image_url"', b'"sources"', b'"payload_url"')
 _ESCAPED = re.compile(rb"\\u00(?:5[fF]|[67])")
 """A JSON escape of `_` or a small letter of ASCII, with which the name of a field may be written."""
 _TIME = re.compile(rb"[0-9]{1,15}")
@@ -114,9 +115,9 @@ class TenantSharing:
         return record.timestamp_ms + round(1000 * seconds)
 
     def may_wait(self, record: Record) -> bool:
-        """Return whether a job may have sources or images to fetch. The JSON is not parsed: the fields' names tell."""
+        """Return whether a job may have something to fetch. The JSON is not parsed: the fields' names tell."""
         value = record.value
-        return b'"image_url"' in value or b'"sources"' in value or _ESCAPED.search(value) is not None
+        return any(name in value for name in _FETCHED) or _ESCAPED.search(value) is not None
 
     def place(self, topic: str) -> Place:
         """Return the place of a lane's jobs."""
