@@ -40,7 +40,7 @@ class WorkerSettings(BaseSettings):
     window_records: int = Field(default=2048, ge=1, le=8192)
     """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
 
-    One tenant's jobs with sources or images take at most three quarters, so that a server that hangs stops no other
+    One tenant's jobs with something to fetch take at most three quarters, so that a server that hangs stops no other
     tenant.
 
     The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, and for jobs in vLLM's queue and
