@@ -5,9 +5,9 @@ DIR holds one or both of these sets, which are not part of this project:
     zyte/   `html/ID.html.gz` and `ground-truth.json` of https://github.com/scrapinghub/article-extraction-benchmark
     wcxb/   `html/ID.html.gz` and `ground-truth/ID.json` of the Web Content Extraction Benchmark
 
-The score of a page is that of the set's authors: shared runs of four words for zyte, shared words for wcxb. Trafilatura
-and readability take part if they are installed. CPU times of one run are comparable on a busy machine, wall times are
-not.
+The score of a page is that of the set's authors: shared runs of four words for zyte, shared words for wcxb. Ours runs
+with each extractor of POSTBACK_ENRICHMENT__EXTRACTOR; readability takes part if it is installed. CPU times of one run
+are comparable on a busy machine, wall times are not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from bench.table import table, title, verdict
 from workers.enrichment.choosing.rank import Budget, Ranking
-from workers.enrichment.evidence import Unreadable
+from workers.enrichment.evidence import Extractor, Unreadable
 from workers.enrichment.reading.extract import Extracted, extract
 from workers.enrichment.reading.steering import steering
 
@@ -46,7 +46,7 @@ _TARGETS: Final = {"zyte": 0.94, "wcxb": 0.86}
 _END_TO_END: Final = 0.97
 _LABELLED: Final = 0.01
 """The largest share of ordinary pages that may be labelled as steering."""
-_CPU_MS: Final = 6.0
+_CPU_MS: Final[dict[Extractor, float]] = {"resiliparse": 6.0, "trafilatura": 20.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +109,18 @@ _SETS: Final[dict[str, Callable[[Path], Iterator[GoldPage]]]] = {"zyte": _zyte, 
 # -- the extractors --------------------------------------------------------------------------------------------------
 
 
-def _ours(body: bytes) -> str:
-    try:
-        return extract(body, HTML, None).text
-    except Unreadable:
-        return ""
+def _ours(extractor: Extractor) -> Callable[[bytes], str]:
+    return lambda body: _extracted(body, extractor).text
+
+
+def _name(extractor: Extractor) -> str:
+    return f"ours, by {extractor}"
 
 
 def _extractors() -> dict[str, Callable[[bytes], str]]:
     """Return the extractors that are installed, by name. Each extractor takes a page's bytes."""
-    found: dict[str, Callable[[bytes], str]] = {"ours": _ours, "resiliparse": _resiliparse()}
+    found = {_name(extractor): _ours(extractor) for extractor in get_args(Extractor)}
+    found["resiliparse"] = _resiliparse()
     for name, make in (("trafilatura", _trafilatura), ("readability", _readability)):
         try:
             found[name] = make(importlib.import_module(name))
@@ -154,13 +156,15 @@ def _compare(name: str, pages: Sequence[GoldPage]) -> None:
     scores = {extractor: _scores(name, run, pages) for extractor, run in _extractors().items()}
     head = ("extractor", "precision", "recall", "F1", "CPU ms a page", f"empty, of {MANY_WORDS} words")
     table(head, [(extractor, *_row(each, len(pages))) for extractor, each in scores.items()])
-    ours = scores["ours"]
-    found, labelled = _found(pages)
-    verdict("F1", ours.f1, _TARGETS[name], at_least=True)
-    verdict(f"questions with their passage, of {SIDE_BY_SIDE} pages", found, _END_TO_END, at_least=True)
-    verdict("questions whose passages are labelled as steering", labelled, _LABELLED, at_least=False)
-    verdict("CPU", 1000 * ours.cpu_seconds / len(pages), _CPU_MS, at_least=False, unit=" ms a page")
-    verdict("empty pages", len(ours.empty), 0, at_least=False)
+    for extractor in get_args(Extractor):
+        title(f"{name}: {_name(extractor)}")
+        ours = scores[_name(extractor)]
+        found, labelled = _found(pages, extractor)
+        verdict("F1", ours.f1, _TARGETS[name], at_least=True)
+        verdict(f"questions with their passage, of {SIDE_BY_SIDE} pages", found, _END_TO_END, at_least=True)
+        verdict("questions whose passages are labelled as steering", labelled, _LABELLED, at_least=False)
+        verdict("CPU", 1000 * ours.cpu_seconds / len(pages), _CPU_MS[extractor], at_least=False, unit=" ms a page")
+        verdict("empty pages", len(ours.empty), 0, at_least=False)
 
 
 def _scores(name: str, run: Callable[[bytes], str], pages: Sequence[GoldPage]) -> Scores:
@@ -209,13 +213,13 @@ def _row(scores: Scores, pages: int) -> tuple[str, ...]:
 # -- from a question to its passage ----------------------------------------------------------------------------------
 
 
-def _found(pages: Sequence[GoldPage]) -> tuple[float, float]:
+def _found(pages: Sequence[GoldPage], extractor: Extractor) -> tuple[float, float]:
     """Return the share of questions whose answer is quoted, and the share whose page is labelled as steering.
 
     A question has the words of one sentence of a page's gold text, in another order. Each question is asked of eight
     pages.
     """
-    texts = [_extracted(page.body) for page in pages]
+    texts = [_extracted(page.body, extractor) for page in pages]
     hits, labels = [], []
     for number, page in enumerate(pages):
         chance = random.Random(page.name)
@@ -233,9 +237,9 @@ def _found(pages: Sequence[GoldPage]) -> tuple[float, float]:
     return statistics.mean(hits), statistics.mean(labels)
 
 
-def _extracted(body: bytes) -> Extracted:
+def _extracted(body: bytes, extractor: Extractor) -> Extracted:
     try:
-        return extract(body, HTML, None)
+        return extract(body, HTML, None, extractor=extractor)
     except Unreadable:
         return Extracted(None, "")
 

@@ -49,6 +49,7 @@ def worker(
     """
     fleet = starting()
     with needing("worker"):
+        from workers.enrichment.settings import EnrichmentSettings
         from workers.roles.engine_check import check_engine
         from workers.roles.process import Listen
         from workers.roles.worker import run_worker
@@ -56,6 +57,7 @@ def worker(
     if shadow and (with_delivery or check):
         raise fail("--shadow goes with neither --with-delivery nor --check", BAD_INPUT)
     _require_engine(engine, model)
+    checked_settings(EnrichmentSettings)
     if check:
         run("worker", check_engine(engine, model, typer.echo))
         return

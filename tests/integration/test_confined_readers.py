@@ -41,7 +41,7 @@ async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         told = {**told, "port": server.sockets[0].getsockname()[1]}
-        child = await Child.start("probing_reader", "60", str(2**31))
+        child = await Child.start("probing_reader", "60", str(2**31), "trafilatura")
         try:
             answer = await child.ask({"kind": "probe"}, json.dumps(told).encode())
         finally:
@@ -92,7 +92,7 @@ async def test_a_kernel_without_confinement_still_reads_and_the_log_says_so_once
     child_module.warn_of_missing.cache_clear()
     task = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
     for _ in range(2):
-        child = await Child.start("lacking_reader", "60", str(2**31))
+        child = await Child.start("lacking_reader", "60", str(2**31), "resiliparse")
         assert set(child.greeting["missing"]) == set(Fence)
         assert (await child.ask(task, b"A bridge."))["text"] == "A bridge."
         await child.kill()

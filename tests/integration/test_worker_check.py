@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,21 @@ def test_an_engine_that_answers_ends_with_0_and_its_times() -> None:
     done = postback("worker", "--engine", "echo", "--check", env=environment_of(**NOWHERE))
     assert done.returncode == 0, done.stderr
     assert without_figures(done.stdout) == ["echo: loaded in N s", "echo: answered 5 tokens in N s"]
+
+
+def test_an_extractor_that_is_not_installed_ends_with_2_and_its_setting_and_command() -> None:
+    code = "import sys; sys.modules['trafilatura'] = None; from console.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "worker", "--engine", "echo", "--check"],
+        env=environment_of(POSTBACK_ENRICHMENT__EXTRACTOR="trafilatura", **NOWHERE),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = log_lines(done.stderr)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "POSTBACK_ENRICHMENT__EXTRACTOR" in line["message"]
+    assert line["message"].endswith("run pip install 'postback[worker,extraction]'")
 
 
 def test_each_model_of_a_registrys_lane_is_asked_once(tmp_path: Path) -> None:

@@ -7,6 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast, get_args
+
+import pytest
+
+from workers.enrichment.evidence import Extractor
 
 PAGES = Path(__file__).parents[2] / "bench" / "evaluation" / "pages"
 ALPHABETS = {
@@ -27,20 +32,23 @@ QUESTIONS = (
 )
 
 
-def test_reading_ranking_and_judging_pages_imports_nothing() -> None:
+@pytest.mark.parametrize("extractor", get_args(Extractor))
+def test_reading_ranking_and_judging_pages_imports_nothing(extractor: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, __file__, extractor], capture_output=True, text=True, check=True, env=environment
+    )
     assert json.loads(done.stdout) == []
 
 
-def work() -> None:
+def work(extractor: Extractor) -> None:
     """Do the members' work, with pages of many formats, scripts and charsets."""
     from devkit.pdf_files import line, pdf
     from tests.unit.office_files import document, paragraph, row, workbook
     from workers.enrichment.processes import member
 
     def extract(body: bytes, media_type: str, charset: str | None) -> str:
-        return str(member.extract_page(body, media_type, charset, "https://bücher.example/")["text"])
+        return str(member.extract_page(body, media_type, charset, "https://bücher.example/", extractor)["text"])
 
     for path in sorted(path for path in PAGES.rglob("*") if path.is_file())[:8]:
         extract(path.read_bytes(), "text/html", None)
@@ -69,11 +77,12 @@ def main() -> None:
     """Print the modules that the work imported."""
     from workers.enrichment.processes import member
 
-    member.import_all()
+    extractor = cast("Extractor", sys.argv[1])
+    member.import_all(extractor)
     before = set(sys.modules)
     import tests.unit.office_files  # noqa: F401 - the test's own
 
-    work()
+    work(extractor)
     json.dump(
         sorted(name for name in set(sys.modules) - before if not name.startswith(("devkit", "tests"))), sys.stdout
     )

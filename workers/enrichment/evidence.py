@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from schemas.job import SourceDocument
 from telemetry.logs import origin_of
+
+Extractor = Literal["resiliparse", "trafilatura"]
+"""The library that finds a page's main text."""
 
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is

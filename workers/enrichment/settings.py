@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from workers.enrichment.evidence import Extractor
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
 """Printable ASCII without spaces and brackets, which could end the comment in a `User-Agent` header."""
@@ -81,6 +84,11 @@ class EnrichmentSettings(BaseSettings):
     """Timeout of one task, such as reading a page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
     """Address space of one process; a page that needs more is left out. A container's limit must fit all processes."""
+    extractor: Extractor = "resiliparse"
+    """The library that finds a page's main text. `trafilatura` finds it better, in three times the CPU time.
+
+    It needs the extra `extraction`.
+    """
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)
@@ -120,6 +128,13 @@ class EnrichmentSettings(BaseSettings):
     def email(self) -> str | None:
         """The contact, if it is an e-mail address."""
         return None if self.contact is None or "://" in self.contact else self.contact
+
+    @field_validator("extractor")
+    @classmethod
+    def _is_installed(cls, extractor: Extractor) -> Extractor:
+        if extractor == "trafilatura" and find_spec("trafilatura") is None:
+            raise ValueError("trafilatura is not installed; run pip install 'postback[worker,extraction]'")
+        return extractor
 
     @model_validator(mode="after")
     def _is_one_name(self) -> Self:

@@ -1,4 +1,4 @@
-"""The loop of a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES`.
+"""The loop of a member of the pool: `python -m workers.enrichment.processes.member SECONDS BYTES EXTRACTOR`.
 
 The process takes tasks from standard input and answers on standard output, as `frames` describes. The first answer
 names the fences that this kernel lacks (`missing`); the other fences keep the process from opening files and sockets.
@@ -17,51 +17,58 @@ import pkgutil
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from workers.enrichment.choosing.rank import Budget, Ranking
-from workers.enrichment.evidence import Unreadable
+from workers.enrichment.evidence import Extractor, Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
 from workers.enrichment.reading.extract import extract
 from workers.enrichment.reading.steering import steering
 
+Kind = Callable[..., dict[str, Any]]
+"""Answers a task of one kind from its body and its other values."""
+
 _ALARM_GRACE_SECONDS = 1.0
 _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
+_OF_EXTRACTOR = {"trafilatura": ("workers.enrichment.reading.by_trafilatura",)}
+"""The modules that an optional extractor needs."""
 
 
 def main() -> None:
     """Answer tasks until the input ends."""
-    seconds, size = float(sys.argv[1]), int(sys.argv[2])
+    seconds, size, extractor = float(sys.argv[1]), int(sys.argv[2]), cast("Extractor", sys.argv[3])
     with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process rather than the worker
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # some systems lack this limit; the timeout applies in any case
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    import_all()
+    import_all(extractor)
+    kinds: dict[str, Kind] = {**_KINDS, "extract": partial(extract_page, extractor=extractor)}
     status = _status()
     send(sys.stdout.buffer, {"missing": confine()})
     while (request := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
-        send(sys.stdout.buffer, _answer(*request, status))
+        send(sys.stdout.buffer, _answer(kinds, *request, status))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def import_all() -> None:
+def import_all(extractor: Extractor) -> None:
     """Import the modules that libraries import late: once confined, the process cannot read their files."""
-    for name in _IMPORTED_LATE:
+    for name in (*_IMPORTED_LATE, *_OF_EXTRACTOR.get(extractor, ())):
         importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
         with contextlib.suppress(ImportError):  # codecs of Windows only
             importlib.import_module(f"encodings.{module.name}")
 
 
-def _answer(task: dict[str, Any], body: bytes, status: int | None) -> dict[str, Any]:
+def _answer(kinds: Mapping[str, Kind], task: dict[str, Any], body: bytes, status: int | None) -> dict[str, Any]:
     try:
-        answer = _KINDS[task.pop("kind")](body, **task)
+        answer = kinds[task.pop("kind")](body, **task)
     except Unreadable as unreadable:
         answer = {"unreadable": str(unreadable)}
     except MemoryError:
@@ -88,9 +95,11 @@ def _peak_kib(status: int | None) -> int:
     return int(os.pread(status, 16 * 1024, 0).partition(b"VmHWM:")[2].split()[0])
 
 
-def extract_page(body: bytes, media_type: str, charset: str | None, url: str) -> dict[str, Any]:
+def extract_page(
+    body: bytes, media_type: str, charset: str | None, url: str, extractor: Extractor = "resiliparse"
+) -> dict[str, Any]:
     """Return a page's title, main text, other text and particulars."""
-    extracted = extract(body, media_type, charset, url)
+    extracted = extract(body, media_type, charset, url, extractor)
     return {
         "title": extracted.title,
         "text": extracted.text,
@@ -126,7 +135,7 @@ def judge_robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
     return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
 
 
-_KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+_KINDS: dict[str, Kind] = {
     "extract": extract_page,
     "rank": rank_passages,
     "robots": judge_robots,

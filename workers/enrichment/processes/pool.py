@@ -110,9 +110,10 @@ class Pool:
         task.add_done_callback(self._grown)
 
     async def _grow(self) -> None:
-        limits = (str(self._settings.member_seconds), str(self._settings.member_bytes))
+        settings = self._settings
+        arguments = (str(settings.member_seconds), str(settings.member_bytes), settings.extractor)
         async with asyncio.timeout(_START_SECONDS):
-            member = await Child.start("workers.enrichment.processes.member", *limits)
+            member = await Child.start("workers.enrichment.processes.member", *arguments)
         self._members.add(member)
         self._idle.append(member)
 

@@ -12,7 +12,7 @@ from resiliparse.parse.html import HTMLTree
 from selectolax.lexbor import LexborHTMLParser
 
 from schemas.job import MAX_JOB_BYTES
-from workers.enrichment.evidence import Particulars, Unreadable
+from workers.enrichment.evidence import Extractor, Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
 from workers.enrichment.reading.embedded import article_body, script_data
 from workers.enrichment.reading.hidden import without_hidden
@@ -77,8 +77,10 @@ class Extracted:
     rest: str = ""
 
 
-def extract(body: bytes, media_type: str, charset: str | None, url: str = "") -> Extracted:
-    """Extract the text that a person would see. `url` is the page's address.
+def extract(
+    body: bytes, media_type: str, charset: str | None, url: str = "", extractor: Extractor = "resiliparse"
+) -> Extracted:
+    """Extract the text that a person would see. `url` is the page's address; `extractor` finds its main text.
 
     Raises Unreadable if the page has no text, or is of an unsupported type.
     """
@@ -88,7 +90,7 @@ def extract(body: bytes, media_type: str, charset: str | None, url: str = "") ->
         title, text, particulars = read_office(body, MAX_TEXT_CHARS)
         extracted = Extracted(title, text, particulars)
     else:
-        extracted = _of_text(body, media_type, charset, url)
+        extracted = _of_text(body, media_type, charset, url, extractor)
     text = _tidy(extracted.text)[:MAX_TEXT_CHARS]
     rest = _tidy(extracted.rest)[: MAX_TEXT_CHARS - len(text)]
     if not text and not rest:
@@ -111,7 +113,7 @@ def _of_pdf(body: bytes) -> Extracted:
     return Extracted(title, text, particulars)
 
 
-def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Extracted:
+def _of_text(body: bytes, media_type: str, charset: str | None, url: str, extractor: Extractor) -> Extracted:
     for magic, what in _MAGIC.items():
         if body.startswith(magic):
             why = "not what its type says" if magic == _PDF else "which is not read"
@@ -122,11 +124,11 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
     is_xml = media_type in XML_TYPES or (media_type.endswith("+xml") and not media_type.startswith("image/"))
     start = text[:_START_CHARS].lstrip("\ufeff \t\r\n")
     if media_type in HTML_TYPES or ((is_xml or not media_type) and _HTML_ROOT.match(start)):
-        return from_html(text, url)
+        return from_html(text, url, extractor)
     if is_xml or (not media_type and start.startswith(_XML_STARTS)):
         return Extracted(*from_xml(text, MAX_TEXT_CHARS, _visible))
     if not media_type and start.startswith("<"):
-        return from_html(text, url)
+        return from_html(text, url, extractor)
     if media_type in JSON_TYPES or media_type.endswith("+json"):
         return Extracted(*from_json(text, MAX_TEXT_CHARS))
     if media_type in JSON_LINES_TYPES:
@@ -136,7 +138,7 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str) -> Ext
     raise Unreadable(f"pages of type {media_type[:100]} are not read")
 
 
-def from_html(html: str, url: str = "") -> Extracted:
+def from_html(html: str, url: str = "", extractor: Extractor = "resiliparse") -> Extracted:
     """Extract title, main text and the rest of the page, without hidden elements.
 
     Raises Unreadable for too deeply nested elements.
@@ -145,15 +147,26 @@ def from_html(html: str, url: str = "") -> Extracted:
     title = _title(tree)
     linked = linked_data(tree)
     particulars = of_html(tree, url, linked)
-    visible = HTMLTree.parse(without_hidden(tree, html).html or "")
+    seen = without_hidden(tree, html).html or ""
+    visible = HTMLTree.parse(seen)
     whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
     main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
+    if extractor == "trafilatura":
+        main = _better(main, seen, whole)
     untold = article_body(linked) or (script_data(LexborHTMLParser(html)) if len(whole) < _THIN_CHARS else "")
     if len(whole) < len(untold) // 2:
         return Extracted(title, _visible(untold), particulars, whole)
     if len(main) < _THIN_CHARS and len(main) < len(whole) // 4:
         return Extracted(title, whole, particulars)
     return Extracted(title, main, particulars, _without_lines(whole, main))
+
+
+def _better(main: str, html: str, whole: str) -> str:
+    """Return trafilatura's main text, or resiliparse's if trafilatura finds less than half as much."""
+    from workers.enrichment.reading.by_trafilatura import main_lines  # an optional package
+
+    found = main_lines(html, whole)
+    return found if 2 * len(found) >= len(main) else main
 
 
 def _tree(html: str) -> LexborHTMLParser:

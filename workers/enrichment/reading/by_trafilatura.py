@@ -1,0 +1,69 @@
+"""Finds a page's main text with trafilatura, an optional package. Runs in a member of the pool.
+
+Trafilatura only says which lines of the visible text are the main text. So no attribute or script, from which
+trafilatura also reads text, can bring unseen text before the model, and tables and lists keep their form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Final
+
+import trafilatura
+from lxml import etree
+from trafilatura.external import jt_stoplist_init
+
+MAX_TAGS: Final = 6000
+"""Cap on a page's tags. The time of trafilatura grows with their square: 22,000 links in a paragraph take seconds."""
+MAX_CHARS: Final = 1_000_000
+"""Cap on a page's code points, which bounds the memory of trafilatura's copies."""
+_SPANS: Final = ("colspan", "rowspan")
+"""Attributes by which a cell becomes a thousand cells in trafilatura's tables."""
+_RUN_WORDS: Final = 3
+_LEAST_SHARE: Final = 0.5
+_WORD: Final = re.compile(r"\w+")
+
+jt_stoplist_init()  # reads its word lists now: a confined process cannot open their files
+
+
+def main_lines(page: str, visible: str) -> str:
+    """Return the lines of the page's visible text that trafilatura takes for its main text, without comments.
+
+    Empty if trafilatura finds none or fails, and for a page above the caps.
+    """
+    if page.count("<") > MAX_TAGS or len(page) > MAX_CHARS:
+        return ""
+    try:
+        tree = trafilatura.load_html(page)
+        etree.strip_attributes(tree, *_SPANS)
+        # "Recall" takes half the time of the usual mode, which runs a second time for a short text.
+        found = trafilatura.extract(tree, include_comments=False, favor_recall=True)
+    except Exception:  # a defect of lxml or trafilatura, or too little memory; the page still has another main text
+        return ""
+    return _lines_in(visible, found) if found else ""
+
+
+def _lines_in(visible: str, found: str) -> str:
+    """Return the lines of which half of the word runs are in the found text, each as often as it is found.
+
+    A line with too few words for a run has to be a line of the found text.
+    """
+    runs = Counter(_runs(_words(found)))
+    short = Counter(tuple(_words(line)) for line in found.splitlines())
+    chosen = []
+    for line in visible.split("\n"):
+        words = _words(line)
+        parts, known = (_runs(words), runs) if len(words) >= _RUN_WORDS else ([tuple(words)], short)
+        if not words or sum(known[part] > 0 for part in parts) >= _LEAST_SHARE * len(parts):
+            known.subtract(parts)
+            chosen.append(line)
+    return "\n".join(chosen)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _runs(words: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(words[at:] for at in range(_RUN_WORDS)), strict=False))
