@@ -74,7 +74,7 @@ async def test_the_last_question_of_a_conversation_is_searched_for_as_the_model_
     async with worker_with(model) as (worker, pubmed):
         result = await worker.result(sources(rewrite=True), None, messages=TALK)
         assert pubmed.queries[0]["term"] == f"({REWRITTEN}) AND hasabstract"
-        assert worker.tokens("rewrite") == 47
+        assert worker.tokens("rewrite") == worker.spent == 47
     assert result.outcome == "failed"  # PubMed has nothing, and the profile requires sources
     [asked] = model.asked
     assert (asked["max_tokens"] if "max_tokens" in asked else asked["max_completion_tokens"]) == 64

@@ -102,7 +102,7 @@ class TenantSharing:
         self.spend(record, completion.prompt_tokens + completion.completion_tokens)
 
     def spend(self, record: Record, tokens: int) -> None:
-        """Count tokens that the engine has used for a job: of an answer, or of a check of an answer."""
+        """Count tokens that the engine has used for a job: of an answer, or of a request beside it."""
         record.spent = (record.spent or 0.0) + tokens / self._weights.get(self.party(record.headers), 1.0)
 
     def urgency(self, record: Record) -> int:

@@ -23,6 +23,7 @@ from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.phases import Phases
 from workers.inference.rewriting import Rewriter
+from workers.inference.side_request import Spend
 
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 
@@ -83,8 +84,8 @@ class Grounder:
         self._turns = Turns(enrich_ahead, kept=enrich_ahead // 4)
         self._rewriter = Rewriter(engine, enricher.settings, metrics)
 
-    async def grounded(self, received: ReceivedJob) -> GroundedRequest:
-        """Read the job's sources, if the job has any, and return its request.
+    async def grounded(self, received: ReceivedJob, spend: Spend) -> GroundedRequest:
+        """Read the job's sources, if the job has any, and return its request. `spend` gets a rewriting's tokens.
 
         Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield no evidence, and if the
         job is cancelled or expires meanwhile.
@@ -96,7 +97,7 @@ class Grounder:
         profile = self._profile(received, job.sources.profile)
         question = last_user_text(job)
         with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
-            evidence = await self._evidence(received, job.sources, profile)
+            evidence = await self._evidence(received, job.sources, profile, spend)
             said = "\n".join(message.text for message in messages or ())
             evidence = replace(evidence, question=question, conversation=said)
         return _with_evidence(received, evidence, profile, phase.ms)
@@ -108,16 +109,18 @@ class Grounder:
         except UnknownProfile as unknown:
             raise invalid_job(received, "sources.profile", str(unknown)) from None
 
-    async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
+    async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile, spend: Spend) -> Evidence:
         """Return the evidence from the job's sources. Raises NothingFound as `grounded` does."""
         try:
             return await self._lifetimes.until_cancelled(
-                received, lambda: self._evidence_in_turn(received, sources, profile)
+                received, lambda: self._evidence_in_turn(received, sources, profile, spend)
             )
         except JobIsOver:
             raise NothingFound(()) from None
 
-    async def _evidence_in_turn(self, received: ReceivedJob, sources: Sources, profile: Profile) -> Evidence:
+    async def _evidence_in_turn(
+        self, received: ReceivedJob, sources: Sources, profile: Profile, spend: Spend
+    ) -> Evidence:
         """Wait for the job's turn among the jobs in enrichment; return the evidence. Raises NothingFound."""
         async with AsyncExitStack() as turn:
             try:
@@ -129,7 +132,7 @@ class Grounder:
             question = last_user_text(received.job)
             notes: tuple[str, ...] = ()
             if self._rewriter.wants(received.job, profile.rewrite):
-                question, note = await self._rewriter.rewritten(received, question, deadline.remaining)
+                question, note = await self._rewriter.rewritten(received, question, deadline.remaining, spend)
                 notes = (note,)
             evidence = await self._enricher.enrich(
                 profile.applied(sources, question),

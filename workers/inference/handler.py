@@ -196,7 +196,7 @@ class InferenceHandler:
         """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
         sampled = Sampled()
         try:
-            asked = await self._grounder.grounded(received)
+            asked = await self._grounder.grounded(received, partial(self.sharing.spend, record))
             if fetch_ms:
                 asked = replace(asked, enrich_ms=asked.enrich_ms + fetch_ms)
             async with self._sampler.beside(received, asked, sampled):

@@ -16,7 +16,8 @@ from workers.inference.choices import ReadAnswer, notes_on, read_answers, source
 from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pooled_answers import answer_of
-from workers.inference.second_check import SecondCheck, Spend
+from workers.inference.second_check import SecondCheck
+from workers.inference.side_request import Spend
 
 
 class Results:

@@ -16,7 +16,7 @@ from workers.engines.base import Completion, Engine, EngineDied, EngineError, Ge
 from workers.engines.prompts import plain_text
 from workers.enrichment.search.words import MAX_QUESTION_CHARS
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.side_request import side_request
+from workers.inference.side_request import Spend, side_request
 
 UNCHANGED: Final = "the question was not rewritten: "
 _NO_LINE: Final = f"the model's answer is not a single line of at most {MAX_QUESTION_CHARS} characters"
@@ -49,8 +49,11 @@ class Rewriter:
             return False
         return sum(message.role == "user" for message in job.messages or ()) > 1
 
-    async def rewritten(self, received: ReceivedJob, question: str, seconds: float) -> tuple[str, str]:
-        """Return the rewritten question and a note; the original question if the rewriting fails. Raises EngineDied."""
+    async def rewritten(self, received: ReceivedJob, question: str, seconds: float, spend: Spend) -> tuple[str, str]:
+        """Return the rewritten question and a note; the original question if the rewriting fails. Raises EngineDied.
+
+        `spend` gets the tokens of the rewriting.
+        """
         try:
             async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
                 completion = await self._engine.generate(self._request(received))
@@ -60,7 +63,9 @@ class Rewriter:
             raise
         except EngineError:
             return question, f"{UNCHANGED}the model gave no answer"
-        self._tokens.inc(completion.prompt_tokens + completion.completion_tokens)
+        tokens = completion.prompt_tokens + completion.completion_tokens
+        self._tokens.inc(tokens)
+        spend(tokens)
         said = _one_line(completion)
         if said is None:
             return question, f"{UNCHANGED}{_NO_LINE}"

@@ -26,7 +26,7 @@ from workers.enrichment.answering.grounding import ground, harmless
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.lifetime import Lifetimes
-from workers.inference.side_request import side_request
+from workers.inference.side_request import Spend, side_request
 
 CHECK_SECONDS: Final = 10.0
 """Timeout of all checks of an answer. A sentence that gets no verdict in time keeps its support."""
@@ -37,8 +37,6 @@ _VERDICT: Final = re.compile(r"\W*(?:(yes)|no)\b", re.IGNORECASE)
 
 Check = Callable[[Evidence, Answer], Awaitable[tuple[frozenset[Claim], list[str]]]]
 """Returns the refuted claims of an answer, and notes for the result."""
-Spend = Callable[[int], None]
-"""Counts tokens of a job in its tenant's share of the engine."""
 
 
 class SecondCheck:

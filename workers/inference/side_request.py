@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from schemas.codec import ReceivedJob
 from schemas.job import Message
 from workers.engines.base import GenerationRequest
+
+Spend = Callable[[int], None]
+"""Counts tokens of a job in its tenant's share of the engine."""
 
 
 def side_request(received: ReceivedJob, name: str, content: str | None, max_tokens: int) -> GenerationRequest:
