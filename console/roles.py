@@ -81,7 +81,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.engines.models.mistakes import RegistryRefused
     from workers.enrichment.answering.profile import ProfileRefused
     from workers.enrichment.answering.template import TemplateRefused
-    from workers.enrichment.choosing.embedder import RerankerRefused
+    from workers.enrichment.choosing.embedder import EmbeddingModelRefused
     from workers.enrichment.search.base import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
     from workers.stage.errors import NothingCompletes
@@ -99,7 +99,14 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         NothingCompletes,
         TopicMadeAnew,
     )
-    of_the_jobs = (ProfileRefused, RegistryRefused, RerankerRefused, RulesRefused, SearchMisconfigured, TemplateRefused)
+    of_the_jobs = (
+        ProfileRefused,
+        RegistryRefused,
+        EmbeddingModelRefused,
+        RulesRefused,
+        SearchMisconfigured,
+        TemplateRefused,
+    )
     refused = (SettingsRefused, PropertyRefused)
     with exporting(service), telling(*of_the_process, *of_the_jobs), telling(*refused, code=BAD_INPUT):
         uvloop.run(role)

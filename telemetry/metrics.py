@@ -251,8 +251,9 @@ class Metrics:
         self.rollout_samples = Counter(
             "postback_rollout_samples_total",
             "Jobs of a running rollout's sample, by result: copied (to the shadow worker), reported (during the "
-            "canary), compared (by the shadow worker), skipped (beyond the order's jobs per second), unanswered (the "
-            "second answer failed or was late), too_large, stale (its rollout is over), unreadable.",
+            "canary), compared (by the shadow worker), same_meaning (compared too, equal by meaning alone), skipped "
+            "(beyond the order's jobs per second), unanswered (the second answer failed or was late), too_large, "
+            "stale (its rollout is over), unreadable.",
             ["result"],
             registry=r,
         )

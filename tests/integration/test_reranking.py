@@ -21,7 +21,7 @@ from tests.integration.raw_server import CLOCK, HTML, LOOPBACK, saying, speaking
 from tests.postback_command import environment_of, postback, started
 from workers.egress import Guard
 from workers.enrichment.choosing.choose import Choice, Chooser
-from workers.enrichment.choosing.embedder import Embedder, EmbedderAway, RerankerRefused
+from workers.enrichment.choosing.embedder import Embedder, EmbedderAway, EmbeddingModelRefused
 from workers.enrichment.choosing.rank import Budget
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.processes.pool import Pool
@@ -244,7 +244,7 @@ async def test_a_process_that_hangs_is_killed() -> None:
 async def test_a_model_that_is_not_there_is_refused_by_the_settings_name(tmp_path: Path) -> None:
     before = processes()
     with pytest.raises(
-        RerankerRefused, match=r"POSTBACK_ENRICHMENT__RERANK_MODEL names .*nosuch, which cannot be loaded"
+        EmbeddingModelRefused, match=r"POSTBACK_ENRICHMENT__RERANK_MODEL names .*nosuch, which cannot be loaded"
     ):
         await Embedder(str(tmp_path / "nosuch"), CLOCK).start()
     assert processes() == before

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from devkit.model import embedding_model
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
@@ -35,6 +36,7 @@ class Fleet:
     def __init__(self, product: Product, folder: Path) -> None:
         self.product = product
         self.numbers = count()
+        self.prompt = "Say {} now"
         file = folder / "models.toml"
         file.write_text(REGISTRY)
         self.worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
@@ -52,7 +54,9 @@ class Fleet:
 
     def jobs(self, number: int) -> None:
         names = [f"job-{next(self.numbers)}" for _ in range(number)]
-        self.product.submit({"job_id": name, "model_id": "assistant", "prompt": f"Say {name} now"} for name in names)
+        self.product.submit(
+            {"job_id": name, "model_id": "assistant", "prompt": self.prompt.format(name)} for name in names
+        )
 
     def until(self, step: str, seconds: float = 120) -> dict[str, Any]:
         """Send jobs until the rollout has this step."""
@@ -63,6 +67,11 @@ class Fleet:
 
         eventually(reached, seconds, lambda: f"{self.state()} {self.worker.said()[-3000:]}")
         return self.state()
+
+    def compared(self) -> int:
+        """Send a few jobs, and return the number of comparisons so far."""
+        self.jobs(5)
+        return int(self.state()["compared"])
 
     def all_answered(self) -> list[dict[str, Any]]:
         """Wait until each job has a result; fails if a job has two."""
@@ -109,7 +118,10 @@ class Different(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        message = {"role": "assistant", "content": "<b>Something</b> else"}
+        self._says("<b>Something</b> else")
+
+    def _says(self, text: str) -> None:
+        message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self._answer({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
 
@@ -146,3 +158,26 @@ def test_a_different_model_is_aborted_by_itself_and_no_job_sees_it(fleet: Fleet,
     fleet.rollout("status", "--report", str(report))
     assert "&lt;b&gt;Something&lt;/b&gt;" in report.read_text()
     assert "<b>Something" not in report.read_text()
+
+
+class Reworded(Different):
+    """A server that answers in another order of words than the question's."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._says("Now say job-1")
+
+
+def test_answers_in_other_words_are_equal_if_the_shadow_worker_compares_by_meaning(fleet: Fleet) -> None:
+    fleet.prompt = "Say job-1 now"  # one text, whose vector the model's process keeps
+    with handling(Reworded) as url:
+        shadow = fleet.product.worker(
+            *("s1", "--engine", "openai", "--model", "next", "--shadow"),
+            POSTBACK_ENGINE__OPENAI__BASE_URL=f"{url}/v1",
+            POSTBACK_WORKER__SHADOW_EMBEDDING_MODEL=str(embedding_model()),
+        )
+        fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST)
+        eventually(lambda: fleet.compared() >= 10, 240, shadow.said)
+        assert fleet.state()["profiles"]["none"]["differs"] == 0
+        assert shadow.metrics()["postback_rollout_samples_total{same_meaning}"] >= 10
+        assert shadow.terminate() == 0

@@ -32,6 +32,8 @@ def differs(
         ("Paris", "paris.", 0),
         ("Paris", "Rome", 1),
         ("It is 5", "It is -5", 1),
+        ("It is 5.", "It is 5", 0),
+        ("It is 1.5", "It is 1.50", 1),
         ("x < 3", "x > 3", 1),
         ("\N{FULLWIDTH LATIN CAPITAL LETTER P}aris  is", "paris is", 0),
         (LONG, LONG.replace("north", "heart"), 1),

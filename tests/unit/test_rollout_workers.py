@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.answering.profile import Profiles
 from workers.inference.registry import Registry
 from workers.inference.rollout.candidate import ShadowHandler
+from workers.inference.rollout.meaning import MAX_CHARS, Meaning
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sample import InvalidSample, read_sample
 from workers.inference.rollout.steering import Steering
@@ -139,6 +141,25 @@ async def test_a_job_with_a_temperature_is_answered_twice_more_greedily() -> Non
         assert worker.sample("postback_tokens_total", kind="completion") == 6
 
 
+async def test_a_copy_has_the_second_answer_only_if_it_differs_and_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, answered = count(), EchoEngine.generate
+
+    async def other_each_time(self: EchoEngine, request: GenerationRequest) -> Completion:
+        completion = await answered(self, request)
+        return replace(completion, text=f"{completion.text} {next(numbers)}")
+
+    async with working(MODELS) as worker:
+        begin(worker)
+        same = read_sample((await worker.outputs(job()))[1].value)
+        monkeypatch.setattr(EchoEngine, "generate", other_each_time)
+        other = read_sample((await worker.outputs(job()))[1].value)
+        long = read_sample((await worker.outputs(job(prompt="x" * MAX_CHARS)))[1].value)
+    assert (same.noise, same.again) == (0, None)
+    assert other.noise == long.noise == 1
+    assert {other.text, other.again} == {"Say it 0", "Say it 1"}
+    assert long.again is None
+
+
 async def test_a_copy_has_the_grounded_prompt_and_the_evidence_but_no_secret() -> None:
     async with working(MODELS) as worker:
         begin(worker)
@@ -233,13 +254,14 @@ class Candidate(EchoEngine):
 class Shadow:
     """A shadow worker's handler whose engine serves the model `next`."""
 
-    def __init__(self, serves: str = "next") -> None:
+    def __init__(self, serves: str = "next", meaning: Meaning | None = None) -> None:
         self.metrics = Metrics()
         self.engine = Candidate(EchoSettings(), self.metrics)
         registry = Registry((serves,), None, {})
         self.rollouts = Rollouts(registry)
-        profiles, topics = Profiles.load(), TOPICS
-        self.handler = ShadowHandler(self.engine, profiles, self.rollouts, registry.serves, topics, CLOCK, self.metrics)
+        self.handler = ShadowHandler(
+            self.engine, Profiles.load(), self.rollouts, registry.serves, TOPICS, CLOCK, self.metrics, meaning
+        )
         self.rollouts.apply(*order_record(ORDER))
 
     async def compared(self, value: bytes | None) -> Comparison | None:

@@ -133,7 +133,7 @@ class Enricher:
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Load the embedding model, if the settings name one. Raises RerankerRefused.
+        """Load the embedding model, if the settings name one. Raises EmbeddingModelRefused.
 
         Connections and the processes that read pages start later, with the first job that has sources.
         """

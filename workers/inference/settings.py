@@ -103,6 +103,12 @@ class WorkerSettings(BaseSettings):
     defaults, prices, limits and escalations change without a restart.
     """
 
+    shadow_embedding_model: str | None = Field(default=None, min_length=1, max_length=1000)
+    """An embedding model with which a shadow worker compares answers in other words, or the model's folder.
+
+    It is a sentence-transformers model, and needs the extra `rerank`. If absent, words alone decide.
+    """
+
     @model_validator(mode="after")
     def _one_registry(self) -> Self:
         if self.registry is not None and self.models:

@@ -9,12 +9,14 @@ from schemas.settings import read_settings
 from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.choosing.embedder import Embedder
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.registry import Registry, listed
 from workers.inference.rollout.candidate import ShadowHandler
+from workers.inference.rollout.meaning import Meaning
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.steering import Steering, StepWriter
 from workers.inference.settings import WorkerSettings
@@ -40,14 +42,18 @@ async def follow_rollouts(process: Process, rollouts: Rollouts, stack: AsyncExit
 
 
 async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
-    """Return the stage in which this engine answers samples of other workers' jobs. Raises ProcessError."""
+    """Return the stage in which this engine answers samples of other workers' jobs.
+
+    Raises ProcessError, ProfileRefused, SettingsRefused, and EmbeddingModelRefused for a model that cannot be loaded.
+    """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     ids = await topic_ids(kafka, [kafka.topics.shadow, kafka.topics.comparisons, kafka.topics.rollouts])
     process.beside.append(TopicWatch(kafka, ids))
     registry = registry_of(engine, settings)
     rollouts = Rollouts(registry)
+    meaning = await _meaning(settings, process, stack)
     handler = ShadowHandler(
-        engine, _profiles(process), rollouts, registry.serves, kafka.topics, process.clock, process.metrics
+        engine, _profiles(process), rollouts, registry.serves, kafka.topics, process.clock, process.metrics, meaning
     )
     process.beside.append(handler.engine_watch)
     process.duties.append(f"tries candidates {listed(registry.shown)} with samples from topic {kafka.topics.shadow}")
@@ -56,6 +62,17 @@ async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) 
     read, outputs = [kafka.topics.shadow], [kafka.topics.comparisons]
     made_of = process.replica, handler, process.clock, process.metrics, handler.pace, None, outputs, None, ids
     return group_stage(stage, kafka, read, *made_of)
+
+
+async def _meaning(settings: WorkerSettings, process: Process, stack: AsyncExitStack) -> Meaning | None:
+    """Load the embedding model, if the settings name one. Raises EmbeddingModelRefused."""
+    if settings.shadow_embedding_model is None:
+        return None
+    setting = "POSTBACK_WORKER__SHADOW_EMBEDDING_MODEL"
+    embedder = Embedder(settings.shadow_embedding_model, process.clock, setting=setting)
+    stack.push_async_callback(embedder.close)
+    await embedder.start()
+    return Meaning(embedder, process.clock)
 
 
 def registry_of(engine: Engine, settings: WorkerSettings) -> Registry:

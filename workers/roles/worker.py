@@ -136,7 +136,10 @@ def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) 
 
 
 async def _enricher(process: Process, egress: EgressSettings, stack: AsyncExitStack) -> Enricher:
-    """Return a started enricher. Raises ProfileRefused, RerankerRefused, SearchMisconfigured and TemplateRefused."""
+    """Return a started enricher.
+
+    Raises EmbeddingModelRefused, ProfileRefused, SearchMisconfigured and TemplateRefused.
+    """
     settings = read_settings(EnrichmentSettings)
     guard = Guard(egress.fetch_policy(development=process.development), proxy=egress.fetch_proxy())
     web = Web(settings.named, process.clock, settings.email, guard.proxy)

@@ -280,6 +280,13 @@ def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
     return min(level, weakest, key=_STRENGTH.index) if weakest in _AS_QUOTED else Support.UNSUPPORTED
 
 
+def contradict(one: str, other: str) -> bool:
+    """True if one of two sentences contradicts the other by the rules of `contradiction`. The order has no effect."""
+    return any(
+        Source([told], _COMMON, {}).denies(clauses(said, _COMMON)) for said, told in ((one, other), (other, one))
+    )
+
+
 def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[_Sentence]:
     return list(islice(_sentences(text, numbers), MAX_SENTENCES))
 

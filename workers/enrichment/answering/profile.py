@@ -60,6 +60,7 @@ class Profile(_ProfileSection):
     )
     search: ProfileSearch | None = None
     equal_similarity: float = Field(default=0.95, gt=0, le=1)
+    equal_meaning: float = Field(default=0.95, gt=0, le=1)
     equal_numbers: float = Field(default=0.01, ge=0, le=1)
 
     def applied(self, sources: Sources, question: str) -> Sources:

@@ -48,7 +48,7 @@ class Chooser:
         self._seconds = metrics.rerank_seconds
 
     async def start(self) -> None:
-        """Load the model, if the settings name one. Raises RerankerRefused."""
+        """Load the model, if the settings name one. Raises EmbeddingModelRefused."""
         if self._embedder is not None:
             await self._embedder.start()
 

@@ -1,4 +1,4 @@
-"""Computes the similarity of passages to a question by meaning, with a model in a process of its own.
+"""Computes the similarity of texts by meaning, such as passages and a question, with a model in a process of its own.
 
 There is one process, since a model takes a gigabyte and all cores that it may use. The process serves one job at a
 time, see `newest_first`. Passages are sent in batches: a job keeps the results so far when its time is up, and a
@@ -24,6 +24,7 @@ from workers.enrichment.processes.child import Child, ChildLost
 
 log = get_logger()
 
+RERANK_SETTING: Final = "POSTBACK_ENRICHMENT__RERANK_MODEL"
 BATCH: Final = 8
 """Passages per batch. Larger batches lose more when a job's time is up, and are hardly faster on two cores."""
 BATCH_SECONDS: Final = 20.0
@@ -43,8 +44,8 @@ _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
 """Variables that hide GPUs, and that keep waiting threads from spinning, since the worker needs the cores too."""
 
 
-class RerankerRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
-    """The model of POSTBACK_ENRICHMENT__RERANK_MODEL cannot be used. The text names the reason and the fix."""
+class EmbeddingModelRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
+    """The embedding model cannot be used. The text names the setting, the reason and the fix."""
 
 
 class EmbedderAway(Exception):  # noqa: N818 - as above
@@ -65,10 +66,13 @@ class _Request:
 
 
 class Embedder:
-    """Runs one process with the model of this name or folder, for all jobs."""
+    """Runs one process with the model of this name or folder, for all jobs. `setting` names the model's variable."""
 
-    def __init__(self, model: str, clock: Clock, *, batch_seconds: float = BATCH_SECONDS) -> None:
+    def __init__(
+        self, model: str, clock: Clock, *, setting: str = RERANK_SETTING, batch_seconds: float = BATCH_SECONDS
+    ) -> None:
         self._model = model
+        self._setting = setting
         self._clock = clock
         self._batch_seconds = batch_seconds
         self._child: Child | None = None
@@ -77,7 +81,7 @@ class Embedder:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        """Load the model, which takes many seconds. Raises RerankerRefused."""
+        """Load the model, which takes many seconds. Raises EmbeddingModelRefused."""
         self._child = await self._loaded()
         self._working = asyncio.create_task(self._work(), name="embedder")
 
@@ -110,25 +114,25 @@ class Embedder:
         return list(request.found)
 
     async def _loaded(self) -> Child:
-        """Start a process and load the model. Raises RerankerRefused."""
+        """Start a process and load the model. Raises EmbeddingModelRefused."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 child = await Child.start(
                     "workers.enrichment.choosing.embedding", self._model, inherited=_INHERITED, environment=_ENVIRONMENT
                 )
         except TimeoutError:
-            raise RerankerRefused(self._refusal(f"it took more than {LOAD_SECONDS:g} s")) from None
+            raise EmbeddingModelRefused(self._refusal(f"it took more than {LOAD_SECONDS:g} s")) from None
         except (ChildLost, OSError):
-            raise RerankerRefused(self._refusal("its process ended; it may need more memory")) from None
+            raise EmbeddingModelRefused(self._refusal("its process ended; it may need more memory")) from None
         if "refused" in child.greeting:
             await child.kill()
-            raise RerankerRefused(self._refusal(str(child.greeting["refused"])))
+            raise EmbeddingModelRefused(self._refusal(str(child.greeting["refused"])))
         return child
 
     def _refusal(self, reason: str) -> str:
         return (
-            f"POSTBACK_ENRICHMENT__RERANK_MODEL names {self._model}, which cannot be loaded: {reason}. "
-            "Name a sentence-transformers model or its folder, or unset it to rank by words alone"
+            f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
+            "Name a sentence-transformers model or its folder, or unset it, so that words alone decide"
         )
 
     async def _work(self) -> None:
@@ -183,7 +187,7 @@ class Embedder:
             await asyncio.sleep(pause)
             try:
                 child = await self._loaded()
-            except RerankerRefused:
+            except EmbeddingModelRefused:
                 log.error("The embedding model was not loaded again.", action="embedder-not-started")
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from schemas.codec import Origin, ReceivedJob
@@ -25,6 +26,7 @@ from workers.inference.lifetime import Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.results import Results
 from workers.inference.rollout.difference import Said, difference
+from workers.inference.rollout.meaning import Meaning, MeaningUnknown
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sample import (
     NO_PROFILE,
@@ -51,7 +53,10 @@ class _Answer:
 
 
 class ShadowHandler:
-    """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells whether the engine has a model."""
+    """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells whether the engine has a model.
+
+    With `meaning`, texts that differ in their words are also compared by meaning.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class ShadowHandler:
         topics: Topics,
         clock: Clock,
         metrics: Metrics,
+        meaning: Meaning | None = None,
     ) -> None:
         self.engine_watch = EngineWatch(clock)
         """The engine's health; the process runs the watch as a side task."""
@@ -76,6 +82,7 @@ class ShadowHandler:
         self._topics = topics
         self._clock = clock
         self._counts = metrics.rollout_samples
+        self._meaning = meaning
         self._foreign: set[str] = set()
 
     async def handle(self, record: Record) -> Sequence[Output]:
@@ -111,7 +118,7 @@ class ShadowHandler:
         except InvalidSample:
             return []
         answer = _Answer(Said(None, failure.code), ObservedAnswer(failed=True))
-        return [self._output(sample, answer, 1.0)] if self._is_wanted(sample) else []
+        return [self._output(sample, answer, 1.0, sample.noise)] if self._is_wanted(sample) else []
 
     def _is_wanted(self, sample: ShadowSample) -> bool:
         """True if the sample's rollout is in its shadow step, and this worker has the candidate."""
@@ -156,16 +163,37 @@ class ShadowHandler:
         self, sample: ShadowSample, profile: Profile | None, asked: GroundedRequest, answer: _Answer
     ) -> Output:
         """Return the comparison. A thread compares long answers, so that the event loop can serve other samples."""
+        is_json, thresholds = asked.wants_json or sample.job.kind is not None, thresholds_of(profile)
 
-        def differs() -> float:
+        def by_words() -> float:
             primary = Said(sample.text, sample.code)
-            is_json = asked.wants_json or sample.job.kind is not None
-            return difference(primary, answer.said, is_json=is_json, thresholds=thresholds_of(profile))
+            return difference(primary, answer.said, is_json=is_json, thresholds=thresholds)
 
         is_long = len(sample.text or "") + len(answer.said.text or "") > LONG_ANSWER_CHARS
-        return self._output(sample, answer, await asyncio.to_thread(differs) if is_long else differs())
+        differs, noise = await asyncio.to_thread(by_words) if is_long else by_words(), sample.noise
+        if self._meaning is not None and not is_json:
+            with suppress(MeaningUnknown):
+                differs, noise = await self._by_meaning(self._meaning, sample, answer, differs, thresholds.meaning)
+        return self._output(sample, answer, differs, noise)
 
-    def _output(self, sample: ShadowSample, answer: _Answer, differs: float) -> Output:
+    async def _by_meaning(
+        self, meaning: Meaning, sample: ShadowSample, answer: _Answer, differs: float, least: float
+    ) -> tuple[float, float]:
+        """Return the difference and the noise, each 0 for texts with the same meaning. Raises MeaningUnknown.
+
+        Both are measured in the same way, or neither is: noise by words alone would hide real differences.
+        """
+        noise, text, other = sample.noise, sample.text, answer.said.text
+        if text is None or (noise and sample.again is None):
+            return differs, noise
+        if noise and sample.again is not None and await meaning.is_same(text, sample.again, least):
+            noise = 0.0
+        if differs and other is not None and await meaning.is_same(text, other, least):
+            self._counts.labels("same_meaning").inc()
+            differs = 0.0
+        return differs, noise
+
+    def _output(self, sample: ShadowSample, answer: _Answer, differs: float, noise: float) -> Output:
         self._counts.labels("compared").inc()
         texts: dict[str, str | None] = {}
         if differs:
@@ -181,7 +209,7 @@ class ShadowHandler:
                 primary=sample.primary,
                 candidate=answer.seen,
                 differs=differs,
-                noise=sample.noise,
+                noise=noise,
                 **texts,
             ),
         )

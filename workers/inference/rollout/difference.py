@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from rapidfuzz.distance import Indel
 
-_WORD: Final = re.compile(r"[+-]?\d[\d.,]*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
+_WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
 """A number with its sign, a character of a script without spaces, a word, or a sign that changes the meaning."""
 _FEW_WORDS: Final = 8
 """Texts with fewer words must have equal words: one changed word would be another answer."""
@@ -27,6 +27,8 @@ class Thresholds:
     """The relative difference of two numbers in JSON."""
     similarity: float = 0.95
     """The least similarity of two texts with eight words or more."""
+    meaning: float = 0.95
+    """The least cosine of two sentences, for `meaning.Meaning`."""
 
 
 @dataclass(frozen=True, slots=True)

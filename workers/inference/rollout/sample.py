@@ -77,6 +77,11 @@ class ShadowSample(WireModel):
     """The error's code if the primary failed."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """The difference of two answers of the primary."""
+    again: str | None = None
+    """The second of these answers if they differ, so that the shadow worker can compare both by meaning.
+
+    Absent if one of the answers is no text, or is longer than `MAX_CHARS` in `meaning`.
+    """
 
     @property
     def candidate(self) -> str:
@@ -138,4 +143,6 @@ def observed(result: Result, infer_ms: float) -> ObservedAnswer:
 
 def thresholds_of(profile: Profile | None) -> Thresholds:
     """Return the bounds within which two answers of a profile's jobs count as equal."""
-    return Thresholds(profile.equal_numbers, profile.equal_similarity) if profile is not None else Thresholds()
+    if profile is None:
+        return Thresholds()
+    return Thresholds(profile.equal_numbers, profile.equal_similarity, profile.equal_meaning)

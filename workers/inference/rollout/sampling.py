@@ -20,6 +20,7 @@ from workers.inference.generate import Generator
 from workers.inference.ground import GroundedRequest
 from workers.inference.results import Results
 from workers.inference.rollout.difference import difference
+from workers.inference.rollout.meaning import MAX_CHARS
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sample import (
     MAX_SAMPLE_BYTES,
@@ -211,7 +212,8 @@ def _is_greedy(received: ReceivedJob, asked: GroundedRequest) -> bool:
 
 
 def _sample(rollout: Rollout, run: _Run, reference: Result, infer_ms: float, noise: float) -> ShadowSample:
-    asked, answer = run.asked, said(reference)
+    asked, answer, again = run.asked, said(reference), said(run.result)
+    is_short = max(len(answer.text or ""), len(again.text or "")) <= MAX_CHARS
     job = run.received.job.model_copy(
         update={
             "prompt": asked.prompt,
@@ -234,4 +236,5 @@ def _sample(rollout: Rollout, run: _Run, reference: Result, infer_ms: float, noi
         text=answer.text,
         code=answer.code,
         noise=noise,
+        again=again.text if noise and is_short else None,
     )
