@@ -1,4 +1,4 @@
-"""A fixture of the engines' tests: one real vLLM engine for the session, since loading it takes a minute."""
+"""A fixture of the engines' tests: one real vLLM engine for all of them, since loading it takes a minute."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ MARKS = ("<think>", "</think>")
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def vllm_metrics() -> Metrics:
     """The metrics of `vllm_engine`, with vLLM's own."""
     return Metrics()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def vllm_engine(tmp_path_factory: pytest.TempPathFactory, vllm_metrics: Metrics) -> AsyncIterator[VllmEngine]:
     """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
 
-    The folders of the adapters are gone once the engine has started.
+    The folders of the adapters are gone once the engine has started. The engine ends before the tests of other folders,
+    some of which count this process's threads or memory.
     """
     folder = tmp_path_factory.mktemp("adapters")
     adapters = {name: str(folder / name) for name in ADAPTERS}

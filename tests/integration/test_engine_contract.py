@@ -156,6 +156,7 @@ class TestCompletionsOverHttp(_OverHttp):
 
 @pytest.mark.vllm
 @pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.timeout(1_200)  # the first test waits for the engine, which takes minutes to load on a busy machine
 class TestVllm(EngineContract):
     @pytest_asyncio.fixture(loop_scope="session")
     async def engine(self, vllm_engine: VllmEngine) -> Engine:
