@@ -12,7 +12,7 @@ from typing import Self
 
 from telemetry.clock import Deadline, SystemClock
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 class LoopbackServer(ABC):

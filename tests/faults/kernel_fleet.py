@@ -176,4 +176,4 @@ class Ledgers:
     def assert_none_is_lost(self, jobs: int) -> None:
         """Assert at least one result for each of the ids 0 to jobs - 1, and no lag."""
         assert set(self.results()) == {str(number) for number in range(jobs)}
-        eventually(lambda: self.lag() == 0, 20, "the lag does not return to 0")
+        eventually(lambda: self.lag() == 0, 60, "the lag does not return to 0")

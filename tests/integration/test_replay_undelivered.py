@@ -249,13 +249,13 @@ def test_an_empty_partition_of_attempts_does_not_show_which_attempts_it_had(flee
 
     # Retention by age cannot have deleted attempts at results that are younger than the retention time.
     configure("retention.ms", str(60 * 60 * 1000))
-    eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 20, lambda: str(standings(fleet)))
+    eventually(lambda: standings(fleet) == (["old", "new"], {}, 0), 60, lambda: str(standings(fleet)))
     configure("retention.ms", "1")
-    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 60, lambda: str(standings(fleet)))
     # Retention by size may delete records of any age.
     configure("retention.ms", str(60 * 60 * 1000))
     configure("retention.bytes", "1000")
-    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 20, lambda: str(standings(fleet)))
+    eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 60, lambda: str(standings(fleet)))
 
 
 def test_records_behind_the_open_transaction_of_a_dead_process_count_too(fleet: KafkaSettings) -> None:
