@@ -10,7 +10,7 @@ from schemas.codec import read_result
 from schemas.result import Result
 from telemetry.metrics import Metrics
 from tests.handlers import TOPICS, inference_handler
-from tests.integration.raw_server import CLOCK, LOOPBACK
+from tests.integration.raw_server import CLOCK, LOOPBACK, PATIENT
 from workers.egress import Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
@@ -18,9 +18,6 @@ from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.stage.record import Output, Record
-
-PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
-"""Generous time limits, for a machine that is busy with other tests."""
 
 
 class AnsweringWorker:

@@ -20,6 +20,9 @@ FACT = "The Halvorsen bridge in Tarnby opened in 1987 and carries the coast road
 SLOW = b"<article>" + b"<div class=comment-list id=a>" * 900 + b"<p>a</p>" * 150_000
 """A page of a megabyte that takes far longer to read than any reader may take: every paragraph lies 900 deep."""
 
+PATIENT = EnrichmentSettings(robots=False, budget_seconds=120, member_seconds=60)
+"""A reader's process takes seconds to start on a busy machine. A hostile server answers once: not for robots.txt."""
+
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -77,8 +80,8 @@ def page(more: str = "") -> bytes:
 
 @asynccontextmanager
 async def enriching(guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
-    """An enricher. By default the enricher does not ask for robots.txt, since a hostile server answers only once."""
-    values = {"robots": False, "budget_seconds": 20.0, "member_seconds": 10.0, **settings}
+    """An enricher with these settings, or else patient ones."""
+    values = {**PATIENT.model_dump(), **settings}
     enricher = Enricher(EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, Metrics())
     await enricher.start()
     try:

@@ -93,7 +93,7 @@ async def hanging() -> AsyncIterator[int]:
 async def test_servers_that_hang_do_not_hold_all_connections(tenant: str) -> None:
     async with hanging() as port, enriching(connections=8) as enricher:
         urls = [f"http://127.0.0.{number}:{port}/" for number in range(2, 2 + SLOW_PAGES)]
-        async with beside(enricher, urls, tenant), asyncio.timeout(15):
+        async with beside(enricher, urls, tenant), asyncio.timeout(60):
             await asyncio.sleep(0.2)
             evidence = await enricher.enrich(Sources(urls=[f"http://127.0.0.1:{port}/fine"]), "bridge")
         assert [source.passages for source in evidence.sources] == [(FACT,)]
@@ -103,7 +103,7 @@ async def test_servers_that_hang_do_not_hold_all_connections(tenant: str) -> Non
 async def test_pages_that_hang_do_not_hold_all_connections_to_their_site(tenant: str) -> None:
     async with hanging() as port, enriching(connections_per_host=4) as enricher:
         urls = [f"http://127.0.0.1:{port}/{number}" for number in range(SLOW_PAGES)]
-        async with beside(enricher, urls, tenant), asyncio.timeout(15):
+        async with beside(enricher, urls, tenant), asyncio.timeout(60):
             await asyncio.sleep(0.2)
             evidence = await enricher.enrich(Sources(urls=[f"http://127.0.0.1:{port}/fine"]), "bridge")
         assert [source.passages for source in evidence.sources] == [(FACT,)]

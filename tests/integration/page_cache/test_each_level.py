@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.job import Sources
-from tests.integration.page_cache.workers import PATIENT, QUESTION, everything, serving, working, written
-from tests.integration.raw_server import FACT, SLOW
+from tests.integration.page_cache.workers import QUESTION, everything, serving, working, written
+from tests.integration.raw_server import FACT, PATIENT, SLOW
 from tests.redis_server import RedisServer
 
 
@@ -93,16 +93,18 @@ async def test_a_slow_reader_of_our_own_replaces_no_good_copy_and_is_hidden_from
     redis: RedisServer, tmp_path: Path
 ) -> None:
     hasty, settings = PATIENT.model_copy(update={"member_seconds": 1.0}), everything(redis, tmp_path)
-    async with serving() as origin, working(enrichment=hasty, **settings) as busy:
+    async with serving() as origin:
         origin.headers = {"Cache-Control": "max-age=0"}
-        await busy.read(origin.url)
-        await written()
-        origin.text = SLOW.decode()
-        for _ in range(2):
-            older, none = await busy.read(origin.url), await busy.read(f"{origin.url}/other")
+        async with working(**settings) as patient:
+            await patient.read(origin.url)
             await written()
+        origin.text = SLOW.decode()
+        async with working(enrichment=hasty, **settings) as busy:
+            for _ in range(2):
+                older, none = await busy.read(origin.url), await busy.read(f"{origin.url}/other")
+                await written()
         assert older.sources[0].passages == (FACT,)
-        assert "is an older copy: reading it took more than 1 s" in older.notes[0]
+        assert any("is an older copy: reading it took more than 1 s" in note for note in older.notes)
         assert "was left out: reading it took more than 1 s" in none.notes[0]
         assert len(origin.asked) == 3
         origin.text = "The Halvorsen bridge opened in 1988."

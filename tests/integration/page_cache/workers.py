@@ -12,7 +12,7 @@ from aiohttp import web
 
 from schemas.job import Sources
 from telemetry.metrics import Metrics
-from tests.integration.raw_server import CLOCK, FACT, LOOPBACK
+from tests.integration.raw_server import CLOCK, FACT, LOOPBACK, PATIENT
 from tests.redis_server import RedisServer
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.cache.settings import CacheSettings
@@ -72,10 +72,6 @@ class Worker:
     def lookups(self, level: str, result: str) -> float:
         labels = {"level": level, "result": result}
         return self.metrics.registry.get_sample_value("postback_cache_lookups_total", labels) or 0.0
-
-
-PATIENT = EnrichmentSettings(robots=False, budget_seconds=20, member_seconds=10)
-"""Generous time limits, for a machine that is busy with other tests."""
 
 
 @asynccontextmanager
