@@ -84,15 +84,17 @@ def filebeat_command(folder: Path, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def shipping(store: LogStore, folder: Path, *, logs: str = "", audit: str = "", containers: str = "") -> Iterator[None]:
-    """Run Filebeat over the files of these patterns."""
+def shipping(
+    store: LogStore, folder: Path, *more: str, logs: str = "", audit: str = "", containers: str = ""
+) -> Iterator[None]:
+    """Run Filebeat over the files of these patterns, with more arguments."""
     files = {"POSTBACK_LOGS": logs, "POSTBACK_AUDIT": audit, "POSTBACK_CONTAINER_LOGS": containers}
     named = {name: pattern or f"{folder}/none" for name, pattern in files.items()}
     headers = [
         part for name, value in _FIELDS.items() for part in ("-E", f"output.elasticsearch.headers.{name}={value}")
     ]
     process = subprocess.Popen(
-        filebeat_command(folder, "--strict.perms=false", *headers),
+        filebeat_command(folder, "--strict.perms=false", *headers, *more),
         env={**os.environ, **named, "ELASTICSEARCH_URL": f"{store.url}/insert/elasticsearch"},
         stderr=subprocess.DEVNULL,
     )

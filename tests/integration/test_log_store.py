@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.ecs import REQUIRED, problems
+from tests.integration.deployment import compose_model
 from tests.integration.gateway.gateway_process import gateway_process
 from tests.log_store import LogStore, filebeat_command, shipping
 from tests.product import Product, eventually
@@ -73,6 +75,27 @@ def test_lines_of_containers_arrive_and_a_line_that_is_no_json_is_kept_as_it_is(
             "Fatal Python error: Segmentation fault",
             "In a container.",
         ]
+
+
+def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_path: Path) -> None:
+    """Docker writes the labels that a service's `logging` names as `attrs` beside each line of its container."""
+    services = compose_model()["services"]
+    labelled = [name for name, each in services.items() if "labels" in each.get("logging", {}).get("options", {})]
+    assert sorted(labelled) == ["delivery", "exporter", "gateway", "worker", "worker-gpu"]
+    line = {"stream": "stderr", "time": "2026-11-27T10:00:00.000000001Z"}
+    of_a_role = line | {"attrs": {"com.docker.compose.service": "worker"}}
+    (tmp_path / "kafka-json.log").write_text(json.dumps(line | {"log": "Kafka Server started\n"}) + "\n")
+    role = tmp_path / "role-json.log"
+    role.write_text(json.dumps(of_a_role | {"log": '{"message": "first"}\n'}) + "\n")
+    with (
+        LogStore(tmp_path / "store") as store,
+        shipping(store, tmp_path / "filebeat", *services["filebeat"]["command"], containers=f"{tmp_path}/*-json.log"),
+    ):
+        eventually(lambda: store.found("first") != [], 60, "no line arrives")
+        with role.open("a") as more:  # Kafka's line would arrive before this one
+            more.write(json.dumps(of_a_role | {"log": "Fatal Python error: Aborted\n"}) + "\n")
+        eventually(lambda: store.found("Aborted") != [], 60, "the second line does not arrive")
+        assert sorted(line["_msg"].strip() for line in store.found("*")) == ["Fatal Python error: Aborted", "first"]
 
 
 def _place(line: dict[str, str]) -> tuple[str, str]:
