@@ -20,6 +20,8 @@ from gateway.store.store import Store
 from telemetry.clock import SystemClock
 from tests.s3_server import ACCESS, SECRET, s3_server
 
+pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server
+
 BUCKET = "fleet"
 UPLOAD = {"filename": "in.jsonl", "mime_type": "application/jsonl", "purpose": "batch"}
 NAMES_THAT_ARE_PATHS = ["", ".", "..", "../x", "a/b", "a.b", "a\\b", "a\0b", "ä", "a" * 65]

@@ -19,6 +19,8 @@ from workers.enrichment.fetching.s3 import S3Objects
 from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
 from workers.system.errors import ProcessError
 
+pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server
+
 BUCKET = "uploads"
 FOLDERS = f"s3://{BUCKET}/{{tenant}}/, s3://{BUCKET}/shared/"
 
