@@ -35,6 +35,8 @@ _SHOWN_ON_SOME_SCREENS: Final = re.compile(
 _MARK: Final = "data-postback-unseen"
 _OPENED: Final = frozenset(("tabpanel", "region"))
 """Roles of panels that a click on a tab or on a question opens (WAI-ARIA Authoring Practices)."""
+_OPENING: Final = "[aria-controls][aria-expanded]:not([aria-haspopup])"
+"""Buttons that show and hide the elements that they name, but no menu (WAI-ARIA 1.2, `aria-controls`)."""
 _ROOTS: Final = frozenset(("html", "body", "main"))
 """Elements that pages hide until a script has run; a person sees these elements."""
 
@@ -76,8 +78,10 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
 
 def _remove(tree: LexborHTMLParser, selector: str) -> None:
     """Remove elements in reverse order, so that inner elements are removed before outer elements."""
+    opened = {name for node in tree.css(_OPENING) for name in (node.attributes.get("aria-controls") or "").split()}
     for node in reversed(tree.css(selector)):
-        if node.tag not in _ROOTS and node.parent is not None and node.attributes.get("role") not in _OPENED:
+        is_opened = node.attributes.get("role") in _OPENED or node.attributes.get("id") in opened
+        if node.tag not in _ROOTS and node.parent is not None and not is_opened:
             node.decompose()
 
 
