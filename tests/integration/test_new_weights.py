@@ -45,18 +45,20 @@ def retrained(folder: Path, seed: int) -> Path:
 
 
 class Served:
-    """A registry with one model of vLLM, whose file changes."""
+    """A registry with a model of vLLM and one of echo, whose file changes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = Metrics()
         self.engine = RegistryEngine(self.file(retrained(folder / "one", 1)), None, SystemClock(), self.metrics)
 
-    def file(self, model: Path, tokens: int = 1024) -> ModelRegistry:
+    def file(self, model: Path, tokens: int = 1024, latency: float = 0) -> ModelRegistry:
         path = self.folder / "models.toml"
         path.write_text(
             f'[engines.here]\nkind = "vllm"\nhung_seconds = {HUNG_SECONDS}\nmax_model_len = {tokens}\n'
+            f'[engines.beside]\nkind = "echo"\nlatency_seconds = {latency}\n'
             f'[models.small]\nengine = "here"\nmodel = "{model}"\n'
+            '[models.other]\nengine = "beside"\n'
         )
         return read_registry(path, engine_settings()())
 
@@ -97,6 +99,9 @@ async def test_a_changed_folder_gives_a_running_engine_its_weights_and_a_broken_
         await load(llm, folder)
 
     first = await served.answers("first")
+    with pytest.raises(NeedsRestart, match=r"settings of other have changed \(this engine takes new settings only"):
+        await served.engine.change(served.file(retrained(served.folder / "zero", 4), latency=1))
+    assert await served.answers("beside") == first  # the file is used whole or not at all
     alone = await served.engine.generate(request("alone", max_tokens=LONG))
     monkeypatch.setattr(weights, "load_weights", slow)
     running = asyncio.create_task(served.engine.generate(request("running", max_tokens=LONG)))

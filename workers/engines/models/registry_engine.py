@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from telemetry.clock import Clock
@@ -55,21 +56,23 @@ class RegistryEngine:
         return self._model(model_id).takes_images
 
     async def change(self, registry: ModelRegistry) -> None:
-        """Use a changed file: its aliases, defaults, prices, limits, escalations and weights. Raises NeedsRestart.
+        """Use a changed file: its aliases, defaults, prices, limits, escalations and weights, or nothing of it.
 
-        New weights wait until the engine's running requests have ended.
+        New weights wait until the engine's running requests have ended. Raises NeedsRestart.
         """
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
             raise NeedsRestart("the file has other models")
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
             raise NeedsRestart("the file has a new lane")
-        for name, model in models.items():
-            if not _same_engine(model, self._served[name].model):
-                try:
-                    await self._served[name].change_model(model)
-                except EngineError as error:
-                    raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
+        changed = {name: model for name, model in models.items() if not _same_engine(model, self._served[name].model)}
+        # Engines that cannot change refuse before one changes. Only vLLM changes, and a worker has one model of vLLM.
+        for name, model in changed.items():
+            with _naming(name):
+                self._served[name].require_change(model)
+        for name, model in changed.items():
+            with _naming(name):
+                await self._served[name].change_model(model)
         for name, model in models.items():
             self._served[name].change(model)
         self._served = {name: self._served[name] for name in models}
@@ -122,6 +125,15 @@ class RegistryEngine:
 
     def _by_name(self) -> dict[str, ServedModel]:
         return {name: served for served in self._served.values() for name in served.model.names}
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn an engine's error at new settings into NeedsRestart with the model's name."""
+    try:
+        yield
+    except EngineError as error:
+        raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
 
 
 def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[Engine]:

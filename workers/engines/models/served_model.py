@@ -77,12 +77,16 @@ class ServedModel:
             address.circuit.settings = model.entry.circuit
         self.model, self._family = model, _family(model)
 
-    async def change_model(self, model: RegistryModel) -> None:
-        """Give the engine the model of a changed file without a restart; see `ChangesModel`. Raises EngineError."""
+    def require_change(self, model: RegistryModel) -> ChangesModel:
+        """Return the engine if engines of its kind take the model of a changed file. Raises EngineRefused."""
         address, *others = self._addresses
         if others or model.engine.kind != self.model.engine.kind or not isinstance(address.engine, ChangesModel):
             raise EngineRefused("this engine takes new settings only at its start")
-        await address.engine.change_model(model.sections[0])
+        return address.engine
+
+    async def change_model(self, model: RegistryModel) -> None:
+        """Give the engine the model of a changed file without a restart; see `ChangesModel`. Raises EngineError."""
+        await self.require_change(model).change_model(model.sections[0])
         self.change(model)
 
     @property
