@@ -3,6 +3,9 @@
 The real enricher gets each question with eight pages of a loopback site: the question's page, and seven others. Pages
 with the same subject are taken first. A question is a hit if the passages chosen from its page contain the words that
 answer it.
+
+With `--data DIR`, the bench instead ranks the documents of a public test collection, by our BM25 and by bm25s. See
+`bench.evaluation.beir` for the files of DIR.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Final
 
 import uvloop
 
+from bench.evaluation.beir import DEPTH, compared, load_collection
 from bench.evaluation.pages import SIDE_BY_SIDE, Page, Question, beside, holds, load_pages
 from bench.evaluation.site import serving
 from bench.table import table, title
@@ -62,11 +67,21 @@ class Outcome:
 
 
 def main() -> None:
-    """Ask every question in every way, and print the hits."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    pages = load_pages()
-    title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")
-    report(uvloop.run(measured(pages)))
+    """Ask every question in every way and print the hits, or print the nDCG of a public collection."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a collection in the format of BEIR")
+    folder = parser.parse_args().data
+    if folder is None:
+        pages = load_pages()
+        title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")
+        report(uvloop.run(measured(pages)))
+        return
+    try:
+        collection = load_collection(folder)
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"--data {folder}: {error!r}")
+    title(f"{folder.name}: {len(collection.documents)} documents, {len(collection.queries)} queries")
+    table(("ranking", f"nDCG@{DEPTH}"), [(name, f"{value:.3f}") for name, value in compared(collection)])
 
 
 async def measured(pages: Sequence[Page], ways: Mapping[str, EnrichmentSettings] = WAYS) -> list[Outcome]:
