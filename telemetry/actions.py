@@ -286,6 +286,11 @@ ENRICHMENT = {
         "A source's host name has no address that may be fetched; the job goes on without that source.",
         "If the source is your own, add its network to `POSTBACK_EGRESS__ALLOW_FETCH`.",
     ),
+    "renderer-failed": Action(
+        "warning",
+        "The browser of `POSTBACK_ENRICHMENT__RENDERER` did not render a page; the page is read as its server sent it.",
+        "Check that the browser runs, and `POSTBACK_ENRICHMENT__RENDERER_SECRET`.",
+    ),
     "search-failed": Action(
         "warning",
         "A search failed; the job goes on without its results.",

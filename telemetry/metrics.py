@@ -213,6 +213,12 @@ class Metrics:
         self.fetches = Counter(
             "postback_fetches_total", "Source fetches by result: read, left_out, late.", ["result"], registry=r
         )
+        self.renderings = Counter(
+            "postback_renderings_total",
+            "Pages given to the renderer, by result: rendered, late, failed.",
+            ["result"],
+            registry=r,
+        )
         self.searches = Counter(
             "postback_searches_total",
             "Searches for sources by result: found, nothing, failed, late.",

@@ -9,6 +9,9 @@ A job's sources go down this list. Each step has a type, so a signature says whi
       read      one URL, from the cache or fetched and read                  str → Reading
       fetch     one URL, redirect by redirect, behind the egress guard       str → Page
       robots    the paths that a site's robots.txt allows; politeness: the pace of requests
+    rendering/  a page that a script fills, as the operator's browser shows it   Page → Page
+      renderer  which pages are rendered, and from where these may load
+      visit     one page in the browser, whose requests the worker answers; devtools: the browser's protocol
     cache/      readings: in memory, in Redis, in a file
     turns       fair shares of connections and processes, among tenants and among a tenant's jobs
     processes/

@@ -45,6 +45,7 @@ from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS as LONGEST_TITLE
 from workers.enrichment.reading.steering import steering
+from workers.enrichment.rendering.renderer import Renderer
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
 from workers.enrichment.settings import EnrichmentSettings
@@ -126,7 +127,12 @@ class Enricher:
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or read_settings(CacheSettings)
         self._cache = Cache(cache, clock, metrics.cache_lookups, shared_levels(cache, clock))
-        self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock)
+        self._renderer = (
+            Renderer(settings, guard, self._fetcher, self._robots, self._pool, politeness, clock, metrics)
+            if settings.renderer is not None
+            else None
+        )
+        self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock, self._renderer)
 
     def profile(self, name: str) -> Profile:
         """Return the profile of this name. Raises UnknownProfile."""
@@ -139,12 +145,16 @@ class Enricher:
         """
         await self._chooser.start()
         await self._fetcher.start()
+        if self._renderer is not None:
+            await self._renderer.start()
 
     async def close(self) -> None:
         """Close the connections and end the processes."""
         await self._robots.close()
         await self._fetcher.close()
         self.payloads.close()
+        if self._renderer is not None:
+            await self._renderer.close()
         await self._chooser.close()
         await self._pool.close()
         await self._cache.close()

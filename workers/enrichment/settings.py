@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from workers.enrichment.evidence import Extractor
@@ -89,6 +89,19 @@ class EnrichmentSettings(BaseSettings):
 
     It needs the extra `extraction`.
     """
+    renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
+    """URL of a Chromium's DevTools endpoint, for pages that a script fills; absent, no script runs.
+
+    The worker fetches all that a script asks for, so the browser needs no network of its own.
+    """
+    renderer_secret: SecretStr | None = None
+    """Sent to the renderer as `Authorization: Bearer …`."""
+    renderer_seconds: float = Field(default=3.0, gt=0, le=60)
+    """Timeout of rendering one page; the page then stays as its server sent it."""
+    renderer_pages: int = Field(default=4, ge=1, le=256)
+    """Number of pages that a worker renders at once."""
+    renderer_bytes: int = Field(default=10_000_000, ge=1024, le=1_000_000_000)
+    """Maximum size of all files together that one page loads by its scripts."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from telemetry.clock import Clock
+from telemetry.clock import Clock, Deadline
 from workers.egress import EgressRefused, Guard
 from workers.enrichment.cache.cache import Cache, Reading
 from workers.enrichment.cache.entry import CacheEntry, lifetime, scope_of
@@ -13,7 +15,21 @@ from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.fetch import Fetcher, Known
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
+from workers.enrichment.rendering.renderer import Renderer, is_shell
 from workers.enrichment.turns import Asker
+
+_RENDERING_SHARE: Final = 0.8
+"""The share of a job's remaining time that the renderer gets; the rest is for reading the rendered page."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A pool member's answer about a page."""
+
+    answer: dict[str, Any]
+    is_shell: bool = False
+    """True if a script fills the page."""
+    is_rendered: bool = False
 
 
 class Reader:
@@ -28,6 +44,7 @@ class Reader:
         cache: Cache,
         settings: CacheSettings,
         clock: Clock,
+        renderer: Renderer | None = None,
     ) -> None:
         self._allowed = (*map(str, guard.policy.allow), *guard.policy.names)
         self._denied = (*map(str, guard.policy.deny), *guard.policy.denied_names)
@@ -38,6 +55,7 @@ class Reader:
         self._cache = cache
         self._settings = settings
         self._clock = clock
+        self._renderer = renderer
 
     async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
         """Return the page, cached in the tenant's scope or fetched; stale if the server is late. Raises Unreadable."""
@@ -46,17 +64,25 @@ class Reader:
         except EgressRefused as refused:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
         scope = scope_of(asker.tenant, self._allowed, self._denied)
+        deadline = Deadline.after(self._clock, patience_seconds)
         return await self._cache.read(
-            url, scope, lambda older: self._anew(url, older, asker), patience_seconds, asker.max_age_seconds
+            url, scope, lambda older: self._anew(url, older, asker, deadline), patience_seconds, asker.max_age_seconds
         )
 
-    async def _anew(self, url: str, older: CacheEntry | None, asker: Asker) -> CacheEntry:
+    async def _anew(self, url: str, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> CacheEntry:
         asked_at = self._clock.time()
         known = Known(older.url, older.etag, older.last_modified) if older is not None else None
         page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known)
         unchanged = older if page.is_unchanged else None
-        answer = unchanged.answer if unchanged is not None else await self.extracted(page, asker)
+        if unchanged is not None:
+            text = _Text(unchanged.answer or {})
+        else:
+            text = await self._text(page, older, asker, deadline)
         life = lifetime(page, self._settings, asked_at)
+        if text.is_shell:
+            page = replace(page, etag=None, last_modified=None)  # a shell stays the same while its data change
+        if text.is_shell and not text.is_rendered and life is not None:
+            life = replace(life, fresh=min(life.fresh, self._settings.negative_seconds))
         if unchanged is not None and not page.cache_control and page.expires is None:
             life = unchanged.life  # a 304 without new freshness keeps the old freshness (RFC 9111, section 4.3.4)
         fresh_until = asked_at + life.fresh if life is not None else asked_at
@@ -64,8 +90,29 @@ class Reader:
         named = unchanged or page
         return CacheEntry(
             asked_at, fresh_until, kept_until, url, named.url, page.etag or named.etag,
-            page.last_modified or named.last_modified, answer, life=life,
+            page.last_modified or named.last_modified, text.answer, life=life,
         )  # fmt: skip
+
+    async def _text(self, page: Page, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> _Text:
+        """Return the text of the page; for a shell, the text that its scripts make, if any. Raises Unreadable."""
+        answer: dict[str, Any] | None = None
+        reason = Unreadable("")
+        try:
+            answer = await self.extracted(page, asker)
+        except Unreadable as unreadable:
+            reason = unreadable
+        if self._renderer is not None and not reason.is_ours and is_shell(page, answer):
+            rendered = await self._renderer.rendered(page, asker, deadline.remaining * _RENDERING_SHARE)
+            if rendered is not None:
+                with suppress(Unreadable):
+                    answer = await self.extracted(rendered, asker)
+            elif older is not None and older.may_be_served_late:
+                raise Unreadable("the browser that runs its scripts failed", is_outage=True, is_lasting=False)
+            if answer is not None:
+                return _Text(answer, is_shell=True, is_rendered=rendered is not None)
+        if answer is None:
+            raise reason
+        return _Text(answer)
 
     async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:
         """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable."""

@@ -1,0 +1,276 @@
+"""Pages that a script fills, rendered by Debian's Chromium: no script reaches more than the egress guard allows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from schemas.job import Sources
+from tests.integration.chromium import SECRET, Chromium, Front, front
+from tests.integration.name_server import name_server
+from tests.integration.raw_server import FACT, HTML, LOOPBACK, enriching, page, saying, speaking
+from tests.integration.rendered_site import QUESTION, SHELL_TEXT, SHOW, application, canary, connect_proxy
+from workers.egress import EgressPolicy, Guard, Proxy
+from workers.enrichment.enrich import Enricher
+
+PUBLIC = "93.184.215.14"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("chromium")) as one:
+        yield one
+
+
+@asynccontextmanager
+async def rendering(service: Front, guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
+    """An enricher with this renderer, and with the patience of a busy machine."""
+    values = {"renderer": service.url, "renderer_secret": SECRET, "renderer_seconds": 60, "budget_seconds": 110}
+    async with enriching(guard, **{**values, **settings}) as enricher:
+        yield enricher
+
+
+async def text_of(enricher: Enricher, url: str) -> str:
+    """The passages of the only source of a job."""
+    evidence = await enricher.enrich(Sources(urls=[url]), QUESTION)
+    return " ".join(passage for source in evidence.sources for passage in source.passages)
+
+
+async def test_a_page_that_its_script_fills_is_read_as_a_browser_shows_it(chromium: Chromium) -> None:
+    async with front(chromium) as service, application() as site, rendering(service) as enricher:
+        assert await text_of(enricher, site.url) == FACT
+    assert site.paths == ["/", "/app.js", "/fact"]
+
+
+@pytest.mark.parametrize("body", [page("<script>go()</script>" + "<p>More of the text.</p>" * 20), b"<p>Short.</p>"])
+async def test_a_page_with_text_or_without_scripts_is_not_rendered(body: bytes, chromium: Chromium) -> None:
+    async with front(chromium) as service, speaking(saying(body, HTML)) as origin, rendering(service) as enricher:
+        assert await text_of(enricher, f"{origin}/")
+    assert service.opened == 0
+
+
+async def test_no_script_runs_without_a_renderer(chromium: Chromium) -> None:
+    async with application() as site, enriching() as enricher:
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+    assert site.paths == ["/"]
+
+
+async def test_a_renderer_that_refuses_the_secret_leaves_the_page_as_it_was_read(
+    chromium: Chromium, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = "wr0ng-s3cret"
+    async with front(chromium) as service, application() as site, rendering(service, renderer_secret=wrong) as enricher:
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+    assert (service.refused, service.opened) == (1, 0)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("renderer-failed" in line and "it answered 401" in line for line in lines) == 1
+    assert not any(wrong in line for line in lines)
+
+
+async def test_a_browser_that_lets_datagrams_out_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chromium = Chromium(tmp_path)
+    chromium.fenced = ()
+    with chromium:
+        async with front(chromium) as service, application() as site, rendering(service) as enricher:
+            assert await text_of(enricher, site.url) == SHELL_TEXT
+    assert site.paths == ["/"]
+    assert "it was started without --webrtc-ip-handling-policy=disable_non_proxied_udp" in caplog.text
+
+
+async def test_a_renderer_that_is_away_is_used_again_when_it_is_back(
+    chromium: Chromium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0")
+    async with front(chromium) as service, application() as site, rendering(service) as enricher:
+        chromium.kill()
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+        chromium.start()
+        assert await text_of(enricher, site.url) == FACT
+
+
+async def test_a_shell_that_has_not_changed_is_rendered_again(
+    chromium: Chromium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTBACK_CACHE__FRESH_SECONDS", "0")
+    async with front(chromium) as service, application() as site, rendering(service) as enricher:
+        assert await text_of(enricher, site.url) == FACT
+        site.fact = "The Halvorsen bridge in Tarnby has been closed since May."
+        assert await text_of(enricher, site.url) == site.fact
+
+
+async def test_an_older_copy_is_better_than_a_shell(chromium: Chromium, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_CACHE__FRESH_SECONDS", "0")
+    async with front(chromium) as service, application() as site, rendering(service) as enricher:
+        assert await text_of(enricher, site.url) == FACT
+        service.secret = "another"
+        evidence = await enricher.enrich(Sources(urls=[site.url]), QUESTION)
+    assert [source.passages for source in evidence.sources] == [(FACT,)]
+    assert evidence.notes == (f"source 1 ({site.origin}) is an older copy: the browser that runs its scripts failed",)
+
+
+async def test_a_script_without_end_leaves_the_page_as_it_was_read_and_no_page_behind(chromium: Chromium) -> None:
+    async with (
+        front(chromium) as service,
+        application("while (true) {}") as site,
+        rendering(service, renderer_seconds=5) as enricher,
+    ):
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+    async with aiohttp.ClientSession() as session:
+        while any(one["url"] == site.url for one in await targets(session, chromium)):
+            await asyncio.sleep(0.1)
+
+
+async def targets(session: aiohttp.ClientSession, chromium: Chromium) -> list[dict[str, str]]:
+    async with session.get(f"http://127.0.0.1:{chromium.port}/json/list") as answer:
+        listed: list[dict[str, str]] = await answer.json()
+        return listed
+
+
+async def test_a_page_that_never_rests_is_read_as_it_is_after_a_while(chromium: Chromium) -> None:
+    polling = f"setInterval(() => {{ {SHOW} }}, 50)"
+    async with (
+        front(chromium) as service,
+        application(polling) as site,
+        rendering(service, renderer_seconds=15) as enricher,
+    ):
+        assert await text_of(enricher, site.url) == FACT
+    assert len(site.paths) <= 202
+
+
+async def test_a_page_that_loads_too_much_is_left_without_it(chromium: Chromium) -> None:
+    async with (
+        front(chromium) as service,
+        application(SHOW + "/" * 5000) as site,
+        rendering(service, renderer_bytes=4000) as enricher,
+    ):
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+
+
+async def test_a_script_that_robots_txt_forbids_is_not_loaded(chromium: Chromium) -> None:
+    rules = "User-agent: *\nDisallow: /app.js"
+    async with (
+        front(chromium) as service,
+        application(robots=rules) as site,
+        rendering(service, robots=True) as enricher,
+    ):
+        assert await text_of(enricher, site.url) == SHELL_TEXT
+    assert site.paths == ["/robots.txt", "/"]
+
+
+# -- ways out --------------------------------------------------------------------------------------------------------
+
+WAYS_OUT = """
+const busy = setInterval(() => fetch('/busy'), 200)
+const show = text => { document.getElementById('app').textContent += ' leaked ' + text }
+const ended = make => new Promise(end => { setTimeout(end, 5000); try { make(end) } catch (error) { end() } })
+const host = 'HOST'
+const code = `fetch('http://${host}/w').then(r => r.text()).then(t => postMessage(t), () => postMessage(''))`
+const add = (name, values) => document.body.append(Object.assign(document.createElement(name), values))
+const loaded = (name, values) => ended(end => add(name, { ...values, onload: end, onerror: end }))
+open(`http://${host}/window`)
+add('link', { rel: 'preconnect', href: `http://${host}` })
+add('link', { rel: 'dns-prefetch', href: `http://${host}` })
+navigator.sendBeacon(`http://${host}/beacon`, 'x')
+add('form', { action: `http://${host}/form`, method: 'post', target: '_blank' })
+document.forms[0].submit()
+const talk = `
+  for (const url of ['stun:${host}', 'turn:${host}?transport=tcp']) {
+    const peer = new RTCPeerConnection({ iceServers: [{ urls: url, username: 'x', credential: 'x' }] })
+    peer.createDataChannel('x')
+    peer.createOffer().then(offer => peer.setLocalDescription(offer))
+  }`
+const frame = values => document.body.appendChild(Object.assign(document.createElement('iframe'), values)).contentWindow
+const talks = [() => window, () => frame({}), () => frame({ src: 'about:blank' }), () => open('about:blank')]
+for (const of of talks) { try { of().eval(talk) } catch (error) {} }
+const html = `<script>${talk}</script>`
+const blob = URL.createObjectURL(new Blob([html], { type: 'text/html' }))
+frame({ srcdoc: html })
+frame({ src: blob })
+frame({ sandbox: 'allow-scripts', srcdoc: html })
+frame({ sandbox: 'allow-scripts allow-popups', src: blob })
+frame({ src: `data:text/html,${encodeURIComponent(html)}` })
+open(blob)
+add('a', { href: blob, target: '_blank' })
+document.querySelector('a').click()
+const ways = [
+  fetch(`http://${host}/fetch`).then(r => r.text()).then(show),
+  fetch(`http://${host}/cors`, { mode: 'no-cors' }),
+  fetch('/moved').then(r => r.text()).then(show),
+  loaded('img', { src: `http://${host}/img` }),
+  loaded('iframe', { src: `http://${host}/iframe` }),
+  loaded('script', { src: `http://${host}/script` }),
+  loaded('link', { rel: 'stylesheet', href: `http://${host}/style` }),
+  loaded('object', { data: `http://${host}/object` }),
+  ended(end => { const s = new WebSocket(`ws://${host}/ws`); s.onopen = s.onerror = end; s.onmessage = show }),
+  ended(end => { const s = new EventSource(`http://${host}/events`); s.onopen = s.onerror = end }),
+  ended(end => { const w = new Worker(URL.createObjectURL(new Blob([code])));
+    w.onmessage = m => { if (m.data) show(m.data); end() }; w.onerror = end }),
+  ended(() => 0),
+]
+Promise.allSettled(ways).then(() => { clearInterval(busy); location.href = `http://${host}/away`; SHOW })
+"""
+
+
+def way_out(host: str) -> str:
+    """A script that tries every way to a host, and then shows the fact."""
+    return WAYS_OUT.replace("HOST", host).replace("SHOW", SHOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [("127.0.0.1", LOOPBACK), ("app.example", EgressPolicy(names=frozenset({"app.example"})))]
+)
+async def test_no_script_of_a_page_reaches_an_internal_server(
+    name: str, policy: EgressPolicy, chromium: Chromium
+) -> None:
+    """Also if jobs may read that server, as with the first policy."""
+    names = name_server({name: [["127.0.0.1"]]})
+    async with front(chromium) as service, canary() as internal, names as found:
+        host = f"127.0.0.1:{internal.port}"
+        guard = Guard(policy, found.resolver())
+        site = application(way_out(host), moved={"/moved": f"http://{host}/moved"})
+        async with site as served, rendering(service, guard) as enricher:
+            assert await text_of(enricher, f"http://{name}:{served.port}/") == FACT
+        assert {"/moved", "/fact"} < set(served.paths)
+        assert internal.signs == []
+
+
+async def test_no_script_reads_a_metadata_address(chromium: Chromium) -> None:
+    site = application(way_out("169.254.169.254"))
+    async with front(chromium) as service, site as served, rendering(service) as enricher:
+        assert await text_of(enricher, served.url) == FACT
+
+
+async def test_a_public_page_loads_from_public_addresses_only(chromium: Chromium) -> None:
+    """Jobs may read 127.0.0.1 here, and the page's own name leads there at its second lookup."""
+    lookups = {"app.example": [[PUBLIC]], "api.example": [[PUBLIC]], "inside.example": [["127.0.0.1"]]}
+    read = "fetch('http://{}:8080/fact').then(r => r.text(), () => '').then(t => document.body.append(t)).then(() => "
+    script = read.format("inside.example") + read.format("127.0.0.1") + read.format("api.example") + "0)))"
+    async with (
+        front(chromium) as service,
+        name_server(lookups) as names,
+        application(script) as site,
+        connect_proxy(PUBLIC, site.port) as (port, asked),
+    ):
+        policy = replace(LOOPBACK, development=True)
+        guard = Guard(policy, names.resolver(), Proxy("127.0.0.1", port))
+        async with rendering(service, guard, robots=True) as enricher:
+            assert FACT in await text_of(enricher, "http://app.example:8080/")
+    assert set(asked) == {f"{PUBLIC}:8080"}
+    assert "/fact" in site.paths
+    assert set(site.hosts) == {"app.example:8080", "api.example:8080"}
+
+
+async def test_a_page_whose_name_turns_private_loads_nothing(chromium: Chromium) -> None:
+    async with name_server({"rebind.example": [["127.0.0.1"]]}) as names:
+        guard = Guard(LOOPBACK, names.resolver())
+        async with front(chromium) as service, application() as site, rendering(service, guard) as enricher:
+            assert await text_of(enricher, f"http://rebind.example:{site.port}/") == SHELL_TEXT
+    assert site.paths == ["/"]

@@ -1,0 +1,197 @@
+"""Lets the operator's Chromium run the scripts of a page; the worker fetches all that the scripts ask for.
+
+A rendered page is a program of a stranger. If it could read an inside page, it could send the page's text away. So a
+public page loads only from public addresses, and a page of the egress guard's allow lists only from its own origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import aiohttp
+from pydantic import Field, ValidationError
+from yarl import URL
+
+from schemas.bounded import BoundedModel
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
+from telemetry.throttle import LogThrottle
+from telemetry.traces import Kind, span
+from workers.egress import Guard, bounded_connector, is_listed, is_named
+from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.robots import Robots
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.reading.extract import HTML_TYPES
+from workers.enrichment.rendering.devtools import BrowserFailed
+from workers.enrichment.rendering.visit import Visit
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
+
+SHELL_CHARS: Final = 200
+"""A page with a script and less text than this is rendered."""
+_SETTLED_SHARE: Final = 0.7
+"""The share of a rendering's time after which the HTML of a page that goes on loading is read."""
+_SCRIPT: Final = re.compile(rb"<script[\s>/]", re.IGNORECASE)
+_SAY_SECONDS: Final = 60.0
+_MESSAGE_BYTES: Final = 64 * 1024
+"""Cap on the browser's description of itself, and on a message beside its HTML."""
+
+log = get_logger()
+
+
+class _Version(BoundedModel):
+    """The answer of `/json/version`."""
+
+    socket_url: str = Field(alias="webSocketDebuggerUrl")
+
+
+def is_shell(page: Page, answer: dict[str, Any] | None) -> bool:
+    """True if a script may fill this page: it is HTML with a script and hardly any text.
+
+    `answer` is a pool member's answer about the page; None if the page has no text.
+    """
+    chars = 0 if answer is None else len(answer["text"]) + len(answer["rest"])
+    return chars < SHELL_CHARS and page.media_type in HTML_TYPES and _SCRIPT.search(page.body) is not None
+
+
+class Renderer:
+    """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once, in turns."""
+
+    def __init__(
+        self,
+        settings: EnrichmentSettings,
+        guard: Guard,
+        fetcher: Fetcher,
+        robots: Robots,
+        pool: Pool,
+        politeness: Politeness,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._policy = guard.policy
+        public = replace(guard, policy=replace(guard.policy, allow=(), names=frozenset()))
+        self._inside, self._public = fetcher, Fetcher(settings, public, politeness, clock)
+        self._inside_robots, self._public_robots = robots, Robots(settings, self._public, pool, politeness, clock)
+        self._clock = clock
+        self._results = {name: metrics.renderings.labels(name) for name in ("rendered", "late", "failed")}
+        self._turns = Turns(settings.renderer_pages)
+        self._throttle = LogThrottle(_SAY_SECONDS)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the sessions; nothing is connected yet."""
+        await self._public.start()
+        secret = self._settings.renderer_secret
+        self._session = aiohttp.ClientSession(
+            connector=bounded_connector(),
+            headers={} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # the caller's time is the only limit
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._public_robots.close()
+        await self._public.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def rendered(self, page: Page, asker: Asker, seconds: float) -> Page | None:
+        """Return the page as its scripts made it within this time, as UTF-8; None if the browser fails or is late."""
+        seconds = min(seconds, self._settings.renderer_seconds)
+        try:
+            with span("render", None, kind=Kind.CLIENT):
+                async with asyncio.timeout(seconds), self._turns.place(asker):
+                    html = await self._html(page, asker, seconds * _SETTLED_SHARE)
+        except TimeoutError:
+            self._results["late"].inc()
+            return None
+        except (BrowserFailed, aiohttp.ClientError, OSError, ValueError) as error:
+            self._results["failed"].inc()
+            self._say(error)
+            return None
+        self._results["rendered"].inc()
+        return replace(page, body=html, charset="utf-8")
+
+    async def _html(self, page: Page, asker: Asker, settled_seconds: float) -> bytes:
+        """Return the HTML of the page. Raises BrowserFailed, and aiohttp's errors."""
+        most = self._settings.page_bytes
+        # A message may be twice as long as its HTML: JSON escapes quotes and the ends of lines.
+        size = 2 * most + _MESSAGE_BYTES
+        async with self._opened().ws_connect(await self._socket_url(), max_msg_size=size) as socket:
+            html = await Visit(socket, page, self._loader(page, asker), settled_seconds).html()
+        encoded = html.encode("utf-8", "replace")
+        if len(encoded) > most:
+            raise BrowserFailed(f"the rendered page is larger than {most} bytes")
+        return encoded
+
+    async def _socket_url(self) -> URL:
+        """Ask the browser for the path of its WebSocket, which is new at each start. Raises BrowserFailed."""
+        base = URL(str(self._settings.renderer))
+        async with self._opened().get(base / "json" / "version", allow_redirects=False) as response:
+            if response.status != 200:
+                raise BrowserFailed(f"it answered {response.status}")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > _MESSAGE_BYTES:
+                    raise BrowserFailed("it does not speak the DevTools protocol")
+        try:
+            path = URL(_Version.model_validate_json(bytes(body)).socket_url).path
+        except (ValidationError, ValueError):
+            raise BrowserFailed("it does not speak the DevTools protocol") from None
+        return base.with_path(base.path.rstrip("/") + path)  # the address and its secret are the operator's
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the renderer has not been started")
+        return self._session
+
+    def _loader(self, page: Page, asker: Asker) -> Callable[[str], Awaitable[Page]]:
+        """Return the fetcher of one page's files, with the addresses and the bytes that the page may have."""
+        url = URL(page.url)
+        is_inside = is_named(url.raw_host or "", self._policy) or is_listed(url.host or "", self._policy)
+        fetcher = self._inside if is_inside else self._public
+        robots = self._inside_robots if is_inside else self._public_robots
+        room = _Room(self._settings.renderer_bytes)
+
+        async def permit(wanted: str, asker: Asker) -> None:
+            if is_inside and URL(wanted).origin() != url.origin():
+                raise Unreadable("it is not of the page's own origin")
+            await robots.check(wanted, asker)
+
+        async def load(wanted: str) -> Page:
+            return await fetcher.fetch(wanted, asker, permit=permit, counted=room.take, accept="*/*")
+
+        return load
+
+    def _say(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, BrowserFailed) else type(error).__name__
+        if self._throttle.admit(self._clock.monotonic(), reason) is not None:
+            log.warning(
+                "The renderer failed; using the page as its server sent it.",
+                action="renderer-failed",
+                reason=reason,
+            )
+
+
+@dataclass(slots=True)
+class _Room:
+    """The bytes that one page may still load."""
+
+    left: int
+
+    def take(self, count: int) -> None:
+        """Take the bytes of a piece of a file. Raises Unreadable if there is no room."""
+        self.left -= count
+        if self.left < 0:
+            raise Unreadable("the page loads more bytes than the settings allow")

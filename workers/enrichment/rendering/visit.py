@@ -1,0 +1,156 @@
+"""One page in a browser: the worker answers each request of the page, and reads the HTML that the scripts made."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import aiohttp
+from pydantic import Field, ValidationError
+
+from schemas.bounded import BoundedModel
+from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.rendering.devtools import BrowserFailed, DevTools, member
+
+MOST_LOADS: Final = 200
+"""Cap on the files that one page loads; a large application has about a hundred scripts."""
+_LOADED: Final = frozenset({"Script", "XHR", "Fetch"})
+"""The kinds of requests that are answered. Images, fonts and frames add no text to the page."""
+_NO_NETWORK: Final = {"proxyServer": "http://127.0.0.1:1", "proxyBypassList": "<-loopback>"}
+"""A proxy on a reserved port, without a listener, also for addresses of the browser's own machine.
+
+The browser asks the worker only for requests by HTTP of the page itself. WebSockets, workers, windows and early
+connections of the browser need a network: they fail at this proxy.
+"""
+
+_NO_DATAGRAMS: Final = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
+"""The option without which a page's WebRTC sends datagrams to any address, since no proxy carries these."""
+
+Load = Callable[[str], Awaitable[Page]]
+"""Fetches the file at a URL. Raises Unreadable."""
+
+
+class _Request(BoundedModel):
+    url: str
+    method: str
+
+
+class _Paused(BoundedModel):
+    """The event `Fetch.requestPaused`."""
+
+    request_id: str = Field(alias="requestId")
+    kind: str = Field(alias="resourceType")
+    request: _Request
+
+
+class Visit:
+    """A page in a browser context of its own, which ends with the connection."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, page: Page, load: Load, settled_seconds: float) -> None:
+        self._devtools = DevTools(socket, self._heard)
+        self._page = page
+        self._load = load
+        self._settled_seconds = settled_seconds
+        self._session = ""
+        self._opened = False
+        self._loads = 0
+        self._answering: set[asyncio.Task[None]] = set()
+        self._idle: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        """For each document of the page: half a second without a request has passed."""
+
+    async def html(self) -> str:
+        """Return the page's HTML once it makes no more requests, or after `settled_seconds`. Raises BrowserFailed.
+
+        A script that runs without end blocks this call: the caller limits its time.
+        """
+        listening = asyncio.create_task(self._devtools.listen(), name="devtools")
+        visiting = asyncio.create_task(self._visited(), name="visit")
+        try:
+            await asyncio.wait((listening, visiting), return_when=asyncio.FIRST_COMPLETED)
+            if visiting.done():
+                return visiting.result()
+            listening.result()
+            raise AssertionError("listening ends only by an error")
+        finally:
+            tasks = (listening, visiting, *self._answering)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _visited(self) -> str:
+        call = self._devtools.call
+        await self._open()
+        navigated = await call("Page.navigate", self._session, url=self._page.url)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settled_seconds):
+                await self._idle[member(navigated, "loaderId", str)].wait()
+        document = await call("DOM.getDocument", self._session, depth=0)
+        node = member(member(document, "root", dict), "nodeId", int)
+        return member(await call("DOM.getOuterHTML", self._session, nodeId=node), "outerHTML", str)
+
+    async def _open(self) -> None:
+        """Open an empty page whose requests all wait for this object."""
+        call = self._devtools.call
+        if _NO_DATAGRAMS not in member(await call("SystemInfo.getInfo"), "commandLine", str).split():
+            raise BrowserFailed(f"it was started without {_NO_DATAGRAMS}")
+        made = await call("Target.createBrowserContext", disposeOnDetach=True, **_NO_NETWORK)
+        context = member(made, "browserContextId", str)
+        await call("Browser.setDownloadBehavior", behavior="deny", browserContextId=context)
+        target = await call("Target.createTarget", url="about:blank", browserContextId=context)
+        attached = await call("Target.attachToTarget", targetId=member(target, "targetId", str), flatten=True)
+        self._session = member(attached, "sessionId", str)
+        await call("Fetch.enable", self._session, patterns=[{"urlPattern": "*"}])
+        await call("Page.enable", self._session)
+        await call("Page.setLifecycleEventsEnabled", self._session, enabled=True)
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def _heard(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Fetch.requestPaused":
+            task = asyncio.create_task(self._answer(params), name="browser-request")
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+        elif method == "Page.lifecycleEvent" and params.get("name") == "networkIdle":
+            self._idle[str(params.get("loaderId"))].set()
+
+    async def _answer(self, params: dict[str, Any]) -> None:
+        """Answer one request of the browser, or refuse it."""
+        with suppress(ValidationError, BrowserFailed):  # the page is gone, or the message is not the protocol's
+            paused = _Paused.model_validate(params)
+            file = await self._file(paused)
+            if file is None:
+                # An aborted navigation leaves the page as it is; another reason would show an error in its place.
+                refused = {"requestId": paused.request_id, "errorReason": "Aborted"}
+                await self._devtools.call("Fetch.failRequest", self._session, **refused)
+                return
+            await self._devtools.call(
+                "Fetch.fulfillRequest",
+                self._session,
+                requestId=paused.request_id,
+                responseCode=200,
+                responseHeaders=_headers(file),
+                body=b64encode(file.body).decode(),
+            )
+
+    async def _file(self, paused: _Paused) -> Page | None:
+        """Return the page itself for the first request, and the file for a GET of a script; None refuses."""
+        if paused.kind == "Document" and not self._opened:
+            self._opened = True
+            return self._page
+        if paused.kind not in _LOADED or paused.request.method != "GET" or self._loads == MOST_LOADS:
+            return None
+        self._loads += 1
+        with suppress(Unreadable):
+            return await self._load(paused.request.url)
+        return None
+
+
+def _headers(file: Page) -> list[dict[str, str]]:
+    """Return the headers of a file. Any page may read it: a request carries no cookie and no key."""
+    charset = f"; charset={file.charset}" if file.charset is not None else ""
+    headers = {"Content-Type": file.media_type + charset, "Access-Control-Allow-Origin": "*"}
+    return [{"name": name, "value": value} for name, value in headers.items() if value]
