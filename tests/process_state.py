@@ -59,7 +59,7 @@ def shared_state() -> dict[str, object]:
     os.umask(mask)
     return {
         **{f"variable {name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
-        **{f"logger {one.name}": (one.level, one.propagate, one.disabled, one.handlers[:]) for one in _LOGGERS},
+        **{f"logger {one.name}": (one.level, one.propagate, one.disabled, _handlers(one)) for one in _LOGGERS},
         **{f"handler of {number.name}": signal.getsignal(number) for number in _WATCHED},
         "handlers of errors": (sys.excepthook, threading.excepthook, sys.unraisablehook),
         "garbage collection": (gc.isenabled(), gc.get_debug(), gc.get_threshold()),
@@ -71,6 +71,11 @@ def shared_state() -> dict[str, object]:
         "sys.path": tuple(sys.path),
         "timeout of sockets": socket.getdefaulttimeout(),
     }
+
+
+def _handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """Return the logger's handlers that write: a library adds a `NullHandler` when it is imported."""
+    return [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
 
 
 def changes(before: dict[str, object], after: dict[str, object]) -> list[str]:
