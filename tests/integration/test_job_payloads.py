@@ -14,6 +14,7 @@ import pytest
 
 from schemas.codec import read_result
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
+from schemas.job import MAX_JOB_BYTES, Sources
 from schemas.payload import MAX_VALUES
 from schemas.result import Result
 from schemas.topics import TENANT
@@ -26,10 +27,13 @@ from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaki
 from tests.screening_rules import CARD, pii, screen_of
 from workers.egress import Guard
 from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.answering.answer import Answer, answered
 from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Evidence
 from workers.enrichment.fetching import again
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.settings import EnrichmentSettings
+from workers.inference import choices
 from workers.inference.handler import InferenceHandler
 from workers.stage.record import Record
 
@@ -106,6 +110,37 @@ async def test_a_question_larger_than_any_record_is_answered_with_the_records_op
     assert result.usage.completion_tokens == 3 and result.usage.prompt_tokens > 100_000
     assert targets == ["/q?signature=1"]
     assert result.timings is not None and result.timings.enrich_ms
+
+
+async def test_of_a_question_larger_than_any_record_the_start_and_the_end_are_read_for_sources_and_links(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop reads them, and 8 MiB would stop all other jobs for seconds."""
+    read: list[str] = []
+
+    async def enriched(self: Enricher, sources: Sources, question: str, **more: Any) -> Evidence:
+        read.append(question)
+        return await enrich(self, sources, question, **more)
+
+    def cited(text: str, evidence: Evidence, *more: Any, **named: Any) -> Answer:
+        read.extend((evidence.question, evidence.conversation))
+        return answered(text, evidence, *more, **named)
+
+    enrich = Enricher.enrich
+    monkeypatch.setattr(Enricher, "enrich", enriched)
+    monkeypatch.setattr(choices, "answered", cited)
+    question = "Why is the sky blue? " + "It is said to be. " * 60_000 + "Is it so at night?"
+    chat = document(
+        messages=[{"role": "user", "content": question}],
+        sources={"documents": [{"id": "note", "text": "Air scatters blue light."}]},
+    )
+    async with speaking(saying(chat)) as origin, loading() as worker:
+        result = await worker.answer(f"{origin}/q", max_tokens=3)
+    assert result.usage is not None and result.usage.prompt_tokens > 250_000, "the engine gets the whole question"
+    assert len(read) == 3
+    for text in read:
+        assert text.startswith("Why is the sky blue? ") and text.endswith(" Is it so at night?")
+        assert len(text) < MAX_JOB_BYTES + 10
 
 
 async def test_a_chat_with_an_image_and_an_unknown_field_is_answered_as_from_a_record() -> None:

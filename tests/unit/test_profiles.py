@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas.job import Message, Search, Sources, TextPart
+from workers.enrichment.answering import profile as profile_module
 from workers.enrichment.answering.grounding import GroundedPrompt
 from workers.enrichment.answering.profile import ProfileRefused, Profiles, UnknownProfile
 
@@ -65,6 +66,15 @@ def test_a_jobs_own_search_stays_and_only_the_question_of_a_long_prompt_is_searc
     assert searched.query.endswith("Does aspirin help?")
     assert len(searched.query) <= 300
     assert profile.applied(Sources(), "  ").search is None
+
+
+def test_a_question_that_no_profile_searches_for_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a long one takes the event loop seconds."""
+    monkeypatch.setattr(profile_module, "question_in", pytest.fail)
+    profiles = Profiles.load()
+    assert profiles["default"].applied(Sources(), "Why?").search is None
+    own = Sources(search=Search(provider="wikipedia", query="x"))
+    assert profiles["medical"].applied(own, "Why?").search == own.search
 
 
 def test_instructions_stand_ahead_of_the_sources_in_a_prompt_and_in_a_chat(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Final
 
 from schemas.codec import ReceivedJob
-from schemas.job import Message, ResponseFormat, Sources
+from schemas.job import MAX_JOB_BYTES, Message, ResponseFormat, Sources
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from workers.engines.base import Engine, PromptTooLong
@@ -25,6 +26,10 @@ from workers.inference.phases import Phases
 from workers.inference.rewriting import Rewriter
 from workers.inference.side_request import Spend
 
+MOST_READ_CHARS: Final = MAX_JOB_BYTES
+"""The characters of a question or chat that are searched for words and links: those of the largest record.
+
+A payload may be many times longer, and reading 8 MiB took the event loop 12 s."""
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 
 
@@ -95,10 +100,10 @@ class Grounder:
         if job.sources is None:
             return GroundedRequest(job.prompt, messages, None, 0.0, response_format=job.response_format)
         profile = self._profile(received, job.sources.profile)
-        question = last_user_text(job)
+        question = _ends(last_user_text(job))
         with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
             evidence = await self._evidence(received, job.sources, profile, spend)
-            said = "\n".join(message.text for message in messages or ())
+            said = _ends("\n".join(message.text for message in messages or ()))
             evidence = replace(evidence, question=question, conversation=said)
         return _with_evidence(received, evidence, profile, phase.ms)
 
@@ -129,7 +134,7 @@ class Grounder:
             except TimeoutError:
                 raise NothingFound(()) from None
             deadline = Deadline.after(self._clock, max(0.0, self._lifetimes.remaining(received)))
-            question = last_user_text(received.job)
+            question = _ends(last_user_text(received.job))
             notes: tuple[str, ...] = ()
             if self._rewriter.wants(received.job, profile.rewrite):
                 question, note = await self._rewriter.rewritten(received, question, deadline.remaining, spend)
@@ -158,6 +163,12 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
     if wanted.required and not evidence.sources:
         raise NothingFound(evidence.notes)
     return _with_evidence(received, evidence, asked.profile, asked.enrich_ms)
+
+
+def _ends(text: str) -> str:
+    """Return the start and the end of a text longer than MOST_READ_CHARS: people ask there. Others are unchanged."""
+    half = MOST_READ_CHARS // 2
+    return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 
 
 def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_ms: float) -> GroundedRequest:

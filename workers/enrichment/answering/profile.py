@@ -65,8 +65,8 @@ class Profile(_ProfileSection):
 
     def applied(self, sources: Sources, question: str) -> Sources:
         """Return the job's sources with the profile's additions: a search if the job has none, and `required`."""
-        search, query = sources.search, _query(question)
-        if not sources.all_searches and self.search is not None and query:
+        search = sources.search
+        if not sources.all_searches and self.search is not None and (query := _query(question)):
             search = Search(provider=self.search.provider, query=query, limit=self.search.limit)
         return sources.model_copy(update={"search": search, "required": sources.required or self.required})
 
