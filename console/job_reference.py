@@ -59,7 +59,7 @@ SUPPORT: dict[Support, str] = {
     Support.EXACT: "The source has the sentence word for word.",
     Support.FUZZY: "The source has a passage that is nearly the sentence.",
     Support.LEXICAL: "The source has most of the sentence's words, and all of its numbers, names and dates.",
-    Support.UNSUPPORTED: "The source lacks the sentence's words or numbers, or says the opposite.",
+    Support.UNSUPPORTED: "The source lacks the sentence's words, numbers, names or dates, or says the opposite.",
     Support.DANGLING: "The sentence cites a number that no source has.",
 }
 

@@ -68,14 +68,9 @@ class Letter:
         return self.record.place
 
     @property
-    def names(self) -> set[str]:
-        """The letter's job id and webhook id, for selections. An id of the form `P:N` is left out: it names a place."""
-        return {name for name in self.record.ids if StoredPlace.parse(name) is None}
-
-    @property
     def ids(self) -> set[str]:
-        """The letter's ids for selections: its place, job id and webhook id."""
-        return {str(self.place), *self.names}
+        """The letter's place, job id and webhook id, for selections. An id of the form `P:N` names only a place."""
+        return {str(self.place), *(name for name in self.record.ids if StoredPlace.parse(name) is None)}
 
     @property
     def reason(self) -> str:
@@ -187,7 +182,7 @@ class LetterCounts:
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
         """Note the letter's tenant for each of the requested ids `asked`."""
-        for name in asked & letter.names:
+        for name in (asked & letter.ids) - {str(letter.place)}:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:

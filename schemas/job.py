@@ -238,8 +238,9 @@ class Job(WireModel):
     their options. Each of these fields is in the record or in the document; all others stay in the record.
     """
     payload_sha256: Sha256 | None = None
-    """The SHA-256 of the document's bytes, 64 hexadecimal digits; another document rejects the job. Goes with
-    `payload_url`.
+    """The SHA-256 of the document's bytes, 64 hexadecimal digits; goes with `payload_url`.
+
+    A document with another hash rejects the job.
     """
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """Tokens of prompt and answer together; a longer prompt is cut at its start."""

@@ -288,8 +288,9 @@ ENRICHMENT = {
     ),
     "renderer-failed": Action(
         "warning",
-        "The browser of `POSTBACK_ENRICHMENT__RENDERER` did not render a page; the page is read as its server sent it.",
-        "Check that the browser runs, and `POSTBACK_ENRICHMENT__RENDERER_SECRET`.",
+        "The browser of `POSTBACK_ENRICHMENT__RENDERER` did not render a page; an older copy is used, or the page as "
+        "its server sent it.",
+        "Check that the browser runs, and that `POSTBACK_ENRICHMENT__RENDERER_SECRET` is its secret.",
     ),
     "search-failed": Action(
         "warning",

@@ -25,7 +25,7 @@ _UNWATCHED = {
 _WATCHED = sorted(set(signal.Signals) - _UNWATCHED)
 _QUIETED = ("aiohttp.access", "alembic", "asyncio", "confluent_kafka", "kafka", "urllib3")
 _LOGGERS = [logging.getLogger(name) for name in (None, "postback", *_QUIETED)]
-"""The root, ours, and those that our processes quiet. Modules quiet further loggers when they are imported."""
+"""The root logger, ours, and the loggers that our processes quiet. Modules quiet others when they are imported."""
 
 
 @contextmanager

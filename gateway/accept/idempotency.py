@@ -47,8 +47,8 @@ def once(
     """Return the answer stored under the tenant's key; without a stored answer, call `answer` and store its result.
 
     `fingerprint` is a hash of the method, the path and the body. With `key` None, the work is done for every request.
-    `known` is the return value of `answer` if the caller knows it before: the key's row is then written first, and its
-    conflict tells of a repeat, so that a new key takes no query.
+    `known` is the value that `answer` will return, if the caller has it already. The key's row is then written first,
+    and a conflict shows a repeat, so a new key needs no query.
     Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
     """
     if key is None:

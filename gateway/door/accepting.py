@@ -55,7 +55,7 @@ async def write_once(
 ) -> StoredAnswer:
     """Run a change once for an `Idempotency-Key`; a repeat of the request gets the first request's answer.
 
-    `known` is the change's answer if it is known before, see `once`.
+    `known` is the change's answer, if the caller has it already; see `once`.
     Raises ApiError (400, 409), and everything that `work` raises.
     """
     key = idempotency_key(request)

@@ -21,7 +21,7 @@ SLOW = b"<article>" + b"<div class=comment-list id=a>" * 900 + b"<p>a</p>" * 150
 """A page of a megabyte that takes far longer to read than any reader may take: every paragraph lies 900 deep."""
 
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=120, member_seconds=60)
-"""A reader's process takes seconds to start on a busy machine. A hostile server answers once: not for robots.txt."""
+"""A reader's process takes seconds to start on a busy machine. A hostile server answers once, so robots.txt is off."""
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -65,7 +65,7 @@ messages = st.one_of(
     st.text(max_size=20),
     st.binary(max_size=20),
 )
-"""Each thing that may come unasked."""
+"""Each message that may come unasked."""
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def browser(
     version: bytes = VERSION,
     html: str = HTML,
 ) -> AsyncIterator[str]:
-    """A browser that sends the next of `unasked` before, and gives the next of `replies` as the result of a command.
+    """A browser that sends the next of `unasked` before each result, and the next of `replies` as the result.
 
     Without these, or with None, the browser keeps to the protocol.
     """

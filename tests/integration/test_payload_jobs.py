@@ -81,6 +81,22 @@ def put(endpoint: str, key: str, document: bytes) -> None:
     client.close()
 
 
+def references(origin: str, strange: str) -> dict[str, str]:
+    """The URLs of the jobs' questions by job. The server at `strange` has a certificate that no worker accepts."""
+    return {
+        "by-https": f"{origin}/large?token=t0ken",
+        "by-s3": "s3://uploads/default/q.json",
+        "redacted": f"{origin}/card",
+        "broken": f"{origin}/broken?token=t0ken",
+        "missing": f"{origin}/none?token=t0ken",
+        "changed": f"{origin}/card",
+        "another-tenants": "s3://uploads/acme/q.json",
+        "strange": f"{strange}/large?token=t0ken",
+        "inside": "https://10.1.2.3/q?token=t0ken",
+        "away": "https://127.0.0.1:9/q?token=t0ken",
+    }
+
+
 def test_each_job_with_a_reference_is_answered_or_refused_once(product: Product, tmp_path: Path) -> None:
     authority, stranger = authority_in(tmp_path / "ours"), authority_in(tmp_path / "theirs")
     rules = tmp_path / "rules.toml"
@@ -102,18 +118,7 @@ def test_each_job_with_a_reference_is_answered_or_refused_once(product: Product,
             **rights(endpoint, authority, rules),
             POSTBACK_LOG_LEVEL="DEBUG",
         )
-        urls = {
-            "by-https": f"{origin}/large?token=t0ken",
-            "by-s3": "s3://uploads/default/q.json",
-            "redacted": f"{origin}/card",
-            "broken": f"{origin}/broken?token=t0ken",
-            "missing": f"{origin}/none?token=t0ken",
-            "changed": f"{origin}/card",
-            "another-tenants": "s3://uploads/acme/q.json",
-            "strange": f"{strange}/large?token=t0ken",
-            "inside": "https://10.1.2.3/q?token=t0ken",
-            "away": "https://127.0.0.1:9/q?token=t0ken",
-        }
+        urls = references(origin, strange)
         asked = {"callback_url": product.callbacks.url, "max_tokens": 5, "metadata": {"a": "b"}}
         jobs = [{"job_id": name, "payload_url": url, **asked} for name, url in urls.items()]
         for job in jobs:

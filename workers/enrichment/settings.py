@@ -90,7 +90,7 @@ class EnrichmentSettings(BaseSettings):
     It needs the extra `extraction`.
     """
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
-    """URL of a Chromium's DevTools endpoint, for pages that a script fills; absent, no script runs.
+    """URL of a Chromium's DevTools endpoint, for pages that a script fills. If absent, no script runs.
 
     The worker fetches all that a script asks for, so the browser needs no network of its own.
     """
@@ -101,7 +101,7 @@ class EnrichmentSettings(BaseSettings):
     renderer_pages: int = Field(default=4, ge=1, le=256)
     """Number of pages that a worker renders at once."""
     renderer_bytes: int = Field(default=10_000_000, ge=1024, le=1_000_000_000)
-    """Maximum size of all files together that one page loads by its scripts."""
+    """Maximum total size of the files that the scripts of one page load."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)

@@ -4,7 +4,7 @@ A free place goes to the tenant with the fewest places, and among this tenant's 
 Among equals, the place goes to the longest wait since joining the queue or giving back a place.
 
 If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants with few
-places, and another `kept` places for jobs without a place. A tenant has few places while it has fewer than are free.
+places, and another `kept` places for jobs without a place. A tenant has few places while it holds fewer than are free.
 So the jobs of a tenant that comes later get half of the free places at once (dynamic thresholds, Choudhury and Hahne
 1998).
 """

@@ -35,7 +35,7 @@ _NO_TENANT = DEFAULT_TENANT.encode()
 _TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
 _FETCHED = (b'"image_url"', b'"sources"', b'"payload_url"')
 _ESCAPED = re.compile(rb"\\u00(?:5[fF]|[67])")
-"""A JSON escape of `_` or a small letter of ASCII, with which the name of a field may be written."""
+"""A JSON escape of `_` or a small ASCII letter: a field's name may contain such escapes."""
 _TIME = re.compile(rb"[0-9]{1,15}")
 
 
@@ -115,7 +115,7 @@ class TenantSharing:
         return record.timestamp_ms + round(1000 * seconds)
 
     def may_wait(self, record: Record) -> bool:
-        """Return whether a job may have something to fetch. The JSON is not parsed: the fields' names tell."""
+        """Return whether a job may have something to fetch, by the names of its fields: the JSON is not parsed."""
         value = record.value
         return any(name in value for name in _FETCHED) or _ESCAPED.search(value) is not None
 

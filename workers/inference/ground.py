@@ -166,7 +166,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _ends(text: str) -> str:
-    """Return the start and the end of a text longer than MOST_READ_CHARS: people ask there. Others are unchanged."""
+    """Return the start and the end of a text longer than MOST_READ_CHARS, where people ask; other texts whole."""
     half = MOST_READ_CHARS // 2
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 

@@ -7,7 +7,7 @@ Each step is a module of its own:
               ▼                                      ▼                           ▼
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
-`payloads` fetches the question of a job that names a URL of it.
+`payloads` fetches the question of a job with a `payload_url`.
 `input_filter` applies the operator's rules to an admitted job, if there are any, before its sources are read.
 `images` fetches the images of a job that has some, before its sources are read.
 Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
@@ -179,7 +179,7 @@ class InferenceHandler:
     async def _seen(
         self, record: Record, received: ReceivedJob, queued_ms: float, fetch_ms: float = 0.0
     ) -> Sequence[Output]:
-        """Fetch the job's images, if it has some, and answer the job. Raises InvalidJob and HandlerCrashed."""
+        """Fetch the job's images, if any, and answer the job. Raises InvalidJob and HandlerCrashed."""
         if self._lifetimes.is_over(received):
             return self._outputs.settled(received, self._results.cut_off(received))
         if not received.job.images:

@@ -50,8 +50,8 @@ class Payloads:
     async def loaded(self, received: ReceivedJob) -> AsyncIterator[LoadedJob]:
         """Yield the job with its question; the payload's place in memory is held until the block ends.
 
-        Raises InvalidJob if the job is at fault for a payload that cannot be used. Raises NoPayload if a server is, and
-        if the job is cancelled or expires meanwhile.
+        Raises InvalidJob if the payload cannot be used and the job is at fault. Raises NoPayload if a server is at
+        fault, or if the job is cancelled or expires meanwhile.
         """
         url = received.job.payload_url or ""
         async with AsyncExitStack() as stack:

@@ -13,7 +13,8 @@ BYTES_A_TOKEN: Final = 4
 PAYLOAD_TOKENS: Final = MAX_JOB_BYTES / BYTES_A_TOKEN
 """The estimated tokens of a question at `payload_url`: those of the largest record.
 
-A question is there because no record has room for it, and few models read more tokens."""
+Such questions exceed a record, and few models read more tokens.
+"""
 _IMAGE: Final = re.compile(rb'"image_url"\s*:')
 """One for each image of a chat or of a request to /v1/responses."""
 _CARRIED: Final = re.compile(rb'url"\s*:\s*"data:image\\?/[a-z]{3,4};base64,[A-Za-z0-9+/=\\]*"')

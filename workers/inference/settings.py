@@ -104,9 +104,9 @@ class WorkerSettings(BaseSettings):
     """
 
     shadow_embedding_model: str | None = Field(default=None, min_length=1, max_length=1000)
-    """An embedding model with which a shadow worker compares answers in other words, or the model's folder.
+    """The name or folder of a sentence-transformers model, by which a shadow worker compares answers in other words.
 
-    It is a sentence-transformers model, and needs the extra `rerank`. If absent, words alone decide.
+    It needs the extra `rerank`. If absent, words alone decide.
     """
 
     @model_validator(mode="after")

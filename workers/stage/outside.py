@@ -1,9 +1,9 @@
 """Shares of the window for records that may wait for servers outside the fleet, so that no party fills the window.
 
 The handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
-other parties. So a quarter of the window is kept free of them, with one exception: a party may always begin another
-one while it has fewer than there are free places (dynamic thresholds, Choudhury and Hahne 1998). A party alone gets
-three quarters of the window, and a party that comes later at once half of the free places. Other records may take
+other parties. So a quarter of the window is kept free of these records. A party may use the kept places while it runs
+fewer such records than there are free places (dynamic thresholds, Choudhury and Hahne 1998). So a party alone gets
+three quarters of the window, and a party that comes later gets half of the free places at once. Other records may take
 every place.
 """
 
@@ -19,14 +19,14 @@ from workers.stage.sharing import Party
 from workers.stage.window import Window
 
 KEPT = 4
-"""The kept part of the window: one place of KEPT."""
+"""One place in KEPT of the window is kept free."""
 
 
 class OutsideTurns:
     """Tells for one draw from the window's lots which records may begin. Only the Kafka thread calls the methods."""
 
     def __init__(self, window: Window, ready: Ready) -> None:
-        """`ready` tells which records may begin if shares do not matter."""
+        """`ready` tells which records may begin, apart from the shares."""
         self._window = window
         self._ready = ready
         self._free = window.limits.records - window.load.running

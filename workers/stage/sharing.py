@@ -56,8 +56,7 @@ class Sharing(Protocol):
     def may_wait(self, record: Record) -> bool:
         """Return whether the handler may have to wait for a server outside the fleet; see `outside.py`.
 
-        The Kafka thread calls this for each record: be cheap. True for a record that turns out not to wait does little
-        harm.
+        The Kafka thread calls this for each record, so it must be cheap. A wrong True does little harm.
         """
         ...
 

@@ -61,7 +61,7 @@ class Shard:
 
 
 def prefix_key(job: Mapping[str, Any]) -> bytes | None:
-    """Return the key of a job's system messages, sources and payload; None without all of them."""
+    """Return the key of a job's system messages, sources and payload; None if it has none of these."""
     sources, payload = job.get("sources"), _payload(job)
     system, given = _system(job.get("messages")), _plain(sources) if isinstance(sources, dict) else None
     if not system and given is None and not payload:

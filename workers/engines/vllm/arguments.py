@@ -42,8 +42,8 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
 def forget_inspections() -> None:
     """Let vLLM inspect the model's class again; the files of its cache stay.
 
-    vLLM inspects in a process, and keeps a failure for as long as its own process lives: after an engine was closed in
-    that moment, no later one would load.
+    vLLM inspects the class in a subprocess, and caches the result in memory, also a failure. If an engine is closed
+    during the inspection, no later engine in this process would load.
     """
     from vllm.model_executor.models import registry
 

@@ -47,7 +47,7 @@ def begin() -> None:
 
 @contextmanager
 def shutdown_unlogged() -> Iterator[None]:
-    """Log nothing of vLLM, which logs its own shutdown as a failure. Other engines in this process are silent too."""
+    """Log nothing of vLLM, which logs its own shutdown as a failure. Other engines of this process are silent too."""
     logger = logging.getLogger("vllm")
     logger.setLevel(logging.CRITICAL)
     try:

@@ -59,7 +59,7 @@ _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _NAME_LETTERS: Final = 4
 """Letters that a name has to share with a word of the source. More would refuse names with another ending."""
 _DATE_LETTERS: Final = 3
-"""Letters by which months and days differ, also from their abbreviations."""
+"""The first letters that identify a month or a day, in full or abbreviated."""
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
 _COMMON_WORDS: Final = (
@@ -109,7 +109,7 @@ class _SourceWords:
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
     beginnings: frozenset[str]
-    """The first letters of all words: as many as names have to share, and as many as dates."""
+    """The first letters of each word, in the lengths that are compared for names and for dates."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:

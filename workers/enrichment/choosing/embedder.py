@@ -132,7 +132,7 @@ class Embedder:
     def _refusal(self, reason: str) -> str:
         return (
             f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
-            "Name a sentence-transformers model or its folder, or unset it, so that words alone decide"
+            "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
         )
 
     async def _work(self) -> None:

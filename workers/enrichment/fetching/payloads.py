@@ -36,7 +36,7 @@ class PayloadFetcher:
         return self._jobs.place(asker)
 
     async def fetched(self, url: str, asker: Asker) -> bytes:
-        """Return the document's bytes. Raises Unreadable; `is_outage` tells that not the job is at fault."""
+        """Return the document's bytes. Raises Unreadable; `is_outage` is true if the job is not at fault."""
         seconds = self._settings.seconds
         try:
             async with asyncio.timeout(seconds):

@@ -65,4 +65,4 @@ class PayloadSettings(BaseSettings):
     source that boto3 reads. Needs the extra `s3`.
     """
     s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
-    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not hold for it."""
+    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to it."""

@@ -28,7 +28,7 @@ jt_stoplist_init()  # reads its word lists now: a confined process cannot open t
 
 
 def main_lines(page: str, visible: str) -> str:
-    """Return the lines of the page's visible text that trafilatura takes for its main text, without comments.
+    """Return the lines of the page's visible text that are its main text by trafilatura, without readers' comments.
 
     Empty if trafilatura finds none or fails, and for a page above the caps.
     """
@@ -45,7 +45,7 @@ def main_lines(page: str, visible: str) -> str:
 
 
 def _lines_in(visible: str, found: str) -> str:
-    """Return the lines of which half of the word runs are in the found text, each as often as it is found.
+    """Return the lines with at least half of their word runs in the found text, each run as often as it is found.
 
     A line with too few words for a run has to be a line of the found text.
     """

@@ -36,7 +36,7 @@ _MARK: Final = "data-postback-unseen"
 _OPENED: Final = frozenset(("tabpanel", "region"))
 """Roles of panels that a click on a tab or on a question opens (WAI-ARIA Authoring Practices)."""
 _OPENING: Final = "[aria-controls][aria-expanded]:not([aria-haspopup])"
-"""Buttons that show and hide the elements that they name, but no menu (WAI-ARIA 1.2, `aria-controls`)."""
+"""Buttons that show and hide the elements that they name, except menus (WAI-ARIA 1.2, `aria-controls`)."""
 _ROOTS: Final = frozenset(("html", "body", "main"))
 """Elements that pages hide until a script has run; a person sees these elements."""
 

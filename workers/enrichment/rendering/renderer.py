@@ -1,7 +1,8 @@
 """Lets the operator's Chromium run the scripts of a page; the worker fetches all that the scripts ask for.
 
-A rendered page is a program of a stranger. If it could read an inside page, it could send the page's text away. So a
-public page loads only from public addresses, and a page of the egress guard's allow lists only from its own origin.
+A rendered page is a program of a stranger. If this program could read an inside page, it could send that page's text
+away. So a public page loads only from public addresses, and a page in the egress guard's allow lists only from its own
+origin.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class Renderer:
         reason = str(error) if isinstance(error, BrowserFailed) else type(error).__name__
         if self._throttle.admit(self._clock.monotonic(), reason) is not None:
             log.warning(
-                "The renderer failed; using the page as its server sent it.",
+                "The renderer failed; using an older copy of the page, or the page as its server sent it.",
                 action="renderer-failed",
                 reason=reason,
             )

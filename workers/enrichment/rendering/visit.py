@@ -23,7 +23,7 @@ _LOADED: Final = frozenset({"Script", "XHR", "Fetch"})
 _NO_NETWORK: Final = {"proxyServer": "http://127.0.0.1:1", "proxyBypassList": "<-loopback>"}
 """A proxy on a reserved port, without a listener, also for addresses of the browser's own machine.
 
-The browser asks the worker only for requests by HTTP of the page itself. WebSockets, workers, windows and early
+The browser hands only the page's own HTTP requests to the worker. WebSockets, workers, windows and early
 connections of the browser need a network: they fail at this proxy.
 """
 
@@ -60,7 +60,7 @@ class Visit:
         self._loads = 0
         self._answering: set[asyncio.Task[None]] = set()
         self._idle: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        """For each document of the page: half a second without a request has passed."""
+        """For each document of the page, set once half a second has passed without a request."""
 
     async def html(self) -> str:
         """Return the page's HTML once it makes no more requests, or after `settled_seconds`. Raises BrowserFailed.

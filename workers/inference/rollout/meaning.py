@@ -1,4 +1,4 @@
-"""Tells whether two answers in other words mean the same, with an embedding model.
+"""Tells whether two answers in different words mean the same, with an embedding model.
 
 An embedding hardly shows a negation, another number or two exchanged names: MiniLM gives "Alice sued Bob" and "Bob sued
 Alice" a cosine of 0.996. So each sentence needs a counterpart in the other answer: a sentence with a near embedding and
@@ -19,13 +19,13 @@ from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
 from workers.inference.rollout.difference import words
 
 MAX_CHARS: Final = 20_000
-"""Cap on the characters of each answer. Longer answers differ if their words do."""
+"""Cap on the characters of each answer. Longer answers are compared by words alone."""
 MAX_SENTENCES: Final = 64
 """Cap on the sentences of each answer, since the time grows with the product of their numbers."""
 MAX_SENTENCE_BYTES: Final = 400
 """Cap on a sentence: about 100 tokens of English. A model ignores the end of a text; MiniLM reads 256 tokens."""
 MODEL_SECONDS: Final = 30.0
-"""The time that the model has for a comparison, also if it has to be loaded again first."""
+"""Time limit of a comparison, even if the model has to be loaded again first."""
 PAUSE_SECONDS: Final = 1.0
 
 _END: Final = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")  # noqa: RUF001 - full stops of Chinese and Japanese
