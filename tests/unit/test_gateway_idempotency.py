@@ -79,7 +79,7 @@ def said(future: Future[StoredAnswer]) -> str:
 
 
 def made(store: Store, example: int) -> set[str]:
-    """The numbers of the works whose rows remained."""
+    """The numbers of the requests whose rows remained."""
     rows = store.read_now(lambda connection: connection.scalars(select(tenants.c.tenant)).all())
     return {row.partition("-")[2] for row in rows if row.startswith(f"{example}-")}
 

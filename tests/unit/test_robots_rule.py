@@ -1,4 +1,4 @@
-"""A robots.txt's rule for a URL, under the name that the robots.txt has for Postback."""
+"""The rule of a robots.txt for a URL, found by the name that the robots.txt gives to Postback."""
 
 from __future__ import annotations
 

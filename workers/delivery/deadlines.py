@@ -41,7 +41,7 @@ class Deadlines:
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         """Expire overdue timeouts, and set the alarm for the next timeout.
 
-        `end` has removed ended attempts' timeouts.
+        The timeouts here are of running attempts: `end` removes an attempt's timeout.
         """
         now, self._alarm = loop.time(), None
         while self._running:

@@ -79,7 +79,7 @@ class Window:
 
     @property
     def tight(self) -> bool:
-        """True if the stage should skip fetching because a lot lacks room. The moment is too short to miss rebalances.
+        """True if the stage should skip fetching because a lot lacks room. It does so too briefly to miss rebalances.
 
         A first lot that gives way does not count: it overflows, and fetching goes on. Other lots never overflow.
         """
