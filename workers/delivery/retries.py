@@ -43,7 +43,7 @@ _SMALLEST_TIER_SLACK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The waits between attempts, in order, and the tiers: one of each wait's length, and some of lengths in between."""
+    """The waits between attempts, in order, and the tiers: one for each wait, and some with lengths in between."""
 
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
