@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from schemas.codec import read_result
+from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding, Verdict, write_findings
-from screening.screen import Screen
+from schemas.topics import TENANT
+from screening.screen import Screen, Screened
 from tests.handlers import TOPICS
 from tests.screening_rules import CARD, pii, regex, screen_of, words
 from tests.unit.echo_worker import HOOK, headers_of, record, working
@@ -114,3 +118,26 @@ async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> N
 
     assert output.topic == TOPICS.requests("other")
     assert worker.sample("postback_screened_total", verdict="reject") == 0
+
+
+async def test_a_tenants_long_jobs_leave_the_threads_to_other_tenants_in_turn(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, tenants, may_end = screen.check, list[str](), threading.Semaphore(0)
+
+    def checked(tenant: str, job: Job) -> Screened:
+        tenants.append(tenant)
+        may_end.acquire()
+        return check(tenant, job)
+
+    monkeypatch.setattr(screen, "check", checked)
+    jobs = [record(None, (TENANT, name), prompt="lorem ipsum" * LONG_JOB_BYTES) for name in [*[b"flood"] * 6, b"other"]]
+    async with working(screen=screen) as worker, asyncio.timeout(120):
+        ending = asyncio.gather(*map(worker.result, jobs))
+        while len(tenants) < 2:
+            await asyncio.sleep(0.001)
+        for _ in jobs:
+            may_end.release()
+        await ending
+    assert sorted(tenants) == ["flood"] * 6 + ["other"]
+    assert tenants.index("other") <= 3

@@ -15,6 +15,7 @@ from schemas.problems import Problem
 from schemas.screening import ScreeningFinding, Verdict, joined
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.enrichment.turns import Asker, Turns
 from workers.inference.job_identity import ScreenedJob
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class InputFilter:
     def __init__(self, screen: Screen | None, metrics: Metrics) -> None:
         self._screen = screen
         self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
+        self._turns = Turns(_THREADS)
+        """Tenants take turns at the threads, since one payload may take a thread for half a minute."""
         self._verdicts = {verdict: metrics.screened.labels(verdict) for verdict in Verdict}
 
     async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:
@@ -49,7 +52,8 @@ class InputFilter:
             found = screen.check(received.tenant, received.job)
         else:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._threads, screen.check, received.tenant, received.job)
+            async with self._turns.place(Asker(received.tenant)):
+                found = await loop.run_in_executor(self._threads, screen.check, received.tenant, received.job)
         self._verdicts[found.verdict].inc()
         if found.verdict is Verdict.PASS:
             return received
