@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.integration.raw_server import Script, saying, speaking
+from tests.integration.raw_server import saying, speaking
 from tests.integration.test_job_payloads import loading
 from tests.s3_server import ACCESS, SECRET, s3_server
 from workers.enrichment.fetching import again
@@ -117,12 +117,8 @@ async def test_a_storage_that_is_away_fails_the_job() -> None:
     assert result.error is not None and "its storage does not answer" in result.error.message
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [saying(b"{}", "Last-Modified: soon"), saying(b"", "Location: http://127.0.0.1:9/", status="307 Moved")],
-)
-async def test_a_storage_that_answers_with_nonsense_fails_the_job(answer: Script) -> None:
-    async with speaking(answer) as origin, loading(**settings(origin)) as worker:
+async def test_a_storage_that_answers_with_a_wrong_header_fails_the_job() -> None:
+    async with speaking(saying(b"{}", "Last-Modified: soon")) as origin, loading(**settings(origin)) as worker:
         result = await worker.answer("s3://uploads/acme/q.json", "acme")
     assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
 

@@ -112,5 +112,5 @@ def _mapped() -> Iterator[None]:
         if code in _OF_THE_OBJECT:
             raise Unreadable(f"its bucket does not let the workers read it ({code})") from None
         raise Unreadable(f"its storage answered {status} ({code})", is_outage=True) from None
-    except (BotoCoreError, ValueError, RecursionError) as error:  # for wrong headers and redirects too
+    except (BotoCoreError, ValueError) as error:  # boto3 raises a plain ValueError for a wrong header
         raise Unreadable(f"its storage does not answer ({type(error).__name__})", is_outage=True) from None
