@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import pytest
+
 from schemas.job import Job, Message
 from workers.enrichment.choosing.tokens import estimated_tokens, room_for_sources
 
@@ -45,3 +49,22 @@ def test_figures_and_marks_count_one_by_one_as_models_read_them() -> None:
     assert estimated_tokens("Revenue 12,345.67 | 8,910.11 | 2023-11-04 | 45.2% | 1,002,003 | (17.8)") >= 55
     assert estimated_tokens("The bridge carries the road over the river. ") == 15 + 1
     assert estimated_tokens("东海大桥") == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("", 0), ("a few\nwords", 4), ("1987", 4), ("né", 2), ("桥 12", 4), ("{a}", 3), ("\ud800", 1)],
+)
+def test_letters_and_blanks_share_tokens_and_all_other_characters_have_their_own(text: str, tokens: int) -> None:
+    assert estimated_tokens(text) == tokens
+
+
+def test_an_estimate_makes_no_object_for_each_digit_of_a_long_text() -> None:
+    """The event loop makes it, and a payload may be 8 MiB of digits."""
+    text = "1" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert estimated_tokens(text) == len(text)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import string
 from typing import Final
 
 from schemas.images import IMAGE_TOKENS
@@ -11,8 +11,8 @@ from schemas.job import Job
 
 _LETTERS_PER_TOKEN: Final = 3.0
 """Assumed letters per token: English has about four; names have fewer."""
-_SINGLE: Final = re.compile(r"[^A-Za-z\s]")
-"""Digits and marks, which many models read one by one, and characters beyond ASCII, such as Chinese."""
+_LETTERS_AND_BLANKS: Final = (string.ascii_letters + string.whitespace).encode()
+"""Any other character counts by itself: many models read digits, marks and characters beyond ASCII one by one."""
 _FRAME_TOKENS: Final = 64
 """Tokens that a chat template adds to every prompt, such as a default system message and the date."""
 _TURN_TOKENS: Final = 8
@@ -21,8 +21,9 @@ _TURN_TOKENS: Final = 8
 
 def estimated_tokens(text: str) -> int:
     """Estimate the text's tokens, rather too high: each digit, mark and character beyond ASCII counts as one token."""
-    single = len(_SINGLE.findall(text))
-    return math.ceil((len(text) - single) / _LETTERS_PER_TOKEN) + single
+    ascii_only = text.encode("ascii", "ignore")
+    letters = len(ascii_only) - len(ascii_only.translate(None, _LETTERS_AND_BLANKS))
+    return math.ceil(letters / _LETTERS_PER_TOKEN) + len(text) - letters
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
