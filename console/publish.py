@@ -13,7 +13,7 @@ from console import chart_reference, engine_names, job_reference
 from console.catalogue import Section, names, sections
 from telemetry.action import Action
 from telemetry.actions import SECTIONS
-from telemetry.metrics import Metrics
+from telemetry.metrics import KnownGauge, Metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +90,7 @@ def _metrics() -> Iterable[str]:
     for metric in vars(Metrics()).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()
-            kind = {Gauge: "gauge", Histogram: "histogram"}.get(type(metric), "counter")
+            kind = {Gauge: "gauge", KnownGauge: "gauge", Histogram: "histogram"}.get(type(metric), "counter")
             name = f"{family.name}_total" if kind == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             yield f"| `{name}` | {kind} | {labels} | {_cell(family.documentation)} |"

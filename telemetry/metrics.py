@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 # The range covers an echo answer (a millisecond), a long generation, and a day in a delay tier.
 PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+
+
+class KnownGauge(Gauge):
+    """A gauge without labels that has no sample before its first `set`.
+
+    Gauge itself begins with 0. After a restart, the change from 0 to the first reading would look like an increase.
+    """
+
+    _is_known = False
+
+    def set(self, value: float) -> None:
+        """Set the value, which is known from now on."""
+        super().set(value)
+        self._is_known = True
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric, without a sample before the first `set`."""
+        return super().collect() if self._is_known else self.describe()
 
 
 class Metrics:
@@ -84,7 +104,7 @@ class Metrics:
             ["reason"],
             registry=r,
         )
-        self.disabled_endpoints = Gauge(
+        self.disabled_endpoints = KnownGauge(
             "postback_disabled_endpoints", "Endpoints of the fleet that are disabled now.", registry=r
         )
         self.breaker_changes = Counter(
@@ -307,12 +327,12 @@ class Metrics:
             ["lane"],
             registry=r,
         )
-        self.waiting_callbacks = Gauge(
+        self.waiting_callbacks = KnownGauge(
             "postback_waiting_callbacks",
             "Results and callbacks that are not delivered, including those that wait for their next attempt.",
             registry=r,
         )
-        self.open_dead_letters = Gauge(
+        self.open_dead_letters = KnownGauge(
             "postback_open_dead_letters", "Dead letters that can be put back and were not, up to 100,000.", registry=r
         )
         self.workers = Gauge(
@@ -334,10 +354,10 @@ class Metrics:
         self.wanted_replicas = Gauge(
             "postback_wanted_replicas", "Workers that answer all jobs before their deadlines.", ["lane"], registry=r
         )
-        self.figures_timestamp_seconds = Gauge(
+        self.figures_timestamp_seconds = KnownGauge(
             "postback_figures_timestamp_seconds", "Unix time of the exporter's last reading of Kafka.", registry=r
         )
-        self.figures_stale = Gauge(
+        self.figures_stale = KnownGauge(
             "postback_figures_stale",
             "1 while the exporter cannot read Kafka, or its figures are too old; its other metrics keep their values.",
             registry=r,

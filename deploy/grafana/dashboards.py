@@ -220,9 +220,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Offsets that retention removed", "short", {"lost": "sum(increase(postback_retention_loss_total[1h]))"}
             ),
             Panel("Quarantined records", "short", {"given up": "sum(increase(postback_quarantined_total[1h]))"}),
-            Panel(
-                "Age of the exporter's figures", "s", {"age": "time() - max(postback_figures_timestamp_seconds > 0)"}
-            ),
+            Panel("Age of the exporter's figures", "s", {"age": "time() - max(postback_figures_timestamp_seconds)"}),
         ),
     ),
 }

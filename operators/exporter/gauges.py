@@ -14,11 +14,12 @@ WHOLE_FLEET = ""
 
 
 class FigureGauges:
-    """Writes figures into the gauges of the exporter."""
+    """Writes figures into the gauges of the exporter. Before the first figures, only `stale` has a value, 1."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._labels: dict[Gauge, set[str]] = {}
+        self.stale(True)
 
     def show(self, figures: FleetFigures) -> None:
         """Show new figures. Series without a figure are removed."""

@@ -103,6 +103,7 @@ class Fleet:
         handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
         followed = CompactedTopic(self.kafka, topics.endpoints, handler.states.apply, CLOCK)
         await followed.start()
+        handler.states.show()
         stages = stages_of(handler, chosen, self.kafka, "r1", CLOCK, self.metrics)
         running = [asyncio.ensure_future(stage.run()) for stage in stages]
         try:

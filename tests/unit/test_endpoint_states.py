@@ -42,6 +42,8 @@ class Fleet:
         self.now_ms = NOW_MS
         self.metrics = [Metrics() for _ in range(processes)]
         self.processes = [EndpointStates(DeliverySettings(), metrics) for metrics in self.metrics]
+        for states in self.processes:
+            states.show()
         self.written: list[tuple[bytes, bytes | None]] = []
         self.events = itertools.cycle((PENDING, OTHER_EVENT))
 
@@ -98,6 +100,18 @@ def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenan
     )
     for metrics in fleet.metrics:
         assert metrics.registry.get_sample_value("postback_disabled_endpoints") == 1
+
+
+def test_the_number_of_disabled_endpoints_is_shown_once_all_present_records_are_applied() -> None:
+    """A smaller number before would look like endpoints that were disabled after the start."""
+    fleet, metrics = Fleet(), Metrics()
+    fleet.attempt(GONE, pending=PENDING)
+    [(key, value)] = fleet.written
+    states = EndpointStates(DeliverySettings(), metrics)
+    states.apply(key, value)
+    assert metrics.registry.get_sample_value("postback_disabled_endpoints") is None
+    states.show()
+    assert metrics.registry.get_sample_value("postback_disabled_endpoints") == 1
 
 
 def test_an_outage_of_minutes_writes_nothing() -> None:

@@ -308,6 +308,32 @@ def test_a_failed_reading_makes_the_last_figures_stale_until_the_next_one() -> N
     assert "postback_figures_stale 0.0" in generate_latest(metrics.registry).decode()
 
 
+def test_before_the_first_reading_the_fleets_gauges_have_no_value_and_the_figures_are_stale() -> None:
+    """A restarted exporter that showed 0 first would let alerts on growth fire at its first reading."""
+    metrics, reader = Metrics(), filled([job(0)])
+    reader.error = BrokerUnreachable("kafka:9092")
+    role = exporter(reader, SetClock(NOW / 1000), metrics)
+    names = {"disabled_endpoints", "open_dead_letters", "waiting_callbacks", "figures_timestamp_seconds"}
+
+    def shown() -> dict[str, float]:
+        found = {name: metrics.registry.get_sample_value(f"postback_{name}") for name in {*names, "figures_stale"}}
+        return {name: value for name, value in found.items() if value is not None}
+
+    assert shown() == {"figures_stale": 1}
+    role.run(reader.stop)
+    assert shown() == {"figures_stale": 1}
+
+    reader.error = None
+    role.read(reader)
+    assert shown() == {
+        "disabled_endpoints": 1,
+        "open_dead_letters": 1,
+        "waiting_callbacks": 9,
+        "figures_timestamp_seconds": NOW / 1000,
+        "figures_stale": 0,
+    }
+
+
 def test_an_error_that_was_not_expected_ends_no_exporter() -> None:
     reader = filled([])
     role = exporter(reader, SetClock(NOW / 1000))

@@ -113,6 +113,7 @@ class EndpointStates:
         """Endpoints with a decision that is not read back yet, and the decision's time."""
         self._said_of: Counter[str] = Counter()
         self._full_throttle = LogThrottle(_SAID_MS / 1000)
+        self._is_shown = False
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Apply a record of the topic."""
@@ -135,6 +136,15 @@ class EndpointStates:
             self._streaks.pop(endpoint)
         if record is not None:
             self._remember(endpoint, record)
+        if self._is_shown:
+            self.show()
+
+    def show(self) -> None:
+        """Show the number of disabled endpoints from now on, once all present records are applied.
+
+        While they are read, the number grows, and the alert on its growth would fire at each start.
+        """
+        self._is_shown = True
         self._metrics.disabled_endpoints.set(len(self._disabled))
 
     def is_disabled(self, endpoint: EndpointKey) -> bool:

@@ -85,6 +85,7 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
     stack.push_async_callback(handler.close)
     process.duties.append(f"delivers results from topic {kafka.topics.results} and events from {kafka.topics.events}")
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
+    handler.states.show()
     change_threads_often()
     return stages_of(handler, settings, kafka, process.replica, process.clock, process.metrics, former_tiers, ids)
 
