@@ -90,6 +90,12 @@ def _rush(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
         yield SimulatedJob(at, _answer_seconds(chance), at + 2 * _HOUR)
 
 
+def _slow_model(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
+    """Answers of 160 s, so that a worker answers a twentieth of the assumed jobs per second, due in 30 minutes."""
+    for at in _arrivals(chance, seconds, lambda _: 0.3, 0.3):
+        yield SimulatedJob(at, _answer_seconds(chance, 160.0), at + 1800)
+
+
 _TRACES = {
     "steady": _steady,
     "daily wave": _daily_wave,
@@ -97,6 +103,7 @@ _TRACES = {
     "batch floods": _floods,
     "slow head": _slow_head,
     "rush": _rush,
+    "slow model": _slow_model,
 }
 NAMES = tuple(_TRACES)
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 
-from bench.scaling.cluster import PARTITIONS, START_SECONDS, WORKER_JOBS, Sight, Wish
+from bench.scaling.cluster import PARTITIONS, START_SECONDS, Sight, Wish
 from operators.exporter.replicas import Hysteresis, Plan, wanted_replicas
 from operators.exporter.settings import ExporterSettings
 from operators.exporter.throughput import Throughput
-
-ASSUMED_JOBS_PER_SECOND = 1.0
-"""The assumption before the first measurement; a worker really answers 0.4 jobs/s in most traces."""
 
 
 def by_lag(records: int) -> Wish:
@@ -19,8 +16,12 @@ def by_lag(records: int) -> Wish:
 
 
 def by_deadlines() -> Wish:
-    """Want the number of workers that the exporter wants, from the same parts and with its default settings."""
-    settings = ExporterSettings(jobs_per_second=ASSUMED_JOBS_PER_SECOND, busy_jobs=2 * WORKER_JOBS)
+    """Want the number of workers that the exporter wants, from the same parts and with its settings.
+
+    The settings have their defaults, unless `POSTBACK_EXPORTER__…` is set. The bounds and the time of a worker's start
+    are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the assumed 1.
+    """
+    settings = ExporterSettings()
     plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, settings.time_share)
     throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
     hysteresis = Hysteresis(settings.down_seconds)
