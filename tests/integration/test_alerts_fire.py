@@ -1,4 +1,7 @@
-"""Alerts on their whole way: metrics of a process, Prometheus, Alertmanager, an operator's webhook."""
+"""Alerts on their whole way: metrics of a process, Prometheus, Alertmanager, an operator's webhook.
+
+The test sets the gauges itself; no fleet is really ill.
+"""
 
 from __future__ import annotations
 
