@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.store.engine import open_engine
 from gateway.store.errors import StoreAway
-from gateway.store.schema import has_tables, newest_revision, revision_of
+from gateway.store.revision import NEWEST, has_tables, revision_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ def examine_store(url: str) -> StoreState:
             if file and file != ":memory:" and not Path(file).exists():
                 if not Path(file).absolute().parent.is_dir():
                     raise StoreAway("the store's folder is missing; make it, or correct POSTBACK_STORE__URL")
-                return StoreState(None, newest_revision(), has_tables=False)
+                return StoreState(None, NEWEST, has_tables=False)
         with engine.connect() as connection:
-            return StoreState(revision_of(connection), newest_revision(), has_tables=has_tables(connection))
+            return StoreState(revision_of(connection), NEWEST, has_tables=has_tables(connection))
     except SQLAlchemyError as error:
         raise StoreAway(
             f"the store cannot be opened ({type(error).__name__}); start the database, or correct POSTBACK_STORE__URL"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
 
+from gateway.store.migrating import scripts
+from gateway.store.revision import NEWEST
 from gateway.store.schema import OtherSchema
 from gateway.store.store import Store
 from gateway.store.tables import metadata
@@ -43,6 +47,10 @@ def test_the_outbox_never_gives_a_number_twice_in_a_store_of_either_origin(store
     store.close()
 
 
+def test_the_newest_revision_is_the_last_one_of_the_folder() -> None:
+    assert scripts().get_current_head() == NEWEST
+
+
 def test_a_new_store_is_current(store_url: str) -> None:
     Store.open(store_url).close()
     assert Store.upgrade(store_url) == ("0001", "0001")
@@ -64,6 +72,18 @@ def test_a_store_of_another_schema_is_refused_with_the_fix(
         connection.execute(text(change))
     with pytest.raises(OtherSchema, match=reason):
         Store.open(store_url)
+
+
+def test_a_command_that_opens_a_current_store_imports_no_alembic(store_url: str) -> None:
+    Store.open(store_url).close()
+    code = (
+        "import sys; from gateway.store.store import Store; Store.open(sys.argv[1]).close();"
+        "print(*(name for name in sys.modules if name.partition('.')[0] in ('alembic', 'mako')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, store_url], env=environment_of(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 def test_the_command_upgrades_an_empty_database_and_then_has_nothing_to_do(store_url: str) -> None:

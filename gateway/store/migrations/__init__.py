@@ -1,1 +1,1 @@
-"""Revisions of the store's schema, run by Alembic. `gateway.store.schema` calls the revisions; there is no ini file."""
+"""Revisions of the store's schema, run by Alembic for `gateway.store.migrating`; there is no ini file."""

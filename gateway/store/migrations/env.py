@@ -1,4 +1,4 @@
-"""Alembic runs this file with the connection that `gateway.store.schema` gives it, inside a transaction."""
+"""Alembic runs this file with the connection that `gateway.store.migrating` gives it, inside a transaction."""
 
 from alembic import context
 
