@@ -110,7 +110,6 @@ def _read(file: Path | None, without_secrets: bool) -> ModelRegistry:
 
 def _row(registry: ModelRegistry, model: RegistryModel) -> tuple[str, ...]:
     entry = model.entry
-    family = _family(model)
     star = "*" if model.name == registry.default else ""
     return (
         f"{model.name}{star}",
@@ -118,7 +117,7 @@ def _row(registry: ModelRegistry, model: RegistryModel) -> tuple[str, ...]:
         f"{model.engine.name} ({model.engine.kind})",
         entry.model or model.name,
         entry.lane or "-",
-        family["name"] if family else "-",
+        model.family.name if model.family is not None else "-",
         entry.escalate.to if entry.escalate else "-",
     )
 
@@ -137,12 +136,8 @@ def _described(registry: ModelRegistry, model: RegistryModel) -> dict[str, Any]:
 
 
 def _family(model: RegistryModel) -> dict[str, Any] | None:
-    """Return the facts of the family that the file names, else of the family of the model's name."""
-    from workers.engines.families import families, family_of
-
-    named = model.entry.family
-    found = families()[named] if named is not None else family_of(model.entry.model or model.name)
-    return found.model_dump(mode="json", exclude={"ids"}) if found is not None else None
+    """Return the facts of the model's family, None for no known family."""
+    return model.family.model_dump(mode="json", exclude={"ids"}) if model.family is not None else None
 
 
 def _lines(described: dict[str, Any], indent: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from screening.texts import texts_of, with_texts
 from tests.images import GIF, JPEG, PNG, WEBP, asked_of, image_part
 from tests.unit.codec_jobs import encoded, read
 from workers.engines.families import families
-from workers.engines.models.quirks import with_quirks
+from workers.engines.families.quirks import with_quirks
 from workers.enrichment.choosing.tokens import room_for_sources
 from workers.inference.prompt_tokens import prompt_tokens
 

@@ -43,7 +43,7 @@ def test_the_list_as_json_has_every_field_and_no_key(env: dict[str, str]) -> Non
     assert small["default"] is True
     assert small["cost"] == {"prompt": 0.15, "completion": 0.6, "currency": "EUR"}
     assert small["escalate"] == {"to": "medium", "on": ["failed", "low_confidence"], "below": 0.4}
-    assert small["family"]["stop"] == ["<end_of_turn>", "<eos>"]
+    assert (small["family"]["name"], small["family"]["fences"]) == ("gemma-3", True)
     assert "sk-secret" not in listed.stdout
 
 

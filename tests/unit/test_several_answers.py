@@ -23,7 +23,7 @@ from schemas.strict import NotAJob, body_job, ignored_members
 from tests.unit.echo_worker import record, working
 from workers.engines.base import Completion, EngineError, GenerationRequest, token_logprob
 from workers.engines.families import families
-from workers.engines.models.quirks import without_fence
+from workers.engines.families.quirks import without_fence
 from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, ServerProblem

@@ -23,7 +23,7 @@ from screening.texts import texts_of, with_texts
 from tests.unit.echo_worker import record, working
 from workers.engines.base import Completion, GenerationRequest, RequestRejected
 from workers.engines.families import families
-from workers.engines.models.quirks import with_quirks
+from workers.engines.families.quirks import with_quirks
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.openai_http.dialect import Dialect

@@ -12,6 +12,8 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines import ENGINES
 from workers.engines.base import Engine
+from workers.engines.families import Family, family_of
+from workers.engines.families.quirks import FamilyEngine
 from workers.engines.settings import EngineSection, EngineSettings
 
 
@@ -31,18 +33,25 @@ class EngineModule(Protocol):
         ...
 
 
-def create(name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None) -> Engine:
-    """Make an engine without starting it. `model` overrides the model in the settings.
+def create(
+    name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None
+) -> FamilyEngine:
+    """Make an engine without starting it. `model` overrides the model in the settings, whose name tells the family.
 
     Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
     """
     section = settings.section(name)
-    return _module(name).create(section.model_copy(update={"model": model or section.model}), metrics, clock)
+    chosen = model or section.model
+    family = family_of(chosen) if chosen is not None else None
+    return create_of(name, section.model_copy(update={"model": chosen}), family, metrics, clock)
 
 
-def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> Engine:
-    """Make an engine with these settings, which name the model, without starting it. Raises as `create` does."""
-    return _module(name).create(section, metrics, clock)
+def create_of(name: str, section: EngineSection, family: Family | None, metrics: Metrics, clock: Clock) -> FamilyEngine:
+    """Make an engine of these settings, which name the model of this family, without starting it.
+
+    Raises as `create` does.
+    """
+    return FamilyEngine(_module(name).create(section, metrics, clock), family)
 
 
 def engine_settings() -> type[EngineSettings]:

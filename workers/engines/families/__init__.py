@@ -3,23 +3,16 @@
 Each table of the file has these fields, all optional but `ids`:
 
     ids             a regular expression that finds the family in a model's name: in lower case, without its folder
-    architectures   names under `architectures` in config.json; absent for models that only an API serves
-    engines         the engines that serve such models; absent for every engine that loads or reaches open models
-    template        source of the chat template: `tokenizer`, `vllm:<tokenizer mode>` (vLLM's code), or `api`
+    architectures   names under `architectures` in config.json; absent for models that vLLM does not load
     reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, `trailer` (text between
                     the reasoning and the closing mark), and `opened_by`, which is `template` where the prompt already
                     ends with the opening mark, `template_if_asked` where it ends so only if thinking is asked for, else
                     `model`
     tools           name of vLLM's tool parser
-    json            `guided` (the engine holds the answer to the schema), `api` (the service does), or `prompt` (only
-                    the prompt asks for JSON)
-    fences          true if the model puts JSON into a Markdown fence where nothing guides it
-    stop            tokens that end a turn
-    system          `role`, `developer`, `parameter` (of the API), `folded` (the template puts it into the user's
-                    turn), or `none` (the template refuses it)
+    fences          true if the model puts JSON into a Markdown fence where nothing guides it; `quirks` removes it
+    system          false if the chat template refuses system messages; `quirks` puts them into the user's message
     images          a regular expression, as `ids`, for the names of the models that read images; empty for all models,
                     and absent for none
-    vllm_until      last vLLM version with these architectures
 """
 
 from __future__ import annotations
@@ -57,16 +50,11 @@ class Family(_FamilyPart):
     name: str
     ids: str
     architectures: tuple[str, ...] = ()
-    engines: tuple[str, ...] = ()
-    template: str = "tokenizer"
     reasoning: ReasoningMarks | None = None
     tools: str | None = None
-    json_by: Literal["guided", "api", "prompt"] = "guided"
     fences: bool = False
-    stop: tuple[str, ...] = ()
-    system: Literal["role", "developer", "parameter", "folded", "none"] = "role"
+    system: bool = True
     images: str | None = None
-    vllm_until: str | None = None
 
 
 @lru_cache
@@ -102,8 +90,6 @@ def _folded(model: str) -> str:
 
 def _family(name: str, table: dict[str, object]) -> Family:
     values = {field: tuple(value) if isinstance(value, list) else value for field, value in table.items()}
-    if "json" in values:
-        values["json_by"] = values.pop("json")
     return Family.model_validate({"name": name, **values})
 
 

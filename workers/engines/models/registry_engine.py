@@ -9,7 +9,8 @@ from typing import Any
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, Engine, EngineError, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, EngineError, EngineLoad, GenerationRequest
+from workers.engines.families.quirks import FamilyEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import create_of
@@ -136,8 +137,8 @@ def _naming(name: str) -> Iterator[None]:
         raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
 
 
-def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[Engine]:
-    return [create_of(model.engine.kind, section, metrics, clock) for section in model.sections]
+def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[FamilyEngine]:
+    return [create_of(model.engine.kind, section, model.family, metrics, clock) for section in model.sections]
 
 
 def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from workers.engines import ENGINES
-from workers.engines.families import are_read_by, families
+from workers.engines.families import Family, are_read_by, families, family_of
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
 from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, quoted, reasons
 from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
@@ -58,6 +58,12 @@ class RegistryModel:
     def names(self) -> tuple[str, ...]:
         """The names that a job may give in `model_id`."""
         return (self.name, *self.entry.aliases)
+
+    @property
+    def family(self) -> Family | None:
+        """The family that the table names, else the family of the model's name; None for no known family."""
+        named = self.entry.family
+        return families()[named] if named is not None else family_of(self.entry.model or self.name)
 
 
 @dataclass(frozen=True, slots=True)

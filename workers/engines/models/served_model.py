@@ -24,10 +24,9 @@ from workers.engines.base import (
     RequestRejected,
     ServedBy,
 )
-from workers.engines.families import Family, families, family_of
+from workers.engines.families.quirks import FamilyEngine
 from workers.engines.models.circuit import AddressCircuit
 from workers.engines.models.pacing import RateGate
-from workers.engines.models.quirks import with_quirks, without_fence
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
@@ -39,7 +38,7 @@ log = get_logger()
 
 @dataclass
 class _Address:
-    engine: Engine
+    engine: FamilyEngine
     circuit: AddressCircuit
     name: str
     asking: int = 0
@@ -54,7 +53,7 @@ class ServedModel:
     requests.
     """
 
-    def __init__(self, model: RegistryModel, engines: Sequence[Engine], clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
         names = model.engine.addresses or (model.engine.name,)
@@ -67,7 +66,6 @@ class ServedModel:
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self.model = model
         self._gate = RateGate(model.entry.limits, clock)
-        self._family = _family(model)
 
     def change(self, model: RegistryModel) -> None:
         """Use the limits, prices and circuit of a changed file. The engine's own settings must be the same."""
@@ -75,14 +73,16 @@ class ServedModel:
             self._gate = RateGate(model.entry.limits, self._clock)
         for address in self._addresses:
             address.circuit.settings = model.entry.circuit
-        self.model, self._family = model, _family(model)
+            address.engine.family = model.family
+        self.model = model
 
     def require_change(self, model: RegistryModel) -> ChangesModel:
         """Return the engine if engines of its kind take the model of a changed file. Raises EngineRefused."""
         address, *others = self._addresses
-        if others or model.engine.kind != self.model.engine.kind or not isinstance(address.engine, ChangesModel):
+        engine = address.engine.inner
+        if others or model.engine.kind != self.model.engine.kind or not isinstance(engine, ChangesModel):
             raise EngineRefused("this engine takes new settings only at its start")
-        return address.engine
+        return engine
 
     async def change_model(self, model: RegistryModel) -> None:
         """Give the engine the model of a changed file without a restart; see `ChangesModel`. Raises EngineError."""
@@ -133,7 +133,6 @@ class ServedModel:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request, after its turn by the rate limits. Raises EngineError."""
-        request = with_quirks(request, self._family)
         tokens = _estimate(request)
         if not await self._turn(request, tokens):
             self._gate.settle(tokens, 0)
@@ -144,7 +143,7 @@ class ServedModel:
             used = completion.prompt_tokens + completion.completion_tokens
         finally:
             self._gate.settle(tokens, used or tokens)
-        return self._priced(without_fence(completion, request, self._family))
+        return self._priced(completion)
 
     async def abort(self, request_id: str) -> None:
         """Stop a request, also while it waits for its turn."""
@@ -272,11 +271,6 @@ class ServedModel:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _family(model: RegistryModel) -> Family | None:
-    named = model.entry.family
-    return families()[named] if named is not None else family_of(model.entry.model or model.name)
 
 
 def _estimate(request: GenerationRequest) -> int:
