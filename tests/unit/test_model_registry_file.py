@@ -69,7 +69,7 @@ MISTAKES = {
     GOOD + 'escalate = { to = "k", on = ["failed"] }\n': 'models.m.escalate.to: is no model: there are: "m"',
     GOOD + 'escalate = { to = "n", on = ["failed"] }\n' + OTHER + 'lane = "l"\n': "is a model of another lane",
     GOOD + 'escalate = { to = "n", on = ["slow"] }\n' + OTHER: "models.m.escalate.on.0: must be 'failed', 'not_json'",
-    GOOD + 'escalate = { to = "n", on = ["low_confidence"] }\n' + OTHER: "models.m.escalate: `below` is required with",
+    GOOD + 'escalate = { to = "n", on = ["low_confidence"] }\n' + OTHER: "models.m.escalate.below: is required with",
     'default = "k"\n' + GOOD: 'line 1: default: must be the name of a model; there are: "m"',
     '[engines.e]\nkind = "vllm"\n'
     + MODEL
@@ -198,6 +198,97 @@ def test_all_mistakes_of_a_file_are_named_at_once_in_the_order_of_their_lines(tm
         (12, "models.n.engine"),
         (16, "models.p.aliases"),
     ]
+
+
+HIDING = """
+default = "smal"
+
+[engines.hosted]
+kind = "openai"
+attempts = 0
+addresses = ["ftp://a"]
+
+[engines.local]
+kind = "vllm"
+dtype = "int3"
+
+[engines.odd]
+kind = "antropic"
+api_key = "sk-hush"
+addresses = []
+
+[models.small]
+aliases = ["fast"]
+engine = "hostd"
+temperature = 3
+profile = "medicl"
+escalate = { to = "small", on = ["slow"] }
+
+[models.large]
+aliases = ["fast"]
+engine = "hosted"
+max_tokens = 0
+revision = "main"
+escalate = { to = "lrge", on = ["failed"], below = 2 }
+[models.large.adapters]
+law = "/a"
+
+[models.first]
+engine = "local"
+context_tokens = 3
+
+[models.second]
+engine = "local"
+limits = { tokens_per_minute = 0 }
+escalate = { to = "third", on = ["low_confidence"] }
+
+[models.third]
+engine = "hosted"
+lane = "big"
+family = "x"
+
+[models."a b"]
+engine = "local"
+lane = "batch"
+"""
+"""More than ten kinds of mistakes. Each table has some of its own, which must hide none between the tables."""
+
+
+def test_no_mistake_of_a_table_hides_another_mistake(tmp_path: Path) -> None:
+    with pytest.raises(RegistryRefused) as refused:
+        read(tmp_path, HIDING)
+    assert all(each.line for each in refused.value.mistakes)
+    assert "sk-hush" not in str(refused.value)
+    assert sorted(each.field for each in refused.value.mistakes) == (
+        [
+            "default",
+            "engines.hosted.addresses",
+            "engines.hosted.attempts",
+            "engines.local.dtype",
+            "engines.odd.addresses",
+            "engines.odd.api_key",
+            "engines.odd.kind",
+            "models.a b",
+            "models.a b.lane",
+            "models.first.context_tokens",
+            "models.large.adapters",
+            "models.large.aliases",
+            "models.large.escalate.below",
+            "models.large.escalate.to",
+            "models.large.max_tokens",
+            "models.large.revision",
+            "models.second.engine",
+            "models.second.escalate.below",
+            "models.second.escalate.to",
+            "models.second.limits.tokens_per_minute",
+            "models.small.engine",
+            "models.small.escalate.on.0",
+            "models.small.escalate.to",
+            "models.small.profile",
+            "models.small.temperature",
+            "models.third.family",
+        ]
+    )
 
 
 def test_a_missing_a_large_and_a_deeply_nested_file_are_refused(tmp_path: Path) -> None:

@@ -9,15 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class UnsupportedByEngine(Exception):  # noqa: N818 - named after the field's fault
-    """An engine does not support an option in a model's table of the registry."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
-
-
 class EngineSection(BaseModel):
     """The settings of one engine, read from the operator's environment. Each engine's module has a subclass."""
 
@@ -38,6 +29,12 @@ class EngineSection(BaseModel):
     model: str | None = None
     """The model's name, unless `--model` gives one."""
 
+    @classmethod
+    def unsupported(cls, table: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the fields of a model's table in the registry that have no meaning for this engine."""
+        fields = ("revision", "context_tokens", "adapters", "images")
+        return tuple(field for field in fields if table.get(field) and field not in cls.registry_fields)
+
     def for_model(
         self,
         model: str,
@@ -46,7 +43,7 @@ class EngineSection(BaseModel):
         adapters: Mapping[str, str],
         images: bool | None = None,
     ) -> Self:
-        """Return the settings for a model of the registry. Raises UnsupportedByEngine."""
+        """Return the settings for a model of the registry. Options without a meaning for this engine are left out."""
         given = {
             "revision": revision,
             "context_tokens": context_tokens,
@@ -55,9 +52,7 @@ class EngineSection(BaseModel):
         }
         update: dict[str, object] = {"model": model}
         for field, value in given.items():
-            if value and field not in self.registry_fields:
-                raise UnsupportedByEngine(field, "has no meaning for this engine")
-            if value or (value is False and field in self.registry_fields):
+            if field in self.registry_fields and (value or value is False):
                 update[self.registry_fields[field]] = value
         return self.model_copy(update=update)
 

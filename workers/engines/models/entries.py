@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, Identifier
@@ -73,14 +73,15 @@ class Escalation(RegistryPart):
 
     to: Name
     on: list[Trigger] = Field(min_length=1, max_length=3)
-    below: float | None = Field(default=None, gt=0, le=1)
+    below: float | None = Field(default=None, gt=0, le=1, validate_default=True)
     """The confidence below which `low_confidence` holds."""
 
-    @model_validator(mode="after")
-    def _confidence_has_a_bound(self) -> Self:
-        if ("low_confidence" in self.on) != (self.below is not None):
-            raise ValueError("`below` is required with low_confidence, such as below = 0.4, and only there")
-        return self
+    @field_validator("below")
+    @classmethod
+    def _goes_with_low_confidence(cls, below: float | None, read: ValidationInfo) -> float | None:
+        if "on" in read.data and ("low_confidence" in read.data["on"]) != (below is not None):
+            raise ValueError("is required with low_confidence, such as below = 0.4, and only there")
+        return below
 
 
 class ModelEntry(RegistryPart):

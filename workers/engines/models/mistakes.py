@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 _MOST_SHOWN = 64
 _NAME_SHOWN = 64
+_MOST_COMPARED = 256
+"""Names that an unknown name is compared with: a thousand unknown names beside a thousand known ones take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def listed(names: Collection[str]) -> str:
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Return the fix for an unknown name: the most similar known name, or else all known names."""
-    close = get_close_matches(name[:_NAME_SHOWN], known, 1)
+    close = get_close_matches(name[:_NAME_SHOWN], islice(known, _MOST_COMPARED), 1)
     return f"did you mean {quoted(close[0])}?" if close else f"there are: {listed(known)}"
 
 

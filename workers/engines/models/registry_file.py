@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from workers.engines import ENGINES
 from workers.engines.families import Family, are_read_by, families, family_of
+from workers.engines.models.between_tables import mistakes_between
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
-from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, quoted, reasons
+from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, reasons
 from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
 from workers.engines.models.toml_lines import TomlLines
-from workers.engines.settings import EngineSection, EngineSettings, UnsupportedByEngine
+from workers.engines.settings import EngineSection, EngineSettings
 
 MOST_BYTES: Final = 256 * 1024
 _LONGEST_LINE: Final = 4096
@@ -99,7 +99,7 @@ def read_registry(
     text, document = _document(path)
     reader = _Reader(settings, profiles, environment if with_secrets else None)
     registry = reader.read(document)
-    if registry is not None and not reader.found:
+    if registry is not None:
         return registry
     lines = _lines(text)
     mistakes = [Mistake(lines.of(place) if lines else None, ".".join(place), reason) for place, reason in reader.found]
@@ -148,29 +148,31 @@ class _Reader:
         self._environment = environment
 
     def read(self, document: dict[str, Any]) -> ModelRegistry | None:
+        """Return the registry, or None if the document has a mistake."""
         for name in document:
             if name not in _TOP:
                 self._wrong((name,), f"is not known here: {nearest(name, _TOP)}")
-        engines = {name: self._engine(name, table) for name, table in self._tables(document, "engines").items()}
-        entries = {name: self._entry(name, table) for name, table in self._tables(document, "models").items()}
-        models = {
-            name: model
+        tables, models = self._tables(document, "engines"), self._tables(document, "models")
+        engines = {name: self._engine(name, table) for name, table in tables.items() if isinstance(table, dict)}
+        entries = {name: self._entry(name, table) for name, table in models.items() if isinstance(table, dict)}
+        self.found += mistakes_between(tables, models, self._settings, self._profiles)
+        default = document.get("default", next(iter(models), ""))
+        if not isinstance(default, str) or (models and default not in models):
+            self._wrong(("default",), f"must be the name of a model; there are: {listed(models)}")
+        if self.found:
+            return None
+        read = {
+            name: _model(name, entry, engine)
             for name, entry in entries.items()
-            if entry is not None and (model := self._model(name, entry, engines)) is not None
+            if entry is not None and (engine := engines[entry.engine]) is not None
         }
-        self._check_names(models)
-        self._check_escalations(models, entries)
-        self._check_in_process(models)
-        default = document.get("default", next(iter(entries), ""))
-        if not isinstance(default, str) or (entries and default not in entries):
-            self._wrong(("default",), f"must be the name of a model; there are: {listed(entries)}")
-        return ModelRegistry(models, default) if isinstance(default, str) else None
+        return ModelRegistry(read, str(default))
 
     def _wrong(self, path: tuple[str, ...], reason: str) -> None:
         self.found.append((path, reason))
 
-    def _tables(self, document: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
-        """Return the tables below `engines` or `models`."""
+    def _tables(self, document: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the values below `engines` or `models`, which are tables unless a mistake was found."""
         tables = document.get(name)
         if not isinstance(tables, dict) or not tables:
             self._wrong((name,), f"has no table; write [{name}.NAME] for each {name.removesuffix('s')}")
@@ -181,7 +183,7 @@ class _Reader:
         for key, table in tables.items():
             if not isinstance(table, dict):
                 self._wrong((name, key), f"must be a table; write [{name}.{key}]")
-        return {key: table for key, table in tables.items() if isinstance(table, dict)}
+        return tables
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -189,20 +191,23 @@ class _Reader:
         place, before = ("engines", name), len(self.found)
         options = dict(table)
         kind, addresses = options.pop("kind", None), options.pop("addresses", None)
-        if not isinstance(kind, str) or kind not in ENGINES:
+        known = kind if isinstance(kind, str) and kind in ENGINES else None
+        if known is None:
             why = "is missing; add it" if kind is None else f"is no engine: {nearest(str(kind), [*ENGINES])}"
             self._wrong((*place, "kind"), why)
-            return None
-        section = self._settings.section(kind)
-        settings = type(section)
+        kinds = [type(self._settings.section(each)) for each in ([known] if known else ENGINES)]
         for option in options:
-            if option in settings.model_fields and _is_secret(settings, option):
+            if any(_is_secret(each, option) for each in kinds):
                 options[option] = self._secret((*place, option), options[option])
         for option in {"model", "base_url", "adapters"} & {*options}:
             instead = "`addresses`" if option == "base_url" else "the tables of the models"
             self._wrong((*place, option), f"stands in {instead}; move it there")
             del options[option]
-        checked = self._addresses(place, addresses, settings)
+        checked = self._addresses(place, addresses, kinds)
+        if known is None:
+            return None
+        section = self._settings.section(known)
+        settings = type(section)
         try:
             base = settings.model_validate({**_given(section), **options})
         except ValidationError as error:
@@ -212,13 +217,15 @@ class _Reader:
         if len(self.found) > before:
             return None
         sections = tuple(base.model_copy(update={"base_url": each}) for each in checked) or (base,)
-        return EngineEntry(name, kind, sections, checked or _own_address(base))
+        return EngineEntry(name, known, sections, checked or _own_address(base))
 
-    def _addresses(self, place: tuple[str, ...], addresses: object, kind: type[EngineSection]) -> tuple[str, ...]:
+    def _addresses(
+        self, place: tuple[str, ...], addresses: object, kinds: Collection[type[EngineSection]]
+    ) -> tuple[str, ...]:
         if addresses is None:
             return ()
         path = (*place, "addresses")
-        if "base_url" not in kind.model_fields:
+        if not any("base_url" in kind.model_fields for kind in kinds):
             self._wrong(path, "has no meaning for an engine inside the worker; delete it")
             return ()
         if not isinstance(addresses, list) or not 1 <= len(addresses) <= MOST_ADDRESSES:
@@ -249,7 +256,6 @@ class _Reader:
         place = ("models", name)
         if not 1 <= len(name) <= 256 or not all("!" <= each <= "~" for each in name):
             self._wrong(place, "is no name that a job can give; use printable ASCII without spaces")
-            return None
         try:
             return ModelEntry.model_validate(table)
         except ValidationError as error:
@@ -257,65 +263,16 @@ class _Reader:
                 self._wrong((*place, *path), reason)
             return None
 
-    def _model(self, name: str, entry: ModelEntry, engines: Mapping[str, EngineEntry | None]) -> RegistryModel | None:
-        place = ("models", name)
-        if entry.engine not in engines:
-            self._wrong((*place, "engine"), f"is no table of [engines]: {nearest(entry.engine, engines)}")
-            return None
-        if entry.profile is not None and self._profiles is not None and entry.profile not in self._profiles:
-            self._wrong((*place, "profile"), f"is no profile: {nearest(entry.profile, self._profiles)}")
-        engine = engines[entry.engine]
-        if engine is None:
-            return None
-        try:
-            sections = tuple(
-                each.for_model(
-                    *(entry.model or name, entry.revision, entry.context_tokens, entry.adapters),
-                    entry.images if entry.images is not None else _reads_images(each, entry, name),
-                )
-                for each in engine.sections
-            )
-        except UnsupportedByEngine as unsupported:
-            self._wrong((*place, unsupported.field), f"{unsupported.reason} ({quoted(engine.kind)}); delete it")
-            return None
-        return RegistryModel(name, entry, engine, sections)
 
-    def _check_names(self, models: Mapping[str, RegistryModel]) -> None:
-        """Find names that two models claim."""
-        claims: defaultdict[str, list[str]] = defaultdict(list)
-        for model in models.values():
-            for name in model.names:
-                claims[name].append(model.name)
-        for name, owners in claims.items():
-            if len(owners) > 1:
-                path = ("models", owners[-1], "aliases")
-                self._wrong(path, f"{quoted(name)} is a name of {listed(dict.fromkeys(owners))} too; keep it once")
-
-    def _check_escalations(self, models: Mapping[str, RegistryModel], entries: Mapping[str, ModelEntry | None]) -> None:
-        for model in models.values():
-            if model.entry.escalate is None:
-                continue
-            path, to = ("models", model.name, "escalate", "to"), model.entry.escalate.to
-            target = models.get(to)
-            if to == model.name:
-                self._wrong(path, "is the model itself; name another model")
-            elif to not in entries:
-                self._wrong(path, f"is no model: {nearest(to, entries)}")
-            elif target is not None and target.entry.lane != model.entry.lane:
-                self._wrong(
-                    path,
-                    "is a model of another lane, which this model's workers do not serve; name one of the same lane",
-                )
-
-    def _check_in_process(self, models: Mapping[str, RegistryModel]) -> None:
-        """Find second models of a lane that would run in the worker's own process, and share its GPU."""
-        first: dict[tuple[str | None, str], str] = {}
-        for model in models.values():
-            if model.engine.kind == "vllm":
-                owner = first.setdefault((model.entry.lane, "vllm"), model.name)
-                if owner != model.name:
-                    reason = f"is the second model of vLLM in one worker, beside {quoted(owner)}; give one a lane"
-                    self._wrong(("models", model.name, "engine"), reason)
+def _model(name: str, entry: ModelEntry, engine: EngineEntry) -> RegistryModel:
+    sections = tuple(
+        each.for_model(
+            *(entry.model or name, entry.revision, entry.context_tokens, entry.adapters),
+            entry.images if entry.images is not None else _reads_images(each, entry, name),
+        )
+        for each in engine.sections
+    )
+    return RegistryModel(name, entry, engine, sections)
 
 
 def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool | None:
@@ -337,4 +294,4 @@ def _own_address(section: EngineSection) -> tuple[str, ...]:
 
 
 def _is_secret(model: type[BaseModel], name: str) -> bool:
-    return "SecretStr" in str(model.model_fields[name].annotation)
+    return name in model.model_fields and "SecretStr" in str(model.model_fields[name].annotation)
