@@ -4,6 +4,10 @@ The engine is simulated: it has a number of places, and each request takes a pla
 `EnginePace` decides how many jobs are handed over at each look. Looks are 5 to 50 ms apart, like the rounds of the
 stage, and a job arrives some milliseconds after its look.
 
+The last two engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
+learns from the counts how many requests run at once: the KV cache of one engine holds fewer than `max_num_seqs`, and
+the other has several data-parallel ranks, each with `max_num_seqs`.
+
 *Busy* is the share of places that are occupied while jobs are left. *Wait* is the time from a job's arrival in the
 engine to its start: a newer and more urgent job would wait behind it.
 """
@@ -11,6 +15,7 @@ engine to its start: a newer and more urgent job would wait behind it.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +25,7 @@ from dataclasses import dataclass, field
 from bench.table import table, title, verdict
 from telemetry.hand_clock import HandClock
 from workers.engines.base import EngineLoad
+from workers.engines.vllm.places import Places
 from workers.inference.pace import EnginePace
 
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -29,15 +35,9 @@ SECONDS = 300.0
 WARM_SECONDS = 60.0
 LOOK_SECONDS = (0.005, 0.05)
 PREPARE_SECONDS = (0.001, 0.005)
+STEP_SECONDS = (0.02, 0.03)
 
 Draw = Callable[[random.Random], float]
-ENGINES: dict[str, tuple[int, Draw]] = {
-    "64 places, 2 s each time": (64, lambda chance: 2.0),
-    "64 places, 0.5 to 8 s": (64, lambda chance: min(8.0, 0.5 + chance.expovariate(1 / 1.5))),
-    "256 places, about 4 s": (256, lambda chance: chance.lognormvariate(1.2, 0.6)),
-    "256 places, 0.2 s": (256, lambda chance: chance.uniform(0.15, 0.25)),
-    "4 places, about 10 s": (4, lambda chance: chance.lognormvariate(2.2, 0.4)),
-}
 
 
 @dataclass(slots=True)
@@ -61,15 +61,30 @@ class SimulatedEngine:
     queue: deque[float] = field(default_factory=deque)
     waits: list[float] = field(default_factory=list)
 
+    @property
+    def running(self) -> int:
+        """The number of occupied places."""
+        return len(self.ends)
+
+    @property
+    def next_at(self) -> float:
+        """The time of the next event; infinity if there is none."""
+        return self.ends[0] if self.ends else math.inf
+
     def load(self) -> EngineLoad:
         """Return the present load."""
-        running = len(self.ends)
-        return EngineLoad(running=running, waiting=len(self.queue), free=self.places - running)
+        return EngineLoad(self.running, waiting=len(self.queue), free=self.places - self.running)
 
     def arrive(self, now: float) -> None:
         """Queue one request."""
         self.queue.append(now)
         self.start(now)
+
+    def happen(self, now: float) -> int:
+        """End one request, and start the next. Return the number of answers."""
+        heapq.heappop(self.ends)
+        self.start(now)
+        return 1
 
     def start(self, now: float) -> None:
         """Give free places to waiting requests."""
@@ -78,14 +93,89 @@ class SimulatedEngine:
             heapq.heappush(self.ends, now + self.draw(self.chance))
 
 
+class SteppingEngine:
+    """Ranks of vLLM that start and end requests between two steps only, and `Places` that learns from their counts.
+
+    Each rank takes up to `max_num_seqs` requests, but its KV cache holds `held`. A request goes to the rank that has
+    the fewest.
+    """
+
+    def __init__(self, ranks: int, max_num_seqs: int, held: int, draw: Draw, chance: random.Random) -> None:
+        self.places, self.waits = ranks * held, list[float]()
+        self._chance = chance
+        self._ranks = [SimulatedEngine(held, draw, chance, waits=self.waits) for _ in range(ranks)]
+        self._steps = [(chance.uniform(*STEP_SECONDS), rank) for rank in range(ranks)]
+        self._learnt = Places(None)
+        self._learnt.loaded(max_num_seqs, range(ranks))
+        self._left = [0] * ranks
+        """The requests that each rank's last step left waiting; vLLM counts later ones from the next step on."""
+        self._count = 0
+
+    @property
+    def running(self) -> int:
+        """The number of occupied places."""
+        return sum(rank.running for rank in self._ranks)
+
+    @property
+    def next_at(self) -> float:
+        """The end of the next step."""
+        return self._steps[0][0]
+
+    def load(self) -> EngineLoad:
+        """Return the load as `VllmEngine.load` tells it: its own count, in the places that it knows."""
+        running = min(self._count, self._learnt.number)
+        return EngineLoad(running, waiting=self._count - running, free=self._learnt.number - running)
+
+    def arrive(self, now: float) -> None:
+        """Queue one request, which starts at a step."""
+        self._count += 1
+        min(self._ranks, key=lambda rank: rank.running + len(rank.queue)).queue.append(now)
+
+    def happen(self, now: float) -> int:
+        """End one step of a rank: end requests, count, answer, and start requests. Return the number of answers."""
+        number = self._steps[0][1]
+        heapq.heapreplace(self._steps, (now + self._chance.uniform(*STEP_SECONDS), number))
+        rank, answers = self._ranks[number], 0
+        while rank.ends and rank.ends[0] <= now:
+            heapq.heappop(rank.ends)
+            answers += 1
+        self._learnt.counted(number, rank.running, self._left[number])
+        self._learnt.answered(answers)
+        self._count -= answers
+        rank.start(now)
+        self._left[number] = len(rank.queue)
+        return answers
+
+
+def _plain(places: int, draw: Draw) -> Callable[[random.Random], SimulatedEngine]:
+    return lambda chance: SimulatedEngine(places, draw, chance)
+
+
+def _stepping(ranks: int, held: int, draw: Draw) -> Callable[[random.Random], SteppingEngine]:
+    return lambda chance: SteppingEngine(ranks, 256, held, draw, chance)
+
+
+ENGINES: dict[str, Callable[[random.Random], SimulatedEngine | SteppingEngine]] = {
+    "64 places, 2 s each time": _plain(64, lambda chance: 2.0),
+    "64 places, 0.5 to 8 s": _plain(64, lambda chance: min(8.0, 0.5 + chance.expovariate(1 / 1.5))),
+    "256 places, about 4 s": _plain(256, lambda chance: chance.lognormvariate(1.2, 0.6)),
+    "256 places, 0.2 s": _plain(256, lambda chance: chance.uniform(0.15, 0.25)),
+    "4 places, about 10 s": _plain(4, lambda chance: chance.lognormvariate(2.2, 0.4)),
+    "256 places, KV cache for 64, 2 s each time": _stepping(1, 64, lambda chance: 2.0),
+    "256 places, KV cache for 64, 0.5 to 8 s": _stepping(
+        1, 64, lambda chance: min(8.0, 0.5 + chance.expovariate(1 / 1.5))
+    ),
+    "8 ranks of 256 places, about 4 s": _stepping(8, 256, lambda chance: chance.lognormvariate(1.2, 0.6)),
+}
+
+
 class Simulation:
     """One engine, its pace, and an endless supply of jobs, in simulated time. `fixed` None is the adaptive queue."""
 
     def __init__(self, engine: str, fixed: int | None) -> None:
-        places, draw = ENGINES[engine]
         self._chance = random.Random(7)
         self._clock = HandClock(0.0)
-        self._engine = SimulatedEngine(places, draw, self._chance)
+        self._engine = ENGINES[engine](self._chance)
         self._pace = EnginePace(self._engine.load, fixed, self._clock)
         self._look_at = 0.0
         self._arriving: list[float] = []
@@ -103,19 +193,18 @@ class Simulation:
 
     def _until(self, end: float) -> None:
         while True:
-            now = min(self._look_at, *self._engine.ends[:1], *self._arriving[:1], end)
-            self._occupied += (now - self._clock.now) * len(self._engine.ends)
+            now = min(self._look_at, self._engine.next_at, *self._arriving[:1], end)
+            self._occupied += (now - self._clock.now) * self._engine.running
             self._clock.now = now
             if now >= end:
                 return
             self._happen(now)
 
     def _happen(self, now: float) -> None:
-        """Let a request end, a job arrive, or the worker look at the engine."""
-        if self._engine.ends and self._engine.ends[0] <= now:
-            heapq.heappop(self._engine.ends)
-            self._pace.answered(0.0)
-            self._engine.start(now)
+        """Let the engine do something, a job arrive, or the worker look at the engine."""
+        if self._engine.next_at <= now:
+            for _ in range(self._engine.happen(now)):
+                self._pace.answered(0.0)
         elif self._arriving and self._arriving[0] <= now:
             heapq.heappop(self._arriving)
             self._preparing.pop().close()

@@ -15,13 +15,13 @@ from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 from telemetry.metrics import Metrics
 from tests.integration.json_schemas import CIRCULAR, ODD, SCHEMA, UNSUPPORTED, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request
-from workers.engines.base import PromptTooLong, RequestRejected
+from workers.engines.base import EngineLoad, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
 from workers.engines.vllm.calling import Calling
-from workers.engines.vllm.figures import figures
+from workers.engines.vllm.figures import Figures
 from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.tokens import Prompts
@@ -260,13 +260,13 @@ async def test_preemptions_and_each_rank_s_requests_are_counted(vllm_engine: Vll
 
     metrics, step = Metrics(), IterationStats()  # type: ignore[no-untyped-call]
     step.num_preempted_reqs = 2
-    logger = figures(metrics)(None, [0, 1])
-    logger.record(SchedulerStats(num_running_reqs=5, num_waiting_reqs=3, num_skipped_waiting_reqs=1), step, None, 1)
-    logger.record(None, step, None, 0)
+    figures = Figures(metrics, [0, 1])
+    figures.record(SchedulerStats(num_running_reqs=5, num_waiting_reqs=3, num_skipped_waiting_reqs=1), step, 1)
+    figures.record(None, step, 0)
     assert value(metrics, "preemptions_total") == 4
     states = [(rank, state) for rank in "01" for state in ("running", "waiting")]
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 5, 4]
-    figures(metrics)(None, [0, 1])  # the engine that is loaded after a death
+    Figures(metrics, [0, 1])  # the engine that is loaded after a death
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 0, 0]
 
 
@@ -366,3 +366,26 @@ async def test_vllm_fills_its_batches_as_it_does_offline(vllm_engine: VllmEngine
     arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}))
     batches = arguments.create_engine_config(UsageContext.LLM_CLASS).scheduler_config
     assert (batches.max_num_batched_tokens, batches.max_num_seqs) == (4096, 256)
+
+
+async def test_the_load_tells_how_many_requests_the_kv_cache_holds() -> None:
+    """The KV cache holds 512 tokens: the prompts of few requests, of the 16 that `max_num_seqs` allows."""
+    extra = {"num_gpu_blocks_override": 17, "block_size": 32}
+    engine = VllmEngine(
+        VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, extra=extra), Metrics()
+    )
+    await engine.start()
+    try:
+        assert engine.load() == EngineLoad(running=0, waiting=0, free=16)
+        long = [request(f"long{n}", f"{n} {QUESTION * 6}", max_tokens=64) for n in range(12)]
+        generating = asyncio.gather(*map(engine.generate, long))
+        async with asyncio.timeout(60):
+            while not 1 <= engine.load().running < 8 or not engine.load().waiting:
+                await asyncio.sleep(0)
+        assert engine.load().free == 0
+        completions = await generating
+        assert {one.finish_reason for one in completions} == {"length"}
+        assert 8 * min(one.prompt_tokens for one in completions) > 512
+        assert engine.load().free < 8
+    finally:
+        await engine.close()

@@ -10,7 +10,8 @@
     schema_limits   rejects schemas that would block vLLM
     loading         reloads an engine that died
     load_failures   explains a failed load
-    figures         exports vLLM's own metrics
+    figures         takes vLLM's own counts, and exports some as metrics
+    places          the number of requests that run at once
     health          tells if an engine hangs
     guardian        ends the engine's processes when the worker ends
     cpu_worker      asks Linux for AMX

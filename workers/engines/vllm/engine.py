@@ -40,11 +40,12 @@ from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.failures import as_engine_errors
-from workers.engines.vllm.figures import figures
+from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
 from workers.engines.vllm.load_failures import known_reason, reason
 from workers.engines.vllm.loading import load_again
+from workers.engines.vllm.places import Places
 from workers.engines.vllm.pooling import PoolingModel
 from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
@@ -81,7 +82,7 @@ class VllmEngine(TextsAlone):
         self._calling: Any = None
         self._defaults: Mapping[str, Any] = {}
         self._context_tokens = settings.max_model_len
-        self._places = settings.max_num_seqs
+        self._places = Places(settings.max_num_seqs)
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
@@ -148,8 +149,8 @@ class VllmEngine(TextsAlone):
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Return the numbers of answers that vLLM generates and queues, by this engine's own count."""
-        places, count = self._places or 1, self._answers
+        """Return the numbers of answers that vLLM generates and queues: this engine's own count, in vLLM's places."""
+        places, count = self._places.number, self._answers
         running = min(count, places)
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 
@@ -255,7 +256,6 @@ class VllmEngine(TextsAlone):
         self._prompts = await asyncio.to_thread(Prompts, self._llm.renderer)
         self._defaults = await asyncio.to_thread(self._llm.model_config.get_diff_sampling_param)
         self._context_tokens = self._llm.model_config.max_model_len
-        self._places = self._llm.vllm_config.scheduler_config.max_num_seqs
         try:
             async with asyncio.timeout(WARM_UP_SECONDS):
                 self._pooling = await PoolingModel.of(self._llm)
@@ -301,7 +301,6 @@ class VllmEngine(TextsAlone):
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.async_llm import AsyncLLM
 
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
@@ -315,13 +314,8 @@ class VllmEngine(TextsAlone):
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
                 config = arguments.create_engine_config(usage)
-            self._llm = AsyncLLM.from_vllm_config(
-                config,
-                usage_context=usage,
-                enable_log_requests=arguments.enable_log_requests,
-                stat_loggers=[figures(self._metrics)] if self._settings.engine_metrics else None,
-                disable_log_stats=arguments.disable_log_stats,
-            )
+            metrics = self._metrics if self._settings.engine_metrics else None
+            self._llm = counted_llm(config, usage, arguments, self._places, metrics)
 
     def _discard(self) -> None:
         """End the engine's remaining processes, so that its memory is free for the next engine. Blocks."""
@@ -364,6 +358,8 @@ class VllmEngine(TextsAlone):
                 pass
         if output is None:
             return Completion("", "abort", len(tokens), 0)
+        if all(one.finish_reason != "abort" for one in output.outputs):
+            self._places.answered(request.n)
         return completion_of(output, request, tokens, self._thinking, tools)
 
     async def _pooled(

@@ -1,0 +1,62 @@
+"""The number of requests that vLLM generates at once: `max_num_seqs` in each data-parallel rank, or fewer.
+
+The KV cache may hold fewer requests than `max_num_seqs`, and the tokens of one step may start fewer. How many depends
+on the requests, so the number is learnt from the scheduler's own counts. While requests wait in a rank, its places are
+the requests that ran in its last steps. If more run and none waits, the places are as many: the few jobs that the pace
+keeps waiting try for more.
+
+vLLM counts after a step, without the requests that the step ended. The answers that arrive until the next count are
+those requests. If a batch ends at once, they are all of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+STEPS: Final = 32
+"""A rank has as many places as requests ran at most in this many of the last steps that left requests waiting."""
+
+
+class Places:
+    """The places of one engine. The event loop counts; any thread may read `number`."""
+
+    def __init__(self, number: int | None) -> None:
+        """`number` is known before the engine is loaded; None means one place."""
+        self.number = number or 1
+        self._ranks: dict[int, _Rank] = {}
+        self._last: tuple[_Rank, int, int] | None = None
+        """The rank of the last count, with its running and its waiting requests."""
+        self._answered = 0
+
+    def loaded(self, limit: int, ranks: Sequence[int]) -> None:
+        """Begin anew with a loaded engine: each rank has `limit` places as long as no request waits."""
+        self._ranks = {rank: _Rank(limit) for rank in ranks}
+        self._last = None
+        self.number = limit * len(ranks)
+
+    def answered(self, count: int) -> None:
+        """Count requests that ended by themselves: an aborted request may never have run."""
+        self._answered += count
+
+    def counted(self, rank: int, running: int, waiting: int) -> None:
+        """Take the scheduler's counts after one step of a rank."""
+        if self._last is not None:
+            stepped, ran, waited = self._last
+            stepped.step(ran + self._answered, is_full=waited > 0)
+            self.number = sum(one.places for one in self._ranks.values())
+        self._last, self._answered = (self._ranks[rank], running, waiting), 0
+
+
+class _Rank:
+    def __init__(self, limit: int) -> None:
+        self.places = self._limit = limit
+        self._full: deque[int] = deque(maxlen=STEPS)
+        """The requests that ran in each of the last steps that left requests waiting."""
+
+    def step(self, ran: int, *, is_full: bool) -> None:
+        if is_full:
+            self._full.append(ran)
+        most = max(self._full) if is_full else max(ran, self.places)
+        self.places = min(self._limit, max(1, most))
