@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.deployment import (
     DEFAULTS,
     GATEWAY,
     REGISTRY,
+    ROOT,
     VALUE_SETS,
     Manifest,
     container_of,
@@ -27,6 +30,8 @@ from tests.integration.deployment import (
 pytestmark = pytest.mark.timeout(1800)
 
 MANY, ONE = VALUE_SETS["many-gpus"], VALUE_SETS["one-gpu"]
+EXTRA = "POSTBACK_ENGINE__VLLM__EXTRA"
+VLLM = {"engine": "vllm", "model": "org/model"}
 DIGEST = "sha256:" + "0" * 64
 POOLS: Manifest = {
     "image": {"repository": "light", "tag": "1"},
@@ -52,6 +57,25 @@ def test_a_pool_has_the_workers_values_and_its_own_over_them_also_zero_and_empty
         environment(container_of(manifests, f"worker-{pool}")).get("POSTBACK_WORKER__LANE") for pool in ("idle", "new")
     ]
     assert lanes == [None, "big"]
+
+
+def test_vllm_is_told_to_use_every_gpu_of_its_pod() -> None:
+    """A pod of four GPUs used one of them: vLLM uses one unless it is told."""
+    [example] = [each for each in yaml_blocks(ROOT / "docs" / "DEPLOY.md") if "pools" in each.get("worker", {})]
+    for values in (example, MANY):
+        manifests = render(values)
+        told = {pool: environment(container_of(manifests, f"worker-{pool}")).get(EXTRA) for pool in ("small", "large")}
+        assert told == {"small": None, "large": '{"tensor_parallel_size":4}'}
+    own = {"name": EXTRA, "value": '{"tensor_parallel_size": 2, "pipeline_parallel_size": 2}'}
+    env = container_of(render({"worker": {**VLLM, "gpus": 4, "extraEnv": [own]}}), "worker")["env"]
+    assert [each for each in env if each["name"] == EXTRA] == [own]
+    assert EXTRA not in environment(container_of(render({"worker": {"gpus": 4}}), "worker")), "echo has no use for it"
+
+
+def yaml_blocks(page: Path) -> list[Manifest]:
+    return [
+        yaml.safe_load(each) for each in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
 
 
 def test_the_objects_of_two_pools_select_no_pod_of_each_other() -> None:
@@ -208,6 +232,14 @@ def test_pods_may_use_a_service_account_of_the_operators() -> None:
             "the pools a and b scale by the same jobs",
         ),
         ({"image": {"digest": "latest"}}, "digest"),
+        (
+            {"worker": {**VLLM, "gpus": 4, "extraEnv": [{"name": EXTRA, "value": '{"max_num_batched_tokens": 4096}'}]}},
+            "worker.gpus: the pod has 4 GPUs, and vLLM would use 1 of them",
+        ),
+        (
+            {"worker": {**VLLM, "gpus": 4, "extraEnvFrom": [{"secretRef": {"name": "more"}}]}},
+            'such as {"tensor_parallel_size": 4}',
+        ),
         ({**REGISTRY, "worker": {"model": "m"}}, "the model registry names the models"),
         ({"models": {"registry": "a = 1", "existingConfigMap": "b"}}, "models.existingConfigMap"),
         ({"worker": {"download": {"enabled": True}}}, "worker.download.models"),

@@ -60,6 +60,9 @@
 - name: POSTBACK_WORKER__REGISTRY
   value: /etc/postback/models/models.toml
 {{- end }}
+{{- with include "postback.worker.parallel" . | trim }}
+{{ . }}
+{{- end }}
 {{- with .role.apiKey }}
 {{- if .existingSecret }}
 {{ include "postback.secretEnv" (dict "name" (printf "POSTBACK_ENGINE__%s__API_KEY" (upper $.role.engine)) "secret" .existingSecret "key" .key) }}
@@ -75,6 +78,41 @@
 {{- if .root.Values.trust.required }}
 - name: POSTBACK_WORKER__TRUST
   value: signed
+{{- end }}
+{{- end }}
+
+{{/*
+A pod of several GPUs: without this variable, vLLM would use one of them. `extraEnv` may name another shape, which has
+to use all of them. Takes a dict of root and role.
+*/}}
+{{- define "postback.worker.parallel" -}}
+{{- $variable := "POSTBACK_ENGINE__VLLM__EXTRA" }}
+{{- $gpus := int .role.gpus }}
+{{- $registry := include "postback.hasRegistry" .root }}
+{{- if and (gt $gpus 1) (or $registry (eq .role.engine "vllm")) }}
+{{- $told := false }}
+{{- range .role.extraEnv }}
+{{- if eq .name $variable }}
+{{- $told = true }}
+{{- if and .value (not $registry) }}
+{{- $extra := fromJson .value }}
+{{- $used := 1 }}
+{{- range list "tensor" "pipeline" "data" }}
+{{- $used = mul $used (dig (printf "%s_parallel_size" .) 1 $extra | int) }}
+{{- end }}
+{{- if ne $used $gpus }}
+{{- fail (printf "worker.gpus: the pod has %d GPUs, and vLLM would use %d of them; change worker.gpus or %s" $gpus $used $variable) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .role.extraEnvFrom (not $told) }}
+{{- fail (printf "worker.gpus: with worker.extraEnvFrom, tell vLLM in worker.extraEnv how to use %d GPUs: %s, such as {\"tensor_parallel_size\": %d}" $gpus $variable $gpus) }}
+{{- end }}
+{{- if not $told }}
+- name: {{ $variable }}
+  value: {{ dict "tensor_parallel_size" $gpus | toJson | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
