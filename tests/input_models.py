@@ -14,6 +14,7 @@ PACKAGES: Final = ("schemas", "screening", "workers", "producers", "operators", 
 NOT_IMPORTED: Final = (
     "workers.engines.vllm",  # needs a GPU
     "workers.engines.vllm.cpu_worker",
+    "workers.enrichment.reading.by_trafilatura",  # only processes that read pages import the optional package
     "gateway.store.migrations.env",  # Alembic runs it
 )
 
