@@ -89,7 +89,8 @@ def work(tls_gateway: Gateway) -> Iterator[Work]:
     endpoint = {"name": "Mine", "url": fleet.callbacks.url, "event_types": ["batch.completed"]}
     assert tls_gateway.post("/v1/webhook_endpoints", key, json=endpoint).status_code == 200
     with site() as url:
-        prompt = {"prompt": "How tall is the lighthouse of Kell?", "sources": {"urls": [url]}}
+        # The echo engine answers with the prompt: the page supports the last sentence of the question.
+        prompt = {"prompt": f"Is this right?\n\n{FACT.removesuffix('.')} [1].", "sources": {"urls": [url]}}
         sent = tls_gateway.post("/v1/jobs", key, json={**prompt, "callback_url": fleet.callbacks.url})
         made.job = sent.json()["id"]
         body = {"model": "small", "prompt": "x", "max_tokens": 5}
