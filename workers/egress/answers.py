@@ -48,6 +48,20 @@ _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
 
 
+class BodyTooLarge(Exception):  # noqa: N818 - named after the event
+    """A body is longer than its reader allows."""
+
+
+async def bounded_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """Return the body after decompression. Raises BodyTooLarge for more than `most_bytes`."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most_bytes:
+            raise BodyTooLarge
+    return bytes(body)
+
+
 def _is_interim(status: int) -> bool:
     """True for an interim response: the final answer follows it."""
     return 100 <= status < 200 and status != _SWITCHING_PROTOCOLS

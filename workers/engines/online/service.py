@@ -25,7 +25,7 @@ from workers.engines.base import (
 )
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
-from workers.engines.openai_http.server import bounded_body, new_session, once_answered
+from workers.engines.openai_http.server import answer_body, new_session, once_answered
 
 _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
 """Statuses that concern the whole service. Anthropic uses 529 for too many requests of all customers together."""
@@ -197,7 +197,7 @@ class OnlineService:
         return True
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        return await bounded_body(response, self._settings.max_response_bytes)
+        return await answer_body(response, self._settings.max_response_bytes)
 
     @property
     def _http(self) -> aiohttp.ClientSession:

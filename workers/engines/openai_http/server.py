@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
+from workers.egress.answers import BodyTooLarge, bounded_body
 from workers.engines.base import (
     Completion,
     EngineFailed,
@@ -171,7 +172,7 @@ class OpenAIServer:
         return None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        return await bounded_body(response, self._settings.max_response_bytes)
+        return await answer_body(response, self._settings.max_response_bytes)
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -212,11 +213,9 @@ def pauses() -> Iterator[float]:
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-async def bounded_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+async def answer_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
     """Return the body. Raises RequestRejected for more than `most_bytes`, counted after decompression."""
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > most_bytes:
-            raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads")
-    return bytes(body)
+    try:
+        return await bounded_body(response, most_bytes)
+    except BodyTooLarge:
+        raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None

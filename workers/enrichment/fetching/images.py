@@ -15,6 +15,7 @@ from telemetry.logs import origin_of
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.again import tried_again
 from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.room import Room
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 
@@ -77,7 +78,8 @@ class ImageFetcher:
         `urls` has the number of the job's images with each URL. An image is fetched once, and its bytes count as often
         as the job names the image: the engine's request repeats the bytes.
         """
-        room = _Room(self._settings.image_bytes)
+        most = self._settings.image_bytes
+        room = Room(most, f"the job's images are larger than {most} bytes together")
         tasks = [asyncio.create_task(self._in_time(url, asker, _Share(room, times))) for url, times in urls.items()]
         try:
             return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
@@ -112,30 +114,20 @@ class ImageFetcher:
             raise
 
 
-class _Room:
-    """The bytes that a job's images may still take."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.left = most
-
-
 class _Share:
     """The bytes that one image has taken of the room: its own, as many times as the job names the image."""
 
-    def __init__(self, room: _Room, times: int) -> None:
+    def __init__(self, room: Room, times: int) -> None:
         self._room = room
         self._times = times
         self._taken = 0
 
     def take(self, count: int) -> None:
         """Take the bytes of a piece of the image. Raises Unreadable if the room has fewer."""
-        self._room.left -= count * self._times
         self._taken += count * self._times
-        if self._room.left < 0:
-            raise Unreadable(f"the job's images are larger than {self._room.most} bytes together")
+        self._room.take(count * self._times)
 
     def give_back(self) -> None:
         """Return the bytes of a try that failed."""
-        self._room.left += self._taken
+        self._room.give_back(self._taken)
         self._taken = 0

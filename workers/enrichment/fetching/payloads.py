@@ -12,6 +12,7 @@ from typing import Final
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.again import tried_again
 from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.room import Room
 from workers.enrichment.fetching.s3 import S3Objects
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.turns import Asker, Turns
@@ -52,19 +53,5 @@ class PayloadFetcher:
         most_bytes = self._settings.most_bytes
         if url.startswith("s3://"):
             return await self._objects.read(url, asker.tenant, most_bytes)
-        page = await self._fetcher.fetch(url, asker, counted=_Room(most_bytes).take, accept=_ACCEPT)
-        return page.body
-
-
-class _Room:
-    """The bytes that one fetch may still take."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._left = most_bytes
-
-    def take(self, count: int) -> None:
-        """Take the bytes of a piece. Raises Unreadable if fewer are left."""
-        self._left -= count
-        if self._left < 0:
-            raise Unreadable(f"it is larger than {self._most_bytes} bytes")
+        room = Room(most_bytes, f"it is larger than {most_bytes} bytes")
+        return (await self._fetcher.fetch(url, asker, counted=room.take, accept=_ACCEPT)).body

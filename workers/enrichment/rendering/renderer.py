@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -24,10 +24,12 @@ from telemetry.metrics import Metrics
 from telemetry.throttle import LogThrottle
 from telemetry.traces import Kind, span
 from workers.egress import Guard, bounded_connector, is_listed, is_named
+from workers.egress.answers import BodyTooLarge, bounded_body
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.fetch import Fetcher
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.fetching.robots import Robots
+from workers.enrichment.fetching.room import Room
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.reading.extract import HTML_TYPES
 from workers.enrichment.rendering.devtools import BrowserFailed
@@ -141,15 +143,11 @@ class Renderer:
         async with self._opened().get(base / "json" / "version", allow_redirects=False) as response:
             if response.status != 200:
                 raise BrowserFailed(f"it answered {response.status}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > _MESSAGE_BYTES:
-                    raise BrowserFailed("it does not speak the DevTools protocol")
-        try:
-            path = URL(_Version.model_validate_json(bytes(body)).socket_url).path
-        except (ValidationError, ValueError):
-            raise BrowserFailed("it does not speak the DevTools protocol") from None
+            try:
+                body = await bounded_body(response, _MESSAGE_BYTES)
+                path = URL(_Version.model_validate_json(body).socket_url).path
+            except (BodyTooLarge, ValidationError, ValueError):
+                raise BrowserFailed("it does not speak the DevTools protocol") from None
         return base.with_path(base.path.rstrip("/") + path)  # the address and its secret are the operator's
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -163,7 +161,7 @@ class Renderer:
         is_inside = is_named(url.raw_host or "", self._policy) or is_listed(url.host or "", self._policy)
         fetcher = self._inside if is_inside else self._public
         robots = self._inside_robots if is_inside else self._public_robots
-        room = _Room(self._settings.renderer_bytes)
+        room = Room(self._settings.renderer_bytes, "the page loads more bytes than the settings allow")
 
         async def permit(wanted: str, asker: Asker) -> None:
             if is_inside and URL(wanted).origin() != url.origin():
@@ -183,16 +181,3 @@ class Renderer:
                 action="renderer-failed",
                 reason=reason,
             )
-
-
-@dataclass(slots=True)
-class _Room:
-    """The bytes that one page may still load."""
-
-    left: int
-
-    def take(self, count: int) -> None:
-        """Take the bytes of a piece of a file. Raises Unreadable if there is no room."""
-        self.left -= count
-        if self.left < 0:
-            raise Unreadable("the page loads more bytes than the settings allow")

@@ -14,6 +14,7 @@ from yarl import URL
 
 from telemetry.clock import Clock
 from workers.egress import Proxy, ProxyFailed, bounded_connector
+from workers.egress.answers import BodyTooLarge, bounded_body
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
@@ -198,9 +199,7 @@ class Service:
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise Unreadable("the search service's answer is too large")
-    return bytes(body)
+    try:
+        return await bounded_body(response, MAX_ANSWER_BYTES)
+    except BodyTooLarge:
+        raise Unreadable("the search service's answer is too large") from None

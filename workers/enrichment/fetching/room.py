@@ -1,0 +1,25 @@
+"""A bound on the bytes that fetches take together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.enrichment.evidence import Unreadable
+
+
+@dataclass(slots=True)
+class Room:
+    """The bytes that fetches may still take. `beyond` is the reason of a refusal."""
+
+    left: int
+    beyond: str
+
+    def take(self, count: int) -> None:
+        """Take the bytes of a piece. Raises Unreadable if fewer are left."""
+        self.left -= count
+        if self.left < 0:
+            raise Unreadable(self.beyond)
+
+    def give_back(self, count: int) -> None:
+        """Return bytes that a failed try took."""
+        self.left += count
