@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from devkit.kafka.jars import program
+from tests.aiohttp_server import serving
 from tests.loopback_server import LoopbackServer
 
 SECRET = "r3nder-s3cret"
@@ -84,11 +85,6 @@ async def front(chromium: Chromium) -> AsyncIterator[Front]:
     application = web.Application()
     application.router.add_get("/chrome/{rest:.*}", answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/chrome"
-    try:
+    async with serving(runner) as origin:
+        made.url = f"{origin}/chrome"
         yield made
-    finally:
-        await runner.cleanup()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from tests.aiohttp_server import serving
 from tests.integration.raw_server import FACT
 
 QUESTION = "When did the Halvorsen bridge open?"
@@ -61,14 +62,9 @@ async def application(
         return web.Response(text=body, content_type=media_type, headers={"ETag": ETAG})
 
     runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with serving(runner) as origin:
+        made.origin = origin
         yield made
-    finally:
-        await runner.cleanup()
 
 
 @dataclass

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry.metrics import Metrics
+from tests.aiohttp_server import serving
 from tests.drawn import drawn
 from tests.integration.raw_server import CLOCK, FACT, LOOPBACK
 from workers.egress import Guard
@@ -105,12 +106,8 @@ async def browser(
     application = web.Application()
     application.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving(runner) as origin:
+        yield origin
 
 
 async def rendered(url: str, **limits: float) -> Page | None:
@@ -192,8 +189,6 @@ async def test_messages_without_end_end_the_rendering() -> None:
 
     sent: list[int] = []
     runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    assert await rendered(f"http://127.0.0.1:{runner.addresses[0][1]}", renderer_seconds=60) is None
-    await runner.cleanup()
+    async with serving(runner) as origin:
+        assert await rendered(origin, renderer_seconds=60) is None
     assert len(sent) >= MOST_MESSAGES

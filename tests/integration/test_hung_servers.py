@@ -63,7 +63,7 @@ def jobs(name: str, count: int, **fields: Any) -> list[bytes]:
 
 def seeing(origin: str) -> dict[str, Any]:
     """The fields of jobs with an image at this origin."""
-    parts = [{"type": "text", "text": "What is it?"}, image_part(f"{origin}/%.png")]
+    parts = [{"type": "text", "text": "What does the image show?"}, image_part(f"{origin}/%.png")]
     return {"messages": [{"role": "user", "content": parts}]}
 
 
@@ -80,7 +80,7 @@ def test_a_thousand_jobs_at_a_server_that_never_answers_hold_up_no_other_tenant(
         product.put(jobs("hung", 1000, **at(hung)), [("tenant", b"acme")])
         worker = product.worker("w1", **WORKER)
         eventually(lambda: worker.metrics()["postback_in_flight"] >= 64, 60, "the hung jobs have not begun")
-        product.put(jobs("text", 300, prompt="What is it?"), [("tenant", b"globex")])
+        product.put(jobs("text", 300, prompt="What is a webhook?"), [("tenant", b"globex")])
         product.put(jobs("fetching", 60, **at(healthy)), [("tenant", b"globex")])
         product.wait_for_results(360, 90)
         outcomes = product.outcomes()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from schemas.codec import read_result
-from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.images import data_url
 from schemas.result import Result
-from telemetry.clock import unix_ms
 from telemetry.metrics import Metrics
-from tests.handlers import TOPICS, inference_handler
+from tests.handlers import inference_handler
 from tests.images import GIF, PNG, WEBP, image_part
+from tests.integration.fetching_worker import FetchingWorker
 from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaking
 from workers.egress import Guard
 from workers.engines.base import NO_IMAGES, Completion, GenerationRequest, RequestRejected
@@ -25,8 +22,6 @@ from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.fetching import again
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.handler import InferenceHandler
-from workers.stage.record import Record
 
 IMAGE = "Content-Type: image/png"
 
@@ -38,26 +33,13 @@ class BlindEngine(EchoEngine):
         return False
 
 
-class Worker:
+class Worker(FetchingWorker):
     """A handler with a real enricher, whose jobs have images."""
-
-    def __init__(self, handler: InferenceHandler) -> None:
-        self.handler = handler
-
-    def cancel(self, job_id: str) -> None:
-        """Cancel this job of the default tenant."""
-        said = JobControl(tenant="default", job_id=job_id, state=ControlState.CANCELLED, at=unix_ms(CLOCK))
-        self.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
 
     async def answer(self, *urls: str, text: str = "Describe the image.", **fields: Any) -> Result:
         """The one result of a job with this text and these images."""
         parts = [{"type": "text", "text": text}, *map(image_part, urls)]
-        job = {"messages": [{"role": "user", "content": parts}], **fields}
-        record = Record(TOPICS.requests(), 0, 7, json.dumps(job).encode(), b"key", [], int(CLOCK.time() * 1000))
-        outputs = await self.handler.handle(record)
-        results = [output for output in outputs if output.topic == TOPICS.results]
-        assert len(results) == 1
-        return read_result(results[0].value)
+        return await self.answered({"messages": [{"role": "user", "content": parts}], **fields})
 
 
 @asynccontextmanager
@@ -211,11 +193,7 @@ async def test_a_job_that_is_cancelled_while_its_image_is_fetched_ends_at_once()
         looking(image_seconds=600) as worker,
         asyncio.timeout(120),
     ):
-        running = asyncio.ensure_future(worker.answer(f"{origin}/a", job_id="job_1"))
-        while not targets:
-            await asyncio.sleep(0.001)
-        worker.cancel("job_1")
-        result = await running
+        result = await worker.cancelled("job_1", worker.answer(f"{origin}/a", job_id="job_1"), targets)
     assert result.outcome == "cancelled"
 
 

@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 
-from schemas.codec import read_result
-from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.job import MAX_JOB_BYTES, Sources
 from schemas.payload import MAX_VALUES
 from schemas.result import Result
 from schemas.topics import TENANT
 from screening.screen import Screen
-from telemetry.clock import unix_ms
 from telemetry.metrics import Metrics
-from tests.handlers import TOPICS, inference_handler
+from tests.handlers import inference_handler
 from tests.images import PNG, image_part
+from tests.integration.fetching_worker import FetchingWorker
 from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaking
 from tests.screening_rules import CARD, pii, screen_of
 from workers.egress import Guard
@@ -34,30 +32,14 @@ from workers.enrichment.fetching import again
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference import choices
-from workers.inference.handler import InferenceHandler
-from workers.stage.record import Record
 
 
-class Worker:
+class Worker(FetchingWorker):
     """A handler with a real enricher, whose jobs have payloads."""
-
-    def __init__(self, handler: InferenceHandler) -> None:
-        self.handler = handler
-
-    def cancel(self, job_id: str) -> None:
-        """Cancel this job of the default tenant."""
-        said = JobControl(tenant="default", job_id=job_id, state=ControlState.CANCELLED, at=unix_ms(CLOCK))
-        self.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
 
     async def answer(self, url: str, tenant: str = "default", **fields: Any) -> Result:
         """The one result of a job whose question is at this URL."""
-        value = json.dumps({"payload_url": url, **fields}).encode()
-        headers = [(TENANT, tenant.encode())]
-        record = Record(TOPICS.requests(), 0, 7, value, b"key", headers, int(CLOCK.time() * 1000))
-        outputs = await self.handler.handle(record)
-        results = [output for output in outputs if output.topic == TOPICS.results]
-        assert len(results) == 1
-        return read_result(results[0].value)
+        return await self.answered({"payload_url": url, **fields}, [(TENANT, tenant.encode())])
 
 
 @asynccontextmanager
@@ -254,11 +236,7 @@ async def test_a_job_that_expires_while_its_document_is_fetched_ends_as_expired(
 async def test_a_job_that_is_cancelled_while_its_document_is_fetched_ends_at_once() -> None:
     targets: list[str] = []
     async with speaking(never, targets=targets) as origin, loading(seconds=600) as worker, asyncio.timeout(120):
-        running = asyncio.ensure_future(worker.answer(f"{origin}/q", job_id="job_1"))
-        while not targets:
-            await asyncio.sleep(0.001)
-        worker.cancel("job_1")
-        result = await running
+        result = await worker.cancelled("job_1", worker.answer(f"{origin}/q", job_id="job_1"), targets)
         again = await worker.answer(f"{origin}/q", job_id="job_1")
     assert (result.outcome, again.outcome, len(targets)) == ("cancelled", "cancelled", 1)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import boto3
 import pytest
 
+from tests.http_handler import handling
 from tests.integration.certificates import Authority
 from tests.product import Product
 from tests.s3_server import ACCESS, SECRET, s3_server
@@ -44,15 +44,8 @@ def serving(documents: Mapping[str, bytes], context: ssl.SSLContext) -> Iterator
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"https://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with handling(Handler, context) as origin:
+        yield origin
 
 
 def authority_in(folder: Path) -> Authority:

@@ -25,7 +25,7 @@ DOCUMENTS = [
 QUERIES = [
     {"_id": "q1", "text": "When did the harbour freeze?"},
     {"_id": "q2", "text": "Which grain did the mill grind?"},
-    {"_id": "q3", "text": "Who paid for it?"},
+    {"_id": "q3", "text": "Who paid for the bridge?"},
 ]
 GRADES = "query-id\tcorpus-id\tscore\nq1\td2\t1\nq2\td1\t2\nq2\td3\t1\nq3\td1\t0\n"
 _WORDS = ["mill", "river", "oak", "rye", "osby", "frost", "harbour"]
