@@ -5,8 +5,8 @@ The engine is simulated: it has a number of places, and each request takes a pla
 stage, and a job arrives some milliseconds after its look.
 
 The last two engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
-learns from the counts how many requests run at once: the KV cache of one engine holds fewer than `max_num_seqs`, and
-the other has several data-parallel ranks, each with `max_num_seqs`.
+learns from the counts how many requests run at once. One engine's KV cache holds fewer than `max_num_seqs`; another
+engine has several data-parallel ranks, each with `max_num_seqs`.
 
 *Busy* is the share of places that are occupied while jobs are left. *Wait* is the time from a job's arrival in the
 engine to its start: a newer and more urgent job would wait behind it.

@@ -29,7 +29,7 @@ def gateway(
     ] = "door,relay,view,expansion",
     metrics_port: Annotated[int, METRICS_PORT] = 0,
 ) -> None:
-    """Serve the HTTP API until SIGTERM; then answer the requests in work and exit with status 0.
+    """Serve the HTTP API until SIGTERM; then answer the running requests and exit with status 0.
 
     Settings: POSTBACK_GATEWAY__…, POSTBACK_STORE__…, POSTBACK_KEYRING.
     """

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Check the model registry, and show its models.")
 
-File = Annotated[
-    Path | None, typer.Option("--file", help="The registry's file, in the place of POSTBACK_WORKER__REGISTRY.")
-]
+File = Annotated[Path | None, typer.Option("--file", help="The registry's file, instead of POSTBACK_WORKER__REGISTRY.")]
 WithoutSecrets = Annotated[
     bool, typer.Option("--without-secrets", help="Do not look for the keys, which only workers may have.")
 ]

@@ -13,7 +13,7 @@ from console.settings import fleet_settings
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and make its rows again from Kafka.")
+app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and rebuild its rows from Kafka.")
 
 
 @app.command()
@@ -32,7 +32,7 @@ def upgrade(store: StoreUrl = None) -> None:
 
 @app.command()
 def rebuild(store: StoreUrl = None) -> None:
-    """Make the rows of results and callback attempts again from Kafka, beside running gateways.
+    """Rebuild the rows of results and callback attempts from Kafka, beside running gateways.
 
     Rows whose records Kafka has deleted stay as they are. Keys, tenants, files and batches are not touched, except for
     the counts of running batches. No event, webhook or callback is sent again.

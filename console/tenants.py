@@ -28,7 +28,7 @@ def put(
     settings: Annotated[str, typer.Argument(metavar="JSON|-", help="The settings as JSON; - reads standard input.")],
     store: StoreUrl = None,
 ) -> None:
-    """Write a tenant's settings, in the place of earlier ones. An absent field sets no limit.
+    """Write a tenant's settings, which replace earlier ones. An absent field sets no limit.
 
     Fields: models, callback_domains (`hooks.example.com`, `*.example.com`), requests_per_second,
     key_requests_per_second, queued_lines, queued_tokens. Running gateways use the settings within

@@ -1,4 +1,4 @@
-"""`postback top`: the fleet in the terminal, drawn anew every few seconds."""
+"""`postback top`: the fleet in the terminal, redrawn every few seconds."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def verify_answer(
     """Read an answer's sources again, and say for each citation whether the quoted words still stand in its source.
 
     The sources are read as a worker reads them: the same rules for addresses (POSTBACK_EGRESS__…), robots.txt and
-    limits apply. The page is fetched anew, never taken from a shared cache.
+    limits apply. The page is fetched again, never taken from a shared cache.
 
     Exit status: 0 all quotes stand, 1 a quote is gone or its source cannot be read, 2 wrong options.
     """

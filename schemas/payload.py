@@ -37,7 +37,7 @@ class AskedJob(NamedTuple):
 
 
 def with_payload(job: Job, payload: bytes) -> AskedJob:
-    """Return the job with the fields of its document in the place of `payload_url`. Raises UnusablePayload.
+    """Return the job with the fields of its document instead of `payload_url`. Raises UnusablePayload.
 
     All rules of a job hold for the record's and the document's fields together.
     """

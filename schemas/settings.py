@@ -114,7 +114,7 @@ class TrustSettings(BaseModel):
 
     @property
     def secrets(self) -> TrustSecrets | None:
-        """The secrets in the file, read anew; None without a file. Raises SettingsRefused."""
+        """The secrets in the file, read again; None without a file. Raises SettingsRefused."""
         if self.secret_file is None:
             return None
         try:

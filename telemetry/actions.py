@@ -18,8 +18,8 @@ STAGE = {
     "partitions-opened": Action("info", "The process has read its partitions' progress, and takes their records."),
     "partitions-revoked": Action(
         "info",
-        "The consumer group moves partitions to another process; records still in work after the drain are abandoned, "
-        "and the next owner handles them again.",
+        "The consumer group moves partitions to another process; records that still run after the drain are "
+        "abandoned, and the next owner handles them again.",
     ),
     "partitions-lost": Action(
         "warning",

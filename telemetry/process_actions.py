@@ -6,7 +6,7 @@ from telemetry.action import Action
 
 PROCESS = {
     "serving": Action("info", "The process is ready and takes records."),
-    "stopping": Action("info", "A signal or a failure ends the process, which first drains the records in work."),
+    "stopping": Action("info", "A signal or a failure ends the process, which first drains its running records."),
     "stopped": Action("info", "The process has drained and ends."),
     "topic-reading": Action("info", "The process reads a compacted topic to its end before it takes records."),
     "following-ended": Action(

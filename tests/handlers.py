@@ -38,8 +38,8 @@ def inference_handler(
 ) -> InferenceHandler:
     """A handler of the default lane whose engine serves the models `echo`, `vllm` and `default`.
 
-    `lanes` maps further models to their lanes, `registry` takes the place of all of them, and `topic_id` is the UUID
-    of the default lane.
+    `lanes` maps further models to their lanes, `registry` replaces all of them, and `topic_id` is the UUID of the
+    default lane.
     """
     return InferenceHandler(
         engine,

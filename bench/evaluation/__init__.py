@@ -1,4 +1,4 @@
-"""The evaluation set of `python -m bench.passages`: pages of many makes, and questions with the passage that answers.
+"""The evaluation set of `python -m bench.passages`: pages of many kinds, and questions with their passages.
 
     questions.toml   the pages, how each is served, and the questions about it
         pages/           the pages, stored in UTF-8; the site serves each in its charset from `questions.toml`

@@ -52,7 +52,7 @@ class LoadConnection(asyncio.Protocol):
             answered.set_result(HttpAnswer(int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request in work."""
+        """Fail the running request."""
         if self._answered is not None:
             self._answered.set_exception(exc or ConnectionResetError("the server ended the connection"))
 

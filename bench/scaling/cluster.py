@@ -32,7 +32,7 @@ class Sight:
 
     at: float
     kafka_lag: int
-    """Records after the committed offsets: a job in work holds up all later offsets of its partition."""
+    """Records after the committed offsets: a running job holds up all later offsets of its partition."""
     lanes: Sequence[WaitingJobs]
     done: int
     workers: int

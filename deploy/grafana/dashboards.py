@@ -127,7 +127,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "s",
                 {"infer": phase_seconds("infer")},
             ),
-            Panel("Jobs in work", "short", {"{{instance}}": "sum by (instance) (postback_in_flight)"}),
+            Panel("Running jobs", "short", {"{{instance}}": "sum by (instance) (postback_in_flight)"}),
             Panel(
                 "Jobs per second of one worker", "ops", {"{{lane}}": "max by (lane) (postback_worker_jobs_per_second)"}
             ),

@@ -114,11 +114,11 @@ def load(data: Path) -> Cluster | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataMismatch(f"{data / 'cluster.json'} cannot be read. Remove {data} to begin anew.") from error
+        raise DataMismatch(f"{data / 'cluster.json'} cannot be read. Remove {data} to start over.") from error
 
 
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
-    """Prepare the folder for a start: existing data stays, and ports are chosen anew.
+    """Prepare the folder for a start: existing data stays, and ports are chosen again.
 
     `brokers` None takes the number of brokers in the folder's data, else 1. `port` is the first broker's port, and the
     others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
@@ -127,10 +127,10 @@ def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
     if kept and brokers not in (None, len(kept.nodes)):
         raise DataMismatch(
             f"{data} holds the data of {len(kept.nodes)} broker(s), not {brokers}. "
-            f"Start that number of brokers, or remove {data} to begin anew."
+            f"Start that number of brokers, or remove {data} to start over."
         )
     if kept is None and data.is_dir() and any(entry.name.startswith("node-") for entry in data.iterdir()):
-        raise DataMismatch(f"{data} holds nodes without a cluster.json. Remove {data} to begin anew.")
+        raise DataMismatch(f"{data} holds nodes without a cluster.json. Remove {data} to start over.")
     cluster = Cluster(kept.cluster_id if kept else _new_cluster_id(), _nodes(data, brokers or _count(kept), port))
     _write(data, cluster)
     _format(cluster)

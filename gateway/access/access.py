@@ -105,11 +105,11 @@ class Access:
         return credential.key_id is not None and self._recent.has(credential.key_id)
 
     def forget_tenant(self, tenant: str) -> None:
-        """Read the tenant's settings anew, because they were changed."""
+        """Read the tenant's settings again, because they were changed."""
         self._tenants.forget(tenant)
 
     def forget_key(self, identifier: str) -> None:
-        """Read the key's row anew at its next use, because it was changed."""
+        """Read the key's row again at its next use, because it was changed."""
         self._recent.forget(identifier)
 
     async def _by_key(self, credential: Credential) -> Principal:

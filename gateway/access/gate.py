@@ -25,7 +25,7 @@ class Admitted:
 
     principal: Principal
     rate: Taken | None
-    """The rate with the fewest places left, of the credential or its tenant; None without a rate."""
+    """The rate, of the credential or of its tenant, that allows the fewest further requests; None if no rate is set."""
 
 
 class Gate:

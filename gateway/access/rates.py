@@ -22,7 +22,7 @@ AWAY_SECONDS = 5.0
 """Time after a failure in which Redis is not asked."""
 _IPV6_PREFIX = 64
 MOST_WINDOWS = 100_000
-"""Windows in memory at most. A further one takes the place of that which was used longest ago."""
+"""The most windows in memory. A further window evicts the least recently used one."""
 
 log = get_logger()
 

@@ -30,7 +30,7 @@ class Recent(Generic[Key, Value]):
         self._reading: dict[Key, asyncio.Task[Value]] = {}
 
     async def get(self, key: Key) -> Value:
-        """Return the value, read anew if it is too old. Raises the errors of `read`."""
+        """Return the value, read again if it is too old. Raises the errors of `read`."""
         kept = self._kept.get(key)
         if kept is not None and self._clock.monotonic() - kept[0] < self._seconds:
             self._kept.move_to_end(key)
@@ -47,7 +47,7 @@ class Recent(Generic[Key, Value]):
         return key in self._kept
 
     def forget(self, key: Key) -> None:
-        """Read the key anew at the next request, also if it is being read now."""
+        """Read the key again at the next request, also if it is being read now."""
         self._kept.pop(key, None)
         self._reading.pop(key, None)
 

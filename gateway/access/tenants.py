@@ -18,7 +18,7 @@ def find_tenant(connection: Connection, tenant: str) -> TenantSettings | None:
 
 
 def put_tenant(connection: Connection, clock: Clock, tenant: str, settings: TenantSettings) -> None:
-    """Write the tenant's settings, in the place of earlier ones."""
+    """Write the tenant's settings, which replace earlier ones."""
     stored = settings.model_dump(exclude_none=True)
     row = {"tenant": tenant, "settings": stored, "created_at": unix_ms(clock)}
     connection.execute(

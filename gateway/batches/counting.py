@@ -26,7 +26,7 @@ def counting(clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], Non
 
 
 def recounting(clock: Clock) -> Callable[[Connection], None]:
-    """Return the function that counts the results of all running batches anew, from their rows."""
+    """Return the function that recounts the results of all running batches from their rows."""
 
     def recount(connection: Connection) -> None:
         running = select(batches.c.id, batches.c.tenant, batches.c.total).where(batches.c.status.in_(COUNTING))

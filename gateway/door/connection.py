@@ -163,7 +163,7 @@ class DoorConnection(HttpToolsProtocol):
             raise RefusedHeadError(_LONG_URL)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field of the head. A trailer's field is dropped: it must not change a request that is in work."""
+        """Take a field of the head. A trailer's field is dropped: it must not change a running request."""
         if not self._in_head:
             return
         self._field_bytes += len(name) + len(value) + 4
@@ -280,7 +280,7 @@ class DoorConnection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """End the connection when the server stops: at once, or after the response to the request in work.
+        """End the connection when the server stops: at once, or after the response to the running request.
 
         Streams of events end at once.
         """

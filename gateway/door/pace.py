@@ -16,7 +16,7 @@ class Pace:
         self._moved = moved
 
     def slow(self, now: float, moved: int) -> bool:
-        """Return whether the transfer is too slow. A window that carried enough bytes begins anew."""
+        """Return whether the transfer is too slow. A window that carried enough bytes starts over."""
         if moved - self._moved >= self._least:
             self.restart(now, moved)
         return now - self._since > self._seconds

@@ -42,7 +42,7 @@ log = get_logger()
 
 
 class DoorServer(SideTask):
-    """Serves the application on a bound socket until cancelled; then answers the requests in work."""
+    """Serves the application on a bound socket until cancelled; then answers the running requests."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class DoorServer(SideTask):
         return [] if self._serving else ["the door does not serve"]
 
     async def ended(self) -> None:
-        """Serve until cancelled; then stop accepting, and answer the requests in work within `stop_seconds`."""
+        """Serve until cancelled; then stop accepting, and answer the running requests within `stop_seconds`."""
         self._socket.setblocking(False)
         self._socket.listen(BACKLOG)
         self._tell_date()

@@ -39,7 +39,7 @@ class GatewaySettings(BaseSettings):
     linger_seconds: float = Field(default=30.0, ge=0, le=300)
     """Seconds for which the door reads on after it refused a request's body, so that the client sees the answer."""
     stop_seconds: float = Field(default=10.0, ge=0, le=600)
-    """Seconds that requests in work have at SIGTERM; those that need longer get status 503."""
+    """Seconds for requests in flight at SIGTERM; requests that need longer get status 503."""
     head_bytes: int = Field(default=64 * 1024, ge=1024, le=1024 * 1024)
     """The most bytes of a request's header fields; a request with more gets status 431."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)

@@ -36,13 +36,13 @@ class TenantFigures:
     jobs: int
     """Single jobs that the gateway accepted and that have no result yet."""
     lines: int
-    """Lines of batches in work without a result."""
+    """Lines of unfinished batches without a result."""
     outcomes: Mapping[str, int]
     """Results of the last minutes by outcome."""
     minutes: Sequence[Minute]
-    """The last minutes, oldest first. The last one is not over."""
+    """The last minutes, oldest first. The latest minute is not over."""
     batches: Sequence[BatchRow]
-    """Batches in work, newest first."""
+    """Unfinished batches, newest first."""
 
     @property
     def waiting(self) -> int:

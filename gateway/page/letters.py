@@ -1,8 +1,8 @@
 """Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the order to put one back.
 
-A visitor sees the letters of the own tenant; with the scope `admin`, those of all tenants.
-A redrive here and `postback dead-letters redrive` put each letter back once between them: the later of two at the same
-time ends the earlier one, whose other letters need another run.
+A visitor sees the letters of its own tenant; with the scope `admin`, those of all tenants. The page's redrive and
+`postback dead-letters redrive` together put each letter back only once. If two run at the same time, the later one ends
+the earlier one, whose other letters need another run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
 
 DAYS: Final = 7
-"""Days of letters at which the page looks."""
+"""Days of letters that the page searches."""
 MOST_SHOWN: Final = 100
 MOST_SECONDS: Final = 60.0
 """Longest search of the letters, whose number other tenants decide too."""
@@ -131,7 +131,7 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
 def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
     """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
     with Scanner(kafka, clock) as scanner:
-        # By its place and not by its id: another letter's job may have this id for a name.
+        # By its place and not by its id: the job of another letter may have the same id.
         letters = DeadLetters(kafka, scanner, clock, place=place)
         with PutBack(kafka, REDRIVE, clock=clock) as back:
             return letters.redrive(LetterFilter(tenant=tenant), back, _PER_SECOND, lambda _: None).count > 0

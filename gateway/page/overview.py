@@ -1,4 +1,4 @@
-"""The first page: waiting work, throughput, outcomes, batches in work."""
+"""The first page: waiting work, throughput, outcomes, unfinished batches."""
 
 from __future__ import annotations
 

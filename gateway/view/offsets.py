@@ -17,7 +17,7 @@ class TopicPlace(NamedTuple):
 
     topic: str
     topic_id: str
-    """The topic's UUID: a topic that was made anew has another one, and is read from its beginning."""
+    """The topic's UUID: a topic that was deleted and created again has another one, and is read from its beginning."""
     partition: int
 
 
@@ -34,7 +34,7 @@ class OffsetsMoved(Exception):  # noqa: N818 - it names what happened
 
 
 def begin_at(connection: Connection, places: Iterable[TopicPlace]) -> dict[TopicPlace, int]:
-    """Return the next offset of each partition. New partitions, and topics made anew, begin at 0.
+    """Return the next offset of each partition. New partitions, and topics that were created again, begin at 0.
 
     Raises BeingRebuilt.
     """

@@ -1,7 +1,7 @@
-"""`postback store rebuild`: the rows of results and attempts are made again from Kafka.
+"""`postback store rebuild`: the rows of results and attempts are rebuilt from Kafka.
 
-Running views pause. Rows whose records Kafka still has are emptied. Then all records below the views'
-offsets are written again, without events, webhooks and quotas: the first writing caused those. Rows whose records
+Running views pause. Rows whose records Kafka still has are emptied. Then the rebuild writes all records below the
+views' offsets again, without events, webhooks and quotas: the first writing caused those already. Rows whose records
 Kafka has deleted stay. At the end the batches are counted again, and the views go on. A rebuild that is cut off is run
 again.
 """
@@ -30,7 +30,7 @@ _NEVER = 2**62
 
 
 def rebuild(store: Store, kafka: KafkaSettings, recount: Callable[[Connection], None]) -> int:
-    """Make the rows again; return the number of records. `recount` counts the results of running batches.
+    """Rebuild the rows; return the number of records. `recount` counts the results of running batches.
 
     Raises KafkaException and StoreAway.
     """

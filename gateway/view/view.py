@@ -32,7 +32,7 @@ TOGETHER = 500
 """The most records that one transaction takes."""
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
-"""The time between two questions for new partitions, and for topics that were made anew."""
+"""The time between two checks for new partitions, and for topics that were created again."""
 SILENT_SECONDS = 10.0
 """The time without success after which `/readyz` fails."""
 

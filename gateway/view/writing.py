@@ -51,7 +51,7 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
 
 
 def write_attempts(connection: Connection, found: Sequence[AttemptRecord]) -> None:
-    """Write callback attempts. A row of a topic that was made anew replaces the row at its place."""
+    """Write callback attempts. A row of a topic that was created again replaces the row at its place."""
     if not found:
         return
     statement = insert(connection, job_attempts)

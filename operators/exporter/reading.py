@@ -20,7 +20,7 @@ from schemas.settings import KafkaSettings
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Reads the fleet's state. A new connection begins anew, since a position may belong to a deleted topic."""
+    """Reads the fleet's state. A new connection starts over, since a position may belong to a deleted topic."""
 
     settings: KafkaSettings
     admin: Any

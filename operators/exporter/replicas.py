@@ -23,7 +23,7 @@ class Plan:
     min_replicas: int = 0
     max_replicas: int = 100
     start_seconds: float = 120.0
-    """Seconds from the wish for a worker to its first job."""
+    """Seconds from asking for a worker to its first job."""
     margin_seconds: float = 60.0
     """Seconds before its deadline at which each job should be answered."""
     time_share: float = 0.25

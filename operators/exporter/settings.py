@@ -26,28 +26,28 @@ class ExporterSettings(BaseSettings):
     figures stale at once.
     """
     read_records: int = Field(default=10_000, ge=100, le=1_000_000)
-    """Jobs that one reading takes in from the lanes, for their age and deadline. More jobs are counted, and read
-    later."""
+    """The most jobs that one reading takes from the lanes, to learn their age and deadline. More jobs are counted, and
+    read later."""
     known_jobs: int = Field(default=200_000, ge=1000, le=10_000_000)
     """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. More jobs are counted, and expected after
     the known ones."""
     min_replicas: int = Field(default=0, ge=0, le=10_000)
-    """The least number of workers of a lane that is wanted, also without jobs."""
+    """The least number of wanted workers of a lane, also without jobs."""
     max_replicas: int = Field(default=100, ge=1, le=10_000)
-    """The largest number of workers of a lane that is wanted. The partitions of the lane are a bound too."""
+    """The largest number of wanted workers of a lane. The partitions of the lane are a bound too."""
     jobs_per_second: float = Field(default=1.0, gt=0, le=100_000)
     """Jobs that one worker answers in a second, until a measurement of busy workers replaces this assumption."""
     busy_jobs: int = Field(default=64, ge=1, le=100_000)
     """Waiting jobs for each worker from which workers count as busy. Only busy workers show how fast a worker is."""
     start_seconds: float = Field(default=120.0, ge=0, le=7200)
-    """Seconds from the wish for a worker to its first job: a machine, the image, and the load of the model."""
+    """Seconds from asking for a worker to its first job: for a machine, the image, and loading the model."""
     margin_seconds: float = Field(default=60.0, ge=0, le=7200)
     """Seconds before its deadline at which each job should be answered; longer than the longest answer."""
     time_share: float = Field(default=0.25, gt=0, le=1)
     """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs
     that arrive meanwhile: with 1, workers start so late that a rush finds a full backlog."""
     down_seconds: float = Field(default=300.0, ge=0, le=3600)
-    """Seconds before the wanted number of workers falls; fewer workers must have sufficed for all this time."""
+    """Seconds for which fewer workers must have sufficed before the wanted number of workers falls."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

@@ -141,7 +141,7 @@ def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tup
     strange = body.replace(b'"tenant":"default"', b'"tenant":"stranger"')
     changed = {
         "another body": (headers, body.replace(b"succeeded", b"cancelled")),
-        "the same JSON, written anew": (headers, json.dumps(json.loads(body)).encode()),
+        "the same JSON, serialized again": (headers, json.dumps(json.loads(body)).encode()),
         "another id": (headers | {"webhook-id": "msg_2"}, body),
         "another timestamp": (headers | {"webhook-timestamp": str(now + 1)}, body),
         "no timestamp": (headers | {"webhook-timestamp": "soon"}, body),

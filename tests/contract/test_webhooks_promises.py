@@ -117,7 +117,7 @@ def test_ids_that_are_kept_for_as_long_as_the_page_says_outlast_a_dead_letter_an
         ),
     )
     assert (
-        "If that redrive fails too, a new dead letter is kept for another 30 days, and your 45 days begin anew"
+        "If that redrive fails too, a new dead letter is kept for another 30 days, and your 45 days start again"
         in DOCUMENT
     )
     assert "is kept as a dead letter, for 30 days." in DOCUMENT

@@ -158,7 +158,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     back_after_a_day.hang()
     eventually(lambda: is_met("timeout"), 60, "nobody waited for an answer")
     back_after_a_day.up(PATIENCE)
-    eventually(lambda: is_met("server_error"), 60, "nobody was asked for patience")
+    eventually(lambda: is_met("server_error"), 60, "no server asked for a pause")
     back_after_a_day.down()
     back_after_a_day.up()
 

@@ -1,7 +1,7 @@
 """Topics are deleted and recreated under running processes: new jobs are answered once, under new identities.
 
-The group keeps the old topic's offsets, and processes keep its UUID. Without a check of the UUID new jobs would count
-as done, and would repeat identities of old ones.
+The group keeps the old topic's offsets, and processes keep its UUID. Without the check of the UUID, new jobs would
+count as done and repeat the identities of old jobs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def test_new_jobs_and_results_are_answered_and_called_back_under_identities_of_t
     def are_called_back(jobs: int) -> bool:
         for name, role in roles.items():
             if role.process.poll() is not None:
-                assert (role.process.returncode, "was deleted and made anew" in role.said()) == (1, True), role.said()
+                assert (role.process.returncode, "was deleted and created again" in role.said()) == (1, True), (
+                    role.said()
+                )
                 ended.append(name)
                 roles[name] = start[name]()
         return len(product.callbacks.events) >= jobs

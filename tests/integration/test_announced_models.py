@@ -54,7 +54,7 @@ def test_a_check_warns_by_the_models_that_workers_announce_while_they_serve(prod
     assert submit(product, "--check") == [unchecked, ready]
 
 
-def test_a_worker_names_the_topic_where_announcements_have_none(product: Product) -> None:
+def test_a_worker_without_the_announcement_topic_ends_and_names_it(product: Product) -> None:
     topic = product.kafka.topics.workers
     admin = AdminClient(product.kafka.client_config())
     admin.delete_topics([topic])[topic].result(20)

@@ -127,7 +127,7 @@ def told_to_the_exporter(manifests: list[Manifest]) -> Manifest:
     return {name.removeprefix(prefix): told for name, told in environment(exporter).items() if name.startswith(prefix)}
 
 
-def test_a_registry_takes_the_place_of_engine_and_model_in_every_worker(tmp_path: Path) -> None:
+def test_a_registry_replaces_engine_and_model_in_every_worker(tmp_path: Path) -> None:
     manifests = render(REGISTRY)
 
     container = container_of(manifests, "worker")

@@ -128,7 +128,7 @@ def test_hundreds_of_deferrals_of_an_event_are_shown_as_one_line_for_each_wait(f
     assert len(lines) == len(steps)
     assert lines[1] == (
         f"{first['at']}  waits until 2023-11-14T22:13:20.000Z ({former_tier}), deferred 300 times until {first['last']}"
-        ": the endpoint's origin failed too often, or asked for patience"
+        ": the endpoint's origin failed too often, or asked for a pause"
     )
 
 

@@ -45,7 +45,7 @@ def credentials(tmp_path: Path, server: ProxyServer) -> Path:
 
 @pytest.fixture
 def proxy(server: ProxyServer, credentials: Path, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The proxy of an operator's settings."""
+    """The proxy, with the settings that an operator would make."""
     monkeypatch.setenv("POSTBACK_EGRESS__PROXY", f"http://127.0.0.1:{server.port}")
     monkeypatch.setenv("POSTBACK_EGRESS__PROXY_CREDENTIALS", str(credentials))
     found = EgressSettings().fetch_proxy()

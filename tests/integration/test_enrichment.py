@@ -24,7 +24,7 @@ async def read(script: Script, **settings: object) -> Evidence:
 
 
 async def reason(script: Script, **settings: object) -> str:
-    """The reason for omitting this server's page; asserts that the note names of its URL only the origin."""
+    """The reason for omitting this server's page; asserts that the note names only the origin of its URL."""
     evidence = await read(script, **settings)
     assert evidence.sources == ()
     (note,) = evidence.notes

@@ -88,7 +88,7 @@ def batch_lines() -> Iterator[Bomb]:
 
 
 def images() -> Iterator[Bomb]:
-    """Bombs of valid and of wrong parts of a message, among them the images that one job may not have as many of."""
+    """Bombs of valid and of wrong parts of a message, among them more images than one job may have."""
     for item in (
         '{"type":"image_url","image_url":{"url":"https://a.example/"}}',
         '{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,/9j/"}}',

@@ -55,7 +55,7 @@ async def looking(engine: type[EchoEngine] = EchoEngine, **settings: Any) -> Asy
 
 
 async def refused(script: Script, **settings: Any) -> Result:
-    """The result of a job with an image of this server; its text names of the URL only the origin."""
+    """The result of a job with an image of this server; its text names only the origin of the URL."""
     async with speaking(script) as origin, looking(**settings) as worker:
         result = await worker.answer(f"{origin}/secret/cat.png?token=t0ken")
     assert result.error is not None

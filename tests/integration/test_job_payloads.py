@@ -68,7 +68,7 @@ def serving(**fields: Any) -> Script:
 
 
 async def refused(script: Script, **settings: Any) -> Result:
-    """The result of a job with a document of this server; its text names of the URL at most the origin."""
+    """The result of a job with a document of this server; its text names at most the origin of the URL."""
     async with speaking(script) as origin, loading(**settings) as worker:
         result = await worker.answer(f"{origin}/secret/q.json?token=t0ken")
     assert result.error is not None

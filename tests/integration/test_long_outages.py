@@ -197,7 +197,7 @@ async def test_waiting_events_come_within_a_third_of_the_outage_and_some_minutes
     assert not world.letters
 
 
-async def test_a_letter_does_not_record_its_waits_so_that_a_redrive_starts_anew(world: World, dead_origin: str) -> None:
+async def test_a_letter_does_not_record_its_waits_so_that_a_redrive_starts_over(world: World, dead_origin: str) -> None:
     for number in range(40):
         world.add(f"{dead_origin}/job/{number}")
     await world.run()

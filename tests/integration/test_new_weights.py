@@ -83,7 +83,7 @@ def engine_processes() -> list[int]:
     return [child.pid for child in children if child.cmdline()[:1] and "postback-" in child.cmdline()[0]]
 
 
-async def test_a_changed_folder_gives_a_running_engine_its_weights_and_a_broken_one_gives_it_back(
+async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_one_restarts_it_with_the_old(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load, is_paused = weights.load_weights, asyncio.Event()

@@ -139,7 +139,7 @@ def test_results_for_a_disabled_endpoint_stay_until_it_is_enabled(kept: Kept) ->
     assert found(kept, acme) == {"early", "late", "elsewhere"}
 
 
-def test_a_replayed_result_is_the_same_event_due_at_once_with_its_attempts_anew(kept: Kept) -> None:
+def test_a_replayed_result_is_the_same_event_due_at_once_with_all_attempts_again(kept: Kept) -> None:
     done = postback("replay", "--tenant", "globex", "--rate", "1000", "--yes", env=environment_of(kept.fleet))
 
     assert (done.returncode, done.stdout) == (0, "")

@@ -1,7 +1,7 @@
 """Pages that try to steer the model, through the whole handler, with an engine that obeys everything.
 
 The echo engine answers with its prompt, so it repeats a page's whole text, links included. No real model obeys more.
-The result must be harmless for its reader all the same.
+The result must still be harmless for its reader.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers that send more than was asked for lose the connection, and cost us neither memory nor time.
+"""A server that sends more than the client asked for loses the connection, and costs us neither memory nor time.
 
 These tests also fail if a new version of aiohttp does not use `OneAnswerEach`.
 """

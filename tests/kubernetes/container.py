@@ -35,7 +35,7 @@ class Probe:
         """True once the container has not answered for the time that the spec allows."""
 
     def look(self) -> None:
-        """Ask the container, if it is time."""
+        """Probe the container, if a probe is due."""
         now = _CLOCK.monotonic()
         if now < self._next:
             return

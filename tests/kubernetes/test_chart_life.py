@@ -1,4 +1,4 @@
-"""The chart's life on a real API server: install, upgrades, rollback and removal, with jobs in work."""
+"""The chart's life on a real API server: install, upgrades, rollback and removal, with running jobs."""
 
 from __future__ import annotations
 

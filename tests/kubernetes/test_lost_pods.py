@@ -1,4 +1,4 @@
-"""A pod is evicted and a node is lost on a real API server, with jobs in work."""
+"""A pod is evicted and a node is lost on a real API server, with running jobs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_the_jobs_of_a_lost_node_are_answered_once_and_its_pods_come_back_elsewh
         with jobs.keep_coming():
             eventually(lambda: len(jobs.ids) >= 8, WAIT_SECONDS, "no jobs come")
             lost.lose()
-            # The node controller notices by the lease, and evicts; nobody ends the pods on a machine that is gone.
+            # The node controller notices by the lease, and evicts; no kubelet is left to end the pods of a lost
+            # machine.
             eventually(
                 lambda: all("deletionTimestamp" in pod["metadata"] for pod in on_it()), WAIT_SECONDS, node.last_lines
             )

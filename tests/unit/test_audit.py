@@ -94,7 +94,7 @@ def test_refusals_are_lines_too(rig: Rig, file: Path) -> None:
     assert (unscoped["organization.id"], unscoped["event.outcome"]) == ("acme", "failure")
 
 
-def test_a_rotated_file_is_begun_anew(tmp_path: Path, file: Path) -> None:
+def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, file: Path) -> None:
     with gateway_rig(tmp_path) as made:
         audit = Audit(file, made.clock, "gateway")
         audit.record(EVENT)

@@ -150,7 +150,7 @@ async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ende
     assert (result.outcome, result.error) == ("succeeded", None)
 
 
-async def test_a_job_whose_cancellation_is_taken_back_while_its_sources_are_read_has_them_read_again(
+async def test_sources_are_read_again_if_a_cancellation_is_taken_back_while_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In an earlier version the result was a failure, `no_sources`."""

@@ -96,7 +96,7 @@ def test_another_process_sends_only_the_parts_that_are_missing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("change", ["other content", "other purpose", "other gateway", "an hour later"])
-def test_an_upload_that_does_not_fit_is_begun_anew(tmp_path: Path, change: str) -> None:
+def test_an_upload_that_does_not_fit_is_started_again(tmp_path: Path, change: str) -> None:
     source, state, clock, purpose = file_in(tmp_path), tmp_path / "state", HandClock(NOW), "batch"
     answers = [created(), part(1), created(2), part(4), part(5), part(6), DONE]
     with scripted(*answers) as (url, got):
@@ -116,7 +116,7 @@ def test_an_upload_that_does_not_fit_is_begun_anew(tmp_path: Path, change: str) 
     assert got[-1][0] == "/v1/uploads/upload_2/complete"
 
 
-def test_an_upload_that_has_ended_is_begun_anew_but_not_for_ever(tmp_path: Path) -> None:
+def test_an_upload_that_has_ended_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
     answers = [created(), part(1), ENDED, created(2), part(2), part(3), part(4), DONE]
     with scripted(*answers) as (url, got), HttpClient(url, "k", clock=HandClock(NOW)) as client:
         assert client.files.upload(file_in(tmp_path)).id == "file-1"

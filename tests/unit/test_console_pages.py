@@ -60,7 +60,7 @@ def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -
 def test_the_overview_of_a_new_tenant_is_empty(rig: Rig) -> None:
     page = signed_in(rig, "newcomer").page("/console")
     assert set(figures(page).values()) == {0}
-    assert "No batch is in work." in body_of(page)
+    assert "There are no unfinished batches." in body_of(page)
 
 
 def test_the_live_part_of_a_page_refreshes_itself_until_the_work_is_over(rig: Rig) -> None:

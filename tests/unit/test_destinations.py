@@ -121,7 +121,7 @@ async def test_an_origin_that_stops_answering_counts_as_a_stranger_with_all_of_i
         assert await desk.places(stack, ("acme", "https://another.example")) == 0
 
 
-async def test_large_records_of_hung_origins_have_half_of_the_bytes_and_leave_room_to_others() -> None:
+async def test_large_records_of_hung_origins_take_at_most_half_of_the_bytes() -> None:
     desk = Desk(destination_concurrency=10_000, window_bytes=256 * MIB)
     await desk.attempt(OK)
     with ExitStack() as stack:
@@ -167,7 +167,7 @@ def test_each_tenant_leaves_a_third_of_the_free_window_to_the_next(
                     place.outcome = outcome
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
-            # By induction over the tenants, from the last admitted one: before each tenant came, at most three times as
+            # By induction over the tenants, from the last admitted one. Before each tenant came, at most three times as
             # many places were free as afterwards, apart from one record at the border.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:

@@ -95,7 +95,7 @@ def test_days_are_counted_over_restarts_and_over_processes() -> None:
     assert fleet.disabled == [True, True]
 
 
-def test_one_success_in_another_process_starts_the_days_anew() -> None:
+def test_one_success_in_another_process_restarts_the_days() -> None:
     fleet = Fleet()
     fleet.fail_for(4 * DAY, every=30 * MINUTE)
     fleet.attempt(OK, process=1)
@@ -141,7 +141,7 @@ def test_an_endpoint_whose_name_leads_where_the_guard_refuses_fails_like_others(
     assert fleet.disabled == [True, True]
 
 
-def test_after_an_operator_enables_an_endpoint_the_days_start_anew() -> None:
+def test_after_an_operator_enables_an_endpoint_the_days_start_again() -> None:
     fleet = Fleet()
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.ENABLED, at=fleet.now_ms)

@@ -31,7 +31,7 @@ def length(page: Page) -> int:
     return len("".join(seen.split())) // 2 if page.language in WITHOUT_SPACES else len(seen.split())
 
 
-def test_there_are_many_pages_of_many_makes() -> None:
+def test_there_are_many_pages_of_many_kinds() -> None:
     assert len(PAGES) >= 64
     assert sum(len(page.questions) for page in PAGES) >= 100
     assert len({page.make for page in PAGES}) >= 40

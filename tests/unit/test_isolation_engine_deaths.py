@@ -140,7 +140,7 @@ def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
 
 @pytest.mark.parametrize("formed", ["first window", "after a crash"])
 def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
-    """The cohort waits for its commit or for running records, one of which may kill meanwhile."""
+    """The cohort waits for its commit or for running records; a running record may kill the engine meanwhile."""
     left_open = formed == "first window"
     isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
     isolation.opened(partition)
@@ -157,7 +157,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
     assert tried == {0, 1, 2, 10, 11}
 
 
-def test_suspicion_starts_anew_once_all_suspects_are_settled() -> None:
+def test_suspicion_starts_over_once_all_suspects_are_settled() -> None:
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, [0])
     assert dispatched(isolation) == [0]

@@ -119,7 +119,7 @@ def test_public_pages_are_shared_by_all_tenants_and_others_by_none() -> None:
     assert scope_of("one", ("a", "b")) == scope_of("one", ("b", "a"))
 
 
-def test_pages_read_before_a_denial_are_read_anew() -> None:
+def test_pages_read_before_a_denial_are_read_again() -> None:
     assert scope_of("one", (), ("a",)) == scope_of("two", (), ("a",)) != "public"
     lists = [((), ("a",)), ((), ("a", "b")), (("a",), ()), (("a",), ("b",)), (("a", "b"), ())]
     assert len({scope_of("one", allowed, denied) for allowed, denied in lists}) == len(lists)

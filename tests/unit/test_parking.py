@@ -216,7 +216,7 @@ def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
         drawn += got
         spent = {party: _cost_of(drawn, party, lines) for party in lines}
         waiting = [party for party in lines if _count_of(drawn, party, lines) < len(lines[party])]
-        # Start-time fair queueing: two parties that wait throughout differ by at most the dearest record.
+        # Start-time fair queueing: two parties that wait throughout differ by at most the costliest record.
         for party in waiting:
             assert all(spent[party] + dearest >= spent[other] for other in waiting)
     for sent in lines.values():

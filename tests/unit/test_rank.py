@@ -192,7 +192,7 @@ def test_candidates_are_the_likeliest_by_words_and_have_their_titles() -> None:
 
 
 @given(st.data())
-def test_whatever_a_model_says_no_document_has_its_fourth_place_before_one_as_long_has_its_first(
+def test_the_model_cannot_place_a_fourth_passage_before_the_first_one_of_an_equally_long_document(
     data: st.DataObject,
 ) -> None:
     texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]

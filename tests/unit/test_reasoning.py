@@ -1,4 +1,4 @@
-"""The reasoning of a model, parted from its answer by the marks of its family."""
+"""The reasoning of a model, separated from its answer by the marks of its family."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PIECES = st.lists(st.sampled_from([OPEN, CLOSE, "<thi", "nk>", "</", "</think", 
         ("", None, ""),
     ],
 )
-def test_the_reasoning_is_parted_from_the_answer(output: str, reasoning: str | None, text: str) -> None:
+def test_the_reasoning_is_separated_from_the_answer(output: str, reasoning: str | None, text: str) -> None:
     whole = parted(output, MARKS)
     assert (whole.reasoning, whole.text) == (reasoning, text)
 
@@ -84,7 +84,7 @@ def test_no_output_leaves_a_closing_mark_or_a_part_of_the_reasoning_in_the_answe
 
 
 @given(st.text(), st.text(), st.sampled_from([one.reasoning for one in families().values() if one.reasoning]))
-def test_each_family_s_marks_part_any_two_texts_without_marks(thought: str, said: str, marks: ReasoningMarks) -> None:
+def test_each_family_s_marks_separate_two_texts_without_marks(thought: str, said: str, marks: ReasoningMarks) -> None:
     for mark in (marks.opening, marks.closing):
         thought, said = thought.replace(mark[0], ""), said.replace(mark[0], "")
     whole = parted(f"{marks.opening}{thought}{marks.closing}{said}", marks)
@@ -105,7 +105,7 @@ def test_a_server_s_reasoning_is_taken_from_its_own_member(member: str) -> None:
     assert (completion.text, completion.reasoning, completion.reasoning_tokens) == ("b </think>", "a", 7)
 
 
-def test_the_reasoning_of_a_server_that_does_not_part_it_is_parted_by_the_family_s_marks() -> None:
+def test_if_the_server_does_not_separate_the_reasoning_the_family_s_marks_do() -> None:
     answer = server_answer({"content": "<think>a</think>b"})
     assert (completion_of(answer, MARKS).text, completion_of(answer, MARKS).reasoning) == ("b", "a")
     assert (completion_of(answer).text, completion_of(answer).reasoning) == ("<think>a</think>b", None)

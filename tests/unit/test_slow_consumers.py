@@ -98,7 +98,7 @@ class Consumer:
         (100, 20.0, 30),  # 3,200 at the slowest allowed; 56 writes in an earlier version
     ],
 )
-def test_a_slow_consumer_is_kept_busy_and_no_event_is_written_anew_every_few_seconds(
+def test_a_slow_consumer_is_kept_busy_and_no_event_is_rewritten_every_few_seconds(
     backlog: int, takes_seconds: float, writes_each: int
 ) -> None:
     consumer = Consumer(takes_seconds)

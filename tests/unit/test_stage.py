@@ -120,7 +120,7 @@ def test_an_end_behind_records_that_are_fetched_again_makes_nothing_of_them_done
     assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
 
 
-def test_a_partition_begins_anew_if_kafka_has_undone_confirmed_progress() -> None:
+def test_a_partition_starts_over_if_kafka_has_undone_confirmed_progress() -> None:
     intake, settler = Intake(), Settler()
     stage, _, partition = stage_with(intake, HandClock(), settler=settler)
     stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])

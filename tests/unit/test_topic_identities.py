@@ -185,7 +185,7 @@ async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch:
         return answer
 
     monkeypatch.setattr(topic_watch, "known_ids", known_ids)
-    with pytest.raises(TopicMadeAnew, match="the topic results was deleted and made anew"):
+    with pytest.raises(TopicMadeAnew, match="the topic results was deleted and created again"):
         await asyncio.wait_for(watch.ended(), 30)
     gone = ["the topic results does not exist any more; `postback topics create` makes it"]
     assert (seen, watch.alive) == ([[], [], [], gone], True)

@@ -110,9 +110,7 @@ def test_a_full_lot_of_several_parties_overflows_in_the_first_place_and_stops_fe
         assert window.tight is later
 
 
-def test_as_many_parties_as_there_are_places_fill_the_window_and_are_taken_on_again_when_half_of_them_are_served() -> (
-    None
-):
+def test_a_window_filled_by_one_record_each_of_many_parties_admits_more_once_half_are_served() -> None:
     window = Window(Limits(records=LEAST_PARKED), later_share=0.1)
     for offset in range(LEAST_PARKED + 1):  # each party has one record, so there is no surplus
         window.park(HOLDER, Record("requests", 0, offset, b""), b"party-%d" % offset)
@@ -263,7 +261,7 @@ def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_reco
     assert changes(window, tier) == ([], [tier])
 
 
-def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_from_on_and_on() -> None:
+def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_continuously() -> None:
     """Otherwise all waiting records of the tier are fetched again each time that one is due."""
     window = Window(Limits())
     soon = put_off(window, 0, AHEAD_RECORDS, soon=True)
@@ -365,7 +363,7 @@ def test_a_partition_that_is_to_be_sought_is_paused_first_and_sought_when_it_res
     assert changes(window, back) == ([], [back])
 
 
-def test_a_new_partition_that_could_not_be_opened_is_sought_too() -> None:
+def test_the_intake_also_seeks_in_a_new_partition_that_could_not_be_opened() -> None:
     window, new = Window(Limits()), partition(phase=Phase.ASSIGNED)
     new.rewind_to = 0
     assert changes(window, new) == ([new], [])

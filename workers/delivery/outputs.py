@@ -179,7 +179,7 @@ def deferred(
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:
-    """Return the record's dead letter. A redrive starts the attempts anew, with the same `webhook-id`."""
+    """Return the record's dead letter. A redrive starts the attempts again, with the same `webhook-id`."""
     carried = _without(record, _WAITING)
     return letters.dead_letter(topics.dead_letters, record, reason, detail, attempts, carried)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _ROUND_SECONDS = 5.0
 """Length of a counting round. Turned-away records return after the smallest tier, and are then counted again."""
 _APART_SECONDS = 3 * _ROUND_SECONDS
-"""Seconds without a turned-away record after which the estimate begins anew."""
+"""Seconds without a turned-away record after which the estimate starts over."""
 _MEMORY_SECONDS = 60.0
 """Seconds after which the attempts counted so far are halved; longer than one attempt may take."""
 

@@ -34,7 +34,8 @@ _LATE_SECONDS = 300.0
 CLOCKS_DIFFER_MS = 60_000
 """Largest difference between the clocks of one fleet."""
 _FIRST_FEW = 3
-"""The first deferrals of a record for a busy destination that use the smallest tier, however long the queue is."""
+"""The number of a record's first deferrals, at a busy destination, that use the smallest tier however long the queue
+is."""
 _LONGEST_BUSY_SECONDS = 300.0
 """Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
@@ -148,7 +149,7 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 
     `waits` are the schedule's waits, shortest first. Records in the smallest tier keep the destination busy until
     records return from longer tiers. A record uses a longer tier only if its turn comes after the tier's end, so that
-    the record does not miss its turn. With longer tiers, a long queue need not be written anew every few seconds. The
+    the record does not miss its turn. With longer tiers, a long queue need not be rewritten every few seconds. The
     first few deferrals use the smallest tier, since the estimate is poor at first. Tiers between the waits are not
     used: the estimate counts records as they return (`queue_estimate.py`), and would miss records in other tiers.
     """
@@ -160,7 +161,7 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
     """Return the tier for a record whose origin gets no attempts: the longer the wait so far, the longer the tier.
 
-    Each round writes the record anew. With a round for each probe, a long outage would write each record a thousand
+    Each round rewrites the record. With a round for each probe, a long outage would write each record a thousand
     times. With growing tiers a record is written some forty times, or seventy times if the record arrives when the
     outage begins. The callback is late by at most a third of the outage. After a short outage the callback is late by
     at most `left_alone_seconds`, and by at most five minutes.

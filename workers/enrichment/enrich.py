@@ -212,8 +212,8 @@ class Enricher:
     ) -> tuple[_ReadSources, list[str]]:
         """Read the job's own sources and its searches' results; add a note for a search that brought no results.
 
-        All sources are read concurrently: a search that hangs must not take time from the job's other sources. The own
-        sources come first in the result, then the results of the first search.
+        All sources are read concurrently: a search that hangs must not take time from the job's other sources. The
+        job's own sources come first in the result, then the results of the first search.
         """
         known = _Known(_named_by(sources))
         own = self._read(known.own, asker, reading)

@@ -47,7 +47,7 @@ class EnrichmentSettings(BaseSettings):
     image_seconds: float = Field(default=30.0, gt=0, le=600)
     """Time for all images of one job, with the further tries of servers that fail."""
     image_jobs: int = Field(default=64, ge=1, le=8192)
-    """Jobs with fetched images in work at once. Further jobs with image URLs wait.
+    """Jobs with fetched images in memory at once. Further jobs with image URLs wait.
 
     One tenant has at most three quarters of these places, and its jobs that fetch from one server have half.
 

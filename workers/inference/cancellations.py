@@ -28,7 +28,7 @@ class Cancellations:
         self._since: dict[JobKey, int] = {}
         """The time of each cancellation in Unix milliseconds, in the order of arrival. No time is in the future."""
         self._latest: int | None = None
-        """The time of the last record that had no time in the future."""
+        """The time of the last record, not counting records with a time in the future."""
         self._running: dict[JobKey, list[Callable[[], object]]] = {}
 
     def __len__(self) -> int:

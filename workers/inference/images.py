@@ -48,8 +48,8 @@ class Images:
     async def seen(self, received: ReceivedJob) -> AsyncIterator[SeenJob]:
         """Yield the job with each image as a data URL; the images' place in memory is held until the block ends.
 
-        Raises InvalidJob if the model takes no images, or if the job is at fault for one that cannot be read. Raises
-        NoImage if a server is, and if the job is cancelled or expires meanwhile.
+        Raises InvalidJob if the model takes no images, or if an image cannot be read and the job is at fault. Raises
+        NoImage if a server is at fault, and if the job is cancelled or expires meanwhile.
         """
         images = received.job.images
         is_refused = not self._engine.takes_images(received.job.model_id)
@@ -91,7 +91,7 @@ def _with_images(received: ReceivedJob, found: Mapping[str, str]) -> ReceivedJob
 
 
 def _message(message: Message, found: Mapping[str, str]) -> Message:
-    """Return the message with the data URLs in the place of the URLs."""
+    """Return the message with the data URLs instead of the URLs."""
     if not message.images:
         return message
     parts = [_part(part, found) if isinstance(part, ImagePart) else part for part in message.parts]

@@ -57,8 +57,8 @@ class WorkerSettings(BaseSettings):
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
     """Jobs whose sources are read at once, ahead of the engine. One tenant has at most three quarters of these places.
 
-    Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are in
-    work. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
+    Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are under
+    way. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
     """The bulk lane's least share of the freed places while both lanes have jobs.
@@ -72,7 +72,7 @@ class WorkerSettings(BaseSettings):
     Other tenants have weight 1.
     """
     drain_seconds: float = Field(default=30.0, gt=0, le=600)
-    """Seconds in which jobs in work may finish when the worker stops or loses a partition.
+    """Seconds in which running jobs may finish when the worker stops or loses a partition.
 
     Keep this below the grace period of the worker's pod.
     """
@@ -93,7 +93,7 @@ class WorkerSettings(BaseSettings):
     unserved_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
 
-    A new worker or a changed registry may be late by this time. At most 64 jobs wait; further jobs are rejected at
+    So a new worker or a changed registry may come this much later. At most 64 jobs wait; further jobs are rejected at
     once.
     """
     registry: Path | None = None

@@ -32,9 +32,9 @@ START_SECONDS = 60.0
 The open transaction of a killed process delays reading for some seconds. The whole reading has no time limit, since the
 topic may have any length."""
 SILENT_SECONDS = 20.0
-"""The age of the facts from which the process is not ready.
+"""The process is not ready once its facts are this old.
 
-A killed process's open transaction delays facts for less time.
+The open transaction of a killed process delays records for less time than this.
 """
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
@@ -228,7 +228,7 @@ class CompactedTopic(SideTask):
                 "group.id": "follower",  # the client requires a name, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
-                "auto.offset.reset": "earliest",  # a topic that was made anew is read from its first record
+                "auto.offset.reset": "earliest",  # a topic that was created again is read from its first record
                 "enable.partition.eof": True,
             }
         )

@@ -50,7 +50,7 @@ class TopicUnanswered(KafkaException):
 async def topic_ids(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
     """Return the UUID of each topic. Raises ProcessError.
 
-    A topic that is made anew under an old name has another UUID. A broker may not know a new topic at once, so the
+    A topic that is created again under an old name has another UUID. A broker may not know a new topic at once, so the
     query for a missing topic is repeated for about two seconds.
     """
     client = _asking(kafka)

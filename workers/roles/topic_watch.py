@@ -1,4 +1,4 @@
-"""Watches the UUIDs of a process's topics: a topic that is deleted and made anew has another UUID."""
+"""Watches the UUIDs of a process's topics: a topic that is deleted and created again has another UUID."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TopicWatch(SideTask):
             require_same(self._ids, found)
         except TopicMadeAnew as anew:
             log.error(
-                f"Topic {anew.topic} was deleted and made again; draining and ending.",
+                f"Topic {anew.topic} was deleted and created again; draining and ending.",
                 action="topic-replaced",
                 topic=anew.topic,
             )

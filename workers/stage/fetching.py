@@ -16,7 +16,7 @@ STALL_SECONDS = 10.0
 """The longest silence of a partition that has records. The stage then seeks the partition again."""
 
 SILENCE_SECONDS = 0.25
-"""The silence after which a partition's next record may be of a new topic: deleting a topic and making it anew takes
+"""The silence after which a partition's next record may be of a new topic: deleting a topic and creating it again takes
 longer. Asking takes some milliseconds, and only a record of a nearly idle partition waits for the answer."""
 
 log = get_logger()

@@ -122,7 +122,7 @@ class Held:
     def _open(self, partition: Partition, progress: Progress | None, mark: bytes | None) -> None:
         if progress is not None and progress.is_of_another_topic(mark):
             log.error(
-                "A topic was deleted and made anew; ignoring the old topic's progress, and beginning at offset 0.",
+                "A topic was deleted and created again; ignoring the old topic's progress, and beginning at offset 0.",
                 action="topic-made-anew",
                 topic=partition.topic,
                 partition=partition.number,
@@ -150,5 +150,5 @@ class Held:
         try:
             return {**self._identities.marks(topics, OPEN_SECONDS)}
         except KafkaException as error:
-            self._watch.trouble("the identity of a topic cannot be asked for", error)
+            self._watch.trouble("Kafka does not give the identity of a topic", error)
             return None

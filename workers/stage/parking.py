@@ -31,7 +31,7 @@ STILL_SECONDS = 10.0
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon.
 
-If the lot kept only one record, the stage would seek and fetch the partition anew for each due record."""
+If the lot kept only one record, the stage would seek and fetch the partition again for each due record."""
 PUT_OFF_SHARE = 4
 """Put-off records may take PUT_OFF_SHARE times the lot's capacity in units, and 1/PUT_OFF_SHARE of the lot's bytes."""
 
@@ -55,7 +55,7 @@ class Lot:
         self._former: dict[Party, float] = {}
         """`served` of each party without a parked record, if this value is above `_reached`."""
         self._reached = 0.0
-        """The virtual time of fair queueing: `served` of the party drawn last, before its last record."""
+        """The virtual time of fair queueing: `served` of the party drawn last, as it was before that draw."""
         self._tight_since: float | None = None
         self.slow = False
         """True if the lot is full, and gave out records, but fewer than its capacity in the last SLOW_SECONDS."""

@@ -80,7 +80,8 @@ class Partition:
         self.position = 0
         """The last delivered offset; 0 after a seek.
 
-        Without a seek, the client delivers a lower offset only if the partition's log was cut or made anew."""
+        Without a seek, the client delivers a lower offset only if the partition's log was truncated or created
+        again."""
 
         # Written by `Load`.
         self.running = 0

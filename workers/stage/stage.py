@@ -156,7 +156,7 @@ class Stage:
             opened = self.held.open({partition for partition, _ in (*found, *found_ends)})
         except TopicMadeAnew as anew:
             log.error(
-                "A topic was deleted and made anew; draining, then ending this process.",
+                "A topic was deleted and created again; draining, then ending this process.",
                 action="topic-replaced",
                 topic=anew.topic,
             )

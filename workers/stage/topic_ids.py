@@ -1,4 +1,4 @@
-"""Topics by their UUIDs: a topic that is deleted and made anew under the same name is another topic."""
+"""Topics by their UUIDs: a topic that is deleted and created again under the same name is another topic."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from workers.stage.progress import topic_mark
 
 
 class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
-    """A topic was deleted and made anew, but the process still holds progress and identities of the old topic."""
+    """A topic was deleted and created again, but the process still holds progress and identities of the old topic."""
 
     def __init__(self, topic: str) -> None:
         super().__init__(
-            f"the topic {topic} was deleted and made anew while this process ran; the process ends, and a new process "
-            "begins with the new topic. If no supervisor restarts the process, start it again"
+            f"the topic {topic} was deleted and created again while this process ran; the process ends, and a new "
+            "process begins with the new topic. If no supervisor restarts the process, start it again"
         )
         self.topic = topic
 
@@ -39,7 +39,8 @@ class Identities:
     def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
         """Return the marks of these topics, as made by `progress.topic_mark`.
 
-        Raises TopicMadeAnew, and KafkaException. A missing topic raises KafkaException, since it may be made anew soon.
+        Raises TopicMadeAnew, and KafkaException. A missing topic raises KafkaException, since it may be created again
+        soon.
         """
         asked = list(topics)
         found = self._ask(asked, seconds)

@@ -38,7 +38,8 @@ class OidcSettings(BaseModel):
     scope_prefix: str = Field(default="postback:", max_length=64)
     """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Others are passed over."""
     leeway_seconds: int = Field(default=30, ge=0, le=300)
-    """The difference between the issuer's clock and this one that `exp` and `nbf` allow."""
+    """Largest difference between the issuer's clock and this machine's clock that the checks of `exp` and `nbf`
+    allow."""
     keys_seconds: float = Field(default=600.0, ge=1, le=86_400)
     """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for this time at most."""
     cooldown_seconds: float = Field(default=30.0, ge=1, le=3600)

@@ -111,7 +111,7 @@ class AdminRoutes:
         return _json(_tenant(name, found))
 
     async def put_tenant(self, request: Request) -> Response:
-        """Write a tenant's settings, in the place of earlier ones."""
+        """Write a tenant's settings, which replace earlier ones."""
         door = self._door
         await door.principal(request, Scope.ADMIN)
         name = _named(request)

@@ -9,7 +9,7 @@ metadata:
   {{- include "postback.metadata" (merge (dict "name" $name) .) | nindent 2 }}
 spec:
   clusterIP: None
-  # Also what is not ready has metrics, and they say why.
+  # Pods that are not ready also have metrics, which show the reason.
   publishNotReadyAddresses: true
   selector:
     {{- include "postback.selectorLabels" . | nindent 4 }}
@@ -50,7 +50,7 @@ metadata:
   {{- include "postback.metadata" (merge (dict "name" $name) .) | nindent 2 }}
 spec:
   maxUnavailable: {{ .role.podDisruptionBudget.maxUnavailable }}
-  # A pod that is not ready may go: it would otherwise hold up the drain of its node.
+  # A pod that is not ready may be evicted: it would otherwise block the drain of its node.
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:
@@ -59,7 +59,7 @@ spec:
 
 {{- define "postback.rolePod" -}}
 serviceAccountName: {{ include "postback.serviceAccountName" .root }}
-# drain + margin: SIGKILL in the middle of a drain would cost nothing that was promised, but a repeat of the work.
+# drain + margin: SIGKILL during a drain breaks no promise, but the work has to be repeated.
 terminationGracePeriodSeconds: {{ add .role.drainSeconds .role.marginSeconds }}
 {{ include "postback.pod" . }}
 {{- with .initContainers }}

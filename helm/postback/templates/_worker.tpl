@@ -48,7 +48,7 @@
 {{- define "postback.worker.env" -}}
 - name: POSTBACK_WORKER__DRAIN_SECONDS
   value: {{ .role.drainSeconds | quote }}
-# A worker calls nobody back, but it rejects a job whose callback could never be made.
+# A worker makes no callbacks, but rejects a job whose callback could never be made.
 {{ include "postback.egressEnv" .root }}
 - name: POSTBACK_EGRESS__ALLOW_FETCH
   value: {{ join "," .root.Values.egress.allowFetch | quote }}

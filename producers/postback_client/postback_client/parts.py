@@ -34,7 +34,7 @@ _MOST_STATE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class UploadState:
-    """An upload in work, as it is kept in a file."""
+    """An unfinished upload, as kept in a file."""
 
     gateway: str
     upload_id: str
@@ -42,7 +42,7 @@ class UploadState:
     """Unix seconds."""
     bytes: int
     modified_ns: int
-    """The file's time of modification: a file that was changed is uploaded anew."""
+    """The file's time of modification: a file that was changed is uploaded from its start."""
     purpose: str
     part_bytes: int
     part_ids: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class PartedUpload:
     def run(self) -> StoredFile:
         """Upload the parts that are missing, and join them. Raises PostbackError and OSError.
 
-        An upload that has expired, or that the gateway does not know, is begun anew.
+        An upload that has expired, or that the gateway does not know, is started again.
         """
         state, starts = self._earlier(), 0
         while True:

@@ -17,7 +17,8 @@ EVENTS = "/v1/events"
 SILENCE_SECONDS = 45.0
 """Three of the gateway's heartbeats. A connection that is silent for longer is given up, and opened again."""
 _LIMITED_SILENCE_SECONDS = 2.0
-"""Under a time limit, a connection that is silent for this long is opened again: the limit is kept to these seconds."""
+"""Under a time limit, a connection that is silent for this long is opened again, so that the limit holds to within this
+time."""
 _PIECE_BYTES = 64 * 1024
 _AGAIN_SECONDS = 0.25
 

@@ -219,7 +219,7 @@ def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
     with signed_in(chromium, tls_gateway, Work(tls_gateway.key("stranger"))) as page:
         fleet.put([b"{}"], [("tenant", TENANT.encode())])
         for number, key in enumerate((work.key, tls_gateway.key("ops", scopes="admin")), 1):
-            # The worker rejects the job anew after each redrive.
+            # The worker rejects the job again after each redrive.
             eventually(lambda letters=number: rejected() == letters, SECONDS, fleet.last_lines)  # type: ignore[misc]
             page.goto("/console/letters")
             expect(page.locator("main")).to_contain_text("No job and no callback was given up")

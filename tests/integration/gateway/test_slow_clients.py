@@ -209,7 +209,7 @@ def test_a_defect_gets_500_with_an_id_that_the_log_has_and_no_prompt(
     assert "secret" not in caplog.text
 
 
-def test_at_the_stop_requests_in_work_are_answered_and_streams_end() -> None:
+def test_at_the_stop_running_requests_are_answered_and_streams_end() -> None:
     with serving() as served:
         with served.connect() as idle, served.connect() as waiting, served.connect() as events:
             waiting.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")

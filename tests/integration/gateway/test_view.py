@@ -173,7 +173,7 @@ def test_three_views_at_once_write_each_result_once(store_url: str, fleet: Kafka
     assert sorted(each.number for each in told) == list(range(1, 601))
 
 
-def test_new_partitions_and_a_topic_made_anew_are_read(store: Store, fleet: KafkaSettings) -> None:
+def test_new_partitions_and_a_recreated_topic_are_read(store: Store, fleet: KafkaSettings) -> None:
     topic, admin = fleet.topics.results, AdminClient(fleet.client_config())
     with running_parts(view_of(store, fleet)):
         produce(fleet, topic, [result(f"old{number}") for number in range(8)])

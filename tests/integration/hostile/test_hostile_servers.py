@@ -2,7 +2,7 @@
 
 One enricher reads the pages of all servers. Beside each hostile page, the enricher must read an ordinary page for
 another job as usual. The hostile read ends within its budget and in bounded memory. The note about the page gives the
-result's reader a reason, and of the URL only the origin.
+result's reader a reason, and only the origin of the URL.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ async def test_a_next_page_on_another_server_gets_no_secret(tmp_path: Path) -> N
         assert other.asked == []
 
 
-async def test_a_body_is_posted_with_values_in_the_place_of_whole_strings(tmp_path: Path) -> None:
+async def test_a_body_is_posted_with_values_instead_of_whole_placeholder_strings(tmp_path: Path) -> None:
     body = 'method = "POST"\nbody = { query = { match = "{query}" }, size = "{limit}", text = "{ x }" }'
     async with answering(CREATININE) as service, plain(tmp_path, service.url, body) as labs:
         await labs.found({**PLAIN_SEARCH, "query": 'a "b" {limit}', "limit": 7})

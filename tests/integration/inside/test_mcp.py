@@ -93,7 +93,7 @@ async def test_an_answer_that_is_no_mcp_ends_the_search_with_a_reason(tmp_path: 
         assert await notes.failure(SEARCH) == "the MCP server's answer broke off or is not MCP"
 
 
-async def test_an_answer_without_end_is_left_where_it_gets_too_large(tmp_path: Path) -> None:
+async def test_an_endless_answer_is_given_up_once_it_is_too_large(tmp_path: Path) -> None:
     sent = 0
 
     async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -160,7 +160,7 @@ async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_ar
     ("how", "outage"), [(answers(500, problem("CUDA error")), 500), (answers(429, problem("slow down")), None)]
 )
 @pytest.mark.usefixtures("short_pauses")
-async def test_no_job_is_given_up_while_no_job_is_answered_or_the_server_asks_for_patience(
+async def test_no_job_is_given_up_while_no_job_is_answered_or_the_server_asks_for_a_pause(
     how: Respond, outage: int | None
 ) -> None:
     server = Server(answers(outage, problem("CUDA error")) if outage else failing_at_one(how))

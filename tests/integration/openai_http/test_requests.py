@@ -150,7 +150,7 @@ async def test_retry_after_may_be_seconds_or_a_date(after: str) -> None:
 
 
 @pytest.mark.parametrize("after", ["86400", "Wed, 21 Oct 2095 07:28:00 GMT"])
-async def test_a_wait_beyond_the_deadline_is_not_waited_for(after: str) -> None:
+async def test_a_job_fails_at_once_if_the_server_asks_for_a_wait_beyond_its_deadline(after: str) -> None:
     server = Server(answers(429, problem("later"), Retry_After=after), says("yes"))
     async with engine_at(server) as engine:
         with pytest.raises(EngineUnavailable, match="429"):

@@ -103,7 +103,7 @@ def overwrite(redis: RedisServer, prefix: str, value: bytes) -> None:
             client.set(key, value)
 
 
-async def test_a_file_that_is_damaged_is_begun_anew(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_replaced_by_an_empty_one(tmp_path: Path) -> None:
     path = tmp_path / "pages.sqlite"
     path.write_bytes(b"this is no database" * 1000)
     async with serving() as origin, working(disk_path=path, memory_bytes=0, pause_seconds=0.01) as worker:

@@ -80,7 +80,7 @@ async def test_a_redirect_is_not_followed_since_a_key_would_travel_on() -> None:
         assert other.asked == []
 
 
-async def test_an_answer_without_end_is_left_where_it_gets_too_large() -> None:
+async def test_an_endless_answer_is_given_up_once_it_is_too_large() -> None:
     assert "too large" in await failure("searxng", Reply(b" " * (9 * 1024 * 1024)))
 
 

@@ -1,4 +1,4 @@
-// In the place of KEDA's sender to Azure's event grid, whose library would take a part of the build.
+// Replaces KEDA's sender to Azure's event grid, whose library would take a part of the build.
 package eventemitter
 
 import "errors"

@@ -1,4 +1,4 @@
-// In the place of KEDA's readers of clouds' secrets, whose libraries would take most of the build.
+// Replaces KEDA's readers of clouds' secrets, whose libraries would take most of the build.
 package resolver
 
 import "errors"

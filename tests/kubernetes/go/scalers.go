@@ -1,4 +1,4 @@
-// In the place of KEDA's other triggers, whose libraries would take most of the build.
+// Replaces KEDA's other triggers, whose libraries would take most of the build.
 package scalers
 
 const externalMetricType = "External"

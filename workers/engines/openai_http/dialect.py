@@ -143,7 +143,7 @@ class Dialect:
             name == "priority"
             or (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # other codes refuse the job's value
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # else: the job's own fault
         )
         if is_ours and name not in self._refused:
             log.warning(

@@ -2,11 +2,11 @@
 
 The KV cache may hold fewer requests than `max_num_seqs`, and the tokens of one step may start fewer. How many depends
 on the requests, so the number is learnt from the scheduler's own counts. While requests wait in a rank, its places are
-the requests that ran in its last steps. If more run and none waits, the places are as many: the few jobs that the pace
-keeps waiting try for more.
+the requests that ran in its last steps. If more requests run while none waits, the places rise to that number; the few
+jobs that the pace keeps waiting test for more.
 
-vLLM counts after a step, without the requests that the step ended. The answers that arrive until the next count are
-those requests. If a batch ends at once, they are all of it.
+vLLM counts after a step, without the requests that the step ended. These requests arrive as answers before the next
+count; if a whole batch ends at once, the count has none of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 STEPS: Final = 32
-"""A rank has as many places as requests ran at most in this many of the last steps that left requests waiting."""
+"""A rank's places are the most requests that ran in any of this many last steps that left requests waiting."""
 
 
 class Places:
@@ -31,7 +31,7 @@ class Places:
         self._answered = 0
 
     def loaded(self, limit: int, ranks: Sequence[int]) -> None:
-        """Begin anew with a loaded engine: each rank has `limit` places as long as no request waits."""
+        """Start over with a loaded engine: each rank has `limit` places as long as no request waits."""
         self._ranks = {rank: _Rank(limit) for rank in ranks}
         self._last = None
         self.number = limit * len(ranks)

@@ -89,7 +89,7 @@ class Cache:
         for level in self._shared:
             await level.close()
 
-    # -- reading anew --------------------------------------------------------------------------------------------
+    # -- reading again -------------------------------------------------------------------------------------------
 
     async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
         """Read the page again and cache it; on failure, cache and return the older copy or an entry with the reason."""

@@ -147,7 +147,7 @@ class Fetcher:
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
         A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead. With
         `counted`, no limit of the settings holds: it gets the bytes of each piece, and raises Unreadable to end the
-        fetch. `accept` takes the place of the header that asks for pages.
+        fetch. `accept` replaces the header that asks for pages.
         A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):

@@ -53,7 +53,7 @@ class PayloadSettings(BaseSettings):
     seconds: float = Field(default=30.0, gt=0, le=600)
     """Time for a payload, with the further tries of a server that fails."""
     jobs: int = Field(default=32, ge=1, le=8192)
-    """Jobs with payloads in work at once. Further jobs with a `payload_url` wait.
+    """Jobs with payloads in memory at once. Further jobs with a `payload_url` wait.
 
     A payload takes one to four times its bytes as text (PEP 393), and the engine's request may copy it.
     """

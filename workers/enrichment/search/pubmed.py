@@ -86,7 +86,7 @@ class Pubmed:
         return [number for number in result.idlist if number.isdecimal()][: query.limit]
 
     async def _articles(self, numbers: list[str]) -> dict[str, Found]:
-        """Return these articles by number, and perhaps other searches' articles. Raises Unreadable.
+        """Return these articles by number; the result may also have other searches' articles. Raises Unreadable.
 
         Waiting searches share one request, since NCBI limits requests, not articles.
         """
