@@ -126,7 +126,7 @@ def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
         return None, position
     end = position + length
     if end > len(buffer):
-        raise ValueError("a field ends behind the batch")
+        raise ValueError("a field ends past the end of the batch")
     return bytes(buffer[position:end]), end
 
 

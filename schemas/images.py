@@ -1,7 +1,7 @@
 """Images in chat messages: their URLs in OpenAI's shape, their formats, and their media types.
 
 Sources: OpenAI API reference, "Create chat completion", `messages[].content[].image_url`; RFC 2397 for data URLs.
-A format is told by the first bytes of a file: PNG (RFC 2083, section 3.1), JPEG (T.81, B.1.1.3), GIF89a and WebP.
+A format is recognised by a file's first bytes: PNG (RFC 2083, section 3.1), JPEG (T.81, B.1.1.3), GIF89a and WebP.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Sight:
 
 
 Wish = Callable[[Sight], int]
-"""A way of scaling: the number of workers that it wants."""
+"""Returns the number of workers that a way of scaling wants."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ class Line(NamedTuple):
     start: int
     """The offset of the line's first byte."""
     end: int
-    """The offset behind the line's break, or the file's end."""
+    """The offset after the line's break, or the file's end."""
     content: bytes | None
     """The line without white space at its ends; None for a line longer than a job may be."""
 

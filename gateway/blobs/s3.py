@@ -121,7 +121,7 @@ class S3Writer:
 
 
 class _Beyond(Exception):  # noqa: N818 - it names what happened
-    """A range begins at or behind the blob's end."""
+    """A range begins at or past the blob's end."""
 
 
 @contextmanager

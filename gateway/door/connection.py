@@ -259,7 +259,7 @@ class DoorConnection(HttpToolsProtocol):
         self._finish()
 
     def _end_after_response(self) -> None:
-        """Ignore an `Upgrade`: answer the request, and discard all input behind it (RFC 9110, section 7.8)."""
+        """Ignore an `Upgrade`: answer the request, and discard all input after it (RFC 9110, section 7.8)."""
         self._deaf = True
         if self.cycle is not None:
             self.cycle.keep_alive = False

@@ -131,7 +131,7 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
 def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
     """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
     with Scanner(kafka, clock) as scanner:
-        # By its place and not by its id: the job of another letter may have the same id.
+        # The letter is found by its place, since the job of another letter may have the same id.
         letters = DeadLetters(kafka, scanner, clock, place=place)
         with PutBack(kafka, REDRIVE, clock=clock) as back:
             return letters.redrive(LetterFilter(tenant=tenant), back, _PER_SECOND, lambda _: None).count > 0

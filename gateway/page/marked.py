@@ -13,7 +13,7 @@ _WEAKEST_FIRST = tuple(reversed(Support))
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A citation's source, shown behind the cited place."""
+    """A citation's source, shown after the cited place."""
 
     number: int | None
     """The source's place in the list of sources, from 1; None if the source is not in the list."""

@@ -52,7 +52,7 @@ def find(connection: Connection, tenant: str, identifier: str) -> EndpointRow | 
 
 
 def page(connection: Connection, tenant: str, limit: int, after: str | None) -> tuple[Sequence[EndpointRow], bool]:
-    """Return endpoints behind the id `after`, newest first, and True if there are more."""
+    """Return endpoints after the id `after`, newest first, and True if there are more."""
     conditions = [table.c.tenant == tenant, *([] if after is None else [table.c.id < after])]
     found = select(table).where(*conditions).order_by(table.c.id.desc()).limit(limit + 1)
     rows = connection.execute(found).all()

@@ -62,7 +62,7 @@ class Facts:
             for (name, partition), (start, stop) in visible.items():
                 if name == topic:
                     position = max(start, self._positions.get((topic, partition), 0))
-                    # A position behind the end belongs to a deleted topic of the same name.
+                    # A position past the end belongs to a deleted topic of the same name.
                     ranges.append(Range(topic, partition, position if position <= stop else start, stop))
             unread = [each for each in ranges if each.start < each.stop]
             for record in scanner.read(unread):

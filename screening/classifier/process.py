@@ -26,9 +26,7 @@ log = get_logger()
 START_SECONDS: Final = 300.0
 """Timeout of loading a model."""
 GRACE_SECONDS: Final = 5.0
-"""Seconds beyond a rule's own after which a process counts as hung. The process itself stops after the rule's
-seconds.
-"""
+"""A process counts as hung this many seconds after a rule's time is up. The process itself stops when it is up."""
 PAUSE_SECONDS: Final = 10.0
 """Seconds after a failed start in which jobs get no answer and the start is not tried again."""
 _MOST_ANSWER_BYTES: Final = 16 * 1024 * 1024

@@ -157,7 +157,7 @@ def test_a_signal_to_the_worker_s_process_group_does_not_end_the_guardian(guardi
     assert engine.wait(10) == -signal.SIGKILL
 
 
-def test_the_guardian_is_small_and_holds_nothing_of_the_worker_s_open(guardian: Guardian) -> None:
+def test_the_guardian_is_small_and_keeps_no_file_of_the_worker_open(guardian: Guardian) -> None:
     assert guardian.pid is not None
     process = psutil.Process(guardian.pid)
     until(lambda: _ignores_termination(process), "the guardian is up")

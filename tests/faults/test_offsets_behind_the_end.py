@@ -16,7 +16,7 @@ def topic_config() -> dict[str, str]:
     return {"compression.type": "producer"}
 
 
-def test_no_other_record_is_lost_and_nothing_behind_the_end_is_committed(
+def test_no_other_record_is_lost_and_nothing_past_the_end_is_committed(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
     def submit(first: int) -> None:

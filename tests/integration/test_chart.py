@@ -182,7 +182,7 @@ def test_both_roles_deny_what_the_operator_denies(role: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("values", "role"), [(AUTHORITIES, "delivery"), (ON_GPUS, "worker")])
-def test_an_operators_mounts_are_in_that_roles_pod_alone_beside_the_charts_own(values: Manifest, role: str) -> None:
+def test_an_operators_mounts_are_beside_the_charts_and_only_in_that_roles_pod(values: Manifest, role: str) -> None:
     ours, manifests = values[role], render(values)
     plain = render({**values, role: {k: v for k, v in ours.items() if not k.startswith("extraVolume")}})
 
@@ -339,7 +339,7 @@ def test_every_process_and_the_topics_job_get_the_waits_between_attempts(
         {"extraEnvFrom": [{"configMapRef": {"name": "engine"}}]},
     ],
 )
-def test_an_engine_gets_the_model_that_it_needs_in_any_of_the_ways(told: Manifest) -> None:
+def test_each_way_of_naming_an_engines_model_is_accepted(told: Manifest) -> None:
     assert render({"worker": {"engine": "openai", **told}})
 
 

@@ -59,7 +59,7 @@ def _is_in(block: dict[str, Any], address: IPv4Address | IPv6Address) -> bool:
 
 
 @every_value_set
-def test_each_exception_lies_in_its_block_which_the_api_server_asks_for(values: Manifest) -> None:
+def test_each_exception_lies_within_its_block_as_the_api_server_requires(values: Manifest) -> None:
     for manifest in (m for m in render(values) if m["kind"] == "NetworkPolicy"):
         for rule in manifest["spec"].get("egress", []):
             for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer):

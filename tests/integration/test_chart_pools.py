@@ -45,7 +45,7 @@ POOLS: Manifest = {
 }
 
 
-def test_a_pool_has_the_workers_values_and_its_own_over_them_also_zero_and_empty() -> None:
+def test_a_pool_has_the_workers_values_except_those_that_it_sets_itself_even_to_zero_or_empty() -> None:
     manifests = render(POOLS)
 
     assert not [m for m in manifests if m["metadata"]["name"] == "fleet-postback-worker"]

@@ -220,7 +220,7 @@ def test_a_renewed_certificate_and_a_revocation_count_for_new_connections_at_onc
         assert answer(port, client_of(ca, "acme"))["serial"] == serial_in(ca, "acme")
 
 
-def test_an_open_connection_outlives_its_certificate_and_is_refused_then(ca: Path, clock: SetClock) -> None:
+def test_an_open_connection_outlives_its_certificate_but_its_requests_are_refused(ca: Path, clock: SetClock) -> None:
     with serving(DoorTls(files_of(ca), clock)) as port, Connection(port, client_of(ca, "acme")) as connection:
         clock.now += 89 * DAY.total_seconds()
         assert connection.ask()["refusal"] is None

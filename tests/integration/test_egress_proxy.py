@@ -242,6 +242,6 @@ async def test_tls_reaches_through_the_proxy_and_checks_the_server_s_certificate
             await session.get(f"https://127.0.0.1:{port}/")
 
 
-def test_the_proxy_gets_the_address_on_the_loop_that_workers_run_too(proxy: Proxy, server: ProxyServer) -> None:
+def test_the_proxy_gets_the_address_also_on_the_event_loop_of_workers(proxy: Proxy, server: ProxyServer) -> None:
     """uvloop has its own implementation of sockets."""
     uvloop.run(test_the_proxy_gets_the_address_that_the_guard_has_checked_and_never_the_name(proxy, server))

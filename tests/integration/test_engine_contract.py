@@ -48,7 +48,7 @@ class EngineContract:
         completion = await engine.generate(request(max_tokens=3))
         assert (completion.completion_tokens, completion.finish_reason) == (3, "length")
 
-    async def test_several_answers_come_each_with_its_log_probabilities(self, engine: Engine) -> None:
+    async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
         completion = await engine.generate(request(temperature=1.0, n=3, top_logprobs=2))
         answers = (completion, *completion.further)
         tokens = [len(each.logprobs or ()) for each in answers]

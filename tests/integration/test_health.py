@@ -93,7 +93,7 @@ def test_a_check_that_raises_is_a_500_and_the_server_lives_on() -> None:
         assert ask_json(server, "/healthz")[0] == 200
 
 
-def test_a_role_may_add_pages_of_its_own_and_say_how_long_they_keep() -> None:
+def test_a_role_may_add_pages_of_its_own_and_say_how_long_clients_may_cache_them() -> None:
     pages: dict[str, Callable[[str], HealthPage | None]] = {}
     with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
         assert ask(server, "/keys")[0] == 404

@@ -24,7 +24,7 @@ def test_every_right_passage_is_in_the_text_of_its_page(outcomes: list[Outcome])
     assert share([outcome.extracted for outcome in outcomes]) >= EXTRACTED_FLOOR, lost
 
 
-def test_the_right_passage_is_chosen_far_more_often_than_the_beginnings_hold_it(outcomes: list[Outcome]) -> None:
+def test_ranking_finds_the_right_passage_far_more_often_than_the_beginnings_do(outcomes: list[Outcome]) -> None:
     missed = [(outcome.page.file, outcome.question.text) for outcome in outcomes if not outcome.hits[BM25]]
     assert share([outcome.hits[BM25] for outcome in outcomes]) >= HIT_FLOOR, missed
     assert share([outcome.hits[BASELINE] for outcome in outcomes]) < HIT_FLOOR / 2

@@ -14,7 +14,7 @@ from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Post
 
 
 @on_both_loops
-async def test_headers_that_never_come_meet_the_deadline(start: Start, hasty: Poster) -> None:
+async def test_headers_that_never_come_are_cut_off_at_the_deadline(start: Start, hasty: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await asyncio.Event().wait()
@@ -25,7 +25,7 @@ async def test_headers_that_never_come_meet_the_deadline(start: Start, hasty: Po
 
 
 @on_both_loops
-async def test_headers_that_drip_meet_the_deadline(start: Start, hasty: Poster) -> None:
+async def test_headers_that_drip_are_cut_off_at_the_deadline(start: Start, hasty: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nx-slow: ")
@@ -50,7 +50,7 @@ async def test_an_interim_response_is_not_the_answer(start: Start, poster: Poste
 
 
 @on_both_loops
-async def test_interim_responses_without_end_meet_the_deadline(start: Start, hasty: Poster) -> None:
+async def test_endless_interim_responses_are_cut_off_at_the_deadline(start: Start, hasty: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         while True:
@@ -61,7 +61,7 @@ async def test_interim_responses_without_end_meet_the_deadline(start: Start, has
 
 
 @on_both_loops
-async def test_a_body_that_drips_meets_the_same_deadline(start: Start, unhurried: Poster) -> None:
+async def test_a_body_that_drips_is_cut_off_at_the_same_deadline(start: Start, unhurried: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
@@ -163,7 +163,7 @@ def full_port() -> Iterator[int]:
 
 
 @on_both_loops
-async def test_a_connection_without_an_answer_meets_the_deadline(hasty: Poster) -> None:
+async def test_a_connection_without_an_answer_is_cut_off_at_the_deadline(hasty: Poster) -> None:
     with full_port() as port:
         # The kernel would retry for two minutes.
         async with asyncio.timeout(20):

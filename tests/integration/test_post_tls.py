@@ -129,7 +129,7 @@ async def test_the_newest_tls_that_both_know_is_spoken(
 
 
 @on_both_loops
-async def test_a_tls_handshake_that_never_ends_meets_the_deadline(start: Start, hasty: Poster) -> None:
+async def test_a_tls_handshake_that_never_ends_is_cut_off_at_the_deadline(start: Start, hasty: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.read(1)
         await asyncio.Event().wait()

@@ -237,7 +237,7 @@ async def test_name_servers_that_never_answer_delay_no_other_lookup() -> None:
         await asyncio.gather(*hung, return_exceptions=True)
 
 
-async def test_a_lookup_that_never_ends_meets_the_deadline() -> None:
+async def test_a_lookup_that_never_ends_is_cut_off_at_the_deadline() -> None:
     async with name_server({}) as names, poster(FIRST, names, deadline_seconds=0.3) as sender:
         outcome = await post(sender, "http://a.hung.example/")
     assert isinstance(outcome, FailedDelivery)

@@ -62,7 +62,7 @@ async def test_an_event_for_another_tenant_is_refused_by_its_signature_and_by_it
     assert problems[-1] == "the event names no tenant"
 
 
-async def test_with_a_keyring_of_format_1_whose_key_signs_for_all_the_body_decides(tmp_path: Path) -> None:
+async def test_with_a_keyring_of_format_1_only_the_body_says_which_tenant_an_event_is_for(tmp_path: Path) -> None:
     path = Path(shutil.copy(OLD_FILE, tmp_path / "keyring.json"))
     path.chmod(0o600)
     keyring, now = Keyring.load(path), CLOCK.time()

@@ -145,7 +145,7 @@ async def test_a_page_that_never_rests_is_read_as_it_is_after_a_while(chromium: 
     assert len(site.paths) <= 202
 
 
-async def test_a_page_that_loads_too_much_is_left_without_it(chromium: Chromium) -> None:
+async def test_a_page_that_loads_too_much_is_left_as_it_was_read(chromium: Chromium) -> None:
     async with (
         front(chromium) as service,
         application(SHOW + "/" * 5000) as site,
@@ -230,7 +230,7 @@ def way_out(host: str) -> str:
 async def test_no_script_of_a_page_reaches_an_internal_server(
     name: str, policy: EgressPolicy, chromium: Chromium
 ) -> None:
-    """Also if jobs may read that server, as with the first policy."""
+    """This also holds if jobs may read that server, as the first policy allows."""
     names = name_server({name: [["127.0.0.1"]]})
     async with front(chromium) as service, canary() as internal, names as found:
         host = f"127.0.0.1:{internal.port}"

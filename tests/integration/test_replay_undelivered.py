@@ -258,7 +258,7 @@ def test_an_empty_partition_of_attempts_does_not_show_which_attempts_it_had(flee
     eventually(lambda: standings(fleet) == ([], {CallbackStanding.UNKNOWN: 2}, 0), 60, lambda: str(standings(fleet)))
 
 
-def test_records_behind_the_open_transaction_of_a_dead_process_count_too(fleet: KafkaSettings) -> None:
+def test_records_after_the_open_transaction_of_a_dead_process_count_too(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.results, "delivered")
     held = Producer({**fleet.client_config(), "transactional.id": f"{fleet.topic_prefix}held"})
     held.init_transactions(20)

@@ -114,7 +114,7 @@ async def test_a_passage_without_a_word_of_the_question_is_found_by_its_meaning_
             assert both.notes == ()
 
 
-async def test_many_jobs_at_once_get_each_its_own(chooser: Chooser) -> None:
+async def test_each_of_many_jobs_at_once_gets_its_own_passages(chooser: Chooser) -> None:
     questions = [*ASKED] * 6
     choices = await asyncio.gather(*(chosen(chooser, question) for question in questions))
     assert [choice.notes for choice in choices] == [()] * len(questions)

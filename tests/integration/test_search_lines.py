@@ -49,7 +49,7 @@ async def test_a_service_that_is_slow_costs_each_job_its_budget_and_no_more() ->
         assert worker.searches("late") == 10
 
 
-async def test_a_job_that_waits_in_line_until_its_deadline_has_expired() -> None:
+async def test_a_job_that_waits_in_line_until_its_deadline_ends_as_expired() -> None:
     async with pubmed_at_its_pace(100) as service, working(pubmed=service.url, per_second=RARELY) as worker:
         first = asyncio.create_task(worker.result({"profile": "medical"}, about(2)))
         second = await worker.result({"profile": "medical"}, about(4), ttl_seconds=0.5)

@@ -158,7 +158,7 @@ async def test_interim_responses_without_end_are_no_answer(start: Start, poster:
 
 
 @on_both_loops
-async def test_no_page_is_read_behind_interim_responses_without_end(start: Start) -> None:
+async def test_no_page_is_read_after_endless_interim_responses(start: Start) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(EARLY * (MOST_INTERIM + 1) + OK)

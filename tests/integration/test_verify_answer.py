@@ -54,7 +54,7 @@ def verified(content: bytes, folder: Path, *options: str, **env: str) -> subproc
     )
 
 
-async def test_standing_and_missing_quotes_are_distinguished(tmp_path: Path) -> None:
+async def test_quotes_that_their_source_still_has_and_missing_quotes_are_distinguished(tmp_path: Path) -> None:
     async with Site() as site:
         result = result_of(site.url(HALVORSEN.path), HALVORSEN.answer.upper(), "a bridge of cheese", None)
         for content in (write_result(result), event_body(result, "msg_1", "acme")):
@@ -90,7 +90,7 @@ def test_a_source_that_is_away_or_forbidden_is_reported_with_its_reason(tmp_path
         (b'{"object": "event", "data": null}', ""),
     ],
 )
-def test_another_file_is_refused_with_its_fault(content: bytes, told: str, tmp_path: Path) -> None:
+def test_any_other_file_is_refused_with_its_fault(content: bytes, told: str, tmp_path: Path) -> None:
     done = verified(content, tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("postback: ")

@@ -88,7 +88,7 @@ class Node:
                 self._look()
 
     def _look(self) -> None:
-        """Take the node's pods, and for a while the changes of them."""
+        """Take the node's pods, then follow their changes for a while."""
         ours = {"fieldSelector": f"spec.nodeName={self.name}"}
         listed = self._api.get("/api/v1/pods", **ours)
         for manifest in listed["items"]:

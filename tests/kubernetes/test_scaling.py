@@ -132,7 +132,7 @@ def _holds(release: Release) -> bool:
 
 
 def _failures(release: Release) -> int:
-    """The number of looks in a row without figures, by KEDA and the autoscaler."""
+    """How often in a row a trigger of KEDA has got no figures."""
     path = f"/apis/keda.sh/v1alpha1/namespaces/{release.namespace}/scaledobjects/fleet-postback-worker"
     health: dict[str, Any] = release.api.get(path)["status"].get("health", {})
     return max((each.get("numberOfFailures") or 0 for each in health.values()), default=0)

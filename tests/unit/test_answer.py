@@ -117,7 +117,7 @@ def judged(*evidence: Any, **more: Any) -> str:
     return json.dumps({"summary": "s", "evidence": chain, "risk_score": 40, "risk_level": "medium", **more})
 
 
-def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_names() -> None:
+def test_each_quote_of_an_evidence_chain_is_compared_with_the_source_that_it_names() -> None:
     quotes = [
         (2, "The bank owes 3.5 billion crowns."),
         (1, "Aspirin lowered the risk of stroke. By 12 percent"),
@@ -148,7 +148,7 @@ def test_each_quote_of_an_evidence_chain_is_held_against_the_source_that_it_name
     assert answer.notes == ()
 
 
-def test_the_place_of_a_quote_is_found_behind_the_escapes_of_json() -> None:
+def test_a_quote_is_found_in_an_answer_that_escapes_its_characters_as_json_may() -> None:
     evidence = Evidence((NumberedSource(1, "a", "a", None, ('Die Bank "Älv" schuldet 7.',)),))
     answer = answered(judged((1, 'Die Bank "Älv" schuldet 7.')), evidence, PROFILES["finance"])
     (citation,) = answer.citations

@@ -72,7 +72,7 @@ def test_jobs_with_one_reason_are_named_in_one_message_by_line_or_by_id(capsys: 
     assert told(failures, capsys) == ["jobs a, b, c and 1 more: failed: no"]
 
 
-def test_more_reasons_than_are_shown_are_counted_and_of_very_many_few_are_kept(
+def test_reasons_beyond_those_shown_are_counted_and_only_few_of_very_many_are_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     failures = Failures(None)

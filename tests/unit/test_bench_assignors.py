@@ -20,7 +20,7 @@ def test_the_partitions_of_a_member_that_left_have_to_move() -> None:
     assert compared(before, after, {0, 1}) == Step(moved=3, needed=3, largest_part=1.5, spread=2)
 
 
-def test_a_topic_that_one_member_has_alone_is_as_many_equal_parts_as_there_are_members() -> None:
+def test_a_member_with_a_whole_topic_has_as_many_equal_parts_as_there_are_members() -> None:
     before = owners(a="0000", b="1111", c="2222")
     assert compared(before, before, {0, 1, 2}) == Step(moved=0, needed=0, largest_part=3.0, spread=0)
 

@@ -142,7 +142,7 @@ def test_retry_after_of_a_429_or_5xx_is_for_the_whole_origin(reason: FailureReas
         (3600.0, 3600.0, 18.0),
     ],
 )
-def test_a_refused_record_waits_at_least_the_open_time_and_is_late_by_the_longest_at_most(
+def test_a_refused_record_waits_at_least_the_open_time_and_is_late_by_at_most_the_longest_open_time(
     asked: float, at: float, seconds: float
 ) -> None:
     breaker = breaker_that_saw("xx")

@@ -51,14 +51,14 @@ def test_a_line_that_stands_twice_is_once_in_the_main_text() -> None:
     assert (found.text.count("A bridge"), found.rest.count("A bridge")) == (1, 2)
 
 
-def test_half_of_the_other_main_text_is_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_main_text_below_half_of_the_other_main_text_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trafilatura finds one of four paragraphs of some pages."""
     html = "<html><body><article>" + "".join(f"<p>{number}. {FACT}</p>" for number in range(9)) + "</article>"
     monkeypatch.setattr("trafilatura.extract", lambda *_, **__: f"0. {FACT}\n1. {FACT}")
     assert of(html) == of(html, trafilatura=False)
 
 
-def test_a_page_above_the_cap_has_the_other_main_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_cap_the_page_has_the_other_main_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> str:
         raise SystemExit("trafilatura was called")
 

@@ -178,7 +178,7 @@ def test_spans_fit_the_text_that_is_returned() -> None:
         ("Yes, it is. 1987 [1].", 0.5),
     ],
 )
-def test_the_share_that_is_supported_is_of_sentences(text: str, share: float) -> None:
+def test_the_supported_share_is_a_share_of_the_sentences(text: str, share: float) -> None:
     answer, _, citations = cited(text, BOTH)
     assert supported_share(answer, citations) == share
 

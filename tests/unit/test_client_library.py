@@ -106,7 +106,7 @@ def test_a_repeat_sends_the_same_request_with_the_same_key_after_the_pause_that_
     assert clock.time() - NOW >= 7
 
 
-def test_a_pause_of_hours_is_cut_and_patience_ends() -> None:
+def test_a_pause_of_hours_is_shortened_and_repeats_end() -> None:
     clock = HandClock(NOW)
     with (
         scripted((429, {"retry-after": "86400"}, refusal("rate_limited"))) as (url, got),
@@ -278,7 +278,7 @@ def test_a_callback_is_trusted_exactly_if_the_fleets_own_check_trusts_it(
         assert (callback.id, callback.tenant, callback.result.text) == ("msg_1", "acme", "Rayleigh")
 
 
-def test_a_signature_that_the_content_would_complete_is_refused() -> None:
+def test_a_signature_is_refused_if_its_missing_byte_is_moved_into_the_content() -> None:
     entry = signature.Signer([], SIGNING_KEYS[:1]).sign("msg_1", NOW, BODY)
     whole = base64.b64decode(entry.removeprefix("v1a,"))
     headers = {

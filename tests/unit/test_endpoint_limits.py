@@ -52,7 +52,7 @@ def test_the_failing_urls_of_a_tenant_are_recorded_up_to_a_limit_and_those_of_ot
     assert len(fleet.kept) == MOST_FAILING + 1
 
 
-def test_a_tenant_whose_urls_all_fail_does_not_make_the_failures_of_another_s_be_forgotten() -> None:
+def test_a_tenant_whose_urls_all_fail_does_not_displace_the_failures_of_another_tenant() -> None:
     fleet = Fleet(processes=1)
     for minute in range(0, 8, 2):
         fleet.now_ms = NOW_MS + minute * MINUTE
@@ -141,7 +141,7 @@ def test_the_limit_of_disabled_endpoints_is_logged_once_a_minute_for_each_tenant
 
 
 @pytest.mark.parametrize("state", [EndpointState.FAILING, EndpointState.ENABLED])
-def test_a_record_that_is_dated_in_the_future_is_forgotten_as_one_of_now_and_so_are_those_behind_it(
+def test_a_record_dated_in_the_future_and_the_records_after_it_are_forgotten_like_present_ones(
     state: EndpointState,
 ) -> None:
     fleet = Fleet()

@@ -16,7 +16,7 @@ def loaded(limit: int, ranks: int = 1) -> Places:
 
 
 def stepped(places: Places, *steps: tuple[int, int, int], rank: int = 0) -> int:
-    """Take steps as (running, waiting, answers) after each, and one count more; return the places."""
+    """Take steps, each with the (running, waiting, answers) after it, then count once more; return the places."""
     for running, waiting, answers in steps:
         places.counted(rank, running, waiting)
         places.answered(answers)
@@ -24,7 +24,7 @@ def stepped(places: Places, *steps: tuple[int, int, int], rank: int = 0) -> int:
     return places.number
 
 
-def test_before_the_load_the_settings_tell_the_places() -> None:
+def test_before_the_load_the_places_follow_from_the_settings() -> None:
     assert (Places(None).number, Places(16).number) == (1, 16)
 
 

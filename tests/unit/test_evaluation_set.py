@@ -70,7 +70,7 @@ def test_a_page_is_served_in_the_charset_that_it_has(page: Page) -> None:
         assert page.body().decode(page.encoding) == page.written
 
 
-def test_a_question_is_put_beside_the_pages_that_are_alike() -> None:
+def test_a_question_is_asked_with_the_pages_that_are_similar() -> None:
     for page in PAGES:
         company = beside(page, PAGES, "seed")
         alike = [other for other in PAGES if other.subject == page.subject]

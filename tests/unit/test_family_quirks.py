@@ -42,7 +42,7 @@ def completion(text: str) -> Completion:
 
 
 @EACH
-def test_the_answer_s_fence_goes_for_the_families_that_fence_json(family: str, model: str) -> None:
+def test_the_fence_around_an_answer_is_removed_for_the_families_that_fence_json(family: str, model: str) -> None:
     fenced = '```json\n{"a": 1}\n```'
     expected = '{"a": 1}' if family in FENCE_JSON else fenced
     assert without_fence(completion(fenced), ASKED, families()[family]).text == expected

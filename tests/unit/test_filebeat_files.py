@@ -1,4 +1,4 @@
-"""The index templates and ILM policies of `deploy/filebeat/` beside ECS and beside the lines that they are for."""
+"""The index templates and ILM policies of `deploy/filebeat/`, compared with ECS and with our log lines."""
 
 from __future__ import annotations
 

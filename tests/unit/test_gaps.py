@@ -17,7 +17,7 @@ from workers.stage.stage import Stage
 
 
 class Trimmed(Intake):
-    """A log that begins at `low`, according to each fetch and to queries."""
+    """A log whose first offset is `low`, in fetches and in answers to queries."""
 
     def __init__(self, low: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_records_removed_before_the_first_commit_are_lost_too() -> None:
     assert counted(metrics) == (30, 30)
 
 
-def test_a_loss_behind_which_there_is_nothing_yet_is_counted_at_the_end_of_the_partition() -> None:
+def test_a_loss_with_no_record_after_it_yet_is_counted_at_the_end_of_the_partition() -> None:
     stage, partition, metrics = opened(Trimmed(50), Progress(20))
     stage.take([], [("requests", 0, 50)])
     assert counted(metrics) == (30, 30)

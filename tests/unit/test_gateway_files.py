@@ -180,7 +180,7 @@ async def test_paging_visits_each_file_once_and_ends(rig: Rig) -> None:
         assert seen == wanted
 
 
-async def test_a_list_goes_on_behind_a_file_that_is_deleted_meanwhile(rig: Rig) -> None:
+async def test_a_list_continues_after_a_file_that_is_deleted_meanwhile(rig: Rig) -> None:
     key = rig.key()
     for _ in range(3):
         rig.clock.now += 1

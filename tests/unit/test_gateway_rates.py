@@ -106,7 +106,7 @@ async def test_guessing_of_keys_is_slowed_by_address_and_known_keys_go_on(rig: R
     assert 1 <= wait_hint(refused) <= 60
 
 
-async def test_a_credential_without_the_scope_is_known_and_so_no_guess(rig: Rig) -> None:
+async def test_a_credential_that_lacks_only_the_scope_is_known_and_so_no_guess(rig: Rig) -> None:
     key = rig.key("acme", Scope.SUBMIT)
     assert await statuses(rig, key, 6) == [403] * 6
 

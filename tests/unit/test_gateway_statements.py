@@ -51,7 +51,7 @@ def clear(store: Store) -> None:
     st.none() | st.binary(max_size=8),
     st.none() | st.text(st.characters(codec=None), min_size=510, max_size=514),
 )
-def test_rows_are_written_as_one_by_one(
+def test_rows_written_together_equal_rows_written_one_by_one(
     store: Store, found: dict[str, dict[str, str]], result: bytes | None, name: str | None
 ) -> None:
     def written() -> list[tuple[Any, ...]]:
@@ -77,7 +77,9 @@ def test_rows_are_written_as_one_by_one(
     st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), ANY_TEXT.map(storable)), max_size=9),
     st.data(),
 )
-def test_pairs_are_found(store: Store, kept: set[tuple[str, str]], others: set[tuple[str, str]], data: Any) -> None:
+def test_wanted_pairs_are_found(
+    store: Store, kept: set[tuple[str, str]], others: set[tuple[str, str]], data: Any
+) -> None:
     clear(store)
     write(store, [job(*pair) for pair in kept])
     asked = others | data.draw(st.sets(st.sampled_from(sorted(kept))))

@@ -105,7 +105,7 @@ def test_sources_go_into_the_last_message_of_the_user() -> None:
     assert "Source [1]" in grounded.messages[3].text
 
 
-def test_text_parts_stay_behind_the_sources() -> None:
+def test_text_parts_stay_after_the_sources() -> None:
     grounded = ground([Message(role="user", content=[TextPart(type="text", text="Why?")])], evidence("x"))
     assert grounded.messages is not None
     sources, *others = grounded.messages[0].texts
@@ -289,7 +289,7 @@ def test_the_templates_that_ship_quote_the_sources_before_the_question() -> None
         assert text.count("m4rk") == 4
 
 
-def test_deepseek_reads_its_own_form() -> None:
+def test_a_deepseek_model_gets_its_own_template() -> None:
     text = ground("Why?", replace(evidence("x"), template="deepseek"), mark="m4rk").prompt
     assert text is not None
     assert "[webpage 1 begin m4rk] A page\nx\n[webpage 1 end m4rk]" in text

@@ -35,7 +35,7 @@ def begun(partition: Partition, offsets: range) -> list[int]:
     return [record.offset for record in waiting[:allowed]]
 
 
-def test_only_a_margin_is_begun_before_the_next_commit() -> None:
+def test_before_the_next_commit_only_a_margin_of_records_is_begun() -> None:
     partition = opened()
     assert begun(partition, range(100)) == list(range(LEAST_MARGIN))
     assert partition.horizon.held_back
@@ -67,7 +67,7 @@ def test_a_record_far_beyond_a_gap_is_allowed_by_the_next_commit() -> None:
     assert partition.horizon.allowed(far, 1) == 1
 
 
-def test_a_commit_names_no_more_as_begun_than_are_under_way_and_the_margin() -> None:
+def test_a_commit_names_at_most_the_running_records_and_the_margin_as_begun() -> None:
     partition = opened()
     begun(partition, range(LEAST_MARGIN))
     done = [offset for offset in range(LEAST_MARGIN) if offset != 3]

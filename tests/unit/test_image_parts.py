@@ -91,7 +91,7 @@ def test_a_data_url_is_taken_exactly_if_its_bytes_are_of_the_type(image: bytes, 
         7,
     ],
 )
-def test_another_url_is_refused_by_its_field_and_never_repeated(url: object) -> None:
+def test_any_other_url_is_refused_by_its_field_and_never_repeated(url: object) -> None:
     [problem] = problems(chat(image_part(url)))
     assert problem.startswith("messages.0.content.0.image_url.url: ")
     assert "secret" not in problem and "passwd" not in problem
@@ -108,7 +108,7 @@ def test_another_url_is_refused_by_its_field_and_never_repeated(url: object) -> 
         ([image_part(ADDRESS)] * (MAX_IMAGES + 1), "messages: `messages` has more than 16 images"),
     ],
 )
-def test_a_part_that_is_none_is_refused_by_its_field(parts: list[object], found: str) -> None:
+def test_a_part_that_is_no_image_part_is_refused_by_its_field(parts: list[object], found: str) -> None:
     assert problems(chat(*parts))[0].startswith(found)
 
 
@@ -179,7 +179,7 @@ def test_a_chat_and_a_request_to_responses_have_their_images() -> None:
         ({"type": "input_file", "file_id": "file-1"}, "input.0.content.0"),
     ],
 )
-def test_an_image_of_responses_that_is_none_is_refused_by_its_own_place(part: object, place: str) -> None:
+def test_a_malformed_image_of_a_response_is_refused_by_its_own_place(part: object, place: str) -> None:
     with pytest.raises(NotAJob) as refused:
         body_job(RESPONSES, {"input": [{"role": "user", "content": [part]}]})
     assert refused.value.problems[0].field == place

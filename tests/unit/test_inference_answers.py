@@ -55,7 +55,7 @@ async def test_a_job_without_a_callback_is_only_stored() -> None:
     assert output.key == b"mine"
 
 
-async def test_the_same_record_has_the_same_identity_each_time_and_another_has_another() -> None:
+async def test_the_same_record_always_has_the_same_identity_and_every_other_record_another_one() -> None:
     async with working() as worker:
         first, again = [headers_of((await worker.outputs(record()))[0]) for _ in range(2)]
         other = headers_of((await worker.outputs(record(offset=8)))[0])

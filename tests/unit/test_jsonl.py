@@ -40,7 +40,7 @@ def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
     ]
 
 
-def test_fields_that_are_ignored_are_listed_by_their_place_with_their_lines_also_on_lines_that_are_no_jobs() -> None:
+def test_ignored_fields_are_listed_with_their_lines_also_for_lines_that_are_no_jobs() -> None:
     def with_body(number: int, **more: object) -> bytes:
         body = {**BATCH_LINE["body"], **more}  # type: ignore[dict-item] # it is a dict
         return json.dumps({**BATCH_LINE, "custom_id": f"request-{number}", "body": body}).encode()
@@ -127,7 +127,7 @@ def test_the_same_custom_id_twice_is_a_problem_also_in_lines_of_two_kinds() -> N
 @pytest.mark.parametrize(
     ("asked", "named"), [(None, ["gpt-4o-mini", "mine", None]), ("any", [None] * 3), ("m", ["m"] * 3)]
 )
-def test_all_lines_ask_for_one_model_or_for_any_where_that_is_wanted(
+def test_a_model_for_all_lines_or_none_replaces_the_models_that_the_lines_name(
     asked: str | None, named: list[str | None]
 ) -> None:
     batch = json.dumps(BATCH_LINE).replace('"echo"', '"gpt-4o-mini"').encode()

@@ -98,7 +98,7 @@ def test_a_wide_span_may_have_few_holes_and_a_narrow_span_any_number() -> None:
     assert ledger.fits(MAX_SPAN - 1)
 
 
-def test_a_new_owner_may_take_each_hole_of_the_one_before() -> None:
+def test_a_new_owner_may_take_each_hole_of_the_previous_owner() -> None:
     holes = range(0, MAX_SPAN, MAX_SPAN // MAX_HOLES + 1)
     ledger = Ledger(Progress(0, sum(1 << offset for offset in range(MAX_SPAN)) ^ sum(1 << hole for hole in holes)))
     for offset in range(MAX_SPAN):

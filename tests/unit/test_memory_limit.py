@@ -34,7 +34,7 @@ def system(root: Path, groups: str, limits: dict[str, str]) -> Path:
         ("nonsense\n::\n", {}, None),
     ],
 )
-def test_the_least_limit_of_the_groups_counts_and_the_machine_s_memory_where_there_is_none(
+def test_the_smallest_cgroup_limit_counts_or_else_the_memory_of_the_machine(
     groups: str, limits: dict[str, str], limit: int | None, tmp_path: Path
 ) -> None:
     found = memory_limit_bytes(system(tmp_path, groups, limits))

@@ -14,7 +14,7 @@ def line_of(*names: str, one_seconds: float | None = None) -> NewestFirst[str]:
     return line
 
 
-def test_the_newest_is_next() -> None:
+def test_the_newest_request_is_next() -> None:
     line = line_of("first", "second")
     assert [line.next(), line.next()] == ["second", "first"]
     assert not line

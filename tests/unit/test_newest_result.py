@@ -66,7 +66,7 @@ CAME = [
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_while_they_come_each_job_keeps_one_line_in_one_file_and_counts_once(tmp_path: Path, seed: int) -> None:
+def test_while_results_arrive_each_job_keeps_one_line_in_one_file_and_counts_once(tmp_path: Path, seed: int) -> None:
     came = random.Random(seed).sample(CAME, len(CAME))
     output, errors = tmp_path / "output", tmp_path / "errors"
     with written("--output", output) as out, written("--errors", errors) as apart:

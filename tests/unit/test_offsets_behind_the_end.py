@@ -82,7 +82,7 @@ FORGED = st.integers(1, 4).map(lambda count: [FAR] * count)
     st.integers(1, 4),
     st.sets(st.integers(0, 9), max_size=3),
 )
-def test_all_other_records_are_taken_and_nothing_behind_the_end_is_committed(
+def test_all_other_records_are_taken_and_nothing_past_the_end_is_committed(
     batches: list[list[int | None]], per_fetch: int, given_back: set[int]
 ) -> None:
     log = Log(batches)

@@ -1,4 +1,4 @@
-"""A page's cache entry: its content, lifetime and memory. The levels are in tests/integration."""
+"""A page's cache entry: its content, lifetime and memory. tests/integration has the levels' tests."""
 
 from __future__ import annotations
 

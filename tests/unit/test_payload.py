@@ -93,7 +93,7 @@ def test_a_payloads_url_is_taken_and_written_as_it_is(url: str) -> None:
         "https://files.example/" + "a" * 2048,
     ],
 )
-def test_another_url_is_refused_by_its_field_and_never_repeated(url: object) -> None:
+def test_any_other_url_is_refused_by_its_field_and_never_repeated(url: object) -> None:
     with pytest.raises(InvalidJob) as raised:
         read({"payload_url": url})
     [problem] = map(str, raised.value.problems)
@@ -240,7 +240,7 @@ def test_a_long_conversation_has_room_and_a_flood_of_values_has_none() -> None:
         assert refusal(payload) == f"it has more than {MAX_VALUES} values; send fewer or longer texts"
 
 
-def test_jobs_with_one_document_go_to_one_place_even_if_its_url_is_signed_anew() -> None:
+def test_jobs_with_one_document_go_to_one_place_even_if_its_url_is_signed_again() -> None:
     first, second = ({**RECORD, "payload_url": f"https://files.example/q?signature={one}"} for one in "ab")
     other, named = {**RECORD, "payload_url": "s3://uploads/q"}, {**first, "payload_sha256": DIGEST}
     keys = [prefix_key(encoded(each)) for each in (first, second, other, named)]

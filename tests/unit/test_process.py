@@ -131,7 +131,7 @@ async def test_a_signal_drains_the_stages_and_is_no_error() -> None:
     assert stage.drained
 
 
-async def test_a_front_answers_its_work_in_hand_before_the_tasks_beside_it_end() -> None:
+async def test_a_front_answers_its_running_requests_before_the_tasks_beside_it_end() -> None:
     order: list[str] = []
 
     class Answering(Beside):

@@ -51,7 +51,7 @@ def test_a_user_adds_a_profile_by_putting_a_file_into_a_folder(tmp_path: Path) -
     assert profile.response_format.json_schema.name == "legal"
 
 
-def test_a_profile_of_the_folder_takes_the_place_of_ours_with_its_name(tmp_path: Path) -> None:
+def test_a_profile_of_the_folder_replaces_ours_of_the_same_name(tmp_path: Path) -> None:
     profiles = load(tmp_path, medical="required = false")
     assert not profiles["medical"].required
     assert profiles["finance"].required
@@ -90,7 +90,7 @@ def test_instructions_stand_ahead_of_the_sources_in_a_prompt_and_in_a_chat(tmp_p
     assert message.text == "Be brief.\nWhy?"
 
 
-def test_a_name_that_no_profile_has_is_answered_with_those_that_there_are() -> None:
+def test_an_unknown_profile_is_refused_with_the_names_of_the_known_ones() -> None:
     with pytest.raises(UnknownProfile, match="default, finance, medical"):
         Profiles.load()["legal"]
 

@@ -42,7 +42,7 @@ def test_any_bytes_of_a_proxy_raise_only_the_proxy_s_own_errors(noise: bytes) ->
 
 
 @given(STATUSES, st.binary(min_size=1))
-def test_bytes_behind_the_head_of_an_open_tunnel_are_refused(status: int, more: bytes) -> None:
+def test_bytes_after_the_head_of_an_open_tunnel_are_refused(status: int, more: bytes) -> None:
     whole = head(status, "", []) + more
     if 200 <= status <= 299:
         with pytest.raises(ProxyFailed):
@@ -75,7 +75,7 @@ def test_a_proxy_is_set_by_its_address(value: str, place: tuple[str, int], monke
      "http://proxy:65536", "http://[fd00:::7]:80", "http://proxy:3128/path", "socks5://proxy:1080", "",
      "http://proxy..example:3128", f"http://{'a' * 64}:3128"],
 )  # fmt: skip
-def test_another_value_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_value_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_EGRESS__PROXY", value)
     with pytest.raises(SettingsRefused, match=r"^POSTBACK_EGRESS__PROXY: ") as refused:
         read_settings(EgressSettings)

@@ -52,7 +52,7 @@ def test_a_quote_is_taken_from_the_passage_or_the_title_that_has_the_words() -> 
     assert quoted("Seven bridges of Tarnby", "A page about roads.", title="Seven bridges of Tarnby") is not None
 
 
-def test_the_words_around_a_quote_name_its_place() -> None:
+def test_the_words_around_a_quote_locate_it() -> None:
     [citation] = cited("It carries the coast road [1].", evidence(TEXT))[2]
     assert citation.quote is not None
     assert citation.quote.prefix + citation.quote.exact + citation.quote.suffix in TEXT

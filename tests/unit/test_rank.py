@@ -163,7 +163,7 @@ def test_a_passage_is_scored_by_its_places_in_both_orders() -> None:
     assert fused([3.0, 2.0, 0.0], [2, 1, 0]) == pytest.approx([scored(1, 3), scored(2, 2), scored(3, 1)])
 
 
-def test_equal_weights_share_a_place_and_passages_that_no_model_compared_stand_behind_the_others() -> None:
+def test_equal_weights_share_a_place_and_passages_that_no_model_compared_rank_after_the_others() -> None:
     both = [scored(1, 2), scored(2, 3), scored(2, 1), scored(4, 3)]
     assert fused([5.0, 1.0, 1.0, 0.0], [2, 0]) == pytest.approx(both)
 

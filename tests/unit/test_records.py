@@ -88,7 +88,7 @@ def test_a_time_is_counted_in_64_bits() -> None:
 @pytest.mark.parametrize(
     "more", [b"garbage", gzip.compress(b"", mtime=0), b"\x1f\x8bgarbage"], ids=["garbage", "gzip", "half"]
 )
-def test_bytes_behind_compressed_content_are_passed_over(more: bytes) -> None:
+def test_bytes_after_compressed_content_are_passed_over(more: bytes) -> None:
     one = record(b"v")
     written = batch([one], codec=1, content=gzip.compress(one[:3]) + gzip.compress(one[3:]) + more)
     assert [each.value for each in read(written)] == [b"v"]

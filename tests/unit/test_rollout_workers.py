@@ -279,7 +279,7 @@ async def sample_of(**fields: Any) -> bytes:
     return output.value or b""
 
 
-async def test_an_equal_answer_is_compared_without_its_text_and_another_one_with_both() -> None:
+async def test_a_comparison_of_equal_answers_has_neither_text_and_one_of_different_answers_has_both() -> None:
     shadow, value = Shadow(), await sample_of(job_id="j1")
     equal = await shadow.compared(value)
     assert equal is not None

@@ -181,7 +181,7 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
 
 
 class SlowSharing(OneParty):
-    """A sharing whose every deferral takes longer than a turn of the loop."""
+    """A sharing in which each deferral takes longer than a turn of the event loop."""
 
     def defer(self, record: Record) -> Sequence[Output]:
         time.sleep(2 * AT_A_TIME_SECONDS)

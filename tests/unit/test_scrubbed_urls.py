@@ -60,5 +60,5 @@ def test_a_password_that_should_have_been_encoded_is_not_shown_either(
         ("no URL: a:b@c", "no URL: a:b@c"),
     ],
 )
-def test_a_scrubbed_line_has_these_words(text: str, scrubbed: str) -> None:
+def test_a_url_in_a_line_is_scrubbed_and_the_other_words_stay(text: str, scrubbed: str) -> None:
     assert scrub(text) == scrubbed

@@ -27,7 +27,7 @@ async def test_a_search_ends_when_its_seconds_are_used_up() -> None:
 
 
 @in_virtual_time
-async def test_the_seconds_stand_still_in_line_and_run_on_behind_it() -> None:
+async def test_the_seconds_stand_still_in_line_and_run_on_afterwards() -> None:
     with pytest.raises(TimeoutError):
         async with Allowance(0.05).limiting() as allowance:
             with current_allowance().in_line():

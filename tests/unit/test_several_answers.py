@@ -105,7 +105,7 @@ CHAT = [{"role": "user", "content": "a"}]
         (RESPONSES, {"input": "a", "include": ["other"]}, (1, False, None)),
     ],
 )
-def test_each_url_of_openai_s_has_its_own_words_for_them(url: str, body: dict[str, Any], wanted: object) -> None:
+def test_each_url_of_openai_s_names_these_options_differently(url: str, body: dict[str, Any], wanted: object) -> None:
     read = body_job(url, body)
     assert (read.n, read.logprobs, read.top_logprobs) == wanted
     assert ("`include`" in (ignored_members(url, body) or "")) == (body.get("include") == ["other"])
@@ -162,7 +162,7 @@ async def test_a_worker_gives_every_answer_with_the_log_probabilities_of_its_tok
     assert [each["token"] for each in part["logprobs"]] == ["one", " two"]
 
 
-def test_a_part_of_a_character_has_no_bytes() -> None:
+def test_a_token_that_is_part_of_a_character_has_no_bytes() -> None:
     half = token_logprob("\N{REPLACEMENT CHARACTER}", -1.0)
     result = read_result(b'{"job_id":"a","outcome":"succeeded","created_at":1}').model_copy(update={"logprobs": [half]})
     [token] = output_line(result, CHAT_COMPLETIONS)["response"]["body"]["choices"][0]["logprobs"]["content"]

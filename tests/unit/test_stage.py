@@ -108,7 +108,7 @@ def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opene
     assert (new.phase, new.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 
-def test_an_end_behind_records_that_are_fetched_again_makes_nothing_of_them_done() -> None:
+def test_an_end_after_refetched_records_marks_none_of_them_as_done() -> None:
     intake = Intake()
     stage, _, _ = stage_with(intake, HandClock())
     stage.assigned([("requests", 1)])

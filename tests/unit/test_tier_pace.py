@@ -104,7 +104,7 @@ def test_the_errors_of_two_clocks_do_not_add_up() -> None:
     assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000
 
 
-def test_a_wall_clock_that_is_set_neither_delays_nor_releases_a_record() -> None:
+def test_setting_the_wall_clock_neither_delays_nor_releases_a_record() -> None:
     clock = TwoClocks()
     pace = TierPace(TOPICS, clock)
     clock.run(2_000)

@@ -216,7 +216,7 @@ async def test_a_call_needs_no_json_and_one_without_tools_is_no_answer() -> None
     assert [isinstance(each, ReadAnswer) for each in (called, without, withheld)] == [True, False, False]
 
 
-async def test_an_answer_that_ended_for_a_call_is_unfinished_without_one() -> None:
+async def test_an_answer_that_ended_for_a_call_but_has_none_is_unfinished() -> None:
     [read] = await read_answers(Completion("Let me", "tool_calls", 0, 0), GroundedRequest("a", None, None, 0.0), job())
     assert read == ResultError(
         code="unfinished",
@@ -280,7 +280,7 @@ def test_anthropic_gets_blocks_of_calls_and_their_results() -> None:
         ("required", True, {"type": "any"}, {"mode": "ANY"}),
     ],
 )
-def test_each_service_has_its_own_words_for_the_choice(
+def test_each_service_has_its_own_words_for_the_tool_choice(
     choice: object, single: bool | None, anthropic: object, gemini: object
 ) -> None:
     asked = request(tool_choice=job(tool_choice=choice).tool_choice if choice else None, parallel_tool_calls=single)

@@ -108,7 +108,7 @@ def test_a_client_makes_a_request_for_every_url_that_passed(text: str, policy: E
 @example("https://a[]@/")
 @example("https://[2001:db8::1::2]/hook")
 @given(TEXTS)
-def test_every_text_has_an_origin_a_filter_and_a_name_in_the_cache(text: str) -> None:
+def test_every_text_gives_an_origin_a_filter_and_a_name_in_the_cache(text: str) -> None:
     assert origin_of(text)
     assert is_at(text, text)
     assert not is_at(text, "https://another.example")

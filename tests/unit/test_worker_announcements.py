@@ -95,7 +95,7 @@ def test_a_worker_counts_by_the_time_of_its_last_record_until_it_withdraws() -> 
 
 
 @given(st.lists(NAMES, max_size=3), st.dictionaries(NAMES, st.sampled_from([None, "gpu"]), max_size=3), NAMES)
-def test_a_worker_announces_the_models_that_it_routes_and_no_folder_where_one_is_kept(
+def test_a_worker_announces_only_models_that_it_routes_and_never_the_path_of_a_folder(
     served: list[str], models: dict[str, str | None], asked: str
 ) -> None:
     registry = Registry((*served, "/private/place"), None, models)

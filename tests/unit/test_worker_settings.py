@@ -17,5 +17,5 @@ def test_a_lane_that_is_another_topic_is_refused_where_it_is_read_and_where_jobs
         WorkerSettings(models={"m": lane})
 
 
-def test_other_names_are_lanes_and_none_is_the_shared_one() -> None:
+def test_any_other_name_can_be_a_lane_and_no_name_means_the_shared_lane() -> None:
     assert WorkerSettings(lane="gpu-1", models={"m": "batches", "n": None}).lane == "gpu-1"

@@ -61,7 +61,7 @@ class DestinationBusy(TurnedAway):
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """Estimated seconds until this record's turn, behind all recently turned-away records; 0 if unknown."""
+        """Estimated seconds until this record's turn, after all recently turned-away records; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):

@@ -138,8 +138,8 @@ class Fetching:
     def _has_offset(self, partition: Partition, offset: int) -> bool:
         """Return whether the record's stated offset is below the partition's end, or the end is not known.
 
-        A record with an offset behind the end is left out. The record's real offset is `fetched_to`, or higher if
-        retention removed that offset. The client would continue behind the stated offset and miss other records, so the
+        A record with an offset past the end is left out. The record's real offset is `fetched_to`, or higher if
+        retention removed that offset. The client would continue after the stated offset and miss other records, so the
         stage seeks to the offset after the real offset.
         """
         if offset <= partition.ledger.next_offset:
@@ -158,7 +158,7 @@ class Fetching:
 
     def _leave_out(self, partition: Partition, place: int, stated: int) -> None:
         log.error(
-            "A record states an offset behind its partition's end; leaving the record out.",
+            "A record states an offset past its partition's end; leaving the record out.",
             action="offset-behind-end",
             topic=partition.topic,
             partition=partition.number,

@@ -14,8 +14,8 @@ from workers.stage.record import Record
 from workers.stage.window import Window
 
 SOON_SECONDS = 10.0
-"""If a partition's first record is due within this time, the stage also fetches the records behind. If the first is due
-later, the stage does not fetch from the partition, and gives back its records first when room is short."""
+"""If a partition's first record is due within this time, the stage also fetches the records after it. If the first is
+due later, the stage does not fetch from the partition, and gives back its records first when room is short."""
 OVERDUE_SECONDS = 1.0
 """How long a due record may wait for room.
 

@@ -29,7 +29,7 @@ MOST_AT_ONCE = 2_000
 FEW_AT_ONCE = 100
 """The most records to fetch in a round while records are put off.
 
-Most records behind put-off records are not due soon, and a longer round would delay due records."""
+Most records after put-off records are not due soon, and a longer round would delay due records."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ async def test_a_throttled_callback_waits_as_long_as_its_retry_after_asks(
 
 @pytest.mark.parametrize("back_hours", [1, 6, 23, 25, 26, 24 * 365])
 @pytest.mark.parametrize("retry_after", [None, "60", "7000"])
-async def test_a_clock_that_is_set_back_at_most_doubles_a_wait_and_a_minute(
+async def test_a_clock_that_is_set_back_at_most_doubles_a_wait_and_adds_a_minute(
     make: Maker, consumer: Consumer, clock: JumpingClock, back_hours: int, retry_after: str | None
 ) -> None:
     consumer.statuses, consumer.headers = [429], {} if retry_after is None else {"Retry-After": retry_after}

@@ -230,7 +230,7 @@ def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
             assert len(fleet.read(fleet.kafka.topics.redriven)) == number
 
 
-def test_a_session_ends_with_its_key_and_a_page_that_refreshes_itself_leaves(
+def test_a_session_ends_with_its_key_and_the_open_page_goes_to_the_sign_in(
     chromium: Browser, tls_gateway: Gateway, work: Work
 ) -> None:
     made = tls_gateway.created("--tenant", TENANT)

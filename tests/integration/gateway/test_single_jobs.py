@@ -148,7 +148,7 @@ def test_curl_submits_and_reads_a_job(client: OpenAI, tls_gateway: Gateway, key:
     assert curl(path)["result"]["text"] == "Why?"
 
 
-def test_a_stream_of_events_goes_on_at_another_door_and_ends_with_its_door(
+def test_a_stream_of_events_ends_with_its_gateway_and_continues_at_another(
     client: OpenAI, tls_gateway: Gateway, key: str
 ) -> None:
     def submitted(name: str) -> str:

@@ -91,7 +91,7 @@ async def test_a_job_ends_with_a_named_reason_if_the_secret_is_wrong_or_the_serv
     assert "wrong-5e9b" not in caplog.text + wrong.model_dump_json() + away.model_dump_json()
 
 
-async def test_a_changed_secret_holds_at_once(tmp_path: Path) -> None:
+async def test_a_changed_secret_is_used_at_once(tmp_path: Path) -> None:
     async with (
         fhir(*RECORDS) as server,
         asking(written(tmp_path, "labs", {HOST: server.url}, token="wrong-5e9b")) as labs,
@@ -112,7 +112,7 @@ async def test_to_another_tenant_the_source_does_not_exist(tmp_path: Path) -> No
         assert len(server.asked) == 1
 
 
-async def test_results_are_cached_for_each_tenant_apart(tmp_path: Path) -> None:
+async def test_results_are_cached_separately_for_each_tenant(tmp_path: Path) -> None:
     async with answering(CREATININE) as service, plain(tmp_path, service.url) as labs:
         for tenant in ("a", "a", "b"):
             await labs.found(PLAIN_SEARCH, tenant)

@@ -65,7 +65,7 @@ class TestAnthropic(_Online):
                 await engine.generate(request(**{field: value}))  # type: ignore[arg-type] # by name
             assert rejected.value.field == field
 
-    async def test_several_answers_come_each_with_its_log_probabilities(self, engine: Engine) -> None:
+    async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
         """The API has neither."""
         for fields, field in (({"n": 2}, "n"), ({"top_logprobs": 0}, "logprobs")):
             with pytest.raises(RequestRejected) as rejected:
@@ -199,7 +199,7 @@ async def test_an_overload_is_tried_again_after_its_retry_after(kind: OnlineKind
 
 
 @BOTH
-async def test_a_service_that_stays_overloaded_is_away_and_a_failing_one_has_failed(kind: OnlineKind) -> None:
+async def test_an_overloaded_service_counts_as_unavailable_and_a_failing_one_as_failed(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 529, Retry_After="0")) as (engine, server):
         with pytest.raises(EngineUnavailable) as away:
             await engine.generate(request())

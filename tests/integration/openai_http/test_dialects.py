@@ -51,7 +51,7 @@ async def test_many_requests_at_once_learn_the_same_and_none_is_rejected(caplog:
     assert caplog.text.count("engine-parameter-refused") == 3
 
 
-async def test_a_temperature_that_the_job_itself_asks_for_is_its_own_fault_before_and_after() -> None:
+async def test_a_temperature_that_the_job_names_is_the_job_s_fault_each_time() -> None:
     async with engine_at(Server(reasoning)) as engine:
         for asked_before in range(2):
             with pytest.raises(RequestRejected, match="temperature: Unsupported value"):

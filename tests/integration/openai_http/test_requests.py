@@ -103,7 +103,7 @@ async def test_the_key_is_sent_and_is_in_no_error() -> None:
     assert KEY not in str(failed.value)
 
 
-async def test_a_proxy_of_the_environment_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with engine_at(Server(says("yes"))) as engine:

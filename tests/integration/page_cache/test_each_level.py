@@ -38,7 +38,7 @@ async def test_a_missing_page_is_remembered(level: dict[str, Any]) -> None:
         assert len(origin.asked) == 1
 
 
-async def test_a_page_that_may_not_be_stored_is_not() -> None:
+async def test_a_page_that_may_not_be_stored_is_not_stored() -> None:
     async with serving() as origin, working() as worker:
         origin.headers = {"Cache-Control": "private, max-age=600"}
         for _ in range(2):
@@ -165,7 +165,7 @@ async def test_tenants_share_nothing_where_an_internal_network_is_allowed(level:
         assert len(origin.asked) == 2
 
 
-async def test_a_copy_that_is_older_than_a_job_takes_is_read_again(level: dict[str, Any]) -> None:
+async def test_a_page_is_read_again_if_its_copy_is_older_than_the_job_allows(level: dict[str, Any]) -> None:
     enrichment = PATIENT.model_copy(update={"least_freshness_seconds": 0.0})
     async with serving() as origin, working(enrichment=enrichment, **level) as worker:
         for age, asked in ((None, 1), (3600.0, 1), (0.0, 2)):

@@ -68,7 +68,7 @@ async def test_a_short_wait_is_kept_and_then_the_service_is_asked_once_more() ->
 
 
 @pytest.mark.parametrize("value", ["Wed, 21 Oct 2015 07:28:00 GMT", "-5", "nan"])
-async def test_a_retry_after_that_is_past_or_nonsense_is_a_short_wait(value: str) -> None:
+async def test_a_retry_after_that_is_in_the_past_or_invalid_is_a_short_wait(value: str) -> None:
     busy = Reply(b"", "text/plain", 429, {"Retry-After": value})
     assert len(await found("searxng", busy, searxng(LINK))) == 1
 

@@ -101,7 +101,7 @@ async def test_a_filter_that_the_provider_lacks_is_a_note() -> None:
     ]
 
 
-async def test_cached_results_that_are_older_than_a_job_takes_are_searched_for_again() -> None:
+async def test_a_search_is_repeated_if_its_cached_results_are_older_than_the_job_allows() -> None:
     async with answering(searxng(*LINKS)) as service, configured("searxng", service.url) as provider:
         searches = Searches({"searxng": provider}, 30.0, 600.0, CLOCK)
         wanted = Search(provider="searxng", query="x")

@@ -46,7 +46,7 @@ def test_an_unconfigured_provider_does_not_exist() -> None:
     assert names(searxng={"base_url": "http://searx.internal"}, brave={"api_key": "k"}) == sorted(NAMES)
 
 
-def test_an_operator_may_allow_some_only() -> None:
+def test_an_operator_may_allow_only_some_providers() -> None:
     assert names(allowed="pubmed, wikipedia") == ["pubmed", "wikipedia"]
     assert names(allowed="") == []
 

@@ -178,7 +178,7 @@ def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
     """Return the score of each passage from its places in two orders: by words and by meaning.
 
-    Passages of equal weight share a place. Passages that the model did not compare rank behind all compared passages.
+    Passages of equal weight share a place. Passages that the model did not compare rank after all compared passages.
     """
     places: dict[float, int] = {}
     for place, weight in enumerate(sorted(by_words, reverse=True), start=1):
