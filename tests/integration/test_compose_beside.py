@@ -104,7 +104,7 @@ def test_the_gateway_finds_its_secrets_where_it_is_told(compose: Manifest, secre
     assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == (url.username, url.database)
 
 
-def test_no_secret_stands_in_the_environment(compose: Manifest) -> None:
+def test_the_environment_holds_no_secret(compose: Manifest) -> None:
     for name, service in compose["services"].items():
         for variable, value in (service.get("environment") or {}).items():
             secret = re.search(r"PASSWORD|TOKEN|SECRET|PEPPER|API_KEY", variable)

@@ -63,7 +63,7 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
     assert not Path(told["writable"]).exists()
 
 
-def test_a_reader_that_needs_libraries_reads_those_folders_alone() -> None:
+def test_a_reader_that_needs_libraries_reads_only_their_folders() -> None:
     """The embedding model's process is confined like this."""
     script = (
         "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"

@@ -243,7 +243,7 @@ def test_an_id_of_the_form_of_a_place_names_the_letter_there_and_no_job(fleet: K
     assert again.stderr.splitlines()[-1] == "postback: no dead letter is left to put back for: 0:0"
 
 
-def test_a_letter_that_is_named_and_held_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
+def test_a_named_letter_that_cannot_be_put_back_is_a_failure_that_says_why(fleet: KafkaSettings) -> None:
     put_letters(fleet)
     put_endpoints(fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     env = environment_of(fleet)

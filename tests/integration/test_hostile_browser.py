@@ -137,7 +137,7 @@ async def of_browser(
     return None if page is None else page.body
 
 
-async def test_a_browser_that_keeps_to_the_protocol_is_read_at_the_operators_address() -> None:
+async def test_a_browser_that_follows_the_protocol_is_read_at_the_operators_address() -> None:
     assert await of_browser() == HTML.encode()
 
 

@@ -36,7 +36,7 @@ async def test_a_name_that_does_not_resolve_is_a_failure_of_dns() -> None:
 
 
 @on_both_loops
-async def test_a_name_server_that_never_answers_meets_the_deadline() -> None:
+async def test_a_name_server_that_never_answers_is_cut_off_at_the_deadline() -> None:
     assert failure(await post_by_name(None, LOOPBACK, 80)) == (FailureReason.TIMEOUT, None)
 
 
@@ -73,7 +73,7 @@ async def test_a_url_that_must_not_be_called_is_refused_for_good(start: Start, u
 @pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @on_both_loops
-async def test_a_name_server_that_never_answers_is_cut_off_at_the_deadline(
+async def test_a_host_that_cannot_be_a_name_is_refused_whatever_a_resolver_says(
     start: Start, scheme: str, host: str
 ) -> None:
     server = await start(always(OK))

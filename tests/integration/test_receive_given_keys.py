@@ -47,7 +47,7 @@ async def post(url: str, signer: Signer, body: bytes = BODY, webhook_id: str = "
         return response.status
 
 
-async def test_a_secret_alone_verifies_and_the_end_sums_up(tmp_path: Path) -> None:
+async def test_a_secret_verifies_without_a_keyring_and_the_command_ends_with_a_summary(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"{generate_secret()}\n")
     with receiving("--secret", SECRET, "--secret", f"@{file}") as (process, url):
@@ -71,7 +71,7 @@ async def test_a_tenant_is_refused_only_where_one_is_named(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("where", ["file", "url"])
-async def test_a_jwk_set_alone_verifies(tmp_path: Path, where: str) -> None:
+async def test_a_jwk_set_verifies_without_a_keyring(tmp_path: Path, where: str) -> None:
     keyring, now = Keyring.create(tmp_path / "keyring.json", CLOCK), CLOCK.time()
     foreign = {"kty": "RSA", "n": "AQAB", "e": "AQAB"}
     file = tmp_path / "acme.json"

@@ -196,7 +196,7 @@ def test_an_id_of_two_tenants_needs_the_tenant(kept: Kept) -> None:
     assert (done.returncode, set(waiting(kept.fleet))) == (0, {name})
 
 
-def test_a_named_result_that_is_held_is_a_failure_with_the_reason(kept: Kept) -> None:
+def test_a_named_result_that_cannot_be_called_back_is_a_failure_with_the_reason(kept: Kept) -> None:
     put_endpoints(kept.fleet, [EndpointRecord(tenant="acme", url=HOOK, state=EndpointState.DISABLED, at=1)])
     asked = ["--tenant", "acme", "--id", "late", "--id", "elsewhere", "--id", "stored"]
     for more in ("--dry-run", "--yes"):

@@ -199,7 +199,7 @@ def test_each_result_is_judged_by_the_topics_that_hold_its_consequences(fleet: K
     assert standings(fleet, at_once) == (["given-up", "hopped", "lost", "ahead"], {CallbackStanding.DELIVERED: 3}, 1)
 
 
-def test_a_named_result_that_waits_is_a_failure_and_a_delivered_one_is_none(fleet: KafkaSettings) -> None:
+def test_naming_a_waiting_result_is_a_failure_and_naming_a_delivered_one_is_not(fleet: KafkaSettings) -> None:
     for event in ("delivered", "ahead"):
         put(fleet, fleet.topics.results, event)
     attempt(fleet, "delivered", None)

@@ -144,7 +144,7 @@ async def test_texts_of_any_size_and_script_are_taken(chooser: Chooser) -> None:
     assert choice.notes == ()
 
 
-async def test_an_enricher_with_the_model_quotes_passages_that_words_alone_leave_out() -> None:
+async def test_an_enricher_with_the_model_quotes_passages_that_ranking_by_words_leaves_out() -> None:
     body = f"<html><head><title>Tarnby</title></head><body><p>{TOWN.replace(chr(10), '</p><p>')}</p></body></html>"
     settings = EnrichmentSettings(
         rerank_model=str(embedding_model()), rerank_seconds=60, member_seconds=30, budget_seconds=100,

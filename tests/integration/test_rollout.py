@@ -86,7 +86,7 @@ def fleet(product: Product, tmp_path: Path) -> Iterator[Fleet]:
     yield Fleet(product, tmp_path)
 
 
-def test_the_same_weights_are_promoted_by_themselves_and_every_job_is_answered_once(
+def test_the_same_weights_are_promoted_automatically_and_every_job_is_answered_once(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     shadow = fleet.product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
@@ -136,7 +136,7 @@ class Different(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_different_model_is_aborted_by_itself_and_no_job_sees_it(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_different_model_is_aborted_automatically_and_no_job_sees_it(fleet: Fleet, tmp_path: Path) -> None:
     with handling(Different) as url:
         shadow = fleet.product.worker(
             *("s1", "--engine", "openai", "--model", "next", "--shadow"),

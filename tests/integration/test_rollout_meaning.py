@@ -146,7 +146,7 @@ async def test_an_answer_with_the_same_meaning_is_equal_only_with_a_model(meanin
     assert (await compared(meaning, value, SUED)).differs == 1
 
 
-async def test_json_is_compared_by_its_fields_alone(meaning: Meaning) -> None:
+async def test_json_is_compared_only_by_its_fields(meaning: Meaning) -> None:
     value = await sample_of(prompt=f'{{"a": "{BRIDGE}"}}', response_format={"type": "json_object"})
     assert (await compared(meaning, value, f'{{"a": "{BRIDGE_TOO}"}}')).differs == 1
 

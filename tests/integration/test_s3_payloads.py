@@ -158,7 +158,7 @@ def test_an_unusable_profile_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("folders", ["uploads", "s3://uploads", "s3://uploads/acme", "s3://UP/", "https://a/b/"])
-def test_a_folder_that_is_none_is_refused_by_its_name(folders: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_no_folder_is_refused_by_its_name(folders: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTBACK_PAYLOADS__S3", folders)
     with pytest.raises(ValueError, match=r"not s3://BUCKET/ or s3://BUCKET/PREFIX/ with a slash at the end"):
         PayloadSettings()

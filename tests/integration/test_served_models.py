@@ -282,7 +282,7 @@ async def test_a_job_is_escalated_at_most_once(tmp_path: Path) -> None:
         (answers(400, {}), "unsure", "model large refused the job; the first result stands"),
     ],
 )
-async def test_an_unsure_answer_stands_if_the_next_model_has_none(
+async def test_an_unsure_answer_is_kept_if_the_next_model_gives_none(
     second: object, text: str, end: str, tmp_path: Path
 ) -> None:
     unsure = says("unsure", logprobs={"content": [{"logprob": -2.0}]})
@@ -363,7 +363,7 @@ async def test_requests_whose_prompts_begin_alike_go_to_one_address(tmp_path: Pa
         assert len(set(went)) == 2
 
 
-async def test_one_prefix_alone_uses_all_addresses_once_one_is_busy(tmp_path: Path) -> None:
+async def test_a_single_prefix_uses_all_addresses_once_one_is_busy(tmp_path: Path) -> None:
     servers = {"a": Server(says("x")), "b": Server(says("x"))}
     async with rig(tmp_path, **servers) as around, started(around.engine(TWO_ADDRESSES)) as engine:
         requests = [replace(ASKED, request_id=f"r{number}", prefix_key=b"same") for number in range(60)]

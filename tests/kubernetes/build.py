@@ -98,7 +98,7 @@ def _go_mod() -> str:
 def _copy_keda(module: Path, copy: Path) -> None:
     shutil.copytree(module, copy, ignore=shutil.ignore_patterns("*_test.go", "mock"), copy_function=shutil.copyfile)
     for read_only in (copy, *copy.rglob("*/")):
-        read_only.chmod(0o755)  # as folders of Go's module cache are
+        read_only.chmod(0o755)  # Go's module cache made them read-only
     for scaler in (copy / "pkg" / "scalers").glob("*.go"):
         if scaler.name not in _SCALERS:
             scaler.unlink()

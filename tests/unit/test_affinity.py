@@ -157,7 +157,7 @@ def test_jobs_without_a_common_start_take_turns_over_the_shard() -> None:
     assert set(Counter(chosen).values()) == {10}
 
 
-def test_one_prefix_alone_does_not_fill_a_partition_since_old_jobs_do_not_count_for_ever() -> None:
+def test_a_single_prefix_does_not_fill_a_partition_since_old_jobs_cease_to_count() -> None:
     partitioner = Partitioner()
     for _ in range(20_000):
         partitioner.partition(TOPIC, "acme", 12, b'{"prompt": "Why?"}')

@@ -44,7 +44,7 @@ def test_the_details_of_the_sources_that_are_used_go_with_the_answer() -> None:
     assert [(one.source, one.support) for one in answer.citations] == [("pmid:111", Support.EXACT)]
 
 
-def test_the_address_of_a_source_is_where_it_was_read_and_its_page_s_own_stands_beside_it() -> None:
+def test_a_source_has_the_address_where_it_was_read_and_also_the_one_that_its_page_states() -> None:
     answer = answered("The bank owes 3.5 billion crowns [2].", EVIDENCE, PROFILES["default"])
     read_at = "https://b.example/?utm=1"
     assert answer.sources == (SourceDetails(id=read_at, url=read_at, canonical_url="https://b.example/"),)
@@ -193,7 +193,9 @@ def test_a_quote_that_holds_an_address_is_compared_without_it() -> None:
         (["no text"], Support.EXACT),
     ],
 )
-def test_a_claim_that_its_source_denies_is_unsupported_beside_a_right_quote(claim: object, expected: Support) -> None:
+def test_a_claim_that_its_source_denies_is_unsupported_even_if_its_quote_is_right(
+    claim: object, expected: Support
+) -> None:
     item = {"claim": claim, "source": 2, "quote": "The bank owes 3.5 billion crowns."}
     [citation] = answered(judged(evidence=[item]), EVIDENCE, PROFILES["finance"]).citations
     assert citation.support is expected

@@ -54,7 +54,7 @@ def test_the_table_has_a_row_for_each_file(
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", "{"), ("a.jsonl", "{}"), ("a.txt", "a\tb\n1\t2\n")])
-def test_another_file_ends_the_bench_with_a_usage_error(
+def test_any_other_file_ends_the_bench_with_a_usage_error(
     tmp_path: Path, name: str, content: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")

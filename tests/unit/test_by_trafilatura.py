@@ -45,7 +45,7 @@ def test_a_table_keeps_the_form_of_the_visible_text() -> None:
     assert of(html).text == of(html, trafilatura=False).text
 
 
-def test_a_line_that_stands_twice_is_once_in_the_main_text() -> None:
+def test_a_line_that_occurs_twice_is_once_in_the_main_text() -> None:
     html = f"<html><body><div><a href=/x>A bridge</a></div>{ARTICLE}<ul><li>A bridge</li></ul></body></html>"
     found = of(html)
     assert (found.text.count("A bridge"), found.rest.count("A bridge")) == (1, 2)

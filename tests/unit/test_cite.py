@@ -77,7 +77,7 @@ def test_used_sources_stand_in_the_order_of_their_first_use() -> None:
     ["[1][2]", "[1, 2]", "[1;2]", "[Source 1] [source 2]", "[Sources 1, 2]", "[webpage 1] [Webpage 2]",
      "[citation:1][citation: 2]", "[^1][^2]", "[^1, ^2]", "【1】【2】", "【1†source】【2†L1-L3】", "【1:0†x】 【2】"],
 )  # fmt: skip
-def test_several_sources_may_stand_behind_a_sentence(mark: str) -> None:
+def test_several_sources_may_support_a_sentence(mark: str) -> None:
     assert [source for source, _ in levels(f"The river is long {mark}.")] == [BRIDGE.id, CHEESE.id]
 
 

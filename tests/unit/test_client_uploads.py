@@ -134,7 +134,7 @@ def test_an_upload_that_has_ended_is_started_again_but_not_for_ever(tmp_path: Pa
     ("refused", "is_kept"),
     [((400, {}, refusal("checksum_mismatch")), False), ((413, {}, refusal("storage_full")), True)],
 )
-def test_the_state_is_kept_unless_the_parts_are_another_file(tmp_path: Path, refused: Answer, is_kept: bool) -> None:
+def test_the_state_is_kept_unless_the_parts_are_of_another_file(tmp_path: Path, refused: Answer, is_kept: bool) -> None:
     state = tmp_path / "state"
     with (
         scripted(created(), part(1), part(2), part(3), refused) as (url, _),

@@ -143,7 +143,7 @@ def test_a_deadline_by_which_the_lane_has_deleted_the_job_is_refused() -> None:
     assert fields(refusal(BARE, ("deadline", str(latest + 1).encode()))) == ["headers.deadline"]
 
 
-def test_a_value_of_exactly_the_limit_is_a_job_and_one_byte_more_is_none() -> None:
+def test_a_value_of_exactly_the_limit_is_a_job_and_one_byte_more_is_not() -> None:
     frame = len(encoded({**BARE, "prompt": ""}))
     largest = {**BARE, "prompt": "a" * (MAX_JOB_BYTES - frame)}
     invalid = refusal({**BARE, "prompt": "a" * (MAX_JOB_BYTES - frame + 1)})

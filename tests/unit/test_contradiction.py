@@ -91,7 +91,7 @@ def test_of_a_later_table_few_contradictions_pass_and_few_true_sentences_are_los
         ("Members without a job pay a fee", "Members without a job pay no fee."),
     ],
 )  # fmt: skip
-def test_a_sentence_in_the_source_s_words_is_held_against_all_of_them(sentence: str, passage: str) -> None:
+def test_a_sentence_in_a_source_s_words_is_compared_with_all_of_those_words(sentence: str, passage: str) -> None:
     assert support(sentence, passage) is Support.UNSUPPORTED
     for told in passage.rstrip(".").split(". "):
         assert support(told, passage) in BEARING

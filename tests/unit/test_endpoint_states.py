@@ -104,7 +104,7 @@ def test_one_success_in_another_process_restarts_the_days() -> None:
     assert fleet.disabled == [False, False]
 
 
-def test_after_a_restart_one_failure_alone_does_not_disable() -> None:
+def test_a_single_failure_after_a_restart_does_not_disable() -> None:
     fleet = Fleet()
     fleet.fail_for(10 * MINUTE)
     fleet.restart(0)
@@ -214,6 +214,3 @@ def test_a_record_that_cannot_be_read_changes_nothing(key: bytes | None, value: 
     fleet.attempt(GONE)
     fleet.processes[0].apply(key, value)
     assert fleet.disabled == [True, True]
-
-
-# -- bounds ------------------------------------------------------------------------------------------------------------

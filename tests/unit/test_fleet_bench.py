@@ -53,7 +53,7 @@ def test_without_a_callback_there_are_no_times() -> None:
     json.dumps(report.document())
 
 
-def test_a_rate_spreads_the_jobs_and_each_job_ends_by_itself() -> None:
+def test_a_rate_spreads_the_jobs_and_each_job_expires_by_itself() -> None:
     clock = HandClock()
     bench, plan = FleetBench(clock), BenchPlan("echo", 5, URL, 60.0, rate=4.0)
     at = [(clock.monotonic(), job.ttl_seconds, job.model_id) for job in bench.work(plan)]

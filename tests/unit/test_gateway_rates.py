@@ -92,7 +92,7 @@ async def test_the_rate_of_a_credential_leaves_the_tenants_other_ones_alone(rig:
     assert (answer.status_code, answer.headers["x-ratelimit-limit-requests"]) == (200, "3")
 
 
-async def test_guessing_of_keys_is_slowed_by_address_and_known_keys_go_on(rig: Rig) -> None:
+async def test_guessing_of_keys_is_slowed_by_address_and_known_keys_still_work(rig: Rig) -> None:
     known, unknown, guess = rig.key(), rig.key("globex"), rig.key()
     rig.store.write_now(
         lambda connection: connection.exec_driver_sql("DELETE FROM api_keys WHERE id = ?", (guess[3:19],))
@@ -131,7 +131,7 @@ def test_any_address_has_a_network(address: str) -> None:
     assert network_of(address)
 
 
-async def test_gateways_count_together_in_redis_and_alone_while_it_is_away(
+async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

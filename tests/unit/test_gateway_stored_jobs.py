@@ -108,7 +108,7 @@ def test_a_key_of_the_metadata_may_have_dots_and_spaces(store: Store) -> None:
 
 
 @pytest.mark.parametrize("after", ["nowhere", "", "\0", "job-00\ud800"])
-def test_a_list_goes_on_only_after_a_job_of_its_tenant(store: Store, after: str) -> None:
+def test_a_list_continues_only_after_a_job_of_its_tenant(store: Store, after: str) -> None:
     with pytest.raises(NoSuchCursor):
         store.read_now(lambda at: list_jobs(at, TENANT, JobFilter(), 5, after, ascending=True))
     with pytest.raises(NoSuchCursor):
@@ -193,7 +193,7 @@ def test_an_event_of_a_result_is_the_webhooks_body(store: Store) -> None:
 
 
 @pytest.mark.parametrize("result", [b"", b"{}", b"{", result_bytes("job", Outcome.FAILED), None])
-def test_an_event_whose_result_is_gone_or_another_one_is_left_out(store: Store, result: bytes | None) -> None:
+def test_an_event_is_left_out_if_its_result_is_gone_or_replaced(store: Store, result: bytes | None) -> None:
     tenant = f"gone{len(result or ())}{result is None}"
     gone, kept = told(store, tenant, 1), told(store, tenant, 2)
     this = (jobs.c.tenant == tenant) & (jobs.c.job_id == gone["job_id"])
@@ -225,7 +225,7 @@ def test_events_wait_while_the_rows_of_results_are_rebuilt(store: Store) -> None
     name=st.integers(0, 10**9),
 )
 @settings(max_examples=drawn(25))
-def test_reading_on_finds_each_event_of_the_chosen_types_once(
+def test_reading_in_pages_finds_each_event_of_the_chosen_types_once(
     store: Store, kinds: list[str], chosen: tuple[str, ...], limit: int, name: int
 ) -> None:
     tenant = f"t{name}"

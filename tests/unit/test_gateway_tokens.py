@@ -335,7 +335,7 @@ def test_settings_that_would_admit_every_token_are_refused(settings: dict[str, A
         OidcSettings.model_validate(settings)
 
 
-async def test_the_door_takes_tokens_beside_keys(issuer: Issuer, tmp_path: Path) -> None:
+async def test_the_door_takes_tokens_as_well_as_keys(issuer: Issuer, tmp_path: Path) -> None:
     with gateway_rig(tmp_path, AccessSettings(oidc=issuer.settings())) as rig:
         now = rig.clock.time()
         assert (await rig.request("GET", "/v1/jobs", issuer.token(now))).status_code == 200

@@ -122,7 +122,7 @@ def _is_done(progress: Progress, offset: int) -> bool:
     return offset < progress.base or bool(progress.done >> (offset - progress.base) & 1)
 
 
-def test_undone_offsets_are_counted_below_the_limit_alone() -> None:
+def test_only_undone_offsets_below_the_limit_are_counted() -> None:
     assert undone_below(110, 100, 0b1010) == 8
     assert undone_below(102, 100, 0b1010) == 1
     assert undone_below(100, 100, 0b1010) == undone_below(90, 100, 0) == 0

@@ -49,7 +49,7 @@ def problems(job: object) -> list[str]:
 
 
 @pytest.mark.parametrize(("media_type", "image"), IMAGES.items())
-def test_an_image_of_each_format_is_told_by_its_first_bytes_and_taken(media_type: str, image: bytes) -> None:
+def test_an_image_of_each_format_is_recognised_by_its_first_bytes_and_taken(media_type: str, image: bytes) -> None:
     assert media_type_of(image) == media_type
     url = data_url(media_type, image)
     job = read(chat({"type": "text", "text": "Describe the image."}, image_part(url))).job
@@ -204,7 +204,7 @@ def test_the_gateway_names_a_members_unknown_fields_and_a_worker_drops_them() ->
 # -- readers of texts --------------------------------------------------------------------------------------------------
 
 
-def test_the_input_filter_reads_the_texts_alone_and_keeps_the_images_in_their_places() -> None:
+def test_the_input_filter_reads_only_the_texts_and_keeps_the_images_in_their_places() -> None:
     job = Job.model_validate(chat({"type": "text", "text": "a"}, image_part(ADDRESS), {"type": "text", "text": "b"}))
     [text] = texts_of(job)
     assert (text.text, text.parts) == ("a\nb", ("a", "b"))
@@ -257,7 +257,7 @@ def test_images_leave_less_room_for_sources() -> None:
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=MAX_IMAGES))
-def test_the_text_of_a_message_has_its_text_parts_alone(texts: list[str]) -> None:
+def test_the_text_of_a_message_consists_of_its_text_parts(texts: list[str]) -> None:
     parts = [part for text in texts for part in (text_part(text), image_part(ADDRESS))]
     message = Message.model_validate({"role": "user", "content": parts})
     assert (message.text, len(message.images)) == ("\n".join(texts), len(texts))

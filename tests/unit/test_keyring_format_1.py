@@ -172,7 +172,7 @@ def test_after_a_migration_the_fleets_key_pair_signs_until_the_overlap_ends_or_i
     assert keyring.fleet_jwks(NOW + 2 * OVERLAP_SECONDS) == {"keys": []}
 
 
-def test_after_a_migration_a_tenants_set_holds_its_own_key_alone(keyring: Keyring) -> None:
+def test_after_a_migration_a_tenants_set_holds_only_its_own_key(keyring: Keyring) -> None:
     before = xs(keyring.jwks("victim", NOW))
     keyring.migrate(NOW)
     assert xs(keyring.fleet_jwks(NOW)) == before

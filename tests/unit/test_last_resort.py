@@ -136,7 +136,7 @@ def test_the_result_has_the_identity_and_the_callback_that_the_jobs_other_result
     assert (letter.value, letter.key, dict(letter.headers or ())["x"]) == (record.value, b"key", b"1")
 
 
-def test_a_job_that_cannot_be_read_is_named_by_its_place_alone() -> None:
+def test_a_job_that_cannot_be_read_is_named_only_by_its_place() -> None:
     record = Record(TOPICS.requests(), 3, 7, json.dumps(JOB).encode(), b"key", [(names.TENANT, b"acme")])
     with patch("workers.roles.last_resort.read_address", side_effect=RecursionError):
         result, letter = outputs_for_a_job(record)

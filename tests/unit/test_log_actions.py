@@ -63,7 +63,7 @@ def logged() -> list[tuple[str, str | None]]:
     return [found for path in paths for found in logged_in(path.read_text(encoding="utf-8"))]
 
 
-def test_the_search_finds_actions_in_calls_and_beside_calls() -> None:
+def test_the_search_finds_actions_in_calls_and_outside_of_them() -> None:
     assert set(logged_in(CALLS_IN_SOURCE)) == {("ready", "info"), ("broken", "error"), ("tried", None)}
     assert set(logged_in(INDIRECT_SOURCE)) == {("handler-raised", None)}
 
@@ -87,7 +87,7 @@ def test_each_actions_level_is_the_highest_that_the_source_logs_it_with(logged: 
     assert highest == {action: CATALOGUE[action].level for action in highest}
 
 
-def test_an_action_stands_in_one_section_alone() -> None:
+def test_an_action_stands_in_only_one_section() -> None:
     assert len(CATALOGUE) == sum(map(len, SECTIONS.values()))
 
 

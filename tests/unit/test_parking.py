@@ -82,7 +82,7 @@ def test_turns_go_on_where_they_stopped_when_places_become_free_one_by_one() -> 
     assert parties(drawn, lines) == [A, B, C] * 4
 
 
-def test_one_party_alone_gets_all_places_from_all_partitions_alike() -> None:
+def test_a_single_party_gets_all_places_from_all_partitions_alike() -> None:
     halves = partition(0), partition(1)
     lot = lot_with({A: Sender(*halves).send(100)})
     drawn = lot.draw(40, always)

@@ -231,7 +231,7 @@ def test_the_text_of_a_string_counts_as_one_value(text: str) -> None:
         assert with_payload(job(), encoded({"prompt": text, "sources": {"urls": []}})).job.prompt == text
 
 
-def test_a_long_conversation_has_room_and_a_flood_of_values_has_none() -> None:
+def test_a_long_conversation_is_accepted_and_a_flood_of_values_is_refused() -> None:
     turn = {"role": "user", "content": "a, [b], {c}"}
     found = with_payload(job(), encoded({"messages": [turn] * (MAX_VALUES // 4)}))
     assert len(found.job.messages or ()) == MAX_VALUES // 4

@@ -49,7 +49,7 @@ def test_no_code_reads_a_variable_that_is_not_listed() -> None:
     assert read <= listed
 
 
-def test_the_values_of_a_metrics_labels_stand_beside_it() -> None:
+def test_the_text_of_a_metric_lists_the_values_of_its_labels() -> None:
     said = {family.name: family.documentation for family in Metrics().registry.collect()}
 
     assert all(outcome in said["postback_jobs"] for outcome in Outcome)

@@ -63,7 +63,7 @@ def test_a_prompt_that_opened_the_reasoning_is_continued(output: str, reasoning:
 
 
 def own_letters(text: str) -> list[str]:
-    """The letters that no mark has.
+    """The letters that occur in no mark.
 
     Other letters may vanish: pieces of a mark form it once a mark between them is removed.
     """

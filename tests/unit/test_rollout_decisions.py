@@ -207,7 +207,7 @@ def test_every_profile_must_pass_and_one_that_differs_aborts() -> None:
     ],
 )
 @pytest.mark.parametrize("step", [Step.SHADOW, Step.CANARY_10, Step.CANARY_100])
-def test_each_guard_aborts_alone_in_each_step(fault: dict[str, Any], why: str, step: Step) -> None:
+def test_each_guard_by_itself_can_abort_in_each_step(fault: dict[str, Any], why: str, step: Step) -> None:
     judge = Judge(ORDER.model_copy(update={"canary_jobs": 1000}))
     for _ in range(30):
         judge.take(compared())

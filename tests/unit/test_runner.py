@@ -100,7 +100,7 @@ async def test_a_handler_that_passes_on_the_cancellation_of_its_own_task_does_no
     assert (completion.outputs, defects) == ([LETTER], {"handle": 1})
 
 
-async def test_a_header_without_a_value_may_go_on_with_an_output() -> None:
+async def test_a_header_without_a_value_may_be_copied_to_an_output() -> None:
     moved = Output("dead_letters", b"a job", headers=[("trace", None)])
     (completion,), defects = await run(Handler([moved], [LETTER]))
     assert (completion.outputs, defects) == ([moved], {})

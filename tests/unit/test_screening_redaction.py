@@ -152,7 +152,7 @@ def test_the_strictest_verdict_counts_and_a_rejected_job_is_left_as_it_is(tmp_pa
     assert [finding.rule for finding in screened.findings] == ["pii", "falcon", "words"]
 
 
-def test_rules_read_the_jobs_of_their_tenants_alone(tmp_path: Path) -> None:
+def test_rules_read_only_the_jobs_of_their_tenants(tmp_path: Path) -> None:
     screen = screen_of(
         tmp_path,
         regex("falcon", "reject", 'tenants = ["acme"]', "one"),

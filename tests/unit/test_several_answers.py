@@ -265,7 +265,7 @@ def test_any_log_probabilities_of_a_server_become_a_result_or_an_engine_s_error(
 # -- Gemini ------------------------------------------------------------------------------------------------------------
 
 
-def test_gemini_is_asked_for_candidates_and_its_chosen_tokens_meet_their_alternatives() -> None:
+def test_gemini_is_asked_for_candidates_and_each_chosen_token_is_joined_with_its_alternatives() -> None:
     api = GenerateContentApi("gemini-x")
     options = api.body(ASKED, with_temperature=True)["generationConfig"]
     assert {name: options[name] for name in ("candidateCount", "responseLogprobs", "logprobs")} == {

@@ -42,7 +42,7 @@ def model(folder: Path, **files: bytes) -> Path:
     return folder
 
 
-def test_folders_that_differ_in_the_values_of_their_tensors_alone_hold_the_same_model(tmp_path: Path) -> None:
+def test_folders_that_differ_only_in_the_values_of_their_tensors_hold_the_same_model(tmp_path: Path) -> None:
     one = model(tmp_path / "one")
     shards = {f"s{number}__safetensors": safetensors({name: TENSORS[name]}) for number, name in enumerate(TENSORS)}
     other = model(tmp_path / "two", **shards, model__safetensors__index__json=b'{"weight_map": {}}')

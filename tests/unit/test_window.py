@@ -80,7 +80,7 @@ def test_a_narrow_window_parks_enough_to_last_until_a_resumed_partition_delivers
     assert full(window)
 
 
-def test_a_full_window_takes_again_only_when_half_of_the_parked_records_are_gone() -> None:
+def test_a_full_window_takes_records_again_only_when_half_of_the_parked_ones_are_gone() -> None:
     window = Window(Limits(records=1000))
     seen = []
     for parked in (999, 1000, 999, 501, 500, 999):

@@ -213,7 +213,7 @@ JOBS = 3
 
 
 @pytest.mark.parametrize("number", range(JOBS))
-async def test_a_job_of_hostile_pages_alone_ends_with_a_reason_for_each_and_another_is_answered(
+async def test_a_job_with_only_hostile_pages_ends_with_a_reason_for_each_and_another_job_is_answered(
     number: int, site: Site
 ) -> None:
     """The worker has its default settings; its results are checked as their reader sees them."""

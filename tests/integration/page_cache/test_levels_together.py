@@ -120,7 +120,7 @@ async def test_a_folder_that_cannot_be_written_costs_no_job() -> None:
         assert len((await worker.read(origin.url)).sources) == 1
 
 
-async def test_the_file_keeps_to_its_size_and_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
+async def test_the_file_stays_within_its_size_and_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "pages.sqlite", CacheSettings(disk_bytes=1024 * 1024), CLOCK)
     for number in range(129):
         await disk.put(Key("public", str(number)), b"x" * 100_000, 60.0)
@@ -138,7 +138,7 @@ async def test_a_page_that_is_not_allowed_any_more_is_not_served(redis: RedisSer
             assert (await stricter.read(origin.url)).sources == ()
 
 
-async def test_nothing_of_a_url_stands_in_redis_keys(redis: RedisServer, tmp_path: Path) -> None:
+async def test_redis_keys_contain_nothing_of_a_url(redis: RedisServer, tmp_path: Path) -> None:
     from redis import Redis
 
     settings: dict[str, Any] = {"redis_url": redis.url, "redis_prefix": f"{tmp_path.name}:"}
