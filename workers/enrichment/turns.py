@@ -72,7 +72,7 @@ class Turns:
     def _next(self) -> Asker | None:
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
             if self._had[tenant] >= self._free and self._free <= self._kept:
-                continue  # before the search for the tenant's job: a hung tenant may have thousands
+                continue  # skips the search below, since a hung tenant may have thousands of jobs
             asker = min(self._waiting[tenant], key=self._had.__getitem__)
             if not self._had[asker] or self._free > 2 * self._kept:
                 return asker
