@@ -6,7 +6,7 @@ before it joins. The clock runs from the first submit until the last answer. The
 (every 20 ms) that finds nothing in flight until the last result is settled.
 
 The worker asks for log-probabilities, which it needs for `confidence` and which cost time. AsyncLLM alone is measured
-with log-probabilities, which is the worker's work too, and without them, as by a caller that does not need them.
+twice: with log-probabilities, like the worker, and without them, like a caller that does not need them.
 """
 
 from __future__ import annotations

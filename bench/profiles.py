@@ -48,7 +48,7 @@ class AnswerKind(StrEnum):
 
 
 class Fate(StrEnum):
-    """The end of an answer under its profile."""
+    """The outcome of an answer under its profile."""
 
     SUPPORTED = "supported"
     """The result has the answer, and a source supports every citation of it."""

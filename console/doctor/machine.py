@@ -40,7 +40,10 @@ def check_memory(root: Path = Path("/")) -> Iterator[Finding]:
 def check_disk(
     folders: Mapping[str, Path], free_of: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 ) -> Iterator[Finding]:
-    """Yield the disks with little space. `folders` are paths by setting; a missing folder's parent counts."""
+    """Yield the disks with little space. `folders` maps a setting to its folder.
+
+    For a missing folder, the disk of its nearest existing parent is checked.
+    """
     for name, folder in folders.items():
         there = next((each for each in (folder, *folder.absolute().parents) if each.is_dir()), Path("/"))
         free = free_of(there)

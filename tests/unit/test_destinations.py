@@ -353,7 +353,7 @@ async def test_an_origin_without_a_place_gets_one_when_others_of_its_tenant_end(
     assert turns == [6.0, 12.0, 18.0]
 
 
-async def test_a_tenant_s_many_origins_that_answer_do_not_make_another_s_a_stranger() -> None:
+async def test_many_answering_origins_of_one_tenant_do_not_make_anothers_origin_a_stranger() -> None:
     desk = Desk(window_records=90)
     await desk.attempt(OK)
     for number in range(12_000):
