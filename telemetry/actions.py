@@ -168,7 +168,11 @@ INFERENCE = {
     "adapter-refused": Action(
         "error",
         "A LoRA adapter could not be loaded; its jobs are rejected, and other jobs go on.",
-        "Mend its folder in POSTBACK_ENGINE__VLLM__ADAPTERS and restart the worker.",
+        "Mend its folder and restart the worker, or name another folder in the model registry's file.",
+    ),
+    "adapters-changed": Action(
+        "info",
+        "A changed registry file has given a running engine other LoRA adapters; no job waits for the change.",
     ),
     "reasoning-marks-missing": Action(
         "info",

@@ -12,12 +12,13 @@ import pytest_asyncio
 
 from devkit.model import tiny_model
 from telemetry.metrics import Metrics
+from tests.integration.lora_adapters import write_adapter
 from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.adapter_files import WEIGHTS
 from workers.engines.vllm.settings import VllmSettings
 
 ADAPTERS = ("missing", "weightless", "unsupported", "polite", "wide")
 MARKS = ("<think>", "</think>")
-WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="package")
@@ -35,11 +36,11 @@ async def vllm_engine(tmp_path_factory: pytest.TempPathFactory, vllm_metrics: Me
     """
     folder = tmp_path_factory.mktemp("adapters")
     adapters = {name: str(folder / name) for name in ADAPTERS}
-    _write_adapter(folder / "polite", rank=8)
-    _write_adapter(folder / "wide", rank=24)
-    _write_adapter(folder / "weightless", rank=8)
+    write_adapter(folder / "polite", rank=8)
+    write_adapter(folder / "wide", rank=24)
+    write_adapter(folder / "weightless", rank=8)
     (folder / "weightless" / WEIGHTS).unlink()
-    _write_adapter(folder / "unsupported", rank=8, use_dora=True)
+    write_adapter(folder / "unsupported", rank=8, use_dora=True)
     model = _reasoning_model(tmp_path_factory.mktemp("models") / "nemotron-tiny")
     settings = VllmSettings(
         model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
@@ -66,27 +67,3 @@ def _reasoning_model(folder: Path) -> Path:
     generation = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.9}))
     return folder
-
-
-def _write_adapter(folder: Path, rank: int, **config: object) -> None:
-    """Write a LoRA adapter for the tiny model, with weights large enough to change its answers."""
-    import torch
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    target = "base_model.model.model.layers.0.self_attn.q_proj"
-    torch.manual_seed(rank)
-    save_file(
-        {f"{target}.lora_A.weight": torch.randn(rank, 128), f"{target}.lora_B.weight": torch.randn(128, rank)},
-        folder / WEIGHTS,
-    )
-    config = {
-        **config,
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": 64,
-        "target_modules": ["q_proj"],
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))

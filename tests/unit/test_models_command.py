@@ -95,7 +95,7 @@ def test_the_page_for_operators_has_a_valid_file_and_commands_that_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "howto" / "models.md").read_text()
-    [file] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    file, with_adapters = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     [console] = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
     (tmp_path / "key").write_text("sk-of-a-file")
     (tmp_path / "models.toml").write_text(file.replace("/run/secrets/anthropic", str(tmp_path / "key")))
@@ -105,3 +105,6 @@ def test_the_page_for_operators_has_a_valid_file_and_commands_that_work(
         done = postback_here(*arguments, env=environment_of(HOSTED_KEY="sk-hosted"))
         assert (program, done.returncode) == ("postback", 0), done.stderr
         assert "sk-" not in done.stdout + done.stderr
+    (tmp_path / "models.toml").write_text(with_adapters)
+    shown = postback_here("models", "show", "small", "--file", "models.toml", env=environment_of())
+    assert "law: /adapters/law-3" in shown.stdout, shown.stderr

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.safetensors_files import safetensors
 from workers.engines.base import EngineRefused
-from workers.engines.vllm.weights import header_of, require_same_model
+from workers.engines.vllm.tensors import header_of
+from workers.engines.vllm.weights import require_same_model
 
 TENSORS = {"embed": ("F32", [4, 2]), "head": ("F32", [2, 4])}
 CONFIG = {"model_type": "llama", "hidden_size": 2}
-
-
-def safetensors(tensors: Mapping[str, tuple[str, Sequence[float]]], fill: bytes = b"\0") -> bytes:
-    """A file of the format, with 32 bytes for each tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for number, (name, (kind, shape)) in enumerate(tensors.items()):
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [32 * number, 32 * number + 32]}
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + fill * 32 * len(tensors)
 
 
 def model(folder: Path, **files: bytes) -> Path:

@@ -323,7 +323,9 @@ class ChangesModel(Protocol):
     """An engine that can change its model without a restart."""
 
     async def change_model(self, section: EngineSection) -> None:
-        """Serve the section's model from now on. Running requests get the old model; later ones wait for the new one.
+        """Serve the section's model and adapters from now on.
+
+        Running requests get the old model; later ones wait for the new one. Running requests also keep their adapter.
 
         Raises EngineRefused if the new settings need a restart, and EngineUnavailable if the engine could not change.
         """

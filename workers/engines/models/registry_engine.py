@@ -57,7 +57,7 @@ class RegistryEngine:
         return self._model(model_id).takes_images
 
     async def change(self, registry: ModelRegistry) -> None:
-        """Use a changed file: its aliases, defaults, prices, limits, escalations and weights, or nothing of it.
+        """Use a changed file: aliases, defaults, prices, limits, escalations, weights and adapters, or nothing of it.
 
         New weights wait until the engine's running requests have ended. Raises NeedsRestart.
         """

@@ -2,7 +2,11 @@
 
     engine          the engine
     arguments       start arguments
-    adapters        LoRA adapters, loaded at the start
+    adapters        LoRA adapters, loaded at the start and changed later
+    adapter_files   their folders
+    tensors         shapes in safetensors files
+    calls           calls that end when vLLM's process does
+    changes         other weights or adapters for a running engine
     tokens          a prompt as tokens
     sampling        requests and answers in vLLM's terms
     calling         tools, and the calls in an answer

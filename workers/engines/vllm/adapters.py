@@ -1,136 +1,285 @@
-"""LoRA adapters of the settings: each is loaded or refused by name at the start, and a job never loads an adapter.
+"""The LoRA adapters of one engine, by name: loaded at its start, and changed while it runs.
 
 vLLM loads an adapter at its first request, and an adapter without a folder then ends the engine with all requests in
-flight. So the engine adds each adapter while it loads, and keeps all of them in memory: a folder that vanishes later
-is not read again.
+flight. So each adapter is loaded before a job can name it, and stays in memory until the last job with it has ended: a
+folder that vanishes later is not read again.
+
+A changed folder makes a new version of the adapter, with a number and a vLLM name of its own. vLLM compares requests by
+that name within a batch, and its prefix cache has the name in its keys. So a job sees one version, and no other one's
+cache.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from telemetry.logs import get_logger
-from workers.engines.base import EngineRefused, RequestRejected
+from workers.engines.base import EngineRefused, EngineUnavailable, RequestRejected
+from workers.engines.vllm.adapter_files import AdapterRefused, base_tensors, rank_of, require_fit, room_for
+from workers.engines.vllm.calls import while_alive
 from workers.engines.vllm.loading import short
+from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.tensors import Tensor
 
 MOST_IN_A_BATCH: Final = 8
-"""Adapters that one batch may use; each takes memory of the GPU.
+"""Adapters that one batch may use, unless the settings give a number; each takes memory of the GPU.
 
 Requests for further adapters wait for the next batch.
 """
-CONFIG: Final = "adapter_config.json"
-MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for `max_lora_rank`."""
-_MAX_CONFIG_BYTES: Final = 1024 * 1024
+MOST_IN_MEMORY: Final = 128
+"""Adapters that the engine may hold, at least: 64 of the registry's file, and as many that run their last jobs.
+
+The number itself takes no memory. vLLM would evict an adapter beyond it, and read its folder again.
+"""
+USUAL_RANK: Final = 16
+"""The rank that an engine without adapters has room for if only `max_loras` is set: vLLM's default."""
+_ROOM: Final = "POSTBACK_ENGINE__VLLM__MAX_LORA_RANK"
 
 log = get_logger()
 
 
-class AdapterRefused(Exception):  # noqa: N818 - named after the event
-    """An adapter cannot be used. The text gives the reason, without the adapter's path."""
+@dataclass(eq=False, slots=True)
+class _Version:
+    """One adapter of one folder."""
+
+    name: str
+    folder: Path
+    number: int
+    refused: str | None = None
+    """The reason why jobs are rejected; None for a usable adapter."""
+    jobs: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last job ends."""
+
+    @property
+    def vllm_name(self) -> str:
+        """The name that no other version has."""
+        return f"{self.name}#{self.number}"
+
+    def request(self) -> Any:
+        """Return the adapter as vLLM's `LoRARequest`."""
+        return lora_request(self.vllm_name, self.number, str(self.folder))
+
+    def reason(self, error: Exception) -> str:
+        """Return the text of vLLM's error, without the adapter's path."""
+        text = str(error).replace(str(self.folder), self.name).replace(self.vllm_name, self.name)
+        return short(text) or type(error).__name__
 
 
 class Adapters:
     """The adapters of one engine. `folders` has the folder of each name."""
 
     def __init__(self, folders: Mapping[str, str]) -> None:
-        self._folders = {name: Path(folder).expanduser() for name, folder in folders.items()}
-        self._numbers = {name: number for number, name in enumerate(folders, 1)}
-        self._refused: dict[str, str] = {}
+        self._numbers = count(1)
+        self._served = {name: self._version(name, folder) for name, folder in _paths(folders).items()}
+        self._leaving: dict[asyncio.Task[None], _Version] = {}
+        """Versions that no new job gets, by the tasks that unload them after their last job."""
 
-    def arguments(self) -> dict[str, Any]:
-        """Read the adapters' configurations, and return vLLM's arguments for the adapters. Blocks.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a job may give now."""
+        return tuple(name for name, version in self._served.items() if version.refused is None)
+
+    # -- the start -----------------------------------------------------------------------------------------------
+
+    def arguments(self, settings: VllmSettings) -> dict[str, Any]:
+        """Read the adapters' folders, and return vLLM's arguments for the adapters. Blocks.
 
         Unusable adapters are refused by name.
         """
-        self._refused = {}
-        ranks = []
-        for name, folder in self._folders.items():
+        ranks, base = [], base_tensors(settings.model)
+        for version in self._served.values():
+            version.refused = None
             try:
-                ranks.append(_room_for(rank_of(folder)))
+                ranks.append(_usable_rank(version.folder, base, settings.max_lora_rank))
             except AdapterRefused as refused:
-                self._refuse(name, str(refused))
-        if not ranks:
+                _refuse(version, str(refused))
+        usable = len(self.names)
+        if not usable and settings.max_lora_rank is None and settings.max_loras is None:
             return {"enable_lora": False}
         return {
             "enable_lora": True,
-            "max_lora_rank": max(ranks),
-            "max_loras": min(len(ranks), MOST_IN_A_BATCH),
-            "max_cpu_loras": len(ranks),  # an evicted adapter would be read from its folder again
+            "max_lora_rank": room_for(settings.max_lora_rank or max(ranks, default=USUAL_RANK)),
+            "max_loras": settings.max_loras or min(max(usable, 1), MOST_IN_A_BATCH),
+            "max_cpu_loras": max(2 * len(self._served), MOST_IN_MEMORY),
         }
 
-    def require_folders(self) -> None:
-        """Raise EngineRefused if an adapter in use has lost its folder: new weights need it once more. Blocks."""
-        for name, folder in self._folders.items():
-            if name not in self._refused and not folder.is_dir():
-                raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
-
     async def add(self, llm: Any) -> None:
-        """Load the adapters into the engine, and note each adapter that the engine refuses.
+        """Load the adapters into a new or paused engine, and note each adapter that the engine refuses.
 
         Raises EngineRefused, with the adapter's name, if the engine died while loading the adapter.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        for name in [name for name in self._folders if name not in self._refused]:
+        for version in [version for version in self._served.values() if version.refused is None]:
             try:
-                await llm.add_lora(self._request(name))
-            except EngineDeadError as error:
-                raise EngineRefused(f"the engine died while it loaded the adapter {name}") from error
-            except Exception as error:  # vLLM's process sends the text of any error
-                self._refuse(name, short(str(error).replace(str(self._folders[name]), name)) or type(error).__name__)
+                await _loaded(llm, version)
+            except AdapterRefused as refused:
+                _refuse(version, str(refused))
 
-    def requested(self, name: str) -> Any:
-        """Return the adapter as vLLM's `LoRARequest`. Raises RequestRejected for an unknown or refused adapter."""
-        if name not in self._folders:
+    def require_folders(self) -> None:
+        """Raise EngineRefused if an adapter in use has lost its folder: new weights need it once more. Blocks."""
+        for name, version in self._served.items():
+            if version.refused is None and not version.folder.is_dir():
+                raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
+
+    # -- jobs ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def in_use(self, name: str | None) -> Iterator[Any]:
+        """Keep the adapter of this name in memory during the block. Yield its `LoRARequest`; None for no name.
+
+        Raises RequestRejected for an unknown or refused adapter.
+        """
+        if name is None:
+            yield None
+            return
+        version = self._served.get(name)
+        if version is None:
             raise RequestRejected("adapter", "this engine has no adapter of this name")
-        if name in self._refused:
-            raise RequestRejected("adapter", f"this adapter could not be loaded: {self._refused[name]}")
-        return self._request(name)
+        if version.refused is not None:
+            raise RequestRejected("adapter", f"this adapter could not be loaded: {version.refused}")
+        version.jobs += 1
+        try:
+            yield version.request()
+        finally:
+            version.jobs -= 1
+            if not version.jobs:
+                version.idle.set()
 
-    def _request(self, name: str) -> Any:
-        from vllm.lora.request import LoRARequest
+    # -- changes -------------------------------------------------------------------------------------------------
 
-        return LoRARequest(name, self._numbers[name], str(self._folders[name]))
+    async def change(self, llm: Any, settings: VllmSettings) -> None:
+        """Serve the adapters of the settings from now on: with all changes, or with none.
 
-    def _refuse(self, name: str, reason: str) -> None:
-        self._refused[name] = reason
-        log.error(
-            f"The adapter {name} could not be loaded: {reason}. Rejecting its jobs.",
-            action="adapter-refused",
-            adapter=name,
-            why=reason,
+        New adapters are loaded while jobs run. Removed ones are unloaded after their last job. Raises EngineRefused,
+        with the adapter and the fix, if an adapter cannot be loaded, and EngineUnavailable if the engine died.
+        """
+        folders = _paths(settings.adapters)
+        kept = {name: version for name, version in self._served.items() if folders.get(name) == version.folder}
+        new = {name: self._version(name, folder) for name, folder in folders.items() if name not in kept}
+        if new:
+            await asyncio.to_thread(_require_usable, [*new.values()], llm.vllm_config.lora_config, settings.model)
+            await self._load(llm, [*new.values()])
+        if llm.errored:
+            raise EngineUnavailable("vLLM's process ended during the change")
+        gone = [version for name, version in self._served.items() if name not in kept]
+        self._served = {name: kept.get(name) or new[name] for name in folders}
+        self._unload(llm, gone)
+        log.info(
+            "The engine's adapters changed; taking jobs for added ones, unloading removed ones after their last job.",
+            action="adapters-changed",
+            added=[*new],
+            removed=[version.name for version in gone],
         )
 
+    async def all_left(self) -> None:
+        """Return when no removed adapter runs a job."""
+        if self._leaving:
+            await asyncio.wait({*self._leaving})
 
-def rank_of(folder: Path) -> int:
-    """Return the largest rank in an adapter's folder, at least 1. Raises AdapterRefused."""
-    if not folder.is_dir():
-        raise AdapterRefused("its folder does not exist")
+    def close(self) -> None:
+        """Leave the removed adapters to the engine's end."""
+        for task in self._leaving:
+            task.cancel()
+
+    async def _load(self, llm: Any, versions: list[_Version]) -> None:
+        """Load all versions into the running engine, or none. Raises EngineRefused and EngineUnavailable."""
+        held = len(self._served) + len(self._leaving) + len(versions)
+        if held > llm.vllm_config.lora_config.max_cpu_loras:
+            raise EngineRefused(
+                f"the engine would hold {held} adapters, with those that run their last jobs, and has room for "
+                f"{llm.vllm_config.lora_config.max_cpu_loras}; save the file again later, or restart the worker"
+            )
+        try:
+            for version in versions:
+                await while_alive(llm, _loaded(llm, version))
+        except AdapterRefused as refused:
+            self._unload(llm, versions)
+            raise _not_added(version, refused) from None
+        except BaseException:
+            self._unload(llm, versions)
+            raise
+
+    def _unload(self, llm: Any, versions: list[_Version]) -> None:
+        for version in versions:
+            if version.refused is None:
+                task = asyncio.create_task(_unloaded(llm, version), name="vllm-adapter-unload")
+                self._leaving[task] = version
+                task.add_done_callback(self._leaving.pop)
+
+    def _version(self, name: str, folder: Path) -> _Version:
+        return _Version(name, folder, next(self._numbers))
+
+
+def lora_request(name: str, number: int, folder: str) -> Any:
+    """Return a `LoRARequest`. Imports vLLM."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(name, number, folder)
+
+
+async def _loaded(llm: Any, version: _Version) -> None:
+    """Load an adapter. Raises AdapterRefused, and EngineRefused if the engine died."""
     try:
-        with (folder / CONFIG).open("rb") as file:
-            content = file.read(_MAX_CONFIG_BYTES + 1)
-        config = json.loads(content) if len(content) <= _MAX_CONFIG_BYTES else None
-    except OSError as error:
-        raise AdapterRefused(f"its {CONFIG} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise AdapterRefused(f"its {CONFIG} is not JSON") from None
-    if not isinstance(config, dict):
-        raise AdapterRefused(f"its {CONFIG} is no JSON object of at most {_MAX_CONFIG_BYTES} bytes")
-    patterns = config.get("rank_pattern") or {}
-    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [None])]
-    whole = [rank for rank in ranks if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0]
-    if len(whole) < len(ranks):
-        raise AdapterRefused(f"its {CONFIG} has an `r` or a `rank_pattern` without a rank, a number from 1 on")
-    return max(whole)
+        await llm.add_lora(version.request())
+    except Exception as error:  # vLLM's process sends the text of any error
+        if llm.errored:
+            raise EngineRefused(f"the engine died while it loaded the adapter {version.name}") from error
+        with suppress(Exception):
+            await llm.remove_lora(version.number)  # a load that fails late has taken a place
+        raise AdapterRefused(version.reason(error)) from error
 
 
-def _room_for(rank: int) -> int:
-    """Return the least value of `MAX_RANKS` that is not below the rank. Raises AdapterRefused."""
-    for most in MAX_RANKS:
-        if rank <= most:
-            return most
-    raise AdapterRefused(f"its rank is {rank}, and vLLM takes at most {MAX_RANKS[-1]}")
+async def _unloaded(llm: Any, version: _Version) -> None:
+    """Remove an adapter from the engine once no job uses it. vLLM would read the folder again for a running job."""
+    while version.jobs:
+        version.idle.clear()
+        await version.idle.wait()
+    with suppress(Exception):  # a dead engine has no adapters
+        await while_alive(llm, llm.remove_lora(version.number))
+
+
+def _require_usable(versions: list[_Version], room: Any, model: str | None) -> None:
+    """Raise EngineRefused for an adapter that an engine with this `LoRAConfig` cannot take. Blocks."""
+    if room is None:
+        raise EngineRefused(f"the engine has no room for adapters; restart the worker, with {_ROOM} for later ones")
+    base = base_tensors(model)
+    for version in versions:
+        try:
+            _usable_rank(version.folder, base, room.max_lora_rank)
+        except AdapterRefused as refused:
+            raise _not_added(version, refused) from None
+
+
+def _usable_rank(folder: Path, base: Mapping[str, Tensor], most: int | None) -> int:
+    """Return the rank of an adapter that fits the model and has a rank of at most `most`. Raises AdapterRefused."""
+    rank = rank_of(folder)
+    if most is not None and rank > (room := room_for(most)):
+        fix = f"restart the worker, with a larger {_ROOM}"
+        raise AdapterRefused(f"its rank is {rank}, and the engine has room for {room}", fix)
+    room_for(rank)
+    require_fit(folder, base)
+    return rank
+
+
+def _not_added(version: _Version, refused: AdapterRefused) -> EngineRefused:
+    return EngineRefused(f"the adapter {version.name} cannot be loaded: {refused}; {refused.fix}")
+
+
+def _refuse(version: _Version, reason: str) -> None:
+    version.refused = reason
+    log.error(
+        f"The adapter {version.name} could not be loaded: {reason}. Rejecting its jobs.",
+        action="adapter-refused",
+        adapter=version.name,
+        why=reason,
+    )
+
+
+def _paths(folders: Mapping[str, str]) -> dict[str, Path]:
+    return {name: Path(folder).expanduser() for name, folder in folders.items()}

@@ -17,8 +17,7 @@ import multiprocessing
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -39,11 +38,12 @@ from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
+from workers.engines.vllm.changes import change
 from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
-from workers.engines.vllm.load_failures import known_reason, reason
+from workers.engines.vllm.load_failures import refused
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.places import Places
 from workers.engines.vllm.pooling import PoolingModel
@@ -52,7 +52,6 @@ from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampl
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
 from workers.engines.vllm.tokens import Prompts
-from workers.engines.vllm.weights import change_weights
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
@@ -113,7 +112,7 @@ class VllmEngine(TextsAlone):
             raise
         except Exception as error:
             await self.close()
-            raise self._refused(error) from error
+            raise refused(self._model, error) from error
         except BaseException:
             await self.close()
             raise
@@ -121,20 +120,15 @@ class VllmEngine(TextsAlone):
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
-        lora = self._adapters.requested(request.adapter) if request.adapter is not None else None
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight[request.request_id] = aborted
         self._answers += request.n
         try:
             llm = await self._ready(aborted)
-            if llm is not None and self._pooling is not None:
-                return await self._pooled(self._pooling, request, lora, aborted)
-            require_question(request)
-            require_reasoning(request, self._thinking)
-            tokens = await self._tokenized(llm, request) if llm is not None else []
-            if aborted.done():
-                return Completion("", "abort", len(tokens), 0)
-            return await self._generated(llm, request, tokens, lora)
+            if llm is None:
+                return Completion("", "abort", 0, 0)
+            with self._adapters.in_use(request.adapter) as lora:
+                return await self._answered(llm, request, lora, aborted)
         finally:
             del self._in_flight[request.request_id]
             self._answers -= request.n
@@ -155,23 +149,19 @@ class VllmEngine(TextsAlone):
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 
     async def change_model(self, section: EngineSection) -> None:
-        """Load the weights of another folder of the same model, without a restart; see `ChangesModel`.
+        """Give the engine other weights or adapters without a restart; see `ChangesModel`.
 
         If vLLM fails at the weights, its processes are killed, and the former model is loaded again.
         """
-        llm, model = self._llm, section.model
-        same = {"model": self._model, "revision": self._settings.revision}
-        if model is None or section.model_copy(update=same) != self._settings.model_copy(update=same):
-            raise EngineRefused("settings besides the model have changed")
-        if llm is None or self._away() is not None:
-            raise EngineUnavailable("the engine is away; save the file again once it is back")
-        await change_weights(llm, Path(self._model), Path(model), self._adapters, self._guardian, self._asking_health)
-        self._settings, self._model = cast("VllmSettings", section), model
-        self.models = self._settings.names
+        llm = self._llm if self._away() is None else None
+        parts = self._adapters, self._guardian, self._asking_health
+        self._settings = await change(llm, self._settings, section, *parts)
+        self._model, self.models = str(self._settings.model), self._settings.names
 
     async def close(self) -> None:
         """End the engine's processes, even during a load. May be called twice."""
         self._closing.set()
+        self._adapters.close()
         if self._watching is not None:
             self._watching.cancel()
         while (loading := self._loading) is not None:
@@ -276,13 +266,6 @@ class VllmEngine(TextsAlone):
         await asyncio.to_thread(self._discard)
         await self._load()
 
-    def _refused(self, error: Exception) -> EngineRefused:
-        """Return the error for a failed start. An unknown error goes to the log with its stack trace."""
-        known = known_reason(self._model, error)
-        if known is None:
-            log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
-        return EngineRefused(known or f"vLLM could not load the model {self._model}: {reason(error)}")
-
     def _load_ended(self, loading: asyncio.Task[None]) -> None:
         self._loading = None
         error = None if loading.cancelled() else loading.exception()
@@ -305,7 +288,7 @@ class VllmEngine(TextsAlone):
             if self._closing.is_set():
                 raise EngineUnavailable("the engine was closed while it was loading")
             forget_inspections()
-            arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments()))
+            arguments = AsyncEngineArgs(**engine_arguments(self._settings, self._adapters.arguments(self._settings)))
             # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
             usage = UsageContext.LLM_CLASS
             config = arguments.create_engine_config(usage)
@@ -330,6 +313,18 @@ class VllmEngine(TextsAlone):
             gc.collect()  # vLLM's objects form cycles, and would end their engine a second time at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
+
+    async def _answered(
+        self, llm: Any, request: GenerationRequest, lora: Any, aborted: asyncio.Future[None]
+    ) -> Completion:
+        if self._pooling is not None:
+            return await self._pooled(self._pooling, request, lora, aborted)
+        require_question(request)
+        require_reasoning(request, self._thinking)
+        tokens = await self._tokenized(llm, request)
+        if aborted.done():
+            return Completion("", "abort", len(tokens), 0)
+        return await self._generated(llm, request, tokens, lora)
 
     async def _generated(self, llm: Any, request: GenerationRequest, tokens: list[int], lora: Any) -> Completion:
         from vllm.inputs.engine import tokens_input

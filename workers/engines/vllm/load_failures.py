@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from telemetry.logs import get_logger
+from workers.engines.base import EngineRefused
 from workers.engines.vllm.loading import short
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
@@ -17,6 +19,16 @@ IMAGE = "vllm/vllm-openai:v0.32.0"
 
 _UNKNOWN_TO_THE_HUB = {"RepositoryNotFoundError", "HFValidationError"}
 _NOT_FETCHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
+
+log = get_logger()
+
+
+def refused(model: str, error: Exception) -> EngineRefused:
+    """Return the error for a failed start. An unknown error goes to the log with its stack trace."""
+    known = known_reason(model, error)
+    if known is None:
+        log.error("The engine could not be loaded.", action="engine-load-failed", exc_info=error)
+    return EngineRefused(known or f"vLLM could not load the model {model}: {reason(error)}")
 
 
 def known_reason(model: str, error: BaseException) -> str | None:

@@ -57,6 +57,17 @@ class VllmSettings(EngineSection):
     The worker loads the adapters at its start. An adapter that cannot be loaded is refused, and the jobs for it are
     rejected.
     """
+    max_lora_rank: int | None = Field(default=None, ge=1, le=512)
+    """The largest rank of LoRA adapters, rounded up to one that vLLM has; if absent, the largest at the worker's start.
+
+    Set it if adapters are added to the model registry's file later: a worker that starts without adapters has no room
+    for them otherwise.
+    """
+    max_loras: int | None = Field(default=None, ge=1, le=64)
+    """LoRA adapters that one batch may use, each with memory of the GPU; if absent, as many as the worker starts with.
+
+    The default is 8 at most. Requests for further adapters wait for the next batch.
+    """
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""
 

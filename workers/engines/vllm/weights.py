@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,9 @@ from typing import Any, Final
 from telemetry.logs import get_logger
 from workers.engines.base import EngineRefused, EngineUnavailable
 from workers.engines.vllm.adapters import Adapters
+from workers.engines.vllm.calls import while_alive
 from workers.engines.vllm.guardian import Guardian
+from workers.engines.vllm.tensors import tensors_of
 
 LOAD_SECONDS: Final = 600.0
 """Seconds for the weights and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
@@ -24,16 +26,8 @@ LOAD_SECONDS: Final = 600.0
 _TEXTS: Final = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _INDEX: Final = ".safetensors.index.json"
 _MAY_DIFFER: Final = ("_name_or_path", "transformers_version")
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""The limit of the safetensors format."""
-_LENGTH_BYTES: Final = 8
-
-DEATH_LOOK_SECONDS: Final = 0.5
 
 log = get_logger()
-
-Tensor = tuple[str, tuple[int, ...]]
-"""The type and the shape of a tensor."""
 
 
 def require_same_model(old: Path, new: Path) -> None:
@@ -48,7 +42,7 @@ def _compare(old: Path, new: Path) -> None:
     for folder in (old, new):
         if not folder.is_dir():
             raise EngineRefused("weights change without a restart only from a folder to a folder")
-    texts, tensors = (dict(_texts(old)), dict(_texts(new))), (dict(_tensors(old)), dict(_tensors(new)))
+    texts, tensors = (dict(_texts(old)), dict(_texts(new))), (dict(tensors_of(old)), dict(tensors_of(new)))
     for name in sorted({*texts[0], *texts[1]}):
         if texts[0].get(name) != texts[1].get(name):
             raise EngineRefused(f"{name} of the new folder differs, and only weights change without a restart")
@@ -62,15 +56,17 @@ async def change_weights(
 ) -> None:
     """Load the weights of the folder `new` once the running requests have ended; others wait in vLLM.
 
+    Jobs with a removed adapter end first, since new weights drop the adapters, and only those in use are loaded again.
     `asking_health` is held while vLLM loads, since it answers no health call then. Raises EngineRefused if the folders
     differ in more than weights. Raises EngineUnavailable if vLLM failed: its weights are unknown, so its processes are
     killed.
     """
     await asyncio.to_thread(require_same_model, old, new)
     await asyncio.to_thread(adapters.require_folders)
+    await adapters.all_left()
     log.info("The engine gets new weights; running requests end first, and others wait.", action="engine-weights")
     try:
-        await _called(llm, llm.pause_generation(mode="wait"))  # clears the prefix cache too
+        await while_alive(llm, llm.pause_generation(mode="wait"))  # clears the prefix cache too
         async with asking_health:
             await _exchange(llm, new, adapters, guardian)
     except EngineUnavailable:
@@ -79,27 +75,14 @@ async def change_weights(
         raise EngineUnavailable("vLLM's process ended before it had the new weights") from error
     finally:
         with suppress(Exception):  # a dead engine is loaded again
-            await _called(llm, llm.resume_generation())
-
-
-async def _called(llm: Any, call: Coroutine[Any, Any, None]) -> None:
-    """Await a call of the engine. vLLM 0.32 never answers a call whose engine dies, so this function raises then."""
-    task = asyncio.ensure_future(call)
-    try:
-        while not task.done():
-            if llm.errored:
-                raise EngineUnavailable("vLLM's process ended before it had the new weights")
-            await asyncio.wait({task}, timeout=DEATH_LOOK_SECONDS)
-        await task
-    finally:
-        task.cancel()
+            await while_alive(llm, llm.resume_generation())
 
 
 async def _exchange(llm: Any, folder: Path, adapters: Adapters, guardian: Guardian) -> None:
     try:
         async with asyncio.timeout(LOAD_SECONDS):
-            await _called(llm, load_weights(llm, folder))
-            await _called(llm, adapters.add(llm))
+            await while_alive(llm, load_weights(llm, folder))
+            await while_alive(llm, adapters.add(llm))
     except BaseException as error:
         log.error(
             "The engine failed at new weights; killing its processes, and loading the former model again.",
@@ -133,29 +116,3 @@ def _read(path: Path) -> object:
     if isinstance(parsed, dict):
         return {name: value for name, value in parsed.items() if name not in _MAY_DIFFER}
     return parsed
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that the headers of a folder's safetensors files list."""
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise EngineRefused("a folder has no safetensors files, and only these change without a restart")
-    for path in paths:
-        yield from header_of(path).items()
-
-
-def header_of(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file. Raises EngineRefused if its header cannot be read."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError
-            header = json.loads(file.read(length))
-        size = path.stat().st_size - _LENGTH_BYTES - length
-        tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-        if max((each["data_offsets"][1] for each in tensors.values()), default=0) != size:
-            raise ValueError
-        return {name: (str(each["dtype"]), tuple(map(int, each["shape"]))) for name, each in tensors.items()}
-    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
-        raise EngineRefused(f"{path.name} is no safetensors file, or is not complete") from None

@@ -1,0 +1,148 @@
+"""LoRA adapters that a running vLLM gets and loses by the model registry's file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from devkit.model import tiny_model
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from tests.integration.lora_adapters import write_adapter
+from tests.integration.test_engine_contract import request
+from tests.integration.test_new_weights import engine_processes
+from workers.engines.base import EngineDied, RequestRejected
+from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.models.registry_file import ModelRegistry, read_registry
+from workers.engines.registry import engine_settings
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1_200)]
+
+QUESTIONS = [f"{'A page that several jobs share. ' * 20}Who wrote book {number}?" for number in range(3)]
+LONG = 200
+
+
+class Served:
+    """A registry with the tiny model in vLLM, whose file names adapters by folder."""
+
+    def __init__(self, folder: Path, engine: str, **adapters: Path) -> None:
+        self.folder = folder
+        self._engine = engine
+        self.engine = RegistryEngine(self.file(**adapters), None, SystemClock(), Metrics())
+
+    def file(self, **adapters: Path) -> ModelRegistry:
+        path = self.folder / "models.toml"
+        path.write_text(
+            f'[engines.here]\nkind = "vllm"\nmax_model_len = 1024\n{self._engine}'
+            f'[models.small]\nengine = "here"\nmodel = "{tiny_model()}"\n[models.small.adapters]\n'
+            + "".join(f'{name} = "{folder}"\n' for name, folder in adapters.items())
+        )
+        return read_registry(path, engine_settings()())
+
+    async def change(self, **adapters: Path) -> None:
+        await self.engine.change(self.file(**adapters))
+
+    async def answers(self, adapter: str | None, tokens: int = 16) -> list[str]:
+        return [
+            (await self.engine.generate(request(f"{adapter}{n}", question, max_tokens=tokens, adapter=adapter))).text
+            for n, question in enumerate(QUESTIONS)
+        ]
+
+    async def long(self, adapter: str | None) -> str:
+        return (await self.engine.generate(request("long", max_tokens=LONG, adapter=adapter))).text
+
+    async def running(self, adapter: str | None) -> asyncio.Task[str]:
+        """Return a long job with this adapter that has begun."""
+        task = asyncio.create_task(self.long(adapter))
+        async with asyncio.timeout(60):
+            while self.engine.load().running < 1:
+                await asyncio.sleep(0.01)
+        return task
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    polite = write_adapter(tmp_path / "polite", 8)
+    found = Served(tmp_path, "max_lora_rank = 24\nmax_loras = 2\n", polite=polite)
+    await found.engine.start()
+    yield found
+    await found.engine.close()
+
+
+async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> None:
+    folder = served.folder
+    polite, base, first = folder / "polite", await served.answers(None), await served.answers("polite")
+    alone = await served.long("polite")
+
+    running = await served.running("polite")
+    wide = write_adapter(folder / "wide", 24)
+    await served.change(polite=polite, wide=wide)
+    assert not running.done()
+    second = await served.answers("wide")
+    assert await running == alone
+    assert all(len({*answers}) == 3 for answers in zip(base, first, second, strict=True))
+
+    # A job keeps its version; later ones get the new folder, and no page of the former one's prefix cache.
+    running = await served.running("polite")
+    changed = write_adapter(folder / "changed", 8, seed=5)
+    await served.change(polite=changed, wide=wide, same=changed)
+    shutil.rmtree(polite)
+    third = await served.answers("polite")
+    assert not running.done()
+    assert await running == alone
+    assert third == await served.answers("same")
+    assert all(len({*answers}) == 4 for answers in zip(base, first, second, third, strict=True))
+
+    running = await served.running("wide")
+    await served.change(polite=changed)
+    with pytest.raises(RequestRejected, match="adapter: this engine has no adapter of this name"):
+        await served.answers("wide")
+    await running
+    assert await served.answers(None) == base
+    assert await served.answers("polite") == third
+
+    shutil.copytree(changed, folder / "weightless")
+    (folder / "weightless" / "adapter_model.safetensors").unlink()
+    for name, why in {
+        "missing": "the adapter new cannot be loaded: its folder does not exist; mend its folder, and save the file",
+        "weightless": "the adapter new cannot be loaded: .*; mend its folder, and save the file again",
+        "dora": "the adapter new cannot be loaded: .*DoRA.*; mend its folder, and save the file again",
+        "small": "it was trained for another model: its layer model.layers.0.self_attn.q_proj has 64 values, and the m",
+        "large": "its rank is 40, and the engine has room for 32; restart the worker, with a larger POSTBACK_ENGINE__",
+    }.items():
+        if name in ("dora", "small", "large"):
+            rank, width = (40, 128) if name == "large" else (8, 64 if name == "small" else 128)
+            write_adapter(folder / name, rank, width=width, use_dora=name == "dora")
+        running = await served.running("polite")
+        with pytest.raises(NeedsRestart, match=why) as refused:
+            await served.change(polite=changed, new=folder / name)
+        assert str(folder) not in str(refused.value)
+        await running
+    assert await served.answers("polite") == third
+    assert await served.answers(None) == base
+
+    for pid in engine_processes():
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(EngineDied):  # until vLLM's client notices the death
+        await served.answers("polite")
+    assert await served.answers("polite") == third  # a fresh load has the adapters of the last file
+
+
+async def test_an_engine_that_started_without_adapters_asks_for_a_restart(tmp_path: Path) -> None:
+    served = Served(tmp_path, "")
+    await served.engine.start()
+    try:
+        base = await served.answers(None)
+        with pytest.raises(NeedsRestart, match="the engine has no room for adapters; restart the worker, with POSTB"):
+            await served.change(polite=write_adapter(tmp_path / "polite", 8))
+        assert await served.answers(None) == base
+    finally:
+        await served.engine.close()

@@ -1,0 +1,96 @@
+"""The folder of a LoRA adapter: its rank and its fit to the model, read before vLLM gets the folder.
+
+vLLM 0.32 takes tensors that are smaller than the model's without a word, and leaves the rest zero. So the shapes are
+compared here, as far as the model's folder shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from workers.engines.base import EngineRefused
+from workers.engines.vllm.tensors import Tensor, header_of, tensors_of
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for `max_lora_rank`."""
+_MAX_CONFIG_BYTES: Final = 1024 * 1024
+_TENSOR: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_PLAIN: Final = ("F32", "F16", "BF16")
+"""Types of weights that are stored in the shape in which they are used; quantized weights are not."""
+
+
+class AdapterRefused(Exception):  # noqa: N818 - named after the event
+    """An adapter cannot be used. The text gives the reason, without the adapter's path; `fix` says how to mend it."""
+
+    def __init__(self, reason: str, fix: str = "mend its folder, and save the file again") -> None:
+        super().__init__(reason)
+        self.fix = fix
+
+
+def rank_of(folder: Path) -> int:
+    """Return the largest rank in an adapter's folder, at least 1. Raises AdapterRefused."""
+    if not folder.is_dir():
+        raise AdapterRefused("its folder does not exist")
+    try:
+        with (folder / CONFIG).open("rb") as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+        config = json.loads(content) if len(content) <= _MAX_CONFIG_BYTES else None
+    except OSError as error:
+        raise AdapterRefused(f"its {CONFIG} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise AdapterRefused(f"its {CONFIG} is not JSON") from None
+    if not isinstance(config, dict):
+        raise AdapterRefused(f"its {CONFIG} is no JSON object of at most {_MAX_CONFIG_BYTES} bytes")
+    patterns = config.get("rank_pattern") or {}
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [None])]
+    whole = [rank for rank in ranks if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0]
+    if len(whole) < len(ranks):
+        raise AdapterRefused(f"its {CONFIG} has an `r` or a `rank_pattern` without a rank, a number from 1 on")
+    return max(whole)
+
+
+def room_for(rank: int) -> int:
+    """Return the least value of `MAX_RANKS` that is not below the rank. Raises AdapterRefused."""
+    for most in MAX_RANKS:
+        if rank <= most:
+            return most
+    raise AdapterRefused(f"its rank is {rank}, and vLLM takes at most {MAX_RANKS[-1]}")
+
+
+def base_tensors(model: str | None) -> Mapping[str, Tensor]:
+    """Return the tensors of a model's folder; none for a model of the hub, or without safetensors files. Blocks."""
+    folder = Path(model or "")
+    try:
+        return dict(tensors_of(folder)) if model and folder.is_dir() else {}
+    except (EngineRefused, OSError):
+        return {}
+
+
+def require_fit(folder: Path, base: Mapping[str, Tensor]) -> None:
+    """Raise AdapterRefused if a tensor's shape is not that of the same layer of the model. Blocks.
+
+    Layers that `base` lacks, and those with quantized weights, are left to vLLM, as is a folder without `WEIGHTS`.
+    """
+    if not base or not (folder / WEIGHTS).is_file():
+        return
+    try:
+        tensors = header_of(folder / WEIGHTS)
+    except EngineRefused as refused:
+        raise AdapterRefused(f"its {refused}") from None
+    for name, (_, shape) in tensors.items():
+        found = _TENSOR.fullmatch(name)
+        kind, whole = base.get(f"{found[1]}.weight", ("", ())) if found is not None else ("", ())
+        if found is None or kind not in _PLAIN or len(whole) != 2 or len(shape) != 2:
+            continue
+        given, needed = (shape[1], whole[1]) if found[2] == "A" else (shape[0], whole[0])
+        if given != needed:
+            raise AdapterRefused(
+                f"it was trained for another model: its layer {found[1]} has {given} values, "
+                f"and the model's layer has {needed}"
+            )
