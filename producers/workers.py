@@ -18,11 +18,13 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """All models that the workers of the fleet's lanes announce."""
+    """All models that the workers of the fleet's lanes announce, and the adapters of all workers."""
 
     models: tuple[str, ...]
     more: bool
-    """True if one of the workers has more models than it announces."""
+    """True if one of the workers has more models or adapters than it announces."""
+    adapters: tuple[str, ...] | None = None
+    """None if a worker does not state its adapters: its version is an earlier one."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
@@ -38,7 +40,10 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
     if not shared:
         return None
     models = dict.fromkeys(model for worker in shared for model in worker.models)
-    return Announced(tuple(models), any(worker.more for worker in shared))
+    tuned = [worker.adapters for worker in workers]  # a job for a model of another lane is forwarded there
+    adapters = dict.fromkeys(name for each in tuned for name in each or ())
+    more = any(worker.more for worker in shared) or any(worker.more for worker in workers if worker.adapters)
+    return Announced(tuple(models), more, tuple(adapters) if None not in tuned else None)
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:

@@ -1,4 +1,4 @@
-"""Records of `fleet_workers`: the models that each worker answers for.
+"""Records of `fleet_workers`: the models and adapters that each worker answers for.
 
 The topic is compacted: the last record of each worker counts.
 """
@@ -26,8 +26,13 @@ class WorkerAnnouncement(WireModel):
     """The engine whose lanes the worker reads; absent for the lanes of the whole fleet."""
     models: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)]
     """Models that a job in these lanes may name in `model_id`: the worker answers for them, or forwards the job."""
+    adapters: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)] | None = None
+    """LoRA adapters that a job may name in `adapter`, if this worker answers it.
+
+    Absent in announcements of versions that did not state them.
+    """
     more: bool = False
-    """True if the worker has more names than `models` may hold."""
+    """True if the worker has more names than `models` or `adapters` may hold."""
     version: str | None = Field(default=None, max_length=64)
     """The worker's version of Postback; absent in announcements of versions that did not state it."""
     at: int = Field(ge=0, lt=10**15)
@@ -39,14 +44,31 @@ class InvalidAnnouncement(Exception):  # noqa: N818 - named after the record
 
 
 def announcement(
-    replica: str, lane: str | None, names: Iterable[str], at: int, version: str | None = None
+    replica: str,
+    lane: str | None,
+    names: Iterable[str],
+    at: int,
+    version: str | None = None,
+    adapters: Iterable[str] | None = None,
 ) -> WorkerAnnouncement:
-    """Announce the first `MAX_MODELS` of these names, without names that are not valid in `model_id`."""
-    usable = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
-    more = len(usable) > MAX_MODELS
+    """Announce the first `MAX_MODELS` of the models' names and of the adapters', without names that no job may give."""
+    models, more_models = _usable(names)
+    tuned, more_adapters = _usable(adapters or ())
     return WorkerAnnouncement(
-        replica=replica, lane=lane, models=tuple(usable[:MAX_MODELS]), more=more, version=version, at=at
+        replica=replica,
+        lane=lane,
+        models=models,
+        adapters=tuned if adapters is not None else None,
+        more=more_models or more_adapters,
+        version=version,
+        at=at,
     )
+
+
+def _usable(names: Iterable[str]) -> tuple[tuple[str, ...], bool]:
+    """Return the first `MAX_MODELS` of the valid names, and True if there are more."""
+    usable = tuple(name for name in dict.fromkeys(names) if _NAME.fullmatch(name))
+    return usable[:MAX_MODELS], len(usable) > MAX_MODELS
 
 
 def worker_key(replica: str) -> bytes:

@@ -41,6 +41,8 @@ def test_a_check_warns_by_the_models_that_workers_announce_while_they_serve(prod
 
     worker = product.worker("w1", POSTBACK_WORKER__MODELS='{"alias": null}')
     eventually(lambda: bool(product.read(topic)), 60, "the worker does not announce itself")
+    announced = json.loads(product.read(topic)[-1].value() or b"")
+    assert (announced["models"], announced["adapters"]) == (["echo", "alias", "default"], [])
     warned, *rest = submit(product, "--check")
     assert warned.startswith('lines 1, 4, 5 and 2 more: model: no worker announces "gpt-4o-mini"; those that run now ')
     assert 'announce "echo", "alias", "default": send with --model any' in warned

@@ -86,6 +86,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     wide = write_adapter(folder / "wide", 24)
     await served.change(polite=polite, wide=wide)
     assert not running.done()
+    assert [*served.engine.adapters] == ["polite", "wide"]
     second = await served.answers("wide")
     assert await running == alone
     assert all(len({*answers}) == 3 for answers in zip(base, first, second, strict=True))
@@ -105,6 +106,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     await served.change(polite=changed)
     with pytest.raises(RequestRejected, match="adapter: this engine has no adapter of this name"):
         await served.answers("wide")
+    assert [*served.engine.adapters] == ["polite"]
     await running
     assert await served.answers(None) == base
     assert await served.answers("polite") == third
@@ -126,6 +128,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
             await served.change(polite=changed, new=folder / name)
         assert str(folder) not in str(refused.value)
         await running
+    assert [*served.engine.adapters] == ["polite"]
     assert await served.answers("polite") == third
     assert await served.answers(None) == base
 

@@ -36,7 +36,7 @@ WHOLE = {"replica": "w1", "models": ["echo"], "at": 1}
 NAMES = st.from_regex(r"\A[\x21-\x7e]{1,256}\Z")
 KEYS = (st.none() | st.just(b"w1") | st.binary(max_size=9)).filter(lambda key: key != b"w2")
 THINGS = st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3) | st.none(), max_size=3)
-NOISE = st.binary(max_size=60) | st.dictionaries(st.sampled_from([*WHOLE, "lane", "more"]), THINGS).map(
+NOISE = st.binary(max_size=60) | st.dictionaries(st.sampled_from([*WHOLE, "lane", "more", "adapters"]), THINGS).map(
     lambda changed: json.dumps(WHOLE | changed).encode()
 )
 
@@ -79,6 +79,9 @@ def test_an_announcement_can_be_read_whatever_its_models_are_called_and_however_
     possible = {name for name in names if re.fullmatch(r"[\x21-\x7e]{1,256}", name)}
     assert made.more or possible <= set(made.models)
     assert len(made.models) <= MAX_MODELS
+    tuned = announcement("w1", "gpu", [], 7, adapters=[*(f"m{number}" for number in range(before)), *names])
+    assert read_announcement(b"w1", write_announcement(tuned)) == tuned
+    assert (tuned.adapters, tuned.more) == (made.models, made.more)
 
 
 def test_a_worker_counts_by_the_time_of_its_last_record_until_it_withdraws() -> None:
@@ -116,7 +119,7 @@ def test_a_worker_announces_only_models_that_it_routes_and_never_the_path_of_a_f
 
 async def test_a_worker_whose_broker_is_away_is_neither_ended_nor_unready_nor_kept_from_ending() -> None:
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
-    announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], SystemClock())
+    announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], list, SystemClock())
     await announcer.close()  # before its first announcement
     running = asyncio.create_task(announcer.ended())
     await asyncio.wait([running], timeout=1.5)
@@ -133,6 +136,7 @@ def warnings(
     announced: Announced | Exception | None,
     *models: str | None,
     checking: bool = True,
+    adapter: str | None = None,
 ) -> list[str]:
     def answer(settings: KafkaSettings) -> Announced | None:
         if isinstance(announced, Exception):
@@ -140,7 +144,7 @@ def warnings(
         return announced
 
     monkeypatch.setattr(workers, "announced_models", answer)
-    jobs = [(number, Job(prompt="q", model_id=model)) for number, model in enumerate(models, start=1)]
+    jobs = [(number, Job(prompt="q", model_id=model, adapter=adapter)) for number, model in enumerate(models, 1)]
     warn_of_unserved(jobs, KafkaSettings(), checking=checking)
     return [line.removeprefix("postback: ") for line in capsys.readouterr().err.splitlines()]
 
@@ -158,6 +162,28 @@ def test_each_model_that_no_worker_announces_is_named_once_with_its_lines_and_th
         "or the registry"
     )
     assert second.startswith(f'line 7: model: no worker announces "?b?{"x" * 61}…"; ')
+
+
+@pytest.mark.parametrize(
+    ("adapters", "expected"),
+    [
+        (("law", "art"), None),
+        (("art",), 'lines 1, 2: adapter: no worker announces "law"; those that run now announce "art": name one of'),
+        ((), 'lines 1, 2: adapter: no worker announces "law"; those that run now announce none: name one of'),
+        (None, "adapters were not checked: a worker of an earlier version does not announce its adapters"),
+    ],
+)
+def test_an_adapter_that_no_worker_announces_is_named_with_its_lines_and_the_fix(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    adapters: tuple[str, ...] | None,
+    expected: str | None,
+) -> None:
+    announced = Announced(("echo",), more=False, adapters=adapters)
+    said = warnings(monkeypatch, capsys, announced, "echo", None, adapter="law")
+    assert [line[: len(expected or "")] for line in said] == ([expected] if expected is not None else [])
+    unchecked = warnings(monkeypatch, capsys, announced, "echo", None, adapter="law", checking=False)
+    assert unchecked == (said if adapters is not None else [])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +224,13 @@ def test_only_the_workers_that_judge_a_submitted_job_count(monkeypatch: pytest.M
     monkeypatch.setattr(workers, "Scanner", Reader)
     assert workers.announced_models(KafkaSettings(), SetClock()) is None
     found.append(stored(said("w1", "echo"), at_ms=10**15))
-    assert workers.announced_models(KafkaSettings(), SetClock()) == Announced(("echo",), more=False)
+    assert workers.announced_models(KafkaSettings(), SetClock()) == Announced(("echo",), more=False, adapters=None)
+
+    tuned = {"w1": (None, ["law"]), "w2": ("gpu", ["art", "law"])}
+    for replica, (lane, names) in tuned.items():
+        value = write_announcement(announcement(replica, lane, ["echo"], 1, adapters=names))
+        found.append(stored(value, worker_key(replica), at_ms=10**15))
+    assert workers.announced_models(KafkaSettings(), SetClock()) == Announced(("echo",), False, ("law", "art"))
 
 
 def test_an_announcement_says_what_the_published_schema_says() -> None:

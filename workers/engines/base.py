@@ -319,6 +319,21 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class HasAdapters(Protocol):
+    """An engine with LoRA adapters."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that a job may give in `adapter` now."""
+        ...
+
+
+def adapters_of(engine: object) -> tuple[str, ...]:
+    """Return the names of an engine's LoRA adapters; none for an engine that has no such thing."""
+    return engine.adapters if isinstance(engine, HasAdapters) else ()
+
+
+@runtime_checkable
 class ChangesModel(Protocol):
     """An engine that can change its model without a restart."""
 

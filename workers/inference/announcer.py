@@ -1,4 +1,4 @@
-"""Announces a worker's models in `fleet_workers`, so that `postback submit` can warn before it sends."""
+"""Announces a worker's models and adapters in `fleet_workers`, so that `postback submit` can warn before it sends."""
 
 from __future__ import annotations
 
@@ -25,18 +25,25 @@ log = get_logger()
 
 
 class Announcer(SideTask):
-    """Announces the worker's models when it starts to run, and then every minute.
+    """Announces the worker's models and adapters when it starts to run, and then every minute.
 
     A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, replica: str, lane: str | None, models: Callable[[], Sequence[str]], clock: Clock
+        self,
+        kafka: KafkaSettings,
+        replica: str,
+        lane: str | None,
+        models: Callable[[], Sequence[str]],
+        adapters: Callable[[], Sequence[str]],
+        clock: Clock,
     ):
         self._kafka = kafka
         self._replica = replica
         self._lane = lane
         self._models = models
+        self._adapters = adapters
         self._clock = clock
         self._producer: Producer | None = None
         self._failing = False
@@ -49,8 +56,8 @@ class Announcer(SideTask):
             if self._clock.monotonic() >= next_at:
                 next_at = self._clock.monotonic() + ANNOUNCE_SECONDS
                 at = int(self._clock.time() * 1000)
-                said = announcement(self._replica, self._lane, self._models(), at, version("postback"))
-                self._put(self._producer, write_announcement(said))
+                names = self._models(), at, version("postback"), self._adapters()
+                self._put(self._producer, write_announcement(announcement(self._replica, self._lane, *names)))
             self._producer.poll(0)
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -9,7 +9,7 @@ from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from workers.egress import EgressSettings, Guard
-from workers.engines.base import Engine
+from workers.engines.base import Engine, adapters_of
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
@@ -90,7 +90,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
         rules = ModelRules(lambda: engine.registry, settings.lane)
         process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
-    await _announce(process, registry, settings.lane, stack)
+    await _announce(process, registry, engine, settings.lane, stack)
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
         engine,
@@ -119,12 +119,16 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     return group_stage(stage, kafka, read, *made_of)
 
 
-async def _announce(process: Process, registry: Registry, lane: str | None, stack: AsyncExitStack) -> None:
-    """Make the process announce this worker's models to producers while it runs. Raises ProcessError."""
+async def _announce(
+    process: Process, registry: Registry, engine: Engine, lane: str | None, stack: AsyncExitStack
+) -> None:
+    """Make the process announce this worker's models and adapters to producers while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
     # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
-    announcer = Announcer(kafka, process.replica, lane, lambda: registry.announced, process.clock)
+    announcer = Announcer(
+        *(kafka, process.replica, lane), lambda: registry.announced, lambda: adapters_of(engine), process.clock
+    )
     stack.push_async_callback(announcer.close)
     process.beside.append(announcer)
 

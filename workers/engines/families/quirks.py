@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from schemas.job import Message, TextPart
-from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest, adapters_of
 from workers.engines.families import Family
 
 _MARK = "```"
@@ -30,6 +30,11 @@ class FamilyEngine:
     def models(self) -> tuple[str, ...]:
         """Names of the engine's model that a job may use."""
         return self.inner.models
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the engine's LoRA adapters."""
+        return adapters_of(self.inner)
 
     @property
     def context_tokens(self) -> int | None:

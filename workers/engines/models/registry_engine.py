@@ -47,6 +47,11 @@ class RegistryEngine:
         return tuple(self._names)
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of all models' LoRA adapters."""
+        return tuple(dict.fromkeys(name for served in self._served.values() for name in served.adapters))
+
+    @property
     def context_tokens(self) -> int | None:
         """The smallest window of the models, so that a job with sources fits into each of them."""
         windows = [served.context_tokens for served in self._served.values()]

@@ -96,6 +96,11 @@ class ServedModel:
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the model's LoRA adapters."""
+        return self._addresses[0].engine.adapters
+
+    @property
     def takes_images(self) -> bool:
         """True if the model reads images."""
         return self._addresses[0].engine.takes_images(None)

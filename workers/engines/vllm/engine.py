@@ -97,6 +97,11 @@ class VllmEngine(TextsAlone):
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the LoRA adapters that jobs may use now."""
+        return self._adapters.names
+
+    @property
     def context_tokens(self) -> int | None:
         """The `max_model_len` that vLLM chose when it last loaded the model."""
         return self._context_tokens
