@@ -11,13 +11,14 @@ import contextlib
 import socket
 import ssl
 from email.utils import formatdate
+from typing import get_args
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.door.connection import DoorConnection, Surroundings
-from gateway.door.places import Places
+from gateway.door.places import Places, Refusal
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -71,6 +72,8 @@ class DoorServer(SideTask):
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
+        for reason in (*get_args(Refusal), "handshake"):  # Prometheus's `rate` misses the event that creates a series
+            metrics.http_connections_refused.labels(reason)
         self._places = Places(limits.connections, limits.connections_per_address)
         self._throttle = LogThrottle(60.0)
         self._handshakes: set[asyncio.Task[None]] = set()

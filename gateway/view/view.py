@@ -57,6 +57,8 @@ class TopicView(SideThread):
         self._hooks = hooks
         self._waiting = waiting
         self._metrics = metrics
+        for kind in ("result", "attempt", "unusable"):
+            metrics.viewed_records.labels(kind)  # Prometheus's `rate` misses the event that creates a series
         self._next: dict[TopicPlace, int] = {}
         self._by_partition: dict[tuple[str, int], TopicPlace] = {}
         self._trouble = Trouble(clock, SILENT_SECONDS)

@@ -31,15 +31,18 @@ FAST = ("--sample", "1", "--canary-jobs", "3", "--per-second", "10000", "--max-j
 
 
 class Fleet:
-    """A worker with the alias `assistant`, and jobs for it that go on until a condition holds."""
+    """A worker with the alias `assistant`, and jobs for it that go on until a condition holds.
 
-    def __init__(self, product: Product, folder: Path) -> None:
+    `settings` are variables of the worker's environment.
+    """
+
+    def __init__(self, product: Product, folder: Path, **settings: str) -> None:
         self.product = product
         self.numbers = count()
         self.prompt = "Say {} now"
         file = folder / "models.toml"
         file.write_text(REGISTRY)
-        self.worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
+        self.worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), **settings)
         eventually(lambda: "serving" in self.worker.said(), 60, self.worker.said)
 
     def rollout(self, *arguments: str) -> str:

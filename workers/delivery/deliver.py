@@ -38,9 +38,11 @@ from workers.delivery.exhaustion import Exhausted
 from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
-from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
+from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
+    GONE,
+    REFUSED,
     Done,
     GiveUp,
     Retry,
@@ -102,6 +104,13 @@ class DeliveryHandler(TierPace):
         self._traced = collecting()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
+        # Prometheus's `rate` misses the event that creates a series.
+        for failure in FailureReason:
+            metrics.callbacks.labels(str(failure))
+        for state in (BreakerState.OPEN, BreakerState.CLOSED):
+            metrics.breaker_changes.labels(str(state))
+        for reason in (DISABLED, EXHAUSTED, GONE, REFUSED, UNUSABLE):
+            metrics.dead_letters.labels(reason)
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:

@@ -56,6 +56,9 @@ class ServedModel:
     def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
+        metrics.model_circuits.labels(model.name).set(0)
+        for result in ("answered", "refused", "failed"):
+            metrics.model_requests.labels(model.name, result)  # Prometheus's `rate` misses the event of a new series
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [
             _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
