@@ -1,4 +1,4 @@
-"""TLS of the door: version 1.3 only, client certificates by setting, and files that are read again when they change.
+"""TLS of the door: version 1.3 only, client certificates if configured, and files that are read again when they change.
 
 The server gets one context for its whole life. At each connection's ClientHello, OpenSSL calls back, and the connection
 goes on with the newest context. So a renewed certificate and a new revocation list apply without a restart.

@@ -12,7 +12,7 @@ from telemetry.metrics import Metrics
 
 
 def measure_disks(metrics: Metrics, folders: Mapping[str, Path | None]) -> None:
-    """Show the disks of these folders, by content; None stands for a content on another machine.
+    """Measure the disk of each content's folder; the folder is None if the content is on another machine.
 
     Each scrape asks the operating system again. A vanished folder has the value NaN.
     """

@@ -69,7 +69,7 @@ async def application(
 
 @dataclass
 class Canary(asyncio.DatagramProtocol):
-    """An internal server on one port of TCP and UDP, which counts each sign of life."""
+    """An internal server on one port of TCP and UDP, which records every datagram and connection."""
 
     port: int = 0
     signs: list[str] = field(default_factory=list)

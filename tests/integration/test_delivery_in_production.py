@@ -90,9 +90,7 @@ def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_t
         assert {one["error"] for one in said_of(product, name)} <= {"tls_failed", "connection_closed"}
 
 
-def test_authorities_that_are_replaced_are_trusted_without_a_restart(
-    product: Product, authority: Authority, tmp_path: Path
-) -> None:
+def test_new_authorities_are_trusted_without_a_restart(product: Product, authority: Authority, tmp_path: Path) -> None:
     """Delivery checks the file every ten seconds; the event waits in the tiers meanwhile."""
     product.kafka = product.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
     create_topics(product.kafka)

@@ -268,7 +268,7 @@ async def test_a_public_page_loads_from_public_addresses_only(chromium: Chromium
     assert set(site.hosts) == {"app.example:8080", "api.example:8080"}
 
 
-async def test_a_page_whose_name_turns_private_loads_nothing(chromium: Chromium) -> None:
+async def test_a_page_whose_name_resolves_to_a_private_address_later_loads_nothing(chromium: Chromium) -> None:
     async with name_server({"rebind.example": [["127.0.0.1"]]}) as names:
         guard = Guard(LOOPBACK, names.resolver())
         async with front(chromium) as service, application() as site, rendering(service, guard) as enricher:

@@ -278,7 +278,7 @@ def test_a_callback_is_trusted_exactly_if_the_fleets_own_check_trusts_it(
         assert (callback.id, callback.tenant, callback.result.text) == ("msg_1", "acme", "Rayleigh")
 
 
-def test_a_signature_is_refused_if_its_missing_byte_is_moved_into_the_content() -> None:
+def test_a_signature_is_refused_if_its_last_byte_is_moved_into_the_content() -> None:
     entry = signature.Signer([], SIGNING_KEYS[:1]).sign("msg_1", NOW, BODY)
     whole = base64.b64decode(entry.removeprefix("v1a,"))
     headers = {

@@ -83,7 +83,7 @@ def test_a_kafka_that_takes_too_long_to_set_up_new_partitions_is_not_one_that_do
         create_topics(KafkaSettings(partitions=20))
 
 
-def test_partitions_are_raised_topic_by_topic_too(admin: Admin) -> None:
+def test_partitions_are_also_added_topic_by_topic(admin: Admin) -> None:
     create_topics(KafkaSettings(partitions=10))
     report = create_topics(KafkaSettings(partitions=2000), raise_partitions=True)
     assert {difference.found for difference in report.raised} == {10}

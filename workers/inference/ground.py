@@ -166,7 +166,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _ends(text: str) -> str:
-    """Return the start and the end of a text longer than MOST_READ_CHARS, where people ask; other texts whole."""
+    """Return the text; of a text longer than MOST_READ_CHARS only the start and the end, where people ask."""
     half = MOST_READ_CHARS // 2
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 

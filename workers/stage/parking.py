@@ -307,7 +307,7 @@ class Lot:
 
 
 def _units(records: int, size: int) -> int:
-    """Return the room in units that `records` records with `size` bytes in all take."""
+    """Return how many units of room `records` records take, with `size` bytes in all."""
     return records + size // UNIT_BYTES
 
 

@@ -21,5 +21,5 @@ class Room:
             raise Unreadable(self.beyond)
 
     def give_back(self, count: int) -> None:
-        """Return bytes that a failed try took."""
+        """Give back the bytes that a failed try took."""
         self.left += count
