@@ -156,7 +156,8 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    meant = nearest(own, (field for field in known if field != own))  # a body of another URL may have the name `own`
+    # A field can be known and yet unknown here, since bodies of different URLs have different fields.
+    meant = nearest(own, (field for field in known if field != own))
     return f"{place}{dot}{meant}" if meant else None
 
 

@@ -29,8 +29,8 @@ class Clock(Protocol):
 
 
 if sys.platform == "linux":
-    # CLOCK_MONOTONIC stops in a suspended machine. With that clock, callbacks would leave their tiers later by the
-    # time in suspension, and a topic's state older than the topic's tombstones would count as fresh.
+    # CLOCK_MONOTONIC stops while the machine is suspended. With that clock, callbacks would leave their tiers too late,
+    # and a topic's state that is older than the topic's tombstones would count as fresh.
     _steady = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:
     _steady = time.monotonic

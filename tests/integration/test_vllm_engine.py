@@ -359,7 +359,7 @@ async def test_a_json_answer_follows_the_reasoning_or_begins_at_once(vllm_engine
         assert (completion.reasoning is not None) == (asked is not None)
 
 
-async def test_vllm_fills_its_batches_as_it_does_offline(vllm_engine: VllmEngine) -> None:
+async def test_the_bounds_of_a_batch_are_those_of_vllms_offline_use(vllm_engine: VllmEngine) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 

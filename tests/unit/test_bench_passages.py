@@ -64,7 +64,7 @@ def test_only_queries_with_a_relevant_document_are_asked(folder: Path) -> None:
     assert [value for _, value in compared(collection)] == [1.0, 1.0, 1.0]
 
 
-def test_a_document_that_does_not_answer_costs_the_ranking_its_gain(folder: Path) -> None:
+def test_a_document_that_does_not_answer_lowers_the_gain_of_a_ranking(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text(GRADES.replace("q1\td2", "q1\td1"), encoding="utf-8")
     assert all(value < 1 for _, value in compared(load_collection(folder)))
 

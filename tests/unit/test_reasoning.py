@@ -84,7 +84,9 @@ def test_no_output_leaves_a_closing_mark_or_a_part_of_the_reasoning_in_the_answe
 
 
 @given(st.text(), st.text(), st.sampled_from([one.reasoning for one in families().values() if one.reasoning]))
-def test_each_family_s_marks_separate_two_texts_without_marks(thought: str, said: str, marks: ReasoningMarks) -> None:
+def test_the_marks_of_each_family_separate_the_thought_from_the_answer(
+    thought: str, said: str, marks: ReasoningMarks
+) -> None:
     for mark in (marks.opening, marks.closing):
         thought, said = thought.replace(mark[0], ""), said.replace(mark[0], "")
     whole = parted(f"{marks.opening}{thought}{marks.closing}{said}", marks)

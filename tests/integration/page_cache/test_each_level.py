@@ -89,7 +89,7 @@ async def test_an_older_copy_is_served_while_its_site_asks_to_be_left_alone() ->
         assert len(origin.asked) == 2
 
 
-async def test_a_slow_reader_of_our_own_replaces_no_good_copy_and_is_hidden_from_other_workers(
+async def test_a_worker_that_reads_too_slowly_replaces_no_good_copy_and_stores_no_failure_for_other_workers(
     redis: RedisServer, tmp_path: Path
 ) -> None:
     hasty, settings = PATIENT.model_copy(update={"member_seconds": 1.0}), everything(redis, tmp_path)
