@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from bench.table import table, title, verdict
 from telemetry.hand_clock import HandClock
 from workers.engines.base import EngineLoad
-from workers.engines.vllm.places import Places
+from workers.engines.places import Places
 from workers.inference.pace import EnginePace
 
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -212,6 +212,13 @@ class Metrics:
             "Running requests that vLLM put back into its queue for want of KV-cache memory; it computes them again.",
             registry=r,
         )
+        self.engine_limit = Gauge(
+            "postback_engine_limit",
+            "Requests that the servers of a remote engine may have at once, by engine, over all its addresses. The "
+            "number follows the servers' own counts, or else their refusals.",
+            ["engine"],
+            registry=r,
+        )
         self.engine_kv_usage = Gauge(
             "postback_engine_kv_cache_usage_ratio",
             "The used fraction of vLLM's KV cache, 0 to 1, by data-parallel rank.",

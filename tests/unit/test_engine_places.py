@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.drawn import drawn
-from workers.engines.vllm.places import STEPS, Places
+from workers.engines.places import STEPS, Places
 
 
 def loaded(limit: int, ranks: int = 1) -> Places:

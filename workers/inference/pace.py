@@ -10,10 +10,9 @@ from itertools import pairwise
 
 from telemetry.clock import Clock
 from workers.engines.base import EngineLoad
+from workers.engines.places import least_waiting
 from workers.stage.record import Record
 
-MARGIN = 8
-"""Cap on the reserve of jobs that wait in the engine even if no place was idle: an eighth of the running jobs."""
 IDLE_SHARE = 0.02
 """The share of its places that the engine may leave idle.
 
@@ -61,8 +60,7 @@ class EnginePace:
         """
         if self._fixed is not None:
             return load.free + self._fixed
-        least = min(MARGIN, math.ceil(load.running / 8))
-        return load.free + max(least, self._refill.look(load.running))
+        return load.free + max(least_waiting(load.running), self._refill.look(load.running))
 
     def due_ms(self, record: Record) -> int | None:
         """Always None: every job is due at once."""

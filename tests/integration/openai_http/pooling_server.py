@@ -105,7 +105,7 @@ async def pooling_url(server: PoolingServer) -> AsyncIterator[str]:
     app = web.Application()
     if not isinstance(server, JinaServer):
         app.router.add_get("/v1/models", lists({"id": "m1", "max_model_len": 16}))
-    app.router.add_route("*", "/{path:.*}", server.respond)
+    app.router.add_post("/{path:.*}", server.respond)
     async with serving(app) as url:
         yield url
 

@@ -54,27 +54,35 @@ def problem(message: str, param: str | None = None) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def openai_server(server: Server, models: Server | None = None) -> AsyncIterator[str]:
+async def openai_server(
+    server: Server, models: Server | None = None, metrics: Respond | None = None
+) -> AsyncIterator[str]:
     """The base URL of a server that lists the model m1, unless `models` is given."""
     app = web.Application()
     app.router.add_get("/v1/models", (models or Server(lists({"id": "m1"}))).respond)
     app.router.add_post("/v1/chat/completions", server.respond)
     app.router.add_post("/v1/completions", server.respond)
+    if metrics is not None:
+        app.router.add_get("/metrics", metrics)
     async with serving(app) as url:
         yield url
 
 
 @asynccontextmanager
-async def engine_for(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
+async def engine_for(
+    server: Server, models: Server | None = None, metrics: Respond | None = None, **settings: Any
+) -> AsyncIterator[OpenAIEngine]:
     """An engine of an `openai_server`; the engine is not started."""
-    async with openai_server(server, models) as url:
+    async with openai_server(server, models, metrics) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
         yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
 
 
 @asynccontextmanager
-async def engine_at(server: Server, models: Server | None = None, **settings: Any) -> AsyncIterator[OpenAIEngine]:
-    async with engine_for(server, models, **settings) as engine:
+async def engine_at(
+    server: Server, models: Server | None = None, metrics: Respond | None = None, **settings: Any
+) -> AsyncIterator[OpenAIEngine]:
+    async with engine_for(server, models, metrics, **settings) as engine:
         await engine.start()
         try:
             yield engine

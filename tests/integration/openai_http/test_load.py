@@ -68,8 +68,11 @@ async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unles
         await free.wait()
         return await says("yes")(request)
 
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=f"vllm:num_requests_running {len(server.bodies)}\nvllm:num_requests_waiting 0\n")
+
     server = Server(when_free)
-    async with engine_at(server) as engine, asyncio.timeout(60):
+    async with engine_at(server, metrics=metrics) as engine, asyncio.timeout(60):
         generating = [asyncio.create_task(engine.generate(request(f"r{n}"))) for n in range(places + 20)]
         while len(server.bodies) < places:
             await asyncio.sleep(0.01)

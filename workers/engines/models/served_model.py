@@ -49,8 +49,8 @@ class ServedModel:
     """Answers requests for one model.
 
     Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. An address with many more
-    requests in flight than the others gets no more requests. Any other request goes to the address with the fewest
-    requests.
+    requests in flight than the others, for its places, gets no more requests. Any other request goes to the address
+    with the fewest requests for its places.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
@@ -215,7 +215,7 @@ class ServedModel:
         free = [each for each in self._addresses if each.is_up and each.circuit.admits and each not in tried]
         if not free:
             return None
-        return free[place_of(prefix_key, [each.name for each in free], [each.asking for each in free])]
+        return free[place_of(prefix_key, [each.name for each in free], _loads(free))]
 
     async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
         """Ask one address. Raises EngineError; EngineFailed only if the request may be to blame."""
@@ -279,6 +279,17 @@ class ServedModel:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _loads(addresses: Sequence[_Address]) -> list[float]:
+    """Return the requests of each address, as they would be if all addresses had as many places.
+
+    A server with few places would otherwise hold as many requests as one with many.
+    """
+    loads = [address.engine.load() for address in addresses]
+    places = [max(1, load.running + load.free) for load in loads]
+    mean = sum(places) / len(places)
+    return [address.asking * mean / number for address, number in zip(addresses, places, strict=True)]
 
 
 def _estimate(request: GenerationRequest) -> int:

@@ -24,11 +24,13 @@ from workers.engines.base import (
     RequestRejected,
 )
 from workers.engines.online.settings import OnlineSettings
-from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, TryAgain
+from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, OVERLOADED, TryAgain
 from workers.engines.openai_http.server import answer_body, new_session, once_answered
 
-_OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, 529))
-"""Statuses that concern the whole service. Anthropic uses 529 for too many requests of all customers together."""
+_TOO_MANY_OF_ALL: Final = 529
+"""Anthropic's status for too many requests of all customers together."""
+_OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, _TOO_MANY_OF_ALL))
+"""Statuses that concern the whole service."""
 _NOT_LET_IN: Final = frozenset((401, 402, 403))
 """Statuses that concern the key or the account. Anthropic uses 402 for a problem with the payment."""
 _OF_THE_ACCOUNT: Final = ("api key", "credit balance", "api usage limits", "billing", "user location")
@@ -153,7 +155,8 @@ class OnlineService:
             raise EngineFailed("the service answered 504: the request took too long", took_too_long=True)
         if status in _OVERLOADED or status >= 500:
             after = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
-            return TryAgain(f"the service answered {status}", after, status in _OVERLOADED)
+            is_overload = status in OVERLOADED or status == _TOO_MANY_OF_ALL
+            return TryAgain(f"the service answered {status}", after, status in _OVERLOADED, is_overload)
         if status in _NOT_LET_IN or (status == 400 and _is_of_the_account(message)):
             raise EngineUnavailable(f"the service refuses {self._where} ({status})")
         if status in (400, 413, 422):

@@ -24,7 +24,10 @@ class OnlineSettings(EngineSection):
     images: bool | None = None
     """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
-    """Requests at the service at once; further requests wait in the worker."""
+    """The most requests at the service at once; further requests wait in the worker.
+
+    The worker begins with 16, and sends fewer after a 408, 429, 503, 529 or timeout.
+    """
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries of one request before it fails."""
     request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)

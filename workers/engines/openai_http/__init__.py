@@ -1,6 +1,7 @@
 """The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
+`slots` holds requests back, by the `limits` that `follow` learns from the server's `figures`, or else by its refusals.
 `dialect` writes requests in the form that the server takes, and `answers` reads the server's responses.
 """
 
@@ -18,4 +19,4 @@ Settings = OpenAISettings
 
 def create(settings: OpenAISettings, metrics: Metrics, clock: Clock) -> OpenAIEngine:
     """Make the engine of a worker; see `EngineModule`."""
-    return OpenAIEngine(settings, clock)
+    return OpenAIEngine(settings, clock, metrics)

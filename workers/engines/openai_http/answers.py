@@ -41,8 +41,10 @@ log = get_logger()
 
 NOT_LET_IN = {401, 403}
 _REFUSED = {400, 413, 422}
-_OVERLOADED = {408, 409, 429, 502, 503}
+_OF_THE_SERVER = {408, 409, 429, 502, 503}
 """Statuses that concern the whole server rather than the request."""
+OVERLOADED = {408, 429, 503}
+"""Statuses that ask for fewer requests at once."""
 _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
 """Cap on the alternatives of one token in an answer: some servers add the chosen token to the wanted alternatives."""
@@ -86,6 +88,8 @@ class TryAgain:
     after: float | None = None
     is_the_server_s: bool = True
     """True if the failure concerns the whole server; False if the request may be the cause."""
+    is_overload: bool = False
+    """True if the server has too many requests, so that fewer at once would be answered sooner."""
 
 
 def outcome(
@@ -105,9 +109,9 @@ def outcome(
     """
     if status == 504:
         raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
-    if status in _OVERLOADED or status >= 500:
+    if status in _OF_THE_SERVER or status >= 500:
         after = parse_retry_after(headers.get("Retry-After", ""), now)
-        return TryAgain(f"the server answered {status}", after, status in _OVERLOADED)
+        return TryAgain(f"the server answered {status}", after, status in _OF_THE_SERVER, status in OVERLOADED)
     problem = problem_in(body) if status in _REFUSED else ServerProblem()
     if status == 404 and request.pooling is not None and problem_in(body).param != "model":
         kind = request.pooling.kind

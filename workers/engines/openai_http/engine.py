@@ -1,5 +1,7 @@
 """The engine: slots, deadlines and tries of requests to a server that speaks OpenAI's protocol.
 
+The slots of a server follow its own counts or its refusals; `max_concurrency` bounds them.
+
 A request has a bounded number of tries under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
 worth another try, after the server's `Retry-After` if there is one (RFC 9110 section 10.2.3). The engine repeats a
 request in only one other case: `dialect` learns that the server refuses a parameter that no job set.
@@ -9,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from telemetry.clock import Clock
+from telemetry.metrics import Metrics
 from workers.engines.base import (
     NO_IMAGES,
     Completion,
@@ -26,8 +30,11 @@ from workers.engines.base import (
 from workers.engines.families import are_read_by, family_of
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import TryAgain
+from workers.engines.openai_http.follow import follow
+from workers.engines.openai_http.limits import ServerLoad
 from workers.engines.openai_http.server import OpenAIServer, pauses
 from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.openai_http.slots import Slots
 from workers.engines.prompts import prompt_room
 
 
@@ -59,13 +66,26 @@ class HttpServer(Protocol):
 class HttpEngine:
     """Implements `Engine` for one model of a server."""
 
-    def __init__(self, name: str, model: str, settings: OpenAISettings | OnlineSettings, server: HttpServer) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        settings: OpenAISettings | OnlineSettings,
+        server: HttpServer,
+        *,
+        look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`look` returns the server's own counts; None for a service that tells none."""
         self.name = name
         self.models = (model,)
         self._settings = settings
         self._reads_images = are_read_by(family_of(model), model) if settings.images is None else settings.images
         self._server = server
-        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        show = metrics.engine_limit.labels(name).inc if metrics is not None else _show_nowhere
+        self._slots = Slots(settings.max_concurrency, show)
+        self._look = look
+        self._following: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[Completion]] = {}
         self._aborted: set[str] = set()
         self._context_tokens = settings.context_tokens
@@ -99,6 +119,9 @@ class HttpEngine:
                 f"POSTBACK_ENGINE__{self.name.upper()}__BASE_URL is the server's address"
             ) from None
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
+        self._slots.open()
+        if self._look is not None:
+            self._following = asyncio.create_task(follow(self._look, self._slots), name="engine-look")
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError.
@@ -130,8 +153,8 @@ class HttpEngine:
             asking.cancel()
 
     def load(self) -> EngineLoad:
-        """Return the numbers of requests at the server, and of requests that wait here for a slot."""
-        places, count = self._settings.max_concurrency, len(self._asking)
+        """Return the numbers of requests in the server's places, and of requests that wait there or for a slot here."""
+        places, count = self._slots.places, len(self._asking)
         running = min(count, places)
         return EngineLoad(running=running, waiting=count - running, free=places - running)
 
@@ -139,15 +162,31 @@ class HttpEngine:
         """Abort the requests in flight and close the connections."""
         for request_id in list(self._asking):
             await self.abort(request_id)
+        if self._following is not None:
+            self._following.cancel()
+        self._slots.close()
         await self._server.close()
 
     async def _asked(self, request: GenerationRequest) -> Completion:
         try:
-            async with self._slots, asyncio.timeout(self._settings.request_timeout_seconds):
-                return await self._tried(request)
+            async with self._slots.slot():
+                return await self._answered(request)
         except TimeoutError:
             seconds = self._settings.request_timeout_seconds
             raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
+
+    async def _answered(self, request: GenerationRequest) -> Completion:
+        """Ask within the time of one request. Raises EngineError and TimeoutError."""
+        number = self._slots.begin()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                completion = await self._tried(request)
+        except (TimeoutError, EngineFailed) as failed:
+            if isinstance(failed, TimeoutError) or failed.took_too_long:
+                self._slots.timed_out(number)
+            raise
+        self._slots.answered()
+        return completion
 
     async def _tried(self, request: GenerationRequest) -> Completion:
         waits = pauses()
@@ -156,9 +195,12 @@ class HttpEngine:
             if attempt:
                 wait = next(waits)
                 await asyncio.sleep(failure.after if failure.after is not None else wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            number = self._slots.begin()
             outcome = await self._server.post(request)
             if isinstance(outcome, Completion):
                 return outcome
+            if outcome.is_overload:
+                self._slots.refused(number)
             failure = outcome
             if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
                 break
@@ -168,10 +210,16 @@ class HttpEngine:
 class OpenAIEngine(HttpEngine):
     """The engine of a server that speaks OpenAI's protocol."""
 
-    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
+    def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics | None = None) -> None:
+        """The metrics show the limit; with None, none are shown."""
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
-        super().__init__("openai", settings.model, settings, OpenAIServer(settings.model, settings, clock))
+        server = OpenAIServer(settings.model, settings, clock)
+        super().__init__("openai", settings.model, settings, server, look=server.load, metrics=metrics)
+
+
+def _show_nowhere(difference: float) -> None:
+    """Show no limit: the engine has no metrics."""
 
 
 def _is_cancelled() -> bool:

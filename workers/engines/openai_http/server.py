@@ -26,12 +26,15 @@ from workers.engines.families import family_of
 from workers.engines.first_requests import first_requests
 from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
+from workers.engines.openai_http.figures import MOST_BYTES, load_in
+from workers.engines.openai_http.limits import ServerLoad
 from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.settings import OpenAISettings
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+LOOK_TIMEOUT_SECONDS = 5.0
 _COMING_UP = {502, 503, 504}
 """Statuses of a server that still loads its model, and of a gateway in front of such a server."""
 _FIRST = first_requests("first-request", "Hello.", 16, 0.0)
@@ -61,7 +64,8 @@ class OpenAIServer:
         """Make the session, without a request."""
         key = self._settings.api_key
         headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-        self._session = new_session(headers, self._settings.max_concurrency)
+        # One connection more for looks at the server's counts, which would otherwise wait behind the requests.
+        self._session = new_session(headers, self._settings.max_concurrency + 1)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -95,6 +99,17 @@ class OpenAIServer:
                     )
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
+
+    async def load(self) -> ServerLoad | None:
+        """Return the counts that a vLLM server tells at `/metrics` beside the `/v1`; None if it tells none."""
+        try:
+            async with (
+                asyncio.timeout(LOOK_TIMEOUT_SECONDS),
+                self._http.get(self._url("../metrics"), allow_redirects=False) as response,
+            ):
+                return load_in(await bounded_body(response, MOST_BYTES)) if response.status == 200 else None
+        except (aiohttp.ClientError, BodyTooLarge, TimeoutError):
+            return None
 
     def _url(self, path: str) -> str:
         """Return the URL of a path below the server's URL.

@@ -28,11 +28,11 @@ class OpenAISettings(EngineSection):
     images: bool | None = None
     """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
-    """Requests at the server at once; further requests wait in the worker. The default is vLLM's `max_num_seqs`
-    on most devices.
+    """The most requests at the server at once; further requests wait in the worker. The default is vLLM's
+    `max_num_seqs` on most devices.
 
-    Fewer requests leave the server's GPU partly idle. Requests beyond the server's capacity wait at the server, within
-    `request_timeout_seconds`.
+    The worker sends fewer if the server's `/metrics` counts waiting requests, as vLLM's does. At any other server the
+    worker begins with 16, and sends fewer after a 408, 429, 503 or timeout.
     """
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries of one request before it fails."""

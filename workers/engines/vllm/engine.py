@@ -33,6 +33,7 @@ from workers.engines.base import (
     TextsAlone,
     require_question,
 )
+from workers.engines.places import Places
 from workers.engines.prompts import prompt_room
 from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
@@ -45,7 +46,6 @@ from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
 from workers.engines.vllm.load_failures import refused
 from workers.engines.vllm.loading import load_again
-from workers.engines.vllm.places import Places
 from workers.engines.vllm.pooling import PoolingModel
 from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from telemetry.metrics import Metrics
-from workers.engines.vllm.places import Places
+from workers.engines.places import Places
 
 
 def counted_llm(config: Any, usage: Any, arguments: Any, places: Places, metrics: Metrics | None) -> Any:

@@ -7,16 +7,26 @@ jobs that the pace keeps waiting test for more.
 
 vLLM counts after a step, without the requests that the step ended. These requests arrive as answers before the next
 count; if a whole batch ends at once, the count has none of it.
+
+`Places` counts each step of vLLM in the worker. The engine for servers feeds a `Rank` with the counts of `/metrics`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
 STEPS: Final = 32
 """A rank's places are the most requests that ran in any of this many last steps that left requests waiting."""
+MARGIN: Final = 8
+"""Cap on the reserve of jobs that wait in the engine even if no place was idle: an eighth of the running jobs."""
+
+
+def least_waiting(running: int) -> int:
+    """Return the least number of jobs that should wait behind this many running ones."""
+    return min(MARGIN, math.ceil(running / 8))
 
 
 class Places:
@@ -25,14 +35,14 @@ class Places:
     def __init__(self, number: int | None) -> None:
         """`number` is known before the engine is loaded; None means one place."""
         self.number = number or 1
-        self._ranks: dict[int, _Rank] = {}
-        self._last: tuple[_Rank, int, int] | None = None
+        self._ranks: dict[int, Rank] = {}
+        self._last: tuple[Rank, int, int] | None = None
         """The rank of the last count, with its running and its waiting requests."""
         self._answered = 0
 
     def loaded(self, limit: int, ranks: Sequence[int]) -> None:
         """Start over with a loaded engine: each rank has `limit` places as long as no request waits."""
-        self._ranks = {rank: _Rank(limit) for rank in ranks}
+        self._ranks = {rank: Rank(limit) for rank in ranks}
         self._last = None
         self.number = limit * len(ranks)
 
@@ -49,13 +59,17 @@ class Places:
         self._last, self._answered = (self._ranks[rank], running, waiting), 0
 
 
-class _Rank:
+class Rank:
+    """The places of one data-parallel rank, or of a server."""
+
     def __init__(self, limit: int) -> None:
+        """The places are `limit` as long as no request waits, and never more."""
         self.places = self._limit = limit
         self._full: deque[int] = deque(maxlen=STEPS)
         """The requests that ran in each of the last steps that left requests waiting."""
 
     def step(self, ran: int, *, is_full: bool) -> None:
+        """Take the requests that ran in one step; `is_full` says whether the step left requests waiting."""
         if is_full:
             self._full.append(ran)
         most = max(self._full) if is_full else max(ran, self.places)

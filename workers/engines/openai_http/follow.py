@@ -1,0 +1,32 @@
+"""Looks at a server's own counts, as long as the server tells them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from workers.engines.openai_http.limits import ServerLoad
+from workers.engines.openai_http.slots import Slots
+
+LOOK_SECONDS = 1.0
+"""Pause between two looks at a server that has requests of this worker."""
+LONGEST_PAUSE_SECONDS = 60.0
+"""Pause at a server that tells no counts; the pause doubles up to this one."""
+FAILED_LOOKS = 3
+"""Failed looks in a row after which the last counts hold no longer. A busy server may answer one look too late."""
+
+
+async def follow(look: Callable[[], Awaitable[ServerLoad | None]], slots: Slots) -> None:
+    """Tell the slots the server's counts until the task is cancelled. A server without requests is not asked."""
+    failed, pause = 0, LOOK_SECONDS
+    while True:
+        load = await look()
+        if load is not None:
+            failed, pause = 0, LOOK_SECONDS
+            slots.told(load)
+        else:
+            failed, pause = failed + 1, min(2 * pause, LONGEST_PAUSE_SECONDS)
+            if failed >= FAILED_LOOKS:
+                slots.untold()
+        await asyncio.sleep(pause)
+        await slots.busy.wait()

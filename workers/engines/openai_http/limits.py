@@ -1,0 +1,152 @@
+"""The number of requests that a server may have at once: by its own counts, or else by its refusals.
+
+A vLLM server counts its running and its waiting requests. The worker sends as many requests as the server runs of the
+worker's, and the few more that an engine in the worker keeps waiting too. Other workers send requests to the same
+server, so a worker takes its part of the running requests. A part that the server cannot run shrinks in proportion, and
+a part that it can run grows by a constant, so that the parts become equal (Chiu and Jain, 1989).
+
+Any other server limits the number by its refusals, as a network limits a TCP connection (RFC 5681). A refusal halves
+the number. Up to half of the number that was last refused, the number grows by one for each answer, and from there on
+by one for each round of answers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from workers.engines.places import Rank, least_waiting
+
+FIRST: Final = 16
+"""Requests at once of a server that has neither told its counts nor answered yet."""
+QUEUE_LOOKS: Final = 3
+"""Looks in a row that must find requests waiting.
+
+The first steps after a burst leave requests waiting even if the server has a place for each of them. One look at such a
+step would leave a fast server idle for half a minute.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """A server's own counts of its requests, those of other clients among them."""
+
+    running: int
+    waiting: int
+
+
+class AnswerLimit:
+    """The limit of a server that tells no counts: additive increase, multiplicative decrease."""
+
+    def __init__(self, first: int, most: int) -> None:
+        self._limit = float(min(first, most))
+        self._most = most
+        self._goal = math.inf
+        """The limit up to which each answer raises the limit by one: half of the limit that was last refused."""
+        self._begun = self._halved_at = 0
+        self._has_answered = False
+        """True if the server has answered since its last refusal."""
+
+    @property
+    def number(self) -> int:
+        """The limit in requests, at least 1."""
+        return int(self._limit)
+
+    def begin(self) -> int:
+        """Count a request that is sent now, and return its number."""
+        self._begun += 1
+        return self._begun
+
+    def answered(self, in_flight: int) -> None:
+        """Take an answer, which is one of this many requests in flight; free slots mean that more are not wanted."""
+        self._has_answered = True
+        if in_flight >= self.number:
+            step = 1.0 if self._limit < self._goal else 1 / self._limit
+            self._limit = min(float(self._most), self._limit + step)
+
+    def refused(self, number: int, in_flight: int) -> None:
+        """Take a refusal of request `number`, with this many requests in flight.
+
+        A refusal tells nothing about a halved limit if the request was sent before, or if more requests than the limit
+        are still in flight. A server that was away refuses all requests: the goal stays, and so the limit is soon back.
+        """
+        if number > self._halved_at and in_flight <= self.number:
+            self._limit = max(1.0, self._limit / 2)
+            self._halved_at = self._begun
+            if self._has_answered:
+                self._goal = self._limit
+            self._has_answered = False
+
+    def timed_out(self, number: int, in_flight: int) -> None:
+        """Take a timeout of request `number`. While slots are free, the request itself is the likelier cause."""
+        if in_flight >= self.number:
+            self.refused(number, in_flight)
+
+    def unless_refused(self, number: int) -> None:
+        """Use this limit if the server has refused no request between its answers."""
+        if self._goal == math.inf:
+            self._limit = float(min(number, self._most))
+
+
+class CountLimit:
+    """The places of a server that tells its counts."""
+
+    def __init__(self, most: int) -> None:
+        self._rank = Rank(most)
+        self._looks = 0
+        """The last looks in a row that found requests waiting."""
+
+    @property
+    def places(self) -> int:
+        """The requests of this worker that the server runs at once."""
+        return self._rank.places
+
+    def told(self, load: ServerLoad, in_flight: int) -> None:
+        """Take the server's counts, of which `in_flight` requests are this worker's.
+
+        The server counts a request for several answers several times: the running part of them is the same.
+        """
+        self._looks = self._looks + 1 if load.waiting else 0
+        if not load.running or not in_flight or 0 < self._looks < QUEUE_LOOKS:
+            return
+        both = load.running + load.waiting
+        ran = math.ceil(min(in_flight, both) * load.running / both)
+        self._rank.step(ran, is_full=load.waiting > 0)
+
+
+class Limits:
+    """The limit of one server, at most `most`. The event loop changes it; any thread may read the numbers."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._counts: CountLimit | None = None
+        self.answers = AnswerLimit(FIRST, most)
+
+    @property
+    def places(self) -> int:
+        """The requests that the server generates at once."""
+        counts = self._counts
+        return min(counts.places, self.answers.number) if counts is not None else self.answers.number
+
+    @property
+    def number(self) -> int:
+        """The requests that the server may have at once: its places, and the few that wait for one there."""
+        counts = self._counts
+        if counts is None:
+            return self.answers.number
+        places = counts.places
+        return min(places + least_waiting(places), self.answers.number)
+
+    def told(self, load: ServerLoad, in_flight: int) -> None:
+        """Take the server's counts. Until it refuses a request, no other limit than these counts holds."""
+        if self._counts is None:
+            self._counts = CountLimit(self._most)
+            self.answers.unless_refused(self._most)
+        self._counts.told(load, in_flight)
+
+    def untold(self) -> None:
+        """Forget the counts, which the server no longer tells; go on from the present limit by its refusals."""
+        if self._counts is not None:
+            self.answers.unless_refused(self.number)
+            self._counts = None

@@ -1,0 +1,117 @@
+"""The slots of one server: a request holds a slot while the server has it, and waits for a slot in the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from workers.engines.openai_http.limits import Limits, ServerLoad
+
+
+class Slots:
+    """Gives slots in the order of the calls. The event loop calls the methods; any thread may read the numbers."""
+
+    def __init__(self, most: int, show: Callable[[float], None]) -> None:
+        """`most` bounds the slots. `show` gets each change of their number, as a difference."""
+        self._limits = Limits(most)
+        self._show = show
+        self._shown = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.taken = 0
+        """Requests that have a slot; for a while more than the limit after the limit has fallen."""
+        self.busy = asyncio.Event()
+        """Set while a request has a slot."""
+
+    @property
+    def places(self) -> int:
+        """The requests that the server generates at once."""
+        return self._limits.places
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a slot during the block, after a wait for one."""
+        await self._take()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def begin(self) -> int:
+        """Count a request that is sent now, and return its number."""
+        return self._limits.answers.begin()
+
+    def answered(self) -> None:
+        """Take an answer to a request that still has its slot."""
+        self._limits.answers.answered(self.taken)
+        self._changed()
+
+    def refused(self, number: int) -> None:
+        """Take a refusal of request `number` for too many requests."""
+        self._limits.answers.refused(number, self.taken)
+        self._changed()
+
+    def timed_out(self, number: int) -> None:
+        """Take a timeout of request `number`."""
+        self._limits.answers.timed_out(number, self.taken)
+        self._changed()
+
+    def told(self, load: ServerLoad) -> None:
+        """Take the server's own counts."""
+        self._limits.told(load, self.taken)
+        self._changed()
+
+    def untold(self) -> None:
+        """Forget the server's counts, which it no longer tells."""
+        self._limits.untold()
+        self._changed()
+
+    def open(self) -> None:
+        """Show the limit from now on."""
+        self._changed()
+
+    def close(self) -> None:
+        """Show no slots any more."""
+        self._show(-self._shown)
+        self._shown = 0
+
+    async def _take(self) -> None:
+        if self.taken < self._limits.number and not self._waiting:
+            self._count(1)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # the slot was given in the same round of the event loop
+                self._leave()
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def _leave(self) -> None:
+        self._count(-1)
+        self._give()
+
+    def _count(self, difference: int) -> None:
+        self.taken += difference
+        if self.taken:
+            self.busy.set()
+        else:
+            self.busy.clear()
+
+    def _changed(self) -> None:
+        number = self._limits.number
+        self._show(number - self._shown)
+        self._shown = number
+        self._give()
+
+    def _give(self) -> None:
+        """Give the free slots to the requests that wait."""
+        while self._waiting and self.taken < self._limits.number:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._count(1)
+                turn.set_result(None)
