@@ -241,6 +241,9 @@ INFERENCE = {
         "The model registry's file changed and cannot be used; the worker goes on with the content in memory.",
         "Correct the mistakes that `postback models check` names, or restart the worker if the line asks for it.",
     ),
+    "registry-reload-waits": Action(
+        "info", "The model registry's file changed while an engine is away; the worker uses it once the engine is back."
+    ),
     "engine-model-unlisted": Action(
         "warning",
         "The engine's server does not list the model, but answers requests that name it; the worker goes on.",

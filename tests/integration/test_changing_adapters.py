@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -19,8 +18,8 @@ from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
 from tests.integration.test_engine_contract import request
 from tests.integration.test_new_weights import engine_processes
-from workers.engines.base import EngineDied, RequestRejected
-from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.base import RequestRejected
+from workers.engines.models.registry_engine import NeedsRestart, NotYet, RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
 
@@ -114,7 +113,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     shutil.copytree(changed, folder / "weightless")
     (folder / "weightless" / "adapter_model.safetensors").unlink()
     for name, why in {
-        "missing": "the adapter new cannot be loaded: its folder does not exist; mend its folder, and save the file",
+        "missing": "the adapter new cannot be loaded: its folder does not exist, or may not be read; mend its folder",
         "weightless": "the adapter new cannot be loaded: .*; mend its folder, and save the file again",
         "dora": "the adapter new cannot be loaded: .*DoRA.*; mend its folder, and save the file again",
         "small": "it was trained for another model: its layer model.layers.0.self_attn.q_proj has 64 values, and the m",
@@ -134,9 +133,14 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
 
     for pid in engine_processes():
         os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(EngineDied):  # until vLLM's client notices the death
-        await served.answers("polite")
+    async with asyncio.timeout(60):
+        while served.engine.load().away is None:
+            await asyncio.sleep(0.05)
+    with pytest.raises(NotYet, match="small: the engine is away"):
+        await served.change(polite=changed, late=wide)
     assert await served.answers("polite") == third  # a fresh load has the adapters of the last file
+    await served.change(polite=changed, late=wide)
+    assert await served.answers("late") == second
 
 
 async def test_an_engine_that_started_without_adapters_asks_for_a_restart(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from tests.handlers import CLOCK, TOPICS
 from tests.integration.openai_http.servers import Server, answers, lists, openai_server, says
 from tests.unit.echo_worker import record
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
+from workers.engines.base import EngineAway, EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
 from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
-from workers.engines.models.registry_file import ModelRegistry, read_registry
+from workers.engines.models.registry_file import ModelRegistry, RegistryModel, read_registry
+from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import engine_settings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
@@ -314,6 +315,35 @@ async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_n
             await engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
         with pytest.raises(NeedsRestart, match="settings of small"):
             await engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
+
+
+async def test_a_file_that_changes_while_an_engine_is_away_is_used_once_the_engine_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    away = [EngineAway("the engine is away"), EngineAway("the engine is away")]
+
+    async def change_model(served: ServedModel, model: RegistryModel) -> None:
+        if away:
+            raise away.pop()
+        served.change(model)
+
+    monkeypatch.setattr(ServedModel, "require_change", lambda served, model: None)
+    monkeypatch.setattr(ServedModel, "change_model", change_model)
+    async with (
+        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
+        started(around.engine(ESCALATING)) as engine,
+    ):
+        routes = Registry(engine.models, None, engine.registry.lanes())
+        watch = RegistryWatch(around.file, around.read, engine, routes, None)
+        changed = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
+        around.read(changed.replace("attempts = 1", "attempts = 2", 1))
+        for _ in range(2):
+            await watch.look()
+            assert "gpt-4o" not in routes.announced
+        assert caplog.text.count("registry-reload-waits") == 1
+        await watch.look()
+        assert "gpt-4o" in routes.announced
 
 
 @pytest.mark.parametrize("raised", [OSError(5, "Input/output error"), SettingsRefused("POSTBACK_ENGINE__X: wrong")])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.drawn import drawn
-from workers.engines.base import EngineError, EngineRefused, EngineUnavailable, RequestRejected
+from workers.engines.base import EngineAway, EngineError, EngineRefused, EngineUnavailable, RequestRejected
 from workers.engines.vllm import adapters as module
 from workers.engines.vllm.adapter_files import CONFIG
 from workers.engines.vllm.adapters import Adapters
@@ -155,7 +155,7 @@ async def test_a_running_job_keeps_its_version_in_memory_and_a_later_job_gets_th
             "bad cannot be loaded: its rank is 17, and the engine has room for 16; restart the worker, w",
         ),
         (0, False, "bad cannot be loaded: its adapter_config.json has an `r` .* from 1 on; mend its folder, and save"),
-        (None, False, "bad cannot be loaded: its folder does not exist; mend its folder, and save the file again"),
+        (None, False, "bad cannot be loaded: its folder does not exist, or may not be read; mend its folder, and save"),
     ],
 )
 async def test_an_adapter_that_cannot_be_loaded_leaves_all_else_as_it_was(
@@ -235,7 +235,7 @@ async def test_weights_and_adapters_are_not_changed_at_once_and_an_engine_that_i
     with pytest.raises(EngineRefused, match="at once; save one change, then the other"):
         await engine.change(model="acme/large", a=engine.made("b"))
     engine.llm = None  # type: ignore[assignment] # away
-    with pytest.raises(EngineUnavailable, match="is away; save the file again once it is back"):
+    with pytest.raises(EngineAway, match="the engine is away"):
         await engine.change(a=engine.made("b"))
     assert engine.asked("a") == "a#1"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.safetensors_files import safetensors
@@ -112,6 +113,17 @@ def test_any_configuration_gives_a_rank_or_a_refusal(content: bytes) -> None:
             assert rank_of(Path(folder)) >= 1
         except AdapterRefused as refused:
             assert folder not in str(refused)
+
+
+@given(st.text(max_size=300))
+@example("x" * 300)
+def test_a_folder_of_any_name_has_a_rank_or_is_refused_and_no_error_ends_the_worker(name: str) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        for folder in (Path(parent) / name.lstrip("/"), Path(name)):
+            with pytest.raises(AdapterRefused):
+                rank_of(folder)
+            with suppress(AdapterRefused):
+                require_fit(folder, BASE)
 
 
 BASE = {"model.layers.0.q.weight": ("BF16", (64, 32)), "packed.weight": ("U8", (64, 4)), "norm.weight": ("F32", (32,))}

@@ -6,7 +6,8 @@ Errors:
     ├── RequestRejected     the request can never work on this engine; names the field
     ├── PromptTooLong       the prompt exceeds the window and may not be cut; less evidence may fit
     ├── EngineUnavailable   the engine is away or overloaded; the request is worth another try
-    │   └── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
+    │   ├── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
+    │   └── EngineAway      the engine is being loaded, and takes no change of its model
     ├── EngineDied          the engine's process died with every request in flight; any of these may be to blame
     ├── EngineRefused       the engine cannot start with these settings; names the setting to mend
     └── EngineLost          the engine will not come back in this process, so the process should end
@@ -240,6 +241,10 @@ class EngineUnavailable(EngineError):  # noqa: N818
     """The engine cannot answer now."""
 
 
+class EngineAway(EngineUnavailable):
+    """The engine is being loaded, and takes no change until it is back."""
+
+
 class EngineFailed(EngineUnavailable):
     """The engine accepted the request and failed at it.
 
@@ -342,6 +347,7 @@ class ChangesModel(Protocol):
 
         Running requests get the old model; later ones wait for the new one. Running requests also keep their adapter.
 
-        Raises EngineRefused if the new settings need a restart, and EngineUnavailable if the engine could not change.
+        Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
+        EngineUnavailable if the engine could not change.
         """
         ...

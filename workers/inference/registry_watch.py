@@ -9,7 +9,7 @@ from pathlib import Path
 from schemas.settings import SettingsRefused
 from telemetry.logs import get_logger
 from workers.engines.models.mistakes import RegistryRefused
-from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.models.registry_engine import NeedsRestart, NotYet, RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry
 from workers.inference.registry import Registry
 from workers.system.side_task import SideTask
@@ -23,7 +23,8 @@ log = get_logger()
 class RegistryWatch(SideTask):
     """Reads the registry file again within five seconds of a change.
 
-    A file that is invalid or needs a restart has no effect. `read` raises RegistryRefused, SettingsRefused, and the
+    A file that is invalid or needs a restart has no effect, and a file that comes while an engine is away is used once
+    the engine is back. `read` raises RegistryRefused, SettingsRefused, and the
     OSError of an unreadable folder of profiles.
     """
 
@@ -36,6 +37,8 @@ class RegistryWatch(SideTask):
         self._routes = routes
         self._lane = lane
         self._seen: Stamp | None = stamp(path)
+        self._waiting: Stamp | None = None
+        """The file that an engine could not take yet."""
 
     async def ended(self) -> None:
         """Watch the file until cancelled."""
@@ -50,15 +53,24 @@ class RegistryWatch(SideTask):
             return
         try:
             registry = await asyncio.to_thread(self._read)
-            self._seen = seen
             await self._engine.change(registry)
         except OSError as error:  # the profiles' folder; a later look reads the changed file again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
+            return
+        except NotYet as why:
+            if seen != self._waiting:
+                log.info(
+                    "The model registry's file changed while an engine is away; using it once the engine is back.",
+                    action="registry-reload-waits",
+                    problem=str(why),
+                )
+            self._waiting = seen
             return
         except (RegistryRefused, NeedsRestart, SettingsRefused) as why:
             self._seen = seen
             _report(str(why))
             return
+        self._seen = seen
         self._routes.replace(self._engine.models, self._lane, registry.lanes())
         log.info("The model registry's file changed; using its new content.", action="registry-reloaded")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, EngineError, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, EngineAway, EngineError, EngineLoad, GenerationRequest
 from workers.engines.families.quirks import FamilyEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
@@ -18,6 +18,10 @@ from workers.engines.registry import create_of
 
 class NeedsRestart(Exception):  # noqa: N818 - named after the fix
     """A changed registry has models, engines or lanes that only a restarted worker can use now."""
+
+
+class NotYet(Exception):  # noqa: N818 - named after the fix
+    """An engine is away, so a changed registry can be used only later."""
 
 
 class RegistryEngine:
@@ -64,7 +68,7 @@ class RegistryEngine:
     async def change(self, registry: ModelRegistry) -> None:
         """Use a changed file: aliases, defaults, prices, limits, escalations, weights and adapters, or nothing of it.
 
-        New weights wait until the engine's running requests have ended. Raises NeedsRestart.
+        New weights wait until the engine's running requests have ended. Raises NeedsRestart and NotYet.
         """
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
@@ -135,9 +139,11 @@ class RegistryEngine:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Turn an engine's error at new settings into NeedsRestart with the model's name."""
+    """Turn an engine's error at new settings into NeedsRestart or NotYet with the model's name."""
     try:
         yield
+    except EngineAway as away:
+        raise NotYet(f"{name}: {away}") from None
     except EngineError as error:
         raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
 

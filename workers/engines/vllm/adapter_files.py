@@ -33,10 +33,18 @@ class AdapterRefused(Exception):  # noqa: N818 - named after the event
         self.fix = fix
 
 
+def is_folder(path: Path) -> bool:
+    """True for a folder. A path that the system cannot look up is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def rank_of(folder: Path) -> int:
     """Return the largest rank in an adapter's folder, at least 1. Raises AdapterRefused."""
-    if not folder.is_dir():
-        raise AdapterRefused("its folder does not exist")
+    if not is_folder(folder):
+        raise AdapterRefused("its folder does not exist, or may not be read")
     try:
         with (folder / CONFIG).open("rb") as file:
             content = file.read(_MAX_CONFIG_BYTES + 1)
@@ -67,7 +75,7 @@ def base_tensors(model: str | None) -> Mapping[str, Tensor]:
     """Return the tensors of a model's folder; none for a model of the hub, or without safetensors files. Blocks."""
     folder = Path(model or "")
     try:
-        return dict(tensors_of(folder)) if model and folder.is_dir() else {}
+        return dict(tensors_of(folder)) if model and is_folder(folder) else {}
     except (EngineRefused, OSError):
         return {}
 
@@ -77,10 +85,12 @@ def require_fit(folder: Path, base: Mapping[str, Tensor]) -> None:
 
     Layers that `base` lacks, and those with quantized weights, are left to vLLM, as is a folder without `WEIGHTS`.
     """
-    if not base or not (folder / WEIGHTS).is_file():
-        return
     try:
+        if not base or not (folder / WEIGHTS).is_file():
+            return
         tensors = header_of(folder / WEIGHTS)
+    except OSError as error:
+        raise AdapterRefused(f"its {WEIGHTS} cannot be read: {error.strerror}") from None
     except EngineRefused as refused:
         raise AdapterRefused(f"its {refused}") from None
     for name, (_, shape) in tensors.items():

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineRefused, EngineUnavailable, RequestRejected
-from workers.engines.vllm.adapter_files import AdapterRefused, base_tensors, rank_of, require_fit, room_for
+from workers.engines.vllm.adapter_files import AdapterRefused, base_tensors, is_folder, rank_of, require_fit, room_for
 from workers.engines.vllm.calls import while_alive
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.settings import VllmSettings
@@ -124,7 +124,7 @@ class Adapters:
     def require_folders(self) -> None:
         """Raise EngineRefused if an adapter in use has lost its folder: new weights need it once more. Blocks."""
         for name, version in self._served.items():
-            if version.refused is None and not version.folder.is_dir():
+            if version.refused is None and not is_folder(version.folder):
                 raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
 
     # -- jobs ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
-from workers.engines.base import EngineRefused, EngineUnavailable
+from workers.engines.base import EngineAway, EngineRefused
 from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.guardian import Guardian
@@ -24,7 +24,8 @@ async def change(
 ) -> VllmSettings:
     """Give the engine other weights or adapters, and return its new settings. `llm` is None while the engine is away.
 
-    Raises EngineRefused if the change needs a restart, and EngineUnavailable if the engine is away or failed.
+    Raises EngineRefused if the change needs a restart, EngineAway if the engine is away, and
+    EngineUnavailable if it failed.
     """
     new = cast("VllmSettings", section)
     model = {"model": old.model, "revision": old.revision}
@@ -35,7 +36,7 @@ async def change(
         # Jobs that wait in vLLM would get the former adapters with the new weights.
         raise EngineRefused("the weights and the adapters have changed at once; save one change, then the other")
     if llm is None:
-        raise EngineUnavailable("the engine is away; save the file again once it is back")
+        raise EngineAway("the engine is away")
     if is_same_model:
         await adapters.change(llm, new)
     else:
