@@ -15,6 +15,8 @@ NOT_IMPORTED: Final = (
     "workers.engines.vllm",  # needs a GPU
     "workers.engines.vllm.cpu_worker",
     "workers.enrichment.reading.by_trafilatura",  # only processes that read pages import the optional package
+    "workers.enrichment.reading.scans",  # only processes that read pictures import the optional package
+    "workers.enrichment.processes.ocr",
     "gateway.store.migrations.env",  # Alembic runs it
 )
 

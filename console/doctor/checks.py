@@ -80,6 +80,8 @@ def _services(environment: dict[str, str], asked: Asked) -> Iterator[Check]:
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if environment.get(variable):
             yield Check(f"redis-{name}", partial(services.check_redis, variable, environment[variable]))
+    if languages := environment.get("POSTBACK_ENRICHMENT__OCR"):
+        yield Check("ocr", partial(services.check_ocr, languages))
     if asked.engine is not None:
         yield Check("engine", partial(engine.check_engine, asked.engine, asked.model))
     if registry := environment.get("POSTBACK_WORKER__REGISTRY"):

@@ -49,6 +49,18 @@ def check_store() -> Iterator[Finding]:
         )
 
 
+def check_ocr(languages: str) -> Iterator[Finding]:
+    """Yield the fault of a missing tesseract, or of a missing language."""
+    from workers.enrichment.processes.tesseract import Tesseract
+    from workers.system.errors import ProcessError
+
+    try:
+        Tesseract.find(languages)
+    except ProcessError as missing:
+        problem, _, fix = str(missing).partition("; ")
+        yield fault(problem, fix)
+
+
 def check_redis(variable: str, url: str) -> Iterator[Finding]:
     """Yield the fault of a Redis that a setting names. The URL, which may hold a password, is not shown."""
     if find_spec("redis") is None:

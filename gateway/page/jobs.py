@@ -48,6 +48,7 @@ class ShownSource:
     title: str | None = None
     published: str | None = None
     doi: str | None = None
+    read_by: str | None = None
 
 
 def job_routes(door: Door, desk: Desk) -> list[Route]:
@@ -135,7 +136,8 @@ def sources_of(result: Result | None) -> list[ShownSource]:
 def _source(name: str, details: SourceDetails | None) -> ShownSource:
     if details is None:
         return ShownSource(name, web_address(name))
-    return ShownSource(name, web_address(details.url), details.title, details.published, details.doi)
+    address = web_address(details.url)
+    return ShownSource(name, address, details.title, details.published, details.doi, details.read_by)
 
 
 def _callback(attempt: Attempt) -> TimelineStep:

@@ -32,7 +32,7 @@ def pins(file: str) -> dict[str, set[str]]:
 
 def declared_requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][extra] for extra in ("worker", "gateway", "s3", "screening"))
+    extras = (project["optional-dependencies"][extra] for extra in ("worker", "gateway", "s3", "screening", "ocr"))
     named = [Requirement(text) for texts in (project["dependencies"], *extras) for text in texts]
     return [requirement for requirement in named if requirement.name != project["name"]]
 

@@ -78,6 +78,7 @@ def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
             *("the store cannot be opened (OperationalError)", "start the database"),
         ),
         ("POSTBACK_STORE__URL", "sqlite:////nowhere/at/all.db", "store", "the store's folder is missing", "make it"),
+        ("POSTBACK_ENRICHMENT__OCR", "xyz", "ocr", "POSTBACK_ENRICHMENT__OCR ", "install "),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_fix(variable: str, value: str, check: str, problem: str, fix: str) -> None:

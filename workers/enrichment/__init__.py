@@ -17,10 +17,12 @@ A job's sources go down this list. Each step has a type, so a signature says whi
     processes/
       pool      the only processes that parse bytes of pages; the worker may kill them
       child     the worker's side of one process's pipes; frames: the process's side
+      recognition   pictures of text, read by tesseract: ocr is the process that starts it; tesseract: its fences
       member    the loop of a pool process; confinement: the fences around the process
     reading/
       extract   bytes to the text that a person would see, by media type      Page → Document
         charset, hidden, inline_style, embedded   HTML: its charset, unseen text, and text in a page's data
+        pictures, scans                           pictures of text, and their form for OCR
         markup, values, office, pdf, particulars  XML and feeds; JSON; Office files; PDFs; dates and DOIs
       steering  the ways in which passages try to steer the model             Passage → label
     choosing/

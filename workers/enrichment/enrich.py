@@ -91,7 +91,7 @@ class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
     `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret of `marks`.
-    Raises TemplateRefused for an unusable template, and ProcessError for buckets without boto3.
+    Raises TemplateRefused for an unusable template, and ProcessError for OCR or buckets without their software.
     """
 
     def __init__(
@@ -296,9 +296,9 @@ class Enricher:
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:
         """Read the source's page, the job's document, or the text that the search returned. Raises Unreadable."""
         if one.document is not None:
-            return Reading(one.url, await self._reader.extracted(_as_page(one.document), asker))
+            return Reading(one.url, await self._reader.extracted(_as_page(one.document), asker, deadline))
         if one.found is not None and (page := one.found.page) is not None:
-            return Reading(one.url, await self._reader.extracted(page, asker))
+            return Reading(one.url, await self._reader.extracted(page, asker, deadline))
         return await self._reader.read(one.url, asker, deadline.remaining)
 
     async def _choose(

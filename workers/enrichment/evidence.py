@@ -42,6 +42,8 @@ class Particulars:
     canonical_url: str | None = None
     """The canonical address that the page names, if it differs from the page's URL and has the same origin."""
     doi: str | None = None
+    read_by: str | None = None
+    """`ocr` if a program read the text from pictures, so that it may have misread characters."""
 
     def under(self, better: Particulars) -> Particulars:
         """Merge both particulars; values in `better` take precedence."""
@@ -49,6 +51,7 @@ class Particulars:
             better.published or self.published,
             better.canonical_url or self.canonical_url,
             better.doi or self.doi,
+            better.read_by or self.read_by,
         )
 
 

@@ -13,6 +13,8 @@ from workers.enrichment.evidence import Extractor
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
 """Printable ASCII without spaces and brackets, which could end the comment in a `User-Agent` header."""
+_LANGUAGE: Final = r"(?:script/)?[A-Za-z_]{2,40}"
+"""A name of tesseract's data, such as `eng`, `chi_sim` or `script/Latin`."""
 _EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
@@ -89,6 +91,17 @@ class EnrichmentSettings(BaseSettings):
 
     It needs the extra `extraction`.
     """
+    ocr: str | None = Field(default=None, max_length=200, pattern=rf"^{_LANGUAGE}(?:\+{_LANGUAGE})*$")
+    """Languages in which tesseract reads scanned pages of PDFs and images, such as `eng+deu`. If absent, none is read.
+
+    It needs the program tesseract with its data for each language, and the extra `ocr`.
+    """
+    ocr_seconds: float = Field(default=10.0, gt=0, le=120)
+    """Timeout of reading one document's pictures. Pages that are finished by then are used."""
+    ocr_pages: int = Field(default=10, ge=1, le=100)
+    """Maximum number of pages that OCR reads of one document."""
+    ocr_documents: int = Field(default=1, ge=1, le=64)
+    """Number of documents that OCR reads at once. Each takes two processes with at most `member_bytes` each."""
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
     """URL of a Chromium's DevTools endpoint, for pages that a script fills. If absent, no script runs.
 

@@ -105,6 +105,8 @@ class UsedSource:
     published: str | None = None
     """The date of publication in ISO 8601, as exact as it is known."""
     doi: str | None = None
+    read_by: str | None = None
+    """`ocr` if a program read the text from pictures, so that it may have misread characters."""
 
 
 @dataclass(frozen=True, slots=True)

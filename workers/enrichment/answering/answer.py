@@ -114,6 +114,7 @@ def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
         title=without_unknown_links(title, evidence) or None,
         published=source.particulars.published,
         doi=source.particulars.doi,
+        read_by=source.particulars.read_by,
     )
 
 

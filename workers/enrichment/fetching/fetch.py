@@ -33,6 +33,8 @@ _ACCEPT: Final = (
 
 _FILES: Final = (b"%PDF-", b"PK\x03\x04")
 """The first bytes of PDFs and Office files, which may be larger than a page. Servers often declare octet-stream."""
+_PICTURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF")
+"""The first bytes of the images that OCR reads."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
 """One reason for both cases: otherwise a job could probe which names exist in the operator's network."""
@@ -111,6 +113,7 @@ class Fetcher:
         self._clock = clock
         self._guard = guard
         self._session: aiohttp.ClientSession | None = None
+        self._large = _FILES if settings.ocr is None else (*_FILES, *_PICTURES)
         self._turns = _turns(settings.connections)
         self._at_sites: dict[str, Turns] = {}
 
@@ -222,7 +225,7 @@ class Fetcher:
             if wanted.counted is not None:
                 wanted.counted(len(chunk))
                 continue
-            if cut_at_bytes is None and body.startswith(_FILES):
+            if cut_at_bytes is None and body.startswith(self._large):
                 limit = self._settings.pdf_bytes
             if len(body) > limit:
                 break

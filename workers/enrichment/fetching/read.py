@@ -20,6 +20,8 @@ from workers.enrichment.turns import Asker
 
 _RENDERING_SHARE: Final = 0.8
 """The share of a job's remaining time that the renderer gets; the rest is for reading the rendered page."""
+_OCR_SHARE: Final = 0.9
+"""The share of a job's remaining time for a page's pictures; then the page's other text is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class _Text:
     """A pool member's answer about a page."""
 
     answer: dict[str, Any]
-    is_shell: bool = False
-    """True if a script fills the page."""
+    may_grow: bool = False
+    """True if the next reading may find more: a script fills the page, or not all pictures were read in time."""
     is_rendered: bool = False
 
 
@@ -79,9 +81,9 @@ class Reader:
         else:
             text = await self._text(page, older, asker, deadline)
         life = lifetime(page, self._settings, asked_at)
-        if text.is_shell:
-            page = replace(page, etag=None, last_modified=None)  # a shell stays the same while its data change
-        if text.is_shell and not text.is_rendered and life is not None:
+        if text.may_grow:
+            page = replace(page, etag=None, last_modified=None)  # such a page stays the same while its text grows
+        if text.may_grow and not text.is_rendered and life is not None:
             life = replace(life, fresh=min(life.fresh, self._settings.negative_seconds))
         if unchanged is not None and not page.cache_control and page.expires is None:
             life = unchanged.life  # a 304 without new freshness keeps the old freshness (RFC 9111, section 4.3.4)
@@ -98,23 +100,35 @@ class Reader:
         answer: dict[str, Any] | None = None
         reason = Unreadable("")
         try:
-            answer = await self.extracted(page, asker)
+            answer = await self.extracted(page, asker, deadline)
         except Unreadable as unreadable:
             reason = unreadable
         if self._renderer is not None and not reason.is_ours and is_shell(page, answer):
             rendered = await self._renderer.rendered(page, asker, deadline.remaining * _RENDERING_SHARE)
             if rendered is not None:
                 with suppress(Unreadable):
-                    answer = await self.extracted(rendered, asker)
+                    answer = await self.extracted(rendered, asker, deadline)
             elif older is not None and older.may_be_served_late:
                 raise Unreadable("the browser that runs its scripts failed", is_outage=True, is_lasting=False)
             if answer is not None:
-                return _Text(answer, is_shell=True, is_rendered=rendered is not None)
+                return _Text(answer, may_grow=True, is_rendered=rendered is not None)
         if answer is None:
             raise reason
-        return _Text(answer)
+        return _Text(answer, may_grow=answer.pop("unfinished", False))
 
-    async def extracted(self, page: Page, asker: Asker) -> dict[str, Any]:
-        """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable."""
+    async def extracted(self, page: Page, asker: Asker, deadline: Deadline) -> dict[str, Any]:
+        """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable.
+
+        With OCR, pictures of text are read too; `unfinished` marks an answer without the text of all of them.
+        """
+        recognition = self._pool.recognition
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
-        return await self._pool.ask(task, page.body, asker)
+        answer = await self._pool.ask({**task, "ocr": recognition is not None}, page.body, asker)
+        if recognition is None or not answer.pop("pictures", False):
+            return answer
+        try:
+            return await recognition.read(page, asker, deadline.remaining * _OCR_SHARE)
+        except Unreadable:
+            if not answer["text"] and not answer["rest"]:
+                raise
+            return {**answer, "unfinished": True}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from telemetry.logs import get_logger
+from workers.enrichment.evidence import Unreadable
 from workers.enrichment.processes.confinement import Fence
 
 log = get_logger()
@@ -96,10 +98,10 @@ class Child:
         return await self._answer()
 
     async def kill(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process and the programs that it has started, and wait until it is gone."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._input.close()
         await self._process.wait()
 
@@ -114,3 +116,10 @@ class Child:
         if not isinstance(answer, dict):
             raise ChildLost
         return answer
+
+
+def understood(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer. Raises Unreadable if the process could not read the page."""
+    if "unreadable" in answer:
+        raise Unreadable(str(answer["unreadable"]))
+    return answer

@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import stat
 import struct
 import sys
 from collections.abc import Iterable
@@ -41,7 +42,9 @@ class SystemCalls(NamedTuple):
 
     audit: int
     refused: tuple[int, ...]
-    """Calls for sockets, programs and other processes, and calls that evade a filter."""
+    """Calls for sockets and other processes, and calls that evade a filter."""
+    executing: tuple[int, ...]
+    """Calls that replace this process's program by another one."""
     opening: tuple[int, ...]
     seccomp: int
     clone: int
@@ -51,7 +54,7 @@ class SystemCalls(NamedTuple):
 
 
 # Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
-# socket socketpair connect bind | execve execveat fork vfork | ptrace process_vm_readv process_vm_writev pidfd_open
+# socket socketpair connect bind | fork vfork | ptrace process_vm_readv process_vm_writev pidfd_open
 # pidfd_getfd pidfd_send_signal kill tkill rt_sigqueueinfo rt_tgsigqueueinfo | io_uring_setup bpf perf_event_open
 # userfaultfd keyctl add_key request_key unshare setns mount open_tree fsopen move_mount
 # The same numbers on every architecture: pidfd_*, io_uring, mounts
@@ -61,11 +64,12 @@ ARCHITECTURES: Final = {
         audit=0xC000003E,
         refused=(
             *(41, 53, 42, 49),
-            *(59, 322, 57, 58),
+            *(57, 58),
             *(101, 310, 311, 62, 200, 129, 297),
             *(321, 298, 323, 250, 248, 249, 272, 308, 165),
             *_GENERIC,
         ),
+        executing=(59, 322),  # execve execveat
         opening=(2, 257, 437, 85, 304),  # open openat openat2 creat open_by_handle_at
         seccomp=317,
         clone=56,
@@ -76,11 +80,11 @@ ARCHITECTURES: Final = {
         audit=0xC00000B7,
         refused=(
             *(198, 199, 203, 200),
-            *(221, 281),
             *(117, 270, 271, 129, 130, 138, 240),
             *(280, 241, 282, 219, 217, 218, 97, 268, 40),
             *_GENERIC,
         ),
+        executing=(221, 281),
         opening=(56, 437, 265),  # openat openat2 open_by_handle_at
         seccomp=277,
         clone=220,
@@ -115,6 +119,8 @@ _SCOPES: Final = 0b11
 """Abstract sockets and signals, from version 6."""
 _READING: Final = 0b1101
 """EXECUTE, READ_FILE, READ_DIR."""
+_READING_FILE: Final = 0b101
+"""The same for a file. The kernel refuses a rule that gives a folder's right to a file."""
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -124,11 +130,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def confine(readable: Iterable[str] | None = None) -> list[Fence]:
+def confine(readable: Iterable[str] | None = None, *, may_execute: bool = False) -> list[Fence]:
     """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
-    `readable` names folders with files that may still be read; with None, no file can be opened. Before the call, the
-    process must have imported all modules that it will need. The process can still start threads, but no processes.
+    `readable` names files, and folders with files, that may still be read; with None, no file can be opened. Before the
+    call, the process must have imported all modules that it will need. The process can still start threads, but no
+    processes. With `may_execute`, it can become one of the readable programs, which is confined like the process.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -137,7 +144,7 @@ def confine(readable: Iterable[str] | None = None) -> list[Fence]:
     missing = []
     for fence, put_up in (
         (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()))),
-        (Fence.SECCOMP, partial(_seccomp, readable is None)),
+        (Fence.SECCOMP, partial(_seccomp, readable is None, may_execute)),
     ):
         try:
             put_up()
@@ -175,29 +182,30 @@ def _landlock(readable: Iterable[str]) -> None:
         os.close(ruleset)
 
 
-def _allow_reading(ruleset: int, folder: str) -> None:
+def _allow_reading(ruleset: int, path: str) -> None:
     try:
-        opened = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        rule = struct.pack("=Qi", _READING, opened)
+        is_folder = stat.S_ISDIR(os.fstat(opened).st_mode)
+        rule = struct.pack("=Qi", _READING if is_folder else _READING_FILE, opened)
         system_call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
     finally:
         os.close(opened)
 
 
-def _seccomp(no_files: bool) -> None:
+def _seccomp(no_files: bool, may_execute: bool) -> None:
     """Apply seccomp. Raises OSError if the kernel lacks it, LookupError for an architecture not listed here."""
     calls = ARCHITECTURES[platform.machine()]
-    program = filter_program(calls, no_files)
+    program = filter_program(calls, no_files, may_execute)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
     flags = ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS)
     if system_call(calls.seccomp, *flags, ctypes.byref(filled)) != 0:
         raise OSError("seccomp: a thread has a filter of its own")
 
 
-def filter_program(calls: SystemCalls, no_files: bool) -> bytes:
+def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False) -> bytes:
     """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
     steps: list[tuple[int, int, int, int]] = []  # code, instructions skipped if true, if false, operand
 
@@ -206,7 +214,7 @@ def filter_program(calls: SystemCalls, no_files: bool) -> bytes:
 
     steps += [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, calls.audit), returning(_KILL_PROCESS)]
     steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), returning(_ERRNO | _EPERM)]
-    for number in calls.refused:
+    for number in (*calls.refused, *(() if may_execute else calls.executing)):
         steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EPERM)]
     for number in calls.opening if no_files else ():
         steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EACCES)]

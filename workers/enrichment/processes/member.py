@@ -28,7 +28,8 @@ from workers.enrichment.evidence import Extractor, Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
-from workers.enrichment.reading.extract import extract
+from workers.enrichment.reading.extract import Extracted, extract
+from workers.enrichment.reading.pictures import Postponed
 from workers.enrichment.reading.steering import steering
 
 Kind = Callable[..., dict[str, Any]]
@@ -43,12 +44,21 @@ _OF_EXTRACTOR = {"trafilatura": ("workers.enrichment.reading.by_trafilatura",)}
 def main() -> None:
     """Answer tasks until the input ends."""
     seconds, size, extractor = float(sys.argv[1]), int(sys.argv[2]), cast("Extractor", sys.argv[3])
+    limit_memory(size)
+    import_all(extractor)
+    serve({**_KINDS, "extract": partial(extract_page, extractor=extractor)}, seconds)
+
+
+def limit_memory(size: int) -> None:
+    """Limit this process's address space, in bytes."""
     with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process rather than the worker
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ValueError, OSError):  # some systems lack this limit; the timeout applies in any case
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    import_all(extractor)
-    kinds: dict[str, Kind] = {**_KINDS, "extract": partial(extract_page, extractor=extractor)}
+
+
+def serve(kinds: Mapping[str, Kind], seconds: float) -> None:
+    """Confine this process, and answer tasks until the input ends. An alarm ends a task much later than `seconds`."""
     status = _status()
     send(sys.stdout.buffer, {"missing": confine()})
     while (request := receive(sys.stdin.buffer)) is not None:
@@ -96,10 +106,30 @@ def _peak_kib(status: int | None) -> int:
 
 
 def extract_page(
-    body: bytes, media_type: str, charset: str | None, url: str, extractor: Extractor = "resiliparse"
+    body: bytes,
+    media_type: str,
+    charset: str | None,
+    url: str,
+    extractor: Extractor = "resiliparse",
+    ocr: bool = False,
 ) -> dict[str, Any]:
-    """Return a page's title, main text, other text and particulars."""
-    extracted = extract(body, media_type, charset, url, extractor)
+    """Return a page's title, main text, other text and particulars.
+
+    With `ocr`, the answer has `pictures` for a page with pictures of text, which another process reads.
+    """
+    postponed = Postponed() if ocr else None
+    try:
+        extracted = extract(body, media_type, charset, url, extractor, postponed)
+    except Unreadable:
+        if postponed is None or not postponed.has_pictures:
+            raise
+        extracted = Extracted(None, "")
+    has_pictures = postponed is not None and postponed.has_pictures
+    return answered(extracted) | ({"pictures": True} if has_pictures else {})
+
+
+def answered(extracted: Extracted) -> dict[str, Any]:
+    """Return the answer that stands for an extracted page."""
     return {
         "title": extracted.title,
         "text": extracted.text,

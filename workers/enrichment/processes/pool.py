@@ -18,7 +18,8 @@ from typing import Any
 
 from telemetry.logs import get_logger
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.processes.child import Child, ChildLost
+from workers.enrichment.processes.child import Child, ChildLost, understood
+from workers.enrichment.processes.recognition import Recognition
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 
@@ -34,6 +35,9 @@ class Pool:
     """At most `settings.members` processes that read pages, and one more process that ranks."""
 
     def __init__(self, settings: EnrichmentSettings) -> None:
+        """Raises ProcessError if the settings ask for OCR, and its program is missing."""
+        self.recognition = Recognition(settings, settings.ocr) if settings.ocr is not None else None
+        """The processes that read pictures of text; None without OCR."""
         self._settings = settings
         self._limit = settings.members + 1
         self._reading = Turns(settings.members)
@@ -68,7 +72,7 @@ class Pool:
                 raise Unreadable(lost, is_ours=True) from None
             finally:
                 await self._give_back(member, fit=answer is not None and answer.get("peak_kib", 0) < _RETIRE_KIB)
-            return _understood(answer)
+            return understood(answer)
 
     async def close(self) -> None:
         """Kill all members, including those that are starting."""
@@ -131,9 +135,3 @@ class Pool:
     async def _dismiss(self, member: Child) -> None:
         self._members.discard(member)
         await asyncio.shield(member.kill())
-
-
-def _understood(answer: dict[str, Any]) -> dict[str, Any]:
-    if "unreadable" in answer:
-        raise Unreadable(str(answer["unreadable"]))
-    return answer

@@ -19,6 +19,7 @@ from workers.enrichment.reading.hidden import without_hidden
 from workers.enrichment.reading.markup import MAX_DEPTH, from_xml
 from workers.enrichment.reading.office import ZIP, is_office, read_office
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, linked_data, of_html
+from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser, is_picture
 from workers.enrichment.reading.values import from_json, from_json_lines
 
 MAX_TEXT_CHARS = MAX_JOB_BYTES
@@ -78,14 +79,22 @@ class Extracted:
 
 
 def extract(
-    body: bytes, media_type: str, charset: str | None, url: str = "", extractor: Extractor = "resiliparse"
+    body: bytes,
+    media_type: str,
+    charset: str | None,
+    url: str = "",
+    extractor: Extractor = "resiliparse",
+    recogniser: Recogniser | None = None,
 ) -> Extracted:
     """Extract the text that a person would see. `url` is the page's address; `extractor` finds its main text.
 
+    Pictures of text are read only with a `recogniser`.
     Raises Unreadable if the page has no text, or is of an unsupported type.
     """
     if _is_pdf(body, media_type):
-        extracted = _of_pdf(body)
+        extracted = _of_pdf(body, recogniser)
+    elif recogniser is not None and is_picture(body, media_type):
+        extracted = Extracted(None, recogniser.of_image(body), Particulars(read_by=READ_BY_OCR))
     elif is_office(body, media_type):
         title, text, particulars = read_office(body, MAX_TEXT_CHARS)
         extracted = Extracted(title, text, particulars)
@@ -106,10 +115,10 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
     return media_type in PDF_TYPES and (body.startswith(_PDF) or media_type.endswith("pdf"))
 
 
-def _of_pdf(body: bytes) -> Extracted:
+def _of_pdf(body: bytes, recogniser: Recogniser | None) -> Extracted:
     from workers.enrichment.reading.pdf import read_pdf  # slow to import (0.1 s); not needed for HTML
 
-    title, text, particulars = read_pdf(body, MAX_TEXT_CHARS)
+    title, text, particulars = read_pdf(body, MAX_TEXT_CHARS, recogniser)
     return Extracted(title, text, particulars)
 
 

@@ -2,7 +2,7 @@
 
 Unseen text is removed from each page before the page is read: invisible, transparent or tiny text, text off the page,
 and white text with nothing dark behind it. Invisible text over a picture stays, since scanned pages contain their
-recognised text in this form.
+recognised text in this form. A page that is a picture without text is a scan, for a `Recogniser`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pypdfium2.raw as pdfium
 
 from workers.enrichment.evidence import Particulars, Unreadable
 from workers.enrichment.reading.particulars import document_title, doi_in, iso_date
+from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser
 
 MAX_PAGES: Final = 300
 """Cap on the pages that are read of a document."""
@@ -38,6 +39,10 @@ _FAINT: Final = 13
 """The highest opacity, out of 255, that counts as transparent: about a twentieth."""
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
 """Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
+_STAMP_CHARS: Final = 100
+"""A scan has less text than this, such as a stamp of the archive or a page's number."""
+_SCAN_SHARE: Final = 0.5
+"""The least share of a scan's area that pictures cover."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 
 Box = tuple[float, float, float, float]
@@ -81,18 +86,28 @@ class _Behind:
             areas.append(item.box)
 
 
-def read_pdf(body: bytes, max_chars: int) -> tuple[str | None, str, Particulars]:
-    """Read title, text and particulars, up to the page that reaches `max_chars` code points. Raises Unreadable."""
+def read_pdf(body: bytes, max_chars: int, recogniser: Recogniser | None = None) -> tuple[str | None, str, Particulars]:
+    """Read title, text and particulars, up to the page that reaches `max_chars` code points. Raises Unreadable.
+
+    Without a `recogniser`, scans have no text.
+    """
     try:
         with closing(pypdfium2.PdfDocument(body)) as document:
             pages: list[str] = []
-            for text in _pages(document):
+            scans: dict[int, int] = {}  # the page's place in `pages`, and its number in the document
+            for number, text, is_scan in _pages(document):
+                if is_scan:
+                    scans[len(pages)] = number
                 pages.append(text)
                 max_chars -= len(text)
                 if max_chars <= 0:
                     break
+            texts = recogniser.of_pages(document, list(scans.values())) if recogniser is not None and scans else ()
+            read = {place: text for place, text in zip(scans, texts, strict=False) if text}
+            pages = [read.get(place, text) for place, text in enumerate(pages)]
             title = document_title(document.get_metadata_value("Title"))
-            particulars = Particulars(_date(document), doi=doi_in(pages[0][:_DOI_CHARS]) if pages else None)
+            doi = doi_in(pages[0][:_DOI_CHARS]) if pages else None
+            particulars = Particulars(_date(document), doi=doi, read_by=READ_BY_OCR if read else None)
     except pypdfium2.PdfiumError as error:
         locked = getattr(error, "err_code", None) == pdfium.FPDF_ERR_PASSWORD
         raise Unreadable("it is a PDF with a password" if locked else "it is not a PDF that can be read") from None
@@ -104,8 +119,8 @@ def _date(document: pypdfium2.PdfDocument) -> str | None:
     return iso_date("-".join(part for part in made.groups() if part)) if made is not None else None
 
 
-def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
-    """Yield the text of each page; leave out broken pages."""
+def _pages(document: pypdfium2.PdfDocument) -> Iterator[tuple[int, str, bool]]:
+    """Yield each page's number, its text, and whether it is a scan; leave out broken pages."""
     left = MAX_OBJECTS
     for number in range(min(len(document), MAX_PAGES)):
         try:
@@ -119,8 +134,17 @@ def _pages(document: pypdfium2.PdfDocument) -> Iterator[str]:
                 return
             if len(items) <= MAX_PAGE_OBJECTS:
                 _remove_hidden(page, items)
-                with closing(page.get_textpage()) as text:
-                    yield _HYPHENATED.sub("", text.get_text_bounded()).replace("\r\n", "\n")
+                with closing(page.get_textpage()) as textpage:
+                    text = _HYPHENATED.sub("", textpage.get_text_bounded()).replace("\r\n", "\n")
+                yield number, text, len(text.strip()) < _STAMP_CHARS and _is_picture(page, items)
+
+
+def _is_picture(page: pypdfium2.PdfPage, items: list[_Item]) -> bool:
+    """True if pictures cover most of the page. A scanner may store a page as many strips."""
+    width, height = page.get_size()
+    boxes = [item.box for item in items if item.kind == pdfium.FPDF_PAGEOBJ_IMAGE]
+    covered = sum((right - left) * (top - bottom) for left, bottom, right, top in boxes)
+    return bool(covered >= _SCAN_SHARE * width * height > 0)
 
 
 def _items(parent: Any, depth: int = 0, around: pypdfium2.PdfMatrix | None = None) -> Iterator[_Item]:

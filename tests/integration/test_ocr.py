@@ -1,0 +1,192 @@
+"""Scanned pages and images as sources, read by Debian's tesseract."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from pathlib import Path
+
+import psutil
+import pytest
+
+from devkit.pdf_files import line, pdf, stream
+from schemas.job import Sources
+from tests.integration.raw_server import FACT, enriching, page, saying, speaking
+from tests.scanned import saved, scanned, scanned_pdf, tesseract
+from workers.enrichment.evidence import Evidence
+from workers.system.errors import ProcessError
+
+QUESTION = "When did the Halvorsen bridge in Tarnby open?"
+HALVES = "The Halvorsen bridge in Tarnby opened in 1987", "and carries the coast road over the river Vesla."
+OTHER = "The ferry was sold to an owner in the north."
+PATIENT = {"ocr": "eng", "ocr_seconds": 100.0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> None:
+    tesseract()
+
+
+def document(body: bytes, media_type: str | None = None) -> Sources:
+    carried = {"id": "letter", "base64": b64encode(body).decode(), "media_type": media_type}
+    return Sources.model_validate({"documents": [{name: value for name, value in carried.items() if value}]})
+
+
+def quoted(evidence: Evidence) -> str:
+    """The words of all passages."""
+    return " ".join(" ".join(" ".join(source.passages) for source in evidence.sources).split())
+
+
+def read_by(evidence: Evidence) -> list[str | None]:
+    return [source.particulars.read_by for source in evidence.sources]
+
+
+@pytest.mark.parametrize("kind", ["PDF", "PNG", "JPEG", "TIFF", "WEBP"])
+async def test_a_scan_that_is_fetched_is_quoted_and_told_apart(kind: str) -> None:
+    letter = scanned(*HALVES, OTHER)
+    media_type = "application/pdf" if kind == "PDF" else f"image/{kind.lower()}"
+    async with (
+        speaking(saying(saved(letter, kind), f"Content-Type: {media_type}")) as origin,
+        enriching(None, **PATIENT) as enricher,
+    ):
+        evidence = await enricher.enrich(Sources(urls=[f"{origin}/letter"]), QUESTION)
+        assert evidence.notes == ()
+        assert FACT in quoted(evidence)
+        assert read_by(evidence) == ["ocr"]
+
+
+async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() -> None:
+    async with enriching(None, **PATIENT) as enricher:
+        for body, media_type in (
+            (scanned_pdf([scanned(*HALVES)]), None),
+            (saved(scanned(*HALVES), "PNG"), "application/octet-stream"),
+        ):
+            evidence = await enricher.enrich(document(body, media_type), QUESTION)
+            assert FACT in quoted(evidence), evidence.notes
+
+
+async def test_all_pages_of_a_fax_are_read_up_to_the_bound() -> None:
+    pages = [scanned(f"Page number {number} is about bridges.") for number in ("one", "two", "three")]
+    fax = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    async with enriching(None, **PATIENT, ocr_pages=2) as enricher:
+        found = quoted(await enricher.enrich(document(fax, "image/tiff"), "Which page is about bridges?"))
+    assert "number one" in found
+    assert "number two" in found
+    assert "three" not in found
+
+
+def _half_scanned() -> bytes:
+    """A PDF with a page of text, and a page that only shows a picture of text."""
+    picture = scanned(*HALVES, height=1429)
+    shown = stream(
+        picture.tobytes(),
+        f"/Type /XObject /Subtype /Image /Width {picture.width} /Height {picture.height} "
+        "/ColorSpace /DeviceGray /BitsPerComponent 8",
+    )
+    pages = [line(OTHER), "q 595 0 0 500 0 200 cm /X Do Q"]
+    return pdf(pages, objects=[shown], resources="/XObject << /X 5 0 R >>")
+
+
+async def test_a_scanned_page_stands_between_pages_of_text() -> None:
+    async with enriching(None, **PATIENT) as enricher:
+        evidence = await enricher.enrich(document(_half_scanned()), QUESTION)
+    assert OTHER in quoted(evidence)
+    assert FACT in quoted(evidence)
+    assert read_by(evidence) == ["ocr"]
+
+
+async def test_without_the_setting_no_picture_is_read() -> None:
+    async with enriching() as enricher:
+        evidence = await enricher.enrich(document(_half_scanned()), QUESTION)
+        assert quoted(evidence) == OTHER
+        assert read_by(evidence) == [None]
+        (note,) = (await enricher.enrich(document(saved(scanned(*HALVES), "PNG"), "image/png"), QUESTION)).notes
+        assert note.endswith("it is an image, which is not read")
+        (note,) = (await enricher.enrich(document(scanned_pdf([scanned(*HALVES)])), QUESTION)).notes
+        assert note.endswith("it holds no visible text")
+
+
+def _tesseracts() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children(recursive=True) if one.name() == "tesseract"]
+
+
+async def _stopped() -> psutil.Process:
+    """Wait for a tesseract of this process, and stop it: it hangs for good."""
+    while True:
+        for one in _tesseracts():
+            one.suspend()
+            return one
+        await asyncio.sleep(0.01)
+
+
+async def test_a_tesseract_that_hangs_is_killed_and_the_text_of_other_pages_is_used() -> None:
+    async with enriching(ocr="eng", ocr_seconds=8.0) as enricher:
+        hangs = asyncio.create_task(_stopped())
+        evidence = await enricher.enrich(document(_half_scanned()), QUESTION)
+        process = await hangs
+        assert quoted(evidence) == OTHER
+        await asyncio.to_thread(psutil.wait_procs, [process], timeout=60)
+        assert not process.is_running()
+        hangs = asyncio.create_task(_stopped())
+        (note,) = (await enricher.enrich(document(saved(scanned(*HALVES), "PNG")), QUESTION)).notes
+        assert note.endswith("reading its pictures took more than 8 s")
+        await hangs
+        assert FACT in quoted(await enricher.enrich(document(saved(scanned(*HALVES), "PNG")), QUESTION))
+
+
+async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server says that the page stays fresh, and would confirm the known copy."""
+    monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0.01")
+    headers = "Content-Type: application/pdf", "Cache-Control: max-age=9999", 'ETag: "1"'
+    async with (
+        speaking(saying(_half_scanned(), *headers)) as origin,
+        enriching(ocr="eng", ocr_seconds=8.0) as enricher,
+    ):
+        hangs = asyncio.create_task(_stopped())
+        late = await enricher.enrich(Sources(urls=[origin]), QUESTION)
+        await hangs
+        assert quoted(late) == OTHER
+        assert FACT in quoted(await enricher.enrich(Sources(urls=[origin]), QUESTION))
+
+
+BOMBS = {
+    "100,000 by 100,000 pixels": "its image has more than 20000000 pixels",
+    "5,000 by 5,000 pixels": "its image has more than 20000000 pixels",
+    "cut off": "it is not an image that can be read",
+}
+
+
+def _bomb(name: str) -> bytes:
+    if name == "cut off":
+        return saved(scanned(*HALVES), "PNG")[:9000]
+    from tests.unit.test_scans import png_header
+
+    return png_header(100_000 if name.startswith("100,000") else 5_000)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_a_hostile_image_costs_one_source(name: str) -> None:
+    async with (
+        speaking(saying(_bomb(name), "Content-Type: image/png")) as origin,
+        speaking(saying(page(), "Content-Type: text/html")) as fine_origin,
+        enriching(None, **PATIENT) as enricher,
+    ):
+        hostile, fine = await asyncio.gather(
+            enricher.enrich(Sources(urls=[origin]), QUESTION), enricher.enrich(Sources(urls=[fine_origin]), QUESTION)
+        )
+    assert len(fine.sources) == 1
+    (note,) = hostile.notes
+    assert note.endswith(BOMBS[name])
+
+
+async def test_a_worker_without_the_language_does_not_start() -> None:
+    with pytest.raises(ProcessError, match=r"names xyz_abc, and .* \(Debian: apt-get install tesseract-ocr-xyz-abc\)"):
+        async with enriching(ocr="eng+xyz_abc"):
+            pass
+
+
+async def test_a_worker_without_tesseract_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProcessError, match="tesseract is missing; install it"):
+        async with enriching(ocr="eng"):
+            pass

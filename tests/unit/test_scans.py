@@ -1,0 +1,171 @@
+"""The form of pictures for OCR: gray, upright, bounded; and the pages of a program that is late."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from telemetry.clock import Deadline, SystemClock
+from tests.drawn import drawn
+from tests.scanned import saved, scanned, scanned_pdf
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.processes.member import extract_page
+from workers.enrichment.processes.ocr import PictureReader
+from workers.enrichment.reading.extract import extract
+from workers.enrichment.reading.pictures import Postponed, is_picture
+from workers.enrichment.reading.scans import MAX_PIXELS, as_tiff, images_in
+from workers.enrichment.settings import EnrichmentSettings
+
+FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF\x10\0\0\0WEBP")
+SMALL = Image.radial_gradient("L").resize((40, 30))
+
+
+def png_header(side: int) -> bytes:
+    """Return a PNG that states a square of this side and holds no pixels."""
+    chunks = b""
+    for name, content in ((b"IHDR", side.to_bytes(4) * 2 + bytes((8, 2, 0, 0, 0))), (b"IDAT", zlib.compress(b""))):
+        chunks += len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+    return FIRST_BYTES[0] + chunks
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "P"])
+def test_an_image_of_each_format_becomes_gray(kind: str, mode: str) -> None:
+    if (kind, mode) in (("PNG", "CMYK"), ("JPEG", "P"), ("WEBP", "CMYK")):
+        pytest.skip("the format has no such mode")
+    body = saved(SMALL.convert(mode), kind)
+    assert is_picture(body, f"image/{kind.lower()}")
+    assert is_picture(body, "")
+    assert not is_picture(body, "text/html")
+    [image] = images_in(body, 5)
+    assert (image.mode, image.size) == ("L", (40, 30))
+
+
+def test_transparent_areas_are_white_and_a_photo_stands_upright() -> None:
+    drawing = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    drawing.putpixel((0, 0), (0, 0, 0, 255))
+    [image] = images_in(saved(drawing, "PNG"), 1)
+    assert (image.getpixel((0, 0)), image.getpixel((3, 1))) == (0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    [photo] = images_in(saved(SMALL, "JPEG", exif=exif), 1)
+    assert photo.size == (30, 40)
+
+
+@pytest.mark.parametrize("side", [4473, 100_000, 2**31 - 1])
+def test_an_image_that_would_unpack_to_too_much_is_refused_by_its_header(side: int) -> None:
+    assert side * side > MAX_PIXELS
+    with pytest.raises(Unreadable, match=r"more than 20000000 pixels|not an image that can be read"):
+        list(images_in(png_header(side), 1))
+
+
+def test_a_tiff_has_all_pages() -> None:
+    tiff, count = as_tiff([SMALL, SMALL.transpose(Image.Transpose.ROTATE_90)])
+    assert count == 2
+    with Image.open(BytesIO(tiff)) as image:
+        image.seek(1)
+        assert image.size == (30, 40)
+        assert image.convert("L").tobytes() == SMALL.transpose(Image.Transpose.ROTATE_90).tobytes()
+
+
+@st.composite
+def broken_images(draw: st.DrawFn) -> bytes:
+    kind = draw(st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
+    body = bytearray(saved(SMALL, kind))
+    for _ in range(draw(st.integers(1, 8))):
+        body[draw(st.integers(4, len(body) - 1))] = draw(st.integers(0, 255))
+    return bytes(body[: draw(st.integers(1, len(body)))])
+
+
+@given(st.builds(bytes.__add__, st.sampled_from(FIRST_BYTES), st.binary(max_size=400)) | broken_images())
+@settings(max_examples=drawn(200), deadline=None)
+def test_noise_is_an_image_or_unreadable_and_never_a_defect(body: bytes) -> None:
+    try:
+        images = list(images_in(body, 3))
+    except Unreadable:
+        return
+    assert all(image.mode == "L" for image in images)
+
+
+@given(st.binary(max_size=60), st.sampled_from(["", "image/png", "image/tiff", "application/octet-stream", "x/y"]))
+@settings(max_examples=drawn(100))
+def test_bytes_with_image_types_are_unreadable_or_postponed(noise: bytes, media_type: str) -> None:
+    for body in (noise, *(first + noise for first in FIRST_BYTES)):
+        try:
+            answer = extract_page(body, media_type, None, "", ocr=True)
+        except Unreadable:
+            continue
+        assert answer.get("pictures", False) == is_picture(body, media_type)
+
+
+def test_a_reader_of_pages_says_which_pages_have_pictures_and_reads_none() -> None:
+    scan = scanned_pdf([scanned("A bridge.")])
+    answer = extract_page(scan, "application/pdf", None, "", ocr=True)
+    assert (answer["text"], answer["pictures"]) == ("", True)
+    with pytest.raises(Unreadable, match="no visible text"):
+        extract_page(scan, "application/pdf", None, "")
+    assert "pictures" not in extract_page(b"A bridge.", "text/plain", None, "", ocr=True)
+    with pytest.raises(Unreadable, match="an image, which is not read"):
+        extract(saved(SMALL, "PNG"), "image/png", None)
+    postponed = Postponed()
+    with pytest.raises(Unreadable):
+        extract(saved(SMALL, "PNG"), "image/png", None, recogniser=postponed)
+    assert postponed.has_pictures
+
+
+@contextmanager
+def reading(script: str, seconds: float = 0.2) -> Iterator[PictureReader]:
+    """A reader with a shell script in tesseract's place."""
+    command = [shutil.which("sh") or "sh", "-c", f"cat > /dev/null; {script}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        yield PictureReader(shell, 9, Deadline.after(SystemClock(), seconds))
+        shell.kill()
+
+
+FAX = saved(SMALL, "TIFF", save_all=True, append_images=[SMALL, SMALL])
+
+
+def test_pages_that_are_finished_in_time_are_used() -> None:
+    with reading(r"printf ' one \n\ftwo\fthr'; exec sleep 60") as reader:
+        assert reader.of_image(FAX) == "one\n\ntwo"
+        assert reader.is_unfinished
+
+
+def test_the_first_page_may_take_all_the_time_that_the_worker_gives() -> None:
+    with reading(r"sleep 0.5; printf 'one\ftwo\fthree\n'", seconds=0.0) as reader:
+        assert reader.of_image(FAX).startswith("one")
+
+
+def test_the_last_page_is_read_with_and_without_a_page_end() -> None:
+    for end in ("", r"\f"):
+        with reading(rf"printf 'one\ftwo\fthree{end}'", seconds=60) as reader:
+            assert reader.of_image(FAX) == "one\n\ntwo\n\nthree"
+            assert not reader.is_unfinished
+
+
+def test_a_program_that_ends_early_or_reads_nothing_is_no_defect() -> None:
+    for script in ("exit 1", "printf half; exit 1"):
+        with reading(script) as reader, pytest.raises(Unreadable, match="tesseract could not read its pictures"):
+            reader.of_image(FAX)
+    with subprocess.Popen(["false"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ended:
+        ended.wait()
+        reader = PictureReader(ended, 9, Deadline.after(SystemClock(), 60))
+        with pytest.raises(Unreadable, match="tesseract could not read its pictures"):
+            reader.of_image(FAX)
+
+
+@pytest.mark.parametrize("languages", ["", "eng+", "../etc", "eng deu", "eng;x", "script/../x", "-l", "eng+deu+" * 60])
+def test_a_text_that_names_no_languages_is_refused(languages: str) -> None:
+    with pytest.raises(ValidationError):
+        EnrichmentSettings(ocr=languages)
+    assert EnrichmentSettings(ocr="eng+chi_sim+script/Latin").ocr == "eng+chi_sim+script/Latin"

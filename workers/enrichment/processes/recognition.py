@@ -1,0 +1,55 @@
+"""Reads pictures of text by tesseract (OCR), for all jobs of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from telemetry.logs import get_logger
+from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.processes.child import Child, ChildLost, understood
+from workers.enrichment.processes.tesseract import Tesseract
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker, Turns
+
+log = get_logger()
+
+
+class Recognition:
+    """Starts a process for each document, and ends it afterwards: tesseract reads its input once."""
+
+    def __init__(self, settings: EnrichmentSettings, languages: str) -> None:
+        """Raises ProcessError if tesseract or a language is missing."""
+        tesseract = Tesseract.find(languages)
+        self._settings = settings
+        self._turns = Turns(settings.ocr_documents)
+        self._arguments = (
+            *(str(settings.member_bytes), str(settings.ocr_pages), languages),
+            *(tesseract.program, tesseract.data, *tesseract.libraries),
+        )
+
+    async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
+        """Return the answer of a reader about this page, with the text of its pictures. Raises Unreadable."""
+        seconds = min(seconds, self._settings.ocr_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(until), self._turns.place(asker):
+                return understood(await self._answer(page, max(0.1, until - loop.time())))
+        except TimeoutError:
+            raise Unreadable(f"reading its pictures took more than {seconds:.2g} s", is_ours=True) from None
+
+    async def _answer(self, page: Page, seconds: float) -> dict[str, Any]:
+        try:
+            child = await Child.start("workers.enrichment.processes.ocr", str(seconds), *self._arguments)
+        except (ChildLost, OSError):
+            log.error("A process for OCR did not start; leaving the source out.", action="reader-not-started")
+            raise Unreadable("the reader of pictures could not be started", is_lasting=False, is_ours=True) from None
+        task = {"kind": "read", "media_type": page.media_type, "charset": page.charset, "url": page.url}
+        try:
+            return await child.ask(task, page.body)
+        except (ChildLost, OSError):
+            lost = "reading its pictures needed more memory than allowed, or crashed the reader"
+            raise Unreadable(lost, is_ours=True) from None
+        finally:
+            await asyncio.shield(child.kill())

@@ -1,0 +1,82 @@
+"""Makes pictures of text ready for OCR: gray pages of bounded size, as one TIFF. Runs in the process `ocr`.
+
+Pillow decodes the images of strangers here, so that tesseract gets only bytes that this module wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from itertools import islice
+from math import sqrt
+from typing import Final
+
+import pypdfium2
+from PIL import Image, ImageOps, ImageSequence, TiffImagePlugin
+
+from workers.enrichment.evidence import Unreadable
+
+MAX_PIXELS: Final = 20_000_000
+"""Cap on an image's pixels, checked before the image is decoded. A page of A4 at 400 dpi has 15.5 million."""
+_PAGE_PIXELS: Final = 10_000_000
+"""Cap on the pixels of a rendered page; a larger page is rendered coarser. A page of A4 at 300 dpi has 8.7 million."""
+_DPI: Final = 300
+"""The resolution that tesseract's manual advises."""
+_FORMATS: Final = ("PNG", "JPEG", "TIFF", "WEBP")
+Image.init()  # imports Pillow's plugins now: a confined process cannot import them
+
+
+def images_in(body: bytes, most: int) -> Iterator[Image.Image]:
+    """Yield the pages of an image file as gray images: up to `most` pages of a TIFF, else one. Raises Unreadable."""
+    try:
+        with Image.open(BytesIO(body), formats=_FORMATS) as image:
+            pages = most if image.format == "TIFF" else 1
+            for frame in islice(ImageSequence.Iterator(image), pages):
+                yield _gray(frame)
+    except (Unreadable, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large() from None
+    except Exception:  # Pillow raises errors of many classes for broken files
+        raise Unreadable("it is not an image that can be read") from None
+
+
+def _too_large() -> Unreadable:
+    return Unreadable(f"its image has more than {MAX_PIXELS} pixels")
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    """Return the image upright and in gray, transparent areas in white. Raises Unreadable before a bomb is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large()
+    upright = ImageOps.exif_transpose(image)
+    if not upright.has_transparency_data:
+        return upright.convert("L")
+    coloured = upright.convert("RGBA")
+    paper = Image.new("L", coloured.size, 255)
+    paper.paste(coloured.convert("L"), mask=coloured.getchannel("A"))
+    return paper
+
+
+def page_image(document: pypdfium2.PdfDocument, number: int) -> Image.Image:
+    """Return a page of a PDF as a gray image; an empty image for a page that cannot be rendered."""
+    try:
+        page = document[number]
+        width, height = page.get_size()
+        scale = min(_DPI / 72, sqrt(_PAGE_PIXELS / max(1.0, width * height)))
+        image: Image.Image = page.render(scale=scale, grayscale=True).to_pil().convert("L")
+        page.close()
+    except pypdfium2.PdfiumError:
+        return Image.new("L", (100, 100), 255)
+    return image
+
+
+def as_tiff(images: Iterable[Image.Image]) -> tuple[bytes, int]:
+    """Return the images as pages of one TIFF, and their number."""
+    written, count = BytesIO(), 0
+    with TiffImagePlugin.AppendingTiffWriter(written) as pages:
+        for image in images:
+            image.save(pages, "TIFF", compression="tiff_adobe_deflate", dpi=(_DPI, _DPI))
+            pages.newFrame()
+            count += 1
+    return written.getvalue(), count
