@@ -10,25 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
+from workers.system.s3 import refusal, s3_client
 
 PART_BYTES = 8 * 1024 * 1024
 """The size of an upload's parts. S3 takes no part below 5 MiB, except the last."""
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND = frozenset({"InvalidRange", "416"})
-_CONFIG = Config(
-    connect_timeout=5,
-    read_timeout=60,
-    retries={"mode": "standard", "max_attempts": 4},
-    s3={"addressing_style": "auto"},
-    # Servers other than Amazon's may not know the newer checksums.
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
 
 
 class S3Blobs:
@@ -37,8 +27,14 @@ class S3Blobs:
     def __init__(self, bucket: str, prefix: str, endpoint: str | None = None) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        # A client is thread-safe, a session is not (boto3, "Multithreading or multiprocessing with clients").
-        self._client: Any = boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
+        self._client = s3_client(
+            endpoint,
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "max_attempts": 4},
+            s3={"addressing_style": "auto"},
+            request_checksum_calculation="when_required",
+        )
 
     def create(self, name: str) -> S3Writer:
         """Begin a blob. Nothing is sent to the storage until the first part is full."""
@@ -50,7 +46,7 @@ class S3Blobs:
             return
         end = "" if length is None else start + length - 1
         try:
-            with _mapped():
+            with _mapped(is_read=True):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=f"bytes={start}-{end}")
         except _Beyond:
             return
@@ -106,8 +102,9 @@ class S3Writer:
         """Abort the upload."""
         if self._upload is not None:
             try:
-                self._client.abort_multipart_upload(**self._place, UploadId=self._upload)
-            except (BotoCoreError, ClientError):
+                with _mapped():
+                    self._client.abort_multipart_upload(**self._place, UploadId=self._upload)
+            except BlobsAway:
                 return  # `delete` aborts leftovers later
             self._upload = None
 
@@ -117,7 +114,7 @@ class S3Writer:
                 self._upload = self._client.create_multipart_upload(**self._place)["UploadId"]
             number = len(self._parts) + 1
             sent = self._client.upload_part(**self._place, UploadId=self._upload, PartNumber=number, Body=part)
-        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
+            self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
 
 
 class _Beyond(Exception):  # noqa: N818 - it names what happened
@@ -125,16 +122,18 @@ class _Beyond(Exception):  # noqa: N818 - it names what happened
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
-    """Raise boto3's errors as BlobErrors. The text names the kind of error and no key."""
+def _mapped(*, is_read: bool = False) -> Iterator[None]:
+    """Raise boto3's errors as BlobsAway, and for a read as BlobMissing and _Beyond. The text names the kind, no key."""
     try:
         yield
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _MISSING:
+        _, code = refusal(error)
+        if is_read and code in _MISSING:
             raise BlobMissing("the bucket of files has no such object") from None
-        if code in _BEYOND:
+        if is_read and code in _BEYOND:
             raise _Beyond from None
         raise BlobsAway(f"the bucket of files refuses a request ({code}); check POSTBACK_FILES__PLACE") from None
     except BotoCoreError as error:
         raise BlobsAway(f"the bucket of files does not answer ({type(error).__name__})") from None
+    except Exception as error:
+        raise BlobsAway(f"the bucket of files gives an answer that is not S3's ({type(error).__name__})") from None

@@ -123,6 +123,17 @@ async def test_a_storage_that_answers_with_a_wrong_header_fails_the_job() -> Non
     assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
 
 
+async def test_a_storage_that_redirects_for_ever_fails_the_job() -> None:
+    asked: list[str] = []
+    redirecting = saying(b"", "Location: /elsewhere", status="307 Temporary Redirect")
+    async with speaking(redirecting, targets=asked) as origin, loading(**settings(origin)) as worker:
+        result = await worker.answer("s3://uploads/acme/q.json", "acme")
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
+    assert result.error is not None and "its storage answered 307" in result.error.message
+    assert set(asked) == {"/uploads/acme/q.json", "/uploads"}
+    assert len(asked) == 2 * (len(again.PAUSES) + 1)  # each try asks once for the object and once for its region
+
+
 async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() -> None:
     connected, is_over, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -146,6 +157,7 @@ async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() ->
 
 def test_a_folder_without_boto3_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.delitem(sys.modules, "workers.system.s3", raising=False)
     S3Objects(PayloadSettings()).close()
     with pytest.raises(ProcessError, match=r"boto3 is missing; install postback\[s3\]"):
         S3Objects(PayloadSettings(s3=(ObjectFolder("uploads", ""),)))

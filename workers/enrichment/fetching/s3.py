@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from http import HTTPStatus
 from typing import Any, Final
 
 from workers.enrichment.evidence import Unreadable
@@ -62,35 +61,38 @@ class S3Objects:
 
     def _read(self, bucket: str, key: str, most_bytes: int, stop: threading.Event) -> bytes:
         found = bytearray()
+        with closing(self._pieces(bucket, key)) as pieces:
+            for piece in pieces:
+                found += piece
+                if len(found) > most_bytes:
+                    raise Unreadable(f"it is larger than {most_bytes} bytes")
+                if stop.is_set():
+                    break
+        return bytes(found)
+
+    def _pieces(self, bucket: str, key: str) -> Generator[bytes]:
         with _mapped():
             answer = self._client.get_object(Bucket=bucket, Key=key)  # type: ignore[union-attr]  # `_check` came first
             with closing(answer["Body"]) as body:
-                for piece in body.iter_chunks(_PIECE_BYTES):
-                    found += piece
-                    if len(found) > most_bytes:
-                        raise Unreadable(f"it is larger than {most_bytes} bytes")
-                    if stop.is_set():
-                        break
-        return bytes(found)
+                yield from body.iter_chunks(_PIECE_BYTES)
 
 
 def _client(endpoint: str | None) -> Any:
     """Return a client, which threads may share. Raises ProcessError."""
     try:
-        import boto3
-        from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+
+        from workers.system.s3 import s3_client
     except ImportError:
         raise ProcessError("POSTBACK_PAYLOADS__S3 names a bucket, and boto3 is missing; install postback[s3]") from None
-    config = Config(
-        connect_timeout=_CONNECT_SECONDS,
-        read_timeout=_READ_SECONDS,
-        retries={"total_max_attempts": 1},  # `tried_again` tries again, after broken bodies too
-        max_pool_connections=_THREADS,
-        response_checksum_validation="when_required",  # servers other than Amazon's may not know the newer checksums
-    )
     try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+        return s3_client(
+            endpoint,
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            retries={"total_max_attempts": 1},  # `tried_again` tries again, after broken bodies too
+            max_pool_connections=_THREADS,
+        )
     except (BotoCoreError, ValueError) as error:
         raise ProcessError(
             f"boto3 cannot use POSTBACK_PAYLOADS__S3_ENDPOINT or its AWS_ variables ({type(error).__name__})"
@@ -102,15 +104,18 @@ def _mapped() -> Iterator[None]:
     """Raise boto3's errors as Unreadable. The text names the kind of error and no key."""
     from botocore.exceptions import BotoCoreError, ClientError
 
+    from workers.system.s3 import refusal
+
     try:
         yield
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", HTTPStatus.INTERNAL_SERVER_ERROR)
+        status, code = refusal(error)
         if code in _MISSING:
             raise Unreadable("its bucket has no such object") from None
         if code in _OF_THE_OBJECT:
             raise Unreadable(f"its bucket does not let the workers read it ({code})") from None
         raise Unreadable(f"its storage answered {status} ({code})", is_outage=True) from None
-    except (BotoCoreError, ValueError) as error:  # boto3 raises a plain ValueError for a wrong header
+    except BotoCoreError as error:
         raise Unreadable(f"its storage does not answer ({type(error).__name__})", is_outage=True) from None
+    except Exception as error:
+        raise Unreadable(f"its storage's answer is not S3's ({type(error).__name__})", is_outage=True) from None

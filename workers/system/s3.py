@@ -1,0 +1,45 @@
+"""The client of S3-compatible storage, for workers and the gateway. Importing this module needs boto3, the extra `s3`.
+
+A client's calls may raise any error: boto3's parsers raise plain ValueErrors and KeyErrors for answers that are not
+S3's. So callers map `Exception`, and `refusal` reads the storage's own errors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+_CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_NO_STATUS: Final = 500
+
+
+def s3_client(endpoint: str | None, **options: Any) -> Any:
+    """Return a client, which threads may share. `options` are those of botocore's Config.
+
+    Raises BotoCoreError and ValueError for settings that boto3 cannot use.
+    """
+    # Servers other than Amazon's may not know the newer checksums.
+    config = Config(response_checksum_validation="when_required", **options)
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    client.meta.events.register("before-call.s3.HeadBucket", _last_redirect)
+    return client
+
+
+def refusal(error: ClientError) -> tuple[int, str]:
+    """Return the status and the code of an error that the storage answered. A code of another form is `unknown`."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", _NO_STATUS)
+    return status, code if _CODE.fullmatch(code) else "unknown"
+
+
+def _last_redirect(context: dict[str, Any], **_: object) -> None:
+    """End the redirects with botocore's question for a bucket's region.
+
+    botocore asks HeadBucket after a redirect that names no region, and asks again if that answer is a redirect too. A
+    storage that redirects for ever would otherwise end in a RecursionError.
+    """
+    context["s3_redirect"]["redirected"] = True
