@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -27,10 +28,16 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def speaking(script: Script, robots: bytes | None = None, targets: list[str] | None = None) -> AsyncIterator[str]:
+async def speaking(
+    script: Script,
+    robots: bytes | None = None,
+    targets: list[str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[str]:
     """Start a server of raw bytes; yields its origin. The script gets each connection after the request's headers.
 
     `robots`, if given, answers requests for robots.txt without the script. Request targets are added to `targets`.
+    With `tls`, the server speaks https.
     """
     running: set[asyncio.Task[None]] = set()
 
@@ -50,9 +57,9 @@ async def speaking(script: Script, robots: bytes | None = None, targets: list[st
             writer.close()
             running.discard(task)
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in list(running):

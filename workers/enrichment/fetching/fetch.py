@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -159,7 +160,7 @@ class Fetcher:
             except EgressRefused as refused:
                 raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise Unreadable(_reason(error), is_outage=not isinstance(error, ValueError)) from None
+                raise Unreadable(_reason(error), is_outage=_is_outage(error)) from None
 
     async def _follow(self, url: str, asker: Asker, wanted: _Wanted) -> Page:
         current = self._guard.check_url(url)
@@ -276,6 +277,11 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
         date=headers.get("Date"),
         age=headers.get("Age"),
     )
+
+
+def _is_outage(error: Exception) -> bool:
+    """False if the URL is at fault. An SSLCertVerificationError is a ValueError too, but its server may renew it."""
+    return isinstance(error, ssl.SSLError) or not isinstance(error, ValueError)
 
 
 def _reason(error: Exception) -> str:
