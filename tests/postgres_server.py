@@ -60,12 +60,13 @@ class PostgresServer:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def new_database(self) -> str:
+    def new_database(self, encoding: str = "UTF8") -> str:
         """Create an empty database; return its URL for SQLAlchemy."""
         self._databases += 1
         name = f"db{self._databases}"
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+            made = f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 STRATEGY file_copy"
+            connection.execute(made.encode())
         return f"postgresql+psycopg://postback@127.0.0.1:{self.port}/{name}"
 
     def command(self, *statements: str, database: str = "postgres") -> object:

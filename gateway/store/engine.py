@@ -23,6 +23,7 @@ _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
 _POSTGRES = {
+    "client_encoding": "utf8",  # whatever the environment's PGCLIENTENCODING says
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -34,7 +35,10 @@ _POSTGRES = {
 
 
 def open_engine(url: str) -> Engine:
-    """Return an engine for the URL; no connection is made yet. Raises StoreAway."""
+    """Return an engine for the URL; no connection is made yet. Raises StoreAway.
+
+    A connection to a database whose encoding is not UTF8 raises StoreAway.
+    """
     try:
         parsed = make_url(url)
         engine = create_engine(
@@ -48,6 +52,9 @@ def open_engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        # Before SQLAlchemy's own first questions: psycopg answers them in bytes where the encoding is SQL_ASCII.
+        event.listen(engine, "connect", _require_utf8, insert=True)
     return engine
 
 
@@ -74,6 +81,16 @@ def _arguments(url: URL) -> dict[str, Any]:
     if url.get_backend_name() != "postgresql":
         return {}
     return {name: value for name, value in _POSTGRES.items() if name not in url.query}
+
+
+def _require_utf8(connection: Any, _record: object) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise StoreAway(
+            f"the store's database has the encoding {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0, "
+            "and name it in POSTBACK_STORE__URL"
+        )
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
+from gateway.store.examine import examine_store
 from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import idempotency, meta
 from gateway.store.text import storable, to_json
+from tests.postgres_server import PostgresServer
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:
@@ -119,6 +121,27 @@ def test_every_copy_of_a_store_has_its_uuid(store: Store, store_url: str) -> Non
 def test_a_url_that_cannot_be_used_is_refused_in_words(url: str) -> None:
     with pytest.raises(StoreAway, match="the store"):
         Store.open(url)
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
+@pytest.mark.parametrize("use", [Store.open, Store.upgrade, examine_store], ids=["open", "upgrade", "examine"])
+def test_a_database_with_another_encoding_is_refused_with_its_name_and_the_fix(
+    postgres: PostgresServer, encoding: str, use: Callable[[str], object]
+) -> None:
+    with pytest.raises(StoreAway, match=rf"has the encoding {encoding}; create one with ENCODING 'UTF8'"):
+        use(postgres.new_database(encoding))
+
+
+@pytest.mark.postgresql
+def test_the_environments_encoding_of_clients_does_not_matter(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    store = Store.open(postgres.new_database())
+    store.write_now(put("\N{SNOWMAN}"))
+    assert names(store) == {"\N{SNOWMAN}"}
+    store.close()
 
 
 def test_any_text_can_be_stored_and_found(store: Store) -> None:
