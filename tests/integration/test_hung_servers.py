@@ -1,4 +1,4 @@
-"""One tenant's jobs at a server that never answers, beside another tenant's jobs in one real worker."""
+"""Jobs at a server that never answers, of one tenant or of many, beside another tenant's jobs in one real worker."""
 
 from __future__ import annotations
 
@@ -86,3 +86,19 @@ def test_a_thousand_jobs_at_a_server_that_never_answers_hold_up_no_other_tenant(
         outcomes = product.outcomes()
     assert set(outcomes.values()) == {"succeeded"}
     assert {name.partition("-")[0] for name in outcomes} == {"text", "fetching"}
+
+
+@pytest.mark.parametrize("at", [seeing, reading], ids=["images", "sources"])
+def test_fifty_tenants_with_one_job_each_at_a_server_that_never_answers_hold_up_no_other_tenants_text(
+    product: Product, at: Callable[[str], dict[str, Any]]
+) -> None:
+    with deaf() as hung:
+        for number in range(50):
+            product.put(jobs(f"hung-{number}", 1, **at(hung)), [("tenant", b"tenant-%d" % number)])
+        worker = product.worker("w1", **(WORKER | {"POSTBACK_WORKER__WINDOW_RECORDS": "32"}))
+        eventually(lambda: worker.metrics()["postback_in_flight"] >= 28, 60, "the hung jobs have not begun")
+        product.put(jobs("text", 300, prompt="What is a webhook?"), [("tenant", b"globex")])
+        product.wait_for_results(300, 90)
+        outcomes = product.outcomes()
+    assert set(outcomes.values()) == {"succeeded"}
+    assert {name.partition("-")[0] for name in outcomes} == {"text"}

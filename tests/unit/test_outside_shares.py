@@ -78,19 +78,30 @@ class Rig:
     def _may_begin(self, party: bytes | None) -> bool:
         """The rule, from the list of running records alone."""
         free, records = self.window.limits.records - len(self.running), self.window.limits.records
-        return party is None or self.held(party) < free or free > records // KEPT
+        left = records - records // KEPT // 2 - sum(each.outside is not None for _, each in self.running)
+        return party is None or (left > 0 and (self.held(party) < min(free, left) or free > records // KEPT))
 
 
-def test_a_hung_party_leaves_a_quarter_of_the_window_of_which_each_later_party_gets_half_at_once() -> None:
+def test_a_hung_party_leaves_a_quarter_of_the_window_and_each_later_party_gets_half_of_its_first_half_at_once() -> None:
     rig = Rig(64)
     rig.send(HUNG, 1000)
     assert rig.begin() == {HUNG: 48}
     rig.send(OTHER, 100)
-    assert rig.begin() == {OTHER: 8}
+    assert rig.begin() == {OTHER: 4}
     rig.send(b"third", 100)
-    assert rig.begin() == {b"third": 4}
+    assert rig.begin() == {b"third": 2}
     rig.send(b"text", 100, outside=False)
-    assert rig.begin() == {b"text": 4}, "records that wait for no server take each place"
+    assert rig.begin() == {b"text": 10}, "records that wait for no server take each place"
+
+
+def test_any_number_of_parties_with_one_hung_record_each_leaves_an_eighth_of_the_window() -> None:
+    rig = Rig(64)
+    for party in range(1000):
+        rig.send(b"hung %d" % party, 1)
+    assert rig.begin().total() == 56
+    rig.where = opened()
+    rig.send(b"text", 100, outside=False)
+    assert rig.begin() == {b"text": 8}
 
 
 def test_a_hung_partys_own_records_that_wait_for_no_server_run_too() -> None:

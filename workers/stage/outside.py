@@ -2,9 +2,11 @@
 
 The handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
 other parties. So a quarter of the window is kept free of these records. A party may use the kept places while it runs
-fewer such records than there are free places (dynamic thresholds, Choudhury and Hahne 1998). So a party alone gets
-three quarters of the window, and a party that comes later gets half of the free places at once. Other records may take
-every place.
+fewer such records than there are free places (dynamic thresholds, Choudhury and Hahne 1998).
+
+Many parties with few such records each could still fill the kept places. So all these records together leave half of
+the kept places to records that wait for no server. Within this bound, a party alone gets three quarters of the window,
+and a party that comes later gets half of the places that are left. Records that wait for no server may take any place.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ class OutsideTurns:
         """`ready` tells which records may begin, apart from the shares."""
         self._window = window
         self._ready = ready
+        self._kept = window.limits.records // KEPT
         self._free = window.limits.records - window.load.running
+        self._left = window.limits.records - self._kept // 2 - window.load.outside.total()
+        """The places that are left for all records that may wait."""
         self._drawn: Counter[Party] = Counter()
 
     def ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
@@ -42,9 +47,10 @@ class OutsideTurns:
                 self._window.held_back(partition)
                 return 0
             self._drawn[party] += 1
+            self._left -= 1
         self._free -= 1
         return 1
 
     def _may_begin(self, party: Party) -> bool:
         held = self._window.load.outside[party] + self._drawn[party]
-        return held < self._free or self._free > self._window.limits.records // KEPT
+        return self._left > 0 and (held < min(self._free, self._left) or self._free > self._kept)
