@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from schemas.codec import read_result
+from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding, Verdict, write_findings
 from schemas.topics import TENANT
 from screening.screen import Screen, Screened
-from tests.handlers import TOPICS
+from telemetry.clock import unix_ms
+from tests.handlers import CLOCK, TOPICS
 from tests.screening_rules import CARD, pii, regex, screen_of, words
 from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.input_filter import LONG_JOB_BYTES
@@ -118,6 +121,51 @@ async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> N
 
     assert output.topic == TOPICS.requests("other")
     assert worker.sample("postback_screened_total", verdict="reject") == 0
+
+
+@pytest.fixture
+def reading(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A filter that reads each job until the event is set."""
+    check, may_end = screen.check, threading.Event()
+
+    def checked(tenant: str, job: Job) -> Screened:
+        may_end.wait()
+        return check(tenant, job)
+
+    monkeypatch.setattr(screen, "check", checked)
+    yield may_end
+    may_end.set()
+
+
+LONG = "lorem ipsum" * LONG_JOB_BYTES
+
+
+@pytest.mark.parametrize("before", [0, 2], ids=["read", "waiting"])
+async def test_a_job_that_expires_in_the_filter_ends_at_its_deadline_without_its_metadata(
+    screen: Screen, reading: threading.Event, before: int
+) -> None:
+    """The filter has two threads, so that a third job waits for a thread."""
+    async with working(screen=screen) as worker, asyncio.timeout(120):
+        others = [asyncio.ensure_future(worker.result(record(prompt=LONG))) for _ in range(before)]
+        await asyncio.sleep(0)  # the others have joined the queue
+        result = await worker.result(record(prompt=LONG, metadata={"card": CARD}, custom_id="row-1", ttl_seconds=0.3))
+        reading.set()
+        ended = await asyncio.gather(*others, worker.result(record(prompt=LONG)))
+
+    assert (result.outcome, result.error and result.error.code) == (Outcome.EXPIRED, "expired")
+    assert (result.custom_id, result.metadata) == ("row-1", {})
+    assert {other.outcome for other in ended} == {Outcome.SUCCEEDED}
+
+
+async def test_a_job_that_is_cancelled_in_the_filter_ends_at_once(screen: Screen, reading: threading.Event) -> None:
+    async with working(screen=screen) as worker, asyncio.timeout(120):
+        running = asyncio.ensure_future(worker.result(record(prompt=LONG, job_id="job_1", metadata={"card": CARD})))
+        await asyncio.sleep(0)
+        said = JobControl(tenant="default", job_id="job_1", state=ControlState.CANCELLED, at=unix_ms(CLOCK))
+        worker.handler.cancellations.apply(job_key_bytes(said.key), write_control(said))
+        result = await running
+
+    assert (result.outcome, result.metadata) == (Outcome.CANCELLED, {})
 
 
 async def test_a_tenants_long_jobs_leave_the_threads_to_other_tenants_in_turn(

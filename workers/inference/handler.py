@@ -40,7 +40,7 @@ from workers.inference.fairness import TenantSharing
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
 from workers.inference.ground import GroundedRequest, Grounder
 from workers.inference.images import Images, NoImage
-from workers.inference.input_filter import InputFilter
+from workers.inference.input_filter import InputFilter, UnscreenedJob
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
 from workers.inference.model_rules import Escalate, ModelRules
@@ -95,7 +95,7 @@ class InferenceHandler:
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
         self._unserved = UnservedJobs(settings.unserved_seconds, clock)
-        self._filter = InputFilter(screen, metrics)
+        self._filter = InputFilter(screen, self._lifetimes, metrics)
         self._rules = rules or ModelRules()
         self.rollouts = Rollouts(registry)
         """The rollouts of models, kept up to date by the process from `model_rollouts`."""
@@ -154,11 +154,14 @@ class InferenceHandler:
             return await self._seen(record, received, queued_ms)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
+        except UnscreenedJob as over:
+            return self._outputs.settled(over.received, self._results.cut_off(over.received))
 
     async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
-        """Return the job with its model's defaults, as the input filter lets it pass. Raises InvalidJob.
+        """Return the job with its model's defaults, as the input filter lets it pass.
 
-        `size` is that of the job or its payload in bytes.
+        `size` is that of the job or its payload in bytes. Raises InvalidJob, and UnscreenedJob if the job is over
+        first.
         """
         received = self._rules.with_defaults(received)
         self._warnings.warn(received.unknown)

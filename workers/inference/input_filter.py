@@ -17,9 +17,10 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.enrichment.turns import Asker, Turns
 from workers.inference.job_identity import ScreenedJob
+from workers.inference.lifetime import JobIsOver, Lifetimes
 
 if TYPE_CHECKING:
-    from screening.screen import Screen  # needs the extra `screening`, which only a worker with rules has
+    from screening.screen import Screen, Screened  # needs the extra `screening`, which only a worker with rules has
 
 log = get_logger()
 
@@ -30,11 +31,21 @@ _FIELDS: Final = {"search": "sources.search.query", "documents": "sources.docume
 """The job's field for each short name in the filter's findings."""
 
 
+class UnscreenedJob(JobIsOver):
+    """A job was cancelled, or has expired, before the filter had read it."""
+
+    def __init__(self, received: ReceivedJob) -> None:
+        super().__init__()
+        self.received = replace(received, job=received.job.model_copy(update={"metadata": {}}))
+        """The job without its metadata: the result would repeat them, and the rules may redact them."""
+
+
 class InputFilter:
     """Applies the rules to jobs, and counts the verdicts."""
 
-    def __init__(self, screen: Screen | None, metrics: Metrics) -> None:
+    def __init__(self, screen: Screen | None, lifetimes: Lifetimes, metrics: Metrics) -> None:
         self._screen = screen
+        self._lifetimes = lifetimes
         self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
         self._turns = Turns(_THREADS)
         """Tenants take turns at the threads, since one payload may take a thread for half a minute."""
@@ -43,7 +54,8 @@ class InputFilter:
     async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:
         """Return the job with the findings, and with markers in place of redacted matches. `size` is in bytes.
 
-        Raises InvalidJob with the code `screened` for a job that a rule rejects.
+        Raises InvalidJob with the code `screened` for a job that a rule rejects. Raises UnscreenedJob if the job is
+        over before a thread has read it; the thread reads on, since nothing can stop it.
         """
         screen = self._screen
         if screen is None:
@@ -51,9 +63,10 @@ class InputFilter:
         if size < LONG_JOB_BYTES and not screen.waits:
             found = screen.check(received.tenant, received.job)
         else:
-            loop = asyncio.get_running_loop()
-            async with self._turns.place(Asker(received.tenant)):
-                found = await loop.run_in_executor(self._threads, screen.check, received.tenant, received.job)
+            try:
+                found = await self._lifetimes.while_alive(received, lambda: self._in_turn(screen, received))
+            except JobIsOver:
+                raise UnscreenedJob(received) from None
         self._verdicts[found.verdict].inc()
         if found.verdict is Verdict.PASS:
             return received
@@ -68,6 +81,11 @@ class InputFilter:
         if found.verdict is Verdict.REJECT:
             raise ScreenedJob(received, tuple(map(_problem, found.refusals)), findings)
         return replace(received, job=found.job, screening=findings)
+
+    async def _in_turn(self, screen: Screen, received: ReceivedJob) -> Screened:
+        loop = asyncio.get_running_loop()
+        async with self._turns.place(Asker(received.tenant)):
+            return await loop.run_in_executor(self._threads, screen.check, received.tenant, received.job)
 
 
 def _problem(finding: ScreeningFinding) -> Problem:
