@@ -29,7 +29,8 @@ STAGE = {
     ),
     "partition-left-open": Action(
         "warning",
-        "The previous owner of a partition died; the stage tries the partition's first records in small groups.",
+        "The previous owner of partitions died; the stage tries their first records in small groups. "
+        "A topic has one line a minute, with the number of its partitions.",
         "Find out why the previous process ended: out of memory, a crash, SIGKILL.",
     ),
     "cohort-dispatched": Action("info", "The stage tries a group of suspects: records that ran when a worker died."),

@@ -12,6 +12,7 @@ from workers.stage.defects import Defects
 from workers.stage.errors import NothingCompletes
 from workers.stage.held import Held
 from workers.stage.isolation import Isolation
+from workers.stage.left_open import LeftOpen
 from workers.stage.outside import OutsideTurns
 from workers.stage.pacing import Pacing
 from workers.stage.partition import Partition
@@ -54,6 +55,7 @@ class Dispatching:
         """Records that died in a crash, kept until no record is running: the crash may have killed more records."""
         self._alone_since = 0.0
         """The monotonic time since which no record has been waiting except suspects before their last attempt."""
+        self._left_open = LeftOpen(clock)
         self.isolation = Isolation()
         self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
         self.pacing = Pacing(pace, self.window, held, defects, clock)
@@ -69,14 +71,7 @@ class Dispatching:
         """
         self.isolation.opened(partition)
         if partition.careful_records:
-            log.warning(
-                "The last owner of this partition did not release it; trying its first records in small groups.",
-                action="partition-left-open",
-                topic=partition.topic,
-                partition=partition.number,
-                base=partition.ledger.base,
-                suspects=len(partition.suspects),
-            )
+            self._left_open.note(partition)
 
     def accept(self, partition: Partition, record: Record) -> None:
         """Queue a record that was just taken: among the suspects, or in the window."""
@@ -120,6 +115,7 @@ class Dispatching:
 
         `waiting` is the number of handled records that wait to be settled. Raises NothingCompletes.
         """
+        self._left_open.say()
         if self._casualties:
             if self._held.load.running:
                 return 0  # running records may be part of the same crash: judge once they have ended
