@@ -6,10 +6,15 @@ import hashlib
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import to_json
 
 from schemas.bounded import WireModel
+from schemas.identifiers import DEFAULT_TENANT as DEFAULT_TENANT
+from schemas.identifiers import TENANT_PATTERN as TENANT_PATTERN
+from schemas.identifiers import CustomId as CustomId
+from schemas.identifiers import Identifier as Identifier
+from schemas.identifiers import Tenant as Tenant
 from schemas.images import MAX_IMAGES
 from schemas.kinds import BY_REFERENCE, KINDS, MAX_CLASSIFIED, MAX_EMBEDDED, QUESTIONS, JobKind, Rerank, Score, SomeText
 from schemas.messages import ImagePart as ImagePart
@@ -17,6 +22,19 @@ from schemas.messages import ImageUrl as ImageUrl
 from schemas.messages import Message as Message
 from schemas.messages import TextPart as TextPart
 from schemas.messages import images_in as images_in
+from schemas.sources import MAX_DOCUMENTS as MAX_DOCUMENTS
+from schemas.sources import MAX_DOMAINS as MAX_DOMAINS
+from schemas.sources import MAX_PARAMETER_CHARS as MAX_PARAMETER_CHARS
+from schemas.sources import MAX_QUERY_CHARS as MAX_QUERY_CHARS
+from schemas.sources import MAX_SEARCHES as MAX_SEARCHES
+from schemas.sources import Base64 as Base64
+from schemas.sources import Day as Day
+from schemas.sources import Domain as Domain
+from schemas.sources import Language as Language
+from schemas.sources import MediaType as MediaType
+from schemas.sources import Search as Search
+from schemas.sources import SourceDocument as SourceDocument
+from schemas.sources import Sources as Sources
 from schemas.tools import MAX_TOOLS, NamedTool, Tool, ToolChoice, require_json
 from schemas.urls import PayloadUrl
 from schemas.urls import Url as Url
@@ -24,16 +42,9 @@ from schemas.urls import Url as Url
 MAX_JOB_BYTES = 512 * 1024
 """The largest value, in bytes, of a job's record that a worker accepts."""
 
-MAX_DOCUMENTS = 20
-"""The most documents of a job; together they are limited by the job's size."""
 MAX_DIMENSIONS = 16_384
-MAX_SEARCHES = 4
-"""The most further searches of a job."""
-MAX_DOMAINS = 20
-MAX_QUERY_CHARS = 1024
 MAX_METADATA_CHARS = 2048
-MAX_PARAMETER_CHARS = 256
-"""The most characters of a search, of a value of `metadata`, and of a search's parameter."""
+"""The most characters of a value of `metadata`."""
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
@@ -47,29 +58,9 @@ LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
 expires. Longer retention would not allow more. By default a broker forgets the progress of a group without members
 after seven days, and older jobs would be answered again."""
-DEFAULT_TENANT = "default"
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
-"""Printable ASCII without spaces: identifiers travel in headers, logs and file names."""
-
-TENANT_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
-Tenant = Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")]
-CustomId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-"""The producer's own name for a job, returned as it is and never interpreted."""
-
-_BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
-Base64 = Annotated[str, StringConstraints(min_length=4, pattern=_BASE64)]
-"""Bytes in base64 with padding (RFC 4648, section 4)."""
-_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
-MediaType = Annotated[str, StringConstraints(max_length=255, pattern=rf"^{_NAME}/{_NAME}$")]
-"""A media type (RFC 6838, section 4.2) without parameters."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")]
 """A SHA-256 (FIPS 180-4) as 64 hexadecimal digits."""
-
-
-def _only(named: str, other: str) -> dict[str, Any]:
-    """Return the JSON Schema of an object that has a text as `named`, and no `other`."""
-    return {"required": [named], "properties": {named: {"type": "string"}, other: {"type": "null"}}}
 
 
 class JsonSchemaFormat(WireModel):
@@ -112,97 +103,6 @@ class Reasoning(WireModel):
     def is_wanted(self) -> bool:
         """False if the job asks for no reasoning."""
         return self.effort != "none" and self.max_tokens != 0
-
-
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-Domain = Annotated[str, StringConstraints(max_length=253, pattern=rf"^{_LABEL}(?:\.{_LABEL})+$")]
-Day = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])$")]
-Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")]
-
-
-class Search(WireModel):
-    """A search whose results become sources."""
-
-    provider: Identifier
-    """The search service's name, such as `pubmed`, `arxiv` or `wikipedia`."""
-    query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS)]
-    """The search words."""
-    limit: int = Field(default=5, ge=1, le=20)
-    """The most results that become sources."""
-    parameters: dict[
-        Annotated[str, StringConstraints(max_length=32)],
-        Annotated[str, StringConstraints(min_length=1, max_length=MAX_PARAMETER_CHARS)],
-    ] = Field(default_factory=dict, max_length=16)
-    """Parameters of an operator's own source, by name, such as a patient's number."""
-    domains: list[Domain] = Field(default_factory=list, max_length=MAX_DOMAINS)
-    """Hosts of the results, such as `who.int`, with their subdomains; empty allows any host."""
-    since: Day | None = None
-    """The first day of publication, at providers that have a date range: `arxiv`, `brave` and `pubmed`."""
-    until: Day | None = None
-    """The last day of publication, at the same providers."""
-    language: Language | None = None
-    """The language of the results (ISO 639-1), at providers that have languages: `brave` and `searxng`."""
-
-
-class SourceDocument(WireModel):
-    """A document that the job itself carries.
-
-    The document is read like a page: in the same processes, between the same marks.
-    """
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("text", "base64"), _only("base64", "text")]})
-
-    id: Identifier
-    """The document's name within the job; citations and `source_details` repeat it."""
-    title: str | None = None
-    """The title that the model sees; where absent, the title that the document itself states."""
-    text: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """The document as text; either this or `base64`."""
-    base64: Base64 | None = None
-    """The document's bytes in base64 (RFC 4648, section 4), such as those of a PDF; either this or `text`."""
-    media_type: MediaType | None = None
-    """The media type (RFC 6838). Where absent, `text` is `text/plain`, and the type of `base64` is detected from its
-    bytes.
-    """
-
-    @model_validator(mode="after")
-    def _one_content(self) -> Self:
-        if (self.text is None) == (self.base64 is None):
-            raise ValueError("exactly one of `text` and `base64` is required")
-        return self
-
-
-class Sources(WireModel):
-    """The sources of the answer's evidence."""
-
-    urls: list[Url] = Field(default_factory=list, max_length=20)
-    """Pages to fetch."""
-    documents: list[SourceDocument] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
-    """Documents of the job itself. Of documents with the same `id`, the first one counts."""
-    search: Search | None = None
-    """A search whose results become sources too."""
-    searches: list[Search] = Field(default_factory=list, max_length=MAX_SEARCHES)
-    """Further searches, which run beside `search`. A page that several searches find is one source."""
-    budget_seconds: float | None = Field(default=None, gt=0, le=120)
-    """Time for all sources; the operator's default where absent, and at most the operator's bound."""
-    freshness_seconds: float | None = Field(default=None, ge=0, le=31_536_000)
-    """The greatest age of a cached page or search; at least the operator's bound."""
-    max_chars: int | None = Field(default=None, ge=200, le=1_000_000)
-    """The most characters of quoted passages; the operator's default where absent, and at most the operator's bound."""
-    rewrite: bool | None = None
-    """If true, the model first rewrites a conversation's last question so that it can be searched for.
-
-    Where absent, the profile or the operator decides.
-    """
-    profile: Identifier = "default"
-    """The profile by which the question is answered, such as `default`, `medical` or `finance`."""
-    required: bool = False
-    """If true, a job without usable sources fails; if false, its prompt states that there are none."""
-
-    @property
-    def all_searches(self) -> list[Search]:
-        """`search` and the further searches."""
-        return [*([self.search] if self.search is not None else []), *self.searches]
 
 
 class Job(WireModel):

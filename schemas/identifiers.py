@@ -1,0 +1,17 @@
+"""Names of jobs, tenants and models, as jobs and results have them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+DEFAULT_TENANT = "default"
+
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
+"""Printable ASCII without spaces: identifiers travel in headers, logs and file names."""
+
+TENANT_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+Tenant = Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")]
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+"""The producer's own name for a job, returned as it is and never interpreted."""
