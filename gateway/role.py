@@ -243,8 +243,9 @@ def _add_door(
         metrics=process.metrics,
         batches_changed=nothing if clerk is None else clerk.wake,
     )
-    context = None if tls is None else tls.context
-    process.fronts.append(DoorServer(create_app(door, [page_routes]), bound, context, limits, clock, process.metrics))
+    context, look = (None, nothing) if tls is None else (tls.context, tls.look)
+    app = create_app(door, [page_routes])
+    process.fronts.append(DoorServer(app, bound, context, limits, clock, process.metrics, look))
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1 and the console page at {url}{CONSOLE}")

@@ -146,7 +146,8 @@ class DoorTls:
     def look(self) -> None:
         """Read the files again if one has changed since the last look, at most once a second.
 
-        If the new files are unusable, the earlier ones stay in use. Each new connection calls this method.
+        If the new files are unusable, the earlier ones stay in use. The server calls this method each second, and at
+        each new connection.
         """
         now = self._clock.monotonic()
         if now - self._looked_at < LOOK_SECONDS:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import get_args
 
@@ -18,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.door.connection import DoorConnection, Surroundings
+from gateway.door.door import nothing
 from gateway.door.places import Places, Refusal
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
@@ -53,7 +55,9 @@ class DoorServer(SideTask):
         limits: GatewaySettings,
         clock: Clock,
         metrics: Metrics,
+        look: Callable[[], None] = nothing,
     ) -> None:
+        """`look` notices changed certificates; it is called each second, since an idle door gets no new connection."""
         config = Config(
             app,
             interface="asgi3",
@@ -71,6 +75,7 @@ class DoorServer(SideTask):
         self._tls = tls
         self._limits = limits
         self._clock = clock
+        self._look = look
         self._metrics = metrics
         for reason in (*get_args(Refusal), "handshake"):  # Prometheus's `rate` misses the event that creates a series
             metrics.http_connections_refused.labels(reason)
@@ -161,12 +166,13 @@ class DoorServer(SideTask):
     # -- the clock -------------------------------------------------------------------------------------------------
 
     async def _watch(self, seconds: float) -> None:
-        """Check every connection's time, and renew the date of responses."""
+        """Check every connection's time and the certificates, and renew the date of responses."""
         limits, loop = self._limits, asyncio.get_running_loop()
         patience = min(limits.head_seconds, limits.transfer_seconds, limits.keep_alive_seconds)
         while True:
             await asyncio.sleep(min(seconds, patience / 10))
             self._tell_date()
+            self._look_safely()
             now = loop.time()
             for connection in list(self._state.connections):
                 try:
@@ -175,6 +181,12 @@ class DoorServer(SideTask):
                     # An error here would end the watch, and with it the process, for all other clients.
                     log.exception("A connection could not be checked; ending it.", action="connection-failed")
                     connection.transport.abort()
+
+    def _look_safely(self) -> None:
+        try:
+            self._look()
+        except Exception:
+            log.exception("The certificates could not be checked; going on.", action="certificates-reload-failed")
 
     def _tell_date(self) -> None:
         date = formatdate(self._clock.time(), usegmt=True).encode()

@@ -1,74 +1,125 @@
-"""Alerts on their whole way: metrics of a process, Prometheus, Alertmanager, an operator's webhook.
+"""Alerts on their whole way: a fleet of real processes that is ill, Prometheus, Alertmanager, an operator's webhook.
 
-The test sets the gauges itself; no fleet is really ill.
+The runbook's commands mend the fleet, and each alert is resolved. Two gauges are set by hand, since no test can set the
+clock of a single worker, or fill a disk of this machine.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import pytest
+
 from console.publish import ROOT
-from telemetry.clock import SystemClock
+from devkit.receiver import Behaviour
+from operators.certificates import Leaf, init, issue
+from operators.certificates.lifetimes import LEAF_DAYS
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
 from tests.http_handler import handling
-from tests.product import eventually
-from tests.prometheus_tools import alertmanager, prometheus
+from tests.integration.gateway.gateway_process import Gateway, start_gateway
+from tests.integration.test_certs_command import NOW
+from tests.postback_command import environment_of, postback
+from tests.product import Product, eventually
+from tests.prometheus_tools import Prometheus, alertmanager, free_port, scraping
 
-WANTED = {
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
+
+SECONDS = 180.0
+WITHOUT_WORKERS = {
     "PostbackCertificateExpires",
     "PostbackClockSkew",
     "PostbackDeadlineNear",
     "PostbackNoWorker",
     "PostbackStoreDiskFull",
 }
+WITH_A_GONE_ENDPOINT = {"PostbackCallbacksFail", "PostbackDeadLettersGrow", "PostbackEndpointsDisabled"}
+EVENTS = 40
+"""Callbacks that the endpoint does not take: more than the ten dead letters that an hour may bring."""
+DELIVERED = 10 * EVENTS
+"""Later callbacks, so that more than four fifths of all attempts succeed again."""
 
 
-def test_five_alerts_arrive_at_a_webhook_and_are_resolved(tmp_path: Path) -> None:
-    metrics, notified = sick_fleet(), set[tuple[str, str]]()
+def test_alerts_of_a_sick_fleet_arrive_at_a_webhook_and_the_runbooks_commands_resolve_them(
+    product: Product, tmp_path: Path
+) -> None:
+    notified, by_hand = set[tuple[str, str]](), Metrics()
+
+    def wait_for(names: set[str], status: str) -> None:
+        wanted = {(name, status) for name in names}
+        eventually(lambda: wanted <= notified, SECONDS, lambda: f"of {sorted(wanted)} only {sorted(notified)}")
+
     with ExitStack() as stack:
-        health = stack.enter_context(HealthServer(metrics, lambda: READY))
-        hook, ports = stack.enter_context(webhook(notified)), [free_port(), free_port()]
-        stack.enter_context(monitoring(tmp_path, health.port, hook, *ports))
-        firing = {(name, "firing") for name in WANTED}
-        eventually(lambda: firing <= notified, 120, lambda: f"{sorted(notified)}\n{logs(tmp_path)}")
-        mend(metrics)
-        resolved = {(name, "resolved") for name in WANTED}
-        eventually(lambda: resolved <= notified, 120, lambda: f"{sorted(notified)}\n{logs(tmp_path)}")
+        authority, gateway = certified_gateway(product, tmp_path)
+        health = stack.enter_context(HealthServer(by_hand, lambda: READY))
+        hook = stack.enter_context(webhook(notified))
+        delivery, exporter = product.deliver("d1"), product.exporter("e1", POSTBACK_EXPORTER__INTERVAL_SECONDS="0.2")
+        gateway.wait_until_ready()
+        ports = {
+            "postback-gateway": [gateway.role.port],
+            "postback-delivery": [delivery.port],
+            "postback-exporter": [exporter.port],
+            "set-by-hand": [health.port],
+        }
+        prometheus = stack.enter_context(monitoring(tmp_path, ports, hook))
+        wait_for_health(prometheus)
 
-    assert {name for name, _ in notified} == WANTED
+        set_by_hand(by_hand, skew_seconds=40, free_bytes=20)
+        product.callbacks.up(Behaviour(status=410))
+        job = {"prompt": "Why?", "callback_url": product.callbacks.url}
+        product.submit([{**job, "ttl_seconds": 59}, *[job] * (EVENTS - 1)])
+        wait_for(WITHOUT_WORKERS, "firing")
+        product.worker("w1")
+        wait_for(WITH_A_GONE_ENDPOINT, "firing")
+
+        set_by_hand(by_hand, skew_seconds=0, free_bytes=600)
+        run(product, "certs", "renew", str(authority), "127.0.0.1")
+        product.callbacks.up()
+        run(product, "endpoints", "enable", product.callbacks.url)
+        run(product, "dead-letters", "redrive", "--endpoint", product.callbacks.url, "--yes")
+        product.submit([job] * DELIVERED)
+        wait_for(WITHOUT_WORKERS | WITH_A_GONE_ENDPOINT, "resolved")
+        product.wait_for_callbacks(EVENTS + DELIVERED, SECONDS)
+
+    assert {name for name, _ in notified} == WITHOUT_WORKERS | WITH_A_GONE_ENDPOINT
+    assert {repeated[-1].status for repeated in product.callbacks.events.values()} == {200}
 
 
-def sick_fleet() -> Metrics:
-    """Metrics of a fleet with five faults, and a certificate whose renewal is overdue."""
-    metrics = Metrics()
-    metrics.figures_timestamp_seconds.set(SystemClock().time() + 3600)
-    metrics.waiting_jobs.labels("").set(12)
-    metrics.workers.labels("").set(0)
-    metrics.tightest_deadline_seconds.labels("").set(-3)
-    metrics.worker_clock_skew.labels("ahead").set(40)
+def certified_gateway(product: Product, folder: Path) -> tuple[Path, Gateway]:
+    """Start a gateway whose certificate has a tenth of its life left. Returns its authority too."""
+    directory = folder / "authority"
+    then = NOW - timedelta(days=0.9 * LEAF_DAYS)
+    init(directory, then)
+    issued = issue(directory, Leaf.server("127.0.0.1"), then)
+    return directory, start_gateway(product, "--tls-cert", issued.certificate, "--tls-key", issued.key)
+
+
+def wait_for_health(prometheus: Prometheus) -> None:
+    """Return when Prometheus has seen the fleet before its illness: `delta` and `rate` need this earlier sample."""
+    earlier = ("postback_open_dead_letters", "postback_callbacks_total", "postback_disabled_endpoints")
+    eventually(
+        lambda: all(prometheus.values(f"{name} == 0", 60) for name in earlier), SECONDS, "the healthy fleet is not seen"
+    )
+
+
+def set_by_hand(metrics: Metrics, *, skew_seconds: float, free_bytes: float) -> None:
+    """Show a worker's clock that is ahead by these seconds, and a disk of 1000 bytes with this many free."""
+    metrics.worker_clock_skew.labels("ahead").set(skew_seconds)
     metrics.store_disk_bytes.labels("database").set(1000)
-    metrics.store_free_bytes.labels("database").set(20)
-    now = SystemClock().time()
-    metrics.certificate_begin.labels("certificate").set(now - 3600)
-    metrics.certificate_end.labels("certificate").set(now + 60)
-    return metrics
+    metrics.store_free_bytes.labels("database").set(free_bytes)
 
 
-def mend(metrics: Metrics) -> None:
-    """End the five faults."""
-    metrics.workers.labels("").set(2)
-    metrics.tightest_deadline_seconds.labels("").set(900)
-    metrics.worker_clock_skew.labels("ahead").set(0)
-    metrics.store_free_bytes.labels("database").set(600)
-    metrics.certificate_end.labels("certificate").set(SystemClock().time() + 86_400)
+def run(product: Product, *command: str) -> None:
+    """Run a command of the runbook on the fleet."""
+    done = postback(*command, env=environment_of(product.kafka))
+    assert done.returncode == 0, done.stderr
 
 
 @contextmanager
@@ -91,48 +142,24 @@ def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
 
 
 @contextmanager
-def monitoring(folder: Path, scraped: int, hook: str, server: int, manager: int) -> Iterator[None]:
-    """Prometheus with the delivered rules, but without their `for` times, and Alertmanager."""
+def monitoring(folder: Path, ports: dict[str, list[int]], hook: str) -> Iterator[Prometheus]:
+    """Prometheus with the delivered rules, whose minutes of `for` are three seconds, and Alertmanager."""
     rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
-    (folder / "rules.yml").write_text(re.sub(r"\bfor: \d+m", "for: 0s", rules))
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yml"],
-        "scrape_configs": [{"job_name": "postback", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{manager}"]}]}]},
-    }
-    (folder / "prometheus.yml").write_text(json.dumps(config))
+    (folder / "rules.yml").write_text(re.sub(r"\bfor: \d+m", "for: 3s", rules))
     receiver = {"name": "operator", "webhook_configs": [{"url": hook, "send_resolved": True}]}
     route = {"receiver": "operator", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}
     (folder / "alertmanager.yml").write_text(json.dumps({"route": route, "receivers": [receiver]}))
-    commands: tuple[list[str | Path], ...] = (
-        [
-            prometheus(),
-            "--config.file=prometheus.yml",
-            "--storage.tsdb.path=tsdb",
-            f"--web.listen-address=127.0.0.1:{server}",
-        ],
-        alertmanager(
-            "--config.file=alertmanager.yml",
-            "--storage.path=manager",
-            f"--web.listen-address=127.0.0.1:{manager}",
-            "--cluster.listen-address=",
-        ),
+    address = f"127.0.0.1:{free_port()}"
+    command = alertmanager(
+        "--config.file=alertmanager.yml",
+        "--storage.path=manager",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
     )
     with ExitStack() as stack:
-        for name, command in zip(("prometheus", "alertmanager"), commands, strict=True):
-            log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-            stack.callback(process.wait, 60)
-            stack.callback(process.terminate)
-        yield
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
-def logs(folder: Path) -> str:
-    return "\n".join(path.read_text()[-1500:] for path in folder.glob("*.log"))
+        log = stack.enter_context((folder / "alertmanager.log").open("wb"))
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        stack.callback(process.wait, 60)
+        stack.callback(process.terminate)
+        alerting = {"alertmanagers": [{"static_configs": [{"targets": [address]}]}]}
+        yield stack.enter_context(scraping(folder, ports, rule_files=["rules.yml"], alerting=alerting))
