@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,7 +17,8 @@ from tests.http_handler import handling
 from tests.integration.gateway.gateway_process import gateway_process
 from tests.otel_collector import OtelCollector, running_collector
 from tests.postback_command import environment_of, postback
-from tests.product import Product
+from tests.product import Product, eventually
+from tests.prometheus_tools import scraping
 
 pytestmark = pytest.mark.broker
 
@@ -33,29 +33,40 @@ OF_A_JOB = {
     ("worker", "fetch"),
     ("worker", "infer"),
     ("worker", "queued"),
+    ("worker", "search"),
     ("worker", "settle"),
 }
-"""The spans of a job that reads a page, and whose first callback fails, by service and name."""
+"""The spans of a job that searches, reads a page, and whose first callback fails, by service and name."""
+PHASES = {"queued", "enrich", "infer", "deliver"}
+"""The phases whose seconds have exemplars."""
 
 
 @contextmanager
 def site() -> Iterator[str]:
-    """A web server with one page. Yields the page's URL."""
+    """A web server with pages below one path, and a SearXNG that finds one of them. Yields the server's URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_page = HUSH in self.path
-            self.send_response(200 if is_page else 404)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(PAGE) if is_page else 0))
+            if self.path.startswith("/search?"):
+                found = {"url": f"http://{self.headers['Host']}/{HUSH}/found", "title": HUSH, "content": HUSH}
+                self._answer(json.dumps({"results": [found], "unresponsive_engines": []}).encode(), "application/json")
+            elif self.path.startswith(f"/{HUSH}/"):
+                self._answer(PAGE, "text/html")
+            else:
+                self.send_error(404)
+
+        def _answer(self, body: bytes, media_type: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", media_type)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(PAGE if is_page else b"")
+            self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
             pass
 
     with handling(Handler) as url:
-        yield f"{url}/{HUSH}/"
+        yield url
 
 
 def spans_by_job(collector: OtelCollector, job_id: str) -> set[tuple[str, str]]:
@@ -66,10 +77,11 @@ def spans_by_job(collector: OtelCollector, job_id: str) -> set[tuple[str, str]]:
 
 def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_orphan(product: Product) -> None:
     product.callbacks.up(Behaviour(fail_first=1))
-    with running_collector(product.folder) as collector, site() as page:
+    with running_collector(product.folder) as collector, site() as web:
         setting = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
+            "POSTBACK_SEARCH__SEARXNG__BASE_URL": web,
         }
         worker, deliver = product.worker("w1", **setting), product.deliver("d1", **setting)
         # Each job reads a page of its own, which no cache has.
@@ -78,7 +90,10 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
                 "job_id": name,
                 "prompt": f"What is glass? {HUSH}",
                 "callback_url": product.callbacks.url,
-                "sources": {"urls": [f"{page}{name}"]},
+                "sources": {
+                    "urls": [f"{web}/{HUSH}/{name}"],
+                    "search": {"provider": "searxng", "query": f"glass {HUSH}"},
+                },
             }
             for name in ("by-kafka", "by-command", "by-gateway")
         }
@@ -94,7 +109,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
             sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(left_out).encode())
             assert sent.returncode == 0, sent.stderr
             product.wait_for_callbacks(4, 120)
-            shown = metrics_with_exemplars(worker.port) + metrics_with_exemplars(deliver.port)
+            exemplars = scraped_exemplars(product, worker.port, deliver.port)
             # The roles export remaining spans before they end.
             assert [role.terminate() for role in (worker, deliver, gateway.role)] == [0, 0, 0]
         spans, text = collector.spans, collector.text
@@ -117,18 +132,21 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
     assert last["left-out"][3] == "00"
     secrets = [secret.removeprefix("whsec_") for secret in product.keyring.secrets("default", 0)]
     assert [each for each in (HUSH, "token", env["POSTBACK_GATEWAY_KEY"], *secrets) if each in text] == []
-    for phase in ("queued", "enrich", "infer", "deliver"):
-        assert {line.split("trace_id=")[1][1:33] for line in shown if f'phase="{phase}"' in line} <= {
-            span.trace_id for span in spans
-        }, phase
-        assert any(f'phase="{phase}"' in line for line in shown), phase
+    assert {span.attributes["provider"] for span in spans if span.name == "search"} == {"searxng"}
+    assert set(exemplars) == PHASES
+    assert set().union(*exemplars.values()) <= {span.trace_id for span in spans}
 
 
-def metrics_with_exemplars(port: int) -> list[str]:
-    """The lines of a process' metrics that have an exemplar, in the format that Prometheus asks for."""
-    asked = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"})
-    with urlopen(asked, timeout=30) as answer:
-        return [line for line in answer.read().decode().splitlines() if "# {trace_id=" in line]
+def scraped_exemplars(product: Product, *ports: int) -> dict[str, set[str]]:
+    """The traces that a Prometheus with an exemplar storage links to each phase of jobs."""
+    with scraping(product.folder, {"postback": ports}) as prometheus:
+
+        def found() -> list[tuple[dict[str, str], str]]:
+            return prometheus.exemplars("postback_job_seconds")
+
+        eventually(lambda: {labels["phase"] for labels, _ in found()} >= PHASES, 60, lambda: f"only {found()}")
+        phases = {labels["phase"] for labels, _ in found()}
+        return {phase: {trace for labels, trace in found() if labels["phase"] == phase} for phase in phases}
 
 
 def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(product: Product) -> None:
