@@ -16,7 +16,7 @@ from operators.doctor.findings import Finding, fault, warning
 from schemas.settings import read_settings
 
 _ANSWER_SECONDS = 5.0
-_PACKAGES = {"vllm": "vllm", "openai": "aiohttp", "anthropic": "aiohttp", "gemini": "aiohttp"}
+_PACKAGES = {"vllm": "vllm", **dict.fromkeys(("openai", "anthropic", "gemini", "responses"), "aiohttp")}
 """The package that an engine cannot do without."""
 _EXTRAS = {"vllm": "vllm", "aiohttp": "worker"}
 """The extra that installs a package."""

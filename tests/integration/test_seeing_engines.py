@@ -14,13 +14,14 @@ from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.images import GIF, PNG, WEBP, asked_of
+from tests.integration.online.responses_service import responses_app
 from tests.integration.online.services import KEY, MODEL, anthropic_app, gemini_app
 from tests.integration.openai_http.servers import Server, engine_at, says
 from tests.integration.openai_server import echo_app, serving
 from workers.engines.base import NO_IMAGES, Engine, RequestRejected
 from workers.engines.registry import create, engine_settings
 
-APPS = {"openai": echo_app, "anthropic": anthropic_app, "gemini": gemini_app}
+APPS = {"openai": echo_app, "anthropic": anthropic_app, "gemini": gemini_app, "responses": responses_app}
 EACH = pytest.mark.parametrize("kind", APPS)
 SHOWN = tuple(data_url(f"image/{name}", image) for name, image in (("png", PNG), ("gif", GIF), ("webp", WEBP)))
 

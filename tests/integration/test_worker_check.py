@@ -86,7 +86,7 @@ def test_vllm_is_loaded_asked_and_ended() -> None:
     assert done.returncode == 0, done.stderr
     loaded, answered = without_figures(done.stdout)
     assert loaded == "vllm: loaded in N s"
-    assert answered.endswith(": answered 8 tokens in N s")
+    assert answered.endswith(": answered 16 tokens in N s")
     # vLLM's processes warn that Triton has no CPU backend.
     engine = [line for line in log_lines(done.stderr) if line["log.logger"].startswith("vllm")]
     assert len({line["process.pid"] for line in engine}) > 1, "no process of vLLM's own wrote a line"

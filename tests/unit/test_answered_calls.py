@@ -13,6 +13,7 @@ from tests.unit.test_tool_calls import CALL, NOISE, request
 from workers.engines.base import Completion, EngineError
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
+from workers.engines.online.responses import ResponsesApi
 from workers.engines.openai_http.answers import TryAgain, outcome
 
 
@@ -26,6 +27,10 @@ def anthropic_answer(block: object) -> bytes:
 
 def gemini_answer(part: object) -> bytes:
     return json.dumps({"candidates": [{"content": {"parts": [part]}, "finishReason": "STOP"}]}).encode()
+
+
+def response(item: object) -> bytes:
+    return json.dumps({"status": "completed", "output": [item]}).encode()
 
 
 def of_openai(body: bytes, **fields: Any) -> Any:
@@ -47,22 +52,28 @@ def test_each_engine_s_calls_become_calls_of_one_form() -> None:
     assert calls_in(MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request())) == [wanted]
     part = {"functionCall": {"name": "clock", "args": {"day": "Monday"}}}
     assert calls_in(GenerateContentApi("m").completion(gemini_answer(part), request())) == [("call_0", *wanted[1:])]
+    item = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": wanted[2]}
+    assert calls_in(ResponsesApi("m").completion(response(item), request())) == [wanted]
+    assert calls_in(ResponsesApi("m").completion(response({**item, "call_id": None}), request()))[0][0] == "call_0"
     assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=()).tool_calls == ()
 
 
 @given(
     NOISE
     | st.fixed_dictionaries({"id": NOISE, "function": NOISE, "name": NOISE, "input": NOISE, "functionCall": NOISE})
+    | st.fixed_dictionaries({"name": NOISE | st.text(), "call_id": NOISE, "arguments": NOISE | st.text()})
     | st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": st.text(), "arguments": NOISE})})
 )
 @example({"type": "tool_use", "id": "", "name": "", "input": {}})
 @example({"type": "tool_use", "id": "a" * 256, "name": "b", "input": {"a": float("nan")}})
 def test_any_call_of_a_server_becomes_a_result_or_an_engine_s_error(call: object) -> None:
     block = {**call, "type": "tool_use"} if isinstance(call, dict) else call
+    item = {**call, "type": "function_call"} if isinstance(call, dict) else call
     for read in (
         lambda: of_openai(openai_answer({"tool_calls": [call]})),
         lambda: MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request()),
         lambda: GenerateContentApi("m").completion(gemini_answer(call), request()),
+        lambda: ResponsesApi("m").completion(response(item), request()),
     ):
         try:
             completion = read()

@@ -376,7 +376,7 @@ def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_fin
             assert finding.problem == f"the server at {url} does not answer ({error})"
 
 
-@pytest.mark.parametrize("engine", ["anthropic", "gemini"])
+@pytest.mark.parametrize("engine", ["anthropic", "gemini", "responses"])
 def test_an_online_service_without_a_key_is_named(engine: str) -> None:
     found = findings("engine", "--engine", engine, "--model", "some")
     assert told(found, f"the engine {engine} has no key", f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"), found

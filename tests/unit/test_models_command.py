@@ -102,7 +102,7 @@ def test_the_page_for_operators_has_a_valid_file_and_commands_that_work(
     monkeypatch.chdir(tmp_path)
     for command in console.splitlines():
         program, *arguments = shlex.split(command)
-        done = postback_here(*arguments, env=environment_of(HOSTED_KEY="sk-hosted"))
+        done = postback_here(*arguments, env=environment_of(HOSTED_KEY="sk-hosted", OPENAI_KEY="sk-openai"))
         assert (program, done.returncode) == ("postback", 0), done.stderr
         assert "sk-" not in done.stdout + done.stderr
     (tmp_path / "models.toml").write_text(with_adapters)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
+from workers.engines.online.responses import ResponsesApi
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
 
 COUNTS = st.integers() | st.sampled_from([-1, 2**31, 10**400])
@@ -53,9 +54,17 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
     counts = {"promptTokenCount": read, "candidatesTokenCount": generated, "thoughtsTokenCount": generated}
     candidate = {"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP", "avgLogprobs": mean}
     contents = {"candidates": [candidate], "usageMetadata": counts}
-    for api, answer in ((MessagesApi("m", "2023-06-01"), message), (GenerateContentApi("m"), contents)):
+    text = {"type": "output_text", "text": "a", "logprobs": [{"token": "a", "logprob": mean}]}
+    details = {"input_tokens_details": {"cached_tokens": read}, "output_tokens_details": {"reasoning_tokens": read}}
+    response = {"status": "completed", "output": [{"type": "message", "content": [text]}], "usage": usage | details}
+    for api, answer in (
+        (MessagesApi("m", "2023-06-01"), message),
+        (GenerateContentApi("m"), contents),
+        (ResponsesApi("m"), response),
+    ):
+        asked = GenerationRequest("r1", "a", None, 8, None, top_logprobs=0)
         try:
-            completion = api.completion(written(answer), GenerationRequest("r1", "a", None, 8, None))
+            completion = api.completion(written(answer), asked)
         except ValueError:
             continue
         require_usable(completion)

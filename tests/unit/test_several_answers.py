@@ -25,6 +25,7 @@ from workers.engines.base import Completion, EngineError, GenerationRequest, tok
 from workers.engines.families import families
 from workers.engines.families.quirks import without_fence
 from workers.engines.online.gemini import GenerateContentApi
+from workers.engines.online.responses import ResponsesApi
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, ServerProblem
 from workers.engines.openai_http.settings import OpenAISettings
@@ -337,30 +338,33 @@ def test_vllm_s_answers_have_their_own_log_probabilities_and_one_abort_aborts_al
 
 MANY = b",".join([b"{}"] * 100_000)
 PLACES = b",".join([b'{"top_logprobs":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
+PART = b'{"type":"output_text","text":"","logprobs":[%b]}'
+RESPONSE = b'{"status":"completed","output":[{"type":"message","content":[%b]}]}' % PART
 TOPS = b",".join([b'{"candidates":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
 
 
 @pytest.mark.parametrize(
-    ("openai", "gemini"),
+    ("openai", "gemini", "response"),
     [
-        (b'{"content":[%b]}' % MANY, b'{"chosenCandidates":[%b]}' % MANY),
-        (b'{"content":[%b]}' % PLACES, b'{"chosenCandidates":[{}],"topCandidates":[%b]}' % TOPS),
+        (b'{"content":[%b]}' % MANY, b'{"chosenCandidates":[%b]}' % MANY, MANY),
+        (b'{"content":[%b]}' % PLACES, b'{"chosenCandidates":[{}],"topCandidates":[%b]}' % TOPS, PLACES),
     ],
 )
-def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: bytes) -> None:
+def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: bytes, response: bytes) -> None:
     """A model of pydantic for each token took 1.1 kB: an answer of 8 MiB became 2.3 GB in a minute."""
     asked = replace(ASKED, n=1)
     tracemalloc.start()
     answers = (
         outcome(asked, "chat/completions", 200, {}, b'{"choices":[{"logprobs":%b}]}' % openai, 0.0),
         GenerateContentApi("m").completion(b'{"candidates":[{"logprobsResult":%b}]}' % gemini, asked),
+        ResponsesApi("m").completion(RESPONSE % response, asked),
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * 1024 * 1024
     assert [len(each.logprobs or ()) <= asked.max_tokens for each in answers if isinstance(each, Completion)] == [
         True
-    ] * 2
+    ] * 3
 
 
 def test_choices_and_tokens_beyond_those_of_the_request_are_left_out() -> None:

@@ -26,6 +26,7 @@ from workers.engines.families import families
 from workers.engines.families.quirks import with_quirks
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
+from workers.engines.online.responses import ResponsesApi
 from workers.engines.openai_http.dialect import Dialect
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.vllm.calling import calls_of
@@ -308,6 +309,26 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
             "role": "user",
             "parts": [{"functionResponse": {"name": "clock", "response": {"result": "9:41"}}}, {"text": "So?"}],
         },
+    ]
+
+
+def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_results() -> None:
+    """A job that does not name `strict` is not strict: without the member, this API is."""
+    named = job(tool_choice=NAMED).tool_choice
+    body = ResponsesApi("m").body(request(tool_choice=named, parallel_tool_calls=False), with_temperature=False)
+    function = {"type": "function", "name": "clock", "description": "The time.", "parameters": SCHEMA, "strict": False}
+    assert (body["tools"], body["parallel_tool_calls"]) == ([function], False)
+    assert body["tool_choice"] == {"type": "function", "name": "clock"}
+    assert body["input"] == [
+        {"type": "message", "role": "user", "content": "When?"},
+        {"type": "message", "role": "assistant", "content": "Let me see."},
+        {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": '{"day": "Monday"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "9:41"},
+        {"type": "message", "role": "user", "content": "So?"},
+    ]
+    bare = (Tool.model_validate({"type": "function", "function": {"name": "now", "strict": True}}),)
+    assert ResponsesApi("m").body(request(tools=bare), with_temperature=False)["tools"] == [
+        {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": True}
     ]
 
 

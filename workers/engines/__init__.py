@@ -14,6 +14,7 @@ ENGINES = {
     "openai": "workers.engines.openai_http",
     "anthropic": "workers.engines.online.anthropic",
     "gemini": "workers.engines.online.gemini",
+    "responses": "workers.engines.online.responses",
 }
 """The module of each engine, by the engine's name.
 

@@ -6,13 +6,13 @@ from workers.engines.base import FinishReason
 
 _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "stop": ("eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed"),
-    "length": ("max_tokens", "model_length", "model_context_window_exceeded"),
+    "length": ("max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
     "abort": ("cancelled",),
     "content_filter": ("safety", "refusal", "recitation", "blocklist", "prohibited_content", "spii"),
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""Other words for each FinishReason: of TGI, Mistral, Anthropic, Gemini and Cohere, in OpenAI's protocol."""
+"""Other words for each FinishReason: of TGI, Mistral, Anthropic, Gemini and Cohere, and of OpenAI's responses."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))

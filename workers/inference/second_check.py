@@ -30,7 +30,8 @@ from workers.inference.side_request import Spend, side_request
 
 CHECK_SECONDS: Final = 10.0
 """Timeout of all checks of an answer. A sentence that gets no verdict in time keeps its support."""
-_TOKENS: Final = 8
+_TOKENS: Final = 16
+"""Tokens of a verdict of one word; OpenAI's Responses API takes no smaller bound."""
 _SENTENCE_CHARS: Final = 1000
 _QUESTION: Final = 'Does source [1] contradict this sentence: "{}"? Answer with one word, yes or no.'
 _VERDICT: Final = re.compile(r"\W*(?:(yes)|no)\b", re.IGNORECASE)

@@ -13,7 +13,8 @@ from workers.engines.models.registry_engine import RegistryEngine
 from workers.roles.model_registry import engine_of
 
 _PROMPT = "Answer with the word yes."
-_MAX_TOKENS = 8
+_MAX_TOKENS = 16
+"""The smallest bound that OpenAI's Responses API takes."""
 
 
 async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.integration.online.responses_service import response_answer, responses_error
 from tests.integration.online.services import (
     KEY,
     MODEL,
@@ -46,7 +47,8 @@ ANTHROPIC = OnlineKind(
     "anthropic", message_answer, lambda status, message: anthropic_error(status, "api_error", message)
 )
 GEMINI = OnlineKind("gemini", gemini_answer, lambda status, message: gemini_error(status, "UNKNOWN", message))
-BOTH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI], ids=lambda kind: kind.name)
+RESPONSES = OnlineKind("responses", response_answer, responses_error)
+EACH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI, RESPONSES], ids=lambda kind: kind.name)
 
 
 @asynccontextmanager
@@ -57,7 +59,11 @@ async def scripted(kind: OnlineKind, *responses: Respond, **options: Any) -> Asy
     async def model(_: web.Request) -> web.Response:
         return web.json_response({"id": MODEL, "name": MODEL})
 
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
     app = web.Application()
+    app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{model}", model)
     app.router.add_post("/v1/{path:.*}", server.respond)
     async with serving(app) as url:

@@ -1,4 +1,4 @@
-"""The engines `anthropic` and `gemini`: the contract of engines, their requests, and each kind of answer."""
+"""The engines `anthropic` and `gemini`: their requests and answers, and the errors of all online services."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from schemas.job import Message, Reasoning, ResponseFormat
-from tests.integration.online.scripted import ANTHROPIC, BOTH, GEMINI, OnlineKind, engine_of, problem, says, scripted
+from tests.integration.online.responses_service import responses_app
+from tests.integration.online.scripted import (
+    ANTHROPIC,
+    EACH,
+    GEMINI,
+    RESPONSES,
+    OnlineKind,
+    engine_of,
+    problem,
+    says,
+    scripted,
+)
 from tests.integration.online.services import (
     KEY,
     MODEL,
@@ -33,13 +42,11 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
-from workers.engines.online.anthropic import MessagesApi
-from workers.engines.online.gemini import GenerateContentApi
 
-APPS = {"anthropic": anthropic_app, "gemini": gemini_app}
+APPS = {"anthropic": anthropic_app, "gemini": gemini_app, "responses": responses_app}
 
 
-class _Online(EngineContract):
+class OnlineContract(EngineContract):
     kind: str
 
     @pytest_asyncio.fixture
@@ -51,7 +58,7 @@ class _Online(EngineContract):
             await engine.close()
 
 
-class TestAnthropic(_Online):
+class TestAnthropic(OnlineContract):
     kind = "anthropic"
 
     async def test_the_confidence_is_a_probability(self, engine: Engine) -> None:
@@ -73,7 +80,7 @@ class TestAnthropic(_Online):
             assert rejected.value.field == field
 
 
-class TestGemini(_Online):
+class TestGemini(OnlineContract):
     kind = "gemini"
 
 
@@ -174,7 +181,7 @@ async def test_reasoning_comes_apart_from_the_answer() -> None:
         assert (completion.text, completion.reasoning) == ("yes", "Hm.")
 
 
-@BOTH
+@EACH
 async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: OnlineKind) -> None:
     async with scripted(kind) as (engine, _):
         with pytest.raises(RequestRejected) as rejected:
@@ -182,14 +189,15 @@ async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: On
     assert rejected.value.field == "raw"
 
 
-@BOTH
+@EACH
 async def test_system_messages_without_a_question_are_sent_as_the_question(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
         await engine.generate(request(prompt=None, messages=(Message(role="system", content="Say yes."),)))
-    assert "Say yes." in json.dumps(server.bodies[0].get("messages", server.bodies[0].get("contents")))
+    [body] = server.bodies
+    assert "Say yes." in json.dumps([body.get(name) for name in ("messages", "contents", "input")])
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("status", [429, 529, 503, 502, 500])
 async def test_an_overload_is_tried_again_after_its_retry_after(kind: OnlineKind, status: int) -> None:
     busy = problem(kind, status, "Overloaded", Retry_After="0")
@@ -198,7 +206,7 @@ async def test_an_overload_is_tried_again_after_its_retry_after(kind: OnlineKind
     assert len(server.bodies) == 2
 
 
-@BOTH
+@EACH
 async def test_an_overloaded_service_counts_as_unavailable_and_a_failing_one_as_failed(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 529, Retry_After="0")) as (engine, server):
         with pytest.raises(EngineUnavailable) as away:
@@ -213,7 +221,7 @@ async def test_an_overloaded_service_counts_as_unavailable_and_a_failing_one_as_
         assert late.value.took_too_long
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(
     ("status", "message"),
     [
@@ -236,7 +244,7 @@ async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(
     assert len(server.bodies) == 1
 
 
-@BOTH
+@EACH
 async def test_a_refusal_of_the_request_reaches_its_author_in_the_services_words(kind: OnlineKind) -> None:
     async with scripted(kind, problem(kind, 400, "max_tokens: 9 > 8,\nwhich is the most")) as (engine, _):
         with pytest.raises(RequestRejected, match="max_tokens: 9 > 8, which is the most"):
@@ -248,6 +256,7 @@ async def test_a_refusal_of_the_request_reaches_its_author_in_the_services_words
     [
         (ANTHROPIC, "prompt is too long: 205000 tokens > 200000 maximum"),
         (GEMINI, "The input token count (1100) exceeds the maximum number of tokens allowed (1000)."),
+        (RESPONSES, "Your input exceeds the context window of this model. Please adjust your input and try again."),
     ],
 )
 async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: OnlineKind, message: str) -> None:
@@ -258,7 +267,7 @@ async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: Onl
             await engine.generate(request())
 
 
-@BOTH
+@EACH
 async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_none(kind: OnlineKind) -> None:
     refusal = problem(kind, 400, "`temperature` is deprecated for this model.")
     async with scripted(kind, refusal, says(kind, "yes")) as (engine, server):
@@ -279,14 +288,14 @@ def cut(body: bytes, length: int) -> Respond:
     return respond
 
 
-@BOTH
+@EACH
 async def test_an_answer_that_is_cut_off_is_asked_for_again(kind: OnlineKind) -> None:
     async with scripted(kind, cut(b'{"content": [', 1000), says(kind, "yes")) as (engine, server):
         assert (await engine.generate(request())).text == "yes"
     assert len(server.bodies) == 2
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("body", [{}, [], "x", {"content": 1}, {"candidates": 1}, {"candidates": []}])
 async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: Any) -> None:
     async with scripted(kind, answers(200, body)) as (engine, _):
@@ -294,7 +303,7 @@ async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: An
             await engine.generate(request())
 
 
-@BOTH
+@EACH
 async def test_an_answer_beyond_the_limit_is_not_read(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
         with pytest.raises(RequestRejected, match="larger than this engine reads"):
@@ -344,42 +353,3 @@ async def test_the_window_of_a_model_is_read_at_the_start() -> None:
         await engine.start()
         assert engine.context_tokens == 1024
         await engine.close()
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                (
-                    "content",
-                    "type",
-                    "text",
-                    "stop_reason",
-                    "usage",
-                    "candidates",
-                    "parts",
-                    "finishReason",
-                    "avgLogprobs",
-                )
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=10,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_answer_is_a_completion_or_a_value_error(body: bytes) -> None:
-    for api in (MessagesApi(MODEL, "2023-06-01"), GenerateContentApi(MODEL)):
-        try:
-            completion = api.completion(body, request())
-        except ValueError:
-            continue
-        assert completion.confidence is None or 0 <= completion.confidence <= 1
-        assert completion.prompt_tokens >= 0
-        assert completion.completion_tokens >= 0

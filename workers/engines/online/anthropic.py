@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -80,6 +82,7 @@ class MessagesApi:
     """Implements `Api`."""
 
     generation_path = "messages"
+    fields: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, model: str, version: str) -> None:
         self._model = model

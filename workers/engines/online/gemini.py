@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -130,6 +131,8 @@ class GeminiModel(BoundedModel):
 
 class GenerateContentApi:
     """Implements `Api`."""
+
+    fields: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, model: str) -> None:
         self.model_path = f"models/{quote(model.removeprefix('models/'), safe='')}"

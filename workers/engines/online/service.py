@@ -1,16 +1,18 @@
 """HTTP to an online service: POSTs, the outcomes of its errors, and the check of key and model at the start.
 
-Statuses follow the services' own pages: Anthropic's "Errors" and Gemini's "Troubleshooting guide".
+Statuses follow the services' own pages: Anthropic's "Errors", Gemini's "Troubleshooting guide" and OpenAI's "Error
+codes".
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import aiohttp
 from pydantic import ValidationError
 
-from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.egress.retry_after import parse_retry_after
@@ -25,6 +27,7 @@ from workers.engines.base import (
 )
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, OVERLOADED, TryAgain
+from workers.engines.openai_http.dialect import ServerProblem, problem_in
 from workers.engines.openai_http.server import answer_body, new_session, once_answered
 
 _TOO_MANY_OF_ALL: Final = 529
@@ -33,21 +36,27 @@ _OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, _TOO_MANY_OF_ALL))
 """Statuses that concern the whole service."""
 _NOT_LET_IN: Final = frozenset((401, 402, 403))
 """Statuses that concern the key or the account. Anthropic uses 402 for a problem with the payment."""
-_OF_THE_ACCOUNT: Final = ("api key", "credit balance", "api usage limits", "billing", "user location")
+_OF_THE_ACCOUNT: Final = (
+    "api key",
+    "credit balance",
+    "api usage limits",
+    "billing",
+    "user location",
+    "organization must be verified",
+)
 """Texts in a 400 that concern the operator's account: Gemini has no other status for a wrong key."""
-_OF_LENGTH: Final = ("prompt is too long", "exceeds the maximum number of tokens", "exceed context limit")
+_NO_QUOTA: Final = "insufficient_quota"
+"""OpenAI's code in a 429 for an account without credit, which no further try brings back."""
+_OF_LENGTH: Final = (
+    "prompt is too long",
+    "exceeds the maximum number of tokens",
+    "exceed context limit",
+    "exceeds the context window",
+)
 _LESS: Final = 0.6
 """The fraction of a too long prompt to try next. The services state the fitting length in too many forms to parse."""
 
 log = get_logger()
-
-
-class _Problem(BoundedModel):
-    message: str = ""
-
-
-class _ErrorBody(BoundedModel):
-    error: _Problem = _Problem()
 
 
 class Api(Protocol):
@@ -63,6 +72,11 @@ class Api(Protocol):
         """The path of the model's description, below `base_url`."""
         ...
 
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The job's fields by the parameters that the service's errors name; empty if its errors name none."""
+        ...
+
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers of each request."""
         ...
@@ -72,7 +86,10 @@ class Api(Protocol):
         ...
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the answer to the request. Raises ValueError for another form."""
+        """Return the answer to the request.
+
+        Raises ValueError for another form, and EngineError for an answer that reports a failure.
+        """
         ...
 
     def window(self, body: bytes) -> int | None:
@@ -119,7 +136,7 @@ class OnlineService:
                 url = f"{self._base}/{self._api.generation_path}"
                 async with self._http.post(url, json=sent, allow_redirects=False) as response:
                     body = await self._read(response)
-                if response.status != 400 or not self._learns(request, _message(body)):
+                if response.status != 400 or not self._learns(request, problem_in(body).message):
                     return self._outcome(request, response, body)
         except aiohttp.ClientError as error:
             return TryAgain(f"the service was not reached: {type(error).__name__}")
@@ -137,7 +154,7 @@ class OnlineService:
         async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
             body = await self._read(response)
         if 400 <= response.status < 500 and response.status not in _OVERLOADED:
-            raise self._refused(response.status, _message(body))
+            raise self._refused(response.status, problem_in(body))
         if response.status != 200:
             raise EngineUnavailable(str(response.status))
         try:
@@ -150,17 +167,18 @@ class OnlineService:
     def _outcome(
         self, request: GenerationRequest, response: aiohttp.ClientResponse, body: bytes
     ) -> Completion | TryAgain:
-        status, message = response.status, _message(body)
+        status = response.status
+        problem = problem_in(body) if status != 200 else ServerProblem()
         if status == 504:
             raise EngineFailed("the service answered 504: the request took too long", took_too_long=True)
+        if _is_of_the_account(status, problem):
+            raise EngineUnavailable(f"the service refuses {self._where} ({status})")
         if status in _OVERLOADED or status >= 500:
             after = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
             is_overload = status in OVERLOADED or status == _TOO_MANY_OF_ALL
             return TryAgain(f"the service answered {status}", after, status in _OVERLOADED, is_overload)
-        if status in _NOT_LET_IN or (status == 400 and _is_of_the_account(message)):
-            raise EngineUnavailable(f"the service refuses {self._where} ({status})")
-        if status in (400, 413, 422):
-            raise _refusal(request, status, message)
+        if status in (400, 413, 422) and problem.param != "model":
+            raise _refusal(request, status, problem, self._api.fields)
         if status != 200:
             raise EngineUnavailable(f"the service answered {status}: check the model's name and {self._where}")
         try:
@@ -168,12 +186,12 @@ class OnlineService:
         except ValueError:
             raise EngineFailed("the service's answer has another form than its API describes") from None
 
-    def _refused(self, status: int, message: str) -> EngineRefused:
+    def _refused(self, status: int, problem: ServerProblem) -> EngineRefused:
         if status == 404:
             return EngineRefused(
                 f"{self.origin} has no model of this name (404); correct --model or the registry's `model`"
             )
-        if status in _NOT_LET_IN or _is_of_the_account(message):
+        if _is_of_the_account(status, problem):
             return EngineRefused(f"{self.origin} refuses the key ({status}): set {self._where} to a key that it takes")
         return EngineRefused(f"{self.origin} answered {status} to a question about the model; correct {self._where}")
 
@@ -209,22 +227,19 @@ class OnlineService:
         return self._session
 
 
-def _message(body: bytes) -> str:
-    """Return the error's text; both services put it into `error.message`."""
-    try:
-        return _ErrorBody.model_validate_json(body).error.message
-    except ValidationError:
-        return ""
+def _is_of_the_account(status: int, problem: ServerProblem) -> bool:
+    """True if the service refuses the key or the account; the request is not at fault."""
+    is_said = status == 400 and any(words in problem.message.lower() for words in _OF_THE_ACCOUNT)
+    return is_said or status in _NOT_LET_IN or problem.code == _NO_QUOTA
 
 
-def _is_of_the_account(message: str) -> bool:
-    return any(words in message.lower() for words in _OF_THE_ACCOUNT)
-
-
-def _refusal(request: GenerationRequest, status: int, message: str) -> RequestRejected | PromptTooLong:
+def _refusal(
+    request: GenerationRequest, status: int, problem: ServerProblem, fields: Mapping[str, str]
+) -> RequestRejected | PromptTooLong:
     """Return the service's refusal as an error with the job's field and the service's own text."""
-    if request.is_whole and any(words in message for words in _OF_LENGTH):
+    if request.is_whole and any(words in problem.message for words in _OF_LENGTH):
         return PromptTooLong(_LESS)
-    field = "messages" if request.messages is not None else "prompt"
-    reason = " ".join(message.split())[:MAX_REASON_CHARACTERS]
-    return RequestRejected(field, reason or f"the service answered {status}")
+    question = "messages" if request.messages is not None else "prompt"
+    parameter = re.split(r"[.\[]", problem.param or "", maxsplit=1)[0]  # such as `text` of `text.format.schema`
+    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(fields.get(parameter, question), reason or f"the service answered {status}")

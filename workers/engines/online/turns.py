@@ -35,9 +35,7 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     A chat of system messages only becomes one turn of the user, since the APIs take no chat without a turn.
     Raises RequestRejected for a raw prompt, and for a request without a question.
     """
-    require_question(request)
-    if request.is_raw:
-        raise RequestRejected("raw", "this service answers chats only")
+    require_chat(request)
     if request.messages is None:
         return "", [_of_the_user(request.prompt or "")]
     system = "\n\n".join(message.text for message in request.messages if _is_system(message))
@@ -45,6 +43,13 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     if not others:
         return "", [_of_the_user(system)]
     return system, [Turn(role, [*group]) for role, group in groupby(others, _role)]
+
+
+def require_chat(request: GenerationRequest) -> None:
+    """Raise RequestRejected for a raw prompt, and for a request without a question."""
+    require_question(request)
+    if request.is_raw:
+        raise RequestRejected("raw", "this service answers chats only")
 
 
 def _of_the_user(text: str) -> Turn:

@@ -1,0 +1,186 @@
+"""OpenAI's Responses API (`POST /v1/responses`), without streaming and without storage at the service.
+
+Source: OpenAI API reference, "Create a model response" and "The response object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from pydantic import Field
+
+from schemas.bounded import BoundedModel
+from schemas.job import ImagePart, Message, Reasoning, ResponseFormat, TextPart
+from schemas.tools import NamedTool
+from telemetry.clock import Clock
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, inline
+from workers.engines.online.responses_answer import completion_of
+from workers.engines.online.service import OnlineService
+from workers.engines.online.settings import OnlineSettings
+from workers.engines.online.turns import require_chat
+from workers.engines.openai_http.engine import HttpEngine
+
+_FIELDS: Final[Mapping[str, str]] = {
+    "include": "logprobs",
+    "max_output_tokens": "max_tokens",
+    "parallel_tool_calls": "parallel_tool_calls",
+    "reasoning": "reasoning.effort",
+    "temperature": "temperature",
+    "text": "response_format",
+    "tool_choice": "tool_choice",
+    "tools": "tools",
+    "top_logprobs": "top_logprobs",
+    "top_p": "top_p",
+}
+_LOGPROBS: Final = "message.output_text.logprobs"
+
+
+class ResponsesSettings(OnlineSettings):
+    """Settings of OpenAI's Responses API."""
+
+    base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^\s]+$")
+    """The service's URL, with the version of its API."""
+    reasoning_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The summary of the model's reasoning to ask for; where absent, results have no reasoning. OpenAI gives summaries
+    to verified organizations only, and only its reasoning models take this parameter.
+    """
+
+
+class _DescribedModel(BoundedModel):
+    """The answer to `GET /v1/models/{id}`, which does not have the model's window."""
+
+    id: str
+
+
+class ResponsesApi:
+    """Implements `Api`."""
+
+    generation_path = "responses"
+    fields = _FIELDS
+
+    def __init__(self, model: str, summary: str | None = None) -> None:
+        self._model = model
+        self._summary = summary
+        self.model_path = f"models/{quote(model, safe='')}"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the key as a bearer token."""
+        return {"Authorization": f"Bearer {key}"}
+
+    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+        """Return the JSON of a request for a response.
+
+        The API takes no stop texts, so the request leaves them out and `completion` cuts the text. Raises
+        RequestRejected for raw, a seed, several answers, or a bound on the tokens of the reasoning.
+        """
+        require_chat(request)
+        if request.seed is not None:
+            raise RequestRejected("seed", "this service takes no seed; remove the field")
+        if request.n > 1:
+            raise RequestRejected("n", "this service gives one answer; submit the job several times")
+        body: dict[str, Any] = {
+            "model": self._model,
+            "input": [item for message in _messages(request) for item in _items(message)],
+            "max_output_tokens": request.max_tokens,
+            "store": False,
+        }
+        if with_temperature and request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.top_p not in (None, 1.0):
+            body["top_p"] = request.top_p
+        if reasoning := self._reasoning(request.reasoning):
+            body["reasoning"] = reasoning
+        if request.response_format is not None and request.response_format.type != "text":
+            body["text"] = {"format": _format(request.response_format)}
+        if request.tools:
+            body |= _tools(request)
+        if request.top_logprobs is not None:
+            body |= {"include": [_LOGPROBS], "top_logprobs": request.top_logprobs}
+        return body
+
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the response's text, reasoning and calls. Raises EngineError if the response failed, or ValueError."""
+        return completion_of(body, request)
+
+    def window(self, body: bytes) -> None:
+        """Return None: the description does not have the window. Raises ValidationError."""
+        _DescribedModel.model_validate_json(body)
+
+    def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
+        """Return the options of the reasoning; empty leaves them to the model. Raises RequestRejected."""
+        if asked is not None and not asked.is_wanted:
+            return {"effort": "none"}
+        if asked is not None and asked.max_tokens is not None:
+            raise RequestRejected("reasoning.max_tokens", "this service has no such bound; set `reasoning.effort`")
+        options = {"effort": asked.effort if asked is not None else None, "summary": self._summary}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def _messages(request: GenerationRequest) -> Sequence[Message]:
+    return request.messages or (Message(role="user", content=request.prompt or ""),)
+
+
+def _items(message: Message) -> list[dict[str, Any]]:
+    """Return a message as items of the input: the message itself, its calls, or a call's output."""
+    if message.role == "tool":
+        return [{"type": "function_call_output", "call_id": message.tool_call_id, "output": message.text}]
+    items: list[dict[str, Any]] = []
+    if message.images:
+        parts = [_part(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
+        items.append({"type": "message", "role": message.role, "content": parts})
+    elif message.text or not message.tool_calls:
+        items.append({"type": "message", "role": message.role, "content": message.text})
+    for call in message.tool_calls or ():
+        called = {"name": call.function.name, "arguments": call.function.arguments}
+        items.append({"type": "function_call", "call_id": call.id, **called})
+    return items
+
+
+def _part(part: ImagePart | TextPart) -> dict[str, Any]:
+    """Return a part of a user's message. Raises RequestRejected for a URL that the service would fetch."""
+    if isinstance(part, TextPart):
+        return {"type": "input_text", "text": part.text}
+    inline(part.image_url)
+    return {"type": "input_image", "image_url": part.image_url.url, "detail": part.image_url.detail or "auto"}
+
+
+def _format(form: ResponseFormat) -> dict[str, Any]:
+    """Return the form of the answer: chat completions nest the schema one level deeper."""
+    if form.json_schema is None:
+        return {"type": form.type}
+    schema = form.json_schema
+    return {"type": form.type, "name": schema.name, "schema": schema.schema_, "strict": schema.strict}
+
+
+def _tools(request: GenerationRequest) -> dict[str, Any]:
+    """Return the parameters for tools.
+
+    `strict` is always sent: by default this API is strict, and chat completions are not. An object without
+    `properties` is refused by the service.
+    """
+    tools = []
+    for tool in request.tools:
+        function = tool.function
+        described = {"description": function.description} if function.description is not None else {}
+        schema = {"type": "object", "properties": {}, **function.parameters}
+        strict = bool(function.strict)
+        tools.append({"type": "function", "name": function.name, **described, "parameters": schema, "strict": strict})
+    asked = request.tool_choice
+    choice = {"type": "function", "name": asked.function.name} if isinstance(asked, NamedTool) else asked
+    fields = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": request.parallel_tool_calls}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+Settings = ResponsesSettings
+
+
+def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
+    """Make the engine of a worker; see `EngineModule`."""
+    if settings.model is None:
+        raise ValueError("the responses engine needs the name of a model")
+    api = ResponsesApi(settings.model, settings.reasoning_summary)
+    service = OnlineService("responses", settings, api, clock)
+    return HttpEngine("responses", settings.model, settings, service, metrics=metrics)
