@@ -60,7 +60,9 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     ledgers.assert_each_exactly_once(jobs)
 
 
-def test_two_workers_with_one_identity_end_as_one_and_answer_once(ledgers: Ledgers, processes: StageProcesses) -> None:
+def test_one_of_two_workers_with_the_same_identity_ends_and_each_job_is_answered_once(
+    ledgers: Ledgers, processes: StageProcesses
+) -> None:
     processes.window = 40
     processes.start("same")
     first = processes.running.pop("same")

@@ -80,7 +80,7 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
     assert worker.terminate() == delivery.terminate() == 0
 
 
-def test_lines_of_kafkas_own_client_stand_among_the_lines_of_json(unprefixed: Product, own_broker: Broker) -> None:
+def test_log_lines_of_kafkas_client_are_json_like_all_others(unprefixed: Product, own_broker: Broker) -> None:
     worker = unprefixed.worker("w1", "--engine", "echo", "--with-delivery")
     eventually(lambda: worker.ready()[0], 60, "the worker does not become ready")
     own_broker.kill()

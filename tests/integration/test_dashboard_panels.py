@@ -57,7 +57,7 @@ def panels() -> dict[Panel, list[str]]:
     }
 
 
-def test_the_two_tests_below_ask_for_every_panel_but_those_of_a_gpu() -> None:
+def test_every_panel_except_those_of_a_gpu_is_tested_below() -> None:
     assert panels().keys() >= OF_VLLM | NOT_HERE.keys()
     assert len({title for _, title in panels()}) > 50
     assert [query for queries in panels().values() for query in queries if "$" in query] == []

@@ -255,7 +255,7 @@ async def test_a_site_without_robots_txt_is_read(status: str) -> None:
     assert len(evidence.sources) == 1
 
 
-async def test_robots_txt_is_read_for_the_name_that_it_has_for_us() -> None:
+async def test_the_rules_of_robots_txt_for_our_configured_name_are_followed() -> None:
     rules = saying(b"User-agent: *\nDisallow: /\n\nUser-agent: AcmeBot\nAllow: /\n")
     agent = "Mozilla/5.0 (compatible; AcmeBot/1.0)"
     evidence = await read(site_with_robots(rules, []), robots=True, user_agent=agent, robots_agent="AcmeBot")

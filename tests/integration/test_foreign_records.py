@@ -109,7 +109,7 @@ def foreign(module_fleet: KafkaSettings) -> Fleet:
     return Fleet(module_fleet, environment_of(module_fleet))
 
 
-def test_results_collects_the_result_of_each(foreign: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_command_results_collects_the_result_of_each_job(foreign: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     found = [json.loads(line)["job_id"] for line in foreign.run("results", "--since", "-1h").splitlines()]
     assert sorted(found) == sorted(PECULIAR)
     assert [line.getMessage().count("batch-unreadable") for line in caplog.records if line.name == "postback"] == [1]
@@ -146,7 +146,7 @@ def test_endpoints_are_listed_waiting_records_counted_and_jobs_cancelled(foreign
     foreign.run("cancel", "named")
 
 
-def test_the_exporter_reads_past_all_of_them(foreign: Fleet) -> None:
+def test_the_exporter_skips_all_foreign_records(foreign: Fleet) -> None:
     with connected(foreign.kafka, ExporterSettings(), done_offsets) as reader:
         for _ in range(2):
             waiting = reader.read(NOW_MS)

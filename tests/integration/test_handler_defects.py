@@ -36,7 +36,7 @@ break_at(DeliveryHandler, b"break-delivery")
 """A `sitecustomize.py`, which Python imports at start. Jobs are echoed, so a result has its job's words."""
 
 
-def test_the_fleet_goes_on_despite_such_records_and_a_redrive_after_an_upgrade_answers_them(
+def test_the_fleet_goes_on_despite_defects_of_handlers_and_a_redrive_after_an_upgrade_answers_the_records(
     product: Product, tmp_path: Path
 ) -> None:
     product.callbacks.up()

@@ -133,7 +133,9 @@ def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
     return places
 
 
-def test_each_record_is_refused_with_a_reason_that_names_its_field_and_the_worker_goes_on(product: Product) -> None:
+def test_each_invalid_record_is_refused_with_a_reason_that_names_its_field_and_the_worker_goes_on(
+    product: Product,
+) -> None:
     product.callbacks.up()
     places = put(product, CASES)
     valid = [f"valid-{number}" for number in range(PARTITIONS)]

@@ -265,7 +265,7 @@ async def test_a_second_answer_to_one_callback_does_not_answer_the_next_one(star
 
 
 @on_both_loops
-async def test_a_server_that_always_speaks_first_speaks_no_http(start: Start, poster: Poster) -> None:
+async def test_a_server_that_speaks_before_the_request_is_a_bad_response(start: Start, poster: Poster) -> None:
     async def script(peer: Peer) -> None:
         await peer.send(b"SSH-2.0-OpenSSH_9.6\r\n")
         await peer.request()

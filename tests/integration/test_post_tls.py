@@ -66,7 +66,7 @@ def speaking_old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
 @pytest.mark.parametrize("tenant", ["without-certificate", TENANT])
 @pytest.mark.parametrize("lowered", [False, True], ids=["ours", "lowered"])
 @on_both_loops
-async def test_a_server_that_speaks_no_tls_1_2_is_refused_by_our_minimum_and_nothing_else(
+async def test_a_server_without_tls_1_2_is_refused_only_because_of_our_minimum_version(
     start: Start, authority: Authority, tenant: str, lowered: bool
 ) -> None:
     """Both sides use OpenSSL's security level 0, since the usual level excludes TLS 1.1 anyway."""

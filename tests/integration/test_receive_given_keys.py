@@ -64,7 +64,7 @@ async def test_a_secret_verifies_without_a_keyring_and_the_command_ends_with_a_s
     )
 
 
-async def test_a_tenant_is_refused_only_where_one_is_named(tmp_path: Path) -> None:
+async def test_with_a_named_tenant_events_of_other_tenants_are_refused(tmp_path: Path) -> None:
     with receiving("--secret", SECRET, "--tenant", "other") as (_, url):
         assert await post(url, Signer([SECRET])) == 401
         assert await post(url, Signer([SECRET]), BODY.replace(b"acme", b"other")) == 200

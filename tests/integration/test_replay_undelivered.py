@@ -211,7 +211,7 @@ def test_naming_a_waiting_result_is_a_failure_and_naming_a_delivered_one_is_not(
         assert done.stderr.splitlines()[-1].startswith(f"postback: {said}")
 
 
-def test_where_delivery_has_never_run_everything_waits(fleet: KafkaSettings) -> None:
+def test_if_delivery_has_never_run_every_result_counts_as_waiting(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.results, "first")
     assert standings(fleet) == ([], {CallbackStanding.WAITING: 1}, 0)
 

@@ -102,7 +102,7 @@ async def test_texts_that_say_something_else_or_are_too_long_are_not_the_same(
     assert not await meaning.is_same(other, one, LEAST)
 
 
-async def test_a_threshold_decides() -> None:
+async def test_the_threshold_decides_which_texts_have_the_same_meaning() -> None:
     embedder = Embedder(str(embedding_model()), CLOCK)
     await embedder.start()
     try:

@@ -82,7 +82,7 @@ async def test_a_page_that_steers_is_labelled_and_changes_no_link(way: str, work
 
 
 @pytest.mark.parametrize("way", UNSEEN)
-async def test_an_attack_that_reaches_no_model_gets_no_label(way: str, worker: AnsweringWorker) -> None:
+async def test_an_attack_in_unseen_text_gets_no_label(way: str, worker: AnsweringWorker) -> None:
     async with speaking(saying(page(f"<p>{UNSEEN[way]}</p>"), HTML)) as origin:
         result = await worker.answer(QUESTION, f"{origin}/")
     assert (result.outcome, result.notes) == (Outcome.SUCCEEDED, [])

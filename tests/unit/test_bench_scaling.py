@@ -13,14 +13,16 @@ SLOW = "slow model"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != SLOW])
-def test_deadlines_cost_less_than_lag_and_miss_no_deadline_that_lag_meets(name: str) -> None:
+def test_scaling_by_deadlines_costs_less_than_scaling_by_lag_and_misses_no_further_deadline(name: str) -> None:
     ours, (lag, *_) = compare(name, SHORT_SECONDS)
 
     assert ours.missed <= lag.missed
     assert ours.replica_hours <= MOST_SHARE * lag.replica_hours
 
 
-def test_answers_longer_than_the_exporters_margin_cost_less_than_lag_and_one_job_in_two_hundred() -> None:
+def test_if_answers_outlast_the_exporters_margin_deadlines_cost_less_than_lag_and_miss_at_most_one_more_job_in_200() -> (
+    None
+):
     jobs = trace(SLOW, SHORT_SECONDS)
     ours, (lag, *_) = compare(SLOW, SHORT_SECONDS)
 

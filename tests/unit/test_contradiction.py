@@ -183,7 +183,7 @@ def test_an_opposite_negated_is_no_contradiction() -> None:
     )
 
 
-def test_not_only_and_no_fewer_than_assert_something() -> None:
+def test_the_phrases_not_only_and_no_fewer_than_do_not_negate() -> None:
     assert support("The mill ground wheat", "The mill ground not only wheat, but also rye.") in BEARING
     assert support("The mill had 40 stones", "The mill had no fewer than 40 stones.") in BEARING
 

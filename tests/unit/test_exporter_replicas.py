@@ -39,7 +39,7 @@ def test_enough_workers_are_wanted_for_the_tightest_deadline(lanes: list[Waiting
     assert wanted_replicas(lanes, 1.0, PLAN) == wanted
 
 
-def test_a_faster_worker_needs_fewer_like_it() -> None:
+def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     lanes = [due_in(1150, 5000)]
 
     assert [wanted_replicas(lanes, speed, PLAN) for speed in (0.5, 1, 10, 100)] == [20, 10, 1, 1]

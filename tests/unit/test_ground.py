@@ -276,7 +276,7 @@ def test_harmless_text_is_one_visible_line(text: str) -> None:
     assert "<|" not in clean
 
 
-def test_a_long_run_of_digits_costs_nothing() -> None:
+def test_a_long_run_of_digits_is_read_in_linear_time() -> None:
     """A pattern that can match a digit in two ways would try all combinations."""
     assert harmless("[" + "1" * 50_000).startswith("[111")
 

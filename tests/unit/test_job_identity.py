@@ -50,7 +50,7 @@ def test_a_job_that_a_worker_moved_keeps_its_identity() -> None:
 
 
 @pytest.mark.parametrize("dropped", ["webhook-id", "job-origin"])
-def test_neither_header_counts_without_the_other(dropped: str) -> None:
+def test_neither_header_of_an_identity_counts_without_the_other(dropped: str) -> None:
     headers = [header for header in moved(JOB, PLACE) if header[0] != dropped]
     there = Origin("anotherTopic", 0, 7)
     assert read(JOB, headers, there).webhook_id == there.webhook_id(JOB)

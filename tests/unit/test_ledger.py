@@ -60,7 +60,7 @@ def test_base_and_bitmap_follow_the_picture(picture: str, base: int, done: set[i
         }
 
 
-def test_returned_records_are_owed_before_unseen_ones() -> None:
+def test_returned_records_are_the_next_to_fetch_before_unseen_ones() -> None:
     ledger = ledger_of("xoxo.ox", 7)
     assert ledger.next_owed == ledger.next_offset == 14
     ledger.drop(12)
@@ -71,7 +71,7 @@ def test_returned_records_are_owed_before_unseen_ones() -> None:
     assert ledger.next_owed == 12
 
 
-def test_a_gap_of_any_length_fits_where_nothing_is_owed() -> None:
+def test_a_gap_of_any_length_fits_if_no_offset_before_it_is_undone() -> None:
     ledger = ledger_of("xx")
     assert ledger.fits(10**12)
     ledger.take(10**12)

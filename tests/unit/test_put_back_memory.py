@@ -92,7 +92,7 @@ def test_a_mark_takes_eight_bytes_and_a_mark_of_a_deleted_letter_takes_none() ->
     assert after - before < 9 * LETTERS
 
 
-def test_an_event_is_a_number_that_no_other_tenant_and_id_have() -> None:
+def test_each_pair_of_tenant_and_id_has_a_number_of_its_own() -> None:
     events = [
         event_of(result(*named))
         for named in (("acme", "msg_1"), ("acme", "msg_2"), ("globex", "msg_1"), ("acmem", "sg_1"), ("ac", "memsg_1"))

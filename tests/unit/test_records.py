@@ -61,7 +61,7 @@ def test_every_record_is_read_whatever_bytes_its_names_and_attributes_are(
 
 
 @given(st.binary(min_size=1, max_size=6))
-def test_a_name_that_is_not_utf_8_is_no_name_of_ours(noise: bytes) -> None:
+def test_a_header_whose_name_is_not_utf_8_is_none_of_ours(noise: bytes) -> None:
     for name in (noise + b"tenant", b"tenant" + noise, noise):
         (found,) = read(batch([record(b"v", [(name, b"acme")])]))
         assert found.headers[0][0] != "tenant"

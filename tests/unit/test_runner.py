@@ -82,7 +82,7 @@ async def test_a_record_whose_handler_raises_is_given_up() -> None:
     assert "a secret" not in failure.message
 
 
-async def test_a_handler_that_returns_no_outputs_at_all_has_a_defect_and_killed_nothing() -> None:
+async def test_a_handler_that_returns_none_has_a_defect_and_its_record_is_given_up() -> None:
     nothing: Any = None
     (completion,), defects = await run(Handler(nothing, [LETTER]))
     assert (completion.outputs, defects) == ([LETTER], {"handle": 1})

@@ -78,7 +78,7 @@ def test_the_guard_passes_or_refuses_any_text_and_each_part_of_a_passed_url_can_
 
 
 @given(TEXTS, POLICIES)
-def test_a_url_that_was_read_already_is_judged_as_well(text: str, policy: EgressPolicy) -> None:
+def test_a_parsed_url_is_judged_like_a_text(text: str, policy: EgressPolicy) -> None:
     with suppress(ValueError, TypeError, LookupError):
         url = URL(text)
         with suppress(EgressRefused):

@@ -126,7 +126,7 @@ async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(mak
     assert len(handler.destinations) == 0
 
 
-async def test_places_at_a_destination_survive_cancelled_records(make: Maker, consumer: Consumer) -> None:
+async def test_cancelled_records_give_their_places_at_a_destination_to_others(make: Maker, consumer: Consumer) -> None:
     handler = make(DeliverySettings(destination_concurrency=1, destination_queue_records=5, destination_wait_seconds=4))
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]

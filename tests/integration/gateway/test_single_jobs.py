@@ -119,7 +119,9 @@ def test_a_job_whose_client_leaves_is_cancelled(client: OpenAI, tls_gateway: Gat
     eventually(lambda: statuses() == ["cancelled"], SECONDS, lambda: f"{statuses()}")
 
 
-def test_cancellations_that_race_with_answers_have_one_end_each(client: OpenAI, tls_gateway: Gateway, key: str) -> None:
+def test_a_job_whose_cancellation_races_with_its_answer_ends_once(
+    client: OpenAI, tls_gateway: Gateway, key: str
+) -> None:
     jobs = [{"prompt": f"[[sleep 0.{n}]] Why?", "job_id": f"race-{n}"} for n in range(9)]
     assert tls_gateway.post("/v1/jobs", key, json=jobs).status_code == 202
     answers = [tls_gateway.post(f"/v1/jobs/{job['job_id']}/cancel", key) for job in jobs]

@@ -91,7 +91,7 @@ def test_a_head_that_comes_a_byte_at_a_time_gets_408(served: Served) -> None:
     assert statuses_in(answer) == [408]
 
 
-def test_a_connection_without_a_further_request_ends_in_silence(served: Served) -> None:
+def test_a_connection_without_a_further_whole_request_ends_without_a_further_response(served: Served) -> None:
     answers = talked(served, [GET + b"\r\n", GET + b"\r\n\r\n"])
     assert [statuses_in(answer) for answer in answers] == [[200], [200]]
 

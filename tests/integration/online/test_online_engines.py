@@ -327,7 +327,7 @@ async def test_an_answer_beyond_the_limit_is_not_read(kind: OnlineKind) -> None:
         (GEMINI, {"finishReason": None}, "other"),
     ],
 )
-async def test_each_reason_of_an_end_is_known(kind: OnlineKind, fields: dict[str, Any], reason: str) -> None:
+async def test_each_finish_reason_of_a_service_is_known(kind: OnlineKind, fields: dict[str, Any], reason: str) -> None:
     async with scripted(kind, says(kind, "so", **fields)) as (engine, _):
         assert (await engine.generate(request())).finish_reason == reason
 

@@ -60,7 +60,7 @@ async def test_wikipedia_gives_articles_in_the_order_of_relevance_without_disamb
     ]
 
 
-async def test_wikipedia_that_finds_nothing_says_nothing() -> None:
+async def test_a_search_of_wikipedia_that_finds_nothing_has_no_results() -> None:
     assert await found("wikipedia", wikipedia()) == []
 
 
