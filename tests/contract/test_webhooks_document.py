@@ -268,7 +268,7 @@ def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
     assert done.stdout.splitlines() == ["Missing required headers", genuine.webhook_id], done.stderr
 
 
-def test_while_keys_rotate_old_and_new_verify_and_a_leaked_one_ends_without_a_restart(fleet: Fleet) -> None:
+def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without_a_restart(fleet: Fleet) -> None:
     before = keys_of(fleet)
     assert postback("keys", "rotate", env=environment(fleet)).returncode == 0
     rotated = keys_of(fleet)

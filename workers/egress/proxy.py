@@ -86,7 +86,7 @@ class Proxy:
             except BaseException:
                 connection.close()
                 raise
-            if HTTPStatus(200) <= status < HTTPStatus(300):  # any of them opens the tunnel
+            if HTTPStatus(200) <= status < HTTPStatus(300):  # any 2xx opens the tunnel
                 return connection
             connection.close()
             raise _failure(status)
