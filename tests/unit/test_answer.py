@@ -20,7 +20,7 @@ EVIDENCE = Evidence(
     (
         NumberedSource(
             1, "pmid:111", "https://pubmed.ncbi.nlm.nih.gov/111/", "Aspirin [1] and\x07 stroke", (TEXT,),
-            particulars=Particulars("2019-03-05", doi="10.1000/x"),
+            particulars=Particulars("2019-03-05", doi="10.1000/x", read_by="ocr"),
         ),
         NumberedSource(
             2, "https://b.example/?utm=1", "https://b.example/?utm=1", None, ("The bank owes 3.5 billion crowns.",),
@@ -34,6 +34,7 @@ DETAILS = SourceDetails(
     title="Aspirin and stroke",
     published="2019-03-05",
     doi="10.1000/x",
+    read_by="ocr",
 )
 
 

@@ -69,6 +69,12 @@ def test_an_image_that_would_unpack_to_too_much_is_refused_by_its_header(side: i
         list(images_in(png_header(side), 1))
 
 
+def test_the_pages_before_a_broken_page_of_a_fax_are_used() -> None:
+    fax = saved(SMALL, "TIFF", save_all=True, append_images=[SMALL])
+    [first] = images_in(fax[:-600], 5)
+    assert first.tobytes() == SMALL.tobytes()
+
+
 def test_a_tiff_has_all_pages() -> None:
     tiff, count = as_tiff([SMALL, SMALL.transpose(Image.Transpose.ROTATE_90)])
     assert count == 2

@@ -27,18 +27,29 @@ Image.init()  # imports Pillow's plugins now: a confined process cannot import t
 
 
 def images_in(body: bytes, most: int) -> Iterator[Image.Image]:
-    """Yield the pages of an image file as gray images: up to `most` pages of a TIFF, else one. Raises Unreadable."""
+    """Yield the pages of an image file as gray images: up to `most` pages of a TIFF, else one.
+
+    The pages before a broken page are used. Raises Unreadable if the first page cannot be used.
+    """
+    is_first = True
     try:
         with Image.open(BytesIO(body), formats=_FORMATS) as image:
             pages = most if image.format == "TIFF" else 1
             for frame in islice(ImageSequence.Iterator(image), pages):
                 yield _gray(frame)
-    except (Unreadable, MemoryError):
+                is_first = False
+    except MemoryError:
         raise
-    except Image.DecompressionBombError:
-        raise _too_large() from None
-    except Exception:  # Pillow raises errors of many classes for broken files
-        raise Unreadable("it is not an image that can be read") from None
+    except Exception as error:  # Pillow raises errors of many classes for broken files
+        if is_first:
+            raise _reason(error) from None
+
+
+def _reason(error: Exception) -> Unreadable:
+    if isinstance(error, Unreadable):
+        return error
+    is_bomb = isinstance(error, Image.DecompressionBombError)
+    return _too_large() if is_bomb else Unreadable("it is not an image that can be read")
 
 
 def _too_large() -> Unreadable:
