@@ -127,6 +127,11 @@ def test_one_look_at_the_start_of_a_burst_is_no_queue() -> None:
     assert told(Limits(MOST), *[(20, 236)] * (QUEUE_LOOKS - 1), (256, 0)) == (MOST, MOST)
 
 
+def test_a_look_at_the_end_of_a_batch_lowers_no_limit() -> None:
+    """A real server with four places told these counts, and for a second got one request at once."""
+    assert told(Limits(MOST), (4, 36), (4, 36), (1, 31), in_flight=40) == (4, 5)
+
+
 def test_a_server_without_running_requests_says_nothing() -> None:
     assert told(Limits(MOST), *[(0, 256)] * 9, (0, 0)) == (MOST, MOST)
 

@@ -13,6 +13,7 @@ by one for each round of answers.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +25,8 @@ QUEUE_LOOKS: Final = 3
 """Looks in a row that must find requests waiting.
 
 The first steps after a burst leave requests waiting even if the server has a place for each of them. One look at such a
-step would leave a fast server idle for half a minute.
+step would leave a fast server idle for half a minute. The looks count together: at the end of a batch, vLLM counts none
+of the requests that the last step ended.
 """
 
 
@@ -94,8 +96,8 @@ class CountLimit:
 
     def __init__(self, most: int) -> None:
         self._rank = Rank(most)
-        self._looks = 0
-        """The last looks in a row that found requests waiting."""
+        self._queue: deque[int] = deque(maxlen=QUEUE_LOOKS)
+        """The requests that ran in the last looks in a row that found others waiting."""
 
     @property
     def places(self) -> int:
@@ -107,12 +109,17 @@ class CountLimit:
 
         The server counts a request for several answers several times: the running part of them is the same.
         """
-        self._looks = self._looks + 1 if load.waiting else 0
-        if not load.running or not in_flight or 0 < self._looks < QUEUE_LOOKS:
+        if not load.running or not in_flight:
             return
         both = load.running + load.waiting
         ran = math.ceil(min(in_flight, both) * load.running / both)
-        self._rank.step(ran, is_full=load.waiting > 0)
+        if not load.waiting:
+            self._queue.clear()
+            self._rank.step(ran, is_full=False)
+            return
+        self._queue.append(ran)
+        if len(self._queue) == QUEUE_LOOKS:
+            self._rank.step(max(self._queue), is_full=True)
 
 
 class Limits:
