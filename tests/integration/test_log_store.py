@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from console.publish import ROOT
+from tests.debian_package import unpacked
 from tests.ecs import REQUIRED, problems
 from tests.integration.deployment import compose_model
-from tests.integration.gateway.gateway_process import gateway_process
+from tests.integration.gateway.gateway_process import Gateway, gateway_process
 from tests.log_store import LogStore, filebeat_command, shipping
+from tests.otel_collector import OtelCollector, running_collector
+from tests.postback_command import POSTBACK
 from tests.product import Product, eventually
 
 PROMPT = "Which zebrafish swims fastest?"
@@ -36,12 +43,15 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Pr
     audit = tmp_path / "audit.jsonl"
     product.callbacks.up()
     product.callbacks.tenants = ("acme",)
+    (tmp_path / "collector").mkdir()
     with (
         LogStore(tmp_path / "store") as store,
-        gateway_process(product, POSTBACK_GATEWAY__AUDIT_FILE=str(audit), **DEBUG) as gateway,
+        running_collector(tmp_path / "collector") as collector,
+        gateway_process(product, POSTBACK_GATEWAY__AUDIT_FILE=str(audit), **telling(collector)) as gateway,
         shipping(store, tmp_path / "filebeat", logs=f"{product.folder}/*.log", audit=str(audit)),
     ):
-        roles = [product.worker("w", **DEBUG), product.deliver("d", **DEBUG), product.exporter("e", **DEBUG)]
+        told = telling(collector)
+        roles = [product.worker("w", **told), product.deliver("d", **told), product.exporter("e", **told)]
         job = {"prompt": PROMPT, "callback_url": product.callbacks.url}
         job_id = gateway.post("/v1/jobs", gateway.key(), json=job).json()["id"]
 
@@ -62,6 +72,17 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Pr
         assert (submitted["organization.id"], submitted["postback.objects"]) == ("acme", f'["{job_id}"]')
         assert [problems(line, REQUIRED) for line in audit.read_text().splitlines()] == [[]]
         assert store.found("zebrafish") == store.found('"error.type":=json') == []
+
+        told_by_store, told_by_lines, told_by_spans = followed(job_id, gateway, store, collector)
+        assert f"job        {job_id}, tenant acme, succeeded\n" in told_by_store
+        assert "attempt 1 to http://127.0.0.1" in told_by_store
+        lines = [json.loads(line) for line in told_by_lines.splitlines()]
+        assert {_place(line) for line in lines} >= {*path, ("gateway", "createJobs")}
+        assert lines == sorted(lines, key=lambda line: line["_time"])
+        spans = [line.split("\t") for line in told_by_spans.splitlines()]
+        assert spans[0][1:3] == ["gateway", "POST /v1/jobs"]
+        assert {(service, name) for _, service, name, _ in spans} >= {("worker", "infer"), ("deliver", "POST callback")}
+        assert min(float(milliseconds) for *_, milliseconds in spans) >= 0
 
 
 def test_lines_of_containers_arrive_and_a_line_that_is_no_json_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -96,6 +117,38 @@ def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_pat
             more.write(json.dumps(of_a_role | {"log": "Fatal Python error: Aborted\n"}) + "\n")
         eventually(lambda: store.found("Aborted") != [], 60, "the second line does not arrive")
         assert sorted(line["_msg"].strip() for line in store.found("*")) == ["Fatal Python error: Aborted", "first"]
+
+
+def telling(collector: OtelCollector) -> dict[str, str]:
+    """The variables of a process that logs every step, and sends its spans to this collector."""
+    return {**DEBUG, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+
+
+def followed(job_id: str, gateway: Gateway, store: LogStore, collector: OtelCollector) -> list[str]:
+    """The outputs of the commands by which docs/OPERATIONS.md follows a job, with the `trace.id` of the log lines."""
+    page = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    [block] = re.findall(r"^Follow one job .*?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    here = {"http://127.0.0.1:9428": store.url, "JOB": job_id, "spans.jsonl": str(collector.file)}
+    env, outputs = gateway.environment() | with_programs(), list[str]()
+    for command in re.split(r"^(?=postback |curl |jq )", block, flags=re.MULTILINE)[1:]:
+        for name, value in here.items():
+            command = command.replace(name, value)
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        outputs.append(done.stdout)
+        if found := re.findall(r'"trace.id":"([0-9a-f]{32})"', done.stdout):
+            [here["TRACE"]] = set(found)
+    return outputs
+
+
+def with_programs() -> dict[str, str]:
+    """The environment in which a shell finds `postback` and `jq`, which comes from Debian's packages if need be."""
+    folders = [str(POSTBACK.parent), os.environ["PATH"]]
+    if shutil.which("jq"):
+        return {"PATH": ":".join(folders)}
+    packages = [unpacked(name) for name in ("jq", "libjq1", "libonig5")]
+    libraries = [str(folder) for package in packages for folder in package.glob("usr/lib/*-linux-gnu")]
+    return {"PATH": ":".join([str(packages[0] / "usr" / "bin"), *folders]), "LD_LIBRARY_PATH": ":".join(libraries)}
 
 
 def _place(line: dict[str, str]) -> tuple[str, str]:
