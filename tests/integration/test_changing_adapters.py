@@ -26,7 +26,7 @@ from workers.engines.registry import engine_settings
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1_200)]
 
 QUESTIONS = [f"{'A page that several jobs share. ' * 20}Who wrote book {number}?" for number in range(3)]
-LONG = 200
+LONG = 300
 
 
 class Served:
@@ -81,8 +81,8 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     polite, base, first = folder / "polite", await served.answers(None), await served.answers("polite")
     alone = await served.long("polite")
 
-    running = await served.running("polite")
     wide = write_adapter(folder / "wide", 24)
+    running = await served.running("polite")
     await served.change(polite=polite, wide=wide)
     assert not running.done()
     assert [*served.engine.adapters] == ["polite", "wide"]
@@ -91,8 +91,8 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     assert all(len({*answers}) == 3 for answers in zip(base, first, second, strict=True))
 
     # A job keeps its version; later ones get the new folder, and no page of the former one's prefix cache.
-    running = await served.running("polite")
     changed = write_adapter(folder / "changed", 8, seed=5)
+    running = await served.running("polite")
     await served.change(polite=changed, wide=wide, same=changed)
     shutil.rmtree(polite)
     third = await served.answers("polite")
@@ -122,11 +122,9 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
         if name in ("dora", "small", "large"):
             rank, width = (40, 128) if name == "large" else (8, 64 if name == "small" else 128)
             write_adapter(folder / name, rank, width=width, use_dora=name == "dora")
-        running = await served.running("polite")
         with pytest.raises(NeedsRestart, match=why) as refused:
             await served.change(polite=changed, new=folder / name)
         assert str(folder) not in str(refused.value)
-        await running
     assert [*served.engine.adapters] == ["polite"]
     assert await served.answers("polite") == third
     assert await served.answers(None) == base
