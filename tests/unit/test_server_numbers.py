@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import example, given
@@ -13,9 +14,21 @@ from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.online.responses import ResponsesApi
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
+from workers.engines.openai_http.models import ServerModels
 
 COUNTS = st.integers() | st.sampled_from([-1, 2**31, 10**400])
 LOGPROBS = st.lists(st.none() | st.floats(), max_size=4)
+
+
+NOISE = st.recursive(
+    st.none() | st.booleans() | COUNTS | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("id", "data")), inner, max_size=2),
+    max_leaves=8,
+)
+WINDOWS = st.fixed_dictionaries(
+    {"id": st.just("m"), "name": st.just("m")},
+    optional=dict.fromkeys(("max_input_tokens", "inputTokenLimit", "outputTokenLimit", "max_model_len"), NOISE),
+)
 
 
 def require_usable(completion: Completion) -> None:
@@ -68,3 +81,20 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
         except ValueError:
             continue
         require_usable(completion)
+
+
+@given(st.binary(max_size=40) | (NOISE | WINDOWS | st.fixed_dictionaries({"data": st.lists(WINDOWS)})).map(written))
+@example(written({"data": [{"id": "m", "max_model_len": -1}]}))
+def test_any_description_of_a_model_has_a_window_that_holds_a_token_or_none_or_is_refused(body: bytes) -> None:
+    reads: tuple[Callable[[bytes], int | None], ...] = (
+        MessagesApi("m", "2023-06-01").window,
+        GenerateContentApi("m").window,
+        ResponsesApi("m").window,
+        lambda listed: ServerModels.model_validate_json(listed).window_of("m"),
+    )
+    for read in reads:
+        try:
+            window = read(body)
+        except ValueError:
+            continue
+        assert window is None or window >= 1

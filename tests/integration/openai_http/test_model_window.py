@@ -24,6 +24,8 @@ from workers.inference.ground import CUT_NOTE
         (lists({"id": "m1"}), 500, 500),
         (lists({"id": "m1"}), None, None),
         (lists({"id": "m2", "max_model_len": 600}), None, None),
+        (lists({"id": "m1", "max_model_len": -1}), None, None),
+        (lists({"id": "m1", "max_model_len": 0}), 500, 500),
         (answers(200, {"data": "none"}), 500, 500),
         (answers(404, problem("no such path")), 500, 500),
     ],

@@ -29,12 +29,15 @@ class ServerModels(BoundedModel):
         return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:
-        """Return the tokens of this model's window, or of its base model's window; None if unknown."""
+        """Return the tokens of this model's window, or of its base model's window; None if unknown.
+
+        A number below 1 is no window: taken as one, it would reject every job.
+        """
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
         if model is not None and model.max_model_len is None and model.parent is not None:
             model = by_name.get(model.parent)
-        return model.max_model_len if model is not None else None
+        return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
 
     @property
     def shown(self) -> str:
