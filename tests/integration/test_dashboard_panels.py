@@ -21,9 +21,9 @@ from telemetry.metrics import Metrics
 from tests.http_handler import handling
 from tests.integration.gateway.gateway_process import gateway_process
 from tests.integration.test_engine_contract import request
-from tests.integration.test_rollout import FAST, Fleet
 from tests.product import Product, eventually
 from tests.prometheus_tools import Prometheus, scraping
+from tests.rollout_fleet import FAST, echo_fleet
 from tests.screening_rules import words
 from workers.engines.vllm import VllmEngine
 
@@ -74,7 +74,7 @@ def test_each_panel_shows_data_of_a_fleet_with_sources_a_rollout_and_a_failing_c
     product.callbacks.up(Behaviour(fail_first=1))
     with ExitStack() as stack:
         web = stack.enter_context(handling(Web))
-        fleet = Fleet(product, tmp_path, **settings_with_sources(web), POSTBACK_SCREENING__RULES=str(rules))
+        fleet = echo_fleet(product, tmp_path, **settings_with_sources(web), POSTBACK_SCREENING__RULES=str(rules))
         gateway = stack.enter_context(gateway_process(product, POSTBACK_SCREENING__RULES=str(rules)))
         roles = {
             "postback-worker": [fleet.worker, product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")],

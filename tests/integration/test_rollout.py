@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,82 +13,18 @@ from devkit.model import embedding_model
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
+from tests.rollout_fleet import FAST, RolloutFleet, echo_fleet
 
 pytestmark = pytest.mark.broker
 
-REGISTRY = """
-[engines.here]
-kind = "echo"
-[models.small]
-engine = "here"
-aliases = ["assistant"]
-[models.next]
-engine = "here"
-"""
-FAST = ("--sample", "1", "--canary-jobs", "3", "--per-second", "10000", "--max-jobs", "600")
-
-
-class Fleet:
-    """A worker with the alias `assistant`, and jobs for it that go on until a condition holds.
-
-    `settings` are variables of the worker's environment.
-    """
-
-    def __init__(self, product: Product, folder: Path, **settings: str) -> None:
-        self.product = product
-        self.numbers = count()
-        self.prompt = "Say {} now"
-        file = folder / "models.toml"
-        file.write_text(REGISTRY)
-        self.worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), **settings)
-        eventually(lambda: "serving" in self.worker.said(), 60, self.worker.said)
-
-    def rollout(self, *arguments: str) -> str:
-        done = postback_here("rollout", *arguments, env=environment_of(self.product.kafka))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def state(self) -> dict[str, Any]:
-        [found] = json.loads(self.rollout("status", "--json"))
-        assert isinstance(found, dict)
-        return found
-
-    def jobs(self, number: int) -> None:
-        names = [f"job-{next(self.numbers)}" for _ in range(number)]
-        self.product.submit(
-            {"job_id": name, "model_id": "assistant", "prompt": self.prompt.format(name)} for name in names
-        )
-
-    def until(self, step: str, seconds: float = 120) -> dict[str, Any]:
-        """Send jobs until the rollout has this step."""
-
-        def reached() -> bool:
-            self.jobs(100)
-            return bool(self.state()["step"] == step)
-
-        eventually(reached, seconds, lambda: f"{self.state()} {self.worker.said()[-3000:]}")
-        return self.state()
-
-    def compared(self) -> int:
-        """Send a few jobs, and return the number of comparisons so far."""
-        self.jobs(5)
-        return int(self.state()["compared"])
-
-    def all_answered(self) -> list[dict[str, Any]]:
-        """Wait until each job has a result; fails if a job has two."""
-        sent = next(self.numbers)
-        eventually(lambda: len(self.product.outcomes()) >= sent, 60, "jobs have no result")
-        assert set(self.product.outcomes().values()) == {"succeeded"}
-        return self.product.results()
-
 
 @pytest.fixture
-def fleet(product: Product, tmp_path: Path) -> Iterator[Fleet]:
-    yield Fleet(product, tmp_path)
+def fleet(product: Product, tmp_path: Path) -> RolloutFleet:
+    return echo_fleet(product, tmp_path)
 
 
-def test_the_same_weights_are_promoted_automatically_and_every_job_is_answered_once(
-    fleet: Fleet, tmp_path: Path
+def test_the_same_weights_are_promoted_by_themselves_and_every_job_is_answered_once(
+    fleet: RolloutFleet, tmp_path: Path
 ) -> None:
     shadow = fleet.product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
     fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST)
@@ -139,7 +73,7 @@ class Different(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_different_model_is_aborted_automatically_and_no_job_sees_it(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_different_model_is_aborted_by_itself_and_no_job_sees_it(fleet: RolloutFleet, tmp_path: Path) -> None:
     with handling(Different) as url:
         shadow = fleet.product.worker(
             *("s1", "--engine", "openai", "--model", "next", "--shadow"),
@@ -171,7 +105,7 @@ class Reworded(Different):
         self._says("Now say job-1")
 
 
-def test_answers_in_other_words_are_equal_if_the_shadow_worker_compares_by_meaning(fleet: Fleet) -> None:
+def test_answers_in_other_words_are_equal_if_the_shadow_worker_compares_by_meaning(fleet: RolloutFleet) -> None:
     fleet.prompt = "Say job-1 now"  # one text, whose vector the model's process keeps
     with handling(Reworded) as url:
         shadow = fleet.product.worker(
