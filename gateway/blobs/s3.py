@@ -44,10 +44,10 @@ class S3Blobs:
         """Return the pieces of a range."""
         if length == 0:
             return
-        end = "" if length is None else start + length - 1
+        key, end = self._key(name), "" if length is None else start + length - 1
         try:
             with _mapped(is_read=True):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=f"bytes={start}-{end}")
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{end}")
         except _Beyond:
             return
         with _mapped():
