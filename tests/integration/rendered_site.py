@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from tests.aiohttp_server import serving
-from tests.integration.raw_server import FACT
+from tests.integration.raw_server import FACT, speaking
 
 QUESTION = "When did the Halvorsen bridge open?"
 SHELL_TEXT = "This application about the Halvorsen bridge needs JavaScript."
@@ -104,32 +104,17 @@ async def canary() -> AsyncIterator[Canary]:
 async def connect_proxy(public: str, port: int) -> AsyncIterator[tuple[int, list[str]]]:
     """Serve a proxy for which the address `public` is 127.0.0.1 at `port`. Yields its port and its destinations."""
     asked: list[str] = []
-    running: set[asyncio.Task[None]] = set()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.add(task)
-        try:
-            asked.append((await reader.readuntil(b"\r\n\r\n")).split()[1].decode())
-            if not asked[-1].startswith(f"{public}:"):
-                writer.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
-                return
-            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.wait(
-                [asyncio.create_task(_copied(reader, far_writer)), asyncio.create_task(_copied(far_reader, writer))]
-            )
-        finally:
-            writer.close()
-            running.discard(task)
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not asked[-1].startswith(f"{public}:"):
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(_copied(reader, far_writer), _copied(far_reader, writer))
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1], asked
-    finally:
-        server.close()
-        await asyncio.gather(*running, return_exceptions=True)
+    async with speaking(script, targets=asked) as origin:
+        yield int(origin.rpartition(":")[2]), asked
 
 
 async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
