@@ -7,6 +7,12 @@ before it joins. The clock runs from the first submit until the last answer. The
 
 The worker asks for log-probabilities, which it needs for `confidence` and which cost time. AsyncLLM alone is measured
 twice: with log-probabilities, like the worker, and without them, like a caller that does not need them.
+
+AsyncLLM alone decodes each token as it comes. The worker decodes each answer once (`decoding`); it is also measured
+with vLLM's decoding.
+
+The CPU time is this process's: the event loop in front of the engine, and the threads beside it. The processes of the
+engine and of Kafka are not counted. Other programs on the machine change the CPU time less than the rates.
 """
 
 from __future__ import annotations
@@ -63,14 +69,36 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """Rates of one round, in jobs a second."""
+class Speed:
+    """The speed of one side in one round."""
 
-    without: float
+    rate: float
+    """Jobs a second."""
+    cpu_ms: float
+    """CPU time of this process, in milliseconds a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The sides of one round."""
+
+    without: Speed
     """AsyncLLM alone, without log-probabilities."""
-    alone: float
+    alone: Speed
     """AsyncLLM alone, with log-probabilities."""
-    worker: float
+    worker: Speed
+    by_vllm: Speed
+    """The worker whose answers vLLM decodes, token by token."""
+
+    @property
+    def sides(self) -> dict[str, Speed]:
+        """The sides by their names in the tables."""
+        return {
+            "AsyncLLM with log-probabilities": self.alone,
+            "AsyncLLM without": self.without,
+            "worker": self.worker,
+            "worker that lets vLLM decode": self.by_vllm,
+        }
 
 
 def main() -> None:
@@ -93,23 +121,23 @@ def _options() -> argparse.Namespace:
 
 
 def _report(rounds: Sequence[Round]) -> None:
-    lines = [
-        (
-            f"{one.alone:.1f}",
-            f"{one.without:.1f}",
-            f"{one.worker:.1f}",
-            f"{one.worker / one.alone:.2f}",
-            f"{one.worker / one.without:.2f}",
-        )
-        for one in rounds
-    ]
-    alone = "AsyncLLM with log-probabilities, jobs/s", "AsyncLLM without, jobs/s"
-    table((*alone, "worker, jobs/s", "worker / with", "worker / without"), lines)
+    sides = [*rounds[0].sides]
+    print("\njobs/s")
+    lines = [[*(f"{one.sides[side].rate:.1f}" for side in sides), *_ratios(one)] for one in rounds]
+    table((*sides, "worker / with", "worker / without"), lines)
+    print("CPU ms a job, of the process in front of the engine")
+    spent = {side: [one.sides[side].cpu_ms for one in rounds] for side in sides}
+    lines = [[f"{each:.2f}" for each in row] for row in zip(*spent.values(), strict=True)]
+    table(sides, [*lines, [f"median {statistics.median(each):.2f}" for each in spent.values()]])
     print("the worker asks for log-probabilities; every job has exactly one result")
-    same = statistics.median(one.worker / one.alone for one in rounds)
-    less = statistics.median(one.worker / one.without for one in rounds)
+    same = statistics.median(one.worker.rate / one.alone.rate for one in rounds)
+    less = statistics.median(one.worker.rate / one.without.rate for one in rounds)
     verdict("worker / AsyncLLM alone that does the same work", same, TARGET, at_least=True)
     verdict("worker / AsyncLLM alone without log-probabilities", less, TARGET, at_least=True)
+
+
+def _ratios(one: Round) -> list[str]:
+    return [f"{one.worker.rate / other.rate:.2f}" for other in (one.alone, one.without)]
 
 
 async def _rounds(used: Kafka, work: Workload, rounds: int) -> list[Round]:
@@ -125,14 +153,20 @@ async def _rounds(used: Kafka, work: Workload, rounds: int) -> list[Round]:
 async def _round(used: Kafka, work: Workload, engine: VllmEngine) -> Round:
     without = await _alone(engine._llm, work, log_probabilities=False)
     alone = await _alone(engine._llm, work, log_probabilities=True)
-    return Round(without, alone, await _worker(used, work, engine))
+    worker = await _worker(used, work, engine)
+    decoding = engine._prompts.decoding
+    decoding.is_possible = False
+    try:
+        return Round(without, alone, worker, await _worker(used, work, engine))
+    finally:
+        decoding.is_possible = True
 
 
 # -- the worker --------------------------------------------------------------------------------------------------
 
 
-async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
-    """Return the worker's rate, in jobs a second."""
+async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> Speed:
+    """Return the worker's speed."""
     kafka = await asyncio.to_thread(new_fleet, used, PARTITIONS)
     jobs = (_job(number, prompt, work.tokens) for number, prompt in enumerate(work.prompts()))
     await asyncio.to_thread(prefill, kafka, jobs)
@@ -140,7 +174,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
     async with AsyncExitStack() as stack:
         stage = await inference_stage(process, engine, stack)
         running = asyncio.create_task(stage.run())
-        took = await _timed(process.metrics, running, work.jobs)
+        took, cpu = await _timed(process.metrics, running, work.jobs)
         stage.stop()
         await running
     messages = await asyncio.to_thread(committed_records, kafka.client_config(), kafka.topics.results)
@@ -148,19 +182,19 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> float:
     assert_exactly_once((str(result.custom_id) for result in results), work.jobs)
     if any(result.outcome != "succeeded" for result in results):
         raise RuntimeError("a job did not succeed")
-    return work.jobs / took
+    return Speed(work.jobs / took, cpu * 1_000 / work.jobs)
 
 
-async def _timed(metrics: Metrics, running: asyncio.Task[None], jobs: int) -> float:
-    """Return the seconds from the first dispatch to the last settle."""
-    started = time.monotonic()
+async def _timed(metrics: Metrics, running: asyncio.Task[None], jobs: int) -> tuple[float, float]:
+    """Return the seconds from the first dispatch to the last settle, and the CPU seconds of this process in them."""
+    started, cpu = time.monotonic(), time.process_time()
     while (settled := value_of(metrics, SETTLED)) < jobs:
         if not settled and not value_of(metrics, IN_FLIGHT):
-            started = time.monotonic()
+            started, cpu = time.monotonic(), time.process_time()
         if running.done():
             raise RuntimeError("the stage ended before every job was settled")
         await asyncio.sleep(LOOK_SECONDS)
-    return time.monotonic() - started
+    return time.monotonic() - started, time.process_time() - cpu
 
 
 def _job(number: int, prompt: str, tokens: int) -> bytes:
@@ -170,12 +204,12 @@ def _job(number: int, prompt: str, tokens: int) -> bytes:
 # -- AsyncLLM alone ----------------------------------------------------------------------------------------------
 
 
-async def _alone(llm: Any, work: Workload, *, log_probabilities: bool) -> float:
-    """Return the rate of AsyncLLM alone, in jobs a second, with all prompts submitted at once."""
+async def _alone(llm: Any, work: Workload, *, log_probabilities: bool) -> Speed:
+    """Return the speed of AsyncLLM alone, with all prompts submitted at once."""
     params = _sampling(work, log_probabilities=log_probabilities)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     await asyncio.gather(*(_answer(llm, number, prompt, params) for number, prompt in enumerate(work.prompts())))
-    return work.jobs / (time.monotonic() - started)
+    return Speed(work.jobs / (time.monotonic() - started), (time.process_time() - cpu) * 1_000 / work.jobs)
 
 
 def _sampling(work: Workload, *, log_probabilities: bool) -> Any:

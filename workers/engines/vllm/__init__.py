@@ -9,6 +9,7 @@
     changes         other weights or adapters for a running engine
     tokens          a prompt as tokens
     sampling        requests and answers in vLLM's terms
+    decoding        an answer's text, decoded once from its tokens
     calling         tools, and the calls in an answer
     thinking        the model's reasoning
     schema_limits   rejects schemas that would block vLLM

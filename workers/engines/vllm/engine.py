@@ -344,6 +344,7 @@ class VllmEngine(TextsAlone):
                 self._defaults,
                 marks_are_special=thinking is not None and thinking.is_special,
                 tools=tools,
+                decodes_at_end=self._prompts.decoding.is_possible,
             )
             is_grammar_first = thinking is not None and grammar_is_first(request, tokens, thinking, tools)
             outputs = llm.generate(
@@ -360,6 +361,7 @@ class VllmEngine(TextsAlone):
             return Completion("", "abort", len(tokens), 0)
         if all(one.finish_reason != "abort" for one in output.outputs):
             self._places.answered(request.n)
+        self._prompts.decoding.write_texts(output, tokens, params)
         return completion_of(output, request, tokens, self._thinking, tools)
 
     async def _pooled(

@@ -44,23 +44,27 @@ def sampling_params(
     *,
     marks_are_special: bool = False,
     tools: ToolsOfRequest | None = None,
+    decodes_at_end: bool = False,
 ) -> Any:
     """Return the request as `SamplingParams`. `defaults` come from the model's `generation_config.json`.
 
-    `marks_are_special` keeps the marks around reasoning in the text. Without a temperature of the request or the model,
-    sampling is greedy for one answer, and has the temperature 1 for several. Raises RequestRejected for a JSON Schema
-    that exceeds the bounds of `schema_limits`.
+    `marks_are_special` keeps the marks around reasoning in the text. With `decodes_at_end`, vLLM decodes only answers
+    whose stop texts or log-probabilities need the text of each token; see `decoding`. Without a temperature of the
+    request or the model, sampling is greedy for one answer, and has the temperature 1 for several. Raises
+    RequestRejected for a JSON Schema that exceeds the bounds of `schema_limits`.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    stop = [*request.stop, *settings.stop]
     return SamplingParams(
         n=request.n,
         max_tokens=request.max_tokens,
         temperature=_temperature(request, defaults),
         top_p=defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
         seed=request.seed,
-        stop=[*request.stop, *settings.stop],
+        stop=stop,
+        detokenize=bool(stop) or request.top_logprobs is not None or not decodes_at_end,
         logprobs=_logprobs(request, settings),
         flat_logprobs=True,  # takes a third less CPU time than a dictionary for each token
         structured_outputs=_structure(request, tools),

@@ -13,6 +13,7 @@ from schemas.job import Message
 from schemas.tools import ToolCall
 from workers.engines.base import NO_IMAGES, GenerationRequest, RequestRejected, require_texts
 from workers.engines.prompts import arguments_of, plain_text
+from workers.engines.vllm.decoding import Decoding
 from workers.engines.vllm.loading import short
 
 
@@ -24,6 +25,8 @@ class Prompts:
 
         self._renderer = renderer
         self._tokenizer = renderer.get_tokenizer()
+        self.decoding = Decoding(self._tokenizer)
+        """Decodes the answers to the prompts."""
         self._is_in_code = not isinstance(renderer, HfRenderer)
         """True for a chat template that is code of vLLM, such as DeepSeek V3.2's."""
         self._template = None if self._is_in_code else _found(resolve_chat_template, renderer)
