@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,69 +11,18 @@ import pytest
 from schemas.codec import read_result
 from schemas.job import Message, ResponseFormat
 from schemas.result import Result
-from schemas.settings import SettingsRefused
-from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS
-from tests.integration.openai_http.servers import Server, answers, lists, openai_server, says
+from tests.integration.openai_http.servers import Server, answers, openai_server, says
+from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
 from tests.unit.echo_worker import record
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import EngineAway, EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
-from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
-from workers.engines.models.registry_file import ModelRegistry, RegistryModel, read_registry
-from workers.engines.models.served_model import ServedModel
-from workers.engines.registry import engine_settings
+from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.handler import InferenceHandler
 from workers.inference.model_rules import ModelRules
-from workers.inference.registry import Ours, Registry
-from workers.inference.registry_watch import RegistryWatch
+from workers.inference.registry import Registry
 from workers.inference.settings import WorkerSettings
-
-ASKED = GenerationRequest("r1", "Hello?", None, 16, 0.0)
-
-
-class Rig:
-    """A registry's engine over scripted servers. `{name}` in the file's text becomes the URL of that server."""
-
-    def __init__(self, path: Path, urls: dict[str, str]) -> None:
-        self.file = path / "models.toml"
-        self.urls = urls
-        self.metrics = Metrics()
-
-    def read(self, text: str | None = None) -> ModelRegistry:
-        if text is not None:
-            for name, url in self.urls.items():
-                text = text.replace("{" + name + "}", json.dumps(url))
-            self.file.write_text(text)
-        return read_registry(self.file, engine_settings()())
-
-    def engine(self, text: str, lane: str | None = None) -> RegistryEngine:
-        return RegistryEngine(self.read(text), lane, CLOCK, self.metrics)
-
-    def sample(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-@asynccontextmanager
-async def rig(path: Path, **servers: Server) -> AsyncIterator[Rig]:
-    async with AsyncExitStack() as stack:
-        models = [{"id": name} for name in ("m1", "small", "large")]
-        urls = {
-            name: await stack.enter_async_context(openai_server(server, Server(lists(*models))))
-            for name, server in servers.items()
-        }
-        yield Rig(path, urls)
-
-
-@asynccontextmanager
-async def started(engine: RegistryEngine) -> AsyncIterator[RegistryEngine]:
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
-
 
 TWO_ADDRESSES = """
 [engines.e]
@@ -193,26 +139,6 @@ async def test_a_family_without_a_system_role_gets_its_rules_in_the_users_messag
 
 # -- through the handler ---------------------------------------------------------------------------------------------
 
-ESCALATING = """
-[engines.a]
-kind = "openai"
-addresses = [{a}]
-attempts = 1
-[engines.b]
-kind = "openai"
-addresses = [{b}]
-attempts = 1
-[models.small]
-engine = "a"
-max_tokens = 7
-temperature = 0.5
-cost = { prompt = 1000, completion = 1000 }
-escalate = { to = "large", on = ["not_json", "low_confidence"], below = 0.5 }
-[models.large]
-engine = "b"
-cost = { prompt = 2000, completion = 2000 }
-escalate = { to = "small", on = ["failed"] }
-"""
 JSON = {"response_format": {"type": "json_object"}}
 
 
@@ -291,85 +217,6 @@ async def test_an_unsure_answer_is_kept_if_the_next_model_gives_none(
         result = await result_of(around)
         assert (result.outcome, result.text) == ("succeeded", text)
         assert result.notes == [f"escalated: the confidence was below 0.5 with model small; {end}"]
-
-
-# -- a changed file --------------------------------------------------------------------------------------------------
-
-
-async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
-    async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
-        started(around.engine(ESCALATING)) as engine,
-    ):
-        routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, around.read, engine, routes, None)
-        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
-        await watch.look()
-        assert routes.route("gpt-4o", None) == Ours()
-        assert "gpt-4o" in routes.announced
-        assert (await engine.generate(replace(ASKED, model_id="gpt-4o"))).text == "x"
-        around.file.write_text("[models]\nwrong = 1\n")
-        await watch.look()
-        assert routes.route("gpt-4o", None) == Ours()
-        with pytest.raises(NeedsRestart, match="other models"):
-            await engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
-        with pytest.raises(NeedsRestart, match="settings of small"):
-            await engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
-
-
-async def test_a_file_that_changes_while_an_engine_is_away_is_used_once_the_engine_is_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    away = [EngineAway("the engine is away"), EngineAway("the engine is away")]
-
-    async def change_model(served: ServedModel, model: RegistryModel) -> None:
-        if away:
-            raise away.pop()
-        served.change(model)
-
-    monkeypatch.setattr(ServedModel, "require_change", lambda served, model: None)
-    monkeypatch.setattr(ServedModel, "change_model", change_model)
-    async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
-        started(around.engine(ESCALATING)) as engine,
-    ):
-        routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, around.read, engine, routes, None)
-        changed = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
-        around.read(changed.replace("attempts = 1", "attempts = 2", 1))
-        for _ in range(2):
-            await watch.look()
-            assert "gpt-4o" not in routes.announced
-        assert caplog.text.count("registry-reload-waits") == 1
-        await watch.look()
-        assert "gpt-4o" in routes.announced
-
-
-@pytest.mark.parametrize("raised", [OSError(5, "Input/output error"), SettingsRefused("POSTBACK_ENGINE__X: wrong")])
-async def test_a_folder_or_a_setting_that_cannot_be_read_changes_nothing_and_ends_no_watch(
-    raised: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Earlier, a profiles' folder on a lost network disk ended the watch, and the watch ended the worker."""
-    problems = [raised]
-
-    def read() -> ModelRegistry:
-        if problems:
-            raise problems.pop()
-        return around.read()
-
-    async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
-        started(around.engine(ESCALATING)) as engine,
-    ):
-        routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, read, engine, routes, None)
-        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
-        await watch.look()
-        assert "gpt-4o" not in routes.announced
-        assert "registry-reload-failed" in caplog.text
-        await watch.look()
-        assert ("gpt-4o" in routes.announced) == isinstance(raised, OSError)
 
 
 async def test_a_lanes_worker_serves_the_models_of_its_lane_only(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import Respond, Server, answers, lists, problem, says
 from tests.integration.openai_server import serving
+from tests.integration.registry_rig import ASKED, rig, started
 from tests.integration.test_engine_contract import request
-from tests.integration.test_served_models import ASKED, rig, started
 from workers.engines.openai_http import OpenAIEngine, follow, server
 from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS
 from workers.engines.openai_http.settings import OpenAISettings
