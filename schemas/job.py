@@ -23,10 +23,8 @@ from schemas.messages import Message as Message
 from schemas.messages import TextPart as TextPart
 from schemas.messages import images_in as images_in
 from schemas.sources import MAX_DOCUMENTS as MAX_DOCUMENTS
-from schemas.sources import MAX_DOMAINS as MAX_DOMAINS
 from schemas.sources import MAX_PARAMETER_CHARS as MAX_PARAMETER_CHARS
 from schemas.sources import MAX_QUERY_CHARS as MAX_QUERY_CHARS
-from schemas.sources import MAX_SEARCHES as MAX_SEARCHES
 from schemas.sources import Base64 as Base64
 from schemas.sources import Day as Day
 from schemas.sources import Domain as Domain

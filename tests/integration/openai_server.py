@@ -51,7 +51,7 @@ async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", chat)
     async with serving(app) as url:
-        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), SystemClock()), asked
+        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), SystemClock(), Metrics()), asked
 
 
 def echo_app() -> web.Application:

@@ -110,6 +110,20 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     assert await served.answers(None) == base
     assert await served.answers("polite") == third
 
+    await refuses_broken_folders(served, changed)
+    assert [*served.engine.adapters] == ["polite"]
+    assert await served.answers("polite") == third
+    assert await served.answers(None) == base
+
+    await waits_for_a_dead_engine(served, polite=changed, late=wide)
+    assert await served.answers("polite") == third  # a fresh load has the adapters of the last file
+    await served.change(polite=changed, late=wide)
+    assert await served.answers("late") == second
+
+
+async def refuses_broken_folders(served: Served, changed: Path) -> None:
+    """Each folder that is no adapter of the model is refused, with the reason and without the path."""
+    folder = served.folder
     shutil.copytree(changed, folder / "weightless")
     (folder / "weightless" / "adapter_model.safetensors").unlink()
     for name, why in {
@@ -125,20 +139,17 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
         with pytest.raises(NeedsRestart, match=why) as refused:
             await served.change(polite=changed, new=folder / name)
         assert str(folder) not in str(refused.value)
-    assert [*served.engine.adapters] == ["polite"]
-    assert await served.answers("polite") == third
-    assert await served.answers(None) == base
 
+
+async def waits_for_a_dead_engine(served: Served, **adapters: Path) -> None:
+    """A file that comes after the death of vLLM's processes is refused for now."""
     for pid in engine_processes():
         os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(60):
         while served.engine.load().away is None:
             await asyncio.sleep(0.05)
     with pytest.raises(NotYet, match="small: the engine is away"):
-        await served.change(polite=changed, late=wide)
-    assert await served.answers("polite") == third  # a fresh load has the adapters of the last file
-    await served.change(polite=changed, late=wide)
-    assert await served.answers("late") == second
+        await served.change(**adapters)
 
 
 async def test_an_engine_that_started_without_adapters_asks_for_a_restart(tmp_path: Path) -> None:

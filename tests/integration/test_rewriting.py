@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
 from tests.integration.profiled_worker import Worker, working
 from tests.integration.search_services import Service, answering, esearch
@@ -60,7 +61,7 @@ async def worker_with(model: Model) -> AsyncIterator[tuple[Worker, Service]]:
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", model.chat)
     async with serving(app) as url, answering(esearch()) as pubmed:
-        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock())
+        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock(), Metrics())
         async with working(engine, pubmed=pubmed.url) as worker:
             yield worker, pubmed
 

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
 from tests.integration.profiled_worker import Worker, working
 from workers.engines.openai_http import OpenAIEngine
@@ -52,7 +53,9 @@ async def worker_with(model: Model, checks: int) -> AsyncIterator[Worker]:
     app.router.add_post("/v1/chat/completions", model.chat)
     async with (
         serving(app) as url,
-        working(OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock()), checks=checks) as worker,
+        working(
+            OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock(), Metrics()), checks=checks
+        ) as worker,
     ):
         yield worker
 

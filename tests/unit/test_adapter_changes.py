@@ -185,6 +185,16 @@ async def test_an_adapter_whose_load_fails_at_the_start_keeps_no_place_and_its_j
     assert await engine.unloaded() == ["add bad#3"]
 
 
+async def test_the_folder_of_an_unknown_user_is_refused_like_a_missing_one(engine: Engine) -> None:
+    """Python raises a RuntimeError for such a path, which would end the worker."""
+    nowhere = "~no-such-user/law"
+    await engine.start(bad=nowhere, a=engine.made("a"))
+    assert engine.adapters.names == ("a",)
+    with pytest.raises(EngineRefused, match="new cannot be loaded: its folder does not exist"):
+        await engine.change(bad=nowhere, a=engine.made("a"), new=nowhere)
+    assert engine.adapters.names == ("a",)
+
+
 async def test_a_mended_adapter_is_loaded_when_the_file_is_saved_again(engine: Engine) -> None:
     await engine.start(a=engine.made("a"))
     with pytest.raises(EngineRefused, match="b cannot be loaded"):

@@ -23,9 +23,8 @@ log = get_logger()
 class RegistryWatch(SideTask):
     """Reads the registry file again within five seconds of a change.
 
-    A file that is invalid or needs a restart has no effect, and a file that comes while an engine is away is used once
-    the engine is back. `read` raises RegistryRefused, SettingsRefused, and the
-    OSError of an unreadable folder of profiles.
+    A file that is invalid or needs a restart has no effect. A file that comes while an engine is away is used once the
+    engine is back. `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of profiles.
     """
 
     def __init__(

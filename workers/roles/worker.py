@@ -127,7 +127,7 @@ async def _announce(
     # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(
-        *(kafka, process.replica, lane), lambda: registry.announced, lambda: adapters_of(engine), process.clock
+        kafka, process.replica, lane, lambda: registry.announced, lambda: adapters_of(engine), process.clock
     )
     stack.push_async_callback(announcer.close)
     process.beside.append(announcer)

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.openai_http.servers import Respond, lists, problem
 from tests.integration.openai_server import serving
 from workers.engines.openai_http import OpenAIEngine
@@ -115,7 +116,7 @@ async def pooling_engine(server: PoolingServer, **settings: Any) -> AsyncIterato
     """A started engine of the server."""
     async with pooling_url(server) as url:
         chosen = {"base_url": url, "model": "m1", "attempts": 3, **settings}
-        engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+        engine = OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock(), Metrics())
         await engine.start()
         try:
             yield engine

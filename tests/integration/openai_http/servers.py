@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
 from workers.engines.openai_http import OpenAIEngine
 from workers.engines.openai_http.settings import OpenAISettings
@@ -75,7 +76,7 @@ async def engine_for(
     """An engine of an `openai_server`; the engine is not started."""
     async with openai_server(server, models, metrics) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
-        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock())
+        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock(), Metrics())
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import (
     KEY,
@@ -102,7 +103,7 @@ async def test_a_model_that_the_server_lacks_ends_the_start_with_the_names_of_it
 async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
     server = Server(says("yes"))
     async with openai_server(server) as url:
-        lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock())
+        lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock(), Metrics())
         with pytest.raises(EngineRefused, match=r"has no list of models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await lost.start()
     assert server.bodies == []

@@ -110,7 +110,7 @@ async def engine_of(
         app.router.add_get("/metrics", metrics)
     async with serving(app) as url:
         settings = OpenAISettings.model_validate({"base_url": url, "model": "m1", "api_key": "sk-private"})
-        engine = OpenAIEngine(settings, SystemClock(), shown)
+        engine = OpenAIEngine(settings, SystemClock(), shown or Metrics())
         await engine.start()
         try:
             yield engine

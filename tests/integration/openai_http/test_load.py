@@ -11,6 +11,7 @@ from aiohttp import web
 from schemas.codec import read_result
 from schemas.result import ResultError
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.handlers import TOPICS
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import Respond, Server, answers, engine_at, problem, says
@@ -87,7 +88,7 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
         origin = f"http://127.0.0.1:{closed.getsockname()[1]}"
         settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
         with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
-            await OpenAIEngine(settings, SystemClock()).start()
+            await OpenAIEngine(settings, SystemClock(), Metrics()).start()
 
 
 POISON = "Which bridge is poisonous?"

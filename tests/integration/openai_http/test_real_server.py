@@ -20,6 +20,7 @@ import pytest
 
 from devkit.model import tiny_model
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
@@ -68,9 +69,9 @@ async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None
 @pytest.mark.timeout(400)
 async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
     async with vllm_server(tmp_path / "server.log") as url:
-        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock())
-        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock())
-        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock())
+        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock(), Metrics())
+        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock(), Metrics())
+        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock(), Metrics())
         try:
             for engine in (chat, plain):
                 await engine.start()

@@ -218,4 +218,4 @@ def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpE
         raise ValueError("the anthropic engine needs the name of a model")
     api = MessagesApi(settings.model, settings.version)
     service = OnlineService("anthropic", settings, api, clock)
-    return HttpEngine("anthropic", settings.model, settings, service, metrics=metrics)
+    return HttpEngine("anthropic", settings.model, settings, service, metrics)

@@ -283,4 +283,4 @@ def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngi
     if settings.model is None:
         raise ValueError("the gemini engine needs the name of a model")
     service = OnlineService("gemini", settings, GenerateContentApi(settings.model), clock)
-    return HttpEngine("gemini", settings.model, settings, service, metrics=metrics)
+    return HttpEngine("gemini", settings.model, settings, service, metrics)

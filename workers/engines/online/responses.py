@@ -183,4 +183,4 @@ def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpE
         raise ValueError("the responses engine needs the name of a model")
     api = ResponsesApi(settings.model, settings.reasoning_summary)
     service = OnlineService("responses", settings, api, clock)
-    return HttpEngine("responses", settings.model, settings, service, metrics=metrics)
+    return HttpEngine("responses", settings.model, settings, service, metrics)

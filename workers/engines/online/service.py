@@ -32,7 +32,7 @@ from workers.engines.openai_http.server import answer_body, new_session, once_an
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
-_OVERLOADED: Final = frozenset((408, 409, 429, 502, 503, _TOO_MANY_OF_ALL))
+_OF_THE_SERVICE: Final = frozenset((408, 409, 429, 502, 503, _TOO_MANY_OF_ALL))
 """Statuses that concern the whole service."""
 _NOT_LET_IN: Final = frozenset((401, 402, 403))
 """Statuses that concern the key or the account. Anthropic uses 402 for a problem with the payment."""
@@ -153,7 +153,7 @@ class OnlineService:
         """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the service is away."""
         async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
             body = await self._read(response)
-        if 400 <= response.status < 500 and response.status not in _OVERLOADED:
+        if 400 <= response.status < 500 and response.status not in _OF_THE_SERVICE:
             raise self._refused(response.status, problem_in(body))
         if response.status != 200:
             raise EngineUnavailable(str(response.status))
@@ -173,10 +173,10 @@ class OnlineService:
             raise EngineFailed("the service answered 504: the request took too long", took_too_long=True)
         if _is_of_the_account(status, problem):
             raise EngineUnavailable(f"the service refuses {self._where} ({status})")
-        if status in _OVERLOADED or status >= 500:
+        if status in _OF_THE_SERVICE or status >= 500:
             after = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
             is_overload = status in OVERLOADED or status == _TOO_MANY_OF_ALL
-            return TryAgain(f"the service answered {status}", after, status in _OVERLOADED, is_overload)
+            return TryAgain(f"the service answered {status}", after, status in _OF_THE_SERVICE, is_overload)
         if status in (400, 413, 422) and problem.param != "model":
             raise _refusal(request, status, problem, self._api.fields)
         if status != 200:

@@ -72,9 +72,8 @@ class HttpEngine:
         model: str,
         settings: OpenAISettings | OnlineSettings,
         server: HttpServer,
-        *,
+        metrics: Metrics,
         look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
-        metrics: Metrics | None = None,
     ) -> None:
         """`look` returns the server's own counts; None for a service that tells none."""
         self.name = name
@@ -82,8 +81,7 @@ class HttpEngine:
         self._settings = settings
         self._reads_images = are_read_by(family_of(model), model) if settings.images is None else settings.images
         self._server = server
-        show = metrics.engine_limit.labels(name).inc if metrics is not None else _show_nowhere
-        self._slots = Slots(settings.max_concurrency, show)
+        self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
         self._look = look
         self._following: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[Completion]] = {}
@@ -210,16 +208,11 @@ class HttpEngine:
 class OpenAIEngine(HttpEngine):
     """The engine of a server that speaks OpenAI's protocol."""
 
-    def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics | None = None) -> None:
-        """The metrics show the limit; with None, none are shown."""
+    def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics) -> None:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
         server = OpenAIServer(settings.model, settings, clock)
-        super().__init__("openai", settings.model, settings, server, look=server.load, metrics=metrics)
-
-
-def _show_nowhere(difference: float) -> None:
-    """Show no limit: the engine has no metrics."""
+        super().__init__("openai", settings.model, settings, server, metrics, server.load)
 
 
 def _is_cancelled() -> bool:

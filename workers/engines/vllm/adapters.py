@@ -282,4 +282,12 @@ def _refuse(version: _Version, reason: str) -> None:
 
 
 def _paths(folders: Mapping[str, str]) -> dict[str, Path]:
-    return {name: Path(folder).expanduser() for name, folder in folders.items()}
+    return {name: _path(folder) for name, folder in folders.items()}
+
+
+def _path(folder: str) -> Path:
+    """Return the folder, with the home of its `~`. The `~name` of an unknown user stays, as the name of no folder."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        return Path(folder)

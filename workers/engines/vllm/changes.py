@@ -24,8 +24,8 @@ async def change(
 ) -> VllmSettings:
     """Give the engine other weights or adapters, and return its new settings. `llm` is None while the engine is away.
 
-    Raises EngineRefused if the change needs a restart, EngineAway if the engine is away, and
-    EngineUnavailable if it failed.
+    Raises EngineRefused if the change needs a restart or an adapter cannot be loaded, EngineAway if the engine is away,
+    and EngineUnavailable if the engine failed.
     """
     new = cast("VllmSettings", section)
     model = {"model": old.model, "revision": old.revision}

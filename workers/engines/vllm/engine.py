@@ -159,8 +159,7 @@ class VllmEngine(TextsAlone):
         If vLLM fails at the weights, its processes are killed, and the former model is loaded again.
         """
         llm = self._llm if self._away() is None else None
-        parts = self._adapters, self._guardian, self._asking_health
-        self._settings = await change(llm, self._settings, section, *parts)
+        self._settings = await change(llm, self._settings, section, self._adapters, self._guardian, self._asking_health)
         self._model, self.models = str(self._settings.model), self._settings.names
 
     async def close(self) -> None:

@@ -24,9 +24,9 @@ class Recognition:
         self._settings = settings
         self._turns = Turns(settings.ocr_documents)
         self._arguments = (
-            *(str(settings.member_bytes), str(settings.ocr_pages), languages),
-            *(tesseract.program, tesseract.data, *tesseract.libraries),
-        )
+            str(settings.member_bytes), str(settings.ocr_pages), languages,
+            tesseract.program, tesseract.data, *tesseract.libraries,
+        )  # fmt: skip
 
     async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
         """Return the answer of a reader about this page, with the text of its pictures. Raises Unreadable."""
