@@ -56,7 +56,7 @@ def _announced(kafka: KafkaSettings) -> Announced | str:
         return str(error)
     if announced is None:
         return "no worker of the shared lanes has announced itself within three minutes"
-    return announced if not announced.more else "a worker has more models than it announces"
+    return announced if not announced.more else "a worker has more models or adapters than it announces"
 
 
 def _warn_of_models(lines: Lines, announced: Sequence[str]) -> None:

@@ -190,7 +190,7 @@ def test_an_adapter_that_no_worker_announces_is_named_with_its_lines_and_the_fix
     ("announced", "why"),
     [
         (None, "no worker of the shared lanes has announced itself within three minutes"),
-        (Announced(("echo",), more=True), "a worker has more models than it announces"),
+        (Announced(("echo",), more=True), "a worker has more models or adapters than it announces"),
         (BrokerUnreachable("k:9092"), "no Kafka broker answers at k:9092: "),
     ],
 )

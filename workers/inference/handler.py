@@ -160,8 +160,8 @@ class InferenceHandler:
     async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
         """Return the job with its model's defaults, as the input filter lets it pass.
 
-        `size` is that of the job or its payload in bytes. Raises InvalidJob, and UnscreenedJob if the job is over
-        first.
+        `size` is that of the job or its payload in bytes. Raises InvalidJob, and UnscreenedJob for a job that is over
+        before it is screened.
         """
         received = self._rules.with_defaults(received)
         self._warnings.warn(received.unknown)

@@ -1,7 +1,7 @@
 """Finds a page's main text with trafilatura, an optional package. Runs in a member of the pool.
 
-Trafilatura only says which lines of the visible text are the main text. Trafilatura also reads
-text from attributes and scripts, but the model gets only visible lines. Tables and lists keep their form.
+Trafilatura only says which lines of the visible text are the main text. Trafilatura also reads text from attributes and
+scripts, but the model gets only visible lines. Tables and lists keep their form.
 """
 
 from __future__ import annotations
