@@ -15,7 +15,7 @@ A job's sources go down this list. Each step has a type, so a signature says whi
     cache/      readings: in memory, in Redis, in a file
     turns       fair shares of connections and processes, among tenants and among a tenant's jobs
     processes/
-      pool      the only processes that parse bytes of pages; the worker may kill them
+      pool      the processes that parse bytes of pages; the worker may kill them
       child     the worker's side of one process's pipes; frames: the process's side
       recognition   pictures of text, read by tesseract: ocr is the process that starts it; tesseract: its fences
       member    the loop of a pool process; confinement: the fences around the process

@@ -7,16 +7,19 @@
     tensors         shapes in safetensors files
     calls           calls that end when vLLM's process does
     changes         other weights or adapters for a running engine
+    weights         the weights of another folder of the same model
     tokens          a prompt as tokens
     sampling        requests and answers in vLLM's terms
     decoding        an answer's text, decoded once from its tokens
     calling         tools, and the calls in an answer
     thinking        the model's reasoning
+    pooling         embeddings, scores and classes
     schema_limits   rejects schemas that would block vLLM
     loading         reloads an engine that died
     load_failures   explains a failed load
+    failures        vLLM's errors as an engine's
+    process_log     the output of vLLM's own processes, in the worker's log
     figures         takes vLLM's own counts, and exports some as metrics
-    places          the number of requests that run at once
     health          tells if an engine hangs
     guardian        ends the engine's processes when the worker ends
     cpu_worker      asks Linux for AMX

@@ -136,10 +136,10 @@ def _pages(document: pypdfium2.PdfDocument) -> Iterator[tuple[int, str, bool]]:
                 _remove_hidden(page, items)
                 with closing(page.get_textpage()) as textpage:
                     text = _HYPHENATED.sub("", textpage.get_text_bounded()).replace("\r\n", "\n")
-                yield number, text, len(text.strip()) < _STAMP_CHARS and _is_picture(page, items)
+                yield number, text, len(text.strip()) < _STAMP_CHARS and _is_covered_by_pictures(page, items)
 
 
-def _is_picture(page: pypdfium2.PdfPage, items: list[_Item]) -> bool:
+def _is_covered_by_pictures(page: pypdfium2.PdfPage, items: list[_Item]) -> bool:
     """True if pictures cover most of the page. A scanner may store a page as many strips."""
     width, height = page.get_size()
     boxes = [item.box for item in items if item.kind == pdfium.FPDF_PAGEOBJ_IMAGE]
