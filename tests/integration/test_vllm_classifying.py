@@ -1,0 +1,96 @@
+"""vLLM in the worker with a classifier and with a cross-encoder: the numbers are those of transformers.
+
+Both models are all-MiniLM-L6-v2 with a drawn head, since no small trained one is published on PyPI. The head's weights
+are large, so that the classes' probabilities differ clearly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.model import embedding_model
+from schemas.job import Job
+from telemetry.metrics import Metrics
+from workers.engines.base import Completion, GenerationRequest, RequestRejected
+from workers.engines.pooling import PoolingInput
+from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.settings import VllmSettings
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1_200)]
+
+LABELS = ["news", "sport", "weather"]
+TEXTS = ["The cat sleeps on the mat.", "The Rhine flows into the North Sea.", "Bread is baked from flour."]
+QUERY = "Which river meets the sea?"
+
+
+def with_head(folder: Path, labels: list[str]) -> tuple[Any, Any]:
+    """Save the embedding model with a drawn head of one class for each label; return it with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    names = dict(enumerate(labels))
+    torch.manual_seed(7)
+    model: Any = BertForSequenceClassification.from_pretrained(
+        embedding_model(), num_labels=len(labels), id2label=names, label2id={name: at for at, name in names.items()}
+    )
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=1.0)
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedding_model())
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def logits(model: Any, tokenizer: Any, *texts: list[str]) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(**tokenizer(*texts, padding=True, return_tensors="pt")).logits
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(VllmSettings(model=str(folder), max_num_seqs=16), Metrics())
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def answer(engine: VllmEngine, **fields: object) -> Completion:
+    job = Job.model_validate(fields)
+    return await engine.generate(GenerationRequest("r1", job.prompt, None, 8, None, pooling=PoolingInput.of(job)))
+
+
+def rows(completion: Completion) -> list[list[float]]:
+    assert completion.pooled is not None
+    return [[*row] for row in completion.pooled.rows]
+
+
+async def test_a_classifier_gives_each_text_its_probabilities_and_the_likeliest_label(tmp_path: Path) -> None:
+    model, tokenizer = await asyncio.to_thread(with_head, tmp_path, LABELS)
+    expected = logits(model, tokenizer, TEXTS).softmax(-1).tolist()
+    async with serving(tmp_path) as engine:
+        given = await answer(engine, classify=TEXTS)
+        with pytest.raises(RequestRejected, match="embed: this model gives no embeddings; it gives labels"):
+            await answer(engine, embed=TEXTS)
+    assert rows(given) == [pytest.approx(row, abs=1e-2) for row in expected]
+    assert given.pooled is not None
+    assert [*given.pooled.labels] == [LABELS[row.index(max(row))] for row in expected]
+
+
+async def test_a_cross_encoder_reads_query_and_document_together(tmp_path: Path) -> None:
+    model, tokenizer = await asyncio.to_thread(with_head, tmp_path, ["relevant"])
+    expected = logits(model, tokenizer, [QUERY] * len(TEXTS), TEXTS).sigmoid().flatten().tolist()
+    async with serving(tmp_path) as engine:
+        scored = await answer(engine, score={"queries": [QUERY], "documents": TEXTS})
+        ranked = await answer(engine, rerank={"query": QUERY, "documents": TEXTS})
+    assert [row[0] for row in rows(scored)] == pytest.approx(expected, abs=1e-2)
+    assert rows(ranked) == [pytest.approx(row, abs=1e-3) for row in rows(scored)]
