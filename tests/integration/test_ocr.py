@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import psutil
 import pytest
@@ -14,11 +17,16 @@ from schemas.job import Sources
 from tests.integration.raw_server import FACT, enriching, page, saying, speaking
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 from workers.enrichment.evidence import Evidence
+from workers.enrichment.processes.child import Child
+from workers.enrichment.processes.tesseract import Tesseract
+from workers.enrichment.settings import EnrichmentSettings
 from workers.system.errors import ProcessError
+from workers.system.secrecy import prctl
 
 QUESTION = "When did the Halvorsen bridge in Tarnby open?"
 HALVES = "The Halvorsen bridge in Tarnby opened in 1987", "and carries the coast road over the river Vesla."
 OTHER = "The ferry was sold to an owner in the north."
+PR_SET_CHILD_SUBREAPER: Final = 36
 PATIENT = {"ocr": "eng", "ocr_seconds": 100.0}
 
 
@@ -190,3 +198,25 @@ async def test_a_worker_without_tesseract_does_not_start(monkeypatch: pytest.Mon
     with pytest.raises(ProcessError, match="tesseract is missing; install it"):
         async with enriching(ocr="eng"):
             pass
+
+
+@contextmanager
+def _first_process() -> Iterator[None]:
+    """Adopt orphans as the first process of a container does."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+async def test_a_killed_tesseract_leaves_no_dead_process_in_a_container() -> None:
+    found = Tesseract.find("eng")
+    numbers = "60", str(EnrichmentSettings().member_bytes), "1"
+    with _first_process():
+        child = await Child.start(
+            "workers.enrichment.processes.ocr", *numbers, "eng", found.program, found.data, *found.libraries
+        )
+        (started,) = _tesseracts()
+        await child.kill()
+        assert started.pid not in [one.pid for one in psutil.Process().children()]

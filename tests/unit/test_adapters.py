@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_an_adapter_is_refused_with_the_reason(tmp_path: Path, content: bytes | 
     if content is not None:
         (tmp_path / CONFIG).write_bytes(content)
     with pytest.raises(AdapterRefused, match=reason):
+        rank_of(tmp_path)
+
+
+def test_a_configuration_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / CONFIG)
+    with pytest.raises(AdapterRefused, match="is not JSON"):
+        rank_of(tmp_path)
+    with os.fdopen(os.open(tmp_path / CONFIG, os.O_RDWR), "wb"), pytest.raises(AdapterRefused, match="is not JSON"):
         rank_of(tmp_path)
 
 

@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+from pypdfium2 import PdfDocument
 
+from devkit.pdf_files import pdf
 from telemetry.clock import Deadline, SystemClock
 from tests.drawn import drawn
 from tests.scanned import saved, scanned, scanned_pdf
@@ -23,7 +25,7 @@ from workers.enrichment.processes.member import extract_page
 from workers.enrichment.processes.ocr import PictureReader
 from workers.enrichment.reading.extract import extract
 from workers.enrichment.reading.pictures import Postponed, is_picture
-from workers.enrichment.reading.scans import MAX_PIXELS, as_tiff, images_in
+from workers.enrichment.reading.scans import MAX_PIXELS, as_tiff, images_in, page_image
 from workers.enrichment.settings import EnrichmentSettings
 
 FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF\x10\0\0\0WEBP")
@@ -136,6 +138,20 @@ def reading(script: str, seconds: float = 0.2) -> Iterator[PictureReader]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
         yield PictureReader(shell, 9, Deadline.after(SystemClock(), seconds))
         shell.kill()
+
+
+@settings(max_examples=drawn(30), deadline=None)
+@given(st.floats(-12, 9.3), st.floats(-12, 9.3))
+@example(9, -9)
+@example(9, 0)
+@example(0, 9)
+def test_a_page_of_any_size_becomes_a_picture_of_bounded_size(wide: float, high: float) -> None:
+    box = f"/MediaBox [0 0 {10**wide:.15f} {10**high:.15f}]"
+    body = pdf(["0 0 0 rg"]).replace(b"/MediaBox [0 0 595 842]", box.encode())
+    with closing(PdfDocument(body)) as document:
+        image = page_image(document, 0)
+    assert max(image.size) < 2**15  # tesseract refuses a longer side, and all pages after it
+    assert image.width * image.height < 11_000_000
 
 
 FAX = saved(SMALL, "TIFF", save_all=True, append_images=[SMALL, SMALL])

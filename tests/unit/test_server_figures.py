@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +70,28 @@ def test_the_counts_of_all_ranks_and_models_are_added(counts: list[tuple[str, in
         waiting.labels(model, str(rank)).set(waits)
     page = generate_latest(registry)
     assert load_in(page) == ServerLoad(sum(runs for _, runs, _ in counts), sum(waits for _, _, waits in counts))
+
+
+HOSTILE = [b'\\"', b"\\\\", b"}", b"} 1", b'a="",', b"{", b" ", b"\t", b"9", b"1 1"]
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_a_line_takes_few_steps_whatever_its_labels_hold(label: bytes) -> None:
+    lines = [name.encode() + b'{a="' + label * (900 // len(label)) + b'"} 1' for name in (RUNNING, WAITING)]
+    count = 0
+
+    def counted(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        load = load_in(b"\n".join(lines * 500))
+    finally:
+        sys.setprofile(before)
+    assert load == ServerLoad(500, 500)
+    assert count < 10_000
 
 
 NOISE = st.one_of(

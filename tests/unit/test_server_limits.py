@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yarl import URL
 
 from tests.drawn import drawn
 from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS, AnswerLimit, Limits, ServerLoad
+from workers.engines.openai_http.server import new_session
 
 MOST = 256
 
@@ -224,3 +226,11 @@ def test_after_any_counts_and_refusals_the_limit_is_between_one_and_the_setting(
             limits.answers.timed_out(limits.answers.begin(), numbers[0])
             limits.answers.refused(limits.answers.begin() - numbers[1], numbers[0])
         assert 1 <= limits.places <= limits.number <= most
+
+
+async def test_the_cookies_of_a_server_are_not_kept() -> None:
+    """A server can send another one with each answer, for as long as the worker runs."""
+    async with new_session({}, 1) as session:
+        for number in range(3):
+            session.cookie_jar.update_cookies({f"cookie{number}": "x"}, URL("http://models.example/v1"))
+        assert not list(session.cookie_jar)

@@ -239,6 +239,15 @@ async def test_a_known_item_of_another_form_is_a_failure(item: Any) -> None:
             await engine.generate(request())
 
 
+async def test_an_answer_of_a_hundred_thousand_parts_is_a_failure() -> None:
+    """As models, the parts of an answer of 8 MiB would take half a gigabyte."""
+    crowd = [{"type": "x"}] * 1000
+    for items in ([said("", content=crowd)], [thought(content=crowd)], [*crowd, *crowd]):
+        async with scripted(RESPONSES, answers(200, response(*items))) as (engine, _):
+            with pytest.raises(EngineFailed, match="another form"):
+                await engine.generate(request())
+
+
 async def test_the_reasoning_itself_comes_before_its_summary() -> None:
     summaries = await answered(response(thought("One.", "Two."), thought("Three."), said("yes")))
     assert (summaries.text, summaries.reasoning) == ("yes", "One.\n\nTwo.\n\nThree.")

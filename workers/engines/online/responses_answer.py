@@ -30,7 +30,9 @@ from workers.engines.base import (
 from workers.engines.finish import finish_reason
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS
 
-_MOST_ITEMS: Final = 4096
+_MOST_ITEMS: Final = 1024
+_MOST_PARTS: Final = 128
+"""Cap on the parts of an item. Without the caps, 8 MiB of JSON take half a gigabyte and seconds of the event loop."""
 _KNOWN: Final = frozenset(
     ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")
 )
@@ -73,7 +75,7 @@ class _Refusal(BoundedModel):
 
 
 _Parts = Annotated[
-    list[Annotated[_Text | _Refusal | _Other, Field(union_mode="left_to_right")]], Field(max_length=_MOST_ITEMS)
+    list[Annotated[_Text | _Refusal | _Other, Field(union_mode="left_to_right")]], Field(max_length=_MOST_PARTS)
 ]
 
 

@@ -197,9 +197,13 @@ class OpenAIServer:
 
 
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
-    """Return a session without a timeout, since each request has its own. The environment's proxies are ignored."""
+    """Return a session without a timeout, since each request has its own.
+
+    The environment's proxies are ignored, and cookies too: a server could send new ones for ever, and each is kept.
+    """
     return aiohttp.ClientSession(
         headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         connector=aiohttp.TCPConnector(limit=most_connections),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),

@@ -7,6 +7,7 @@ compared here, as far as the model's folder shows them.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,8 @@ def rank_of(folder: Path) -> int:
     if not is_folder(folder):
         raise AdapterRefused("its folder does not exist, or may not be read")
     try:
-        with (folder / CONFIG).open("rb") as file:
-            content = file.read(_MAX_CONFIG_BYTES + 1)
+        with open(folder / CONFIG, "rb", opener=_unblocked) as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1) or b""  # None from a pipe whose writer is silent
         config = json.loads(content) if len(content) <= _MAX_CONFIG_BYTES else None
     except OSError as error:
         raise AdapterRefused(f"its {CONFIG} cannot be read: {error.strerror}") from None
@@ -61,6 +62,11 @@ def rank_of(folder: Path) -> int:
     if len(whole) < len(ranks):
         raise AdapterRefused(f"its {CONFIG} has an `r` or a `rank_pattern` without a rank, a number from 1 on")
     return max(whole)
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """Open a file. A named pipe without a writer would otherwise block for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def room_for(rank: int) -> int:

@@ -23,6 +23,8 @@ _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR
 """The environment variables that every process inherits. The other variables may hold secrets."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
+_REAP_SECONDS = 0.01
+"""Pause between two looks at a killed program that has not ended yet."""
 
 
 class ChildLost(Exception):  # noqa: N818 - named after the event
@@ -104,6 +106,7 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._input.close()
         await self._process.wait()
+        await _reap(self._process.pid)
 
     async def _answer(self) -> dict[str, Any]:
         try:
@@ -116,6 +119,18 @@ class Child:
         if not isinstance(answer, dict):
             raise ChildLost
         return answer
+
+
+async def _reap(group: int) -> None:
+    """Wait for the killed programs that a process of this group had started.
+
+    They become children of the container's first process, which is the worker: without this wait, each of them would
+    keep its place in the table of processes.
+    """
+    with contextlib.suppress(ChildProcessError):  # no child of this group is left
+        while True:
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:  # noqa: ASYNC222 - it does not block
+                await asyncio.sleep(_REAP_SECONDS)
 
 
 def understood(answer: dict[str, Any]) -> dict[str, Any]:

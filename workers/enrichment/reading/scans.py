@@ -20,6 +20,11 @@ MAX_PIXELS: Final = 20_000_000
 """Cap on an image's pixels, checked before the image is decoded. A page of A4 at 400 dpi has 15.5 million."""
 _PAGE_PIXELS: Final = 10_000_000
 """Cap on the pixels of a rendered page; a larger page is rendered coarser. A page of A4 at 300 dpi has 8.7 million."""
+_PAGE_SIDE: Final = 32_767
+"""Cap on the pixels of a rendered page's side: tesseract refuses a longer one, and with it all pages after it.
+
+The cap on pixels alone would let a page of a billion by a billionth points take gigabytes.
+"""
 _DPI: Final = 300
 """The resolution that tesseract's manual advises."""
 _FORMATS: Final = ("PNG", "JPEG", "TIFF", "WEBP")
@@ -74,7 +79,8 @@ def page_image(document: pypdfium2.PdfDocument, number: int) -> Image.Image:
     try:
         page = document[number]
         width, height = page.get_size()
-        scale = min(_DPI / 72, sqrt(_PAGE_PIXELS / max(1.0, width * height)))
+        longest = max(1.0, width, height)
+        scale = min(_DPI / 72, sqrt(_PAGE_PIXELS / max(1.0, width * height)), (_PAGE_SIDE - 1) / longest)
         image: Image.Image = page.render(scale=scale, grayscale=True).to_pil().convert("L")
         page.close()
     except pypdfium2.PdfiumError:
