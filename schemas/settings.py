@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +21,8 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 _FIELD = re.compile(r'for field "(\w+)"')
 """Finds the field's name in the text of a SettingsError, which has no attribute for the name."""
+
+_SENTENCE_END = re.compile(r"(?<=\.)\s")
 
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 """Seconds; at most five days, which is shorter than the week for which a tier keeps records."""
@@ -157,7 +160,7 @@ def read_settings(kind: type[Settings]) -> Settings:
         return kind()
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False, include_context=False)
-        problems = [f"{_variable(kind, each['loc'])}: {each['msg']}" for each in found]
+        problems = [f"{_variable(kind, each['loc'])}: {_reason(kind, each)}" for each in found]
         raise SettingsRefused("; ".join(problems)) from None
     except SettingsError as error:
         field = _FIELD.search(str(error))
@@ -167,6 +170,23 @@ def read_settings(kind: type[Settings]) -> Settings:
         raise SettingsRefused(
             f"{kind.model_config.get('env_prefix')}{name}: is not JSON, as this variable has to be"
         ) from None
+
+
+def _reason(kind: type[BaseSettings], details: Mapping[str, Any]) -> str:
+    """Return the problem in words. A pattern tells an operator little, so the field's first sentence replaces it."""
+    meaning = _meaning(kind, details["loc"]) if details["type"] == "string_pattern_mismatch" else None
+    return f"has another form than this variable takes: {meaning}" if meaning else str(details["msg"])
+
+
+def _meaning(kind: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """Return the first sentence of a field's description; None if the place leads to no described field."""
+    field = kind.model_fields.get(str(place[0])) if place else None
+    if field is None:
+        return None
+    if len(place) > 1:
+        inner = field.annotation
+        return _meaning(inner, place[1:]) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return _SENTENCE_END.split(field.description, maxsplit=1)[0].rstrip(".") if field.description else None
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:

@@ -189,8 +189,9 @@ INFERENCE = {
     "engine-wait": Action("info", "The engine's server cannot be reached yet; the worker waits for it."),
     "engine-unavailable": Action(
         "warning",
-        "No request to the engine is answered; jobs wait in place until their TTL ends.",
-        "Look at the engine's server; the line has its last answer.",
+        "A request to the engine was not answered; each waiting job is tried again until its TTL ends.",
+        "Look at the engine's server; `why` has its last answer. After a 429, the worker sends less by itself, as "
+        "`postback_engine_limit` shows.",
     ),
     "engine-back": Action("info", "The engine answers again."),
     "engine-address-refused": Action(

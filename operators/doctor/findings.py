@@ -126,3 +126,11 @@ def listed(names: Sequence[str]) -> str:
     """Return the first names and the number of the others, as text."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def in_words(seconds: float) -> str:
+    """Return a length of time with its unit: seconds below a minute, minutes below an hour, and hours."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

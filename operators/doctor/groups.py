@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from operators.backlog import GroupProgress, standings
-from operators.doctor.findings import Finding, fault, listed
+from operators.doctor.findings import Finding, fault, in_words, listed
 from producers.connection import admin_client, group_offsets
 from producers.scan import Range, Scanner
 from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
@@ -29,10 +29,10 @@ def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Fin
         oldest = _oldest_ms(settings, waiting, clock)
         if oldest is not None:
             topics = sorted({each.topic for each in waiting})
-            hours = max(0.0, clock.time() - oldest / 1000) / 3600
+            waited = max(0.0, clock.time() - oldest / 1000)
             yield fault(
                 f"the group {settings.topic_prefix}{group} has no members, and records of {listed(topics)} have waited "
-                f"for up to {hours:.1f} h",
+                f"for up to {in_words(waited)}",
                 f"start `{role}`; `postback backlog` shows what waits",
             )
 

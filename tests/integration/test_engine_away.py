@@ -116,7 +116,7 @@ def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_na
     server.listing = 401
     worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
     assert worker.process.wait(60) == 1
-    said = "(401): POSTBACK_ENGINE__OPENAI__API_KEY is not a key that the server takes"
+    said = "(401): set POSTBACK_ENGINE__OPENAI__API_KEY to a key that the server takes"
     assert worker.lines()[-1]["message"] == (
         f"the server at http://127.0.0.1:{server.server_port} refuses to list its models {said}"
     )

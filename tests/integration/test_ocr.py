@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,9 +110,9 @@ async def test_without_the_setting_no_picture_is_read() -> None:
         assert quoted(evidence) == OTHER
         assert read_by(evidence) == [None]
         (note,) = (await enricher.enrich(document(saved(scanned(*HALVES), "PNG"), "image/png"), QUESTION)).notes
-        assert note.endswith("it is an image, which is not read")
+        assert note.endswith("it is an image, and the operator has not turned OCR on")
         (note,) = (await enricher.enrich(document(scanned_pdf([scanned(*HALVES)])), QUESTION)).notes
-        assert note.endswith("it holds no visible text")
+        assert note.endswith("no visible text, and the operator has not turned on OCR, which reads scanned pages")
 
 
 def _tesseracts() -> list[psutil.Process]:
@@ -140,6 +141,30 @@ async def test_a_tesseract_that_hangs_is_killed_and_the_text_of_other_pages_is_u
         assert note.endswith("reading its pictures took more than 8 s")
         await hangs
         assert FACT in quoted(await enricher.enrich(document(saved(scanned(*HALVES), "PNG")), QUESTION))
+
+
+async def test_a_document_that_waits_in_line_for_ocr_keeps_all_of_its_time_for_its_own_pictures() -> None:
+    """In an earlier version, the wait behind the first document used up the second one's seconds."""
+    image = document(saved(scanned(*HALVES), "PNG"))
+    async with enriching(ocr="eng", ocr_seconds=8.0) as enricher:
+        hangs = asyncio.create_task(_stopped())
+        first = asyncio.create_task(enricher.enrich(image, QUESTION))
+        await hangs
+        assert FACT in quoted(await enricher.enrich(image, QUESTION))
+        assert not (await first).sources
+
+
+async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_reason() -> None:
+    image = document(saved(scanned(*HALVES), "PNG"))
+    hasty = image.model_copy(update={"budget_seconds": 5.0})
+    async with enriching(ocr="eng", ocr_seconds=60.0) as enricher:
+        hangs = asyncio.create_task(_stopped())
+        first = asyncio.create_task(enricher.enrich(image, QUESTION))
+        process = await hangs
+        (note,) = (await enricher.enrich(hasty, QUESTION)).notes
+        assert re.search(r"other documents were before it in line for OCR, for more than 4(\.\d)? s$", note), note
+        process.kill()
+        assert not (await first).sources
 
 
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +213,7 @@ async def test_a_hostile_image_costs_one_source(name: str) -> None:
 
 
 async def test_a_worker_without_the_language_does_not_start() -> None:
-    with pytest.raises(ProcessError, match=r"names xyz_abc, and .* \(Debian: apt-get install tesseract-ocr-xyz-abc\)"):
+    with pytest.raises(ProcessError, match=r"names xyz_abc, and .* eng.* only; .*install tesseract-ocr-xyz-abc\)"):
         async with enriching(ocr="eng+xyz_abc"):
             pass
 

@@ -120,10 +120,10 @@ def test_a_reader_of_pages_says_which_pages_have_pictures_and_reads_none() -> No
     scan = scanned_pdf([scanned("A bridge.")])
     answer = extract_page(scan, "application/pdf", None, "", ocr=True)
     assert (answer["text"], answer["pictures"]) == ("", True)
-    with pytest.raises(Unreadable, match="no visible text"):
+    with pytest.raises(Unreadable, match="no visible text, and the operator has not turned on OCR"):
         extract_page(scan, "application/pdf", None, "")
     assert "pictures" not in extract_page(b"A bridge.", "text/plain", None, "", ocr=True)
-    with pytest.raises(Unreadable, match="an image, which is not read"):
+    with pytest.raises(Unreadable, match="an image, and the operator has not turned OCR on"):
         extract(saved(SMALL, "PNG"), "image/png", None)
     postponed = Postponed()
     with pytest.raises(Unreadable):

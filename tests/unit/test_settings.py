@@ -12,6 +12,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.engines.registry import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
 
 
@@ -43,6 +44,25 @@ def test_variables_that_make_up_one_field_are_named_by_their_common_beginning(mo
     monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", "[s3cret")
     with pytest.raises(SettingsRefused, match=r"^POSTBACK_KAFKA__…: is not JSON, as this variable has to be$"):
         read_settings(FleetSettings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable", "value", "meaning"),
+    [
+        (EnrichmentSettings, "POSTBACK_ENRICHMENT__OCR", "eng deu", "reads scanned pages of PDFs and images, such as"),
+        (FleetSettings, "POSTBACK_KAFKA__TOPIC_PREFIX", "a fleet", "Prefix of "),
+        (engine_settings(), "POSTBACK_ENGINE__OPENAI__BASE_URL", "localhost:8000", "URL"),
+    ],
+)
+def test_a_value_of_another_form_is_answered_with_the_variable_s_meaning_and_no_pattern(
+    kind: type[BaseSettings], variable: str, value: str, meaning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsRefused) as refused:
+        read_settings(kind)
+    said = str(refused.value)
+    assert said.startswith(f"{variable}: has another form than this variable takes: ")
+    assert (meaning in said, "pattern" in said, value in said) == (True, False, False)
 
 
 def test_every_refused_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

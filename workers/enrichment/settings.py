@@ -97,7 +97,7 @@ class EnrichmentSettings(BaseSettings):
     It needs the program tesseract with its data for each language, and the extra `ocr`.
     """
     ocr_seconds: float = Field(default=10.0, gt=0, le=120)
-    """Timeout of reading one document's pictures. Pages that are finished by then are used."""
+    """Timeout of reading one document's pictures, without the wait in line. Pages finished by then are used."""
     ocr_pages: int = Field(default=10, ge=1, le=100)
     """Maximum number of pages that OCR reads of one document."""
     ocr_documents: int = Field(default=1, ge=1, le=64)

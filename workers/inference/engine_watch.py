@@ -77,7 +77,7 @@ class EngineWatch(SideTask):
             self._away_since = now
         if self._throttle.admit(now) is not None:
             log.warning(
-                "The engine does not answer; asking again for each waiting job until its TTL ends.",
+                "The engine did not answer a request; asking again for each waiting job until its TTL ends.",
                 action="engine-unavailable",
                 why=self._why,
                 jobs=self._asking,

@@ -343,7 +343,9 @@ async def test_a_wrong_key_and_an_unknown_model_end_the_start(kind: str) -> None
     async with serving(APPS[kind]()) as url:
         with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.upper()}__API_KEY"):
             await engine_of(kind, url, api_key="sk-other").start()
-        with pytest.raises(EngineRefused, match="has no model of this name"):
+        with pytest.raises(
+            EngineRefused, match=rf"404 to \S*unheard-of: POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
+        ):
             await engine_of(kind, url, model="unheard-of").start()
 
 

@@ -31,7 +31,7 @@ from workers.inference import engine_watch, generate
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize(
     ("key", "mend"),
-    [(KEY, "POSTBACK_ENGINE__OPENAI__API_KEY is not a key that"), (None, "set POSTBACK_ENGINE__OPENAI__API_KEY")],
+    [(KEY, "set POSTBACK_ENGINE__OPENAI__API_KEY to a key that"), (None, "set POSTBACK_ENGINE__OPENAI__API_KEY$")],
 )
 async def test_a_server_that_does_not_let_us_in_ends_the_start_with_the_setting_to_mend(
     status: int, key: str | None, mend: str
@@ -96,7 +96,7 @@ async def test_no_job_is_rejected_for_an_address_or_a_model_that_only_the_operat
 async def test_a_model_that_the_server_lacks_ends_the_start_with_the_names_of_its_models() -> None:
     models = Server(lists({"id": "m2"}, {"id": "polite", "parent": "m2"}))
     async with engine_for(Server(NO_MODEL), models) as engine:
-        with pytest.raises(EngineRefused, match=r"lists no m1 but m2, polite, and .*OPENAI__MODEL"):
+        with pytest.raises(EngineRefused, match=r"does not list the model m1, but m2, polite, and .*OPENAI__MODEL"):
             await engine.start()
 
 

@@ -91,7 +91,9 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             for engine, words in itertools.product((chat, plain), (700, 20_000)):
                 with pytest.raises(PromptTooLong):
                     await engine.generate(request(prompt="word " * words, is_whole=True))
-            with pytest.raises(EngineRefused, match=r"lists no another but tiny, .* 404 to chat/completions"):
+            with pytest.raises(
+                EngineRefused, match=r"does not list the model another, but tiny, .* 404 to chat/completions"
+            ):
                 await stranger.start()
             generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
             await busy(plain, 1)

@@ -189,7 +189,8 @@ class OnlineService:
     def _refused(self, status: int, problem: ServerProblem) -> EngineRefused:
         if status == 404:
             return EngineRefused(
-                f"{self.origin} has no model of this name (404); correct --model or the registry's `model`"
+                f"{self.origin} answered 404 to {self._api.model_path}: {self._variable}__BASE_URL must end with the "
+                "version of the API, and --model (`model` in the registry) must name one of its models"
             )
         if _is_of_the_account(status, problem):
             return EngineRefused(f"{self.origin} refuses the key ({status}): set {self._where} to a key that it takes")

@@ -142,7 +142,7 @@ class OpenAIServer:
     def _refused(self, status: int) -> EngineRefused:
         """Return the error for a refused or missing key."""
         variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
-        mend = f"set {variable}" if self._settings.api_key is None else f"{variable} is not a key that the server takes"
+        mend = f"set {variable}" if self._settings.api_key is None else f"set {variable} to a key that the server takes"
         return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
 
     async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
@@ -166,7 +166,11 @@ class OpenAIServer:
                 break
             refusals.append(refusal)
         else:
-            said = "has no list of models" if models is None else f"lists no {self._model} but {models.shown}"
+            said = (
+                "has no list of models"
+                if models is None
+                else f"does not list the model {self._model}, but {models.shown}"
+            )
             raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusals[0]}")
         log.warning(
             "The server does not list the model but answers requests with the model's name; going on.",

@@ -29,15 +29,22 @@ class Recognition:
         )  # fmt: skip
 
     async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
-        """Return the answer of a reader about this page, with the text of its pictures. Raises Unreadable."""
-        seconds = min(seconds, self._settings.ocr_seconds)
+        """Return the answer of a reader about this page, with the text of its pictures.
+
+        `seconds` also bounds the wait in line behind other documents; `ocr_seconds` bounds only the reading.
+        Raises Unreadable.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
+        late = f"other documents were before it in line for OCR, for more than {round(seconds, 1):g} s"
         try:
-            async with asyncio.timeout_at(until), self._turns.place(asker):
-                return understood(await self._answer(page, max(0.1, until - loop.time())))
+            async with asyncio.timeout_at(until) as limit, self._turns.place(asker):
+                seconds = max(0.1, min(until - loop.time(), self._settings.ocr_seconds))
+                late = f"reading its pictures took more than {round(seconds, 1):g} s"
+                limit.reschedule(loop.time() + seconds)
+                return understood(await self._answer(page, seconds))
         except TimeoutError:
-            raise Unreadable(f"reading its pictures took more than {seconds:.2g} s", is_ours=True) from None
+            raise Unreadable(late, is_ours=True) from None
 
     async def _answer(self, page: Page, seconds: float) -> dict[str, Any]:
         try:

@@ -25,6 +25,7 @@ _LIBRARY: Final = re.compile(r"(/\S+) \(0x")
 _LOADERS_CACHE: Final = "/etc/ld.so.cache"
 _QUERY_SECONDS: Final = 30
 _OPEN_FILES: Final = 64
+_LANGUAGES_SHOWN: Final = 8
 _ALARM_GRACE_SECONDS: Final = 1.0
 
 
@@ -56,7 +57,7 @@ class Tesseract:
             if language not in known:
                 package = f"tesseract-ocr-{language.rpartition('/')[2].replace('_', '-').lower()}"
                 raise ProcessError(
-                    f"{VARIABLE} names {language}, and tesseract has no data for it; "
+                    f"{VARIABLE} names {language}, and tesseract has data for {_shown(known)} only; "
                     f"install the data (Debian: apt-get install {package}), or correct the variable"
                 )
         return cls(program, listed[1], tuple(_LIBRARY.findall(_output_of("ldd", program))))
@@ -65,6 +66,12 @@ class Tesseract:
         """Start the program, which reads a TIFF from its input and writes the pages' texts. Raises OSError."""
         command = [self.program, "-", "-", "--tessdata-dir", self.data, "-l", languages, "--psm", "3"]
         return fenced(command, (self.program, self.data, *self.libraries, _LOADERS_CACHE), seconds)
+
+
+def _shown(languages: Sequence[str]) -> str:
+    """The first eight names as one phrase, so that an operator sees their form."""
+    shown, more = languages[:_LANGUAGES_SHOWN], len(languages) - _LANGUAGES_SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "") if shown else "no language"
 
 
 def _output_of(*command: str) -> str:

@@ -93,7 +93,9 @@ def extract(
     """
     if _is_pdf(body, media_type):
         extracted = _of_pdf(body, recogniser)
-    elif recogniser is not None and is_picture(body, media_type):
+    elif is_picture(body, media_type):
+        if recogniser is None:
+            raise Unreadable("it is an image, and the operator has not turned OCR on")
         extracted = Extracted(None, recogniser.of_image(body), Particulars(read_by=READ_BY_OCR))
     elif is_office(body, media_type):
         title, text, particulars = read_office(body, MAX_TEXT_CHARS)
@@ -103,7 +105,9 @@ def extract(
     text = _tidy(extracted.text)[:MAX_TEXT_CHARS]
     rest = _tidy(extracted.rest)[: MAX_TEXT_CHARS - len(text)]
     if not text and not rest:
-        raise Unreadable("it holds no visible text")
+        is_scan = recogniser is None and _is_pdf(body, media_type)
+        why = ", and the operator has not turned on OCR, which reads scanned pages" if is_scan else ""
+        raise Unreadable(f"it holds no visible text{why}")
     return replace(extracted, text=text, rest=rest)
 
 
