@@ -186,7 +186,8 @@ class DoorServer(SideTask):
         try:
             self._look()
         except Exception:
-            log.exception("The certificates could not be checked; going on.", action="certificates-reload-failed")
+            if self._throttle.admit(self._clock.monotonic(), "certificates") is not None:
+                log.exception("The certificates could not be checked; going on.", action="certificates-reload-failed")
 
     def _tell_date(self) -> None:
         date = formatdate(self._clock.time(), usegmt=True).encode()
