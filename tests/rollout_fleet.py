@@ -72,7 +72,7 @@ class RolloutFleet:
     def all_answered(self) -> list[dict[str, Any]]:
         """Wait until each job has a result; fails if a job has two."""
         sent = next(self.numbers)
-        eventually(lambda: len(self.product.outcomes()) >= sent, 60, "jobs have no result")
+        eventually(lambda: len(self.product.outcomes()) >= sent, 300, "jobs have no result")
         assert set(self.product.outcomes().values()) == {"succeeded"}
         return self.product.results()
 

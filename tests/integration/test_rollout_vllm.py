@@ -22,8 +22,10 @@ pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 LOADING = 600.0
 """Seconds that vLLM may take to load on a busy machine."""
 DECIDING = 600.0
+BURST = 50
+"""Jobs between two looks at a rollout, which then decides soon."""
 LANE = "candidate"
-START = ("start", "--alias", "assistant", "--sample", "1", "--canary-jobs", "5", "--per-second", "10000")
+START = ("start", "--alias", "assistant", "--sample", "1", "--canary-jobs", "3", "--per-second", "10000")
 
 
 def model(name: str, folder: Path, more: str = "") -> str:
@@ -52,12 +54,12 @@ def shadow(product: Product, name: str, folder: Path, file: Path) -> Iterator[No
 
 @contextmanager
 def steady_jobs(fleet: RolloutFleet) -> Iterator[None]:
-    """Submit four jobs five times a second, so that a pause in the results is not one of the submitter."""
+    """Submit two jobs twice a second, so that a pause in the results is not one of the submitter."""
     is_over = Event()
 
     def submit() -> None:
-        while not is_over.wait(0.2):
-            fleet.jobs(4)
+        while not is_over.wait(0.5):
+            fleet.jobs(2)
 
     thread = Thread(target=submit)
     thread.start()
@@ -88,11 +90,11 @@ def test_other_weights_are_aborted_and_the_same_are_promoted_while_jobs_flow(
     with steady_jobs(fleet):
         with shadow(product, "other", retrained(tmp_path / "other", 2), tmp_path / "other.toml"):
             fleet.rollout(*START, "--candidate", "other")
-            aborted = fleet.awaited("aborted", DECIDING)
+            aborted = fleet.awaited("aborted", DECIDING, jobs=BURST)
         candidate = loaded(product, "w2", registry, POSTBACK_WORKER__LANE=LANE)
         with shadow(product, "same", tiny_model(), tmp_path / "same.toml"):
             fleet.rollout(*START, "--candidate", "same")
-            promoted = fleet.awaited("promoted", DECIDING)
+            promoted = fleet.awaited("promoted", DECIDING, jobs=BURST)
         until = time()
     assert [each["step"] for each in aborted["steps"]] == ["aborted"]
     assert "differ" in aborted["steps"][0]["why"]
