@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,7 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Pr
 
 
 def test_lines_of_containers_arrive_and_a_line_that_is_no_json_is_kept_as_it_is(tmp_path: Path) -> None:
-    now = "2026-11-27T10:00:00Z"
-    (tmp_path / "postback.log").write_text(f"{OF_A_CONTAINER % now}\n")
+    (tmp_path / "postback.log").write_text(f"{OF_A_CONTAINER % _now()}\n")
     (tmp_path / "crash.log").write_text("Fatal Python error: Segmentation fault\n")
     files = {"containers": f"{tmp_path}/postback.log", "logs": f"{tmp_path}/crash.log"}
     with LogStore(tmp_path / "store") as store, shipping(store, tmp_path / "filebeat", **files):
@@ -103,7 +103,7 @@ def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_pat
     services = compose_model()["services"]
     labelled = [name for name, each in services.items() if "labels" in each.get("logging", {}).get("options", {})]
     assert sorted(labelled) == ["delivery", "exporter", "gateway", "worker", "worker-gpu"]
-    line = {"stream": "stderr", "time": "2026-11-27T10:00:00.000000001Z"}
+    line = {"stream": "stderr", "time": _now()}
     of_a_role = line | {"attrs": {"com.docker.compose.service": "worker"}}
     (tmp_path / "kafka-json.log").write_text(json.dumps(line | {"log": "Kafka Server started\n"}) + "\n")
     role = tmp_path / "role-json.log"
@@ -117,6 +117,11 @@ def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_pat
             more.write(json.dumps(of_a_role | {"log": "Fatal Python error: Aborted\n"}) + "\n")
         eventually(lambda: store.found("Aborted") != [], 60, "the second line does not arrive")
         assert sorted(line["_msg"].strip() for line in store.found("*")) == ["Fatal Python error: Aborted", "first"]
+
+
+def _now() -> str:
+    """The present time: `found` asks the store for the lines of the last day."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def telling(collector: OtelCollector) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +74,18 @@ async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() 
             assert FACT in quoted(evidence), evidence.notes
 
 
+async def test_a_library_that_a_worker_preloads_does_not_hide_the_one_that_tesseract_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM has torch's libgomp loaded before all other libraries."""
+    import torch
+
+    monkeypatch.setenv("LD_PRELOAD", str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"))
+    async with enriching(None, **PATIENT) as enricher:
+        evidence = await enricher.enrich(document(saved(scanned(*HALVES), "PNG"), "image/png"), QUESTION)
+    assert FACT in quoted(evidence), evidence.notes
+
+
 async def test_all_pages_of_a_fax_are_read_up_to_the_bound() -> None:
     pages = [scanned(f"Page number {number} is about bridges.") for number in ("one", "two", "three")]
     fax = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
@@ -116,7 +128,11 @@ async def test_without_the_setting_no_picture_is_read() -> None:
 
 
 def _tesseracts() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if one.name() == "tesseract"]
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [one] if one.name() == "tesseract" else []
+    return found
 
 
 async def _stopped() -> psutil.Process:

@@ -75,10 +75,12 @@ def _shown(languages: Sequence[str]) -> str:
 
 
 def _output_of(*command: str) -> str:
+    # vLLM sets LD_PRELOAD for its own processes. With it, ldd would leave out the library that tesseract loads instead.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=_QUERY_SECONDS, check=False,
+            timeout=_QUERY_SECONDS, check=False, env=environment,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ProcessError(f"{command[0]} cannot be run ({type(error).__name__}); install it again") from None
