@@ -40,11 +40,16 @@ def png_header(side: int) -> bytes:
     return FIRST_BYTES[0] + chunks
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "P"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *[("PNG", mode) for mode in ("1", "L", "RGB", "P")],
+        *[("JPEG", mode) for mode in ("1", "L", "RGB", "CMYK")],
+        *[("TIFF", mode) for mode in ("1", "L", "RGB", "CMYK", "P")],
+        *[("WEBP", mode) for mode in ("1", "L", "RGB", "P")],
+    ],
+)
 def test_an_image_of_each_format_becomes_gray(kind: str, mode: str) -> None:
-    if (kind, mode) in (("PNG", "CMYK"), ("JPEG", "P"), ("WEBP", "CMYK")):
-        pytest.skip("the format has no such mode")
     body = saved(SMALL.convert(mode), kind)
     assert is_picture(body, f"image/{kind.lower()}")
     assert is_picture(body, "")
