@@ -17,8 +17,6 @@ from workers.enrichment.processes import confinement
 from workers.enrichment.processes.child import Child
 from workers.enrichment.processes.confinement import Fence
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fences are Linux's")
-
 REFUSED = {"EACCES", "EPERM", "ENOSYS"}
 ALLOWED = {"thread", "own_signal"}
 

@@ -80,7 +80,7 @@ def test_a_thousand_jobs_at_a_server_that_never_answers_hold_up_no_other_tenant(
         product.put(jobs("hung", 1000, **at(hung)), [("tenant", b"acme")])
         worker = product.worker("w1", **WORKER)
         eventually(lambda: worker.metrics()["postback_in_flight"] >= 64, 60, "the hung jobs have not begun")
-        product.put(jobs("text", 300, prompt="What is a webhook?"), [("tenant", b"globex")])
+        product.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
         product.put(jobs("fetching", 60, **at(healthy)), [("tenant", b"globex")])
         product.wait_for_results(360, 90)
         outcomes = product.outcomes()
@@ -97,7 +97,7 @@ def test_fifty_tenants_with_one_job_each_at_a_server_that_never_answers_hold_up_
             product.put(jobs(f"hung-{number}", 1, **at(hung)), [("tenant", b"tenant-%d" % number)])
         worker = product.worker("w1", **(WORKER | {"POSTBACK_WORKER__WINDOW_RECORDS": "32"}))
         eventually(lambda: worker.metrics()["postback_in_flight"] >= 28, 60, "the hung jobs have not begun")
-        product.put(jobs("text", 300, prompt="What is a webhook?"), [("tenant", b"globex")])
+        product.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
         product.wait_for_results(300, 90)
         outcomes = product.outcomes()
     assert set(outcomes.values()) == {"succeeded"}

@@ -13,8 +13,6 @@ import pytest
 from tests.scanned import saved, scanned, tesseract
 from workers.enrichment.processes.tesseract import Tesseract, fenced
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fences are Linux's")
-
 ATTEMPTS = """
 import errno, json, os, socket, sys
 keyring, written, port, parent = sys.argv[1:]

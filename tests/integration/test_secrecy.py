@@ -8,11 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.postback_command import environment_of, line_of, started
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is Linux's")
 
 
 def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_measures_itself() -> None:
