@@ -14,6 +14,7 @@ from typing import Any
 
 from operators.doctor.findings import Finding, fault, warning
 from schemas.settings import read_settings
+from workers.system.paths import expanded
 
 _ANSWER_SECONDS = 5.0
 _PACKAGES = {"vllm": "vllm", **dict.fromkeys(("openai", "anthropic", "gemini", "responses"), "aiohttp")}
@@ -67,7 +68,7 @@ def check_registry(path: Path) -> Iterator[Finding]:
 
 def model_findings(name: str, variable: str) -> Iterator[Finding]:
     """Yield the faults of a model's files: in its folder, or in the cache of the Hugging Face hub."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_absolute() or name.startswith((".", "~")) or folder.exists():
         yield from _folder_findings(folder, "the model", variable)
         return
@@ -84,7 +85,7 @@ def model_findings(name: str, variable: str) -> Iterator[Finding]:
 def _hub_cache() -> Path:
     """Return the folder of downloaded models, as huggingface_hub finds it."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return expanded(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
 def _folder_findings(folder: Path, whose: str, variable: str) -> Iterator[Finding]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,23 +11,40 @@ import pytest
 
 from schemas.settings import SettingsRefused
 from tests.integration.openai_http.servers import Server, says
-from tests.integration.registry_rig import ASKED, ESCALATING, rig, started
+from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
 from workers.engines.base import EngineAway
-from workers.engines.models.registry_engine import NeedsRestart
+from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.inference.registry import Ours, Registry
 from workers.inference.registry_watch import RegistryWatch
 
+WITH_ALIAS = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
 
-async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+
+@asynccontextmanager
+async def watched(
+    folder: Path, problems: Sequence[Exception] = ()
+) -> AsyncIterator[tuple[Rig, RegistryEngine, Registry, RegistryWatch]]:
+    """Run an engine whose registry's file is watched. The first looks at a changed file meet the problems."""
     async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
+        rig(folder, a=Server(says("x")), b=Server(says("x"))) as around,
         started(around.engine(ESCALATING)) as engine,
     ):
+        left = [*problems]
+
+        def read() -> ModelRegistry:
+            if left:
+                raise left.pop(0)
+            return around.read()
+
         routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, around.read, engine, routes, None)
-        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
+        yield around, engine, routes, RegistryWatch(around.file, read, engine, routes, None)
+
+
+async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+    async with watched(tmp_path) as (around, engine, routes, watch):
+        around.read(WITH_ALIAS)
         await watch.look()
         assert routes.route("gpt-4o", None) == Ours()
         assert "gpt-4o" in routes.announced
@@ -52,14 +71,8 @@ async def test_a_file_that_changes_while_an_engine_is_away_is_used_once_the_engi
 
     monkeypatch.setattr(ServedModel, "require_change", lambda served, model: None)
     monkeypatch.setattr(ServedModel, "change_model", change_model)
-    async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
-        started(around.engine(ESCALATING)) as engine,
-    ):
-        routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, around.read, engine, routes, None)
-        changed = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
-        around.read(changed.replace("attempts = 1", "attempts = 2", 1))
+    async with watched(tmp_path) as (around, _, routes, watch):
+        around.read(WITH_ALIAS.replace("attempts = 1", "attempts = 2", 1))
         for _ in range(2):
             await watch.look()
             assert "gpt-4o" not in routes.announced
@@ -73,20 +86,8 @@ async def test_a_folder_or_a_setting_that_cannot_be_read_changes_nothing_and_end
     raised: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Earlier, a profiles' folder on a lost network disk ended the watch, and the watch ended the worker."""
-    problems = [raised]
-
-    def read() -> ModelRegistry:
-        if problems:
-            raise problems.pop()
-        return around.read()
-
-    async with (
-        rig(tmp_path, a=Server(says("x")), b=Server(says("x"))) as around,
-        started(around.engine(ESCALATING)) as engine,
-    ):
-        routes = Registry(engine.models, None, engine.registry.lanes())
-        watch = RegistryWatch(around.file, read, engine, routes, None)
-        around.read(ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n'))
+    async with watched(tmp_path, problems=[raised]) as (around, _, routes, watch):
+        around.read(WITH_ALIAS)
         await watch.look()
         assert "gpt-4o" not in routes.announced
         assert "registry-reload-failed" in caplog.text

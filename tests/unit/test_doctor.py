@@ -156,9 +156,8 @@ def test_a_model_that_is_not_on_the_disk_is_named(tmp_path: Path) -> None:
     engine = ("--engine", "vllm", "--model")
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.mkdir()
-    assert told(
-        findings("engine", *engine, str(missing)), "cannot be read (no such file", "POSTBACK_ENGINE__VLLM__MODEL"
-    )
+    for folder in (str(missing), "~nobody-here/tiny"):
+        assert told(findings("engine", *engine, folder), "cannot be read (no such file", "POSTBACK_ENGINE__VLLM__MODEL")
     assert told(findings("engine", *engine, str(empty)), f"the model is empty: {empty}", "download the model again")
     (empty / "config.json").write_text("{}")
     assert told(findings("engine", *engine, str(empty)), "holds no weights", "download the model again")

@@ -26,6 +26,7 @@ from workers.engines.vllm.calls import while_alive
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.tensors import Tensor
+from workers.system.paths import expanded
 
 MOST_IN_A_BATCH: Final = 8
 """Adapters that one batch may use, unless the settings give a number; each takes memory of the GPU.
@@ -282,12 +283,4 @@ def _refuse(version: _Version, reason: str) -> None:
 
 
 def _paths(folders: Mapping[str, str]) -> dict[str, Path]:
-    return {name: _path(folder) for name, folder in folders.items()}
-
-
-def _path(folder: str) -> Path:
-    """Return the folder, with the home of its `~`. The `~name` of an unknown user stays, as the name of no folder."""
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError:
-        return Path(folder)
+    return {name: expanded(folder) for name, folder in folders.items()}
