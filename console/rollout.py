@@ -38,6 +38,12 @@ def start(
     per_second: Annotated[
         float, typer.Option(min=0.001, max=10_000, help="The most jobs that each worker copies in a second.")
     ] = 20.0,
+    slower: Annotated[
+        float,
+        typer.Option(
+            min=1, max=1000, help="An answer counts as slow beyond this multiple of the primary's 95th percentile."
+        ),
+    ] = 1.5,
 ) -> None:
     """Begin a rollout: workers copy a sample of the alias's jobs, and a shadow worker lets the candidate answer them.
 
@@ -56,7 +62,7 @@ def start(
     kafka = fleet_settings().kafka
     with telling(ProducerError, RolloutRefused):
         bounds = {"max_jobs": max_jobs, "canary_jobs": canary_jobs}
-        begun = order(kafka, alias, candidate, sample=sample, per_second=per_second, **bounds)
+        begun = order(kafka, alias, candidate, sample=sample, per_second=per_second, slower=slower, **bounds)
     typer.echo(begun.order.id)
     say(f"the rollout of {candidate} for {alias} has begun; `postback rollout status` shows it")
     _warn_of_unserved(kafka, candidate)

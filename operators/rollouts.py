@@ -65,6 +65,7 @@ def start(
     max_jobs: int,
     canary_jobs: int,
     per_second: float,
+    slower: float,
 ) -> Rollout:
     """Order a rollout. Returns once Kafka has the order. Raises RolloutRefused and ProducerError."""
     table = rollouts(settings)
@@ -88,6 +89,7 @@ def start(
         max_jobs=max_jobs,
         canary_jobs=canary_jobs,
         per_second=per_second,
+        slower=slower,
         at=unix_ms(_CLOCK),
     )
     old = [(key, None) for key in table.records_of(alias)]

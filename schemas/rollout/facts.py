@@ -90,6 +90,8 @@ class RolloutOrder(WireModel):
     """Jobs of the candidate that are watched at each share, before the next share."""
     per_second: float = Field(default=20.0, gt=0, le=10_000)
     """The most jobs that each worker copies or reports in a second."""
+    slower: float = Field(default=1.5, ge=1, le=1000)
+    """An answer is slow if it takes more than this multiple of the primary's 95th percentile, and 250 ms more."""
     at: int
     """Time of the order, Unix milliseconds."""
 

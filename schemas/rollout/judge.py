@@ -24,8 +24,8 @@ FLAGS: Final = {
     "cut": "answers cut at max_tokens",
     "unsupported": "unsupported citations",
 }
-_SLOWER, _SLOWER_MS = 1.5, 250.0
-"""An answer is slow if it takes over 1.5 times the primary's 95th percentile, and over 250 ms more than it."""
+_SLOWER_MS = 250.0
+"""A slow answer takes over this time more than the primary's 95th percentile, besides the order's multiple of it."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
 """The primary's jobs before the candidate's latency is judged."""
@@ -73,10 +73,11 @@ class Baseline:
             return None
         return self._sorted[int(0.95 * (len(self._sorted) - 1))]
 
-    def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None) -> dict[str, float]:
+    def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None, slower: float) -> dict[str, float]:
         """Return, for each guard, the value of the candidate's answer minus the primary's, from -1 to 1.
 
-        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts.
+        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts. `slower` is the
+        order's.
         """
         found: dict[str, float] = {}
         for name in FLAGS:
@@ -86,7 +87,7 @@ class Baseline:
         if beside is not None or self.count:
             found["tokens"] = (seen.tokens - tokens) / max(seen.tokens, tokens, 1)
         if (p95 := self.p95_ms) is not None:
-            slow = seen.infer_ms > max(_SLOWER * p95, p95 + _SLOWER_MS)
+            slow = seen.infer_ms > max(slower * p95, p95 + _SLOWER_MS)
             found["latency"] = float(slow) - _SLOW_SHARE
         return found
 
@@ -105,10 +106,10 @@ class ProfileJudge:
     path: list[tuple[float, float]] = field(default_factory=list)
     """After each compared job: log10 of the e-values for "equal" and for "different"."""
 
-    def take(self, said: Comparison) -> None:
-        """Add a record."""
+    def take(self, said: Comparison, slower: float) -> None:
+        """Add a record. `slower` is the order's."""
         if said.candidate is not None:
-            for name, excess in self.baseline.excess(said.candidate, said.primary).items():
+            for name, excess in self.baseline.excess(said.candidate, said.primary, slower).items():
                 guard = self.guards[name]
                 guard.take(excess)
                 if guard.above >= DECIDED:
@@ -137,7 +138,7 @@ class Judge:
         """Add a record of this rollout."""
         if said.profile not in self.profiles and len(self.profiles) >= MOST_PROFILES:
             return
-        self.profiles.setdefault(said.profile, ProfileJudge()).take(said)
+        self.profiles.setdefault(said.profile, ProfileJudge()).take(said, self.order.slower)
         if said.primary is not None and said.candidate is not None:
             self.compared += 1
         elif said.candidate is not None:

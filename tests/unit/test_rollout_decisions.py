@@ -221,6 +221,16 @@ def test_each_guard_by_itself_can_abort_in_each_step(fault: dict[str, Any], why:
     assert why in decision.why
 
 
+def test_a_candidate_may_be_as_slow_as_the_order_says() -> None:
+    outcomes = {}
+    for slower in (1.5, 19.0, 21.0):
+        judge = Judge(ORDER.model_copy(update={"slower": slower}))
+        for _ in range(30):
+            judge.take(compared())
+        outcomes[slower], _ = decided(judge, compared(infer_ms=2000), 200)
+    assert outcomes == {1.5: "aborted", 19.0: "aborted", 21.0: "canary-1"}
+
+
 def test_a_candidate_like_the_primary_goes_from_share_to_share() -> None:
     judge, step = Judge(ORDER), Step.CANARY_1
     for _ in range(30):
