@@ -95,10 +95,12 @@ def test_other_weights_are_aborted_and_the_same_are_promoted_while_jobs_flow(
         with shadow(product, "other", retrained(tmp_path / "other", 2), tmp_path / "other.toml"):
             fleet.rollout(*START, "--candidate", "other")
             aborted = fleet.awaited("aborted", DECIDING, jobs=BURST)
-        candidate = loaded(product, "w2", registry, POSTBACK_WORKER__LANE=LANE)
         with shadow(product, "same", tiny_model(), tmp_path / "same.toml"):
             fleet.rollout(*START, "--candidate", "same")
-            promoted = fleet.awaited("promoted", DECIDING, jobs=BURST)
+            fleet.awaited("canary-1", DECIDING, jobs=BURST)
+        # The candidate's worker starts last, since each vLLM takes 4 GB of memory.
+        candidate = loaded(product, "w2", registry, POSTBACK_WORKER__LANE=LANE)
+        promoted = fleet.awaited("promoted", DECIDING, jobs=BURST)
         until = time()
     assert [each["step"] for each in aborted["steps"]] == ["aborted"]
     assert "differ" in aborted["steps"][0]["why"]
