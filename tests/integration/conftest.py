@@ -27,27 +27,33 @@ def vllm_metrics() -> Metrics:
     return Metrics()
 
 
-@pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def vllm_engine(tmp_path_factory: pytest.TempPathFactory, vllm_metrics: Metrics) -> AsyncIterator[VllmEngine]:
-    """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
-
-    The folders of the adapters are gone once the engine has started. The engine ends before the tests of other folders,
-    some of which count this process's threads or memory.
-    """
+@pytest.fixture(scope="package")
+def adapters_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the adapters of `vllm_engine`: two that can be loaded, and two that cannot."""
     folder = tmp_path_factory.mktemp("adapters")
-    adapters = {name: str(folder / name) for name in ADAPTERS}
     write_adapter(folder / "polite", rank=8)
     write_adapter(folder / "wide", rank=24)
     write_adapter(folder / "weightless", rank=8)
     (folder / "weightless" / WEIGHTS).unlink()
     write_adapter(folder / "unsupported", rank=8, use_dora=True)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def vllm_engine(
+    tmp_path_factory: pytest.TempPathFactory, adapters_folder: Path, vllm_metrics: Metrics
+) -> AsyncIterator[VllmEngine]:
+    """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
+
+    The engine ends before the tests of other folders, some of which count this process's threads or memory.
+    """
+    adapters = {name: str(adapters_folder / name) for name in ADAPTERS}
     model = _reasoning_model(tmp_path_factory.mktemp("models") / "nemotron-tiny")
     settings = VllmSettings(
         model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
     )
     engine = VllmEngine(settings, vllm_metrics)
     await engine.start()
-    shutil.rmtree(folder)
     yield engine
     await engine.close()
 
