@@ -6,6 +6,7 @@ These tests also fail if a new version of aiohttp does not use `OneAnswerEach`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -29,12 +30,19 @@ from workers.delivery.post import Delivered, FailureReason, Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import Guard
 from workers.egress.answers import MOST_INTERIM
+from workers.engines.openai_http.server import new_session
 
 LONG = 300.0
 """Seconds, longer than a test may hang, so that no connection ends by its idle timeout."""
 MUCH = 16 * 1024 * 1024
 """Bytes, more than all buffers between two sockets hold."""
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+SessionOf = Callable[[], aiohttp.ClientSession]
+SESSIONS = pytest.mark.parametrize(
+    "session_of", [Guard(LOOPBACK).session, lambda: new_session({}, 1)], ids=["of-sources", "of-engines"]
+)
+"""aiohttp sessions, which read sources and ask engines' servers, use delivery's connection class."""
 
 
 def flooding(flood: bytes) -> Script:
@@ -82,11 +90,11 @@ async def test_a_flood_on_an_idle_tls_connection_ends_it(start: Start, tmp_path:
     await poster.close()
 
 
+@SESSIONS
 @on_both_loops
-async def test_a_flood_on_an_idle_connection_that_read_a_page_ends_it(start: Start) -> None:
-    """Sources are read by plain aiohttp sessions, which use delivery's connection class."""
+async def test_a_flood_on_an_idle_connection_of_a_session_ends_it(start: Start, session_of: SessionOf) -> None:
     server = await start(flooding(OK * 1000))
-    async with Guard(LOOPBACK).session() as session:
+    async with session_of() as session:
         assert await (await session.get(server.url)).text() == "ok"
         async with asyncio.timeout(20):
             await asyncio.gather(*server.tasks)
@@ -157,14 +165,15 @@ async def test_interim_responses_without_end_are_no_answer(start: Start, poster:
     assert server.client_left.is_set()
 
 
+@SESSIONS
 @on_both_loops
-async def test_no_page_is_read_after_endless_interim_responses(start: Start) -> None:
+async def test_a_session_reads_no_answer_after_endless_interim_responses(start: Start, session_of: SessionOf) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(EARLY * (MOST_INTERIM + 1) + OK)
 
     server = await start(script)
-    async with Guard(LOOPBACK).session() as session:
+    async with session_of() as session:
         with pytest.raises(aiohttp.ClientResponseError, match="interim"):
             await session.get(server.url)
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.egress.answers import BodyTooLarge, bounded_body
+from workers.egress.proxy import bounded_connector
 from workers.engines.base import (
     Completion,
     EngineFailed,
@@ -203,13 +204,14 @@ class OpenAIServer:
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
     """Return a session without a timeout, since each request has its own.
 
-    The environment's proxies are ignored, and cookies too: a server could send new ones for ever, and each is kept.
+    A connection to the server ends at the first answer too many, and ages: see `workers.egress.answers`. The
+    environment's proxies are ignored, and cookies too: a server could send new ones for ever, and each is kept.
     """
     return aiohttp.ClientSession(
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        connector=aiohttp.TCPConnector(limit=most_connections),
+        connector=bounded_connector(limit=most_connections),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
     )
 
