@@ -17,10 +17,6 @@ from schemas.settings import read_settings
 from workers.system.paths import expanded
 
 _ANSWER_SECONDS = 5.0
-_PACKAGES = {"vllm": "vllm", **dict.fromkeys(("openai", "anthropic", "gemini", "responses"), "aiohttp")}
-"""The package that an engine cannot do without."""
-_EXTRAS = {"vllm": "vllm", "aiohttp": "worker"}
-"""The extra that installs a package."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -31,13 +27,13 @@ def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     from workers.engines.registry import engine_settings
     from workers.engines.vllm.settings import VllmSettings
 
-    package = _PACKAGES.get(engine)
-    if package is not None and find_spec(package) is None:
+    section = read_settings(engine_settings()).section(engine)
+    if section.needs_package is not None and find_spec(section.needs_package[0]) is None:
+        package, extra = section.needs_package
         yield fault(
             f"the engine {engine} needs the package {package}, which is not installed",
-            f"run `pip install 'postback[{_EXTRAS[package]}]'`",
+            f"run `pip install 'postback[{extra}]'`",
         )
-    section = read_settings(engine_settings()).section(engine)
     name = model or section.model
     variable = f"POSTBACK_ENGINE__{engine.upper()}__MODEL"
     if section.needs_model and not name:

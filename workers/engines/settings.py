@@ -23,6 +23,9 @@ class EngineSection(BaseModel):
     needs_model: ClassVar[bool] = True
     """True if the engine cannot start without a model's name."""
 
+    needs_package: ClassVar[tuple[str, str] | None] = None
+    """A package that the engine cannot do without, and the extra of `postback` that installs it."""
+
     registry_fields: ClassVar[Mapping[str, str]] = {}
     """Fields of a model's table in the registry that the engine takes, each with the name of its setting."""
 

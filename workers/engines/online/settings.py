@@ -13,6 +13,7 @@ from workers.engines.settings import EngineSection
 class OnlineSettings(EngineSection):
     """Settings of an online service."""
 
+    needs_package: ClassVar[tuple[str, str] | None] = ("aiohttp", "worker")
     registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
 
     base_url: str = Field(default="", pattern=r"^https?://[^\s]+$")

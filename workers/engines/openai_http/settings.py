@@ -13,6 +13,7 @@ from workers.engines.settings import EngineSection
 class OpenAISettings(EngineSection):
     """Settings of a server that speaks OpenAI's protocol."""
 
+    needs_package: ClassVar[tuple[str, str] | None] = ("aiohttp", "worker")
     registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")

@@ -14,6 +14,7 @@ from workers.engines.settings import EngineSection
 class VllmSettings(EngineSection):
     """Settings of vLLM in the worker's process."""
 
+    needs_package: ClassVar[tuple[str, str] | None] = ("vllm", "vllm")
     registry_fields: ClassVar[Mapping[str, str]] = {
         "revision": "revision",
         "context_tokens": "max_model_len",
