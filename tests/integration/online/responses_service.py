@@ -64,12 +64,11 @@ def responses_app(*, least: int = 1, takes_temperature: bool = True) -> web.Appl
             return responses_error(401, "Incorrect API key provided: sk-other.", code="invalid_api_key")
         return None
 
-    async def model(request: web.Request) -> web.Response:
+    async def models(request: web.Request) -> web.Response:
         if (refused := refusal(request)) is not None:
             return refused
-        if request.match_info["model"] != MODEL:
-            return responses_error(404, "The model 'x' does not exist", "model", "model_not_found")
-        return web.json_response({"id": MODEL, "object": "model", "created": 1686935002, "owned_by": "openai"})
+        model = {"id": MODEL, "object": "model", "created": 1686935002, "owned_by": "openai"}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def create(request: web.Request) -> web.Response:
         if (refused := refusal(request)) is not None:
@@ -91,7 +90,7 @@ def responses_app(*, least: int = 1, takes_temperature: bool = True) -> web.Appl
         )
 
     app = web.Application()
-    app.router.add_get("/v1/models/{model}", model)
+    app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/responses", create)
     return app
 

@@ -80,6 +80,8 @@ def anthropic_app() -> web.Application:
         body = await request.json()
         if (wrong := _wrong_message(body)) is not None:
             return anthropic_error(400, "invalid_request_error", wrong)
+        if body["model"] != MODEL:
+            return anthropic_error(404, "not_found_error", f"model: {body['model']}")
         said = _turns([(each["role"], _blocks(each["content"])) for each in body["messages"]], body.get("system"))
         stop = tuple(body.get("stop_sequences", ()))
         done = await engine.generate(_asked(said, body["max_tokens"], body.get("temperature", 1.0), stop))

@@ -343,15 +343,9 @@ async def test_a_wrong_key_and_an_unknown_model_end_the_start(kind: str) -> None
     async with serving(APPS[kind]()) as url:
         with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.upper()}__API_KEY"):
             await engine_of(kind, url, api_key="sk-other").start()
-        with pytest.raises(
-            EngineRefused, match=rf"404 to \S*unheard-of: POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
-        ):
+        lack = (
+            r"does not list the model unheard-of, but \S*" if kind == "responses" else r"answered 404 to \S*unheard-of"
+        )
+        mend = f"POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
+        with pytest.raises(EngineRefused, match=rf"{lack}, and a first request failed \(.*\): {mend}"):
             await engine_of(kind, url, model="unheard-of").start()
-
-
-async def test_the_window_of_a_model_is_read_at_the_start() -> None:
-    async with serving(gemini_app()) as url:
-        engine = engine_of("gemini", url)
-        await engine.start()
-        assert engine.context_tokens == 1024
-        await engine.close()

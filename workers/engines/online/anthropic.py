@@ -217,5 +217,5 @@ def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpE
     if settings.model is None:
         raise ValueError("the anthropic engine needs the name of a model")
     api = MessagesApi(settings.model, settings.version)
-    service = OnlineService("anthropic", settings, api, clock)
+    service = OnlineService("anthropic", settings.model, settings, api, clock)
     return HttpEngine("anthropic", settings.model, settings, service, metrics)

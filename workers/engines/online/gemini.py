@@ -282,5 +282,5 @@ def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngi
     """Make the engine of a worker; see `EngineModule`."""
     if settings.model is None:
         raise ValueError("the gemini engine needs the name of a model")
-    service = OnlineService("gemini", settings, GenerateContentApi(settings.model), clock)
+    service = OnlineService("gemini", settings.model, settings, GenerateContentApi(settings.model), clock)
     return HttpEngine("gemini", settings.model, settings, service, metrics)

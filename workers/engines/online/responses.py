@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
-from urllib.parse import quote
 
 from pydantic import Field
 
-from schemas.bounded import BoundedModel
 from schemas.job import ImagePart, Message, Reasoning, ResponseFormat, TextPart
 from schemas.tools import NamedTool
 from telemetry.clock import Clock
@@ -22,6 +20,7 @@ from workers.engines.online.service import OnlineService
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.online.turns import require_chat
 from workers.engines.openai_http.engine import HttpEngine
+from workers.engines.openai_http.models import ServerModels
 
 _FIELDS: Final[Mapping[str, str]] = {
     "include": "logprobs",
@@ -49,22 +48,17 @@ class ResponsesSettings(OnlineSettings):
     """
 
 
-class _DescribedModel(BoundedModel):
-    """The answer to `GET /v1/models/{id}`, which does not have the model's window."""
-
-    id: str
-
-
 class ResponsesApi:
     """Implements `Api`."""
 
     generation_path = "responses"
+    model_path = "models"
+    """The list, since servers other than OpenAI's describe no single model. A vLLM server lists the window too."""
     fields = _FIELDS
 
     def __init__(self, model: str, summary: str | None = None) -> None:
         self._model = model
         self._summary = summary
-        self.model_path = f"models/{quote(model, safe='')}"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key as a bearer token."""
@@ -105,9 +99,12 @@ class ResponsesApi:
         """Return the response's text, reasoning and calls. Raises EngineError if the response failed, or ValueError."""
         return completion_of(body, request)
 
-    def window(self, body: bytes) -> None:
-        """Return None: the description does not have the window. Raises ValidationError."""
-        _DescribedModel.model_validate_json(body)
+    def window(self, body: bytes) -> int | None:
+        """Return the window from the list of models; OpenAI's list has none. Raises ValidationError and LookupError."""
+        models = ServerModels.model_validate_json(body)
+        if self._model not in models.names:
+            raise LookupError(models.lacks(self._model))
+        return models.window_of(self._model)
 
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
         """Return the options of the reasoning; empty leaves them to the model. Raises RequestRejected."""
@@ -182,5 +179,5 @@ def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpE
     if settings.model is None:
         raise ValueError("the responses engine needs the name of a model")
     api = ResponsesApi(settings.model, settings.reasoning_summary)
-    service = OnlineService("responses", settings, api, clock)
+    service = OnlineService("responses", settings.model, settings, api, clock)
     return HttpEngine("responses", settings.model, settings, service, metrics)

@@ -25,10 +25,11 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
+from workers.engines.first_requests import first_requests
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS, OVERLOADED, TryAgain
 from workers.engines.openai_http.dialect import ServerProblem, problem_in
-from workers.engines.openai_http.server import answer_body, new_session, once_answered
+from workers.engines.openai_http.server import answer_body, first_refusal, new_session, once_answered
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
@@ -56,6 +57,9 @@ _OF_LENGTH: Final = (
 _LESS: Final = 0.6
 """The fraction of a too long prompt to try next. The services state the fitting length in too many forms to parse."""
 
+_FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)[:1]
+"""The question alone: these services take no texts to embed, score, rank or classify."""
+
 log = get_logger()
 
 
@@ -69,7 +73,7 @@ class Api(Protocol):
 
     @property
     def model_path(self) -> str:
-        """The path of the model's description, below `base_url`."""
+        """The path of the model's description, or of a list of models, below `base_url`."""
         ...
 
     @property
@@ -93,9 +97,9 @@ class Api(Protocol):
         ...
 
     def window(self, body: bytes) -> int | None:
-        """Return the model's window from its description; None if the description does not have it.
+        """Return the model's window, from the answer at `model_path`; None if the answer does not have it.
 
-        Raises ValidationError.
+        Raises ValidationError for another form, and LookupError with the reason if the model is not listed.
         """
         ...
 
@@ -103,8 +107,9 @@ class Api(Protocol):
 class OnlineService:
     """One service and one of its models. Call `open` before any other method."""
 
-    def __init__(self, engine: str, settings: OnlineSettings, api: Api, clock: Clock) -> None:
+    def __init__(self, engine: str, model: str, settings: OnlineSettings, api: Api, clock: Clock) -> None:
         self._variable = f"POSTBACK_ENGINE__{engine.upper()}"
+        self._model = model
         self._settings = settings
         self._api = api
         self._clock = clock
@@ -142,7 +147,7 @@ class OnlineService:
             return TryAgain(f"the service was not reached: {type(error).__name__}")
 
     async def window(self) -> int | None:
-        """Wait until the service describes the worker's model.
+        """Wait until the service describes the worker's model, or answers a first request for it.
 
         Return the tokens of the model's window, None if unknown. Raises EngineRefused if the service refuses the
         worker's key or does not have the model.
@@ -151,16 +156,36 @@ class OnlineService:
 
     async def _window(self) -> int | None:
         """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the service is away."""
-        async with self._http.get(f"{self._base}/{self._api.model_path}", allow_redirects=False) as response:
-            body = await self._read(response)
-        if 400 <= response.status < 500 and response.status not in _OF_THE_SERVICE:
-            raise self._refused(response.status, problem_in(body))
-        if response.status != 200:
-            raise EngineUnavailable(str(response.status))
+        path = self._api.model_path
         try:
-            return self._api.window(body)
-        except ValidationError:
-            raise EngineRefused(f"{self.origin} gives no description of a model; correct {self._where}") from None
+            async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
+                body, status = await self._read(response), response.status
+            if status in _OF_THE_SERVICE or status >= 500:
+                raise EngineUnavailable(str(status))
+            if _is_of_the_account(status, problem_in(body)):
+                where = f"set {self._where} to a key that it takes"
+                raise EngineRefused(f"{self.origin} refuses the key ({status}): {where}")
+            if status == 200:
+                return self._api.window(body)
+            lack = f"answered {status} to {path}"
+        except (ValidationError, RequestRejected):
+            lack = f"answered {path} in another form than its API describes"
+        except LookupError as unlisted:
+            lack = str(unlisted)
+        await self._try_out(lack)
+        return None
+
+    async def _try_out(self, lack: str) -> None:
+        """Send a first request if the service does not describe the model: other servers of an API lack that path.
+
+        Raises EngineRefused with the lack if the request fails, or EngineUnavailable while the service is starting.
+        """
+        refusal = await first_refusal(self._model, _FIRST, self.post)
+        if refusal is not None:
+            raise EngineRefused(
+                f"{self.origin} {lack}, and a first request failed ({refusal}): {self._variable}__BASE_URL must end "
+                "with the version of the API, and --model (`model` in the registry) must name one of its models"
+            )
 
     # -- outcomes ------------------------------------------------------------------------------------------------
 
@@ -185,16 +210,6 @@ class OnlineService:
             return self._api.completion(body, request)
         except ValueError:
             raise EngineFailed("the service's answer has another form than its API describes") from None
-
-    def _refused(self, status: int, problem: ServerProblem) -> EngineRefused:
-        if status == 404:
-            return EngineRefused(
-                f"{self.origin} answered 404 to {self._api.model_path}: {self._variable}__BASE_URL must end with the "
-                "version of the API, and --model (`model` in the registry) must name one of its models"
-            )
-        if _is_of_the_account(status, problem):
-            return EngineRefused(f"{self.origin} refuses the key ({status}): set {self._where} to a key that it takes")
-        return EngineRefused(f"{self.origin} answered {status} to a question about the model; correct {self._where}")
 
     @property
     def _where(self) -> str:

@@ -39,8 +39,8 @@ class ServerModels(BoundedModel):
             model = by_name.get(model.parent)
         return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
 
-    @property
-    def shown(self) -> str:
-        """The first eight names as one phrase, so that an operator finds the right one."""
+    def lacks(self, name: str) -> str:
+        """Return that this name is not listed, with the first eight names, so that an operator finds the right one."""
         names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN
-        return ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
+        shown = ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
+        return f"does not list the model {name}, but {shown}"

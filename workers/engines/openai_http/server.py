@@ -6,7 +6,7 @@ The operator chooses the server, so the egress guard does not check its address.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 from pydantic import ValidationError
@@ -39,6 +39,9 @@ LOOK_TIMEOUT_SECONDS = 5.0
 _COMING_UP = {502, 503, 504}
 """Statuses of a server that still loads its model, and of a gateway in front of such a server."""
 _FIRST = first_requests("first-request", "Hello.", 16, 0.0)
+
+Post = Callable[[GenerationRequest], Awaitable[Completion | TryAgain]]
+"""Sends one request once. Raises EngineError."""
 
 log = get_logger()
 
@@ -160,36 +163,10 @@ class OpenAIServer:
         server takes any name, Ollama takes shorter names than it lists, and some servers have no list. Raises
         EngineRefused, or EngineUnavailable while the server is starting.
         """
-        refusals = []
-        for first in _FIRST:
-            refusal = await self._refusal_of(first)
-            if refusal is None:
-                break
-            refusals.append(refusal)
-        else:
-            said = (
-                "has no list of models"
-                if models is None
-                else f"does not list the model {self._model}, but {models.shown}"
-            )
-            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusals[0]}")
-        log.warning(
-            "The server does not list the model but answers requests with the model's name; going on.",
-            action="engine-model-unlisted",
-            model=self._model,
-        )
-
-    async def _refusal_of(self, first: GenerationRequest) -> str | None:
-        """Return the reason why the server refuses a first request; None for an answer. Raises EngineUnavailable."""
-        try:
-            tried = await self.post(first)
-        except (EngineUnavailable, RequestRejected) as error:
-            if isinstance(error, EngineFailed) and error.took_too_long:
-                raise
-            return str(error)
-        if isinstance(tried, TryAgain):
-            raise EngineUnavailable(tried.reason)
-        return None
+        refusal = await first_refusal(self._model, _FIRST, self.post)
+        if refusal is not None:
+            said = models.lacks(self._model) if models is not None else "has no list of models"
+            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusal}")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         return await answer_body(response, self._settings.max_response_bytes)
@@ -214,6 +191,39 @@ def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.Cl
         connector=bounded_connector(limit=most_connections),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
     )
+
+
+async def first_refusal(model: str, requests: Sequence[GenerationRequest], post: Post) -> str | None:
+    """POST first requests for an unlisted model until one is answered.
+
+    Return None after an answer, otherwise the reason why the server refuses the first of them. Raises
+    EngineUnavailable while the server is starting.
+    """
+    refusals = []
+    for request in requests:
+        refusal = await _refusal_of(request, post)
+        if refusal is None:
+            log.warning(
+                "The server does not list the model but answers requests with the model's name; going on.",
+                action="engine-model-unlisted",
+                model=model,
+            )
+            return None
+        refusals.append(refusal)
+    return refusals[0]
+
+
+async def _refusal_of(request: GenerationRequest, post: Post) -> str | None:
+    """Return the reason why the server refuses a request; None for an answer. Raises EngineUnavailable."""
+    try:
+        tried = await post(request)
+    except (EngineUnavailable, RequestRejected) as error:
+        if isinstance(error, EngineFailed) and error.took_too_long:
+            raise
+        return str(error)
+    if isinstance(tried, TryAgain):
+        raise EngineUnavailable(tried.reason)
+    return None
 
 
 async def once_answered(ask: Callable[[], Awaitable[int | None]]) -> int | None:
