@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from operators.backlog import GroupProgress, standings
-from operators.doctor.findings import Finding, fault, in_words, listed
+from operators.doctor.findings import Finding, fault, in_words, listed, warning
 from producers.connection import admin_client, group_offsets
-from producers.scan import Range, Scanner
+from producers.scan import Range, Scanner, Stored
+from schemas import topics
 from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
 from schemas.settings import KafkaSettings
-from telemetry.clock import Clock, SystemClock
+from telemetry.clock import Clock, Deadline, SystemClock
 
+READ_SECONDS = 10.0
+"""Longest look for a callback among a group's waiting records; a busy fleet keeps millions of results without one."""
 _ROLE = {INFERENCE_GROUP: "postback worker", DELIVERY_GROUP: "postback deliver"}
 _MEMBERLESS = ("empty", "dead")
 _CLOCK = SystemClock()
 
 
+def _has_callback(record: Stored) -> bool:
+    return any(name == topics.CALLBACK_URL for name, _ in record.headers)
+
+
+_IS_WORK: dict[str, Callable[[Stored], bool]] = {INFERENCE_GROUP: lambda _: True, DELIVERY_GROUP: _has_callback}
+"""True for a record that the group's role has to act on. A fleet whose jobs name no callback runs no delivery."""
+
+
 def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield the groups without members while records wait for them. Raises ProducerError."""
+    """Yield the groups without members while jobs or callbacks wait for them. Raises ProducerError."""
     found = standings(settings)
     with admin_client(settings) as admin:
         states = {each["group_id"]: str(each.get("group_state", "")).lower() for each in admin.list_groups()}
@@ -26,26 +37,40 @@ def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Fin
         if states.get(f"{settings.topic_prefix}{group}", "dead") not in _MEMBERLESS:
             continue
         waiting = [each for each in found if each.group == group and each.base < each.end]
-        oldest = _oldest_ms(settings, waiting, clock)
-        if oldest is not None:
-            topics = sorted({each.topic for each in waiting})
-            waited = max(0.0, clock.time() - oldest / 1000)
+        oldest_ms, is_all_read = _work(settings, waiting, _IS_WORK[group], clock)
+        if oldest_ms:
+            waited = max(0.0, clock.time() - min(oldest_ms.values()) / 1000)
             yield fault(
-                f"the group {settings.topic_prefix}{group} has no members, and records of {listed(topics)} have waited "
-                f"for up to {in_words(waited)}",
+                f"the group {settings.topic_prefix}{group} has no members, and records of {listed(sorted(oldest_ms))} "
+                f"wait, one of them for {in_words(waited)}",
                 f"start `{role}`; `postback backlog` shows what waits",
+            )
+        elif not is_all_read:
+            yield warning(
+                f"the group {settings.topic_prefix}{group} has no members; the waiting results that were read in "
+                f"{READ_SECONDS:g} s have no callback, and the others were not read",
+                f"start `{role}` if jobs have callbacks",
             )
 
 
-def _oldest_ms(settings: KafkaSettings, waiting: Sequence[GroupProgress], clock: Clock) -> int | None:
-    """Return the time of the oldest record that waits; None if only transaction markers are left."""
-    oldest: int | None = None
+def _work(
+    settings: KafkaSettings, waiting: Sequence[GroupProgress], is_work: Callable[[Stored], bool], clock: Clock
+) -> tuple[dict[str, int], bool]:
+    """Return the time of each topic's first work, Unix milliseconds, and whether the search ended in time.
+
+    A topic without work, for example with only transaction markers left, is absent.
+    """
+    oldest_ms: dict[str, int] = {}
+    deadline = Deadline.after(clock, READ_SECONDS)
     with Scanner(settings, clock) as scanner:
         for each in waiting:
-            first = next(scanner.read([Range(each.topic, each.partition, each.base, each.end)]), None)
-            if first is not None and (oldest is None or first.at_ms < oldest):
-                oldest = first.at_ms
-    return oldest
+            for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
+                if is_work(record):
+                    oldest_ms[each.topic] = min(record.at_ms, oldest_ms.get(each.topic, record.at_ms))
+                    break
+                if deadline.passed:
+                    return oldest_ms, False
+    return oldest_ms, True
 
 
 def check_offsets(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:

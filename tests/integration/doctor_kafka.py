@@ -36,6 +36,7 @@ from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock
 from tests.integration.certificates import Authority
 
+CALLBACK = b"https://hooks.example/in?token=s3cret"
 _SECONDS = 30.0
 
 
@@ -107,6 +108,15 @@ def empty_fleet(bootstrap_servers: str) -> KafkaSettings:
     )
 
 
+def put_results(kafka: KafkaSettings, *headers: tuple[str, bytes]) -> None:
+    """Write two results with these headers, of two jobs."""
+    producer = Producer(kafka.client_config())
+    for job_id in ("job_1", "job_2"):
+        result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1)
+        producer.produce(kafka.topics.results, write_result(result), job_id.encode(), 0, headers=list(headers))
+    assert producer.flush(_SECONDS) == 0
+
+
 def broken_fleet(bootstrap_servers: str) -> KafkaSettings:
     """Make a fleet whose topics, offsets, workers and endpoints have a fault each."""
     kafka = empty_fleet(bootstrap_servers)
@@ -128,7 +138,7 @@ def _put_records(kafka: KafkaSettings) -> None:
     names, producer, now_ms = kafka.topics, Producer(kafka.client_config()), int(SystemClock().time() * 1000)
     producer.produce(names.requests(), b'{"prompt": "Why?"}')
     result = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="42", created_at=1)
-    producer.produce(names.results, write_result(result), headers=[("job-id", b"job_1")])
+    producer.produce(names.results, write_result(result), headers=[("job-id", b"job_1"), ("callback-url", CALLBACK)])
     attempt = {"job_id": "job_1"}
     producer.produce(names.attempts, json.dumps(attempt).encode())
     headers = {"reason": "timeout", "job-id": "job_1", "callback-url": "https://hooks.example/in?token=s3cret"}

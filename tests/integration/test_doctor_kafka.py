@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from operators.doctor import groups
 from operators.doctor.clocks import check_clock
 from operators.doctor.findings import FindingLevel
 from operators.topics import create_topics
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
-from tests.integration.doctor_kafka import ManyDoors, broken_fleet, empty_fleet, many_doors
+from tests.integration.doctor_kafka import CALLBACK, ManyDoors, broken_fleet, empty_fleet, many_doors, put_results
 from tests.postback_command import environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
@@ -94,6 +95,22 @@ def test_no_finding_shows_a_callbacks_path_and_each_is_one_line(report: dict[str
     assert "s3cret" not in json.dumps(report)
     assert all("\n" not in each["problem"] + each["fix"] for each in report["findings"])
     assert report["skipped"] == []
+
+
+def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
+    doors: ManyDoors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = empty_fleet(doors.plain)
+    create_topics(kafka)
+    put_results(kafka)
+    assert list(groups.check_groups(kafka)) == []
+    with monkeypatch.context() as impatient:
+        impatient.setattr(groups, "READ_SECONDS", 0.0)
+        [found] = groups.check_groups(kafka)
+    assert (found.level, "others were not read" in found.problem) == (FindingLevel.WARNING, True)
+    put_results(kafka, ("callback-url", CALLBACK))
+    [found] = groups.check_groups(kafka)
+    assert (found.level, f"records of {kafka.topics.results} wait" in found.problem) == (FindingLevel.FAULT, True)
 
 
 def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str, str]]:
