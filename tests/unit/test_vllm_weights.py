@@ -74,6 +74,19 @@ def test_a_model_that_is_no_folder_or_has_no_safetensors_needs_a_restart(tmp_pat
         require_same_model(one, other)
 
 
+@pytest.mark.parametrize(("more", "is_read"), [(0, True), (1, False)])
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path, more: int, *, is_read: bool) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(_file(b"{}" + b" " * (32 * 1024 * 1024 - 2 + more)))
+    if is_read:
+        assert header_of(path) == {}
+        return
+    with pytest.raises(
+        EngineRefused, match=r"^model\.safetensors has a header of 33554433 bytes, and at most 33554432"
+    ):
+        header_of(path)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "dtype", "shape"]), inner),
