@@ -251,13 +251,33 @@ def _first_process() -> Iterator[None]:
         prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-async def test_a_killed_tesseract_leaves_no_dead_process_in_a_container() -> None:
+async def _reading() -> Child:
+    """A process for OCR whose own alarm, and tesseract's, come ten minutes later."""
     found = Tesseract.find("eng")
-    numbers = "60", str(EnrichmentSettings().member_bytes), "1"
+    numbers = "600", str(EnrichmentSettings().member_bytes), "1"
+    return await Child.start(
+        "workers.enrichment.processes.ocr", *numbers, "eng", found.program, found.data, *found.libraries
+    )
+
+
+async def test_a_killed_tesseract_leaves_no_dead_process_in_a_container() -> None:
     with _first_process():
-        child = await Child.start(
-            "workers.enrichment.processes.ocr", *numbers, "eng", found.program, found.data, *found.libraries
-        )
+        child = await _reading()
         (started,) = _tesseracts()
         await child.kill()
         assert started.pid not in [one.pid for one in psutil.Process().children()]
+
+
+async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
+    with _first_process():
+        child = await _reading()
+        (started,) = _tesseracts()
+        started.suspend()  # it notices no end of its input, as while it computes
+        reader = started.parent()
+        assert reader is not None
+        reader.kill()
+        async with asyncio.timeout(60):
+            while child.alive:  # while it lives, `kill` ends its whole group
+                await asyncio.sleep(0.01)
+            await child.kill()
+        assert _tesseracts() == []

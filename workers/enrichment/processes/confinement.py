@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import signal
 import stat
 import struct
 import sys
@@ -108,6 +109,8 @@ _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in struct seccomp_data."""
 _EPERM, _EACCES, _ENOSYS = 1, 13, 38
 
+_PR_SET_PDEATHSIG: Final = 1
+
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """Landlock's calls, the same on every architecture."""
 _VERSION_ASKED: Final = 1
@@ -115,7 +118,7 @@ _PATH_BENEATH: Final = 1
 _FILE_RIGHTS_BY_ABI: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _NETWORK_RIGHTS: Final = 0b11
 """TCP bind and connect, from version 4."""
-_SCOPES: Final = 0b11
+_SOCKET_SCOPE, _SIGNAL_SCOPE = 0b01, 0b10
 """Abstract sockets and signals, from version 6."""
 _READING: Final = 0b1101
 """EXECUTE, READ_FILE, READ_DIR."""
@@ -130,12 +133,16 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def confine(readable: Iterable[str] | None = None, *, may_execute: bool = False) -> list[Fence]:
+def confine(
+    readable: Iterable[str] | None = None, *, may_execute: bool = False, is_parent: bool = False
+) -> list[Fence]:
     """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
     `readable` names files, and folders with files, that may still be read; with None, no file can be opened. Before the
     call, the process must have imported all modules that it will need. The process can still start threads, but no
-    processes. With `may_execute`, it can become one of the readable programs, which is confined like the process.
+    processes. With `may_execute`, it can become one of the readable programs, which is confined like the process. With
+    `is_parent`, seccomp alone refuses signals: Landlock would also drop the signal of `end_with` to this process's
+    child.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -143,7 +150,7 @@ def confine(readable: Iterable[str] | None = None, *, may_execute: bool = False)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     missing = []
     for fence, put_up in (
-        (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()))),
+        (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()), is_parent)),
         (Fence.SECCOMP, partial(_seccomp, readable is None, may_execute)),
     ):
         try:
@@ -152,6 +159,20 @@ def confine(readable: Iterable[str] | None = None, *, may_execute: bool = False)
             missing.append(fence)
     _drop_capabilities()
     return missing
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when `parent`'s thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
+
+    The program that this process becomes ends too; a program that it starts does not. A parent that is confined needs
+    `is_parent`. If the parent has ended already, this process ends now. Only Linux has such a signal.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _libc() -> ctypes.CDLL:
@@ -167,11 +188,12 @@ def system_call(number: int, *arguments: object) -> int:
     return int(found)
 
 
-def _landlock(readable: Iterable[str]) -> None:
+def _landlock(readable: Iterable[str], may_signal: bool) -> None:
     """Apply Landlock. Raises OSError if the kernel lacks it."""
     version = system_call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_ASKED))
     files = _FILE_RIGHTS_BY_ABI[max(abi for abi in _FILE_RIGHTS_BY_ABI if abi <= version)]
-    rights = [files, _NETWORK_RIGHTS, _SCOPES][: 1 + (version >= 4) + (version >= 6)]
+    scopes = _SOCKET_SCOPE if may_signal else _SOCKET_SCOPE | _SIGNAL_SCOPE
+    rights = [files, _NETWORK_RIGHTS, scopes][: 1 + (version >= 4) + (version >= 6)]
     attributes = struct.pack(f"={len(rights)}Q", *rights)
     ruleset = system_call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:

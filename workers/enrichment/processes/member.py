@@ -57,10 +57,13 @@ def limit_memory(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def serve(kinds: Mapping[str, Kind], seconds: float) -> None:
-    """Confine this process, and answer tasks until the input ends. An alarm ends a task much later than `seconds`."""
+def serve(kinds: Mapping[str, Kind], seconds: float, *, is_parent: bool = False) -> None:
+    """Confine this process, and answer tasks until the input ends. An alarm ends a task much later than `seconds`.
+
+    `is_parent` is that of `confine`.
+    """
     status = _status()
-    send(sys.stdout.buffer, {"missing": confine()})
+    send(sys.stdout.buffer, {"missing": confine(is_parent=is_parent)})
     while (request := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds + _ALARM_GRACE_SECONDS)
         send(sys.stdout.buffer, _answer(kinds, *request, status))

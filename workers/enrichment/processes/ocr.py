@@ -4,7 +4,8 @@ The arguments are seconds, bytes, the most pages, the languages, and tesseract w
 
 The process starts tesseract first, since it can start no program once it is confined like a reader of pages. Pillow and
 pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both
-after one document.
+after one document. Tesseract also ends with this process, and this process with the worker: neither reads its input
+while it works, so neither would notice the other's end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from telemetry.clock import Deadline, SystemClock
 from workers.enrichment.evidence import Unreadable
+from workers.enrichment.processes.confinement import end_with
 from workers.enrichment.processes.member import answered, import_all, limit_memory, serve
 from workers.enrichment.processes.tesseract import Tesseract
 from workers.enrichment.reading.extract import MAX_TEXT_CHARS, extract
@@ -91,13 +93,14 @@ def read_pictures(body: bytes, media_type: str, charset: str | None, url: str, r
 
 def main() -> None:
     """Read one document."""
+    end_with(os.getppid())
     seconds, size, pages, languages, program, data, *libraries = sys.argv[1:]
     deadline = Deadline.after(SystemClock(), float(seconds) * _READING_SHARE)
     limit_memory(int(size))
     import_all("resiliparse")
     tesseract = Tesseract(program, data, tuple(libraries)).start(languages, float(seconds))
     reader = PictureReader(tesseract, int(pages), deadline)
-    serve({"read": partial(read_pictures, reader=reader)}, float(seconds))
+    serve({"read": partial(read_pictures, reader=reader)}, float(seconds), is_parent=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from math import ceil
 from typing import Final
 
-from workers.enrichment.processes.confinement import confine
+from workers.enrichment.processes.confinement import confine, end_with
 from workers.system.errors import ProcessError
 
 VARIABLE: Final = "POSTBACK_ENRICHMENT__OCR"
@@ -90,11 +90,13 @@ def _output_of(*command: str) -> str:
 def fenced(command: Sequence[str], readable: Iterable[str], seconds: float) -> subprocess.Popen[bytes]:
     """Start a program that may read only these files and folders, and reach only its pipes. Raises OSError.
 
-    An alarm ends the program a second after `seconds`, in case the worker dies before it can kill this process's group.
-    The program inherits this process's address-space limit.
+    The program ends with this process, however this process ends; where the kernel cannot do that, an alarm ends the
+    program a second after `seconds`. The program inherits this process's address-space limit.
     """
+    starter = os.getpid()
 
     def fence() -> None:
+        end_with(starter)
         limits = {
             resource.RLIMIT_CPU: ceil(seconds),
             resource.RLIMIT_FSIZE: 0,
