@@ -1,0 +1,163 @@
+"""Jobs with scans as sources, through Kafka and real workers with OCR, also while the processes that read them die."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import termios
+from base64 import b64encode
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.http_handler import handling
+from tests.product import Product, Role, eventually
+from tests.scanned import saved, scanned, scanned_pdf, tesseract
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+
+WORKER = {
+    "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
+    "POSTBACK_ENRICHMENT__OCR": "eng",
+    "POSTBACK_ENRICHMENT__OCR_SECONDS": "120",
+    "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "120",
+    "POSTBACK_ENRICHMENT__LONGEST_BUDGET_SECONDS": "120",
+    "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "60",
+    "POSTBACK_ENRICHMENT__ROBOTS": "false",
+}
+"""No alarm ends a process during a test."""
+LINES = "The Halvorsen bridge in Tarnby opened in 1987", "and carries the coast road over the river Vesla."
+QUESTION = "When did the Halvorsen bridge in Tarnby open?"
+SCAN = scanned_pdf([scanned(*LINES)])
+PICTURE = saved(scanned(*LINES), "PNG")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> None:
+    tesseract()
+
+
+class Served(BaseHTTPRequestHandler):
+    """Answers each request with the scan."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/pdf")
+        self.send_header("Content-Length", str(len(SCAN)))
+        self.end_headers()
+        self.wfile.write(SCAN)
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def carrying(name: str, body: bytes, **sources: Any) -> dict[str, Any]:
+    """A job that carries this document."""
+    document = {"id": "letter", "base64": b64encode(body).decode()}
+    return {"job_id": name, "prompt": QUESTION, "sources": {"documents": [document], **sources}}
+
+
+def by_job(product: Product) -> dict[str, dict[str, Any]]:
+    """The result of each job; fails if a job has two."""
+    product.outcomes()
+    return {result["job_id"]: result for result in product.results()}
+
+
+def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
+    """Stop a tesseract of this worker, and wait until the process that started it reads for it; return both."""
+    found: list[psutil.Process] = []
+
+    def is_found() -> bool:
+        for process in psutil.Process(worker.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "tesseract" in process.name() and "-" in process.cmdline():  # a worker first asks for its languages
+                    process.suspend()
+                    found.append(process)
+        return bool(found)
+
+    eventually(is_found, 120, worker.said)
+    eventually(partial(has_input, found[0]), 120, worker.said)
+    starter = found[0].parent()
+    assert starter is not None
+    return found[0], starter
+
+
+def has_input(process: psutil.Process) -> bool:
+    """True if bytes wait in the pipe that is the process's standard input."""
+    with Path(f"/proc/{process.pid}/fd/0").open("rb") as pipe:
+        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) > 0
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """True if the process is gone, or only its exit status is left."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_scans_of_all_kinds_of_sources_are_named_in_the_results_with_the_way_of_reading(product: Product) -> None:
+    with handling(Served) as origin:
+        worker = product.worker("w1", **WORKER)
+        product.submit(
+            [
+                carrying("pdf", SCAN, required=True),
+                carrying("image", PICTURE, required=True),
+                {"job_id": "url", "prompt": QUESTION, "sources": {"urls": [f"{origin}/scan"], "required": True}},
+            ]
+        )
+        product.wait_for_results(3, 240)
+        product.wait_until_nothing_is_left()
+        results = by_job(product)
+
+    assert {name: result["outcome"] for name, result in results.items()} == dict.fromkeys(
+        ("pdf", "image", "url"), "succeeded"
+    ), results
+    names = {"pdf": "letter", "image": "letter", "url": f"{origin}/scan"}
+    for name, result in results.items():
+        assert result["sources"] == [names[name]], result
+        (details,) = result["source_details"]
+        assert (details["id"], details["read_by"]) == (names[name], "ocr")
+        assert "opened in 1987" in " ".join(result["text"].split())
+    assert LINES[0] not in worker.said()
+
+
+def test_a_job_whose_reading_process_is_killed_has_one_result_that_names_the_reason(product: Product) -> None:
+    worker = product.worker("w1", **WORKER)
+    product.submit([carrying("hit", SCAN)])
+    program, starter = stopped_tesseract(worker)
+    starter.kill()
+    product.wait_for_results(1, 60)
+    eventually(lambda: has_ended(program), 60, "tesseract outlives the process that started it")
+    product.submit([carrying("next", SCAN)])
+    product.wait_for_results(2, 240)
+    product.wait_until_nothing_is_left()
+    results = by_job(product)
+
+    assert product.outcomes() == {"hit": "succeeded", "next": "succeeded"}
+    assert results["hit"].get("sources", []) == []
+    reason = "reading its pictures needed more memory than allowed, or crashed the reader"
+    assert results["hit"]["notes"][0].endswith(reason), results["hit"]
+    assert results["next"]["source_details"][0]["read_by"] == "ocr"
+    assert product.dead_letters() == []
+
+
+def test_a_job_whose_worker_is_killed_while_it_reads_has_one_result_by_another_worker(product: Product) -> None:
+    worker = product.worker("w1", **WORKER)
+    product.submit([carrying("hit", SCAN, required=True)])
+    reading = stopped_tesseract(worker)
+    worker.kill()
+    for process in reading:
+        eventually(partial(has_ended, process), 60, f"{process} outlives its worker")
+    product.worker("w1", **WORKER)
+    product.wait_for_results(1, 240)
+    product.wait_until_nothing_is_left()
+    results = by_job(product)
+
+    assert product.outcomes() == {"hit": "succeeded"}
+    assert results["hit"]["source_details"][0]["read_by"] == "ocr"
