@@ -102,7 +102,7 @@ async def _choices(rounds: int, sides: dict[str, EnrichmentSettings]) -> None:
     """Print the time of choosing among passages that are new to the model."""
     samples: dict[str, list[Sample]] = {}
     for name, settings in sides.items():
-        pool = Pool(settings)
+        pool = Pool(settings, Metrics())
         chooser = Chooser(settings, pool, SystemClock(), Metrics())
         await chooser.start()
         try:

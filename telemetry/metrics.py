@@ -264,6 +264,12 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=r,
         )
+        self.ocr_wait_seconds = Histogram(
+            "postback_ocr_wait_seconds",
+            "Seconds that a document waited in line for OCR, also if its turn did not come in time.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            registry=r,
+        )
         self.http_requests = Counter(
             "postback_http_requests_total",
             "Requests of the gateway by the route's template and the response's status. Route `unread`: no HTTP "

@@ -86,10 +86,14 @@ def page(more: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def enriching(guard: Guard | None = None, **settings: object) -> AsyncIterator[Enricher]:
+async def enriching(
+    guard: Guard | None = None, metrics: Metrics | None = None, /, **settings: object
+) -> AsyncIterator[Enricher]:
     """An enricher with these settings, or else patient ones."""
     values = {**PATIENT.model_dump(), **settings}
-    enricher = Enricher(EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, Metrics())
+    enricher = Enricher(
+        EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, metrics or Metrics()
+    )
     await enricher.start()
     try:
         yield enricher

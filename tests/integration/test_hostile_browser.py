@@ -113,7 +113,7 @@ async def browser(
 async def rendered(url: str, **limits: float) -> Page | None:
     made = EnrichmentSettings.model_validate({"renderer": url, "robots": False, **limits})
     politeness, guard = Politeness(made, CLOCK), Guard(LOOPBACK)
-    fetcher, pool = Fetcher(made, guard, politeness, CLOCK), Pool(made)
+    fetcher, pool = Fetcher(made, guard, politeness, CLOCK), Pool(made, Metrics())
     robots = Robots(made, fetcher, pool, politeness, CLOCK)
     renderer = Renderer(made, guard, fetcher, robots, pool, politeness, CLOCK, Metrics())
     await fetcher.start()

@@ -15,6 +15,7 @@ import pytest
 
 from devkit.pdf_files import line, pdf, stream
 from schemas.job import Sources
+from telemetry.metrics import Metrics
 from tests.integration.raw_server import FACT, enriching, page, saying, speaking
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 from workers.enrichment.evidence import Evidence
@@ -173,7 +174,8 @@ async def test_a_document_that_waits_in_line_for_ocr_keeps_all_of_its_time_for_i
 async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_reason() -> None:
     image = document(saved(scanned(*HALVES), "PNG"))
     hasty = image.model_copy(update={"budget_seconds": 5.0})
-    async with enriching(ocr="eng", ocr_seconds=60.0) as enricher:
+    metrics = Metrics()
+    async with enriching(None, metrics, ocr="eng", ocr_seconds=60.0) as enricher:
         hangs = asyncio.create_task(_stopped())
         first = asyncio.create_task(enricher.enrich(image, QUESTION))
         process = await hangs
@@ -181,6 +183,10 @@ async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_
         assert re.search(r"other documents were before it in line for OCR, for more than 4(\.\d)? s$", note), note
         process.kill()
         assert not (await first).sources
+    (waits,) = metrics.ocr_wait_seconds.collect()
+    waited = {sample.name.rpartition("_")[2]: sample.value for sample in waits.samples}
+    assert waited["count"] == 2
+    assert waited["sum"] >= 4
 
 
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from telemetry.metrics import Metrics
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
@@ -44,7 +45,7 @@ async def test_waiters_that_give_up_leave_no_more_than_one_starting_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)
-    pool = Pool(EnrichmentSettings(members=2))
+    pool = Pool(EnrichmentSettings(members=2), Metrics())
     for _ in range(6):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asked(pool), 0.1)
@@ -54,7 +55,7 @@ async def test_waiters_that_give_up_leave_no_more_than_one_starting_reader(
 
 
 async def test_a_reader_that_starts_for_a_job_that_is_gone_serves_the_next(started: Started) -> None:
-    pool = Pool(EnrichmentSettings(members=2, member_seconds=10))
+    pool = Pool(EnrichmentSettings(members=2, member_seconds=10), Metrics())
     first = asyncio.create_task(asked(pool))
     await asyncio.sleep(0.05)
     first.cancel()
@@ -68,7 +69,7 @@ async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)
-    pool = Pool(EnrichmentSettings())
+    pool = Pool(EnrichmentSettings(), Metrics())
     pool.warm()
     await asyncio.sleep(0.1)
     async with asyncio.timeout(20):
@@ -79,7 +80,7 @@ async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
 async def test_a_reader_that_cannot_start_is_our_own_fault_and_the_next_job_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
 ) -> None:
-    pool = Pool(EnrichmentSettings(member_seconds=10))
+    pool = Pool(EnrichmentSettings(member_seconds=10), Metrics())
     with monkeypatch.context() as patched:
         python_that("exit 1", tmp_path, patched)
         with pytest.raises(Unreadable, match="could not be started") as failed:

@@ -62,7 +62,7 @@ def offline() -> Iterator[None]:
 async def choosing(metrics: Metrics | None = None, **settings: object) -> AsyncIterator[Chooser]:
     values = {"rerank_seconds": 60.0, "member_seconds": 30.0, **settings}
     made = EnrichmentSettings.model_validate(values)
-    pool = Pool(made)
+    pool = Pool(made, Metrics())
     chooser = Chooser(made, pool, CLOCK, metrics or Metrics())
     await chooser.start()
     try:

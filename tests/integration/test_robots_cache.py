@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from telemetry.metrics import Metrics
 from tests.integration.raw_server import CLOCK, LOOPBACK, saying, speaking
 from workers.egress import Guard
 from workers.enrichment.fetching import robots
@@ -26,7 +27,7 @@ async def test_files_beyond_the_bytes_of_the_cache_leave_it(
     settings = EnrichmentSettings(budget_seconds=120)
     politeness = Politeness(settings, CLOCK)
     fetcher = Fetcher(settings, Guard(LOOPBACK), politeness, CLOCK)
-    rules = Robots(settings, fetcher, Pool(settings), politeness, CLOCK)
+    rules = Robots(settings, fetcher, Pool(settings, Metrics()), politeness, CLOCK)
     asked: list[str] = []
     async with AsyncExitStack() as servers:
         await fetcher.start()

@@ -122,7 +122,7 @@ class Enricher:
         """Fetches the images of jobs, over the connections of the sources."""
         self.payloads = PayloadFetcher(self._fetcher, payloads or read_settings(PayloadSettings))
         """Fetches the payloads of jobs, over the same connections."""
-        self._pool = Pool(settings)
+        self._pool = Pool(settings, metrics)
         self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
         cache = cache or read_settings(CacheSettings)

@@ -17,6 +17,7 @@ import asyncio
 from typing import Any
 
 from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.processes.child import Child, ChildLost, understood
 from workers.enrichment.processes.recognition import Recognition
@@ -34,9 +35,9 @@ _START_SECONDS = 30.0
 class Pool:
     """At most `settings.members` processes that read pages, and one more process that ranks."""
 
-    def __init__(self, settings: EnrichmentSettings) -> None:
+    def __init__(self, settings: EnrichmentSettings, metrics: Metrics) -> None:
         """Raises ProcessError if the settings ask for OCR, and its program is missing."""
-        self.recognition = Recognition(settings, settings.ocr) if settings.ocr is not None else None
+        self.recognition = Recognition(settings, settings.ocr, metrics) if settings.ocr is not None else None
         """The processes that read pictures of text; None without OCR."""
         self._settings = settings
         self._limit = settings.members + 1

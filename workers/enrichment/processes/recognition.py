@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 from telemetry.logs import get_logger
+from telemetry.metrics import Metrics
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.processes.child import Child, ChildLost, understood
 from workers.enrichment.processes.tesseract import Tesseract
@@ -18,11 +20,12 @@ log = get_logger()
 class Recognition:
     """Starts a process for each document, and ends it afterwards: tesseract reads its input once."""
 
-    def __init__(self, settings: EnrichmentSettings, languages: str) -> None:
+    def __init__(self, settings: EnrichmentSettings, languages: str, metrics: Metrics) -> None:
         """Raises ProcessError if tesseract or a language is missing."""
         tesseract = Tesseract.find(languages)
         self._settings = settings
         self._turns = Turns(settings.ocr_documents)
+        self._waits = metrics.ocr_wait_seconds
         self._arguments = (
             str(settings.member_bytes), str(settings.ocr_pages), languages,
             tesseract.program, tesseract.data, *tesseract.libraries,
@@ -35,10 +38,15 @@ class Recognition:
         Raises Unreadable.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        asked_at = loop.time()
+        until = asked_at + seconds
         late = f"other documents were before it in line for OCR, for more than {round(seconds, 1):g} s"
         try:
-            async with asyncio.timeout_at(until) as limit, self._turns.place(asker):
+            async with asyncio.timeout_at(until) as limit, AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(self._turns.place(asker))
+                finally:
+                    self._waits.observe(loop.time() - asked_at)
                 seconds = max(0.1, min(until - loop.time(), self._settings.ocr_seconds))
                 late = f"reading its pictures took more than {round(seconds, 1):g} s"
                 limit.reschedule(loop.time() + seconds)
