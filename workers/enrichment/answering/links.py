@@ -90,17 +90,24 @@ class _Given:
         return cls(frozenset(map(_plain, [*own, *sources])), frozenset(map(_plain, own)))
 
     @cached_property
-    def _lengths(self) -> tuple[list[int], set[int]]:
-        """The lengths of the job's own URLs, ascending, and those of its sources' URLs."""
-        return sorted({len(url) for url in self.images}), {len(url) for url in self.links - self.images}
+    def _lengths(self) -> tuple[list[int], list[int]]:
+        """The lengths of the parts of given URLs that the pattern finds, ascending, and the lengths of those URLs.
+
+        A source's URL may have characters at which the pattern ends.
+        """
+        found = {(len(url), len(url)) for url in self.images}
+        found |= {(match.end() if (match := URL.match(url)) else 0, len(url)) for url in self.links - self.images}
+        parts, wholes = zip(*sorted(found), strict=True) if found else ((), ())
+        return list(parts), list(wholes)
 
     def _lengths_within(self, most: int) -> list[int]:
         """Return the lengths of given URLs that a found URL of length `most` may begin with, the longest first.
 
-        The job's own URLs were found by the same pattern, so none is longer. A job may have URLs of a thousand lengths.
+        In the text, the pattern finds as much of a given URL as in the URL itself, or more. So the URLs of which it
+        finds more than `most` are left out: a job may have sources and URLs of a thousand lengths.
         """
-        own, of_sources = self._lengths
-        return sorted({*own[: bisect_right(own, most)], *of_sources}, reverse=True)
+        parts, wholes = self._lengths
+        return sorted(set(wholes[: bisect_right(parts, most)]), reverse=True)
 
     def cleaned(self, text: str) -> str:
         if _is_json(text):
