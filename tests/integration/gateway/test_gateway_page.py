@@ -13,11 +13,12 @@ import pytest
 
 from tests.integration.gateway.gateway_process import Gateway, gateway_process
 from tests.postback_command import POSTBACK
+from tests.postgres_server import PostgresServer
 from tests.product import Product
 
 pytestmark = pytest.mark.broker
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "gateway.md").read_text()
-START, KEY, JOB, BATCH, EVENTS, TRACE = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+START, KEY, JOB, BATCH, EVENTS, POSTGRESQL, TRACE = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 [PROGRAM] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -48,6 +49,21 @@ def run(gateway: Gateway, *blocks: str) -> str:
 
 def test_the_page_starts_the_gateway_that_the_contract_names() -> None:
     assert "postback gateway --port 8080" in START
+
+
+@pytest.mark.postgresql
+def test_the_gateway_starts_on_postgresql_with_the_page_s_variables(
+    module_product: Product, postgres: PostgresServer
+) -> None:
+    store, folder = postgres.new_database(), module_product.folder
+    page = POSTGRESQL.replace("postgresql+psycopg://postback:PASSWORD@db.example/postback", store)
+    variables = dict(re.findall(r"(POSTBACK_\w+)=(\S+)", page.replace("=pepper", f"={folder / 'pepper'}")))
+    assert variables["POSTBACK_STORE__URL"] == store
+    gateway = Gateway(module_product.gateway("postgresql", "--port", "0", **variables), module_product, store)
+    gateway.wait_until_ready()
+    _, read = run(gateway, KEY, JOB.replace("sky-1", "sky-2")).replace("}{", "}\n{").strip().splitlines()
+    assert json.loads(read)["id"] == "sky-2"
+    gateway.role.kill()
 
 
 def test_a_job_is_accepted_read_streamed_and_traced(served: Gateway) -> None:
