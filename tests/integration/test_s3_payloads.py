@@ -13,11 +13,12 @@ from typing import Any
 import boto3
 import pytest
 
+from tests.integration.certificates import Authority
 from tests.integration.raw_server import saying, speaking
 from tests.integration.test_job_payloads import loading
 from tests.s3_server import ACCESS, SECRET, s3_server
 from workers.enrichment.fetching import again
-from workers.enrichment.fetching.s3 import S3Objects
+from workers.enrichment.fetching.s3 import THREADS, S3Objects
 from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
 from workers.system.errors import ProcessError
 
@@ -156,6 +157,41 @@ async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() ->
             assert (await running).outcome == "cancelled"
             is_over.set()
             await closed.wait()
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_a_storage_that_drips_holds_no_thread_of_jobs_that_have_left(
+    is_encrypted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread of the worker reads a body that would take hours; then all of these jobs are cancelled."""
+    authority = Authority.create(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.ca_file))
+    targets: list[str] = []
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(targets) > THREADS:
+            await saying(b'{"prompt": "Who?"}')(reader, writer)
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not reader.at_eof():
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    tls = authority.server() if is_encrypted else None
+    async with (
+        speaking(drip, targets=targets, tls=tls) as origin,
+        loading(**settings(origin, seconds=600, jobs=4 * THREADS)) as worker,
+        asyncio.timeout(120),
+    ):
+        names = [f"job_{number}" for number in range(THREADS)]
+        running = [asyncio.ensure_future(worker.answer("s3://uploads/default/q.json", job_id=name)) for name in names]
+        while len(targets) < THREADS:
+            await asyncio.sleep(0.01)
+        for name in names:
+            worker.cancel(name)
+        assert {(await one).outcome for one in running} == {"cancelled"}
+        assert (await worker.answer("s3://uploads/default/q.json")).text == "Who?"
 
 
 def test_a_folder_without_boto3_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,15 @@ import asyncio
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.system.errors import ProcessError
 
-_THREADS: Final = 8
+THREADS: Final = 8
+"""Objects that a worker reads at once."""
 _PIECE_BYTES: Final = 64 * 1024
 _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 10
@@ -26,25 +27,58 @@ _OF_THE_OBJECT: Final = frozenset({"AccessDenied", "InvalidObjectState", "403", 
 """Codes of answers that a further try would get again, since the object or the rights to it are at fault."""
 
 
+class _Reading:
+    """One read of an object in a thread. The job's side may end it: a storage that drips would hold the thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._body: Any = None
+        self.is_over = False
+        """True once no job waits for the object."""
+
+    @contextmanager
+    def of(self, body: Any) -> Iterator[None]:
+        """Let `end` reach this body, a urllib3 response, for a block."""
+        with self._lock:
+            self._body = body
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._body = None
+
+    def end(self) -> None:
+        """End the read: the thread finds the end of the body, whether it waits for bytes or asks for more."""
+        with self._lock:
+            self.is_over = True
+            if self._body is not None:
+                with suppress(OSError, RuntimeError, ValueError):  # the connection is closed, or back in its pool
+                    self._body.shutdown()
+
+
 class S3Objects:
-    """Reads objects in threads: boto3 blocks. A thread that no job waits for ends with its next piece of an object."""
+    """Reads objects in threads: boto3 blocks.
+
+    A thread ends once its job has left, also if the object's bytes drip. Only an answer's head, which comes before the
+    object, is read to its end; each wait for its bytes takes ten seconds at most.
+    """
 
     def __init__(self, settings: PayloadSettings) -> None:
         """Raises ProcessError if boto3 is missing or cannot use the settings of its environment."""
         self._folders = settings.s3
         self._client = _client(settings.s3_endpoint) if settings.s3 else None
-        self._threads = ThreadPoolExecutor(_THREADS, "s3")
+        self._threads = ThreadPoolExecutor(THREADS, "s3")
 
     async def read(self, url: str, tenant: str, most_bytes: int) -> bytes:
         """Return the bytes of the object at `s3://BUCKET/KEY`. Raises Unreadable."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
         self._check(bucket, key, tenant)
-        stop = threading.Event()
+        reading = _Reading()
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._read, bucket, key, most_bytes, stop)
+            return await loop.run_in_executor(self._threads, self._read, bucket, key, most_bytes, reading)
         finally:
-            stop.set()
+            reading.end()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -59,22 +93,23 @@ class S3Objects:
         if not any(folder.holds(bucket, key, tenant) for folder in self._folders):
             raise Unreadable("the operator does not allow this tenant to read there; ask for the right prefix")
 
-    def _read(self, bucket: str, key: str, most_bytes: int, stop: threading.Event) -> bytes:
+    def _read(self, bucket: str, key: str, most_bytes: int, reading: _Reading) -> bytes:
         found = bytearray()
-        with closing(self._pieces(bucket, key)) as pieces:
+        with closing(self._pieces(bucket, key, reading)) as pieces:
             for piece in pieces:
                 found += piece
                 if len(found) > most_bytes:
                     raise Unreadable(f"it is larger than {most_bytes} bytes")
-                if stop.is_set():
+                if reading.is_over:
                     break
         return bytes(found)
 
-    def _pieces(self, bucket: str, key: str) -> Generator[bytes]:
+    def _pieces(self, bucket: str, key: str, reading: _Reading) -> Generator[bytes]:
         with _mapped():
             answer = self._client.get_object(Bucket=bucket, Key=key)  # type: ignore[union-attr]  # `_check` came first
-            with closing(answer["Body"]) as body:
-                yield from body.iter_chunks(_PIECE_BYTES)
+            with answer["Body"] as body, reading.of(body):
+                if not reading.is_over:
+                    yield from answer["Body"].iter_chunks(_PIECE_BYTES)
 
 
 def _client(endpoint: str | None) -> Any:
@@ -91,7 +126,7 @@ def _client(endpoint: str | None) -> Any:
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             retries={"total_max_attempts": 1},  # `tried_again` tries again, after broken bodies too
-            max_pool_connections=_THREADS,
+            max_pool_connections=THREADS,
         )
     except (BotoCoreError, ValueError) as error:
         raise ProcessError(
