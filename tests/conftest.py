@@ -17,6 +17,7 @@ import hypothesis
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
+from kafka.net.selector import NetworkSelector
 
 from devkit.broker import Broker
 from gateway.store.store import Store
@@ -70,6 +71,26 @@ def broker() -> Iterator[Broker | ExternalBroker]:
         return
     with Broker.start() as own:
         yield own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kafka_python_closes_its_sockets() -> Iterator[None]:
+    """Close the sockets that kafka-python 3.0.12 leaves open.
+
+    Its clients end with connections that are still being made, or have data to send. Python's collector then warns
+    during any later test.
+    """
+    close = NetworkSelector.close
+
+    def close_all(net: NetworkSelector) -> None:
+        sockets = [key.fileobj for key in net._selector.get_map().values()] if not net._closed else []
+        close(net)
+        for each in sockets:
+            each.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkSelector, "close", close_all)
+        yield
 
 
 @pytest.fixture(scope="module")
