@@ -1,4 +1,4 @@
-"""Records of `fleet_workers`: the models and adapters that each worker answers for.
+"""Records of `fleet_workers`: the models and adapters that each worker answers for, and how long it takes.
 
 The topic is compacted: the last record of each worker counts.
 """
@@ -15,6 +15,8 @@ from schemas.bounded import WireModel
 from schemas.job import Identifier
 
 MAX_MODELS = 256
+LONGEST_ANSWER_SECONDS = 604_800.0
+"""A week: a job may wait for six days, and its answer ends with it."""
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -35,6 +37,8 @@ class WorkerAnnouncement(WireModel):
     """True if the worker has more names than `models` or `adapters` may hold."""
     version: str | None = Field(default=None, max_length=64)
     """The worker's version of Postback; absent in announcements of versions that did not state it."""
+    answer_seconds: float | None = Field(default=None, ge=0, le=LONGEST_ANSWER_SECONDS)
+    """The 99th percentile of the times of the worker's last answers, in seconds; absent before its first answer."""
     at: int = Field(ge=0, lt=10**15)
     """Time of the announcement by the worker's clock, Unix milliseconds."""
 
@@ -50,6 +54,7 @@ def announcement(
     at: int,
     version: str | None = None,
     adapters: Iterable[str] | None = None,
+    answer_seconds: float | None = None,
 ) -> WorkerAnnouncement:
     """Announce the first `MAX_MODELS` of the models' names and of the adapters', without names that no job may give."""
     models, more_models = _usable(names)
@@ -61,6 +66,7 @@ def announcement(
         adapters=tuned if adapters is not None else None,
         more=more_models or more_adapters,
         version=version,
+        answer_seconds=min(answer_seconds, LONGEST_ANSWER_SECONDS) if answer_seconds is not None else None,
         at=at,
     )
 

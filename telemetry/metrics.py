@@ -364,6 +364,12 @@ class Metrics:
         self.worker_jobs_per_second = Gauge(
             "postback_worker_jobs_per_second", "Jobs that one worker answers in a second.", ["lane"], registry=r
         )
+        self.worker_answer_seconds = Gauge(
+            "postback_worker_answer_seconds",
+            "Time in which a worker answers 99 of 100 jobs: the median of the workers; 0 before the first answer.",
+            ["lane"],
+            registry=r,
+        )
         self.wanted_replicas = Gauge(
             "postback_wanted_replicas", "Workers that answer all jobs before their deadlines.", ["lane"], registry=r
         )

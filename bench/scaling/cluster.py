@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from bench.scaling.traces import SimulatedJob
 from operators.exporter.replicas import Hysteresis, WaitingJobs
+from workers.inference.answer_times import AnswerTimes
 
 PARTITIONS = 16
 WORKER_JOBS = 8
@@ -37,6 +38,8 @@ class Sight:
     done: int
     workers: int
     """Workers that have started."""
+    answers: Sequence[float]
+    """The 99th percentile of the answers' times, in seconds, by each worker that has answered a job."""
 
 
 Wish = Callable[[Sight], int]
@@ -63,6 +66,7 @@ class _Worker:
     begun: float
     busy: int = 0
     draining: bool = False
+    answer_times: AnswerTimes = field(default_factory=AnswerTimes)
 
     def free(self, at: float) -> int:
         ready = at >= self.begun + START_SECONDS and not self.draining
@@ -122,6 +126,8 @@ class Fleet:
         job = self._jobs[number]
         if at > job.deadline:
             self.outcome.missed.add(number)
+        else:
+            worker.answer_times.add(job.service_seconds)
         self._settle(number)
         worker.busy -= 1
         if worker.draining and not worker.busy:
@@ -172,7 +178,8 @@ class Fleet:
     def _sight(self, at: float) -> Sight:
         lanes = [WaitingJobs([deadline - at for deadline in lane.values()]) for lane in self._undone]
         ready = sum(at >= worker.begun + START_SECONDS and not worker.draining for worker in self._workers)
-        return Sight(at, self._lag(), lanes, len(self._done), ready)
+        answers = [seconds for worker in self._workers if (seconds := worker.answer_times.p99()) is not None]
+        return Sight(at, self._lag(), lanes, len(self._done), ready, answers)
 
     def _lag(self) -> int:
         """Return the records after the committed offsets. Job n is in partition n modulo PARTITIONS."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bench.scaling.cluster import PARTITIONS, START_SECONDS, Sight, Wish
+from operators.exporter.answers import AnswerTime
 from operators.exporter.replicas import Hysteresis, Plan, wanted_replicas
 from operators.exporter.settings import ExporterSettings
 from operators.exporter.throughput import Throughput
@@ -15,20 +16,23 @@ def by_lag(records: int) -> Wish:
     return lambda sight: math.ceil(sight.kafka_lag / records)
 
 
-def by_deadlines() -> Wish:
+def by_deadlines(*, measured: bool = True) -> Wish:
     """Want the number of workers that the exporter wants, from the same parts and with its settings.
 
     The settings have their defaults, unless `POSTBACK_EXPORTER__…` is set. The bounds and the time of a worker's start
     are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the assumed 1.
+    Without `measured`, the answers' times are left out of the margin before the deadlines.
     """
     settings = ExporterSettings()
-    plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, settings.time_share)
     throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
+    answer_time = AnswerTime()
     hysteresis = Hysteresis(settings.down_seconds)
 
     def wish(sight: Sight) -> int:
         jobs = sum(lane.jobs for lane in sight.lanes)
         throughput.observe(sight.at, sight.done, jobs, sight.workers)
+        answer_time.observe(sight.answers if measured else ())
+        plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, answer_time.seconds, settings.time_share)
         return hysteresis.follow(sight.at, wanted_replicas(sight.lanes, throughput.jobs_per_second, plan))
 
     return wish

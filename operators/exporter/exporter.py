@@ -109,11 +109,12 @@ class Exporter:
         self._gauges.stale(True)
 
     def _figures_of(self, reader: FleetReader, waiting: dict[str, int], now: ReadingTime) -> FleetFigures:
-        workers, by_pool = reader.facts.workers(), reader.lanes.by_pool()
+        workers, answers, by_pool = reader.facts.workers(), reader.facts.answers(), reader.lanes.by_pool()
         lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
         self._pools = {lane: self._pools.get(lane) or WorkerPool(lane, self._settings) for lane in lanes}
         pools: list[PoolFigures] = [
-            self._pools[lane].figures(list(by_pool.get(lane, {}).values()), workers[lane], now) for lane in lanes
+            self._pools[lane].figures(list(by_pool.get(lane, {}).values()), workers[lane], now, answers.get(lane, ()))
+            for lane in lanes
         ]
         fresh = sum(waiting.get(topic, 0) for topic in (self._topics.results, self._topics.events))
         in_lanes = sum(waiting[topic] for topics in by_pool.values() for topic in topics)

@@ -127,6 +127,14 @@ class Facts:
         """Count the workers by the engine whose lanes they read; None for the lanes of the whole fleet."""
         return Counter(said.lane for _, said in self._workers.values())
 
+    def answers(self) -> dict[str | None, list[float]]:
+        """Return the workers' `answer_seconds`, by the engine whose lanes they read."""
+        found: dict[str | None, list[float]] = {}
+        for _, said in self._workers.values():
+            if said.answer_seconds is not None:
+                found.setdefault(said.lane, []).append(said.answer_seconds)
+        return found
+
     def clock_skew(self) -> dict[str, float]:
         """Return the largest seconds by which a worker's clock is `ahead` of the brokers' clocks, or `behind` these."""
         ahead = [(said.at - at_ms) / 1000 for at_ms, said in self._workers.values()]

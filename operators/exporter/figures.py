@@ -22,6 +22,8 @@ class PoolFigures:
     """Workers that announced themselves within three minutes and have not withdrawn."""
     jobs_per_second: float
     """Jobs that one worker answers in a second."""
+    answer_seconds: float
+    """The 99th percentile of the answers' times; 0 before a worker has announced one."""
     wanted_replicas: int
     """Workers that answer all waiting jobs before their deadlines."""
 

@@ -38,6 +38,7 @@ class FigureGauges:
         self._set(metrics.waiting_jobs, {lane: pool.jobs for lane, pool in pools.items()})
         self._set(metrics.workers, {lane: pool.workers for lane, pool in pools.items()})
         self._set(metrics.worker_jobs_per_second, {lane: pool.jobs_per_second for lane, pool in pools.items()})
+        self._set(metrics.worker_answer_seconds, {lane: pool.answer_seconds for lane, pool in pools.items()})
         self._set(metrics.wanted_replicas, {lane: pool.wanted_replicas for lane, pool in pools.items()})
         self._set(metrics.model_workers, figures.models)
         self._set(metrics.worker_clock_skew, figures.clock_skew)

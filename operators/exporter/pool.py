@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from operators.exporter.answers import AnswerTime
 from operators.exporter.figures import PoolFigures
 from operators.exporter.open_jobs import NO_DEADLINE, OpenJobs
 from operators.exporter.replicas import Hysteresis, Plan, WaitingJobs, wanted_replicas
@@ -28,10 +29,17 @@ class WorkerPool:
         self._lane = lane
         self._settings = settings
         self._throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
+        self._answers = AnswerTime()
         self._hysteresis = Hysteresis(settings.down_seconds)
 
-    def figures(self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: ReadingTime) -> PoolFigures:
-        """Take in the partitions of each of the pool's lanes, and return the pool's figures."""
+    def figures(
+        self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
+    ) -> PoolFigures:
+        """Take in the partitions of each of the pool's lanes, and return the pool's figures.
+
+        `answers` has the 99th percentile of the answers' times in seconds, from each worker that has announced one.
+        """
+        self._answers.observe(answers)
         partitions = [each for topic in topics for each in topic]
         lanes = [_Lane.of(topic, now.unix_ms) for topic in topics]
         jobs = sum(lane.waiting.jobs for lane in lanes)
@@ -50,6 +58,7 @@ class WorkerPool:
             ),
             workers=workers,
             jobs_per_second=self._throughput.jobs_per_second,
+            answer_seconds=self._answers.seconds,
             wanted_replicas=self._hysteresis.follow(now.monotonic, wanted),
         )
 
@@ -62,6 +71,7 @@ class WorkerPool:
             most,
             settings.start_seconds,
             settings.margin_seconds,
+            self._answers.seconds,
             settings.time_share,
         )
 

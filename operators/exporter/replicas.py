@@ -26,6 +26,9 @@ class Plan:
     """Seconds from asking for a worker to its first job."""
     margin_seconds: float = 60.0
     """Seconds before its deadline at which each job should be answered."""
+    answer_seconds: float = 0.0
+    """The 99th percentile of the answers' times, as measured. A longer one than `margin_seconds` replaces that margin.
+    """
     time_share: float = 0.25
     """The share of a job's time in which the job should be answered."""
 
@@ -71,8 +74,10 @@ def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
 
 
 def _horizon(seconds_left: float, plan: Plan) -> float:
-    free = seconds_left - plan.margin_seconds - plan.start_seconds
-    return max(LEAST_HORIZON_SECONDS, free * plan.time_share)
+    free = seconds_left - plan.start_seconds
+    # More workers shorten no answer. If answers take nearly the jobs' whole time, a full margin asks for all workers.
+    margin = max(plan.margin_seconds, min(plan.answer_seconds, free / 2))
+    return max(LEAST_HORIZON_SECONDS, (free - margin) * plan.time_share)
 
 
 class Hysteresis:

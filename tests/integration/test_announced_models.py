@@ -50,6 +50,13 @@ def test_a_check_warns_by_the_models_that_workers_announce_while_they_serve(prod
     assert submit(product)[0] == warned
     assert submit(product, "--check", "--model", "any") == [ready]
 
+    def times() -> list[float]:
+        values = [json.loads(record.value() or b"") for record in product.read(topic)]
+        return [value["answer_seconds"] for value in values if "answer_seconds" in value]
+
+    eventually(lambda: bool(times()), 120, "the worker does not announce how long its answers take")
+    assert 0 < times()[0] < 60
+
     assert worker.terminate() == 0
     last = product.read(topic)[-1]
     assert (last.key(), last.value()) == (b"w1", None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.scaling.__main__ import MOST_SHARE, compare
 from bench.scaling.cluster import START_SECONDS, WORKER_JOBS, Sight, simulate
-from bench.scaling.traces import NAMES, SimulatedJob, trace
+from bench.scaling.traces import DAY_SECONDS, NAMES, SimulatedJob, trace
+from bench.scaling.ways import by_deadlines
 
 SHORT_SECONDS = 7200.0
 SLOW = "slow model"
@@ -20,12 +23,28 @@ def test_scaling_by_deadlines_costs_less_than_scaling_by_lag_and_misses_no_furth
     assert ours.replica_hours <= MOST_SHARE * lag.replica_hours
 
 
-def test_if_answers_outlast_the_exporters_margin_deadlines_cost_less_than_lag_and_miss_few_more_jobs() -> None:
+def test_with_a_slow_model_deadlines_cost_less_than_lag_and_miss_few_more_jobs() -> None:
     jobs = trace(SLOW, SHORT_SECONDS)
     ours, (lag, *_) = compare(SLOW, SHORT_SECONDS)
 
     assert len(ours.missed - lag.missed) <= len(jobs) / 200
     assert ours.replica_hours <= MOST_SHARE * lag.replica_hours
+
+
+def test_if_answers_outlast_the_fixed_margin_the_measured_one_halves_the_late_jobs_for_few_hours() -> None:
+    jobs = trace(SLOW)
+    measured, fixed = (simulate(jobs, by_deadlines(measured=each), DAY_SECONDS) for each in (True, False))
+
+    assert len(measured.missed) <= len(fixed.missed) / 2
+    assert measured.replica_hours <= 1.05 * fixed.replica_hours
+
+
+def test_answers_that_take_nearly_all_of_the_jobs_time_do_not_start_all_workers() -> None:
+    jobs = [replace(job, deadline=job.arrival + 900) for job in trace(SLOW, 2 * SHORT_SECONDS)]
+    measured, fixed = (simulate(jobs, by_deadlines(measured=each), 2 * SHORT_SECONDS) for each in (True, False))
+
+    assert len(measured.missed) < len(fixed.missed)
+    assert measured.replica_hours <= 1.1 * fixed.replica_hours
 
 
 @pytest.mark.parametrize("name", NAMES)

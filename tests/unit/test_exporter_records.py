@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
@@ -205,6 +205,16 @@ def test_a_worker_counts_until_it_withdraws_or_is_silent() -> None:
     assert (facts.workers(), facts.models()) == ({"big": 1}, {"a": 1})
 
 
+def test_the_times_of_workers_answers_are_those_of_their_last_announcements_by_lane() -> None:
+    facts = Facts(TOPICS)
+    told = [("w1", None, 5.0), ("w2", None, 8.0), ("w3", "big", 90.0), ("w4", None, None), ("w1", None, 6.0)]
+    for replica, lane, seconds in told:
+        value = write_announcement(announcement(replica, lane, [], NOW, answer_seconds=seconds))
+        facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 0), NOW, worker_key(replica), value, []))
+
+    assert facts.answers() == {None: [6.0, 8.0], "big": [90.0]}
+
+
 def test_the_clocks_of_workers_are_compared_with_the_brokers() -> None:
     facts = Facts(TOPICS)
     assert facts.clock_skew() == {"ahead": 0.0, "behind": 0.0}
@@ -285,6 +295,31 @@ def test_the_page_has_the_figures_of_the_last_reading() -> None:
         },
     )
     assert [(lane["lane"], lane["jobs"], lane["workers"]) for lane in lanes] == [(None, 200, 1)]
+
+
+def test_jobs_of_slow_workers_want_more_workers_also_after_the_workers_have_ended() -> None:
+    clock, metrics, reader = SetClock(NOW / 1000), Metrics(), InMemory(waiting={TOPICS.requests(): 6000})
+    reader.lanes.advance([replace(standing("topic", 0, 6000 if each == 0 else 0), partition=each) for each in range(9)])
+    first, *_ = reader.lanes.by_pool()[None][TOPICS.requests()]
+    for number in range(6000):
+        first.add(job(number, ttl=3600))
+    role = exporter(reader, clock, metrics)
+    role.read(reader)
+    before = page(role)[1]["wanted_replicas"]
+
+    value = write_announcement(announcement("w1", None, [], NOW, answer_seconds=1200.0))
+    reader.facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 9), NOW, b"w1", value, []))
+    role.read(reader)
+    after = page(role)[1]
+    reader.facts.add_worker(Stored(TOPICS.workers, StoredPlace(0, 10), NOW, b"w1", None, []))
+    clock.now += 2 * SETTINGS.down_seconds
+    role.read(reader)
+    later = page(role)[1]
+
+    assert (before, after["wanted_replicas"]) == (2, 3)  # 6,000 jobs in 3,600 and in 2,400 seconds
+    assert (later["workers"], later["wanted_replicas"]) == (0, 4)  # in 1,800 of the 3,000 seconds that are left
+    assert [each["lanes"][0]["answer_seconds"] for each in (after, later)] == [1200.0, 1200.0]
+    assert metrics.registry.get_sample_value("postback_worker_answer_seconds", {"lane": ""}) == 1200.0
 
 
 def test_a_failed_reading_makes_the_last_figures_stale_until_the_next_one() -> None:

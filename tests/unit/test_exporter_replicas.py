@@ -1,16 +1,23 @@
-"""The number of workers that answers the waiting jobs in time, and the measurement of one worker."""
+"""The number of workers that answers the waiting jobs in time, and the measurements of the workers."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.exporter.answers import AnswerTime
 from operators.exporter.replicas import LEAST_HORIZON_SECONDS, Hysteresis, Plan, WaitingJobs, wanted_replicas
 from operators.exporter.throughput import Throughput
+from schemas.worker import LONGEST_ANSWER_SECONDS
 
 PLAN = Plan(max_replicas=1000, start_seconds=100, margin_seconds=50, time_share=0.5)
 SECONDS = st.floats(-1e15, 1e15)
+NEAR = st.floats(-100, 3000)
+ANSWERS = st.floats(0, LONGEST_ANSWER_SECONDS)
+NEAR_ANSWERS = st.floats(0, 3000) | ANSWERS
 LANES = st.lists(st.builds(WaitingJobs, st.lists(SECONDS, max_size=20), st.integers(0, 10**9)), max_size=3)
 
 
@@ -45,14 +52,60 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     assert [wanted_replicas(lanes, speed, PLAN) for speed in (0.5, 1, 10, 100)] == [20, 10, 1, 1]
 
 
-@given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9))
-def test_any_jobs_give_a_number_of_workers_within_the_bounds(
-    lanes: list[WaitingJobs], speed: float, least: int, more: int
+@pytest.mark.parametrize(
+    ("answer_seconds", "wanted"),
+    [
+        (0, 11),
+        (50, 11),  # the fixed margin is as long
+        (300, 15),  # half of the 700 s that are left after the start and this time
+        (500, 20),
+        (501, 20),  # of the 1,000 s after the start, half stays for the jobs that wait
+        (1e5, 20),
+    ],
+)
+def test_a_measured_time_of_the_answers_replaces_a_shorter_margin_up_to_half_of_the_time_left(
+    answer_seconds: float, wanted: int
 ) -> None:
-    wanted = wanted_replicas(lanes, speed, Plan(min_replicas=least, max_replicas=least + more))
+    assert wanted_replicas([due_in(1100, 5000)], 1.0, replace(PLAN, answer_seconds=answer_seconds)) == wanted
+
+
+@given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9), ANSWERS)
+def test_any_jobs_give_a_number_of_workers_within_the_bounds(
+    lanes: list[WaitingJobs], speed: float, least: int, more: int, answers: float
+) -> None:
+    plan = Plan(min_replicas=least, max_replicas=least + more, answer_seconds=answers)
+    wanted = wanted_replicas(lanes, speed, plan)
 
     assert least <= wanted <= least + more
     assert wanted > 0 or least + more == 0 or not any(lane.jobs for lane in lanes)
+
+
+def unbounded(lanes: list[WaitingJobs], answer_seconds: float) -> int:
+    """The workers for slow answers: of other speeds, a few jobs would want one worker whatever their deadlines."""
+    return wanted_replicas(lanes, 1e-4, Plan(max_replicas=10**15, answer_seconds=answer_seconds))
+
+
+@given(st.lists(NEAR, max_size=5), NEAR, st.integers(0, 10**6), LANES, NEAR_ANSWERS)
+def test_further_jobs_never_want_fewer_workers(
+    known: list[float], further: float, unread: int, others: list[WaitingJobs], answers: float
+) -> None:
+    alone = unbounded([WaitingJobs(known)], answers)
+
+    assert unbounded([WaitingJobs([*known, further])], answers) >= alone
+    assert unbounded([WaitingJobs([further, *known])], answers) >= alone
+    assert unbounded([WaitingJobs(known), *others], answers) >= alone
+    some = unbounded([WaitingJobs(known, unread)], answers)
+    assert unbounded([WaitingJobs(known, unread + 1)], answers) >= some >= alone
+
+
+@given(NEAR, st.floats(0, 2000), NEAR_ANSWERS, NEAR_ANSWERS, st.integers(0, 5))
+def test_less_time_and_longer_answers_never_want_fewer_workers(
+    left: float, less: float, answers: float, longer: float, unread: int
+) -> None:
+    wanted = unbounded([WaitingJobs([left], unread)], answers)
+
+    assert unbounded([WaitingJobs([left - less], unread)], answers) >= wanted
+    assert unbounded([WaitingJobs([left], unread)], answers + longer) >= wanted
 
 
 def test_a_rise_is_followed_at_once_and_a_fall_after_its_time() -> None:
@@ -69,6 +122,26 @@ def test_the_hysteresis_is_the_highest_number_of_its_window(steps: list[tuple[fl
         at += after
         seen.append((at, number))
         assert hysteresis.follow(at, number) == max(value for when, value in seen if when >= at - 60)
+
+
+@given(st.lists(st.lists(ANSWERS, max_size=5), max_size=9))
+def test_the_time_of_a_pools_answers_is_that_of_one_of_its_workers_and_stays_when_they_are_gone(
+    readings: list[list[float]],
+) -> None:
+    answers, last = AnswerTime(), [0.0]
+    for measured in readings:
+        answers.observe(measured)
+        last = sorted(measured) or last
+        assert last[0] <= answers.seconds <= last[-1]
+        assert answers.seconds in last
+        last = [answers.seconds]
+
+
+def test_one_odd_worker_does_not_decide_for_its_pool() -> None:
+    answers = AnswerTime()
+    answers.observe([LONGEST_ANSWER_SECONDS, 20.0, 30.0])
+
+    assert answers.seconds == 30.0
 
 
 def test_busy_workers_replace_the_assumption_within_a_minute_or_two() -> None:

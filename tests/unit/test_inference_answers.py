@@ -73,6 +73,17 @@ async def test_a_job_that_is_too_late_is_not_generated() -> None:
     assert (result.outcome, result.error and result.error.code, result.text) == ("expired", "expired", None)
 
 
+async def test_only_answered_jobs_say_how_long_an_answer_takes() -> None:
+    async with working() as worker:
+        await worker.result(record({"prompt": "[[sleep 30]] and on", "ttl_seconds": 0.05}))
+        await worker.result(record(None, ("deadline", b"1000")))
+        assert worker.handler.answer_times.p99() is None
+        answered = await worker.result(record({"prompt": "[[sleep 0.05]] and on"}))
+        seconds = worker.handler.answer_times.p99()
+    assert answered.timings is not None
+    assert seconds == pytest.approx(answered.timings.infer_ms / 1000, abs=1e-5)
+
+
 async def test_a_job_is_cut_off_at_its_deadline_and_shows_no_part_of_its_answer() -> None:
     async with working() as worker:
         result = await worker.result(record({"prompt": "[[sleep 30]] and on", "ttl_seconds": 0.05}))

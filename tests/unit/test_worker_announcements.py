@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from producers.workers import Announced, live_workers
 from schemas.job import Job
 from schemas.settings import KafkaSettings
 from schemas.worker import (
+    LONGEST_ANSWER_SECONDS,
     MAX_MODELS,
     InvalidAnnouncement,
     WorkerAnnouncement,
@@ -29,16 +31,23 @@ from schemas.worker import (
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import SetClock
 from workers.inference.announcer import Announcer
+from workers.inference.answer_times import KEPT, AnswerTimes
 from workers.inference.registry import Registry, UnknownModel
 
 SINCE = 1_000
 WHOLE = {"replica": "w1", "models": ["echo"], "at": 1}
 NAMES = st.from_regex(r"\A[\x21-\x7e]{1,256}\Z")
 KEYS = (st.none() | st.just(b"w1") | st.binary(max_size=9)).filter(lambda key: key != b"w2")
-THINGS = st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3) | st.none(), max_size=3)
-NOISE = st.binary(max_size=60) | st.dictionaries(st.sampled_from([*WHOLE, "lane", "more", "adapters"]), THINGS).map(
-    lambda changed: json.dumps(WHOLE | changed).encode()
+THINGS = (
+    st.none()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.lists(st.text(max_size=3) | st.none(), max_size=3)
 )
+NOISE = st.binary(max_size=60) | st.dictionaries(
+    st.sampled_from([*WHOLE, "lane", "more", "adapters", "answer_seconds"]), THINGS
+).map(lambda changed: json.dumps(WHOLE | changed).encode())
 
 
 def stored(value: bytes | None, key: bytes | None = b"w1", at_ms: int = SINCE) -> Stored:
@@ -84,6 +93,38 @@ def test_an_announcement_can_be_read_whatever_its_models_are_called_and_however_
     assert (tuned.adapters, tuned.more) == (made.models, made.more)
 
 
+@given(st.none() | st.floats(0, 1e12))
+def test_an_announcement_can_be_read_however_long_the_worker_s_answers_take(seconds: float | None) -> None:
+    made = announcement("w1", None, ["echo"], 7, answer_seconds=seconds)
+
+    assert read_announcement(b"w1", write_announcement(made)).answer_seconds == made.answer_seconds
+    assert made.answer_seconds == (seconds if seconds is None else min(seconds, LONGEST_ANSWER_SECONDS))
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=2 * KEPT), st.randoms())
+def test_a_hundredth_of_the_last_answers_took_longer_than_their_99th_percentile(
+    earlier: list[float], chance: Random
+) -> None:
+    times, last = AnswerTimes(), [float(number) for number in range(1, KEPT + 1)]
+    assert times.p99() is None
+    for seconds in earlier:
+        times.add(seconds)
+    assert times.p99() in earlier or not earlier
+
+    chance.shuffle(last)
+    for seconds in last:
+        times.add(seconds)
+    assert times.p99() == 0.99 * KEPT
+
+
+def test_of_few_answers_the_longest_counts() -> None:
+    times = AnswerTimes()
+    for seconds in (3.0, 7.0, 5.0):
+        times.add(seconds)
+
+    assert times.p99() == 7.0
+
+
 def test_a_worker_counts_by_the_time_of_its_last_record_until_it_withdraws() -> None:
     records = [
         stored(said("w1", "old", at=2**40), at_ms=SINCE - 1),
@@ -119,7 +160,7 @@ def test_a_worker_announces_only_models_that_it_routes_and_never_the_path_of_a_f
 
 async def test_a_worker_whose_broker_is_away_is_neither_ended_nor_unready_nor_kept_from_ending() -> None:
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
-    announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], list, SystemClock())
+    announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], list, AnswerTimes().p99, SystemClock())
     await announcer.close()  # before its first announcement
     running = asyncio.create_task(announcer.ended())
     await asyncio.wait([running], timeout=1.5)

@@ -37,6 +37,7 @@ class Announcer(SideTask):
         lane: str | None,
         models: Callable[[], Sequence[str]],
         adapters: Callable[[], Sequence[str]],
+        answer_seconds: Callable[[], float | None],
         clock: Clock,
     ):
         self._kafka = kafka
@@ -44,6 +45,7 @@ class Announcer(SideTask):
         self._lane = lane
         self._models = models
         self._adapters = adapters
+        self._answer_seconds = answer_seconds
         self._clock = clock
         self._producer: Producer | None = None
         self._failing = False
@@ -56,7 +58,7 @@ class Announcer(SideTask):
             if self._clock.monotonic() >= next_at:
                 next_at = self._clock.monotonic() + ANNOUNCE_SECONDS
                 at = int(self._clock.time() * 1000)
-                names = self._models(), at, version("postback"), self._adapters()
+                names = self._models(), at, version("postback"), self._adapters(), self._answer_seconds()
                 self._put(self._producer, write_announcement(announcement(self._replica, self._lane, *names)))
             self._producer.poll(0)
             await asyncio.sleep(_POLL_SECONDS)

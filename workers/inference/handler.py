@@ -34,6 +34,7 @@ from workers.engines.base import Engine, EngineDied, RequestRejected
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import NothingFound
 from workers.inference.admission import Admission
+from workers.inference.answer_times import AnswerTimes
 from workers.inference.cancellations import Cancellations
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.fairness import TenantSharing
@@ -92,6 +93,8 @@ class InferenceHandler:
         self.pace = EnginePace(engine.load, settings.waiting_target, clock)
         """The stage's back-pressure, by the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
+        self.answer_times = AnswerTimes()
+        """The times of this worker's answers, which the process announces."""
         self._phases = Phases(clock, metrics)
         self._warnings = UnknownFieldWarnings()
         self._unserved = UnservedJobs(settings.unserved_seconds, clock)
@@ -250,6 +253,7 @@ class InferenceHandler:
         if completion is None or completion.finish_reason == "abort":
             return self._results.cut_off(received, completion), None
         record.shows_health = True
+        self.answer_times.add(asked.enrich_ms / 1000 + infer.seconds)
         timings = Timings(
             queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(infer.ms, 3)
         )

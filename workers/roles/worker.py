@@ -18,6 +18,7 @@ from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.announcer import Announcer
+from workers.inference.answer_times import AnswerTimes
 from workers.inference.belief import believed_secrets
 from workers.inference.cancellations import KEPT_MS
 from workers.inference.handler import InferenceHandler
@@ -90,7 +91,6 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
         rules = ModelRules(lambda: engine.registry, settings.lane)
         process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
-    await _announce(process, registry, engine, settings.lane, stack)
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
         engine,
@@ -107,6 +107,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         rules,
     )
     process.beside.append(handler.engine_watch)
+    await _announce(process, registry, engine, settings.lane, handler.answer_times, stack)
     # The topic is read to its end before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     await follow_rollouts(process, handler.rollouts, stack)
@@ -120,14 +121,19 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
 
 
 async def _announce(
-    process: Process, registry: Registry, engine: Engine, lane: str | None, stack: AsyncExitStack
+    process: Process,
+    registry: Registry,
+    engine: Engine,
+    lane: str | None,
+    times: AnswerTimes,
+    stack: AsyncExitStack,
 ) -> None:
-    """Make the process announce this worker's models and adapters to producers while it runs. Raises ProcessError."""
+    """Make the process announce this worker's names and answers' times while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
     # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(
-        kafka, process.replica, lane, lambda: registry.announced, lambda: adapters_of(engine), process.clock
+        kafka, process.replica, lane, lambda: registry.announced, lambda: adapters_of(engine), times.p99, process.clock
     )
     stack.push_async_callback(announcer.close)
     process.beside.append(announcer)
