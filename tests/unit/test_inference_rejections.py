@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.codec import Origin, read_result
+from schemas.codes import DEAD_LETTER_REASONS
 from schemas.result import MAX_RESULT_BYTES
 from tests.handlers import TOPICS
 from tests.unit.echo_worker import HOOK, TOPIC_ID, headers_of, record, working
@@ -54,6 +55,14 @@ async def test_a_record_that_is_no_job_is_rejected_and_kept_with_a_reason_that_n
     assert {name: why[name] for name in identity} == {name: headers_of(rejected)[name] for name in identity}
     assert "secret" not in result.error.message
     assert worker.sample("postback_dead_letters_total", reason="rejected") == 1
+
+
+async def test_the_count_of_each_reason_begins_with_0() -> None:
+    async with working() as worker:
+        [metric] = worker.metrics.dead_letters.collect()
+    assert {(each.labels["reason"], each.value) for each in metric.samples if each.name.endswith("_total")} == {
+        (reason, 0) for reason in DEAD_LETTER_REASONS
+    }
 
 
 async def test_the_log_says_which_job_is_rejected_and_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from schemas.codec import InvalidResult
+from schemas.codes import DEAD_LETTER_REASONS
 from schemas.event import event_body
 from schemas.signature import Signer
 from schemas.topics import TRACEPARENT, Topics
@@ -41,8 +42,6 @@ from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pendi
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
-    GONE,
-    REFUSED,
     Done,
     GiveUp,
     Retry,
@@ -109,7 +108,7 @@ class DeliveryHandler(TierPace):
             metrics.callbacks.labels(str(failure))
         for state in (BreakerState.OPEN, BreakerState.CLOSED):
             metrics.breaker_changes.labels(str(state))
-        for reason in (DISABLED, EXHAUSTED, GONE, REFUSED, UNUSABLE):
+        for reason in DEAD_LETTER_REASONS:
             metrics.dead_letters.labels(reason)
         self._age = metrics.callback_age_seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, ReceivedJob, rejected_result, write_result
+from schemas.codes import DEAD_LETTER_REASONS
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.topics import Topics
@@ -28,6 +29,8 @@ class Outputs:
         self._clock = clock
         self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
         self._dead_letters = metrics.dead_letters
+        for reason in DEAD_LETTER_REASONS:
+            self._dead_letters.labels(reason)  # Prometheus's `rate` misses the event that creates a series
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
         """Return the job's one record of `model_results`. A `result_too_large` failure replaces an oversized result."""

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from schemas.codes import DEAD_LETTER_REASONS
 from schemas.event import event_body
 from schemas.topics import TIER_DELAYS_SECONDS
 from telemetry.metrics import Metrics
@@ -77,6 +78,14 @@ async def test_a_consumer_that_never_answers_2xx_gets_ten_attempts_and_then_a_de
     }
     assert left.value == RESULT
     assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": "callback_exhausted"}) == 1
+
+
+async def test_the_count_of_each_reason_begins_with_0(make: Maker, metrics: Metrics) -> None:
+    make()
+    [metric] = metrics.dead_letters.collect()
+    assert {(each.labels["reason"], each.value) for each in metric.samples if each.name.endswith("_total")} == {
+        (reason, 0) for reason in DEAD_LETTER_REASONS
+    }
 
 
 async def test_a_clock_that_is_set_days_ahead_disables_no_endpoint(
