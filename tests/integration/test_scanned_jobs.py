@@ -1,11 +1,10 @@
-"""Jobs with scans as sources, through Kafka and real workers with OCR, also while the processes that read them die."""
+"""Jobs with scans and pages as sources, through Kafka and real workers, also while the processes that read them die."""
 
 from __future__ import annotations
 
-import fcntl
-import sys
-import termios
+import select
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from tests.http_handler import handling
+from tests.integration.raw_server import SLOW
 from tests.product import Product, Role, eventually
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 
@@ -43,14 +43,15 @@ def _installed() -> None:
 
 
 class Served(BaseHTTPRequestHandler):
-    """Answers each request with the scan."""
+    """Answers with the scan, or with a page that takes minutes to read."""
 
     def do_GET(self) -> None:
+        body, kind = (SCAN, "application/pdf") if self.path == "/scan" else (SLOW, "text/html")
         self.send_response(200)
-        self.send_header("Content-Type", "application/pdf")
-        self.send_header("Content-Length", str(len(SCAN)))
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(SCAN)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -68,29 +69,40 @@ def by_job(product: Product) -> dict[str, dict[str, Any]]:
     return {result["job_id"]: result for result in product.results()}
 
 
-def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
-    """Stop a tesseract of this worker, and wait until the process that started it reads for it; return both."""
+def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psutil.Process:
+    """Wait for such a process that the worker has started, or a process that it has started."""
     found: list[psutil.Process] = []
 
     def is_found() -> bool:
         for process in psutil.Process(worker.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "tesseract" in process.name() and "-" in process.cmdline():  # a worker first asks for its languages
-                    process.suspend()
-                    found.append(process)
+                found.extend([process] if is_wanted(process) else [])
         return bool(found)
 
     eventually(is_found, 120, worker.said)
-    eventually(partial(has_input, found[0]), 120, worker.said)
-    starter = found[0].parent()
+    return found[0]
+
+
+def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
+    """Stop a tesseract of this worker, and wait until the process that started it reads for it; return both."""
+    # A worker first asks tesseract for its languages.
+    program = child_of(worker, lambda process: "tesseract" in process.name() and "-" in process.cmdline())
+    program.suspend()
+    eventually(partial(has_input, program), 120, worker.said)
+    starter = program.parent()
     assert starter is not None
-    return found[0], starter
+    return program, starter
+
+
+def is_busy_reader(process: psutil.Process) -> bool:
+    """True for a process that reads pages, once it has computed for longer than its start takes."""
+    return "workers.enrichment.processes.member" in process.cmdline() and process.cpu_times().user > 5
 
 
 def has_input(process: psutil.Process) -> bool:
-    """True if bytes wait in the pipe that is the process's standard input."""
+    """True if bytes, or their end, wait in the pipe that is the process's standard input."""
     with Path(f"/proc/{process.pid}/fd/0").open("rb") as pipe:
-        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) > 0
+        return bool(select.select([pipe], [], [], 0)[0])
 
 
 def has_ended(process: psutil.Process) -> bool:
@@ -142,6 +154,24 @@ def test_a_job_whose_reading_process_is_killed_has_one_result_that_names_the_rea
     assert product.outcomes() == {"hit": "succeeded", "next": "succeeded"}
     assert results["hit"].get("sources", []) == []
     reason = "reading its pictures needed more memory than allowed, or crashed the reader"
+    assert results["hit"]["notes"][0].endswith(reason), results["hit"]
+    assert results["next"]["source_details"][0]["read_by"] == "ocr"
+    assert product.dead_letters() == []
+
+
+def test_a_job_whose_page_reader_is_killed_has_one_result_that_names_the_reason(product: Product) -> None:
+    with handling(Served) as origin:
+        worker = product.worker("w1", **WORKER)
+        product.submit([{"job_id": "hit", "prompt": QUESTION, "sources": {"urls": [f"{origin}/slow"]}}])
+        child_of(worker, is_busy_reader).kill()
+        product.wait_for_results(1, 60)
+        product.submit([carrying("next", SCAN)])
+        product.wait_for_results(2, 240)
+        product.wait_until_nothing_is_left()
+        results = by_job(product)
+
+    assert product.outcomes() == {"hit": "succeeded", "next": "succeeded"}
+    reason = "reading it needed more memory than allowed, or crashed the reader"
     assert results["hit"]["notes"][0].endswith(reason), results["hit"]
     assert results["next"]["source_details"][0]["read_by"] == "ocr"
     assert product.dead_letters() == []
