@@ -1,27 +1,31 @@
 """A real reader process that makes given attempts, as a page that took it over might.
 
 This module runs in place of `workers.enrichment.processes.member` and calls that module's `main`; only the task
-differs.
+differs. With the last argument `parent`, the process is confined as the one that has started tesseract.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workers.enrichment.processes import member
 
 _PTRACE_ATTACH = 16
+_F_SETOWN_EX, _F_OWNER_PID, _FIOSETOWN, _SIOCSPGRP = 15, 1, 0x8901, 0x8902
 _PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 
 
@@ -42,10 +46,15 @@ def probe(body: bytes) -> dict[str, Any]:
         "fork": _forked,
         "signal": lambda: os.kill(parent, 0),
         "signal_thread": lambda: _call("tgkill", parent, parent, 0),
+        "file_owner": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, parent),
+        "file_owner_ex": lambda: fcntl.fcntl(0, _F_SETOWN_EX, struct.pack("ii", _F_OWNER_PID, parent)),
+        "socket_owner": lambda: fcntl.ioctl(0, _FIOSETOWN, struct.pack("i", parent)),
+        "socket_group": lambda: fcntl.ioctl(0, _SIOCSPGRP, struct.pack("i", parent)),
         "limits": lambda: _call("prlimit", parent, 7, None, ctypes.create_string_buffer(16)),
         "ptrace": lambda: _call("ptrace", _PTRACE_ATTACH, parent, None, None),
         "vm": lambda: _call("syscall", _PROCESS_VM_READV, parent, None, 0, None, 0, 0),
         "thread": _threaded,
+        "flags": lambda: fcntl.fcntl(0, fcntl.F_GETFL),
         "own_signal": lambda: signal.raise_signal(signal.SIGCHLD),
     }
     return {"found": {name: _tried(attempt) for name, attempt in attempts.items()}}
@@ -79,4 +88,5 @@ def _threaded() -> None:
 
 if __name__ == "__main__":
     member._KINDS["probe"] = probe
+    member.serve = partial(member.serve, is_parent=sys.argv[-1] == "parent")
     member.main()

@@ -18,7 +18,7 @@ from workers.enrichment.processes.child import Child
 from workers.enrichment.processes.confinement import Fence
 
 REFUSED = {"EACCES", "EPERM", "ENOSYS"}
-ALLOWED = {"thread", "own_signal"}
+ALLOWED = {"thread", "flags", "own_signal"}
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def told(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
+async def found(told: dict[str, Any], *arguments: str) -> tuple[Child, dict[str, str]]:
     """A reader process and the outcome of each of its attempts."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         told = {**told, "port": server.sockets[0].getsockname()[1]}
-        child = await Child.start("probing_reader", "60", str(2**31), "trafilatura")
+        child = await Child.start("probing_reader", "60", str(2**31), "trafilatura", *arguments)
         try:
             answer = await child.ask({"kind": "probe"}, json.dumps(told).encode())
         finally:
@@ -47,12 +47,13 @@ async def found(told: dict[str, Any]) -> tuple[Child, dict[str, str]]:
     return child, answer["found"]
 
 
+@pytest.mark.parametrize("arguments", [(), ("parent",)], ids=["of-pages", "of-scans"])
 async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
-    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     """The attempts include the worker's environ and mem. Root is confined too, although file modes do not stop it."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), *sys.path)))
-    child, outcomes = await found(told)
+    child, outcomes = await found(told, *arguments)
     assert child.greeting["missing"] == []
     assert {name: outcome for name, outcome in outcomes.items() if outcome not in REFUSED} == dict.fromkeys(
         ALLOWED, "done"

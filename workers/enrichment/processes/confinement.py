@@ -52,6 +52,8 @@ class SystemCalls(NamedTuple):
     clone3: int
     to_own_process: tuple[int, ...]
     """Calls allowed if their first argument is the process itself: tgkill and prlimit64."""
+    by_command: tuple[tuple[int, tuple[int, ...]], ...]
+    """Calls refused if their second argument is one of these commands."""
 
 
 # Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
@@ -60,6 +62,10 @@ class SystemCalls(NamedTuple):
 # userfaultfd keyctl add_key request_key unshare setns mount open_tree fsopen move_mount
 # The same numbers on every architecture: pidfd_*, io_uring, mounts
 _GENERIC: Final = (434, 438, 424, 425, 428, 430, 429)
+_FCNTL_OWNERS: Final = (8, 15)
+"""F_SETOWN F_SETOWN_EX: once bytes come, the kernel sends a file's owner any signal, also SIGKILL. See fcntl(2)."""
+_IOCTL_OWNERS: Final = (0x8901, 0x8902)
+"""FIOSETOWN SIOCSPGRP: the same for a socket; some event loops make a child's standard input one."""
 ARCHITECTURES: Final = {
     "x86_64": SystemCalls(
         audit=0xC000003E,
@@ -76,6 +82,7 @@ ARCHITECTURES: Final = {
         clone=56,
         clone3=435,
         to_own_process=(234, 302),
+        by_command=((72, _FCNTL_OWNERS), (16, _IOCTL_OWNERS)),
     ),
     "aarch64": SystemCalls(
         audit=0xC00000B7,
@@ -91,6 +98,7 @@ ARCHITECTURES: Final = {
         clone=220,
         clone3=435,
         to_own_process=(131, 261),
+        by_command=((25, _FCNTL_OWNERS), (29, _IOCTL_OWNERS)),
     ),
 }
 _X32: Final = 0x40000000
@@ -105,7 +113,7 @@ _ERRNO: Final = 0x00050000
 _KILL_PROCESS: Final = 0x80000000
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 """BPF_LD|BPF_W|BPF_ABS, BPF_JMP|{BPF_JEQ,BPF_JGE,BPF_JSET}|BPF_K, BPF_RET|BPF_K."""
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 """Offsets in struct seccomp_data."""
 _EPERM, _EACCES, _ENOSYS = 1, 13, 38
 
@@ -248,6 +256,11 @@ def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False
         # prlimit64 takes 0 for the process itself; for tgkill, 0 is no process.
         steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, 0)]
         steps += [(_EQUAL, 0, 1, os.getpid()), returning(_ALLOW), returning(_ERRNO | _EPERM)]
+    for number, commands in calls.by_command:
+        steps += [(_EQUAL, 0, 2 + 2 * len(commands), number), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
+        for command in commands:
+            steps += [(_EQUAL, 0, 1, command), returning(_ERRNO | _EPERM)]
+        steps += [returning(_ALLOW)]
     steps += [returning(_ALLOW)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
