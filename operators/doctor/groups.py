@@ -63,7 +63,8 @@ def _work(
     oldest_ms: dict[str, int] = {}
     deadline = Deadline.after(clock, READ_SECONDS)
     with Scanner(settings, clock) as scanner:
-        for each in waiting:
+        # Short partitions come first: those of retries hold only callbacks, and results may be millions without one.
+        for each in sorted(waiting, key=lambda each: each.end - each.base):
             for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
                 if is_work(record):
                     oldest_ms[each.topic] = min(record.at_ms, oldest_ms.get(each.topic, record.at_ms))

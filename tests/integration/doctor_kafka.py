@@ -108,12 +108,12 @@ def empty_fleet(bootstrap_servers: str) -> KafkaSettings:
     )
 
 
-def put_results(kafka: KafkaSettings, *headers: tuple[str, bytes]) -> None:
-    """Write two results with these headers, of two jobs."""
+def put_results(kafka: KafkaSettings, *headers: tuple[str, bytes], topic: str = "") -> None:
+    """Write two results with these headers, of two jobs, to the topic or else to the results' own."""
     producer = Producer(kafka.client_config())
     for job_id in ("job_1", "job_2"):
         result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1)
-        producer.produce(kafka.topics.results, write_result(result), job_id.encode(), 0, headers=list(headers))
+        producer.produce(topic or kafka.topics.results, write_result(result), job_id.encode(), 0, headers=list(headers))
     assert producer.flush(_SECONDS) == 0
 
 

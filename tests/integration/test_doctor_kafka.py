@@ -113,6 +113,20 @@ def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
     assert (found.level, f"records of {kafka.topics.results} wait" in found.problem) == (FindingLevel.FAULT, True)
 
 
+def test_a_callback_in_a_short_topic_is_found_though_time_is_too_short_for_the_results(
+    doors: ManyDoors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = empty_fleet(doors.plain)
+    create_topics(kafka)
+    put_results(kafka)
+    put_results(kafka)
+    retries = next(iter(kafka.topics.tiers.values()))
+    put_results(kafka, ("callback-url", CALLBACK), topic=retries)
+    monkeypatch.setattr(groups, "READ_SECONDS", 0.0)
+    [found] = groups.check_groups(kafka)
+    assert (found.level, f"records of {retries} wait" in found.problem) == (FindingLevel.FAULT, True)
+
+
 def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str, str]]:
     """Problems and fixes of the way to Kafka, by the command."""
     env = environment_of(empty_fleet(doors.plain).model_copy(update={"bootstrap_servers": servers}), **more)
