@@ -21,6 +21,7 @@ import pytest
 from devkit.model import tiny_model
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.integration.online.scripted import engine_of
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.openai_http import OpenAIEngine
@@ -99,6 +100,11 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             await busy(plain, 1)
             await plain.abort("long")
             assert (await generating).finish_reason == "abort"
+            responses = engine_of("responses", url, model="tiny")
+            await responses.start()
+            answer = await responses.generate(request())
+            assert (responses.context_tokens, answer.completion_tokens, answer.finish_reason) == (512, 8, "length")
+            await responses.close()
         finally:
             for engine in (chat, plain, stranger):
                 await engine.close()
