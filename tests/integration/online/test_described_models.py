@@ -91,6 +91,13 @@ async def test_a_model_that_does_not_answer_ends_the_start_with_the_names_of_the
 
 
 @EACH
+async def test_a_description_that_is_too_long_is_named_if_the_model_does_not_answer(kind: OnlineKind) -> None:
+    models = answers(200, {"data": [{"id": MODEL}], "more": "x" * 10_000})
+    with pytest.raises(EngineRefused, match=r"more than the 4096 bytes of max_response_bytes, and a first request"):
+        await started(kind, models, problem(kind, 404, "There is no such model"), max_response_bytes=4096)
+
+
+@EACH
 async def test_a_key_that_only_the_first_request_shows_to_be_wrong_ends_the_start(kind: OnlineKind) -> None:
     with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.name.upper()}__API_KEY") as refused:
         await started(kind, NO_PATH, problem(kind, 401, f"{KEY} is unknown"))

@@ -168,7 +168,9 @@ class OnlineService:
             if status == 200:
                 return self._api.window(body)
             lack = f"answered {status} to {path}"
-        except (ValidationError, RequestRejected):
+        except RequestRejected:
+            lack = f"answered {path} with more than the {self._settings.max_response_bytes} bytes of max_response_bytes"
+        except ValidationError:
             lack = f"answered {path} in another form than its API describes"
         except LookupError as unlisted:
             lack = str(unlisted)
