@@ -16,7 +16,7 @@ from schemas.job import Identifier
 
 MAX_MODELS = 256
 LONGEST_ANSWER_SECONDS = 604_800.0
-"""A week: a job may wait for six days, and its answer ends with it."""
+"""A week: a job waits for six days at most, and no answer outlasts its job."""
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 

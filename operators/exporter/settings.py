@@ -42,8 +42,8 @@ class ExporterSettings(BaseSettings):
     start_seconds: float = Field(default=120.0, ge=0, le=7200)
     """Seconds from asking for a worker to its first job: for a machine, the image, and loading the model."""
     margin_seconds: float = Field(default=60.0, ge=0, le=7200)
-    """Seconds before its deadline at which each job should be answered. If the 99th percentile of the measured answers
-    is longer, it replaces this number, up to half of the time that is left after a worker's start.
+    """Seconds before its deadline at which each job should be answered. If the 99th percentile of the answers' measured
+    times is longer, that time is the margin, but at most half of the time left after a worker's start.
     """
     time_share: float = Field(default=0.25, gt=0, le=1)
     """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs

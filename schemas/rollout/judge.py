@@ -25,7 +25,7 @@ FLAGS: Final = {
     "unsupported": "unsupported citations",
 }
 _SLOWER_MS = 250.0
-"""A slow answer takes over this time more than the primary's 95th percentile, besides the order's multiple of it."""
+"""A slow answer also exceeds the primary's 95th percentile by this time: multiples of short times are noise."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
 """The primary's jobs before the candidate's latency is judged."""

@@ -70,7 +70,7 @@ def by_job(product: Product) -> dict[str, dict[str, Any]]:
 
 
 def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psutil.Process:
-    """Wait for such a process that the worker has started, or a process that it has started."""
+    """Wait for a wanted process among those that the worker, or a process of the worker, has started."""
     found: list[psutil.Process] = []
 
     def is_found() -> bool:

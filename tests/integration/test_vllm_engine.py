@@ -307,12 +307,14 @@ async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache
 async def test_each_adapter_changes_the_answer_though_its_folder_is_gone(
     vllm_engine: VllmEngine, adapters_folder: Path, tmp_path: Path
 ) -> None:
-    adapters_folder.rename(tmp_path / "away")
     requests = [request(f"a{n}", max_tokens=16, adapter=name) for n, name in enumerate((None, "polite", "wide"))]
-    for _ in range(2):
-        together = await asyncio.gather(*map(vllm_engine.generate, requests))
-        assert len({one.text for one in together}) == 3
-    (tmp_path / "away").rename(adapters_folder)
+    adapters_folder.rename(tmp_path / "away")
+    try:
+        for _ in range(2):
+            together = await asyncio.gather(*map(vllm_engine.generate, requests))
+            assert len({one.text for one in together}) == 3
+    finally:
+        (tmp_path / "away").rename(adapters_folder)
 
 
 @pytest.mark.parametrize(

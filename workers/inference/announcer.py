@@ -1,4 +1,7 @@
-"""Announces a worker's models and adapters in `fleet_workers`, so that `postback submit` can warn before it sends."""
+"""Announces a worker in `fleet_workers`: its models and adapters, and how long its answers take.
+
+`postback submit` warns by the names before it sends, and the exporter plans with the times.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ log = get_logger()
 
 
 class Announcer(SideTask):
-    """Announces the worker's models and adapters when it starts to run, and then every minute.
+    """Announces the worker's names and answers' times when the worker starts to run, and then every minute.
 
     A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """
@@ -58,8 +61,8 @@ class Announcer(SideTask):
             if self._clock.monotonic() >= next_at:
                 next_at = self._clock.monotonic() + ANNOUNCE_SECONDS
                 at = int(self._clock.time() * 1000)
-                names = self._models(), at, version("postback"), self._adapters(), self._answer_seconds()
-                self._put(self._producer, write_announcement(announcement(self._replica, self._lane, *names)))
+                facts = self._models(), at, version("postback"), self._adapters(), self._answer_seconds()
+                self._put(self._producer, write_announcement(announcement(self._replica, self._lane, *facts)))
             self._producer.poll(0)
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -78,7 +81,7 @@ class Announcer(SideTask):
         except KafkaException as error:
             self._delivered(error.args[0], None)
         except BufferError:
-            pass  # the producer's queue is full of earlier announcements of the same models
+            pass  # the producer's queue is full of earlier announcements of this worker
 
     def _delivered(self, error: KafkaError | None, _: Message | None) -> None:
         """Log the first of several failures in a row."""
