@@ -36,5 +36,6 @@ DEAD_LETTER_REASONS: dict[str, str] = {
     "endpoint_gone": "The endpoint answered 410.",
     "endpoint_disabled": "The endpoint is disabled; the callback was not tried.",
     "unusable_result": "The record of `model_results` or of a tier is no result with a callback.",
+    "unusable_batch_range": "The record of `batch_requests` cannot be expanded into jobs.",
 }
 """The `reason` header of a dead letter."""

@@ -41,7 +41,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import identity_headers
-from workers.stage.dead_letters import dead_letter
+from workers.stage.dead_letters import begin_counts, dead_letter
 from workers.stage.record import Failure, Header, Output, Record
 from workers.system.errors import ProcessError
 
@@ -80,6 +80,7 @@ class ExpansionHandler:
         self._shelf = shelf
         self._clock = clock
         self._metrics = metrics
+        begin_counts(metrics)
         self._secrets = secrets
 
     async def handle(self, record: Record) -> Sequence[Output]:

@@ -29,6 +29,7 @@ from console.job_examples import (
 from console.job_reference import OUTCOMES, SUPPORT, page
 from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from console.publish import ROOT
+from gateway.batches import expansion
 from schemas.asyncapi import PRODUCER_HEADERS
 from schemas.codec import Origin, read_job, read_result
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
@@ -128,10 +129,10 @@ def test_each_error_code_that_the_source_writes_has_a_meaning_and_no_other_has()
 
 
 def test_each_reason_of_a_dead_letter_has_a_meaning() -> None:
-    of_callbacks = {EXHAUSTED, REFUSED, GONE, DISABLED, UNUSABLE}
+    of_callbacks, of_batches = {EXHAUSTED, REFUSED, GONE, DISABLED, UNUSABLE}, {expansion.UNUSABLE}
 
-    assert of_callbacks | {HANDLER_DEFECT, "rejected"} <= DEAD_LETTER_REASONS.keys()
-    assert sorted(DEAD_LETTER_REASONS.keys() - constants()) == []
+    assert of_callbacks | of_batches | {HANDLER_DEFECT, "rejected"} <= DEAD_LETTER_REASONS.keys()
+    assert sorted(DEAD_LETTER_REASONS.keys() - constants() - of_batches) == []
 
 
 def test_the_page_names_the_largest_job() -> None:

@@ -23,7 +23,6 @@ import random
 from collections.abc import Mapping, Sequence
 
 from schemas.codec import InvalidResult
-from schemas.codes import DEAD_LETTER_REASONS
 from schemas.event import event_body
 from schemas.signature import Signer
 from schemas.topics import TRACEPARENT, Topics
@@ -56,6 +55,7 @@ from workers.delivery.retries import (
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.delivery.unusable import UnusableRecord
+from workers.stage.dead_letters import begin_counts
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
@@ -108,8 +108,7 @@ class DeliveryHandler(TierPace):
             metrics.callbacks.labels(str(failure))
         for state in (BreakerState.OPEN, BreakerState.CLOSED):
             metrics.breaker_changes.labels(str(state))
-        for reason in DEAD_LETTER_REASONS:
-            metrics.dead_letters.labels(reason)
+        begin_counts(metrics)
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:

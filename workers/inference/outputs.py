@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, ReceivedJob, rejected_result, write_result
-from schemas.codes import DEAD_LETTER_REASONS
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.topics import Topics
@@ -13,6 +12,7 @@ from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import IDENTITY, identity_headers, job_letter, origin_header
 from workers.inference.results import Results
+from workers.stage.dead_letters import begin_counts
 from workers.stage.record import Failure, Header, Output, Record
 
 _STAMPS = IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
@@ -29,8 +29,7 @@ class Outputs:
         self._clock = clock
         self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
         self._dead_letters = metrics.dead_letters
-        for reason in DEAD_LETTER_REASONS:
-            self._dead_letters.labels(reason)  # Prometheus's `rate` misses the event that creates a series
+        begin_counts(metrics)
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
         """Return the job's one record of `model_results`. A `result_too_large` failure replaces an oversized result."""

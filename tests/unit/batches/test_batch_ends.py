@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from gateway.batches.clerk import LATE_MS
+from gateway.batches.expansion import UNUSABLE, ExpansionHandler
 from gateway.batches.ranges import read_range
 from gateway.blobs.base import BlobsAway
 from gateway.store.tables import files, jobs
@@ -16,7 +17,8 @@ from schemas.control import read_control, read_job_key
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.topics import DEADLINE, JOB_ID, TENANT
-from tests.unit.batches.batch_rig import CHAT, TOPICS, Answer, BatchRig, job_of, jsonl, line, lines
+from telemetry.metrics import Metrics
+from tests.unit.batches.batch_rig import CHAT, TOPICS, Answer, BatchRig, job_of, jsonl, line, lines, twelve
 
 
 async def test_a_cancelled_batch_gives_each_line_in_one_file(both: BatchRig) -> None:
@@ -199,6 +201,12 @@ async def test_a_batch_whose_input_is_lost_fails_line_by_line_with_a_dead_letter
     assert [each["response"]["body"]["error"]["code"] for each in failed] == ["input_file_missing"] * 3
     [letter] = [output for output in made if output.topic == TOPICS.dead_letters]
     assert dict(letter.headers or ())["reason"] == b"unusable_batch_range"
+
+
+async def test_the_count_of_dead_letters_of_batches_begins_with_0(rig: BatchRig) -> None:
+    metrics = Metrics()
+    ExpansionHandler(TOPICS, rig.door.shelf, twelve, rig.door.clock, metrics)
+    assert metrics.registry.get_sample_value("postback_dead_letters_total", {"reason": UNUSABLE}) == 0
 
 
 async def test_a_batch_whose_input_is_lost_before_its_check_fails(rig: BatchRig) -> None:
