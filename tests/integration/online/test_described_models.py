@@ -66,7 +66,9 @@ async def test_a_server_of_responses_that_only_lists_its_models_needs_no_first_r
 
 
 @EACH
-@pytest.mark.parametrize("models", [NO_PATH, answers(405, {}), answers(200, [1]), answers(200, {"data": "none"})])
+@pytest.mark.parametrize(
+    "models", [NO_PATH, answers(405, {}), answers(501, {}), answers(200, [1]), answers(200, {"data": "none"})]
+)
 async def test_a_service_without_a_description_of_the_model_is_asked_for_a_few_tokens(
     kind: OnlineKind, models: Respond, caplog: pytest.LogCaptureFixture
 ) -> None:

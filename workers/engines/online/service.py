@@ -160,7 +160,7 @@ class OnlineService:
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
                 body, status = await self._read(response), response.status
-            if status in _OF_THE_SERVICE or status >= 500:
+            if status in _OF_THE_SERVICE or status == 504:
                 raise EngineUnavailable(str(status))
             if _is_of_the_account(status, problem_in(body)):
                 where = f"set {self._where} to a key that it takes"
