@@ -123,8 +123,13 @@ def server_findings(base_url: str, key: str | None, model: str | None) -> Iterat
             listed = json.loads(answer.read(1024 * 1024))
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code in (401, 403):
-            yield fault(f"{where} refuses the key ({error.code})", "correct POSTBACK_ENGINE__OPENAI__API_KEY")
+        if error.code == 401:
+            yield fault(f"{where} refuses the key (401)", "correct POSTBACK_ENGINE__OPENAI__API_KEY")
+        elif error.code == 403:
+            yield warning(
+                f"the server at {where} does not let this key list its models (403)",
+                "give the key that right, or let the worker's first request show whether it may generate",
+            )
         else:
             yield warning(f"the server at {where} lists no models ({error.code})", "look at the server's log")
         return

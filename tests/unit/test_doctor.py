@@ -177,12 +177,13 @@ def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyP
 
 
 class Models(BaseHTTPRequestHandler):
-    """A server that lists one model, for the right key only."""
+    """A server that lists one model, for the right key only, and knows a restricted key."""
 
     def do_GET(self) -> None:
         is_known = self.headers["Authorization"] == f"Bearer {SECRET}"
         body = json.dumps({"data": [{"id": "small"}]}).encode()
-        self.send_response(200 if is_known else 401)
+        is_restricted = self.headers["Authorization"] == "Bearer restricted"
+        self.send_response(200 if is_known else 403 if is_restricted else 401)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -206,6 +207,9 @@ def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> Non
     assert asked("small", f"{server}/v1", SECRET) == []
     assert told(asked("big", f"{server}/v1", SECRET), "does not serve the model big", "one of its models: small")
     assert told(asked("small", f"{server}/v1", "other"), f"{server} refuses the key (401)", "OPENAI__API_KEY")
+    assert told(
+        asked("small", f"{server}/v1", "restricted"), "does not let this key list its models (403)", "that right"
+    )
     assert told(
         asked("small", f"http://{NO_KAFKA}/v1", SECRET), f"http://{NO_KAFKA} does not answer", "OPENAI__BASE_URL"
     )

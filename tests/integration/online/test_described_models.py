@@ -100,9 +100,18 @@ async def test_a_description_that_is_too_long_is_named_if_the_model_does_not_ans
 
 
 @EACH
-async def test_a_key_that_only_the_first_request_shows_to_be_wrong_ends_the_start(kind: OnlineKind) -> None:
-    with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.name.upper()}__API_KEY") as refused:
-        await started(kind, NO_PATH, problem(kind, 401, f"{KEY} is unknown"))
+async def test_a_key_that_may_generate_but_not_read_descriptions_starts_the_engine(kind: OnlineKind) -> None:
+    _, server = await started(kind, problem(kind, 403, "Missing scopes: api.model.read"), says(kind, "Hello."))
+    assert len(server.bodies) == 1
+
+
+@EACH
+@pytest.mark.parametrize(("description", "status"), [(404, 401), (403, 403)])
+async def test_a_key_that_only_the_first_request_shows_to_be_wrong_ends_the_start(
+    kind: OnlineKind, description: int, status: int
+) -> None:
+    with pytest.raises(EngineRefused, match=r"API_KEY .*must be a key that may use it") as refused:
+        await started(kind, answers(description, {}), problem(kind, status, f"{KEY} is unknown"))
     assert KEY not in str(refused.value)
 
 

@@ -28,17 +28,16 @@ from workers.engines.openai_http.settings import OpenAISettings
 from workers.inference import engine_watch, generate
 
 
-@pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize(
     ("key", "mend"),
     [(KEY, "set POSTBACK_ENGINE__OPENAI__API_KEY to a key that"), (None, "set POSTBACK_ENGINE__OPENAI__API_KEY$")],
 )
 async def test_a_server_that_does_not_let_us_in_ends_the_start_with_the_setting_to_mend(
-    status: int, key: str | None, mend: str
+    key: str | None, mend: str
 ) -> None:
-    models = Server(answers(status, problem(f"{KEY} is unknown")))
+    models = Server(answers(401, problem(f"{KEY} is unknown")))
     async with engine_for(Server(says("yes")), models, api_key=key) as engine:
-        with pytest.raises(EngineRefused, match=rf"127\.0\.0\.1:\d+ refuses .* \({status}\): {mend}") as refused:
+        with pytest.raises(EngineRefused, match=rf"127\.0\.0\.1:\d+ refuses .* \(401\): {mend}") as refused:
             await engine.start()
     assert KEY not in str(refused.value)
 
@@ -104,7 +103,9 @@ async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_t
     server = Server(says("yes"))
     async with openai_server(server) as url:
         lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock(), Metrics())
-        with pytest.raises(EngineRefused, match=r"has no list of models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
+        with pytest.raises(
+            EngineRefused, match=r"gave no list of models \(404\), .* POSTBACK_ENGINE__OPENAI__BASE_URL"
+        ):
             await lost.start()
     assert server.bodies == []
 
@@ -123,8 +124,18 @@ async def test_a_model_s_adapter_is_a_model_of_the_server_too() -> None:
         assert server.bodies == []
 
 
-async def test_a_missing_key_that_only_the_first_request_reveals_ends_the_start() -> None:
-    async with engine_for(Server(answers(401, problem(f"{KEY} is unknown"))), Server(NO_PATH)) as engine:
-        with pytest.raises(EngineRefused, match=r"POSTBACK_ENGINE__OPENAI__API_KEY \(401\)") as refused:
+async def test_a_key_that_may_generate_but_not_list_models_starts_the_engine() -> None:
+    """OpenAI answers such a restricted key with 403."""
+    server = Server(says("yes"))
+    async with engine_at(server, Server(answers(403, problem("Missing scopes: api.model.read")))):
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(("status", "models"), [(401, NO_PATH), (403, answers(403, problem(f"{KEY} may not")))])
+async def test_a_key_that_only_the_first_request_shows_to_be_refused_ends_the_start(
+    status: int, models: Respond
+) -> None:
+    async with engine_for(Server(answers(status, problem(f"{KEY} is unknown"))), Server(models)) as engine:
+        with pytest.raises(EngineRefused, match=rf"POSTBACK_ENGINE__OPENAI__API_KEY \({status}\)") as refused:
             await engine.start()
     assert KEY not in str(refused.value)

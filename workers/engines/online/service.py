@@ -162,7 +162,7 @@ class OnlineService:
                 body, status = await self._read(response), response.status
             if status in _OF_THE_SERVICE or status == 504:
                 raise EngineUnavailable(str(status))
-            if _is_of_the_account(status, problem_in(body)):
+            if status != 403 and _is_of_the_account(status, problem_in(body)):
                 where = f"set {self._where} to a key that it takes"
                 raise EngineRefused(f"{self.origin} refuses the key ({status}): {where}")
             if status == 200:
@@ -178,15 +178,17 @@ class OnlineService:
         return None
 
     async def _try_out(self, lack: str) -> None:
-        """Send a first request if the service does not describe the model: other servers of an API lack that path.
+        """Send a first request if the service does not describe the model.
 
+        Other servers of an API lack that path. A restricted key may generate, but not read the description (403).
         Raises EngineRefused with the lack if the request fails, or EngineUnavailable while the service is starting.
         """
         refusal = await first_refusal(self._model, _FIRST, self.post)
         if refusal is not None:
             raise EngineRefused(
                 f"{self.origin} {lack}, and a first request failed ({refusal}): {self._variable}__BASE_URL must end "
-                "with the version of the API, and --model (`model` in the registry) must name one of its models"
+                "with the version of the API, --model (`model` in the registry) must name one of its models, and "
+                f"{self._where} must be a key that may use it"
             )
 
     # -- outcomes ------------------------------------------------------------------------------------------------

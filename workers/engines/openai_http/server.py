@@ -25,7 +25,7 @@ from workers.engines.base import (
 )
 from workers.engines.families import family_of
 from workers.engines.first_requests import first_requests
-from workers.engines.openai_http.answers import NOT_LET_IN, TryAgain, outcome
+from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
 from workers.engines.openai_http.figures import MOST_BYTES, load_in
 from workers.engines.openai_http.limits import ServerLoad
@@ -134,13 +134,13 @@ class OpenAIServer:
     async def _window(self) -> int | None:
         """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server is starting."""
         async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
-            if response.status in NOT_LET_IN:
+            if response.status == 401:
                 raise self._refused(response.status)
             if response.status in _COMING_UP:
                 raise EngineUnavailable(f"the server answered {response.status}")
             models = await self._listed(response)
         if models is None or self._model not in models.names:
-            await self._try_out(models)
+            await self._try_out(models, response.status)
         return models.window_of(self._model) if models is not None else None
 
     def _refused(self, status: int) -> EngineRefused:
@@ -156,16 +156,17 @@ class OpenAIServer:
         except (ValidationError, RequestRejected):
             return None
 
-    async def _try_out(self, models: ServerModels | None) -> None:
+    async def _try_out(self, models: ServerModels | None, status: int) -> None:
         """Send a first request if no list names the worker's model: the server may still take the name.
 
         A reranker does not answer questions, so texts to embed, score, rank and classify are tried too. A llama.cpp
-        server takes any name, Ollama takes shorter names than it lists, and some servers have no list. Raises
+        server takes any name, Ollama takes shorter names than it lists, and some servers have no list. OpenAI's
+        restricted keys may generate without being allowed to list models, which is answered by 403. Raises
         EngineRefused, or EngineUnavailable while the server is starting.
         """
         refusal = await first_refusal(self._model, _FIRST, self.post)
         if refusal is not None:
-            said = models.lacks(self._model) if models is not None else "has no list of models"
+            said = models.lacks(self._model) if models is not None else f"gave no list of models ({status})"
             raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusal}")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
