@@ -16,7 +16,7 @@ from tests.unit.settle_rig import Client, WatchedSettler, batch_of, client, land
 from workers.stage import transactional_producer
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
-from workers.stage.settle import IdentityShared
+from workers.stage.settle import FATAL_ERRORS_ALLOWED, FATAL_PAUSE_SECONDS, IdentityShared
 from workers.stage.settler_state import SettlerState
 from workers.stage.sweep import AGAIN_SECONDS, SWEEP_PARTITIONS, Layout, LeaderMissing, Sweeps
 
@@ -112,10 +112,11 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     assert "commit" not in first.asked
 
 
-def test_a_shared_identity_is_named_whatever_the_client_raises_while_it_logs(
-    partition: Partition,
-) -> None:
-    """A fatal error comes as another exception if the poll also logs a line; see `TransactionalProducer.poll`."""
+def test_a_shared_identity_is_named_and_a_burst_of_fatal_errors_is_none(partition: Partition) -> None:
+    """A fatal error comes as another exception if the poll also logs a line; see `TransactionalProducer.poll`.
+
+    A worker once ended after a broker had been frozen for 8 s: three fatal errors came within a second.
+    """
 
     class Fenced(Client):
         def poll(self, timeout: float) -> int:
@@ -125,10 +126,20 @@ def test_a_shared_identity_is_named_whatever_the_client_raises_while_it_logs(
         def abort_transaction(self, timeout: float) -> None:
             raise KafkaException(KafkaError(KafkaError._FENCED, "another one came", fatal=True))
 
-    settler = WatchedSettler(Fenced, outputs=["results"])
+    clock = HandClock()
+    settler, begun = WatchedSettler(Fenced, outputs=["results"], clock=clock), clock.now
     settler.listen()
+
+    def repair_for(seconds: float) -> None:
+        while clock.now < begun + seconds:
+            settler.repair([partition])
+            clock.now += 0.05
+
+    repair_for(FATAL_PAUSE_SECONDS - 1)
+    assert len(settler.clients) > FATAL_ERRORS_ALLOWED + 1
     with pytest.raises(IdentityShared, match="POSTBACK_REPLICA"):
-        repaired(settler, partition)
+        repair_for(60)
+    assert clock.now - begun > 3 * FATAL_PAUSE_SECONDS
 
 
 class Copied(Client):

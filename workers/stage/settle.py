@@ -28,8 +28,14 @@ REST_SECONDS = 1.0
 SWEEP_KEY = b"sweep"
 """The key of a sweep's records, since a compacted topic refuses records without a key. A sweep aborts at once, so no
 reader of committed records sees its records."""
-FATAL_ERRORS_ALLOWED = 3
+FATAL_ERRORS_ALLOWED = 4
 FATAL_WINDOW_SECONDS = 60.0
+FATAL_PAUSE_SECONDS = 5.0
+"""Fatal errors that follow each other within this time count once.
+
+A broker that was frozen still answers the requests of producers that were replaced meanwhile, and each of these
+requests can fence the present producer. Two processes with one identity fence each other without an end.
+"""
 
 log = get_logger()
 
@@ -296,11 +302,13 @@ class Settler:
 
     def _count_fatal(self, error: KafkaError) -> None:
         now = self._clock.monotonic()
+        if self._fatal_at and now - self._fatal_at[-1] < FATAL_PAUSE_SECONDS:
+            return
         self._fatal_at.append(now)
         while self._fatal_at and now - self._fatal_at[0] > FATAL_WINDOW_SECONDS:
             self._fatal_at.popleft()
         if len(self._fatal_at) >= FATAL_ERRORS_ALLOWED:
             raise IdentityShared(
-                f"{len(self._fatal_at)} fatal errors within a minute (the last: {error.name()}): another process "
+                f"fatal errors for {now - self._fatal_at[0]:.0f} s (the last: {error.name()}): another process "
                 f"uses the transactional.id {self._transactional_id}. Give each replica its own POSTBACK_REPLICA."
             )
