@@ -82,7 +82,7 @@ def main() -> None:
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
             f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "
-            f"ten endpoints, {load.per_second:g} results/s for one after the other, {load.turn_seconds:g} s each"
+            f"ten endpoints take turns: {load.per_second:g} results/s for {load.turn_seconds:g} s a turn"
         )
         sick_endpoints.compare(kafka, load, options.outages)
 

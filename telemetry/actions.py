@@ -52,7 +52,7 @@ STAGE = {
     "settle-failed": Action(
         "warning",
         "A Kafka transaction failed; the stage repairs itself and settles the same records again.",
-        "If lines repeat, look at the brokers. Three `fatal` lines in a minute end the process: two replicas share "
+        "If lines repeat, look at the brokers. `fatal` lines that go on for 15 s end the process: two replicas share "
         "one `POSTBACK_REPLICA`.",
     ),
     "settle-repaired": Action("info", "The repair is complete; the stage settles again."),

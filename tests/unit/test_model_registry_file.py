@@ -71,9 +71,7 @@ MISTAKES = {
     GOOD + 'escalate = { to = "n", on = ["slow"] }\n' + OTHER: "models.m.escalate.on.0: must be 'failed', 'not_json'",
     GOOD + 'escalate = { to = "n", on = ["low_confidence"] }\n' + OTHER: "models.m.escalate.below: is required with",
     'default = "k"\n' + GOOD: 'line 1: default: must be the name of a model; there are: "m"',
-    '[engines.e]\nkind = "vllm"\n'
-    + MODEL
-    + OTHER: "line 6: models.n.engine: is the second model of vLLM in one worker",
+    '[engines.e]\nkind = "vllm"\n' + MODEL + OTHER: "line 6: models.n.engine: is the second vLLM model in one worker",
 }
 """A file's text, and a part of its error. The text with a character beyond ASCII is written as Latin-1."""
 

@@ -92,7 +92,7 @@ def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping
         if _kind(table, engines) == "vllm" and (lane is None or isinstance(lane, str)):
             owner = first.setdefault(lane, name)
             if owner != name:
-                reason = f"is the second model of vLLM in one worker, beside {quoted(owner)}; give one a lane"
+                reason = f"is the second vLLM model in one worker, beside {quoted(owner)}; give one another lane"
                 yield ("models", name, "engine"), reason
 
 
