@@ -1,7 +1,7 @@
 """The kernel: the stage. The stage knows nothing of inference or webhooks; inference and delivery are handlers.
 
 Begin with `stage.py`, from `round` down. The state has four parts: `held.py` (partitions), `fetching.py` (delivered
-records), `dispatching.py` (records that may run), `transactions.py` (complete records). The files below are:
+records), `dispatching.py` (records that may run), `transactions.py` (complete records). These parts use:
 
 - `partition.py` and `ledger.py`: done records
 - `isolation.py`: records that kill their worker

@@ -8,7 +8,7 @@ from workers.stage.record import Record
 
 
 class Backpressure(Protocol):
-    """The room behind the handler, and the time at which a record is due. The Kafka thread calls all methods."""
+    """The handler's room for records, and the time at which a record is due. The Kafka thread calls all methods."""
 
     def room(self) -> int:
         """Return how many further records the handler can use now. The stage calls this every round: be cheap."""

@@ -29,7 +29,7 @@ class Batch:
 
         The numbers are those of source partitions, so that a dead worker's open transaction holds back only its own
         partitions. A transaction uses few numbers, since each number costs a request, an end marker, and a fetch of
-        every reader. (librdkafka sends no two partitions in one request.)
+        every reader. (librdkafka sends one request for each partition.)
         """
         numbers = sorted({partition.number for partition, offsets in self.offsets.items() if offsets})
         start = turn % max(1, len(numbers))

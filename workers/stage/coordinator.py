@@ -1,7 +1,7 @@
 """The time since the group's coordinator last answered, from librdkafka's statistics of the connection.
 
 A frozen broker keeps its connections open, so the client sees no error before a request times out. An idle client sends
-few requests, and without statistics saw the error only after more than a minute. Statistics cost no request and block
+few requests: without statistics, it saw the error only after more than a minute. Statistics cost no request and block
 no thread.
 """
 
@@ -40,7 +40,7 @@ class Coordinator:
         broker = found["brokers"].get(_COORDINATOR)
         if broker is None or broker["state"] != "UP" or broker["rxidle"] < 0:
             return
-        # Silence counts only while a request waits for its answer: the group chooses the time between heartbeats.
+        # Silence counts only while a request is unanswered: between two heartbeats, a healthy broker is silent too.
         silent = broker["rxidle"] / _MICROSECONDS if broker["waitresp_cnt"] else 0.0
         self._heard_at = self._looked_at - silent
 

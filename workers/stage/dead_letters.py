@@ -24,7 +24,7 @@ def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: 
     """Return the record with the `carried` headers and the reason: `reason` is a stable code, `detail` is for people.
 
     A record that does not fit loses its value, its key, and all headers but those that identify tenant and job. The
-    source headers name the topic, partition and offset of the whole record, until retention removes that record.
+    source headers name the topic, partition and offset at which the whole record stays until retention removes it.
     """
     why: list[Header] = [
         (names.REASON, reason.encode()),

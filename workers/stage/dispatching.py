@@ -22,7 +22,7 @@ from workers.stage.sharing import Party, Place, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
-"""The longest that a suspect's last attempt waits for another record's completion while no other runs or waits."""
+"""The longest that a suspect's last attempt waits for another record to complete, if no other record runs or waits."""
 
 MOST_DEFERRED = 512
 """The most records to defer at once: deferring takes time of the event loop, which it could use to handle records."""
@@ -54,7 +54,7 @@ class Dispatching:
         self._casualties: list[tuple[Partition, Record]] = []
         """Records that died in a crash, kept until no record is running: the crash may have killed more records."""
         self._alone_since = 0.0
-        """The monotonic time since which no record has been waiting except suspects before their last attempt."""
+        """The monotonic time since which every record here has been a suspect that waits for its last attempt."""
         self._left_open = LeftOpen(clock)
         self.isolation = Isolation()
         self.window = Window(limits, None if sharing is None else sharing.later_share, held.load)
@@ -84,7 +84,7 @@ class Dispatching:
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records that have to wait in the later place to `Sharing.defer`, unless the loop still defers others."""
+        """Pass records that must wait in the later place to `Sharing.defer`, unless it still works on earlier ones."""
         surplus = [] if self.is_deferring else self.window.surplus(MOST_DEFERRED)
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
@@ -118,7 +118,7 @@ class Dispatching:
         self._left_open.say()
         if self._casualties:
             if self._held.load.running:
-                return 0  # running records may be part of the same crash: judge once they have ended
+                return 0  # running records may be part of the same crash: judge all of them together
             self._judge()
         batch: list[tuple[Partition, Record]] = []
         # The handler does not count dispatched records that have not begun, so the stage subtracts them here.
@@ -168,8 +168,9 @@ class Dispatching:
     def _free(self, waiting: int) -> int:
         """Return how many further records the handler may have at once.
 
-        Each handled record beyond one window that waits to be settled takes a place. So while transactions fail, the
-        stage soon begins no more records: their outputs would be in memory only, and lost with the process.
+        If more than one window of handled records waits to be settled, each record beyond the window takes a place. So
+        while transactions fail, the stage soon stops beginning records: their outputs would be in memory only, and lost
+        with the process.
         """
         records = self.window.limits.records
         return records - self._held.load.running - max(0, waiting - records)
@@ -195,7 +196,7 @@ class Dispatching:
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []
         cohort.dispatched = True
-        say = log.info if cohort.narrow else log.debug  # a first window may have hundreds of cohorts
+        say = log.info if cohort.narrow else log.debug  # debug: a first window may have hundreds of cohorts
         say("Trying suspects.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 
@@ -230,5 +231,5 @@ class Dispatching:
 
 
 def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
-    """Return how many of the first `most` records may run now if due times do not matter."""
+    """Return how many of the first `most` records may run now, leaving due times aside."""
     return partition.horizon.allowed(records, most) if partition.dispatchable else 0

@@ -17,7 +17,8 @@ STALL_SECONDS = 10.0
 
 SILENCE_SECONDS = 0.25
 """The silence after which a partition's next record may be of a new topic: deleting a topic and creating it again takes
-longer. Asking takes some milliseconds, and only a record of a nearly idle partition waits for the answer."""
+longer. The stage then asks Kafka for the topic's UUID. This takes some milliseconds, and delays only records of nearly
+idle partitions."""
 
 log = get_logger()
 
@@ -42,7 +43,8 @@ class Fetching:
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
         before the group knows of it. The stage asks Kafka for the topic's UUID in three cases: a partition's offsets go
         back without a seek, the partition's first record arrives only after the partition was opened, or a delivery
-        follows a silence. The new topic may have more records than the old one had, so that the offsets seem to go on.
+        follows a silence. Offsets alone do not show every new topic: if the new topic has more records than the old
+        one, its offsets seem to go on.
         """
         held, doubtful, now = self._held.partitions, set(), self._clock.monotonic()
         found_ends = []
@@ -97,7 +99,7 @@ class Fetching:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # this record may have been given back
+            owed = partition.ledger.next_owed  # not `next_offset`: an earlier record may have been given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
 

@@ -2,14 +2,15 @@
 
 A transaction costs Kafka the same for one record as for a thousand. An engine's jobs take seconds and return one by
 one: a wait of a small part of these seconds adds little latency, and saves most transactions. Jobs that take no time do
-not wait, unless `group_commit_seconds` sets a least wait because no reader waits for the outputs.
+not wait, unless `group_commit_seconds` sets a least wait, for outputs that no reader waits for.
 
-Composing a transaction holds the interpreter for a millisecond or two; the event loop begins a few records in less
-time. So after a round that handed over a few records, the transaction waits for one more round, once.
+Composing a transaction holds the interpreter lock for a millisecond or two. The event loop needs less time to begin a
+few records, so these go first: after a round that handed over a few records, the transaction waits for one more round,
+once.
 
 Lingering records wait longer, to share a transaction with other lingering records. Each transaction with a lingering
-record writes to one more topic and leaves an end marker there. A reader of that topic fetches the marker first, and
-then the records that the reader waits for.
+record writes to one more topic and leaves an end marker there. Each marker costs readers of that topic a fetch before
+the records that they wait for.
 """
 
 from __future__ import annotations

@@ -136,8 +136,9 @@ class Held:
     def _recognise(self, partition: Partition, committed: Progress | None) -> None:
         """Suspect no record of a partition whose progress this process itself committed: the last owner is alive.
 
-        The group may take a partition from a process that pauses for longer than its session, and give it back later.
-        Another owner in between would have committed the partition's suspects before dispatching any record.
+        The group takes partitions from a process that pauses for longer than the session timeout, and may give them
+        back later. Another owner in between would have committed the partition's suspects before dispatching any
+        record.
         """
         before = self._left.pop(partition.id, None)
         if before is not None and committed is not None and committed in (before.confirmed, before.sent):

@@ -33,7 +33,7 @@ class Horizon:
         """The value of `_above` at the last commit."""
         self._margin = LEAST_MARGIN
         self._limit: int | None = None
-        """Only records below this offset may begin. None before the first commit."""
+        """Only records below this offset may begin. The value is None before the first commit."""
         self.held_back = False
         """True if a record that could begin waits for the next commit."""
 

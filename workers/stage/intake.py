@@ -189,8 +189,8 @@ class GroupIntake:
         if not assigned.issuperset([*pause, *((topic, number) for topic, number, _ in resume)]):
             return False  # the assignment is still being made
         try:
-            # Seeks may fail, so they precede the pauses: after a failure the caller would not know of a pause, and not
-            # end it.
+            # Seeks may fail, so they precede the pauses: after a failure the caller assumes that nothing was paused,
+            # and would never resume a paused partition.
             for topic, number, offset in resume:
                 if offset is not None:
                     self._consumer.seek(TopicPartition(topic, number, offset))
@@ -241,7 +241,7 @@ def _epoch(group_metadata: Any) -> int:
 
 
 def _record(message: Any) -> Record:
-    # Any: the stubs make every part optional, but only events lack parts
+    # Any: the stubs make every part optional, but a record lacks none of them
     headers, unreadable = headers_of(message)
     return Record(
         message.topic(),

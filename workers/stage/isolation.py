@@ -2,8 +2,8 @@
 
 After a crash each running record may be to blame, so all running records become *suspects*. The stage tries suspects in
 *cohorts*, and commits the members of a cohort before dispatching the cohort. A cohort that kills again is halved, until
-one suspect runs *alone*: its process runs nothing else. Only a suspect that killed while alone gets an attempt; at
-three attempts the stage gives the suspect up.
+one suspect runs *alone*: its process runs nothing else. If a suspect kills while it runs alone, this counts as an
+*attempt*; after three attempts the stage gives the suspect up.
 
 Suspects have two sources. First, a partition that its last owner left open: its first window is suspect, and so are the
 records committed as running. Second, a handler that raises HandlerCrashed because an engine process died: the records
@@ -30,7 +30,7 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""Deaths after which the machine is to blame: of different records, each alone, while none completed.
+"""The machine is to blame once this many different records have died alone and none has completed in between.
 
 Three such deaths are still blamed on the records.
 """

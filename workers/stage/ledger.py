@@ -114,7 +114,7 @@ class Ledger:
         if offset <= self.next_offset:
             return
         if self._base == self.next_offset:
-            self._move(offset, self._done >> (offset - self._base))  # no earlier record is owed: any gap fits
+            self._move(offset, self._done >> (offset - self._base))  # nothing below is undone: a gap of any width fits
         else:
             skipped = (1 << (offset - self.next_offset)) - 1
             self._move(self._base, self._done | skipped << (self.next_offset - self._base))

@@ -1,4 +1,4 @@
-"""Says which topics had partitions that a dead process left open: seldom, since one process may leave hundreds."""
+"""Logs which topics had partitions that a dead process left open: one line a minute, as there may be hundreds."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ log = get_logger()
 
 
 class LeftOpen:
-    """Counts the partitions that were left open, and says their number. Only the Kafka thread calls the methods."""
+    """Counts the partitions that were left open, and logs their number. Only the Kafka thread calls the methods."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._throttle = LogThrottle(SAY_SECONDS)
         self._partitions: Counter[str] = Counter()
-        """The partitions of each topic that no line has counted yet."""
+        """The number of each topic's partitions that no log line has counted yet."""
         self._suspects: Counter[str] = Counter()
 
     def note(self, partition: Partition) -> None:
-        """Count a partition that its last owner did not release. `say` says it."""
+        """Count a partition that its last owner did not release. `say` logs the number."""
         self._partitions[partition.topic] += 1
         self._suspects[partition.topic] += len(partition.suspects)
 

@@ -21,24 +21,24 @@ from workers.stage.sharing import Party
 from workers.stage.window import Window
 
 KEPT = 4
-"""One place in KEPT of the window is kept free."""
+"""One in KEPT places of the window is kept free."""
 
 
 class OutsideTurns:
     """Tells for one draw from the window's lots which records may begin. Only the Kafka thread calls the methods."""
 
     def __init__(self, window: Window, ready: Ready) -> None:
-        """`ready` tells which records may begin, apart from the shares."""
+        """`ready` tells which records may begin if the shares are left aside."""
         self._window = window
         self._ready = ready
         self._kept = window.limits.records // KEPT
         self._free = window.limits.records - window.load.running
         self._left = window.limits.records - self._kept // 2 - window.load.outside.total()
-        """The places that are left for all records that may wait."""
+        """The free places that records which may wait for servers can still take."""
         self._drawn: Counter[Party] = Counter()
 
     def ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:
-        """Return 1 if the first record may begin now, else 0. A lot draws the record at once if it may."""
+        """Return 1 if the first record may begin now, else 0. After a 1, the lot draws that record at once."""
         if not self._ready(partition, records, min(1, most)):
             return 0
         party = records[0].outside

@@ -26,7 +26,7 @@ quick records make room sooner than a resumed partition delivers."""
 SLOW_SECONDS = 2.0
 """A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
 STILL_SECONDS = 10.0
-"""A lot that gives out and holds back no record for this time does not count as slow: the engine is away."""
+"""A lot that neither gives out nor holds back a record for this time does not count as slow: the engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon.

@@ -29,7 +29,7 @@ class Phase(Enum):
 
 
 GAP_SECONDS = 1.0
-"""The time for which a gap waits to share the commit of a record, before it is committed alone."""
+"""The time for which a gap waits to share the commit of a record, before the gap is committed alone."""
 
 
 class Partition:
@@ -219,4 +219,4 @@ class Partition:
         if self.rewind_to is not None:
             self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
-        self.last_seen = now  # a paused partition delivers nothing
+        self.last_seen = now  # the silence during a pause does not count

@@ -28,7 +28,8 @@ class PartyQueue:
         self.cost = 0.0
         """The cost of all records in the queue."""
         self.served = served
-        """The cost of the party's drawn records, in the lot's virtual time: the lowest value is served next."""
+        """The cost of the party's drawn records, in the lot's virtual time. The party with the lowest value is served
+        next."""
 
     def add(self, partition: Partition, record: Record) -> None:
         """Add a record to its partition's queue, behind all records that are as urgent."""

@@ -14,9 +14,9 @@ group may keep its offsets. The old topic's offsets mean nothing in the new topi
 versions 1 and 2; their progress counts for the present topic. Earlier releases wrote 0 in the flags' four bits for
 `begun`.
 
-A hole is an offset that is not done. While a wide span has few holes, an owner can go on behind a slow record.
-The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest. So the
-code takes at most six bits for each hole and one bit for each 32 offsets, for any distribution of the holes.
+A hole is an offset that is not done. While a wide span has few holes, an owner can go on with the records after a slow
+one. The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest. So
+the code takes at most six bits for each hole and one bit for each 32 offsets, for any distribution of the holes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MAX_BITMAP = 16_384
 MAX_SPAN = 131_072
 """In offsets. At 6,500 records a second, this is the span after a record that hangs for 20 s."""
 MAX_HOLES = 3_500
-"""The most holes in a span of more than MAX_BITMAP offsets: more than delivery's window has records. With 32 suspects
-they take 4,094 characters."""
+"""The most holes in a span of more than MAX_BITMAP offsets: more than delivery's window has records. This many holes
+and 32 suspects take 4,094 characters."""
 
 MAX_SUSPECTS = 32
 

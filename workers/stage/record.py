@@ -100,7 +100,7 @@ class Handler(Protocol):
 
         Raises HandlerCrashed if the record may have killed its engine; the stage then tries the record again in ever
         smaller groups. Any other exception is a defect of the handler: the stage then calls `give_up`. The stage
-        cancels this call if the partition's revocation does not wait for its end.
+        cancels this call if the partition is revoked and the call does not end in time.
         """
         ...
 

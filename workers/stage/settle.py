@@ -179,7 +179,7 @@ class Settler:
         return None
 
     def reread(self) -> None:
-        """Enter READY: the caller has adopted the committed progress, and may produce unsettled outputs again."""
+        """Enter READY: the caller has adopted the committed progress, and may repeat uncommitted outputs."""
         self.state = SettlerState.READY
 
     def sweep_offsets(self) -> None:
@@ -216,8 +216,8 @@ class Settler:
         """Make one step of a sweep: write to some of its partitions, and abort. The last step also sends offsets.
 
         The abort marker for one partition's offsets ends pending offsets of all partitions. This step sends the real
-        progress of an opened partition: committed by mistake, the progress does no harm. If no partition is open yet,
-        offsets are swept once more before the first commit.
+        progress of an opened partition, which does no harm even if it is committed by mistake. If no partition is open
+        yet, offsets are swept once more before the first commit.
         """
         if not self._sweeps.is_planned:
             self._plan_sweep()

@@ -6,8 +6,8 @@ The words:
 - *place*: where a record waits, by its topic. Records of the first place need not wait behind records of the later
   place, which has a share of the work. A record of the spare place is handled only while no record waits elsewhere.
 - *cost*: the work of a record, divided by its party's weight. A party is served next if its records have cost least.
-- *deferral*: writing a record of the first place to the later place, untried: a record beyond its party's share, or any
-  record that would wait for long.
+- *deferral*: writing a record of the first place to the later place, untried. Records beyond their party's share are
+  deferred, and so is any record that would wait for long.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, 
     """Return librdkafka properties of a settling producer.
 
     `retry.backoff.ms` is low since back-to-back transactions meet CONCURRENT_TRANSACTIONS: with the default of 100,
-    each one took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up other
-    workers.
+    each transaction took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up
+    other workers.
     """
     return {
         "linger.ms": 5,
@@ -184,7 +184,7 @@ class TransactionalProducer:
         return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
 
     def _partition_count(self, topic: str) -> int:
-        """Return the number of a topic's partitions, which may be less than a source topic's."""
+        """Return the number of a topic's partitions. An output topic may have fewer than the source topic."""
         if topic not in self._partitions_of:
             found = self._client.list_topics(topic, timeout=SEND_SECONDS).topics[topic]
             if found.error is not None:
