@@ -102,8 +102,8 @@ class Breaker:
         """Return the seconds that a record should wait before its next try.
 
         The wait is at least the length of the open time, capped at `breaker_longest_seconds`. During a probe, the wait
-        also covers the probe's expected end: the last failed attempt's duration after the probe's start. With shorter
-        waits, the record would be rewritten every few seconds, which costs more than the delay.
+        also lasts until the probe's expected end: a probe is expected to take as long as the last failed attempt. With
+        shorter waits, the record would be rewritten every few seconds, which costs more than the delay.
         """
         seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
         if self._probing_since is None:

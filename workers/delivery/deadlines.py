@@ -41,7 +41,7 @@ class Deadlines:
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         """Expire overdue timeouts, and set the alarm for the next timeout.
 
-        The timeouts here are of running attempts: `end` removes an attempt's timeout.
+        All timeouts here belong to running attempts, since `end` removes the timeouts of the others.
         """
         now, self._alarm = loop.time(), None
         while self._running:

@@ -59,7 +59,7 @@ from workers.stage.dead_letters import begin_counts
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
-"""Longest wait of an attempt's record for others to share its transaction.
+"""Longest time for which an attempt's record waits for other records to share its transaction.
 
 The callback is already sent, so no caller waits.
 """
@@ -91,8 +91,8 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        # By this time a failing endpoint is disabled if several events name it. An endpoint of a single event is never
-        # disabled.
+        # An event for a dead origin is given up after this time. By then its endpoint is disabled, unless only this
+        # event names the endpoint: such an endpoint is never disabled.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
@@ -128,8 +128,8 @@ class DeliveryHandler(TierPace):
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self.destinations.place(pending.destination, len(record.value)) as place:
-                # The body is built only with a place: records of a hung destination come here many times, mostly in
-                # vain.
+                # The body is built only after a place is granted: records of a hung destination come here many times,
+                # and mostly get no place.
                 body = _body(record, pending)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:

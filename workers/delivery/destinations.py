@@ -6,14 +6,15 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
     places            a limit on attempts at once; a 429, 502 or 504 halves the limit, and each answer raises it by one
     queue             a limit on records that wait briefly for a place
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
-                      A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each of m
-                      hung tenants, with any number of origins, leaves others at least a third of the window it found.
-                      An origin may hold as much as its tenant has left, and at least one record. A sole origin gets
-                      half the window; n hung origins share their tenant's part.
+                      A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each further
+                      hung tenant, with any number of origins, gets at most two thirds of the part that is free.
+                      An origin may hold as much as its tenant may still take, and at least one record. A sole origin
+                      gets half the window; n hung origins share their tenant's part.
                       Strangers are a tenant's origins whose last attempt was not answered. All strangers together may
-                      hold as much as their tenant has left: half the window, so that other origins keep a sixth.
-                      One stranger may hold as much as all strangers have left. A sole stranger gets two fifths of the
-                      window, so that a new origin gets attempts and can show that it answers.
+                      hold as much as their tenant may still take: half the window, so that the tenant's other origins
+                      keep a sixth.
+                      One stranger may hold as much as all strangers may still take. A sole stranger gets two fifths of
+                      the window, so that a new origin gets attempts and can show that it answers.
 
 The window is counted in units. A record takes one unit; a large record takes more. All records together therefore have
 at most half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled.
@@ -276,10 +277,10 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """Return the attempts that one finished attempt stands for in the estimate: above 1 while the limit is growing.
+        """Return how many attempts one finished attempt counts for in the estimate: above 1 while the limit is growing.
 
-        Each answer raises the limit by one, so the limit doubles during an attempt. The finished attempt had half as
-        many others beside it as the limit now allows.
+        The estimate assumes the full limit. Each answer raises the limit by one, so the limit doubles in the time of an
+        attempt: the finished attempt ran beside half as many others as the limit allows now.
         """
         most = self._settings.destination_concurrency
         return 1.0 if load.allowed == most else 2 * most / load.allowed

@@ -9,9 +9,9 @@ The fleet shares the states through the compacted topic `callback_endpoints`:
     any ─────────────── `postback endpoints …` ──────────────────────► disabled, or enabled
     failing, enabled ── no change for days ──────────────────────────► (unknown): a tombstone
 
-"Failing" is shared so that a restart does not reset the days, and so that a success in any process ends the state. A
-process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the decision
-when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
+"Failing" is shared so that a restart does not reset the count of days, and so that a success in any process ends the
+state. A process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the
+decision when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
 tombstone nor "failing" enables a disabled endpoint: a process that reads one of the two for a disabled endpoint writes
 "disabled" again.
 
@@ -47,7 +47,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.delivery.tenant_lru import TenantLru
 
 MOST_DISABLED = 10_000
-"""Limit on a tenant's disabled endpoints. Beyond it, only an operator's command disables endpoints."""
+"""Limit on a tenant's disabled endpoints. At the limit, only an operator's command disables further endpoints."""
 MOST_FAILING = 1_000
 """Limit on a tenant's endpoints that are written as failing."""
 IDLE_MS = 2 * 86_400_000
@@ -59,14 +59,14 @@ Longer than the longest wait between two attempts, so all attempts at a failing 
 _FAILURES = 3
 """Failures in a row before an endpoint can be failing.
 
-With little traffic, one failure could stand for all days since the last success.
+With little traffic, a single failure might otherwise count as days of failures.
 """
 _FAILING_MS = 300_000
 """Milliseconds of failures after which a process writes "failing". Most outages end sooner, and need no record."""
 _STREAKS = 10_000
 """Limit on endpoints with failure counts. At the limit, the tenant with the most entries loses one entry."""
 _SAID_MS = 60_000
-"""Longest time until this process reads its own decision. Until then, further events do not log or count it again."""
+"""Longest time until this process reads its own decision. Meanwhile, further events do not log or count the decision."""
 
 log = get_logger()
 
@@ -144,7 +144,7 @@ class EndpointStates:
     def show(self) -> None:
         """Show the number of disabled endpoints from now on, once all present records are applied.
 
-        While they are read, the number grows, and the alert on its growth would fire at each start.
+        The number grows while the records are read, which would fire the alert on its growth at each start.
         """
         self._is_shown = True
         self._metrics.disabled_endpoints.set(len(self._disabled))
@@ -254,8 +254,8 @@ class EndpointStates:
     def _overdue(self, now_ms: int) -> Sequence[Forget]:
         """Forget the oldest failing or enabled endpoint if it is overdue, and return its tombstone.
 
-        One tombstone per attempt is enough, since attempts also create the failing states. If the tombstone is not
-        settled, another process writes one, or this process after a restart.
+        One tombstone per attempt is enough, since an attempt also creates at most one failing state. If the tombstone
+        is not settled, another process writes one, or this process after a restart.
         """
         while (first := next(iter(self._passing.items())))[1][1] > now_ms:
             self._begin_now(first[0], now_ms)

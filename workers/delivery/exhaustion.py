@@ -17,9 +17,9 @@ class Exhausted(Exception):  # noqa: N818 - named after the event
 def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
     """Return the errno name of the resource that this machine lacks; None if it lacks no resource.
 
-    Otherwise the other side or its name servers caused the error. Three errors leave the cause open, and then a trial
-    socket decides. An error from c-ares has no errno. EADDRNOTAVAIL is also the error for an IPv6 address without IPv6.
-    The error of several addresses that failed differently has no errno.
+    None means that the other side or its name servers caused the error. Three errors leave the cause open, and then a
+    trial socket decides: an error from c-ares, which has no errno; EADDRNOTAVAIL, which an IPv6 address also causes on
+    a machine without IPv6; and the error of several addresses that failed differently, which has no errno.
     """
     if error.errno in _OURS:
         return errno.errorcode[error.errno]

@@ -1,10 +1,11 @@
 """Pages of public keys for consumers, so that they get new keys after a rotation.
 
 The pages are JWK sets (RFC 7517, section 5) of ed25519 keys (RFC 8037) at well-known paths (RFC 8615): one for each
-tenant, and the fleet's. Each set holds every key that signs now: during a rotation, the old and the new key.
+tenant, and one for the fleet. Each set holds every key that signs now: during a rotation, the old and the new key.
 
 Strangers may request any tenant's set. Every valid tenant name has a set of the same form, even an unused name, so that
-answers do not reveal tenants. Making a set costs less than handling the request.
+answers do not reveal tenants. Making a set costs less than handling the request, so even requests for unused
+names cost little.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ JWKS_TYPE = "application/jwk-set+json"
 """Media type (RFC 7517, section 8.5.2)."""
 
 MAX_AGE_SECONDS = 300
-"""Seconds for which a reader may cache a set and so still trust a leaked key. A rotation's overlap is a day."""
+"""Seconds for which a reader may cache a set, and so trust a leaked key; far less than a rotation's overlap of a
+day."""
 
 _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 

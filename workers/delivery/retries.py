@@ -3,8 +3,9 @@
 The schedule's n-th wait follows attempt n, and the last attempt follows the last wait. A tier is a topic for waits of
 one length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the first record
 only. A wait that is longer than a tier has its end in the header `not-before`. A record that leaves its tier before
-that hops to the largest tier that fits the time left. A hop is no attempt. Headers state the time left twice, as a time
-and as a duration. So a clock that is set back, or is behind other processes' clocks, hardly lengthens a wait.
+this time hops to the largest tier that fits the time left. A hop is no attempt. Headers state the end of the wait
+twice, as a time and as the duration left. So a clock that is set back, or is behind other processes' clocks, hardly
+lengthens a wait.
 
 Jitter spreads callbacks that failed together. Jitter makes a wait up to 10 % longer and never shorter, since a record
 does not leave its tier early. A wait may end 2 % early (the slack): otherwise a record would pass through the smallest
@@ -126,7 +127,8 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
     `left_when_written_ms` is the time left when the record was written; None if the record does not state this time.
     Normally the clock decides. A tier may release a record late, or early if the clock of the record's timestamp is
-    wrong. If the clock shows more time left than this explains, the clock is wrong, and `left_when_written_ms` decides.
+    wrong. If the clock shows more time left than an early release explains, the clock is wrong, and
+    `left_when_written_ms` decides.
     """
     by_clock = not_before_ms - now_ms
     if left_when_written_ms is None:
@@ -161,10 +163,10 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
 def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float, ...]) -> float:
     """Return the tier for a record whose origin gets no attempts: the longer the wait so far, the longer the tier.
 
-    Each round rewrites the record. With a round for each probe, a long outage would write each record a thousand
-    times. With growing tiers a record is written some forty times, or seventy times if the record arrives when the
-    outage begins. The callback is late by at most a third of the outage. After a short outage the callback is late by
-    at most `left_alone_seconds`, and by at most five minutes.
+    Each round rewrites the record. With a round for each probe, a long outage would write each record a thousand times.
+    With growing tiers a record is written some forty times, or seventy times if the record arrives when the outage
+    begins. The callback is late by at most a third of the outage. After a short outage the callback is late by at most
+    `left_alone_seconds` or five minutes, whichever is shorter.
 
     The function returns the shortest tier that is long enough and keeps these limits. If there is none, it returns the
     largest tier that fits, or else the smallest.

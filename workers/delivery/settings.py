@@ -32,7 +32,7 @@ class DeliverySettings(BaseSettings):
     """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
     the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
-    """Seconds to keep an idle connection: less than 5 s, when Node, uvicorn and Apache close idle connections."""
+    """Seconds to keep an idle connection: less than the 5 s after which Node, uvicorn and Apache close it."""
     ca_file: FilePath | None = None
     """Certificates (PEM) of authorities to trust besides the system's authorities. A replaced file is read again."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)

@@ -1,11 +1,11 @@
 """TLS of callbacks: trusted authorities and client certificates.
 
 An endpoint must show a certificate for its name from an authority of the system or of `ca_file`. TLS is 1.2 or 1.3
-(OpenSSL takes the newer one if both sides support it). A tenant may have a client certificate, for endpoints that ask
-for one (mutual TLS). The module refuses the certificate's file if a stranger may read or replace the key. The module
-reads `ca_file` and certificates again after they are replaced. The system's authorities are read at the process's
-start, and again with each replaced file. The pool keeps each context's connections apart, so a connection with one
-tenant's certificate never serves another tenant.
+(OpenSSL takes the newer version if both sides support it). A tenant may have a client certificate, for endpoints that
+ask for one (mutual TLS). The module refuses the certificate's file if a stranger may read or replace the key. The
+module reads `ca_file` and certificates again after they are replaced. The system's authorities are read at the
+process's start, and again with each replaced file. The pool keeps each context's connections apart, so a connection
+with one tenant's certificate never serves another tenant.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TlsContexts:
         return loaded.context
 
     def _load(self, certificate: Path | None) -> _LoadedTls:
-        stamps = self._stamps(certificate)  # read before the files: the next look notices a change in between
+        stamps = self._stamps(certificate)  # before the files, so that the next look notices a change
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:

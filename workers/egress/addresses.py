@@ -66,7 +66,8 @@ SPECIAL_IPV6: Final = (
 """IANA's IPv6 Special-Purpose Address Registry and retired networks; the guard refuses every row.
 
 Two rows are left out, because the IPv4 address inside decides: mapped (::ffff:0:0/96, RFC 4291) and NAT64
-(64:ff9b::/96, RFC 6052). A network without IPv4 reaches every IPv4 host by NAT64.
+(64:ff9b::/96, RFC 6052). Refusing all of NAT64 would cut off a network without IPv4, which reaches every IPv4 host by
+NAT64.
 """
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")

@@ -42,7 +42,7 @@ _YOUNGEST_SHARE = 0.75
 MOST_BESIDES = 512 * 1024
 """Limit on the bytes of one answer outside its body: heads, chunk headers, trailers."""
 MOST_PER_BODY_BYTE = 8
-"""Further bytes outside the body that are allowed per byte of the body; a chunk of one byte takes six."""
+"""Further bytes outside the body that are allowed per byte of the body; a chunk with one byte of the body takes six."""
 
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"

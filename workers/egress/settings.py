@@ -77,7 +77,7 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 
 
 class EgressSettings(BaseSettings):
-    """Lists of destinations, separate for callbacks and fetches: an internal callback allows no internal fetch."""
+    """Lists of destinations. A destination that is allowed for callbacks is not thereby allowed for fetches."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_EGRESS__",

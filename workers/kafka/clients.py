@@ -24,7 +24,7 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def asking_config(kafka: KafkaSettings) -> dict[str, Any]:
-    """Return properties of a client that makes queries and is never polled: exceptions state its errors."""
+    """Return properties of a client that makes queries and is never polled: its errors arrive as exceptions."""
     return {**kafka.client_config(), "log_level": _SYSLOG_CRITICAL}
 
 

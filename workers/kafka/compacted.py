@@ -225,7 +225,7 @@ class CompactedTopic(SideTask):
             {
                 "fetch.wait.max.ms": 100,
                 **client_config(self._kafka),
-                "group.id": "follower",  # the client requires a name, but joins no group and commits no offset
+                "group.id": "follower",  # the client requires an id, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
                 "auto.offset.reset": "earliest",  # a topic that was created again is read from its first record

@@ -14,7 +14,7 @@ from workers.roles.model_registry import engine_of
 
 _PROMPT = "Answer with the word yes."
 _MAX_TOKENS = 16
-"""The smallest bound that OpenAI's Responses API takes."""
+"""The smallest limit on output tokens that OpenAI's Responses API accepts."""
 
 
 async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:

@@ -49,11 +49,12 @@ async def run_worker(
     with_delivery: bool = False,
     shadow: bool = False,
 ) -> None:
-    """Load the engine, join the group, and answer jobs until a stop signal; with `shadow`, samples of other jobs.
+    """Load the engine, join the group, and answer jobs until a stop signal.
 
-    Without an engine's name, the worker loads the engines in the model registry of POSTBACK_WORKER__REGISTRY.
-    Loading may take minutes, so settings and topics are checked first. Raises ProcessError, SettingsRefused,
-    RegistryRefused, the EngineError of an engine that does not start, and the error that ended a stage.
+    With `shadow`, the worker answers samples of other workers' jobs instead. Without an engine's name, the worker loads
+    the engines in the model registry of POSTBACK_WORKER__REGISTRY. Loading may take minutes, so settings and topics are
+    checked first. Raises ProcessError, SettingsRefused, RegistryRefused, the EngineError of an engine that does not
+    start, and the error that ended a stage.
     """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
@@ -128,7 +129,7 @@ async def _announce(
     times: AnswerTimes,
     stack: AsyncExitStack,
 ) -> None:
-    """Make the process announce this worker's names and answers' times while it runs. Raises ProcessError."""
+    """Make the process announce this worker's model names and answer times while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
     # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def expanded(folder: str | Path) -> Path:
-    """Return the folder, with the home of its `~`. The `~name` of an unknown user stays, as the name of no folder."""
+    """Return the folder with its `~` expanded. The `~name` of an unknown user stays, and no such folder exists."""
     try:
         return Path(folder).expanduser()
     except RuntimeError:

@@ -37,7 +37,7 @@ def refusal(error: ClientError) -> tuple[int, str]:
 
 
 def _last_redirect(context: dict[str, Any], **_: object) -> None:
-    """End the redirects with botocore's question for a bucket's region.
+    """Follow no redirect of HeadBucket, with which botocore asks for a bucket's region.
 
     botocore asks HeadBucket after a redirect that names no region, and asks again if that answer is a redirect too. A
     storage that redirects for ever would otherwise end in a RecursionError.

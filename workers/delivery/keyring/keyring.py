@@ -168,7 +168,7 @@ class Keyring:
         return _fleet_jwk_set(self._loaded.data, now)
 
     def signer(self, tenant: str, now: float) -> Signer:
-        """Return a signer with all of the tenant's keys that sign now, after `follow`."""
+        """Call `follow`, then return a signer with all of the tenant's keys that sign now."""
         self.follow(now)
         loaded = self._loaded
         return loaded.signers.get(
@@ -183,7 +183,7 @@ class Keyring:
         return SECRET_PREFIX + base64_of(self._loaded.data.endpoint_secrets(tenant, endpoint_id, version, now)[0])
 
     def endpoint_signer(self, tenant: str, endpoint_id: str, versions: tuple[int, ...], now: float) -> Signer:
-        """Return a signer for a tenant's webhook endpoint, after `follow`: its secrets, and the tenant's key pairs."""
+        """Call `follow`, then return a signer with the secrets of a tenant's endpoint and the tenant's key pairs."""
         self.follow(now)
         loaded = self._loaded
 
@@ -205,9 +205,9 @@ class Keyring:
     def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
         """Add a tenant's new keys, and retire the old keys and the tenant's imported secrets.
 
-        Returns the Unix second at which the old keys stop signing; keys that retire already keep an earlier end. After
-        a leak, an `overlap_seconds` of 0 leaves only the new keys in force. Raises KeyringError. Concurrent rotations
-        run one after the other, and all of them take effect.
+        Returns the Unix second at which the old keys stop signing; keys that are already retiring keep their earlier
+        end. After a leak, an `overlap_seconds` of 0 leaves only the new keys in force. Raises KeyringError. Concurrent
+        rotations run one after the other, and all of them take effect.
         """
         until = now + overlap_seconds
         self._change(lambda data: data.with_tenant_rotated(tenant, now, until))
