@@ -66,7 +66,7 @@ _FAILING_MS = 300_000
 _STREAKS = 10_000
 """Limit on endpoints with failure counts. At the limit, the tenant with the most entries loses one entry."""
 _SAID_MS = 60_000
-"""Longest time until this process reads its own decision. Meanwhile, further events do not log or count the decision."""
+"""Longest time until this process reads its own decision. Until then, later events do not log or count the decision."""
 
 log = get_logger()
 
