@@ -3,9 +3,9 @@
 The server gets one context for its whole life. At each connection's ClientHello, OpenSSL calls back, and the connection
 goes on with the newest context. So a renewed certificate and a new revocation list apply without a restart.
 
-A door with client certificates gives out no session tickets. A resumed session skips the check of the certificate, so a
-revoked client could come back for two hours. An open connection also outlives a revocation, so the door asks
-`DoorTls.refusal` at each request.
+A door with client certificates gives out no session tickets. A resumed session would skip the check of the
+certificate, so a revoked client could come back for two hours. An open connection also outlives a revocation, so the
+door asks `DoorTls.refusal` at each request.
 """
 
 from __future__ import annotations

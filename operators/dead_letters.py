@@ -294,8 +294,8 @@ class RedriveMarks:
     """Times of redrives of the letters in some ranges, in eight bytes for each offset.
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
-    mark counts only if it names its letter's time, and the letter is not younger than the mark. Only a remainder of the
-    named time is kept. Marks of earlier releases name no time, so they are only checked for the letter's age.
+    mark counts only if it names its letter's time, and the letter is not younger than the mark. To save memory, only a
+    remainder of the named time is kept. Marks of earlier releases name no time, so only the letter's age is checked.
     """
 
     def __init__(self, ranges: list[Range]) -> None:
@@ -322,7 +322,7 @@ class RedriveMarks:
 _REMAINDER_BITS = 16
 _NO_MORE = (1 << _REMAINDER_BITS) - 1
 _LATEST_MS = 1 << 46
-"""A time in the year 4199. A writer may stamp marks with any time, and time and remainder share 63 bits."""
+"""The latest time that is kept, in the year 4199: later stamps are lowered, since time and remainder share 63 bits."""
 
 
 def _remainder(letter_ms: int) -> int:

@@ -1,10 +1,10 @@
 """Replay: put kept results of `model_results` into delivery again, under the same `webhook-id`.
 
-A replayed result goes into the smallest tier. A replayed result is not written to `model_results` again, since a reader
-counts one result for each job there. Its attempts start again. After two replays a consumer gets two callbacks with the
-same `webhook-id`, and drops the second. A selection of undelivered results leaves out results that are still being
-tried. A replay of undelivered results marks their dead letters, as a redrive does, under the identity of redrives. So a
-replay and a redrive do not both put a result back.
+A replayed result goes into the smallest tier, and the count of its attempts starts again. A replayed result is not
+written to `model_results` again, since a reader counts one result for each job there. After two replays a consumer gets
+two callbacks with the same `webhook-id`, and drops the second. A selection of undelivered results leaves out results
+that are still being tried. A replay of undelivered results marks their dead letters, as a redrive does, under the
+identity of redrives. So a replay and a redrive do not both put a result back.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Tail(CommittedReader):
     def _decided(self, step: CallbackStep) -> list[CallbackStep]:
         """Given one more step, return the steps to show now.
 
-        Brokers may deliver an attempt's record before that of its result.
+        A job's other steps wait for its result: brokers may deliver an attempt's record first.
         """
         if not self._wanted.is_by_result:
             return [step]

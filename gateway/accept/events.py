@@ -25,7 +25,7 @@ class NewEvent:
     """The id of the job or of the batch."""
     at_ms: int
     data: bytes | None = None
-    """The event's JSON, as a webhook's body; None for the result in the job's row."""
+    """The event's JSON, as in a webhook's body; None if the event's data are the result in the job's row."""
     webhook_id: str | None = None
     """The `webhook-id` of a result's callback."""
 

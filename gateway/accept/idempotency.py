@@ -1,6 +1,6 @@
 """Idempotency of requests: a repeat with the same `Idempotency-Key` gets the first answer, and does nothing.
 
-The key's row and the rows of the work are written in one transaction, so that one exists only with the other.
+The key's row and the rows of the work are written in one transaction, so that neither exists without the other.
 Source: IETF draft "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-idempotency-key-header).
 """
 

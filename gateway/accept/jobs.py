@@ -42,7 +42,7 @@ class NewJob:
     value: bytes
     """The job's record, which contains `job_id`."""
     headers: Sequence[Header] = ()
-    """The record's headers beside `tenant`."""
+    """The record's headers, without `tenant`."""
     lane: Lane = "default"
     model_id: str | None = None
     custom_id: str | None = None
@@ -89,7 +89,7 @@ def accept_jobs(
 
 
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
-    """Insert several jobs. Raises JobExists for the first job that exists, found after a rollback to a savepoint."""
+    """Insert all jobs or none. Raises JobExists for the first job whose id the tenant already has."""
     savepoint = connection.begin_nested()
     if insert_new(connection, jobs, rows) == len(rows):
         savepoint.commit()

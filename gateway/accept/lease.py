@@ -40,14 +40,14 @@ class Lease:
         self._beat_at = self._clock.monotonic()
 
     def keep(self) -> bool:
-        """Show, every BEAT_SECONDS, that the holder lives. Returns False if another relay has taken over."""
+        """Show, every BEAT_SECONDS, that this relay holds the lease. Returns False if another relay has taken over."""
         if self._clock.monotonic() - self._beat_at < BEAT_SECONDS:
             return True
         self._beat_at = self._clock.monotonic()
         return self._store.write_now(self._beat)
 
     def is_mine(self) -> bool:
-        """Ask the store for the holder."""
+        """Return whether the store names this relay as the holder."""
         return self._is_mine(self._store.read_now(_holder))
 
     def is_stale(self) -> bool:

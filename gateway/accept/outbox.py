@@ -26,8 +26,9 @@ def put_record(
 ) -> None:
     """Write one record into the outbox. `topic` is the full name, see `schemas.topics.Topics`.
 
-    The relay chooses the partition by the key, or takes any partition without a key. Raises StoreAway while no work is
-    accepted.
+    The relay chooses the partition by the key; a record without a key may go to any partition.
+
+    Raises StoreAway while no work is accepted.
     """
     require_no_hold(connection, new_work=False)
     connection.execute(outbox.insert(), outbox_row(topic, key, value, headers))
@@ -36,7 +37,7 @@ def put_record(
 def outbox_row(
     topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header], shard: str | None = None
 ) -> dict[str, Any]:
-    """Return a row of the outbox. A record with a `shard`, a tenant, goes to one of the tenant's partitions."""
+    """Return a row of the outbox. A record with a tenant as its `shard` goes to one of the tenant's partitions."""
     packed = to_json([[name, content.decode("latin-1")] for name, content in headers])
     size = len(value or b"") + len(key or b"") + len(packed)
     return {"topic": topic, "record_key": key, "value": value, "headers": packed, "shard": shard, "size": size}

@@ -39,7 +39,10 @@ class RecordOutlet:
         trust: TrustSecrets | None = None,
         make_producer: MakeProducer = Producer,
     ) -> None:
-        """`store` is the store's UUID; all relays of one store share a transactional.id. `trust` signs tenants."""
+        """`store` is the store's UUID; all relays of one store share a transactional.id.
+
+        `trust` has the secrets that sign tenants.
+        """
         self._trust = trust
         names = kafka.topics
         self._config = client_config(kafka)
@@ -123,7 +126,7 @@ class RecordOutlet:
             self._sweeps.done(places)
 
     def _partition(self, row: Any) -> int:
-        """Return the partition of a row: by the row's shard or key; without both, the next partition in turn."""
+        """Return the partition of a row: by the row's shard or key; without either, the next partition in turn."""
         count = self._count(row.topic)
         if row.shard is not None:
             return self._partitioner.partition(row.topic, row.shard, count, row.value)

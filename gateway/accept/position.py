@@ -5,11 +5,12 @@ the position together with the records of all rows below it. So the position sho
 
 The group's name contains the store's UUID. A store that was restored from a backup has the same UUID, and may be behind
 the position. The restored store would then give new rows the numbers of rows that were lost with the old store. So each
-process reads the position once before it writes into the outbox, and `adopt` raises the counter. The records of
+process reads the position before its first write into the outbox, and `adopt` raises the counter. The records of
 restored rows below the position are on Kafka; the relay puts the records of all other rows there.
 
-Kafka forgets offsets of a group that commits none for seven days, and those of a deleted topic. The relay commits every
-hour, and the store remembers each position, too. If Kafka has forgotten the position, the relay uses the store's copy.
+Kafka forgets a group's offsets after seven days without a commit, and the offsets of a deleted topic. So the relay
+commits every hour, and the store remembers each position, too. If Kafka has forgotten the position, the relay uses the
+store's copy.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PositionReader:
                 **asking_config(kafka),
                 "group.id": self.group,
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # the answer waits for open transactions with offsets
+                "isolation.level": "read_committed",  # Kafka answers once no open transaction has offsets of the group
             }
         )
 

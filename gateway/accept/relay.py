@@ -3,12 +3,12 @@
     read rows from the position on ──► one Kafka transaction: their records + the new position ──► delete the rows
 
 A relay that dies between two of these steps may leave rows whose records are on Kafka; the next relay reads the
-position and deletes those rows. Kafka fences a relay that was paused and goes on. Rows are accepted while Kafka is
+position and deletes those rows. A relay that resumes after a pause is fenced by Kafka. Rows are accepted while Kafka is
 away.
 
-Rows are deleted once a later transaction is committed. Kafka confirms a transaction before all of its markers are
-written. If a cluster's only broker is killed before it writes the markers, the confirmed records and position may be
-undone (see `workers.stage.settler_state`). A later transaction begins only after the markers of the earlier one.
+A transaction's rows are deleted only after a later transaction is committed. The reason: Kafka confirms a transaction
+before all of its markers are written. If a cluster's only broker is killed in between, the confirmed records and
+position may be undone (see `workers.stage.settler_state`). A later transaction begins only after these markers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from telemetry.traces import Kind, collecting, parse_traceparent, past_span
 MOST_ROWS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 0.25
-"""Seconds between two looks for rows of other processes; this process' own commits wake the relay."""
+"""Seconds between two searches for rows of other processes; this process's own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
 """The time between commits of an idle relay, so that Kafka does not forget its position."""
 SILENT_SECONDS = 5.0
@@ -70,7 +70,7 @@ class Relay(SideThread):
         """The position of the last deletion that was submitted."""
         self._trouble = Trouble(clock, SILENT_SECONDS)
         self._halvings = 0
-        """The exponent of the bounds of a transaction, which a failure raises and a success lowers."""
+        """How often the bounds of a transaction are halved. A failure raises the number, and a success lowers it."""
         self._committed_at = 0.0
         store.on_commit(self._accepted.set)
 

@@ -62,7 +62,7 @@ class Access:
 
         Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
 
-        `tls` knows the revoked client certificates of open connections.
+        `tls` refuses client certificates that were revoked while their connections are open.
         """
         return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
@@ -131,7 +131,10 @@ class Access:
         return found if found is not None else self._settings.tenant_defaults
 
     def _note_use(self, identifier: str, row: ApiKey, now_ms: float) -> None:
-        """Write the key's last use, seldom, and without waiting: a lost write loses only this time."""
+        """Write the time of the key's last use, at most every `last_used_seconds`.
+
+        The request does not wait for the write: if the write fails, only that time is lost.
+        """
         noted = self._last_use_ms.get(identifier, row.last_used_at or 0)
         if now_ms - noted >= self._settings.last_used_seconds * 1000:
             self._last_use_ms[identifier] = now_ms

@@ -11,7 +11,7 @@ from workers.egress import EgressRefused, connected_host
 
 
 class FieldNames(NamedTuple):
-    """The names that the model's and the callback's field have in one kind of request, for its problems."""
+    """The names of the model's and the callback's fields in one kind of request, as problems show them."""
 
     model: str
     callback: str
@@ -64,7 +64,7 @@ def may_call(settings: TenantSettings, url: str) -> bool:
 
 
 def _one_of(problem: str, allowed: list[str], shown: int = 8) -> str:
-    """Return the problem with the first allowed values, which are no secret: the tenant's settings have them."""
+    """Return the problem with the first allowed values, which the tenant may see: they are its own settings."""
     if not allowed:
         return f"{problem}: it has none"
     more = f" and {len(allowed) - shown} more" if len(allowed) > shown else ""

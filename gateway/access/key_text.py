@@ -5,7 +5,7 @@
     checksum   CRC32 of all before it as 6 digits of base62
 
 Secret scanners and clients find a typo or a cut key by the checksum, without asking the gateway.
-Source: GitHub's blog, "Behind GitHub's new authentication token formats", whose checksum covers the secret alone.
+Source: GitHub's blog, "Behind GitHub's new authentication token formats". GitHub's checksum covers the secret alone.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class ApiKey:
 class KeyDigests:
     """Digests of keys: HMAC-SHA256 by the pepper.
 
-    With the store alone, no reader learns a usable key, and no writer can add one.
+    An attacker who reads or writes the store, but lacks the pepper, gets no usable key.
     """
 
     def __init__(self, pepper: bytes) -> None:

@@ -1,7 +1,7 @@
 """The pepper: the secret, outside the store, with which the digests of API keys are made.
 
-The store keeps a check of its pepper (a MAC over a constant). So a gateway with a lost or wrong file does not start,
-and refuses no client's valid key.
+The store keeps a check of its pepper (a MAC over a constant). So a gateway whose file is lost or wrong does
+not start; otherwise it would refuse clients' valid keys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PepperProblem(ProcessError):  # noqa: N818 - it names a thing, not a failu
 def load_pepper(store: Store, store_url: str, file: Path | None) -> bytes:
     """Return the store's pepper, from the setting's file or from the file beside an SQLite database.
 
-    The file is made, readable by its owner alone, while the store has no pepper yet. Raises PepperProblem, StoreAway.
+    If the store has no pepper yet, the file is made, readable by its owner alone. Raises PepperProblem, StoreAway.
     """
     path = file or _beside(store_url)
     known = store.read_now(_stored_check)

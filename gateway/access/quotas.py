@@ -48,7 +48,7 @@ class Answered(Protocol):
 
     @property
     def batch_id(self) -> str | None:
-        """The batch of a line."""
+        """The job's batch; None for a job that is no line of a batch."""
         ...
 
     @property

@@ -81,8 +81,8 @@ class RateWindow:
 class RateWindows:
     """Fixed windows in this process's memory.
 
-    `limits` has such windows too, but keeps any number of them. It also starts a thread for every 10 ms of requests,
-    which took a tenth of the event loop's time.
+    The windows of the library `limits` are not used: the library keeps any number of them. While requests come, it also
+    starts a thread every 10 ms, which took a tenth of the event loop's time.
     """
 
     def __init__(self, clock: Clock, most: int = MOST_WINDOWS) -> None:
@@ -146,7 +146,7 @@ class Rates:
 
     @staticmethod
     def _taken(item: RateLimitItem, count: int, seconds: float) -> Taken:
-        """Return the place `count`. `seconds`: until the window's end."""
+        """Return the place of the window's request number `count`. The window ends in `seconds`."""
         reset = min(max(math.ceil(seconds), 1), item.get_expiry())
         return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
 

@@ -98,7 +98,7 @@ def _read(connection: Connection, digest: str, now_ms: int) -> Principal | None:
 
 
 def _of_key(connection: Connection, row: Row[Any], now_ms: int) -> Principal | None:
-    """Return the principal of a session by its key as it is now; None if the key is revoked, expired or gone."""
+    """Return a session's principal from the present row of its key; None if the key is revoked, expired or gone."""
     found = find_key(connection, row.credential.removeprefix(_KEY))
     if found is None or not found[0].is_valid(now_ms):
         return None

@@ -29,8 +29,8 @@ class AccessSettings(BaseSettings):
     while the store has no key. Back the file up with the store: without it, every API key is refused.
     """
     key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
-    """Longest time for which a gateway still accepts a key after it was revoked, and uses a tenant's former settings.
-    Keys and settings that were read within this time are not read again."""
+    """Seconds for which keys and tenants' settings are cached. For at most this time, a gateway still accepts a revoked
+    key, and uses a tenant's former settings."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
     """Requests per second of the whole door, with a credential or without. Further requests get status 429."""

@@ -51,4 +51,4 @@ class TenantSettings(BoundedModel):
     queued_lines: Quota | None = None
     """The most jobs and lines of batches that are accepted and not yet answered."""
     queued_tokens: Quota | None = None
-    """The most tokens of these jobs: a token for four bytes of each job, and its `max_tokens`."""
+    """The most tokens of these jobs. A job counts its `max_tokens`, plus one token for each four of its bytes."""

@@ -42,7 +42,7 @@ def listed_tenants(
 
 
 def _read(stored: object) -> TenantSettings:
-    """Return stored settings. A later version's unknown field must not make an older gateway admit more."""
+    """Return stored settings. If they have an unknown field of a later version, allow no model and no callback."""
     try:
         return TenantSettings.model_validate(stored)
     except ValidationError:

@@ -25,7 +25,7 @@ from producers.identity import new_hex
 from telemetry.logs import get_logger
 
 _PIECES = 16
-"""Pieces that a thread copies at a time, 4 MiB, so that several requests share the threads."""
+"""Pieces, 4 MiB in all, that a thread copies in one go. Then another request may use the thread."""
 
 log = get_logger()
 
@@ -93,7 +93,7 @@ class Assembly:
                 try:
                     await self._join(tenant, upload_id, asked, parts, submitted_by)
                 except (Overtaken, BlobMissing):
-                    # Another process that ends the upload removes its parts.
+                    # Another process may have ended the upload and removed its parts; this request then only answers.
                     if await self._parts_to_join(tenant, upload_id, asked) is not None:
                         raise
         await asyncio.to_thread(self.remove_parts, upload_id)
@@ -143,7 +143,7 @@ class Assembly:
             await self._copy(draft, parts, asked.md5)
             await asyncio.to_thread(draft.writer.commit)
             now_ms = self._shelf.now_ms()
-            dropped = False  # if the store's answer is lost, the sweep removes a file that no upload has
+            dropped = False  # if the store's answer is lost, the upload may have the file: only the sweep removes it
             kept = await self._shelf.store.write(
                 lambda connection: uploads.complete(
                     connection, tenant, upload_id, asked, draft.id, draft.sha256, now_ms

@@ -55,7 +55,7 @@ class Checked:
 
 
 def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> Checked:
-    """Check a file's lines; the errors are in their order, at most MOST_ERRORS."""
+    """Check a file's lines. The errors are in the order of the lines, at most MOST_ERRORS."""
     checked, seen = Checked(), _Seen()
 
     def usable() -> Iterator[Line]:
@@ -78,7 +78,7 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> C
 
 
 class _Seen:
-    """Hashes of the file's `custom_id`s, because the texts themselves could have 25 MB."""
+    """Hashes of the file's `custom_id`s, because the texts themselves could take 25 MB."""
 
     def __init__(self) -> None:
         self._lines: dict[bytes, int] = {}

@@ -38,7 +38,7 @@ RENEW_SECONDS = 1.5
 AT_ONCE = 3
 """Batches that one process works on at once, so that a large one does not hold up the small ones."""
 LATE_MS = 30_000
-"""Time after a batch's end for results that workers are just writing."""
+"""Milliseconds that a batch waits after its deadline for results that workers are still writing."""
 RETRY_SECONDS = 2.0
 
 SettingsOf = Callable[[str], TenantSettings]

@@ -53,9 +53,9 @@ def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int
 
 
 def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, Outcome], now_ms: int) -> None:
-    """Add the lines of one batch, and let it be finalised once all have results.
+    """Add lines with results to a batch's counts, and let the batch be finalised once all lines have results.
 
-    Batches of other tenants stay unchanged.
+    If the batch is another tenant's, change nothing.
     """
     this = batches.c.id == batch_id
     mine = select(batches.c.total).where(this, batches.c.tenant == tenant, batches.c.status.in_(COUNTING))

@@ -195,7 +195,7 @@ class ExpansionHandler:
             return {}
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer, and ask again while the store, the storage of files or Kafka is away."""
+        """Return the answer of `ask`, called again while the store, the storage of files or Kafka is away."""
         wait = _FIRST_WAIT_SECONDS
         while True:
             try:

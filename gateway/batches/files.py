@@ -34,7 +34,7 @@ FileRow = Row[Any]
 
 @dataclass(frozen=True, slots=True)
 class FileTerms:
-    """The fields of an upload beside its content."""
+    """The fields of an upload, without its content."""
 
     purpose: str
     filename: str
@@ -58,7 +58,7 @@ def checked_purpose(purpose: object) -> str:
 
 
 def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
-    """Check the two members of an `expires_after`; both None is no expiry. Raises Declined (400)."""
+    """Check the two members of an `expires_after`; None for both means no expiry. Raises Declined (400)."""
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":

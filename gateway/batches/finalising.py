@@ -69,7 +69,7 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
             return
         for writer in writers:
             writer.finish()
-        # If the store's answer is lost from here on, the sweep removes files that no batch has.
+        # If the store's answer is lost from here on, the batch may have the files, so only the sweep may remove them.
         for writer in writers:
             writer.dropped = False
         _commit(shelf, lambda connection: _end(connection, shelf, row, ending, tally, output, error, on_ended), writers)
@@ -272,7 +272,7 @@ def _if_there(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _recount(shelf: Shelf, row: BatchRow, tally: Counter[str]) -> None:
-    """Let a batch wait for results that were counted and are not stored, as after `postback store rebuild`."""
+    """Let a batch wait for results that were counted but are not stored, as after `postback store rebuild`."""
     completed = tally[Outcome.SUCCEEDED]
     failed = sum(tally.values()) - tally["unanswered"] - completed
     log.warning(
@@ -296,7 +296,7 @@ def _end(
     error: FileWriter,
     on_ended: OnEnded,
 ) -> None:
-    """End the batch with its files. Raises OutOfStep, and Declined if a file was swept since it took too long."""
+    """End the batch with its files. Raises OutOfStep, and Declined if a file took too long and was swept."""
     now_ms = shelf.now_ms()
     expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
     kept = {

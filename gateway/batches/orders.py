@@ -161,7 +161,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
 
 
 def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, topics: Topics) -> bool:
-    """Put a checked batch to work: its status, and a record for each range. False if the batch was cancelled."""
+    """Put a checked batch to work: change its status, and write a record for each range. False if it was cancelled."""
     said = {"total": checked.total, "in_progress_at": now_ms}
     if not step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
         return False
@@ -185,7 +185,7 @@ def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int,
 
 
 def step(connection: Connection, identifier: str, status: str, following: str, **values: Any) -> bool:
-    """Change the status if it is still `status`, and let other processes claim the batch. Returns whether it was."""
+    """Change the status if it is still `status`, and let other processes claim the batch. False if it is not."""
     changed = batches.update().where(batches.c.id == identifier, batches.c.status == status)
     return connection.execute(changed.values(status=following, claimed_until=0, **values)).rowcount == 1
 

@@ -57,7 +57,7 @@ class CompletionTerms:
 
     @property
     def part_ids_sha256(self) -> str:
-        """A hash of the ordered list, by which a repeated request is recognised."""
+        """A hash of the ordered list of parts, by which a repeated request is recognised."""
         return hashlib.sha256("\n".join(self.part_ids).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -188,7 +188,7 @@ def complete(
 
 
 def cancel(connection: Connection, tenant: str, upload_id: str, now_ms: int) -> UploadRow:
-    """End a pending upload. A cancelled one stays so. Raises Declined (404, 409)."""
+    """End a pending upload. A cancelled upload stays cancelled. Raises Declined (404, 409)."""
     row = find(connection, tenant, upload_id)
     if row.status != CANCELLED:
         _require_pending(row, now_ms)

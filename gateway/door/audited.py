@@ -1,4 +1,4 @@
-"""Audit lines of requests: each request with a credential, and each refused one."""
+"""Audit lines of requests: one for each request that has a credential, or is refused with 401 or 403."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     head   →   body   →   response   →   idle   →   head …
       └──────────┴── refused: response, then linger ──┘
 
-`check` looks at the clock for all of them; the server calls it often. Source: RFC 9112, and RFC 9110 for the statuses.
+`check` ends a connection whose present step takes too long; the server calls `check` often. Source: RFC 9112, and RFC
+9110 for the statuses.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""The most requests that may wait behind the running request; further requests end the connection after these."""
+"""The most requests that may wait behind the running one. After a further request, only these are still answered."""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
@@ -307,7 +308,7 @@ class DoorConnection(HttpToolsProtocol):
             self._check_body(now, self._body)
 
     def _head_too_slow(self) -> None:
-        """End a connection whose client began no request, or part of one."""
+        """End a connection whose client sent no request, or only part of one, in time."""
         working = self.cycle is not None and not self.cycle.response_complete
         if working or (self._in_head and self._head_bytes):
             self._refuse(_SLOW_HEAD)
@@ -316,7 +317,7 @@ class DoorConnection(HttpToolsProtocol):
 
     def _check_body(self, now: float, pace: Pace) -> None:
         if self.cycle.waiting_for_100_continue or self.flow.read_paused:
-            pace.restart(now, self._body_bytes)  # the client waits for us
+            pace.restart(now, self._body_bytes)  # the client waits until this door reads on
         elif pace.slow(now, self._body_bytes) and not self._deaf:
             self._refuse(_SLOW_BODY)
 

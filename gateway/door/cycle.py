@@ -1,4 +1,4 @@
-"""One request and its response on a connection: uvicorn's cycle, with faults of the request's body.
+"""One request and its response on a connection: uvicorn's cycle, which also refuses a faulty body.
 
 The connection finds a slow or malformed body while the application waits in `receive`. The cycle raises the refusal in
 `receive`, so that the application answers as for any other error.
@@ -63,8 +63,8 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: Any) -> None:
         """Send a part of the response.
 
-        A connection with an unread body ends after the response. An HTTP/1.0 client knows no chunks, so that a response
-        without a length is delimited by the connection's end (RFC 9112, section 6.3).
+        A connection with an unread body ends after the response. An HTTP/1.0 client knows no chunks, so the end
+        of the connection marks the end of a response without a length (RFC 9112, section 6.3).
         """
         if message["type"] == "http.response.start":
             if self.more_body:

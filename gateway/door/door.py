@@ -34,8 +34,8 @@ ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
 
 _OWN_SITE = ("none", "same-origin")
-"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. A browser sends its client certificate
-with requests from any site's page, as it sends cookies (W3C, Fetch Metadata Request Headers).
+"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. Other values are refused: a browser sends
+its client certificate with requests from any site's page, as it sends cookies (W3C, Fetch Metadata Request Headers).
 """
 
 
@@ -65,7 +65,7 @@ class Door:
     screen: Screen | None = None
     """The operator's input filter; None without rules."""
     audit: Audit | None = None
-    """The audit; None writes none."""
+    """Writes the audit lines; with None, none are written."""
     webhooks: Sending | None = None
     """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing

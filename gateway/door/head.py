@@ -55,7 +55,7 @@ def check_fields(version: str, fields: Sequence[tuple[bytes, bytes]], *, upgrade
 def read_target(method: str, url: bytes) -> Target:
     """Read an absolute path, a whole URL, or `*` (RFC 9112, section 3.2). Raises RefusedHeadError.
 
-    PostgreSQL stores no NUL, so that one in a path or a query could only fail later.
+    A NUL in the path or the query is refused here: PostgreSQL stores no NUL, so the request could only fail later.
     """
     if method == "CONNECT":
         raise RefusedHeadError

@@ -24,7 +24,7 @@ from telemetry.metrics import Metrics
 from telemetry.traces import current_trace, exemplar
 
 CLIENT_GONE = "499"
-"""The metrics' status of a request whose client ended the connection before the response; nginx has the same number."""
+"""The metrics' status of a request whose client ended the connection before the response, as in nginx."""
 UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
 FRAMES = 8
@@ -55,7 +55,7 @@ class Observed:
         except asyncio.CancelledError:
             # The server cancels requests at its stop only: streams of events, and requests that took too long.
             if exchange.status:
-                # The response may be whole already, or have promised more bytes than were sent.
+                # Ending fails if the response has ended already, or has fewer bytes than its Content-Length.
                 with suppress(Exception):
                     await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:

@@ -34,7 +34,7 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
 _SHUTDOWN_SECONDS = 3600.0
-"""An hour, since uvloop counts this time from the close, even while bytes are sent; the connection itself ends slow
+"""uvloop counts this time from the close, even while bytes are sent, so it is long. The connection itself ends slow
 peers.
 """
 _LOOK_SECONDS = 1.0
@@ -57,7 +57,7 @@ class DoorServer(SideTask):
         metrics: Metrics,
         look: Callable[[], None] = nothing,
     ) -> None:
-        """`look` notices changed certificates; it is called each second, since an idle door gets no new connection."""
+        """`look` notices changed certificates. The server calls `look` each second, even without new connections."""
         config = Config(
             app,
             interface="asgi3",
@@ -77,7 +77,8 @@ class DoorServer(SideTask):
         self._clock = clock
         self._look = look
         self._metrics = metrics
-        for reason in (*get_args(Refusal), "handshake"):  # Prometheus's `rate` misses the event that creates a series
+        # Each series begins at 0: Prometheus's `rate` misses the event that creates a series.
+        for reason in (*get_args(Refusal), "handshake"):
             metrics.http_connections_refused.labels(reason)
         self._places = Places(limits.connections, limits.connections_per_address)
         self._throttle = LogThrottle(60.0)

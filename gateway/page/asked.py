@@ -14,7 +14,7 @@ _LABEL = "metadata"
 
 
 def asked(request: Request) -> Request:
-    """Return the request with a query as the API takes it: no empty fields, and `metadata=key=value` by its key."""
+    """Return the request with a query as the API takes it: no empty fields, and one parameter for each metadata key."""
     said: list[tuple[str, str]] = []
     for name, value in request.query_params.multi_items():
         if not value:

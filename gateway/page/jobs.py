@@ -29,7 +29,7 @@ _FIELDS: Final = ("status", "batch", "model", "created_after", "created_before",
 
 @dataclass(frozen=True, slots=True)
 class TimelineStep:
-    """One step of a job's way."""
+    """One step of a job's timeline."""
 
     name: str
     at_ms: int | None
@@ -103,7 +103,7 @@ def _page_of(one: Trace) -> ShownPage:
 
 
 def steps_of(one: Trace) -> list[TimelineStep]:
-    """Return the job's way from its acceptance to the last callback attempt."""
+    """Return the job's timeline from its acceptance to the last callback attempt."""
     job, result = one.job, one.result
     steps = [TimelineStep("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
     if result is None:

@@ -1,8 +1,8 @@
 """Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the order to put one back.
 
 A visitor sees the letters of its own tenant; with the scope `admin`, those of all tenants. The page's redrive and
-`postback dead-letters redrive` together put each letter back only once. If two run at the same time, the later one ends
-the earlier one, whose other letters need another run.
+`postback dead-letters redrive` together put each letter back only once. If two redrives run at the same time, the later
+one ends the earlier one. The letters that the earlier one did not reach then need another redrive.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DAYS: Final = 7
 """Days of letters that the page searches."""
 MOST_SHOWN: Final = 100
 MOST_SECONDS: Final = 60.0
-"""Longest search of the letters, whose number other tenants decide too."""
+"""Longest search. Without a limit, other tenants' many letters could make a page take for ever."""
 _DAY_MS: Final = 24 * 3_600_000
 _PER_SECOND: Final = 100.0
 _PUT_BACK: Final = "The letter is put back."
@@ -60,9 +60,9 @@ class ShownLetters:
     """The open letters of the last days."""
 
     shown: list[dict[str, Any]]
-    """`shown_letter` of each, the newest first. A letter's own value may have a megabyte."""
+    """`shown_letter` of each, the newest first, without the letter's value, which may have a megabyte."""
     found: int
-    """All that were found, also those beyond MOST_SHOWN."""
+    """The number of all open letters, including those beyond MOST_SHOWN."""
 
 
 def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:

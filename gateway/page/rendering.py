@@ -91,7 +91,8 @@ def duration(milliseconds: float) -> str:
 
 def web_address(text: str | None) -> str | None:
     """Return an address that a link may lead to: http or https with a host; None for any other text."""
-    if text is None or any(character <= " " for character in text):  # browsers and parsers drop some of these
+    # Browsers drop some of these characters, and would then read another URL.
+    if text is None or any(character <= " " for character in text):
         return None
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Searches of Kafka for pages: a few at once, each in a thread. A search beyond those is refused with a 503."""
+"""Searches of Kafka for pages: a few at once, each in a thread. Further searches are refused with a 503."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class KafkaSearches:
                 return await asyncio.to_thread(search)
             except RequestRefused as error:
                 raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
-            except ProducerError as error:  # for the operator: it names Kafka's address and settings
+            except ProducerError as error:  # its text names Kafka's address and settings: only for the log
                 log.warning(
                     "A page could not read Kafka; the visitor is told to try again.",
                     action="page-search-failed",

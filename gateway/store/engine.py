@@ -2,8 +2,8 @@
 
 SQLite has one writer at a time by itself (`BEGIN IMMEDIATE`). On PostgreSQL a write transaction first takes an advisory
 lock and keeps it to its end. So transactions of several gateways become visible in the order in which they took numbers
-from a sequence. Without the lock, a reader could see number 7 before number 6. So no other change happens between a
-change's reads and its writes.
+from a sequence: without the lock, a reader could see number 7 before number 6. The lock also keeps other changes from
+happening between a change's reads and its writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
 _POSTGRES = {
-    "client_encoding": "utf8",  # whatever the environment's PGCLIENTENCODING says
+    "client_encoding": "utf8",  # overrides PGCLIENTENCODING of the environment
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -53,7 +53,7 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        # Before SQLAlchemy's own first questions: psycopg answers them in bytes where the encoding is SQL_ASCII.
+        # Runs before SQLAlchemy's own first queries: psycopg answers those in bytes if the encoding is SQL_ASCII.
         event.listen(engine, "connect", _require_utf8, insert=True)
     return engine
 
@@ -100,6 +100,6 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction. A write transaction takes its lock at once: a reader cannot always become a writer."""
+    """Begin a transaction. A write transaction locks at once: SQLite may refuse to make a reader a writer later."""
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

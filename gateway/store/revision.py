@@ -1,4 +1,4 @@
-"""The revision of a store's schema, read without Alembic: its import takes a command a fifth of a second of CPU."""
+"""The revision of a store's schema, read without Alembic, whose import costs a command a fifth of a second of CPU."""
 
 from __future__ import annotations
 

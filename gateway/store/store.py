@@ -87,7 +87,10 @@ class Store:
         self._writer.committed.append(call)
 
     def submit(self, change: Callable[[Connection], T]) -> Future[T]:
-        """Queue a change for the writer. The future raises the change's own error, or StoreAway. Raises StoreAway."""
+        """Queue a change for the writer. Raises StoreAway if too many wait.
+
+        The future raises the change's own error, StoreAway or OutcomeUnknown.
+        """
         return self._writer.submit(change)
 
     async def write(self, change: Callable[[Connection], T]) -> T:

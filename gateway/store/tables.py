@@ -3,7 +3,7 @@
 Times are Unix milliseconds; ids are the gateway's own; JSON columns hold no prompts and no secrets.
 
 Rows of `jobs`, `job_attempts`, `events` and `view_offsets` are rebuilt from Kafka by `postback store rebuild`. All
-other tables are the store's own, and belong into a backup.
+other tables are the store's own, and belong in a backup.
 """
 
 from __future__ import annotations
@@ -282,8 +282,8 @@ outbox = Table(
 """Records that are accepted, and not yet known to be on Kafka.
 
 Numbers are in the order of the commits, and no number is given twice, also after a row was deleted. A row with a
-`shard`, a tenant, goes to one of the tenant's partitions; another record goes by its key. `size` is the record's size
-in bytes, before the value, so that a sum of sizes reads no values."""
+tenant as its `shard` goes to one of the tenant's partitions; the key chooses the partition of any other record. The
+column `size`, the record's size in bytes, comes before the value, so that a sum of sizes reads no values."""
 
 quotas = Table(
     "quotas",
@@ -302,7 +302,7 @@ view_offsets = Table(
     Column("topic_id", Name(64), nullable=False),
     Column("next_offset", BigInt, nullable=False),
 )
-"""The next offset that the view reads of each partition, written in the transaction of the rows before that offset."""
+"""Each partition's next offset for the view, written in the transaction of the rows below that offset."""
 
 writers = Table(
     "writers",

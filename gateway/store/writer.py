@@ -33,9 +33,9 @@ from telemetry.clock import Clock, Deadline, unix_ms
 MOST_TOGETHER = 256
 """The most changes that one transaction carries."""
 MOST_WAITING = 8_192
-"""Changes that may wait. A database that is stuck must not fill the memory."""
+"""The most changes that may wait. A database that is stuck must not fill the memory."""
 RESOLVE_SECONDS = 20.0
-"""The time for which the writer asks if a transaction was committed."""
+"""The time for which the writer keeps asking if a transaction was committed."""
 _ASK_AGAIN_SECONDS = 0.2
 _TRIES = 2
 
@@ -124,7 +124,7 @@ class Writer:
         return together, False
 
     def _outcomes(self, runs: Sequence[Run]) -> list[Any]:
-        """Run a group until the database took it, or failed _TRIES times. Returns a result or _Raised for each."""
+        """Run a group until the database takes it, or _TRIES attempts fail. Returns a result or _Raised for each."""
         careful, failures = False, 0
         while True:
             try:
@@ -143,7 +143,7 @@ class Writer:
                 if failures == _TRIES:
                     away = StoreAway(f"the store did not take a change ({type(error).__name__})")
                     return [_Raised(away)] * len(runs)
-            except BaseException as error:  # must not end the thread
+            except BaseException as error:  # no error may end the writer's thread
                 return [_Raised(error)] * len(runs)
 
     def _attempt(self, runs: Sequence[Run], *, careful: bool) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The view's offsets: rows and progress change in one transaction, and only from the progress that the reader had."""
+"""The view's offsets: rows and offsets change in one transaction, which fails if another view has moved the offsets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def begin_at(connection: Connection, places: Iterable[TopicPlace]) -> dict[Topic
 
 
 def being_rebuilt(connection: Connection) -> bool:
-    """Return whether rows of jobs are missing or emptied for a time."""
+    """Return whether a rebuild is at work or was cut off, so that rows of jobs may be missing or empty."""
     held = select(view_offsets.c.topic).where(view_offsets.c.next_offset == HELD)
     return connection.execute(held).first() is not None
 

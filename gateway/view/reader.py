@@ -55,7 +55,7 @@ class TopicReader:
     def first_kept_ms(self, place: TopicPlace) -> int | None:
         """Return the time of a partition's first record in Unix milliseconds.
 
-        The time is 0 if the partition never had a record. None: it has none left.
+        The time is 0 if the partition never had a record, and None if the partition has no record left.
         """
         low, high = self._watermarks(TopicPartition(place.topic, place.partition))
         if low >= high:

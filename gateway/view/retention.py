@@ -18,7 +18,7 @@ LOOK_SECONDS = 60.0
 _BETWEEN_SECONDS = 0.05
 _HOUR_MS = 3_600_000
 IDEMPOTENCY_HOURS = 48
-"""OpenAI and others keep keys for 24 hours."""
+"""Longer than the 24 hours for which OpenAI and others keep keys."""
 LATE_DAYS = 8
 """Further days for a job without a result: a day more than Kafka keeps a job."""
 

@@ -57,8 +57,9 @@ class TopicView(SideThread):
         self._hooks = hooks
         self._waiting = waiting
         self._metrics = metrics
+        # Each series begins at 0: Prometheus's `rate` misses the event that creates a series.
         for kind in ("result", "attempt", "unusable"):
-            metrics.viewed_records.labels(kind)  # Prometheus's `rate` misses the event that creates a series
+            metrics.viewed_records.labels(kind)
         self._next: dict[TopicPlace, int] = {}
         self._by_partition: dict[tuple[str, int], TopicPlace] = {}
         self._trouble = Trouble(clock, SILENT_SECONDS)
@@ -103,7 +104,7 @@ class TopicView(SideThread):
         """Write records. Raises StoreAway and OffsetsMoved.
 
         If a defect makes the common write fail, each record is written alone. A record that still fails is written
-        without its consequences, or else left out, so that the view goes on with all others.
+        without the hooks' consequences, or else left out, so that the view goes on with all others.
         """
         if self._is_written(messages, self._hooks):
             return

@@ -51,7 +51,7 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
 
 
 def write_attempts(connection: Connection, found: Sequence[AttemptRecord]) -> None:
-    """Write callback attempts. A row of a topic that was created again replaces the row at its place."""
+    """Write callback attempts. If the topic was created again, a new attempt replaces the old one with its offset."""
     if not found:
         return
     statement = insert(connection, job_attempts)

@@ -31,7 +31,7 @@ _BATCH_ENDS = (batches.c.completed_at, batches.c.failed_at, batches.c.expired_at
 
 
 class NoSuchCallback(Exception):  # noqa: N818 - it names what is missing
-    """The tenant has no attempt of this callback, or Kafka keeps its record no longer."""
+    """The tenant has no attempt of this callback, or Kafka no longer keeps the callback's record."""
 
 
 @dataclass(frozen=True, slots=True)

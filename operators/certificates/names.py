@@ -133,7 +133,7 @@ def identity_of(certificate: x509.Certificate) -> ClientIdentity:
 
 def _address(text: str) -> str | None:
     if "%" in text:
-        return None  # a zone is one machine's own name for a network
+        return None  # a zone, as in `fe80::1%eth0`, has a meaning on one machine only
     try:
         return str(ip_address(text))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Warnings of an authority, a revocation list and certificates that need an operator soon, each with the command."""
+"""Warnings about an authority, its revocation list and its certificates, each with the command to run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def warnings_of(contents: Contents, directory: Path, now: datetime) -> Iterator[
             "directory, and replace every certificate"
         )
     if state is State.EXPIRED:
-        return  # the authority can sign nothing more
+        return  # an expired authority can sign no list and no certificate
     if (problem := crl_problem(contents.crl, contents.index, now)) is not None:
         yield f"{problem}: sign it again with `postback certs crl {where}`"
     for name, newest in contents.index.newest().items():

@@ -2,8 +2,8 @@
 
 An operation that signs holds the directory's lock from its first read to its last write, so that no entry of the index
 is lost. The index is written first: a certificate that reaches a disk can always be revoked. An operation that was
-killed is repeated; each operation also signs a revocation list again that an interrupted operation left older than the
-index.
+killed must be run again. An interrupted operation may leave the revocation list older than the index; the next
+operation then signs the list again.
 """
 
 from __future__ import annotations

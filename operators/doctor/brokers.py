@@ -152,7 +152,7 @@ def _tls_problem(address: Address, context: ssl.SSLContext) -> str | None:
 
 def _answers(admin: Any) -> Iterator[Finding]:
     """Yield the faults that the brokers' own answers show."""
-    # The connection's first answer has named the brokers; another request would go to one of them.
+    # The list comes from the connection's first answer: a new request would go to a broker that may be out of reach.
     brokers = {each.node_id: Address(each.host, each.port) for each in admin._manager.cluster.brokers()}
     away = {broker: found for broker, address in brokers.items() if (found := probe(address)) is not None}
     for broker, problem in away.items():

@@ -28,7 +28,7 @@ _CLOCK = SystemClock()
 def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
     """Yield this machine's difference from the broker's clock. Raises ProducerError.
 
-    The broker stamps a tombstone in `fleet_workers`, which every reader skips and compaction removes.
+    The broker stamps a record in `fleet_workers`: a tombstone, which every reader skips and compaction removes.
     """
     topic = settings.topics.workers
     partition_counts(settings, [topic])
@@ -42,7 +42,8 @@ def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Find
         finally:
             abandon(producer)
     broker = stamped.timestamp / 1000
-    ahead = before - broker if before > broker else min(0.0, after - broker)  # the stamp lies between both
+    # The broker stamped the record between `before` and `after`.
+    ahead = before - broker if before > broker else min(0.0, after - broker)
     yield from skew_findings("this machine's clock", ahead)
 
 

@@ -25,7 +25,7 @@ def _has_callback(record: Stored) -> bool:
 
 
 _IS_WORK: dict[str, Callable[[Stored], bool]] = {INFERENCE_GROUP: lambda _: True, DELIVERY_GROUP: _has_callback}
-"""True for a record that the group's role has to act on. A fleet whose jobs name no callback runs no delivery."""
+"""True for a record that the group's role has to act on. Results without a callback need no delivery process."""
 
 
 def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
@@ -63,7 +63,7 @@ def _work(
     oldest_ms: dict[str, int] = {}
     deadline = Deadline.after(clock, READ_SECONDS)
     with Scanner(settings, clock) as scanner:
-        # Short partitions come first: those of retries hold only callbacks, and results may be millions without one.
+        # Short partitions come first: retry tiers hold only callbacks, but millions of results may have none.
         for each in sorted(waiting, key=lambda each: each.end - each.base):
             for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
                 if is_work(record):

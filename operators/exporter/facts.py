@@ -19,15 +19,15 @@ from schemas.topics import LETTERS_KEPT_MS, Topics
 from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
 
 MOST_LETTERS = 100_000
-"""Dead letters that are counted; the count stays at this number if there are more."""
+"""The most dead letters that are counted; the count stays at this number if there are more."""
 MOST_ENDPOINTS = 100_000
-"""Disabled endpoints that are counted."""
+"""The most disabled endpoints that are counted."""
 MOST_WORKERS = 1_000
-"""Workers that are counted. Any program that may write to the topic could announce any number of workers, each with 64
+"""The most workers that are counted. Any program that may write to the topic could announce any number of workers, each with 64
 kB of names.
 """
 MOST_MODELS = 256
-"""Models that are named."""
+"""The most models that are named."""
 
 _CLOCKS_DIFFER_MS = 60_000
 
@@ -62,7 +62,7 @@ class Facts:
             for (name, partition), (start, stop) in visible.items():
                 if name == topic:
                     position = max(start, self._positions.get((topic, partition), 0))
-                    # A position past the end belongs to a deleted topic of the same name.
+                    # A position past the end is of a deleted topic of the same name: the new topic is read anew.
                     ranges.append(Range(topic, partition, position if position <= stop else start, stop))
             unread = [each for each in ranges if each.start < each.stop]
             for record in scanner.read(unread):

@@ -75,7 +75,7 @@ def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
 
 def _horizon(seconds_left: float, plan: Plan) -> float:
     free = seconds_left - plan.start_seconds
-    # More workers shorten no answer. If answers take nearly the jobs' whole time, a full margin asks for all workers.
+    # The answers' time is a margin up to half of the free time: more workers would not shorten the answers.
     margin = max(plan.margin_seconds, min(plan.answer_seconds, free / 2))
     return max(LEAST_HORIZON_SECONDS, (free - margin) * plan.time_share)
 

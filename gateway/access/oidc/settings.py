@@ -36,7 +36,8 @@ class OidcSettings(BaseModel):
     scope_claim: Claim = "scope"
     """The claim with the scopes: a text with spaces between, or a list."""
     scope_prefix: str = Field(default="postback:", max_length=64)
-    """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Others are passed over."""
+    """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Scopes without
+    the prefix are ignored."""
     leeway_seconds: int = Field(default=30, ge=0, le=300)
     """Largest difference between the issuer's clock and this machine's clock that the checks of `exp` and `nbf`
     allow."""

@@ -118,7 +118,7 @@ def _fits(key: Key, algorithm: object) -> bool:
 
 
 def _shown(subject: str) -> str:
-    """Return the subject for logs and rows: itself, or the hash of a long or unprintable subject."""
+    """Return the subject for logs and rows: the subject itself, or the hash of a long or unprintable subject."""
     if _SHOWABLE.fullmatch(subject):
         return subject
     return "sha256-" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:32]
