@@ -23,8 +23,8 @@ MOST_LETTERS = 100_000
 MOST_ENDPOINTS = 100_000
 """The most disabled endpoints that are counted."""
 MOST_WORKERS = 1_000
-"""The most workers that are counted. Any program that may write to the topic could announce any number of workers, each with 64
-kB of names.
+"""The most workers that are counted. Any program that may write to the topic could announce any number of workers, each
+with 64 kB of names.
 """
 MOST_MODELS = 256
 """The most models that are named."""
