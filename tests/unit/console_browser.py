@@ -52,7 +52,7 @@ class Browser:
         return self.ask("POST", "/console/sign-in", data={"credential": key, **fields})
 
     def page(self, path: str) -> LexborHTMLParser:
-        """The page at this path, which is there."""
+        """The page at this path, which must exist."""
         answer = self.get(path)
         assert answer.status_code == 200, answer.text
         return LexborHTMLParser(answer.text)

@@ -38,7 +38,7 @@ def record(
 
 
 PATIENT = EnrichmentSettings(budget_seconds=120, member_seconds=60)
-"""A reader's process takes seconds to start on a busy machine."""
+"""Settings with long timeouts, since a reader's process takes seconds to start on a busy machine."""
 
 
 class Worker:

@@ -9,7 +9,7 @@ from workers.stage.sharing import Place
 
 
 class OneParty:
-    """All records are one party's, cost the same and belong in the first place; none may be deferred."""
+    """All records belong to one party and to its first place, and cost the same; none may be deferred."""
 
     later_share = 0.5
 

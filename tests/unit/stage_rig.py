@@ -32,7 +32,7 @@ class Handler:
 
 
 class Desk:
-    """A pace with constant room, since its handler begins nothing; by default no record is early."""
+    """A pace whose room is constant, since its handler begins no record; by default no record is early."""
 
     def __init__(self, room: int = 10) -> None:
         self._room = room

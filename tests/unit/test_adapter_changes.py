@@ -186,7 +186,7 @@ async def test_an_adapter_whose_load_fails_at_the_start_keeps_no_place_and_its_j
 
 
 async def test_the_folder_of_an_unknown_user_is_refused_like_a_missing_one(engine: Engine) -> None:
-    """Python raises a RuntimeError for such a path, which would end the worker."""
+    """For such a path Python raises a RuntimeError, which would end the worker if it were not caught."""
     nowhere = "~no-such-user/law"
     await engine.start(bad=nowhere, a=engine.made("a"))
     assert engine.adapters.names == ("a",)
@@ -244,7 +244,7 @@ async def test_weights_and_adapters_are_not_changed_at_once_and_an_engine_that_i
     await engine.start(a=engine.made("a"))
     with pytest.raises(EngineRefused, match="at once; save one change, then the other"):
         await engine.change(model="acme/large", a=engine.made("b"))
-    engine.llm = None  # type: ignore[assignment] # away
+    engine.llm = None  # type: ignore[assignment] # the engine is away
     with pytest.raises(EngineAway, match="the engine is away"):
         await engine.change(a=engine.made("b"))
     assert engine.asked("a") == "a#1"

@@ -1,4 +1,4 @@
-"""The bench of citations reads the files of public sets, and says which file is none."""
+"""The bench of citations reads the files of public sets, and names a file that is not such a set."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ async def test_sources_are_read_again_if_a_cancellation_is_taken_back_while_they
 
 
 class AwayEngine(EchoEngine):
-    """An engine that is away for ever."""
+    """An engine that never comes back."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
         raise EngineUnavailable("the server answered 503")
@@ -182,7 +182,7 @@ class AwayEngine(EchoEngine):
 
 @in_virtual_time
 async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cancelled() -> None:
-    """The pauses between tries grow to 30 s. In an earlier version, a cancelled job had to wait for its pause."""
+    """The pauses between tries grow to 30 s. In an earlier version, a cancelled job ended only after its pause."""
     metrics = Metrics()
     enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
     handler = inference_handler(AwayEngine(EchoSettings(), metrics), enricher, metrics)

@@ -75,7 +75,7 @@ def test_any_text_is_refused_as_a_servers_name_or_is_one_a_client_can_ask_for(te
     assert names.get_values_for_type(x509.DNSName) == [value]
     assert len(value) <= 253
     assert re.fullmatch(r"(\*\.[a-z0-9-]+\.)?([a-z0-9-]{1,63}\.)*[a-z0-9-]{1,63}", value)
-    assert not re.fullmatch(r"[0-9.]+", value)  # TLS libraries compare such a name with addresses, in vain
+    assert not re.fullmatch(r"[0-9.]+", value)  # TLS libraries would compare such a name with IP addresses only
 
 
 @pytest.mark.parametrize(

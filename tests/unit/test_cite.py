@@ -142,7 +142,7 @@ def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
 
 
 def test_sentences_are_aligned_with_passages_up_to_a_bound() -> None:
-    """Beyond the bound a sentence is at most lexical: a long answer in its sources' words would delay all others."""
+    """Without a bound, a long answer in its sources' words would delay all others. Later sentences are only lexical."""
     spoken = [f"word{letter}{other}" for letter in "abcdefghijklmnopqrst" for other in "abcdefghijklmnopqrst"]
     page = NumberedSource(1, "a", "a", None, (" ".join(spoken),))
     sentence = " ".join([*spoken[:18], "moreover", *spoken[19:25]]) + " [1]. "

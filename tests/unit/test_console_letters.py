@@ -97,7 +97,7 @@ def job_letter(offset: int, value: bytes = b"{}", job_id: str = "job_1", tenant:
 
 
 class Letters:
-    """A scanner of letters that stand in memory; all other topics are empty. A record takes `seconds` of the clock."""
+    """A scanner of letters in memory; all other topics are empty. Reading a record takes `seconds` of the clock."""
 
     def __init__(self, *records: Stored, clock: HandClock | None = None, seconds: float = 0.0) -> None:
         self._records, self._clock, self._seconds = records, clock, seconds

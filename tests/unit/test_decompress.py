@@ -163,8 +163,10 @@ def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.Monk
 
 
 MOST_KIB = 160 * 1024
-"""The bound, and as much again while the result grows. Each bomb holds 256 MiB; Snappy's, which compresses less,
-holds 80 MiB."""
+"""Twice the bound, since a growing result may be copied.
+
+Each bomb holds 256 MiB; Snappy's, which compresses less, holds 80 MiB.
+"""
 
 
 def bombs() -> Iterator[tuple[int, bytes]]:
@@ -197,7 +199,7 @@ def test_small_content_that_becomes_large_takes_little_memory(tmp_path: Path) ->
 
 
 def report_on(asked: list[str]) -> dict[str, object]:
-    """The error of each `codec:path`, and the memory that all took."""
+    """The error for each `codec:path`, and the memory that decompressing all of them took."""
     before, errors = largest_kib(), []
     for each in asked:
         codec, _, path = each.partition(":")

@@ -142,7 +142,7 @@ async def test_all_records_together_have_no_more_than_half_of_the_bytes() -> Non
 
 
 Step = tuple[str, str, PostOutcome | None]
-"""A tenant and an origin that ask for a place, and the outcome for a place that they hold already."""
+"""A tenant and an origin that ask for a place, and the outcome of a place that is held already."""
 
 STEPS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("123456789"), st.sampled_from([OK, DOWN, SLOW_DOWN, None])),
@@ -167,8 +167,8 @@ def test_each_tenant_leaves_a_third_of_the_free_window_to_the_next(
                     place.outcome = outcome
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
-            # By induction over the tenants, from the last admitted one. Before each tenant came, at most three times as
-            # many places were free as afterwards, apart from one record at the border.
+            # By induction over the tenants, from the last admitted one: each tenant leaves at least a third of the
+            # places that were free when it came, apart from one record at the border.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:
             with place:

@@ -138,7 +138,7 @@ def test_certificates_that_are_expired_or_expire_soon_are_named(tmp_path: Path) 
 def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
     assert findings("store", POSTBACK_STORE__URL=url) == []
-    assert list(tmp_path.iterdir()) == []  # a look makes no file
+    assert list(tmp_path.iterdir()) == []  # the check makes no file
     Store.open(url).close()
     assert findings("store", POSTBACK_STORE__URL=url) == []
     engine = create_engine(url)
@@ -177,7 +177,7 @@ def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyP
 
 
 class Models(BaseHTTPRequestHandler):
-    """A server that lists one model, for the right key only, and knows a restricted key."""
+    """A server that lists one model for the right key, answers 403 to a restricted key, and 401 to all others."""
 
     def do_GET(self) -> None:
         is_known = self.headers["Authorization"] == f"Bearer {SECRET}"

@@ -1,4 +1,4 @@
-"""The numbers of failing and disabled endpoints that are recorded, and the time until they are forgotten."""
+"""How many failing and disabled endpoints are recorded, and the time after which an endpoint is forgotten."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_a_tenant_with_only_gone_urls_has_a_bounded_number_disabled_and_loses_no
     assert "https://a.example" in line
     assert "/job/" not in line
 
-    # Others can still be disabled, and an operator's order counts beyond the bound; enabling one endpoint makes room
-    # for another.
+    # Other tenants' endpoints can still be disabled. An operator can disable further endpoints beyond the bound.
+    # Enabling one endpoint makes room for another.
     fleet.attempt(GONE, pending=url_of_its_own(1, tenant="globex"))
     operator = EndpointRecord(
         tenant="acme", url=URL, state=EndpointState.DISABLED, at=1, reason=DisabledBecause.OPERATOR

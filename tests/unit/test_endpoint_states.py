@@ -52,7 +52,7 @@ def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenan
 
 
 def test_the_number_of_disabled_endpoints_is_shown_once_all_present_records_are_applied() -> None:
-    """A smaller number before would look like endpoints that were disabled after the start."""
+    """If a smaller number were shown earlier, its rise would look like endpoints that were disabled after the start."""
     fleet, metrics = Fleet(), Metrics()
     fleet.attempt(GONE, pending=PENDING)
     [(key, value)] = fleet.written
@@ -197,7 +197,7 @@ def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_o
     metrics = Metrics()
     states = EndpointStates(DeliverySettings(), metrics)
     changes = [states.learn(PENDING, GONE, NOW_MS + n) for n in range(100)]
-    assert all(changes)  # each of the hundred transactions may be aborted
+    assert all(changes)  # each is a change again, since the transaction of any earlier one may be aborted
     [line] = [record.getMessage() for record in caplog.records]
     assert "inference.endpoint.disabled" in line
     assert "https://a.example" in line

@@ -32,12 +32,12 @@ def due_in(seconds: float, jobs: int) -> WaitingJobs:
         ([WaitingJobs([])], 0),
         ([due_in(1e6, 1)], 1),
         ([due_in(4e15, 1)], 1),  # a record that is no valid job has no deadline
-        ([due_in(1150, 500)], 1),  # half of the 1,000 s that are left after the start and the margin
+        ([due_in(1150, 500)], 1),  # the jobs fill half of the 1,000 s left after the start and the margin
         ([due_in(1150, 501)], 2),
         ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
         ([WaitingJobs([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
-        ([WaitingJobs([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent one do not hurry
-        ([WaitingJobs([1150.0] * 100, unread=900)], 2),  # unread jobs count, due with the last known one
+        ([WaitingJobs([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent job are not urgent
+        ([WaitingJobs([1150.0] * 100, unread=900)], 2),  # unread jobs count as due with the last known job
         ([WaitingJobs([], unread=1)], 1),
         ([due_in(-5, 300)], 300 // LEAST_HORIZON_SECONDS),
     ],
@@ -56,10 +56,10 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     ("answer_seconds", "wanted"),
     [
         (0, 11),
-        (50, 11),  # the fixed margin is as long
-        (300, 15),  # half of the 700 s that are left after the start and this time
+        (50, 11),  # as long as the fixed margin
+        (300, 15),  # the jobs fill half of the 700 s left after the start and this time
         (500, 20),
-        (501, 20),  # of the 1,000 s after the start, half stays for the jobs that wait
+        (501, 20),  # half of the 1,000 s after the start is kept for the waiting jobs
         (1e5, 20),
     ],
 )
@@ -81,7 +81,7 @@ def test_any_jobs_give_a_number_of_workers_within_the_bounds(
 
 
 def unbounded(lanes: list[WaitingJobs], answer_seconds: float) -> int:
-    """The workers for slow answers: of other speeds, a few jobs would want one worker whatever their deadlines."""
+    """The workers wanted if answers are slow: with faster workers, one would do for a few jobs of any deadline."""
     return wanted_replicas(lanes, 1e-4, Plan(max_replicas=10**15, answer_seconds=answer_seconds))
 
 

@@ -1,4 +1,4 @@
-"""The figures of `postback bench-fleet`, on a hand-driven clock, from any event."""
+"""The figures that `postback bench-fleet` computes from any events, on a clock that the test sets."""
 
 from __future__ import annotations
 

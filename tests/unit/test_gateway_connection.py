@@ -1,4 +1,4 @@
-"""The parts of a connection that need no socket: the head's rules, the pace of a transfer, and places."""
+"""The parts of a connection that need no socket: the rules of a head, the pace of a transfer, and the free places."""
 
 from __future__ import annotations
 

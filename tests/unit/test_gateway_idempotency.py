@@ -22,7 +22,7 @@ NUMBERS = count()
 
 
 class Asked(NamedTuple):
-    """One request; its work writes a row, and then fails or has an answer, which may be known before."""
+    """One request. Its work writes a row, and then fails or answers; some answers are known before the work."""
 
     tenant: str
     key: str | None
@@ -110,7 +110,7 @@ def test_each_key_has_one_answer_and_one_work(stores: list[Store], requests: lis
 
 
 def allowed(asked: Asked, requests: list[Asked], winners: set[str]) -> set[str]:
-    """The answers that a request with a key may get: a failing one may have come before the winner, or after it."""
+    """The answers that a request with a key may get. A failing request may come before the winner, or after it."""
     of_its_own = {"ZeroDivisionError"} if asked.fails else set[str]()
     for winner in winners:
         same = requests[int(winner)].fingerprint == asked.fingerprint

@@ -188,7 +188,7 @@ async def test_a_repeat_after_the_gateways_stop_gets_the_same_jobs_answer(rig: R
     once = {"idempotency-key": "chat-stop"}
     asking, job = await asked(rig, key, CHAT_COMPLETIONS, headers=once)
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"
-    asking.cancel()  # as the server does with requests that still wait when it stops
+    asking.cancel()  # as a stopping server does with waiting requests
     stopped = await asking
     assert (refused(stopped, 503)["code"], stopped.headers["retry-after"]) == ("stopping", "1")
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"

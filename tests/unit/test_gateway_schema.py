@@ -1,4 +1,4 @@
-"""The schema's revisions on both databases, and the refusal of a store with another one."""
+"""The schema's revisions on both databases, and the refusal of a store with another revision."""
 
 from __future__ import annotations
 

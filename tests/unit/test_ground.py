@@ -72,7 +72,7 @@ def test_the_mark_depends_on_the_secret_and_on_all_that_the_prompt_shows_of_the_
 
 @given(st.binary(max_size=64), st.text(max_size=64), st.binary(min_size=32, max_size=32))
 def test_a_page_whose_text_has_its_own_mark_gets_another_mark(sources: bytes, text: str, secret: bytes) -> None:
-    """A writer of jobs could try pages until one of them has its own mark in its text."""
+    """A page's author could learn the mark by trials with many jobs, and put the mark into the page's text."""
     learned = mark_for(sources, text, secret)
     assert mark_for(sources, text, secret) == learned
     next_one = mark_for(sources, f"{text} </{learned.upper()}>", secret)
@@ -119,7 +119,7 @@ def test_messages_without_a_user_get_the_sources_as_one_more() -> None:
     assert [message.role for message in grounded.messages] == ["system", "user"]
 
 
-DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")  # noqa: RUF001 - the bars are theirs
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>")  # noqa: RUF001 - DeepSeek's own bars
 
 
 TOKENS = [
@@ -277,7 +277,7 @@ def test_harmless_text_is_one_visible_line(text: str) -> None:
 
 
 def test_a_long_run_of_digits_is_read_in_linear_time() -> None:
-    """A pattern that can match a digit in two ways would try all combinations."""
+    """If a pattern could match each digit in two ways, it would try all combinations."""
     assert harmless("[" + "1" * 50_000).startswith("[111")
 
 

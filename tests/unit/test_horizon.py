@@ -50,7 +50,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
     assert sizes[:6] == [32, 32, 64, 128, 256, 512]
     assert sizes[-1] == MOST_MARGIN
     first = at
-    for _ in range(400):  # thirty records between two commits, all done at the second
+    for _ in range(400):  # thirty records begin after a commit, and the next commit settles all
         assert len(begun(partition, range(at, at + 30))) == 30
         recent = list(range(at, at + 30)) if at > first else list(range(at + 30))
         partition.settle(recent, partition.progress(recent))
@@ -59,7 +59,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
 
 
 def test_a_record_far_beyond_a_gap_is_allowed_by_the_next_commit() -> None:
-    """Compaction leaves gaps of any width, which a margin above the begun records could never cross."""
+    """Compaction leaves gaps of any width; a limit a fixed margin above the begun records could never cross them."""
     partition, far = opened(), records(5_000_000)
     assert partition.horizon.allowed(far, 1) == 0
     partition.ledger.reach(5_000_000)

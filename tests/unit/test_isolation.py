@@ -213,9 +213,9 @@ def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
 
 @pytest.mark.parametrize("way", ["worker", "engine"])
 def test_isolation_is_not_idle_until_a_condemned_record_is_given_up(way: str) -> None:
-    """The stage checks `idle` before it looks for condemned records.
+    """The stage looks for condemned records only if isolation is not idle.
 
-    In an earlier version, the last suspect was never given up.
+    In an earlier version isolation was idle too early, so the last suspect was never given up.
     """
     killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=way == "worker")}
     isolation = Isolation()

@@ -80,7 +80,7 @@ def test_a_completion_before_a_death_proves_nothing_about_the_time_after_it() ->
 
 
 def test_the_last_attempt_is_no_attempt_where_the_process_had_completed_nothing_since_it_began() -> None:
-    """The ledger carries attempts across restarts, so a machine on which each worker dies would condemn all records."""
+    """Attempts count across restarts: otherwise a machine on which every worker dies would condemn all records."""
     isolation = Isolation()
     partition = opened(progress=Progress(0, open=True, suspects={0: Suspect(2)}), window=0)
     for healthy, attempts in ((False, 2), (False, 2), (True, 3)):

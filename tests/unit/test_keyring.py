@@ -273,7 +273,7 @@ def test_a_file_that_is_opened_to_others_later_is_noticed_and_the_keys_in_hand_s
 
 
 def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: Keyring, path: Path) -> None:
-    """Keys of another user that root rotates must stay readable for that user: as root, the file gets another owner."""
+    """If root rotates another user's keys, that user must still be able to read the file; root can test this."""
     if os.geteuid() == 0:
         os.chown(path, 10001, 10002)
     path.chmod(0o400)
@@ -287,7 +287,7 @@ def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: 
 def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_newer(
     keyring: Keyring, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The JWKS page reloads on its own thread, at any moment of a signer's making."""
+    """The JWKS page reloads the keys on its own thread, at any moment while a signer is being made."""
     made = Keyring.signing_keys
 
     def reloaded_meanwhile(self: Keyring, tenant: str, now: float) -> list[str]:

@@ -24,7 +24,7 @@ from workers.delivery.keyring.keyring import JwkSet
 
 OLD_FILE = Path(__file__).parent / "data" / "keyring_format_1.json"
 NOW = 1_700_000_100.0
-"""Before this time, within a day, the file's tenant `acme` was rotated twice, and the fleet's key pair once."""
+"""In the day before this time, the keys of the file's tenant `acme` were rotated twice, the fleet's key pair once."""
 
 # Secrets made by the last version that knew format 1 only.
 SECRETS = {

@@ -26,7 +26,7 @@ from workers.stage.record import Failure, Header, Output, Record, size_of
 TOPICS = Topics("fleet.")
 FAILURE = Failure("handler_defect", "the worker can neither handle the record nor give it up (KeyError)", 1)
 LARGEST_BYTES = 1_000_000
-"""Maximum of a record that librdkafka accepts by default."""
+"""The size of the largest record that librdkafka accepts by default."""
 
 PRODUCER = Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
 

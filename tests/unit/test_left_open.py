@@ -1,4 +1,4 @@
-"""The log of partitions that a dead process left open."""
+"""The log lines about partitions that a dead process left open."""
 
 from __future__ import annotations
 

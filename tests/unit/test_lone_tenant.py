@@ -170,12 +170,12 @@ EACH = [(number, offset) for number in range(PARTITIONS) for offset in range(JOB
 PACES = st.lists(
     st.tuples(st.integers(1, 200), st.sampled_from([0, 0, 1, 64, MORE_THAN_ARE_PARKED])), min_size=1, max_size=12
 )
-"""Pairs of a number of rounds, and of the jobs that the engine takes in each of these rounds."""
+"""Pairs: a number of rounds, and the number of jobs that the engine takes in each of these rounds."""
 
 
 @settings(
     max_examples=drawn(20), deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
-)  # shrinking takes long
+)  # no shrinking, which takes too long
 @given(PACES)
 def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
     flood = Flood()

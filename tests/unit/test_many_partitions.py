@@ -62,7 +62,7 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Admin:
     def admin_client(settings: KafkaSettings) -> Iterator[Admin]:
         yield fake
 
-    differences: Callable[..., Any] = lambda *_: ([], [])  # noqa: E731 - configs are another test's
+    differences: Callable[..., Any] = lambda *_: ([], [])  # noqa: E731 - another test covers configs
     monkeypatch.setattr(producers_topics, "admin_client", admin_client)
     monkeypatch.setattr(producers_topics, "config_differences", differences)
     return fake

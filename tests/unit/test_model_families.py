@@ -104,7 +104,7 @@ READ_IMAGES = {
 }
 """Whether models read images, by their makers' pages."""
 NOT_IN_VLLM = {"gpt", "o-series", "claude", "gemini", "baichuan"}
-"""Online services' families, and one that vLLM removed."""
+"""Families of online services, and a family that vLLM removed."""
 
 
 def vllm_file(name: str) -> ast.Module:

@@ -249,7 +249,7 @@ family = "x"
 engine = "local"
 lane = "batch"
 """
-"""More than ten kinds of mistakes. Each table has some of its own, which must hide none between the tables."""
+"""More than ten kinds of mistakes. Those within a table must not hide those between tables."""
 
 
 def test_no_mistake_of_a_table_hides_another_mistake(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ VALUES = st.recursive(
 
 
 def toml(value: object) -> str:
-    """The value as TOML; inline, but for the top table."""
+    """The value as TOML; all tables except the top one are inline."""
     match value:
         case None:
             return "''"

@@ -1,4 +1,4 @@
-"""Records with stated offsets that their partition does not have, which a broker accepted."""
+"""Batches that a broker accepted although they state offsets that their partition does not have."""
 
 from __future__ import annotations
 

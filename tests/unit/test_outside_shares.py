@@ -76,7 +76,7 @@ class Rig:
         return sum(each.outside == party for _, each in self.running)
 
     def _may_begin(self, party: bytes | None) -> bool:
-        """The rule, from the list of running records alone."""
+        """The rule, computed from nothing but the list of running records."""
         free, records = self.window.limits.records - len(self.running), self.window.limits.records
         left = records - records // KEPT // 2 - sum(each.outside is not None for _, each in self.running)
         return party is None or (left > 0 and (self.held(party) < min(free, left) or free > records // KEPT))
@@ -121,7 +121,7 @@ def test_the_smallest_windows_keep_no_place(records: int) -> None:
 
 
 STEPS = st.one_of(st.tuples(st.sampled_from([HUNG, OTHER]), st.integers(1, 40), st.booleans()), st.integers(0, 100))
-"""Records of a party that may wait or not, or the end of a running record."""
+"""Records of a party, with whether they may wait for servers; or the end of a running record."""
 
 
 @settings(max_examples=drawn(100))

@@ -298,7 +298,7 @@ def test_the_largest_party_yields_to_a_newcomer_until_both_have_as_much() -> Non
     flood = sender.send(LEAST_PARKED)
     assert park(window, flood, A) == []
     assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest are removed
-    assert not window.wants_pause(where)  # the flood keeps no later record out either
+    assert not window.wants_pause(where)  # nor does the flood keep later records out
     more = sender.send(100)
     assert park(window, more, A) == more  # one record is removed for each that comes
     others = sender.send(1000)

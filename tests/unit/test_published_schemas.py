@@ -145,7 +145,7 @@ def test_the_topics_are_described_as_they_are_made() -> None:
         described = ASYNCAPI["channels"][spec.name]["bindings"]["kafka"]["topicConfiguration"]
         flat = {key: ",".join(value) if isinstance(value, list) else str(value) for key, value in described.items()}
 
-        # The binding has no words for compression, timestamps and compaction lag.
+        # AsyncAPI's Kafka binding has no fields for these settings.
         unsaid = {"compression.type", "message.timestamp.type", "max.compaction.lag.ms", "segment.bytes"}
         assert flat == {key: value for key, value in spec.config.items() if key not in unsaid}
 

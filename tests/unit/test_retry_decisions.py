@@ -58,7 +58,7 @@ TABLE = [
     # Permanent failures are not retried.
     Row(1, failed(REFUSED), GiveUp("callback_refused")),
     Row(1, failed(GONE), GiveUp("endpoint_gone")),
-    # Retry-After is a minimum, met with slack on top; hops cover the time left after the tier.
+    # A retry comes half a second after Retry-After allows it; further hops cover the time left after the tier.
     Row(1, failed(THROTTLED, 0), Retry(5, NOW + 5_000)),
     Row(1, failed(THROTTLED, 3), Retry(5, NOW + 5_000)),
     Row(1, failed(THROTTLED, 20), Retry(5, NOW + 20_500)),

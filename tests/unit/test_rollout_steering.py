@@ -18,7 +18,7 @@ from workers.inference.rollout.steering import Steering
 
 
 class Steered:
-    """A worker's steering whose steps are read again at once."""
+    """A worker's steering, which reads its own steps back at once."""
 
     def __init__(self) -> None:
         self.rollouts = Rollouts(Registry(("small",), None, {}))

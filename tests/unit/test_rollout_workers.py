@@ -234,7 +234,7 @@ async def test_the_canary_reports_a_candidate_that_reads_no_images(monkeypatch: 
 
 
 class Candidate(EchoEngine):
-    """Answers with other words if `says` is set, refuses if `refuses` is. Numbers are multiplied by `moves`."""
+    """An engine that answers with the text `says` if it is set, or refuses if `refuses` is; `moves` scales numbers."""
 
     says: str | None = None
     moves = 1.0

@@ -108,7 +108,7 @@ async def test_a_header_without_a_value_may_be_copied_to_an_output() -> None:
 
 LARGE = b"x" * (MAX_OUTPUT_BYTES + 1)
 WIDE = [("\U0001f4e8" * (MAX_OUTPUT_BYTES // 4 + 1), b"")]
-"""Headers with a number of characters that would fit, and four times as many bytes."""
+"""Headers whose number of characters would fit, but which have four times as many bytes."""
 
 
 @pytest.mark.parametrize(

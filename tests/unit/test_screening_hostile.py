@@ -50,9 +50,9 @@ def calls(screen: Screen, text: str) -> int:
 
 @pytest.mark.parametrize("piece", REPEATED, ids=ascii)
 def test_twice_the_text_takes_at_most_twice_the_steps(screen: Screen, piece: str) -> None:
-    """The steps are calls.
+    """A step is a call of a function.
 
-    One call is linear at most: RE2 never backtracks, and neither does any pattern of `re` here.
+    A call takes linear time at most: RE2 never backtracks, and neither does any pattern of `re` here.
     """
     half = piece * (CHARS // 2 // len(piece))
     calls(screen, half)  # fills the caches
@@ -78,7 +78,7 @@ def test_every_match_of_a_long_text_is_found_also_at_the_edges_of_windows(tmp_pa
 
 
 def test_a_match_is_sought_within_two_windows(tmp_path: Path) -> None:
-    """Else a pattern that reads to the end of the text for each match would take quadratic time."""
+    """Otherwise a pattern that reads to the end of the text for each match would take quadratic time."""
     screen = screen_of(tmp_path, regex("a[^z]*z|b+", name="long"))
 
     assert redacted(screen, f"a{'.' * 1000}z") == "[redacted:long]"

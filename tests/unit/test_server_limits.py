@@ -49,7 +49,7 @@ def test_a_limit_begins_modestly_and_never_above_its_bound(most: int, first: int
 
 
 def test_before_the_first_refusal_each_round_of_answers_doubles_the_limit() -> None:
-    """With one more a round, a server with 256 places would stay mostly idle for 240 rounds."""
+    """If the limit grew by one a round, a server with 256 places would stay mostly idle for 240 rounds."""
     limit = AnswerLimit(FIRST, MOST)
     assert [answered(limit, limit.number) for _ in range(5)] == [32, 64, 128, 256, 256]
 
@@ -82,14 +82,14 @@ def test_the_refusals_of_one_round_trip_halve_the_limit_once() -> None:
 
 
 def test_a_refusal_says_nothing_while_the_requests_of_a_halved_limit_are_still_in_flight() -> None:
-    """The refused requests try again while the server is as full as before."""
+    """The refused requests are sent again while the server is as full as before."""
     limit = settled()
     assert [refused(limit, in_flight) for in_flight in (16, 12, 9)] == [8, 8, 8]
     assert refused(limit, 8) == 4
 
 
 def test_after_an_outage_the_limit_is_soon_back_at_half_of_its_former_value() -> None:
-    """With one more a round, 20 minutes of answers of 5 s would pass until a server has 256 requests again."""
+    """If it grew by one a round, a server that answers in 5 s would get 256 requests again after 20 minutes."""
     limit = AnswerLimit(256, MOST)
     answered(limit, 1)
     assert [refused(limit) for _ in range(9)] == [128, 64, 32, 16, 8, 4, 2, 1, 1]
@@ -99,7 +99,7 @@ def test_after_an_outage_the_limit_is_soon_back_at_half_of_its_former_value() ->
 
 
 def test_a_timeout_counts_as_a_refusal_only_while_the_limit_is_in_use() -> None:
-    """One job that the server hangs at, now and then, would otherwise leave a quiet worker with a limit of one."""
+    """Otherwise a job that hangs the server now and then would leave a quiet worker with a limit of one."""
     limit = AnswerLimit(FIRST, MOST)
     limit.timed_out(limit.begin(), FIRST - 1)
     assert limit.number == FIRST
@@ -130,7 +130,7 @@ def test_one_look_at_the_start_of_a_burst_is_no_queue() -> None:
 
 
 def test_a_look_at_the_end_of_a_batch_lowers_no_limit() -> None:
-    """A real server with four places told these counts, and for a second got one request at once."""
+    """A real server with four places reported these counts, and then got only one request at a time for a second."""
     assert told(Limits(MOST), (4, 36), (4, 36), (1, 31), in_flight=40) == (4, 5)
 
 
@@ -154,7 +154,7 @@ def test_a_worker_takes_its_part_of_a_server_that_others_use_too() -> None:
 
 
 def test_a_request_for_several_answers_counts_once() -> None:
-    """The server runs 40 of 80 answers to 20 requests: 10 of the requests."""
+    """The server generates 40 of the 80 answers to 20 requests, so 10 requests run."""
     assert told(Limits(MOST), *[(40, 40)] * QUEUE_LOOKS, in_flight=20) == (10, 12)
 
 
@@ -229,7 +229,7 @@ def test_after_any_counts_and_refusals_the_limit_is_between_one_and_the_setting(
 
 
 async def test_the_cookies_of_a_server_are_not_kept() -> None:
-    """A server can send another one with each answer, for as long as the worker runs."""
+    """A server can send another cookie with each answer, for as long as the worker runs."""
     async with new_session({}, 1) as session:
         for number in range(3):
             session.cookie_jar.update_cookies({f"cookie{number}": "x"}, URL("http://models.example/v1"))

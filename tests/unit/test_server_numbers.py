@@ -1,4 +1,4 @@
-"""The numbers in a server's answer: counts that metrics take, and a confidence from 0 to 1, or no answer."""
+"""Any numbers in a server's answer: they give counts for metrics and a confidence from 0 to 1, or a refusal."""
 
 from __future__ import annotations
 

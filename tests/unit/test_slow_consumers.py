@@ -16,7 +16,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.stage.group_commit import LINGER_SECONDS
 
 WAITS = Schedule(TIER_DELAYS_SECONDS).waits
-# A thirty-second of the usual limits, for a thirty-second of a backlog: equally long, but faster to simulate.
+# With 1/32 of the usual limits, 1/32 of a backlog takes as long as the whole one, and is faster to simulate.
 SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
 A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
 HERE: Destination = ("acme", "https://a.example")

@@ -168,7 +168,7 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     stage.dispatch()
     stage.stop()
     assert stage.stopping is not None
-    clock.now += 29.0  # the time of a drain for a rebalance
+    clock.now += 29.0  # as long as a drain for a rebalance
     stage.drain()
     assert partition.phase is Phase.GONE
     assert clock.now <= 100.0 + 36.0  # the remaining second, and the farewell's five

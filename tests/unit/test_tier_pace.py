@@ -100,7 +100,7 @@ def test_writers_whose_clocks_differ_do_not_empty_a_tier() -> None:
 
 
 def test_the_errors_of_two_clocks_do_not_add_up() -> None:
-    """The writer's clock is ahead of ours and the broker's is right, so the record says that it is from the future."""
+    """The writer's clock is ahead of ours and the broker's is right, so the record seems to come from the future."""
     assert TierPace(TOPICS, TwoClocks()).due_ms(waiting(1, NOW, written=NOW + 6_000)) == NOW + 5_000
 
 

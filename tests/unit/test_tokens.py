@@ -60,7 +60,7 @@ def test_letters_and_blanks_share_tokens_and_all_other_characters_have_their_own
 
 
 def test_an_estimate_makes_no_object_for_each_digit_of_a_long_text() -> None:
-    """The event loop makes it, and a payload may be 8 MiB of digits."""
+    """The estimate is made on the event loop, and a payload may be 8 MiB of digits."""
     text = "1" * 1_000_000
     tracemalloc.start()
     try:

@@ -110,7 +110,7 @@ async def test_some_of_the_places_that_are_held_long_stay_free_for_jobs_without_
         await work.begin("z1", "z2", tenant="other")
         assert work.running == ["a1", "a2", "b1", "z1"]
         await work.end("a1", "a2")
-        assert work.running == ["b1", "z1", "c1"]  # the last place stays free for a tenant without one
+        assert work.running == ["b1", "z1", "c1"]  # the last place stays free for a tenant without a place
         await work.end("z1", "b1")
         assert work.running == ["c1", "z2", "a3"]
 

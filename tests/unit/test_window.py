@@ -247,7 +247,7 @@ def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_
 
 
 def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_record_is_due_soon() -> None:
-    """Otherwise a tier's waiting records, if due some time apart, are all fetched again for each of them."""
+    """Otherwise, if a tier's records are due some time apart, all are fetched again for each that becomes due."""
     window = Window(Limits())
     tier = put_off(window, 0, AHEAD_RECORDS + 100, soon=False)
     assert cut(window) == [(0, [*range(AHEAD_RECORDS + 99, AHEAD_RECORDS - 1, -1)])]

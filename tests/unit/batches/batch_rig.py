@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass
 class BatchRig:
-    """Requests about batches, and the steps that the processes of a fleet would do."""
+    """Requests about batches, and the steps that the processes of a fleet would take."""
 
     door: Rig
     key: str
@@ -92,7 +92,7 @@ class BatchRig:
         return await self.door.request("POST", f"/v1/batches/{batch_id}/cancel", self.key)
 
     async def until(self, batch_id: str, *statuses: str) -> dict[str, Any]:
-        """Wait until the batch has one of these statuses; the clerk has to run."""
+        """Wait until the batch has one of these statuses; the clerk must be running."""
         for _ in range(3000):
             found = await self.batch(batch_id)
             if found["status"] in statuses:
@@ -102,7 +102,7 @@ class BatchRig:
 
     @asynccontextmanager
     async def clerk(self, **arguments: Any) -> AsyncIterator[Clerk]:
-        """A running clerk, as of one process."""
+        """A running clerk, as one process has it."""
 
         def on_ended(_connection: Connection, row: Row[Any]) -> None:
             self.ended.append(row.status)
@@ -134,7 +134,7 @@ class BatchRig:
     def answer(
         self, outputs: Iterable[Output], outcome: Callable[[int], Outcome] | Outcome = Outcome.SUCCEEDED
     ) -> None:
-        """Store results: of jobs, with an outcome by line, and of results that the expansion itself wrote."""
+        """Store the results of jobs, with an outcome for each line, and the results that the expansion itself wrote."""
         self.store([_answer(output, outcome) for output in outputs if output.topic != TOPICS.dead_letters])
 
     def store(self, answers: Sequence[Answer]) -> None:
