@@ -45,7 +45,7 @@ class _Target:
     """The parts that all requests to one URL share."""
 
     request: aiohttp.ClientRequest
-    """The key for finding a connection in the pool. The request itself is never sent."""
+    """A request that is never sent: the pool finds a connection by its properties."""
     head: str
     """The request's first lines."""
 

@@ -32,7 +32,7 @@ _named: ContextVar[bool] = ContextVar("named", default=False)
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
-    """An address was refused while its URL is unknown. aiohttp would swallow a subclass of OSError or RuntimeError."""
+    """An address was refused while its URL is unknown. No OSError or RuntimeError: aiohttp would swallow these."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)

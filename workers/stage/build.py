@@ -42,10 +42,10 @@ def group_stage(
 ) -> Stage:
     """Return a stage that reads `topics` as a member of the group `<prefix><name>`, and may write to `outputs`.
 
-    `last_resort` writes the dead letter of a record that the handler cannot give up; without a last resort the record
-    is settled with no output. `topic_ids` are the UUIDs by which the handler knows its topics: the stage ends with
-    TopicMadeAnew if a topic has another UUID now. For topics not in `topic_ids`, the first UUID that the stage meets
-    counts.
+    `last_resort` writes the dead letter of a record whose `give_up` raised; without a last resort the record is settled
+    with no output. `topic_ids` are the UUIDs by which the handler knows its topics: the stage ends with TopicMadeAnew
+    if a topic has another UUID now. For topics not in `topic_ids`, the stage remembers the first UUID that Kafka
+    returns.
 
     The transactional.id is `<prefix><name>.<replica><suffix>`, and a replica's restart does not change the id. So the
     new process at once ends a transaction that its killed predecessor left open.

@@ -191,7 +191,7 @@ class Dispatching:
         self._runner.start(batch, self._clock.monotonic())
 
     def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
-        """Return the next cohort's members, if committed as running. An `alone` cohort waits for an idle handler."""
+        """Return the next cohort's members once committed as running. An `alone` cohort waits for an idle handler."""
         cohort = self.isolation.next_cohort(room)
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []

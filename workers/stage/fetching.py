@@ -138,7 +138,7 @@ class Fetching:
         return True
 
     def _has_offset(self, partition: Partition, offset: int) -> bool:
-        """Return whether the record's stated offset is below the partition's end, or the end is not known.
+        """Return whether the offset that the record states can be true: the partition's end is higher, or not known.
 
         A record with an offset past the end is left out. The record's real offset is `fetched_to`, or higher if
         retention removed that offset. The client would continue after the stated offset and miss other records, so the

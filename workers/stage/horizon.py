@@ -19,7 +19,8 @@ LEAST_MARGIN = 32
 MOST_MARGIN = 8_192
 """In offsets: the size of the largest window."""
 _DECAY = 7 / 8
-"""The margin's decay at each commit that did not need it: slow, so that a lull does not limit the next burst."""
+"""The margin's factor at a commit that did not need the whole margin; near 1, so that a lull does not limit the next
+burst."""
 
 
 class Horizon:

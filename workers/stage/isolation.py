@@ -13,10 +13,11 @@ First windows are tried beside all other records, at most MAX_SUSPECTS of each p
 more. New members replace settled members at once, so a callback to a server that hangs does not hold up thousands of
 records. Records that were running in a crash are tried strictly one cohort after the other.
 
-A sick machine kills at every record, and no record is to blame. So the third attempt waits until another record has
-completed since the last death; otherwise, a death does not count as the third attempt. The process is `sick` once
-DEATHS_IN_A_ROW records have died alone while none completed. The process is also `sick` once a record has died in a
-last attempt that did not wait for another record. A sick process ends, and other workers take the records from Kafka.
+A sick machine kills its process at every record, and no record is to blame. So the third attempt waits until another
+record has completed since the last death. A death in a third attempt that could not wait does not count. The process is
+`sick` once DEATHS_IN_A_ROW records have died alone while none completed. The process is also `sick` once a record has
+died in a last attempt that did not wait for another record. A sick process ends, and other workers take the records
+from Kafka.
 """
 
 from __future__ import annotations

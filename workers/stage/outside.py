@@ -5,7 +5,7 @@ other parties. So a quarter of the window is kept free of these records. A party
 fewer such records than there are free places (dynamic thresholds, Choudhury and Hahne 1998).
 
 Many parties with few such records each could still fill the kept places. So all these records together leave half of
-the kept places to records that wait for no server. Within this bound, a party alone gets three quarters of the window,
+the kept places to records that wait for no server. Within this bound, a sole party gets three quarters of the window,
 and a party that comes later gets half of the places that are left. Records that wait for no server may take any place.
 """
 

@@ -55,7 +55,8 @@ class Partition:
         self.confirmed = Progress(0)
         """The progress that Kafka has confirmed as committed."""
         self.open_committed = False
-        """True if the last commit states that this worker has the partition open. Before, no record is dispatched."""
+        """True if the last commit states that this worker has the partition open. Until then, none of its records is
+        dispatched."""
         self.begins_anew = False
         """True if the last owner was this same process: no record of the partition can have killed it."""
         self.rewind_to: int | None = None
@@ -70,7 +71,7 @@ class Partition:
 
         # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these.
         self.paused = True
-        """True until the first resume: the client keeps a partition paused that was lost and regained."""
+        """True until the first resume: in the client, a partition that was lost and regained may still be paused."""
         self.begun = False
         """True if this assignment has delivered a record. Before the first record, any gap may be due to retention."""
         self.at_end = False

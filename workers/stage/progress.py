@@ -33,7 +33,7 @@ MAX_BITMAP = 16_384
 MAX_SPAN = 131_072
 """In offsets. At 6,500 records a second, this is the span after a record that hangs for 20 s."""
 MAX_HOLES = 3_500
-"""The most holes in a span of more than MAX_BITMAP offsets: more than delivery's window has records. This many holes
+"""The most holes in a span of more than MAX_BITMAP offsets: more than the records in delivery's window. This many holes
 and 32 suspects take 4,094 characters."""
 
 MAX_SUSPECTS = 32

@@ -21,8 +21,8 @@ AT_A_TIME_SECONDS = 0.001
 """The time for which records run, or are deferred, one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
 """The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
-so another stage's records get four times as much of the loop. A callback takes one and a half milliseconds in all, so a
-delay of one millisecond would be a large part."""
+so another stage's records get four times as much of the loop. A callback takes only one and a half milliseconds in all,
+so another millisecond in the queue would delay it much."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """The choice of topics for a sweep, and the division of a sweep into steps, without I/O. See `settler_state`.
 
 A topic with only one copy of some partition may hold leftovers of any ended transaction. So the topic is swept before
-the first write, and again after a failure. A partition with two copies that loses its leader gets another one at once.
-So a topic with two copies of each partition is swept only after a failed transaction that wrote to this topic.
+the first write, and again after a failure. A partition with two copies that loses its leader gets another leader at
+once. So a topic with two copies of each partition is swept only after a failed transaction that wrote to this topic.
 """
 
 from __future__ import annotations
