@@ -91,7 +91,7 @@ class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
     `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret of `marks`.
-    Raises TemplateRefused for an unusable template, and ProcessError for OCR or buckets without their software.
+    Raises TemplateRefused for an unusable template, and ProcessError if the software for OCR or buckets is missing.
     """
 
     def __init__(
@@ -343,7 +343,7 @@ class Enricher:
         return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
 
     def _passage_chars(self, tokens: int | None) -> int:
-        """Return the passage length of the settings, or a shorter one if the prompt has little room."""
+        """Return the length of a passage: by the settings, or shorter if the prompt has little room."""
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 

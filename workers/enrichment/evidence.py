@@ -80,7 +80,7 @@ class Found:
     """One result of a search."""
 
     url: str
-    """Empty for a result without an address; such a result has an `id` and a content."""
+    """Empty for a result without an address; such a result has an `id`, and `text` or `content`."""
     id: str | None = None
     """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
     title: str | None = None
@@ -192,7 +192,7 @@ class Evidence:
     conversation: str = ""
     """The text of all messages of the job, if it has messages. The answer may repeat links from this text, too."""
     mark_secret: bytes | None = field(default=None, repr=False)
-    """The fleet's secret for the marks around sources; None means a secret of the process."""
+    """The fleet's secret for the marks around sources; None means a random secret of this process."""
 
     @property
     def chars(self) -> int:

@@ -47,11 +47,11 @@ class EnrichmentSettings(BaseSettings):
     An image counts as often as the job names the image.
     """
     image_seconds: float = Field(default=30.0, gt=0, le=600)
-    """Time for all images of one job, with the further tries of servers that fail."""
+    """Time for fetching all images of one job, including further tries if their servers fail."""
     image_jobs: int = Field(default=64, ge=1, le=8192)
     """Jobs with fetched images in memory at once. Further jobs with image URLs wait.
 
-    One tenant has at most three quarters of these places, and its jobs that fetch from one server have half.
+    One tenant has at most three quarters of these places, and its jobs that fetch from one server have at most half.
 
     The images of a job take up to 1.4 times `image_bytes` as base64, and as much again in the engine's request.
     """
@@ -89,12 +89,12 @@ class EnrichmentSettings(BaseSettings):
     extractor: Extractor = "resiliparse"
     """The library that finds a page's main text. `trafilatura` finds it better, in three times the CPU time.
 
-    It needs the extra `extraction`.
+    `trafilatura` needs the extra `extraction`.
     """
     ocr: str | None = Field(default=None, max_length=200, pattern=rf"^{_LANGUAGE}(?:\+{_LANGUAGE})*$")
     """Languages in which tesseract reads scanned pages of PDFs and images, such as `eng+deu`. If absent, none is read.
 
-    It needs the program tesseract with its data for each language, and the extra `ocr`.
+    OCR needs the program tesseract with its data for each language, and the extra `ocr`.
     """
     ocr_seconds: float = Field(default=10.0, gt=0, le=120)
     """Timeout of reading one document's pictures, without the wait in line. Pages finished by then are used."""

@@ -1,7 +1,7 @@
 """A fair queue for places, so that no single job or tenant can make the others wait.
 
 A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
-Among equals, the place goes to the longest wait since joining the queue or giving back a place.
+Among equals, the place goes to the one that joined the queue, or last gave back a place, longest ago.
 
 If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants with few
 places, and another `kept` places for jobs without a place. A tenant has few places while it holds fewer than are free.
@@ -31,7 +31,8 @@ class Asker:
 class Turns:
     """A fixed number of places.
 
-    Of these, `kept` are reserved for tenants that hold fewer than are free, and `kept` for jobs that hold none.
+    `kept` places are reserved for tenants that have fewer places than are free, and another `kept` places for jobs
+    without a place.
     """
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
@@ -72,7 +73,7 @@ class Turns:
     def _next(self) -> Asker | None:
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
             if self._had[tenant] >= self._free and self._free <= self._kept:
-                continue  # skips the search below, since a hung tenant may have thousands of jobs
+                continue  # saves a search in the tenant's jobs, which may be thousands
             asker = min(self._waiting[tenant], key=self._had.__getitem__)
             if not self._had[asker] or self._free > 2 * self._kept:
                 return asker

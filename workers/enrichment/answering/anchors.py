@@ -16,7 +16,7 @@ _DIRECTIONS: Final = frozenset({"from", "to"})
 def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if sentence and source have different numbers or names at the same place.
 
-    If the source has the sentence's value elsewhere, the words both before and after the place must be equal.
+    The word before or after the place must be equal, and both words if the source has the sentence's value elsewhere.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}

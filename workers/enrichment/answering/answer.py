@@ -57,7 +57,7 @@ def answered(
 
     A note says if the answer rests on no source. If no source is usable, the profile's notice is put before the text,
     except for JSON (`is_json`).
-    The `refuted` claims, found in an earlier reading of the same text, have no support.
+    `refuted` holds the claims that the model's second check has refuted; their citations lose their support.
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()

@@ -4,7 +4,7 @@ Support, from the strongest:
 
     exact        a passage contains the sentence's words unchanged and in order
     fuzzy        a passage contains four fifths of the sentence's words, close together, and every number
-    lexical      the source contains most of the sentence's content words, and all its numbers, names and dates
+    lexical      the source contains the sentence's numbers, names and dates, and most of its content words
     unsupported  none of these, or the source contradicts the sentence in the same words (see `contradiction`)
     dangling     no source has the cited number
 
@@ -38,8 +38,9 @@ MAX_SENTENCES: Final = 500
 """Cap on the sentences that are compared, since an answer may have any number of sentences."""
 _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
-"""Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage: a tenth
-of a second. Sentences beyond the budget are `lexical` at most."""
+"""Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage.
+
+The budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
 
 CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -48,7 +49,7 @@ CITATION: Final = re.compile(
 """`[1]`, `[1, 2]`, and forms that models add: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
 _PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
 _INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
-"""Text after which bracketed numbers are an interval."""
+"""Matches the text before an interval, such as "CI" before "[1, 2]"."""
 _BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{CITATION.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -57,9 +58,9 @@ _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[
 _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _NAME_LETTERS: Final = 4
-"""Letters that a name has to share with a word of the source. More would refuse names with another ending."""
+"""Number of first letters that a name shares with a word of the source; more would refuse other endings."""
 _DATE_LETTERS: Final = 3
-"""The first letters that identify a month or a day, in full or abbreviated."""
+"""Number of first letters that identify a month or a day, in full or abbreviated."""
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
 
 _COMMON_WORDS: Final = (
@@ -88,7 +89,7 @@ class _Sentence:
 
 @dataclass(frozen=True, slots=True)
 class _SourcePassage:
-    """A passage, split into words, and joined to one line of these words."""
+    """A passage as a list of words, and as one line of these words."""
 
     words: tuple[str, ...]
     line: str
@@ -109,7 +110,7 @@ class _SourceWords:
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
     beginnings: frozenset[str]
-    """The first letters of each word, in the lengths that are compared for names and for dates."""
+    """The first letters of each word: as many as are compared for dates, and as many as for names."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:
@@ -175,7 +176,7 @@ class SourceTexts:
         return self._clauses_of[number].denies(self._clauses(text))
 
     def quoted(self, citation: Citation, text: str, number: int) -> Citation:
-        """Return the citation with the words of source `number` that are nearest to the text, if it has support."""
+        """Return the citation, with the nearest words of source `number` if the citation has support."""
         if citation.support not in BEARING:
             return citation
         found = self._quoter.quote(words(text), number)
@@ -215,7 +216,7 @@ class SourceTexts:
         if not 3 <= len(said) <= _MAX_FUZZY_WORDS:
             return False
         if sum(word in passage.vocabulary for word in said) < FUZZY_SHARE * len(said):
-            return False  # the shared words bound the words that an alignment can match
+            return False  # an alignment can match only words that both texts have
         self._left -= len(said) * len(passage.words)
         return self._left >= 0 and _is_close(said, passage.words)
 

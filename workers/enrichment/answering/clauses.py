@@ -29,7 +29,7 @@ _TURNS_WORDS: Final = (
 _TURNS: Final = frozenset(_TURNS_WORDS.split())
 _PAIRING: Final = frozenset({"between", "both"})
 _PAIRED_WITHIN: Final = 4
-"""The number of tokens after "between" or "both" in which an "and" joins two things."""
+"""An "and" within this many tokens after "between" or "both" joins two things, not two clauses."""
 _AND: Final = frozenset({"and", "und", "et", "y"})
 _GERMAN_WORDS: Final = (
     "als am an auf auch bei beiden bis dem den der des die das ein eine einem einen einer es für hat im in ist mit "
@@ -56,7 +56,7 @@ _DATES_WORDS: Final = (
 _DATES: Final = frozenset(_DATES_WORDS.split())
 """Capitalised words that are not names. If "March" were a name, "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
-"""Cap on the words of another language in an English text; 0 for a text without any common English word."""
+"""Cap on the words of another language in an English text; without any common English word, the cap is 0."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
 MAX_TOKENS: Final = 60
 """Cap on the tokens of one clause. The rest of a longer clause begins another clause."""
@@ -113,7 +113,7 @@ class Clause:
     """False if the most common words of German, French or Spanish show that the text is in that language."""
 
     content: frozenset[str] = frozenset()
-    """Stems of the content words: neither common words nor negations."""
+    """Stems of the content words, which are neither common words nor negations."""
     plain: frozenset[str] = frozenset()
     """The stems in `content` that are neither numbers nor names."""
 
@@ -222,7 +222,7 @@ def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
 
 
 def _unnested(sentence: Sequence[Token | str]) -> list[list[Token | str]]:
-    """Return the sentence without its parentheses, and then the content of each, so that none cuts a clause in two."""
+    """Return the sentence without its parentheses, which would cut clauses in two, and then the content of each."""
     outer: list[Token | str] = []
     found, open_ones = [outer], [outer]
     for part in sentence:

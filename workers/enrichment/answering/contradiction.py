@@ -40,7 +40,7 @@ MAX_EXCHANGES: Final = 100
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
-"""Number of clauses on each side of a source's clause, in its sentence, that are also searched for negations."""
+"""Number of a clause's neighbours, on each side in the same sentence, that are also searched for negations."""
 _REACH: Final = 4
 """Number of content words after a negation that count as negated."""
 _MIN_SHARED: Final = 0.5
@@ -49,7 +49,7 @@ _FEWEST_IN_PREFIXED: Final = 4
 _SUBJECT_WORDS: Final = 2
 _FEWEST_IN_REST: Final = 2
 _MOST_OF_REST: Final = 0.5
-"""The share of the words besides the subject that a nearest clause must have if its subject is different."""
+"""Least share of the words besides the subject that a nearest clause with another subject must have."""
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
@@ -59,7 +59,7 @@ _LISTING: Final = frozenset({"and", "or"})
 
 
 Exchanges = dict[tuple[str, ...], bool]
-"""A cache of the costly `exchanged_words`: its answers by the words of both sentences."""
+"""Cached results of the costly `exchanged_words`, by the words of both sentences."""
 
 
 class Source:
@@ -109,7 +109,7 @@ class Source:
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
     def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
-        """Return the clauses that share most words besides the subject, if twice as many as the `nearest`.
+        """Return the clauses that share most words besides the subject, if they share twice as many as `nearest` do.
 
         A clause with another subject, or with "it", may still deny the sentence.
         """
@@ -306,7 +306,7 @@ def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
 
 
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
-    """True if the sentence has a word of the negation that `around` contains at most once."""
+    """True if the sentence has a negated word that occurs at most once in `around`."""
     times = Counter(token.stem for token in around)
     head, *rest = negation.scope
     about = [head] if head in said else [word for word in rest if word in said]

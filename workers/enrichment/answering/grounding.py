@@ -1,7 +1,7 @@
 """Writes numbered sources and the question as one prompt, and keeps pages inside quotations.
 
-A page cannot end its quotation, since it cannot foresee the marks around the quotation (`marks`). Tokens of chat
-templates are replaced in pages, and invisible characters removed. Each further line of a passage begins with `>`, as in
+A page cannot end its quotation, since it cannot foresee the marks around the quotation (`marks`). In pages, tokens of
+chat templates are replaced, and invisible characters are removed. Each further line of a passage begins with `>`, as in
 e-mails, so that no line looks like a question, an answer or another source. Text that looks like a citation of one of
 the job's sources is removed or changed.
 """
@@ -137,7 +137,7 @@ def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
 
 
 def _without_markers(text: str, sources: int) -> str:
-    """Drop citation marks such as footnotes; give round brackets to an index or interval that looks like a citation."""
+    """Drop citation marks such as footnotes; write an index or interval that looks like one in round brackets."""
     kept: list[str] = []
     position, dropped = 0, -1
     for found in _MARKER.finditer(text):

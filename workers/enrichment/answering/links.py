@@ -32,7 +32,7 @@ LINK_REMOVED: Final = "(link removed)"
 
 _MARKS: Final = "，。、；：！？（）「」『』【】《》“”‘’„«»…—"  # noqa: RUF001 - they end an address in text
 _LETTER: Final = "a-zA-Z\u0130\u0131\u017f\u212a"
-"""The letters that `[a-z]` matches where case is ignored. A pattern that ignores case takes three times as long."""
+"""All letters that `[a-z]` matches if case is ignored; a pattern that ignores case takes three times as long."""
 URL: Final = re.compile(
     rf"""(?: [{_LETTER}][{_LETTER}0-9+.-]{{1,30}}+: (?: // | (?:\\?/|\\){{2}} (?=\w) )
            | [wW]{{3}}\. (?=\w)
@@ -42,7 +42,7 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""Characters after which a given URL ends here, although another program may count them as part of the URL."""
+"""Characters before which this module ends a given URL, although another program may add them to the URL."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
@@ -91,9 +91,9 @@ class _Given:
 
     @cached_property
     def _lengths(self) -> tuple[list[int], list[int]]:
-        """The lengths of the parts of given URLs that the pattern finds, ascending, and the lengths of those URLs.
+        """For each given URL, the length of the part that the pattern `URL` finds, ascending, and the whole length.
 
-        A source's URL may have characters at which the pattern ends.
+        The two lengths differ if a source's URL has characters at which the pattern stops.
         """
         found = {(len(url), len(url)) for url in self.images}
         found |= {(match.end() if (match := URL.match(url)) else 0, len(url)) for url in self.links - self.images}
@@ -103,8 +103,8 @@ class _Given:
     def _lengths_within(self, most: int) -> list[int]:
         """Return the lengths of given URLs that a found URL of length `most` may begin with, the longest first.
 
-        In the text, the pattern finds as much of a given URL as in the URL itself, or more. So the URLs of which it
-        finds more than `most` are left out: a job may have sources and URLs of a thousand lengths.
+        In the text, the pattern `URL` finds at least the part that it finds in the given URL itself. So a given URL
+        with a part longer than `most` is left out. This saves time: a job may have URLs of a thousand lengths.
         """
         parts, wholes = self._lengths
         return sorted(set(wholes[: bisect_right(parts, most)]), reverse=True)
@@ -150,7 +150,7 @@ class _Given:
     def _end_of_given(self, text: str, start: int, most: int) -> int | None:
         """Return the end of the given URL that begins at `start`, with closing marks; None if none begins there.
 
-        `most` is the end of the URL that the pattern found there.
+        `most` is the end of the URL that the pattern `URL` found at `start`.
         """
         for length in self._lengths_within(most - start):
             if text[start : start + length] in self.links:

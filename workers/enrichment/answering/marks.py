@@ -1,4 +1,4 @@
-"""Marks around the sources in a prompt: letters that no page can foresee, and equal for equal sources.
+"""Marks around the sources in a prompt: letters that no page can foresee. Equal sources have equal marks.
 
 A mark is a MAC over the sources (HMAC-SHA256, RFC 2104) with a secret of the fleet. Equal sources thus give equal
 prompts up to the question, and the engine finds their tokens in its prefix cache.
@@ -13,7 +13,7 @@ import secrets
 from typing import Final
 
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
-"""Consonants only: a mark is no word of a page, and no number that a small model could take for a page's number."""
+"""Consonants only: a small model could take a mark with vowels or digits for a word or a number of the page."""
 _LENGTH: Final = 8
 _DOMAIN: Final = b"postback sources mark v1"
 """Separates marks from other uses of the secret."""

@@ -23,7 +23,7 @@ CONTEXT_CHARS: Final = 32
 """The most code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
 MAX_COMPARED: Final = 200_000
-"""Budget of one answer for quotes that are not exact, in words of the sources: a fifth of a second.
+"""Budget of one answer for quotes that are not exact, in words of the sources; it takes a fifth of a second.
 
 Without a budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
 
@@ -131,7 +131,7 @@ class _Placed:
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
 
     def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
-        """Return the part of at most `width` words with most wanted words: their number, its start and end."""
+        """Find the part of at most `width` words with most wanted words. Return their number, and its start and end."""
         best: tuple[int, int, int] = (0, 0, 0)
         inside: Counter[str] = Counter()
         hits = sorted(at for word in wanted for at in self.places.get(word, ()))
@@ -150,7 +150,7 @@ class _Placed:
         return best
 
     def quote(self, first: int, behind: int) -> Quote:
-        """Return the words from `first` to before `behind` as the passage writes them; a long part is cut at a word."""
+        """Return the passage's text from word `first` to before word `behind`; a long text is cut between two words."""
         start = self.spans[first][0]
         ends = [end for _, end in self.spans[first:behind] if end <= start + MAX_QUOTE_CHARS]
         end = ends[-1] if ends else start + MAX_QUOTE_CHARS

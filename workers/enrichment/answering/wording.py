@@ -23,14 +23,14 @@ MAX_WORDS: Final = 30
 """Cap on the words of a sentence that is compared here, since each pair of its words is tried."""
 _MAX_SOURCE_WORDS: Final = 120
 _SLACK: Final = 2
-"""The most further words between a sentence's words in the source for which the sentence counts as a quotation."""
+"""Cap on a source's extra words between the words of a sentence that counts as a quotation."""
 _MOST_BEGINS: Final = 4
 _MOST_IN_HALF: Final = 4
 """Cap on the content words of a shortened second half, besides its number."""
 
 
 def has_its_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if both sentences are short and the source's has all words of the other, as `exchanged_words` needs."""
+    """True if `exchanged_words` can compare the sentences: both are short, and `told` has all words of `said`."""
     is_short = 1 < len(said) <= MAX_WORDS and len(told) <= _MAX_SOURCE_WORDS
     return is_short and {token.stem for token in said} <= {token.stem for token in told}
 
@@ -58,7 +58,10 @@ def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _is_listing(words: Sequence[str], one: int, other: int) -> bool:
-    """True if only "and", articles and the words before the first place stand between: "in A and in B"."""
+    """True if the two places belong to one list, such as "in A and in B".
+
+    Then only "and" and the like, articles, and words that also stand before the first place are between them.
+    """
     lead = words[max(0, one - _SLACK) : one]
     return all(word in _LISTING or word in _ARTICLES or word in lead for word in words[one + 1 : other])
 
@@ -112,7 +115,7 @@ def is_other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _halves(told: Sequence[Token]) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """Yield the first number, the second, and the words of the second half alone: "… 38 minutes … and … 9 minutes".
+    """Yield both numbers of "… 38 minutes … and … 9 minutes", and the words that only the second half has.
 
     The time grows with the square of the words, so a sentence with more than _MAX_SOURCE_WORDS has no halves.
     """

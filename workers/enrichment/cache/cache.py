@@ -26,7 +26,7 @@ from workers.enrichment.evidence import Unreadable
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
 
-Each read of invalidations covers this much time before the last read.
+So each read of invalidations goes back to this long before the last read.
 """
 _PATIENCE: Final = 0.9
 """The share of a job's remaining time that a page's server gets before a stale copy is served."""

@@ -1,6 +1,6 @@
 """Chooses the passages to quote: by words, and also by meaning if the settings name an embedding model.
 
-The choice by words is made first. A job falls back to this choice if the model is late or away.
+The choice by words is made first. A job falls back to this choice if the model is late or unavailable.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _readable() -> list[str]:
-    """List what libraries read late: Python's folders, and the system's files about cores and memory.
+    """List the files that libraries read late: Python's folders, and the system's files about cores and memory.
 
     The listed folders and files hold no secrets, unlike the rest of `/proc` and the worker's own folder.
     """

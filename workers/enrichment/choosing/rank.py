@@ -2,7 +2,7 @@
 
 The weight is BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, equation
 3.15) with the idf of Lucene, which is never negative. Words are stemmed; Chinese, Japanese and Korean text, which has
-no spaces, is taken in pairs of characters.
+no spaces, is split into pairs of characters.
 
 If a model has ordered the likeliest passages by meaning, reciprocal rank fusion joins both orders (Cormack, Clarke
 and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", 2009). The model's
@@ -38,7 +38,7 @@ REST_WEIGHT = 0.6
 """Factor for passages outside of a page's main text, such as comments, boxes and menus."""
 
 _SET_BACK = 3
-"""Places in the order by which a passage is moved back for each better passage of the same document."""
+"""A passage moves back this many places in the order for each better passage of the same document."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8

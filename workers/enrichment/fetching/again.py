@@ -1,4 +1,4 @@
-"""Further tries of servers that fail."""
+"""Tries a fetch again if its server fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAUSES = (0.5, 2.0)
 
 
 async def tried_again(fetch: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `fetch()`, called again after an outage. Raises its last Unreadable."""
+    """Return the result of `fetch()`, which is called again after an outage. Raises the last call's Unreadable."""
     for pause in PAUSES:
         try:
             return await fetch()

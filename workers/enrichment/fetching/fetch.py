@@ -33,12 +33,12 @@ _ACCEPT: Final = (
 )
 
 _FILES: Final = (b"%PDF-", b"PK\x03\x04")
-"""The first bytes of PDFs and Office files, which may be larger than a page. Servers often declare octet-stream."""
+"""The first bytes of PDFs and Office files, which may be larger than a page; servers often declare a wrong type."""
 _PICTURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF")
 """The first bytes of the images that OCR reads."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
-"""One reason for both cases: otherwise a job could probe which names exist in the operator's network."""
+"""Missing and non-public names get one reason, so that no job learns which names exist in the operator's network."""
 _SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -53,7 +53,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 """The reason for each class of error. The first match counts, so subclasses come first.
 
-The libraries' own texts would quote whole URLs.
+The libraries' own texts are not used, since they quote whole URLs.
 """
 
 log = get_logger()
@@ -149,9 +149,9 @@ class Fetcher:
         """Fetch the page at the end of the redirects. Only the caller limits the time, by cancelling the call.
 
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
-        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead. With
-        `counted`, no limit of the settings holds: it gets the bytes of each piece, and raises Unreadable to end the
-        fetch. `accept` replaces the header that asks for pages.
+        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead. A
+        `counted` function replaces both limits: it gets the size of each piece, and raises Unreadable to end the fetch.
+        `accept` replaces the header that asks for pages.
         A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
@@ -258,7 +258,7 @@ def _without_public_address(url: URL, reason: str) -> Unreadable:
 def _turns(connections: int) -> Turns:
     """Return a queue for `connections` places.
 
-    A quarter is reserved for tenants without a place, and a quarter for jobs without a place.
+    A quarter is reserved for tenants with few places, and a quarter for jobs without a place, see `turns`.
     """
     return Turns(connections, kept=connections // 4)
 
@@ -280,7 +280,10 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 def _is_outage(error: Exception) -> bool:
-    """False if the URL is at fault. An SSLCertVerificationError is a ValueError too, but its server may renew it."""
+    """False if the URL is at fault.
+
+    An SSLCertVerificationError is a ValueError too, but counts as an outage: the server may renew its certificate.
+    """
     return isinstance(error, ssl.SSLError) or not isinstance(error, ValueError)
 
 

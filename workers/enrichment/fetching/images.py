@@ -35,8 +35,8 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
 class ImageFetcher:
     """Fetches images for all jobs of a worker.
 
-    A bounded number of jobs has images in memory, in turns by tenant. Of these, at most half fetch from one server for
-    one tenant, so that a server that hangs leaves places to the tenant's other jobs.
+    A bounded number of jobs has images in memory; tenants take turns. At most half as
+    many jobs of one tenant fetch from one server at once, so a hung server leaves places to the tenant's other jobs.
     """
 
     def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
@@ -44,13 +44,13 @@ class ImageFetcher:
         self._settings = settings
         self._jobs = Turns(settings.image_jobs, kept=settings.image_jobs // 4)
         self._at_origins: dict[tuple[str, str], Turns] = {}
-        """The turns of each tenant's jobs at each origin that they fetch from."""
+        """The turns of one tenant's jobs at one origin, by tenant and origin."""
 
     @asynccontextmanager
     async def at_origins(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
         """Wait for the job's turn to fetch from the origins of all URLs, and hold it until the context ends.
 
-        Take it before `place`: otherwise jobs at a hung server would wait for this turn with a place in memory.
+        Call this before `place`: otherwise jobs at a hung server would keep their places in memory while they wait.
         """
         async with AsyncExitStack() as stack:
             for origin in sorted({origin_of(url) for url in urls}):  # one order for all jobs, so that none deadlock
@@ -75,8 +75,8 @@ class ImageFetcher:
     async def fetched(self, urls: Mapping[str, int], asker: Asker) -> dict[str, str]:
         """Return each URL with its image as a data URL. Raises UnreadableImage for the first URL without an image.
 
-        `urls` has the number of the job's images with each URL. An image is fetched once, and its bytes count as often
-        as the job names the image: the engine's request repeats the bytes.
+        `urls` maps each URL to the number of times that the job names the URL. An image is fetched once, but its bytes
+        count as often as the job names the image, since the engine's request repeats the bytes.
         """
         most = self._settings.image_bytes
         room = Room(most, f"the job's images are larger than {most} bytes together")
@@ -96,7 +96,7 @@ class ImageFetcher:
             raise UnreadableImage(url, f"it took longer than {seconds:g} s", is_outage=True) from None
 
     async def _tried(self, url: str, asker: Asker, share: _Share) -> str:
-        """Fetch one image, again after a failure of its server."""
+        """Fetch one image; try again if its server fails."""
         try:
             image = await tried_again(lambda: self._once(url, asker, share))
         except Unreadable as unreadable:
@@ -115,7 +115,7 @@ class ImageFetcher:
 
 
 class _Share:
-    """The bytes that one image has taken of the room: its own, as many times as the job names the image."""
+    """The part of the room that one image takes: its size times the number of times that the job names the image."""
 
     def __init__(self, room: Room, times: int) -> None:
         self._room = room
@@ -123,11 +123,11 @@ class _Share:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """Take the bytes of a piece of the image. Raises Unreadable if the room has fewer."""
+        """Take room for a piece of the image. Raises Unreadable if too little room is left."""
         self._taken += count * self._times
         self._room.take(count * self._times)
 
     def give_back(self) -> None:
-        """Return the bytes of a try that failed."""
+        """Give back the room that a failed try took."""
         self._room.give_back(self._taken)
         self._taken = 0

@@ -21,7 +21,7 @@ _ACCEPT: Final = "application/json, */*;q=0.1"
 
 
 class PayloadFetcher:
-    """Fetches payloads for all jobs of a worker. A bounded number of jobs has payloads, in turns by tenant.
+    """Fetches payloads for all jobs of a worker. A bounded number of jobs has payloads in memory.
 
     Raises ProcessError if the settings name buckets and boto3 cannot be used.
     """

@@ -21,7 +21,7 @@ from workers.enrichment.turns import Asker
 _RENDERING_SHARE: Final = 0.8
 """The share of a job's remaining time that the renderer gets; the rest is for reading the rendered page."""
 _OCR_SHARE: Final = 0.9
-"""The share of a job's remaining time for a page's pictures; then the page's other text is used."""
+"""The share of a job's remaining time for a page's pictures. If OCR takes longer, only the page's own text is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Reader:
             text = await self._text(page, older, asker, deadline)
         life = lifetime(page, self._settings, asked_at)
         if text.may_grow:
-            page = replace(page, etag=None, last_modified=None)  # such a page stays the same while its text grows
+            page = replace(page, etag=None, last_modified=None)  # no 304 shall keep a text that may grow
         if text.may_grow and not text.is_rendered and life is not None:
             life = replace(life, fresh=min(life.fresh, self._settings.negative_seconds))
         if unchanged is not None and not page.cache_control and page.expires is None:
@@ -96,7 +96,7 @@ class Reader:
         )  # fmt: skip
 
     async def _text(self, page: Page, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> _Text:
-        """Return the text of the page; for a shell, the text that its scripts make, if any. Raises Unreadable."""
+        """Return the page's text, or the text that its scripts make if the page is a shell. Raises Unreadable."""
         answer: dict[str, Any] | None = None
         reason = Unreadable("")
         try:

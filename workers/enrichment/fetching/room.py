@@ -9,13 +9,13 @@ from workers.enrichment.evidence import Unreadable
 
 @dataclass(slots=True)
 class Room:
-    """The bytes that fetches may still take. `beyond` is the reason of a refusal."""
+    """The number of bytes that fetches may still take. `beyond` is the reason that a refusal gives."""
 
     left: int
     beyond: str
 
     def take(self, count: int) -> None:
-        """Take the bytes of a piece. Raises Unreadable if fewer are left."""
+        """Take room for a piece of `count` bytes. Raises Unreadable if fewer are left."""
         self.left -= count
         if self.left < 0:
             raise Unreadable(self.beyond)

@@ -1,7 +1,7 @@
 """Objects of S3-compatible storage that jobs name as their payload.
 
 Source: Amazon S3 API reference, "GetObject" and "Error responses"; boto3's client. The buckets and the endpoint are the
-operator's, so the egress guard does not judge them.
+operator's, so the egress guard does not check them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 10
 _MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 _OF_THE_OBJECT: Final = frozenset({"AccessDenied", "InvalidObjectState", "403", "KeyTooLongError", "InvalidURI"})
-"""Codes of answers that a further try would get again, since the object or the rights to it are at fault."""
+"""Error codes that a further try would get again, since the object or the rights to the object are at fault."""
 
 
 class _Reading:
-    """One read of an object in a thread. The job's side may end it: a storage that drips would hold the thread."""
+    """One read of an object in a thread. The job may end the read: a slow storage would keep the thread busy."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class _Reading:
 
     @contextmanager
     def of(self, body: Any) -> Iterator[None]:
-        """Let `end` reach this body, a urllib3 response, for a block."""
+        """Within this context, `end` also shuts down the body, a urllib3 response."""
         with self._lock:
             self._body = body
         try:
@@ -48,7 +48,7 @@ class _Reading:
                 self._body = None
 
     def end(self) -> None:
-        """End the read: the thread finds the end of the body, whether it waits for bytes or asks for more."""
+        """End the read: the thread's pending or next read of the body finds the body's end."""
         with self._lock:
             self.is_over = True
             if self._body is not None:
@@ -57,10 +57,10 @@ class _Reading:
 
 
 class S3Objects:
-    """Reads objects in threads: boto3 blocks.
+    """Reads objects in threads, since boto3 blocks.
 
-    A thread ends once its job has left, also if the object's bytes drip. Only an answer's head, which comes before the
-    object, is read to its end; each wait for its bytes takes ten seconds at most.
+    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the head of an answer is read to
+    its end in any case; each wait for bytes of the head takes ten seconds at most.
     """
 
     def __init__(self, settings: PayloadSettings) -> None:
@@ -81,14 +81,14 @@ class S3Objects:
             reading.end()
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the idle threads now, and the busy ones after their reads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, bucket: str, key: str, tenant: str) -> None:
         """Raise Unreadable for an object that the operator does not list."""
         if not self._folders:
             raise Unreadable("no bucket is allowed here; send an https URL, or ask the operator to allow the bucket")
-        if {".", ".."} & {*key.split("/")}:  # a client or a server may resolve these to another folder's object
+        if {".", ".."} & {*key.split("/")}:  # these may lead a client or a server to another folder
             raise Unreadable("its key has `.` or `..` between slashes; rename the object")
         if not any(folder.holds(bucket, key, tenant) for folder in self._folders):
             raise Unreadable("the operator does not allow this tenant to read there; ask for the right prefix")
@@ -125,7 +125,7 @@ def _client(endpoint: str | None) -> Any:
             endpoint,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
-            retries={"total_max_attempts": 1},  # `tried_again` tries again, after broken bodies too
+            retries={"total_max_attempts": 1},  # `tried_again` makes further tries, also after broken bodies
             max_pool_connections=THREADS,
         )
     except (BotoCoreError, ValueError) as error:

@@ -51,7 +51,7 @@ class PayloadSettings(BaseSettings):
     most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
     """Maximum size of a payload after decompression."""
     seconds: float = Field(default=30.0, gt=0, le=600)
-    """Time for a payload, with the further tries of a server that fails."""
+    """Time for fetching a payload, including further tries if its server fails."""
     jobs: int = Field(default=32, ge=1, le=8192)
     """Jobs with payloads in memory at once. Further jobs with a `payload_url` wait.
 

@@ -4,7 +4,7 @@ A page that exploits a bug in its parser would run code as the worker's user. Th
 has them:
 
     seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
-                Refuses to open files, if no folder is named. Covers all threads. See seccomp(2).
+                With no named folder, refuses to open files, too. Covers all threads. See seccomp(2).
     Landlock    refuses to open, make, change or remove files, except to read in the named folders. Refuses TCP ports.
                 Covers this thread and threads started by it. See landlock(7).
     capset      drops all capabilities, even if the process runs as root. See capabilities(7).
@@ -63,7 +63,7 @@ class SystemCalls(NamedTuple):
 # The same numbers on every architecture: pidfd_*, io_uring, mounts
 _GENERIC: Final = (434, 438, 424, 425, 428, 430, 429)
 _FCNTL_OWNERS: Final = (8, 15)
-"""F_SETOWN F_SETOWN_EX: once bytes come, the kernel sends a file's owner any signal, also SIGKILL. See fcntl(2)."""
+"""F_SETOWN F_SETOWN_EX: when bytes come, the kernel sends a file's owner any signal, even SIGKILL. See fcntl(2)."""
 _IOCTL_OWNERS: Final = (0x8901, 0x8902)
 """FIOSETOWN SIOCSPGRP: the same for a socket; some event loops make a child's standard input one."""
 ARCHITECTURES: Final = {
@@ -125,9 +125,9 @@ _VERSION_ASKED: Final = 1
 _PATH_BENEATH: Final = 1
 _FILE_RIGHTS_BY_ABI: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _NETWORK_RIGHTS: Final = 0b11
-"""TCP bind and connect, from version 4."""
+"""TCP bind and connect, from version 4 of Landlock's ABI."""
 _SOCKET_SCOPE, _SIGNAL_SCOPE = 0b01, 0b10
-"""Abstract sockets and signals, from version 6."""
+"""Abstract sockets and signals, from version 6 of Landlock's ABI."""
 _READING: Final = 0b1101
 """EXECUTE, READ_FILE, READ_DIR."""
 _READING_FILE: Final = 0b101
@@ -149,8 +149,8 @@ def confine(
     `readable` names files, and folders with files, that may still be read; with None, no file can be opened. Before the
     call, the process must have imported all modules that it will need. The process can still start threads, but no
     processes. With `may_execute`, it can become one of the readable programs, which is confined like the process. With
-    `is_parent`, seccomp alone refuses signals: Landlock would also drop the signal of `end_with` to this process's
-    child.
+    `is_parent`, only seccomp refuses signals: Landlock would also drop the signal by which `end_with` ends this
+    process's child.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -170,10 +170,11 @@ def confine(
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when `parent`'s thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
+    """Let the kernel kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
 
-    The program that this process becomes ends too; a program that it starts does not. A parent that is confined needs
-    `is_parent`. If the parent has ended already, this process ends now. Only Linux has such a signal.
+    The kernel also kills a program that replaces this process, but no program that this process starts. If `parent`
+    calls `confine`, `parent` must set `is_parent`. If `parent` has ended already, this process ends now. Only Linux has
+    such a signal.
     """
     if sys.platform != "linux":
         return

@@ -60,7 +60,7 @@ def limit_memory(size: int) -> None:
 def serve(kinds: Mapping[str, Kind], seconds: float, *, is_parent: bool = False) -> None:
     """Confine this process, and answer tasks until the input ends. An alarm ends a task much later than `seconds`.
 
-    `is_parent` is that of `confine`.
+    `is_parent` is passed on to `confine`.
     """
     status = _status()
     send(sys.stdout.buffer, {"missing": confine(is_parent=is_parent)})
@@ -132,7 +132,7 @@ def extract_page(
 
 
 def answered(extracted: Extracted) -> dict[str, Any]:
-    """Return the answer that stands for an extracted page."""
+    """Return an extracted page in the form of a member's answer."""
     return {
         "title": extracted.title,
         "text": extracted.text,

@@ -4,8 +4,8 @@ The arguments are seconds, bytes, the most pages, the languages, and tesseract w
 
 The process starts tesseract first, since it can start no program once it is confined like a reader of pages. Pillow and
 pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both
-after one document. Tesseract also ends with this process, and this process with the worker: neither reads its input
-while it works, so neither would notice the other's end.
+after one document. Tesseract also ends with this process, and this process with the worker. The kernel ends both
+(`end_with`): neither reads its input while it works, so neither would notice that its input has closed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 _READING_SHARE: Final = 0.8
-"""The share of the time after which the pages that are finished are the answer."""
+"""Share of the time after which the answer is sent, with the pages finished so far."""
 _PAGE_END: Final = b"\f"
 _PIECE_BYTES: Final = 64 * 1024
 
 
 class PictureReader:
-    """Reads the pictures of one document by a tesseract that has been started. A `Recogniser`."""
+    """Reads the pictures of one document by a tesseract that has been started. Implements `Recogniser`."""
 
     def __init__(self, tesseract: subprocess.Popen[bytes], pages: int, deadline: Deadline) -> None:
         self._tesseract = tesseract
@@ -54,13 +54,13 @@ class PictureReader:
         return "\n\n".join(self._texts(images_in(body, self._pages)))
 
     def of_pages(self, document: PdfDocument, numbers: Sequence[int]) -> Sequence[str]:
-        """Return the texts of the first of these pages. Raises Unreadable."""
+        """Return the texts of these pages, up to the cap on pages. Raises Unreadable."""
         return self._texts(page_image(document, number) for number in numbers[: self._pages])
 
     def _texts(self, images: Iterable[Image]) -> list[str]:
-        """Return the texts of the pages that are finished in time, at least of one. Raises Unreadable."""
+        """Return the texts of the pages that are finished in time, but of at least one page. Raises Unreadable."""
         tiff, count = as_tiff(images)
-        with suppress(BrokenPipeError), self._input:  # if tesseract has ended, its output tells
+        with suppress(BrokenPipeError), self._input:  # `_written` finds out if tesseract has ended
             self._input.write(tiff)
         pages = self._written()[:count]
         self.is_unfinished = len(pages) < count
@@ -69,7 +69,7 @@ class PictureReader:
         return [page.decode(errors="replace").strip() for page in pages]
 
     def _written(self) -> list[bytes]:
-        """Return the pages that tesseract has finished at its end, or at the deadline; wait for the first page."""
+        """Return the pages finished when tesseract ends, or by the deadline; wait for the first page even longer."""
         found = bytearray()
         while len(found) < MAX_TEXT_CHARS:
             seconds = self._deadline.remaining if _PAGE_END in found else None

@@ -86,7 +86,7 @@ class Pool:
     async def _take(self) -> Child:
         """Take an idle member that is alive.
 
-        A new member first counts as idle, since the job that waits for a member may be cancelled.
+        A new member is not handed to the job that waited for it but counts as idle, since that job may be cancelled.
         """
         while True:
             if not self._idle:

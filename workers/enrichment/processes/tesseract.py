@@ -69,7 +69,7 @@ class Tesseract:
 
 
 def _shown(languages: Sequence[str]) -> str:
-    """The first eight names as one phrase, so that an operator sees their form."""
+    """Return the first eight languages as one phrase, which shows an operator how languages are named."""
     shown, more = languages[:_LANGUAGES_SHOWN], len(languages) - _LANGUAGES_SHOWN
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "") if shown else "no language"
 

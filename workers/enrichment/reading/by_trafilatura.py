@@ -37,7 +37,7 @@ def main_lines(page: str, visible: str) -> str:
     try:
         tree = trafilatura.load_html(page)
         etree.strip_attributes(tree, *_SPANS)
-        # "Recall" takes two thirds of the usual mode's time: that mode runs a second time for a short text.
+        # "Recall" takes two thirds of the usual mode's time, since the usual mode extracts short texts twice.
         found = trafilatura.extract(tree, include_comments=False, favor_recall=True)
     except Exception:  # a defect of lxml or trafilatura, or too little memory; the page still has another main text
         return ""
@@ -45,9 +45,9 @@ def main_lines(page: str, visible: str) -> str:
 
 
 def _lines_in(visible: str, found: str) -> str:
-    """Return the lines with at least half of their word runs in the found text, each run as often as it is found.
+    """Return the visible lines that have at least half of their word runs in the found text.
 
-    A line with too few words for a run has to be a line of the found text.
+    Each run of the found text counts for one line only. A line with too few words for a run must equal a found line.
     """
     runs = Counter(_runs(_words(found)))
     short = Counter(tuple(_words(line)) for line in found.splitlines())

@@ -1,9 +1,10 @@
-"""Removes elements that a page's reader would not see: they are meant for machines, and often try to mislead them.
+"""Removes elements that a page's reader would not see.
 
-Attributes, inline styles and conventional class names such as "sr-only" show which elements are hidden. Style sheets
-are not read: a page can hide text in more ways than a reader of style sheets knows. On public sets, such a reader lost
-more text of real pages than it kept out. The answer's safety rests on the marks around the sources, on neutralised
-tokens and on the removal of unknown links. All three apply to visible and hidden text alike.
+Hidden text is meant for machines, and often tries to mislead models. Attributes, inline styles and conventional class
+names such as "sr-only" show which elements are hidden. Style sheets are not read: a page can hide text in more ways
+than a reader of style sheets knows. On public sets, such a reader removed more visible text than hidden text. The
+answer's safety rests on the marks around the sources, on neutralised tokens and on the removal of unknown links. All
+three apply to visible and hidden text alike.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that must stay. If less would stay, nothing is removed: a script shows such a page."""
+"""Least share of a page's text that must stay. If less would stay, nothing is removed: scripts show the rest."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
-"""Elements whose text resiliparse leaves out: times, and a single bold character of three bytes, as in Chinese."""
+"""Elements that are unwrapped: resiliparse would leave out times, and a single bold Chinese character."""
 _UNSEEN: Final = "[hidden], input[type='hidden'], dialog:not([open]), [popover]"
 _CLASS_NAMES: Final = (
     "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "
@@ -68,7 +69,7 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
         seen = _seen_name(node.attributes.get("class") or "")
         # The extractor of the main text reads class names, so a hiding class must not stay beside a showing class.
         node.attrs[_MARK if seen is None else "class"] = seen or ""
-    # A style sheet could give white text a dark background.
+    # White text is marked only if nothing on the page can give it a dark background.
     if not has_styles and tree.css_first("[bgcolor], [background], [style*='background']") is None:
         for node in tree.css("[style*='color'], font[color]"):
             style, color = node.attributes.get("style") or "", node.attributes.get("color") or ""

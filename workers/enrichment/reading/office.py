@@ -132,7 +132,7 @@ class _Text:
         self._written: list[str] = []
         self._is_text = self._is_hidden = self._is_first = False
         self._unseen = self._cells = 0
-        """Open elements that are not seen, and open cells of tables."""
+        """Numbers of open elements that are not seen, and of open table cells."""
 
     def of(self, archive: zipfile.ZipFile, parts: list[str]) -> str:
         """Return the text of these parts, up to the caps. Raises the errors of `zipfile` and of the parser."""

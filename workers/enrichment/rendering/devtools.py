@@ -47,7 +47,7 @@ class DevTools:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def call(self, method: str, session: str | None = None, **params: object) -> dict[str, Any]:
-        """Run a command, of the page with this session or of the browser. Raises BrowserFailed.
+        """Run a command: of a page if `session` is given, else of the browser. Raises BrowserFailed.
 
         The result arrives only while `listen` runs.
         """

@@ -40,11 +40,11 @@ from workers.enrichment.turns import Asker, Turns
 SHELL_CHARS: Final = 200
 """A page with a script and less text than this is rendered."""
 _SETTLED_SHARE: Final = 0.7
-"""The share of a rendering's time after which the HTML of a page that goes on loading is read."""
+"""Share of a rendering's time after which the HTML is read even if the page still loads."""
 _SCRIPT: Final = re.compile(rb"<script[\s>/]", re.IGNORECASE)
 _SAY_SECONDS: Final = 60.0
 _MESSAGE_BYTES: Final = 64 * 1024
-"""Cap on the browser's description of itself, and on a message beside its HTML."""
+"""Cap on the answer of `/json/version`, and on the rest of a message around its HTML."""
 
 log = get_logger()
 
@@ -156,7 +156,7 @@ class Renderer:
         return self._session
 
     def _loader(self, page: Page, asker: Asker) -> Callable[[str], Awaitable[Page]]:
-        """Return the fetcher of one page's files, with the addresses and the bytes that the page may have."""
+        """Return a function that fetches a page's files, within the addresses and the bytes allowed for the page."""
         url = URL(page.url)
         is_inside = is_named(url.raw_host or "", self._policy) or is_listed(url.host or "", self._policy)
         fetcher = self._inside if is_inside else self._public

@@ -60,7 +60,7 @@ class Visit:
         self._loads = 0
         self._answering: set[asyncio.Task[None]] = set()
         self._idle: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        """For each document of the page, set once half a second has passed without a request."""
+        """An event for each document of the page, set after half a second without a request."""
 
     async def html(self) -> str:
         """Return the page's HTML once it makes no more requests, or after `settled_seconds`. Raises BrowserFailed.
@@ -93,7 +93,7 @@ class Visit:
         return member(await call("DOM.getOuterHTML", self._session, nodeId=node), "outerHTML", str)
 
     async def _open(self) -> None:
-        """Open an empty page whose requests all wait for this object."""
+        """Open an empty page; from now on, this object answers all requests of the page."""
         call = self._devtools.call
         if _NO_DATAGRAMS not in member(await call("SystemInfo.getInfo"), "commandLine", str).split():
             raise BrowserFailed(f"it was started without {_NO_DATAGRAMS}")

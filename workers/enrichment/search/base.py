@@ -43,9 +43,9 @@ class SearchQuery:
     """Hosts of the results. A provider may ignore the domains, since `Searches` drops results on other hosts."""
     since: str | None = None
     until: str | None = None
-    """The first and last day of publication, `YYYY-MM-DD`, for a provider with these names in its `filters`."""
+    """First and last day of publication, `YYYY-MM-DD`, for a provider that lists `since` and `until` in `filters`."""
     language: str | None = None
-    """The language of the results (ISO 639-1), for a provider with this name in its `filters`."""
+    """The language of the results (ISO 639-1), for a provider that lists `language` in `filters`."""
 
     def days(self, first: str, last: str) -> tuple[str, str] | None:
         """Return the range of days; `first` or `last` replaces a missing end. None if both ends are missing."""

@@ -38,7 +38,7 @@ class McpSource(InsideSource):
         self._items = Items(file.read) if file.read is not None else None
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """See `SearchProvider`. Without `read` in the file, each block of text or resource is a result."""
+        """See `SearchProvider`. Without `read` in the file, each content block with text or a resource is a result."""
         values = self.values_of(query)
         known = self._with_secrets(query, values)
         headers = {name: filled(text, known) for name, text in self._file.headers.items()}

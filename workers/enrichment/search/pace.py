@@ -95,11 +95,11 @@ class RequestPace:
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._door, self._queue = asyncio.Lock(), asyncio.Lock()
-        """New searches pass the door into the queue one at a time."""
+        """A new search holds the door while it is in the queue, so at most one new search is in the queue."""
         self._next = self._rest_ends = clock.monotonic()
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for the next turn, after up to `behind` new searches. A cancelled waiter takes no turn.
+        """Wait for the next turn, and first let up to `behind` new searches go ahead. A cancelled waiter takes no turn.
 
         Raises Unreadable during a service's long pause.
         """

@@ -40,7 +40,7 @@ class Findings:
     seconds: float = 0.0
     """Time that the search took, without waits for a turn."""
     ignored: tuple[str, ...] = ()
-    """Filters of the search that the provider does not have."""
+    """Filters that the search asked for, but the provider does not support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _KeptSearch:
 class Searches:
     """All searches of a worker. Tenants share a service's results, but not the results of an operator's own source.
 
-    `seconds` is the time limit of one search; `fresh_seconds` is the time for which its results are cached.
+    `seconds` is the time limit of one search; results are cached for `fresh_seconds`.
     """
 
     def __init__(

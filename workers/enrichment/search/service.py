@@ -178,8 +178,8 @@ class Service:
     ) -> ServiceAnswer:
         """Return the answer with status 200, after a second try if the service asks for a short wait.
 
-        The request waits for its turn, unless the caller already has one (`has_turn`). `overloaded` returns for how
-        many seconds an answer asks for no requests, or None. Raises Refused and other kinds of Unreadable.
+        The request waits for its turn, unless the caller already has one (`has_turn`). If an answer asks
+        for a pause, `overloaded` returns the seconds, else None. Raises Refused and other kinds of Unreadable.
         """
         if not has_turn:
             await self.pace.turn()
