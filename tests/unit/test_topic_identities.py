@@ -1,4 +1,4 @@
-"""A topic recreated under its name is noticed when a partition opens, when its offsets go back, and in the background."""
+"""A topic recreated under its name is noticed when a partition opens or its offsets go back, and in the background."""
 
 from __future__ import annotations
 
