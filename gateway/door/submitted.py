@@ -73,7 +73,7 @@ def openai_job(url: str, body: Any, policy: EgressPolicy) -> Job:
 
 
 def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> Job:
-    """Return the job, unless a rule beside its schema refuses it. Raises NotAJob."""
+    """Return the job, unless a rule outside the job's schema refuses the job. Raises NotAJob."""
     if job.job_id is not None and line_of(job.job_id) is not None:
         raise NotAJob(Problem("job_id", "has the form of a batch line's id; choose another one"))
     if job.callback_url is not None:

@@ -1,4 +1,4 @@
-"""Callbacks whose last attempt failed, and the order to send one again."""
+"""Callbacks whose last attempt failed, and the form that sends one again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the order to put one back.
+"""Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the form that puts one back.
 
 A visitor sees the letters of its own tenant; with the scope `admin`, those of all tenants. The page's redrive and
 `postback dead-letters redrive` together put each letter back only once. If two redrives run at the same time, the later

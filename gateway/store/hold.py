@@ -1,4 +1,4 @@
-"""A hold on the outbox of this process: until its numbers are known to be new, and while it is full."""
+"""Keeps this process from adding to the outbox: until its next number is known to be unused, and while it is full."""
 
 from __future__ import annotations
 

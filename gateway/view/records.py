@@ -44,7 +44,7 @@ class AttemptRecord:
     webhook_id: str
     at_ms: int
     details: dict[str, Any]
-    """The record's members beside the ids and the time."""
+    """The record's members besides the ids and the time."""
 
 
 def result_of(message: Any) -> ResultRecord | None:

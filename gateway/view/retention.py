@@ -20,7 +20,7 @@ _HOUR_MS = 3_600_000
 IDEMPOTENCY_HOURS = 48
 """Longer than the 24 hours for which OpenAI and others keep keys."""
 LATE_DAYS = 8
-"""Further days for a job without a result: a day more than Kafka keeps a job."""
+"""A job without a result is kept for these further days: a day longer than Kafka keeps jobs."""
 
 Step = Callable[[Connection, int], int]
 

@@ -41,7 +41,7 @@ class Trace:
     attempts: list[Attempt]
 
     def json(self) -> dict[str, Any]:
-        """Return the trace for programs, with the cited text of each citation. It holds the answer."""
+        """Return the trace for programs, with the cited text of each citation. The object contains the answer."""
         job = {name: value for name, value in asdict(self.job).items() if name not in ("result", "request")}
         result = None if self.result is None else self.result.model_dump(mode="json", exclude_none=True)
         if result is not None and self.result is not None:
@@ -64,7 +64,7 @@ def trace(connection: Connection, job_id: str, tenant: str | None = None) -> lis
 
 
 def _tenants(connection: Connection) -> Iterator[str]:
-    """Yield the tenants that have jobs or batches: one step of an index each, however many jobs there are."""
+    """Yield the tenants that have jobs or batches: each takes one step in an index, however many jobs it has."""
     seen: set[str] = set()
     for column in (jobs.c.tenant, batches.c.tenant):
         last = ""

@@ -76,7 +76,7 @@ class Facts:
             self._letters[record.place] = record.at_ms
 
     def add_mark(self, record: Stored) -> None:
-        """Add a record of `dead_letters.redriven`. A mark that is older than its letter is of a deleted topic."""
+        """Add a record of `dead_letters.redriven`. A mark older than its letter is from a deleted topic: ignore it."""
         place = StoredPlace.parse(record.key.decode("latin-1")) if record.key is not None else None
         if place is not None and self._letters.get(place, record.at_ms) <= record.at_ms + _CLOCKS_DIFFER_MS:
             self._letters.pop(place, None)

@@ -1,4 +1,4 @@
-"""The waiting jobs of all lanes. Each record of a lane is read once, and never if it is done before its turn."""
+"""The waiting jobs of all lanes. Each record is read at most once, and never if it is done before its turn."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ class ExporterSettings(BaseSettings):
     figures stale at once.
     """
     read_records: int = Field(default=10_000, ge=100, le=1_000_000)
-    """The most jobs that one reading takes from the lanes, to learn their age and deadline. More jobs are counted, and
-    read later."""
+    """The most jobs that one reading takes from the lanes, to learn their age and deadline. Further jobs are
+    counted, and read later."""
     known_jobs: int = Field(default=200_000, ge=1000, le=10_000_000)
-    """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. More jobs are counted, and expected after
-    the known ones."""
+    """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. Further jobs are counted, and
+    assumed to be due after the known ones."""
     min_replicas: int = Field(default=0, ge=0, le=10_000)
     """The least number of wanted workers of a lane, also without jobs."""
     max_replicas: int = Field(default=100, ge=1, le=10_000)
