@@ -30,7 +30,7 @@ from workers.engines.pooling import Pooled, PoolingInput
 from workers.engines.settings import EngineSection
 
 _LEAST_LOGPROB = -9999.0
-"""The logarithm of the least probability in results, as in vLLM's server: JSON has no infinity."""
+"""Stands for the logarithm of 0 in results, as in vLLM's server: JSON has no infinity."""
 TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A number of tokens in a server's answer.
 
@@ -64,7 +64,7 @@ class GenerationRequest:
     n: int = 1
     """The number of answers. An engine that cannot give this many refuses the request, or gives as many as it can."""
     top_logprobs: int | None = None
-    """The number of likeliest tokens at each place whose log-probabilities are returned.
+    """For each token of the answer, the number of likeliest tokens that are returned with log-probabilities.
 
     With 0, only the answer's own tokens have log-probabilities; with None, no log-probabilities are returned.
     """
@@ -91,7 +91,7 @@ class GenerationRequest:
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
-"""The reason for the end of generation. After an unknown reason, `other`, the answer may be cut off anywhere."""
+"""The reason why the generation ended. After an unknown reason, `other`, the answer may be cut off anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ class ServedBy:
 class Completion:
     """The engine's output. An aborted request completes too, with `finish_reason` abort.
 
-    `text` is an answer only after `stop`, `length` and, with `tool_calls`, `tool_calls`. The text does not include the
-    reasoning.
+    `text` is an answer only if `finish_reason` is `stop` or `length`, or, in a completion with calls, `tool_calls`. The
+    text does not include the reasoning.
     """
 
     text: str
@@ -125,7 +125,7 @@ class Completion:
     pooled: Pooled | None = None
     """The answer to the request's `pooling`; None for a request with a question."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """The calls that the model asks for. The reason is then `tool_calls`, or `length` for a call that is cut off."""
+    """The calls that the model asks for. `finish_reason` is then `tool_calls`, or `length` if a call is cut off."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Log-probabilities of the answer's tokens, without the reasoning; None unless the request asks for them."""
     further: tuple[Completion, ...] = ()
@@ -181,13 +181,13 @@ def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
 
 
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:
-    """Return a token's log-probability in the form of results; `top` are the likeliest tokens at its place."""
+    """Return a token's log-probability in the form of results; `top` has the likeliest tokens in the same place."""
     others = [Logprob(token=text, logprob=_rounded(each)) for text, each in top] if top else None
     return TokenLogprob(token=token, logprob=_rounded(value), top_logprobs=others)
 
 
 def _rounded(logprob: float) -> float:
-    """Return a finite value that JSON holds in few digits: -inf is the logarithm of 0."""
+    """Return the logarithm as a finite number of few digits, for JSON; -inf and NaN become `_LEAST_LOGPROB`."""
     return round(min(max(logprob, _LEAST_LOGPROB), 0.0), 6) if not math.isnan(logprob) else _LEAST_LOGPROB
 
 
@@ -200,7 +200,7 @@ def require_one_answer(request: GenerationRequest) -> None:
 
 
 NO_IMAGES = "the model takes text alone; name a model that takes images"
-"""The reason to refuse an image."""
+"""The reason that is given when an image is refused."""
 
 
 def require_question(request: GenerationRequest) -> None:
@@ -211,7 +211,7 @@ def require_question(request: GenerationRequest) -> None:
 
 
 def require_texts(request: GenerationRequest, reason: str) -> None:
-    """Raise RequestRejected with this reason, and the first image as the field, for a request with images."""
+    """Raise RequestRejected if the request has images, with this reason and the first image as the field."""
     for place, _ in images_in(request.messages or ()):
         raise RequestRejected(place, reason)
 
@@ -219,7 +219,7 @@ def require_texts(request: GenerationRequest, reason: str) -> None:
 def inline(image: ImageUrl) -> tuple[str, str]:
     """Return an image's media type and its bytes in base64.
 
-    Raises RequestRejected for a URL: the worker fetches images through the egress guard, and an engine fetches none.
+    Raises RequestRejected for a URL: an engine fetches no images. The worker fetches them, through the egress guard.
     """
     if not is_data_url(image.url):
         raise RequestRejected("messages", "an image was not fetched before the request; report this defect")
@@ -270,7 +270,7 @@ class EngineLost(EngineError):  # noqa: N818
 
 
 class TextsAlone:
-    """The part of `Engine` of a model that reads no images."""
+    """Implements `takes_images` of `Engine`, for models that read no images."""
 
     def takes_images(self, model_id: str | None) -> bool:
         """False."""
@@ -334,7 +334,7 @@ class HasAdapters(Protocol):
 
 
 def adapters_of(engine: object) -> tuple[str, ...]:
-    """Return the names of an engine's LoRA adapters; none for an engine that has no such thing."""
+    """Return the names of an engine's LoRA adapters; none for an engine that cannot have adapters."""
     return engine.adapters if isinstance(engine, HasAdapters) else ()
 
 
@@ -343,9 +343,9 @@ class ChangesModel(Protocol):
     """An engine that can change its model without a restart."""
 
     async def change_model(self, section: EngineSection) -> None:
-        """Serve the section's model and adapters from now on.
+        """Serve the model and adapters of these settings from now on.
 
-        Running requests get the old model; later ones wait for the new one. Running requests also keep their adapter.
+        Running requests end with the old model and keep their adapter. Later requests wait for the new model.
 
         Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
         EngineUnavailable if the engine could not change.

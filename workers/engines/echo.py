@@ -82,7 +82,7 @@ class EchoEngine:
         self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
         """Requests that sleep or wait for a place."""
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
-        """The requests that have a place."""
+        """The requests that have a place, each with the timer that ends its sleep."""
         self._queue: deque[tuple[asyncio.Future[_Woken], float]] = deque()
         """Requests that wait for a place, each with its latency in seconds; some may have ended already."""
 
@@ -121,9 +121,9 @@ class EchoEngine:
             sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
-        """Return the load. A request counts as running while it sleeps with an alarm set.
+        """Return the load. A request counts as running while it sleeps and has a place.
 
-        A request that does not sleep needs no place.
+        Requests that do not sleep need no place, and are not counted.
         """
         running = len(self._alarms)
         return EngineLoad(running, waiting=len(self._sleeping) - running, free=self._places - running)
@@ -219,7 +219,7 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
     SCORE.field: _scores,
     CLASSIFY.field: _probabilities,
 }
-"""The row of each text, by the kind of job."""
+"""For each kind of job, the function that yields the row of each text."""
 
 
 def _call(text: str, request: GenerationRequest) -> ToolCall:

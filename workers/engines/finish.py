@@ -1,4 +1,7 @@
-"""Finish reasons of servers and of vLLM, mapped to `FinishReason`. Only `stop` and `length` leave an answer."""
+"""Finish reasons of servers and of vLLM, mapped to `FinishReason`.
+
+Without calls, a text is an answer only after `stop` or `length`.
+"""
 
 from __future__ import annotations
 

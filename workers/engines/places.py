@@ -1,12 +1,12 @@
 """The number of requests that vLLM generates at once: `max_num_seqs` in each data-parallel rank, or fewer.
 
-The KV cache may hold fewer requests than `max_num_seqs`, and the tokens of one step may start fewer. How many depends
-on the requests, so the number is learnt from the scheduler's own counts. While requests wait in a rank, its places are
-the requests that ran in its last steps. If more requests run while none waits, the places rise to that number; the few
-jobs that the pace keeps waiting test for more.
+The KV cache may hold fewer requests than `max_num_seqs`, and the token budget of one step may start fewer. The number
+depends on the requests, so it is learnt from the scheduler's own counts. While requests wait in a rank, its places are
+the requests that ran in its last steps. If more requests run while none waits, the places rise to that number. The pace
+keeps a few jobs waiting, so that more requests run if there is room for them.
 
-vLLM counts after a step, without the requests that the step ended. These requests arrive as answers before the next
-count; if a whole batch ends at once, the count has none of it.
+vLLM counts after a step, without the requests that the step ended: if a whole batch ends at once, the count has none of
+it. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
 
 `Places` counts each step of vLLM in the worker. The engine for servers feeds a `Rank` with the counts of `/metrics`.
 """
@@ -21,7 +21,10 @@ from typing import Final
 STEPS: Final = 32
 """A rank's places are the most requests that ran in any of this many last steps that left requests waiting."""
 MARGIN: Final = 8
-"""Cap on the reserve of jobs that wait in the engine even if no place was idle: an eighth of the running jobs."""
+"""Cap on the reserve of jobs that wait in the engine even if no place was idle.
+
+The reserve is an eighth of the running jobs.
+"""
 
 
 def least_waiting(running: int) -> int:
@@ -47,11 +50,11 @@ class Places:
         self.number = limit * len(ranks)
 
     def answered(self, count: int) -> None:
-        """Count requests that ended by themselves: an aborted request may never have run."""
+        """Count requests that ended by themselves. Aborted requests do not count, since they may never have run."""
         self._answered += count
 
     def counted(self, rank: int, running: int, waiting: int) -> None:
-        """Take the scheduler's counts after one step of a rank."""
+        """Note the scheduler's counts after one step of a rank."""
         if self._last is not None:
             stepped, ran, waited = self._last
             stepped.step(ran + self._answered, is_full=waited > 0)
@@ -69,7 +72,7 @@ class Rank:
         """The requests that ran in each of the last steps that left requests waiting."""
 
     def step(self, ran: int, *, is_full: bool) -> None:
-        """Take the requests that ran in one step; `is_full` says whether the step left requests waiting."""
+        """Note the requests that ran in one step; `is_full` is true if the step left requests waiting."""
         if is_full:
             self._full.append(ran)
         most = max(self._full) if is_full else max(ran, self.places)

@@ -2,17 +2,17 @@
 
 Each table of the file has these fields, all optional but `ids`:
 
-    ids             a regular expression that finds the family in a model's name: in lower case, without its folder
+    ids             a regular expression, searched in a model's name in lower case and without its folder
     architectures   names under `architectures` in config.json; absent for models that vLLM does not load
     reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, `trailer` (text between
-                    the reasoning and the closing mark), and `opened_by`, which is `template` where the prompt already
-                    ends with the opening mark, `template_if_asked` where it ends so only if thinking is asked for, else
-                    `model`
+                    the reasoning and the closing mark), and `opened_by`: `template` if every prompt ends with the
+                    opening mark, `template_if_asked` if only prompts that ask for thinking do, else `model`
     tools           name of vLLM's tool parser
-    fences          true if the model puts JSON into a Markdown fence where nothing guides it; `quirks` removes it
+    fences          true if the model puts JSON into a Markdown fence where no grammar guides it; `quirks` removes the
+                    fence
     system          false if the chat template refuses system messages; `quirks` puts them into the user's message
-    images          a regular expression, as `ids`, for the names of the models that read images; empty for all models,
-                    and absent for none
+    images          a regular expression, searched as `ids` is, that finds the models that read images; empty if all
+                    models of the family do, absent if none does
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quirks of a model's family: requests and answers that the engine's model would otherwise refuse or spoil."""
+"""Works around a family's quirks: changes requests that its models would refuse, and answers that they spoil."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FamilyEngine:
 
 
 def with_quirks(request: GenerationRequest, family: Family | None) -> GenerationRequest:
-    """Return the request. For a family without system messages, the user's first message begins with their texts."""
+    """Return the request. If the family takes no system messages, their texts lead the first user message."""
     if family is None or family.system or request.messages is None:
         return request
     of_system = [message.text for message in request.messages if message.role in ("system", "developer")]
@@ -99,7 +99,7 @@ def without_fence(completion: Completion, request: GenerationRequest, family: Fa
 
 
 def _unfenced(text: str) -> str:
-    """Return the text inside a fence around the whole text, else the text. The time is linear in the length."""
+    """Return the text without a fence that encloses all of it. The time is linear in the length."""
     opening, newline, rest = text.strip().partition("\n")
     is_opened = newline and opening.startswith(_MARK) and _LANGUAGE.fullmatch(opening, len(_MARK))
     if not is_opened or not rest.endswith(_MARK):

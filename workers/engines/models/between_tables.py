@@ -1,7 +1,7 @@
 """Checks of the registry's tables against each other.
 
 They read the raw tables, so that a mistake inside a table hides no mistake between that table and others. Values of a
-wrong type are left out: the table's own check names them.
+wrong type are skipped here, since the table's own check reports them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
 
 
 def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping[str, Any]) -> Iterator[Found]:
-    """Find second models of a lane that would run in the worker's own process, and share its GPU."""
+    """Find vLLM models after the first of a lane: all would run in one worker's process, and share its GPU."""
     first: dict[str | None, str] = {}
     for name, table in tables.items():
         lane = table.get("lane")

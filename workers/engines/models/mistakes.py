@@ -14,7 +14,10 @@ from pydantic import BaseModel, ValidationError
 _MOST_SHOWN = 64
 _NAME_SHOWN = 64
 _MOST_COMPARED = 256
-"""Names that an unknown name is compared with: a thousand unknown names beside a thousand known ones take minutes."""
+"""Cap on the known names that an unknown name is compared with.
+
+Comparing a thousand unknown names with a thousand known ones would take minutes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Mistake:
 
 
 class RegistryRefused(Exception):  # noqa: N818 - named after the event
-    """The registry's file has mistakes, and no model of it is used."""
+    """The registry's file has mistakes, so none of its models is used."""
 
     def __init__(self, path: Path, mistakes: Sequence[Mistake]) -> None:
         self.path = path

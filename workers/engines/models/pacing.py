@@ -7,7 +7,7 @@ from workers.engines.models.entries import RateLimits
 
 _REQUEST_BURST_SECONDS = 1.0
 _TOKEN_BURST_SECONDS = 6.0
-"""Seconds of the limit that may be spent at once after a pause."""
+"""The burst after a pause: requests may use up the limit of this many seconds at once."""
 
 
 class RateLimit:

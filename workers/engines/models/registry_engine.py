@@ -66,7 +66,7 @@ class RegistryEngine:
         return self._model(model_id).takes_images
 
     async def change(self, registry: ModelRegistry) -> None:
-        """Use a changed file: aliases, defaults, prices, limits, escalations, weights and adapters, or nothing of it.
+        """Use all of a changed file or nothing: aliases, defaults, prices, limits, escalations, weights and adapters.
 
         New weights wait until the engine's running requests have ended. Raises NeedsRestart and NotYet.
         """
@@ -76,7 +76,7 @@ class RegistryEngine:
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
             raise NeedsRestart("the file has a new lane")
         changed = {name: model for name, model in models.items() if not _same_engine(model, self._served[name].model)}
-        # Engines that cannot change refuse before one changes. Only vLLM changes, and a worker has one model of vLLM.
+        # All engines must agree before one changes. Only vLLM can change, and a worker has at most one model of vLLM.
         for name, model in changed.items():
             with _naming(name):
                 self._served[name].require_change(model)

@@ -25,9 +25,9 @@ from workers.engines.settings import EngineSection, EngineSettings
 
 MOST_BYTES: Final = 256 * 1024
 _LONGEST_LINE: Final = 4096
-"""In characters.
+"""The longest line, in characters.
 
-The time of Python's parser grows with the square of the number of names in a heading: half a minute for 100 kB.
+Python's parser takes half a minute for a heading of 100 kB: its time grows with the square of the number of names.
 """
 _MOST_MODELS: Final = 1024
 _TOP: Final = ("default", "engines", "models")

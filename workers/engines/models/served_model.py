@@ -30,7 +30,7 @@ from workers.engines.models.pacing import RateGate
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
-"""An estimate for rate limits, corrected by the answer's usage."""
+"""A rough number for rate limits, which the answer's usage corrects."""
 _START_AGAIN_SECONDS = 5.0
 
 log = get_logger()
@@ -48,9 +48,9 @@ class _Address:
 class ServedModel:
     """Answers requests for one model.
 
-    Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. An address with many more
-    requests in flight than the others, for its places, gets no more requests. Any other request goes to the address
-    with the fewest requests for its places.
+    Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. If this address has many
+    more requests per place than the others, the request goes to another one. A request without a shared prefix goes to
+    the address with the fewest requests per place.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
@@ -58,7 +58,7 @@ class ServedModel:
         self._metrics = metrics
         metrics.model_circuits.labels(model.name).set(0)
         for result in ("answered", "refused", "failed"):
-            metrics.model_requests.labels(model.name, result)  # Prometheus's `rate` misses the event of a new series
+            metrics.model_requests.labels(model.name, result)  # a series of 0: else `rate` misses the first event
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [
             _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
@@ -80,7 +80,7 @@ class ServedModel:
         self.model = model
 
     def require_change(self, model: RegistryModel) -> ChangesModel:
-        """Return the engine if engines of its kind take the model of a changed file. Raises EngineRefused."""
+        """Return the engine if it can take the model of a changed file while it runs. Raises EngineRefused."""
         address, *others = self._addresses
         engine = address.engine.inner
         if others or model.engine.kind != self.model.engine.kind or not isinstance(engine, ChangesModel):
@@ -282,9 +282,9 @@ class ServedModel:
 
 
 def _loads(addresses: Sequence[_Address]) -> list[float]:
-    """Return the requests of each address, as they would be if all addresses had as many places.
+    """Return the requests of each address, scaled as if all addresses had the same number of places.
 
-    A server with few places would otherwise hold as many requests as one with many.
+    Without the scaling, a server with few places would get as many requests as one with many.
     """
     loads = [address.engine.load() for address in addresses]
     places = [max(1, load.running + load.free) for load in loads]

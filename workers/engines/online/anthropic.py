@@ -96,7 +96,7 @@ class MessagesApi:
     def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
         """Return the JSON of a message request.
 
-        Raises RequestRejected for a seed, raw, several answers, log-probabilities, or a temperature above 1.
+        Raises RequestRejected for a seed, a raw prompt, several answers, log-probabilities, or a temperature above 1.
         """
         if request.seed is not None:
             raise RequestRejected("seed", "this service takes no seed; remove the field")

@@ -69,7 +69,7 @@ class _Content(BoundedModel):
 
 
 class _LogprobCandidate(TypedDict, total=False):
-    """A dictionary: as pydantic models, the two million candidates of a large answer would take gigabytes."""
+    """A dictionary, since the two million candidates of a large answer would take gigabytes as pydantic models."""
 
     token: str
     value: Annotated[float, Field(alias="logProbability")]

@@ -53,7 +53,10 @@ class ResponsesApi:
 
     generation_path = "responses"
     model_path = "models"
-    """The list, since servers other than OpenAI's describe no single model. A vLLM server lists the window too."""
+    """The list of models, since servers other than OpenAI's describe no single one.
+
+    A vLLM server lists the window too.
+    """
     fields = _FIELDS
 
     def __init__(self, model: str, summary: str | None = None) -> None:
@@ -68,7 +71,7 @@ class ResponsesApi:
         """Return the JSON of a request for a response.
 
         The API takes no stop texts, so the request leaves them out and `completion` cuts the text. Raises
-        RequestRejected for raw, a seed, several answers, or a bound on the tokens of the reasoning.
+        RequestRejected for a raw prompt, a seed, several answers, or a bound on the tokens of the reasoning.
         """
         require_chat(request)
         if request.seed is not None:
@@ -145,7 +148,7 @@ def _part(part: ImagePart | TextPart) -> dict[str, Any]:
 
 
 def _format(form: ResponseFormat) -> dict[str, Any]:
-    """Return the form of the answer: chat completions nest the schema one level deeper."""
+    """Return the form of the answer, with the schema one level higher than in chat completions."""
     if form.json_schema is None:
         return {"type": form.type}
     schema = form.json_schema

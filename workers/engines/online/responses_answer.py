@@ -32,23 +32,29 @@ from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS
 
 _MOST_ITEMS: Final = 1024
 _MOST_PARTS: Final = 128
-"""Cap on the parts of an item. Without the caps, 8 MiB of JSON take half a gigabyte and seconds of the event loop."""
+"""Cap on the parts of an item.
+
+Without the caps on items and parts, 8 MiB of JSON would take half a gigabyte and seconds of the event loop.
+"""
 _KNOWN: Final = frozenset(
     ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")
 )
 _OF_THE_ACCOUNT: Final = frozenset(("insufficient_quota", "rate_limit_exceeded"))
-"""Codes of failures that no job causes, so that its tries are not counted."""
+"""Codes of failures that no job causes: they do not count as failed tries of the job."""
 
 
 def _unknown(kind: str) -> str:
-    """Raise ValueError for a known type: a part of a known type in another form is no part to leave out."""
+    """Return the type if this module does not know it. Raises ValueError for a known type.
+
+    Only parts of unknown types are left out; a part of a known type that has another form is an error.
+    """
     if kind in _KNOWN:
         raise ValueError("has another form than the API describes")
     return kind
 
 
 class _Alternative(TypedDict, total=False):
-    """A dictionary: as pydantic models, the alternatives of a large answer would take gigabytes."""
+    """A dictionary, since the alternatives of a large answer would take gigabytes as pydantic models."""
 
     token: str
     logprob: float
@@ -142,13 +148,13 @@ class ResponsesAnswer(BoundedModel):
 
     @property
     def messages(self) -> Sequence[_Message]:
-        """The messages of the answer: those that are no commentary, if there are any."""
+        """The messages of the answer, without commentaries; all messages if each is a commentary."""
         messages = [item for item in self.output if isinstance(item, _Message)]
         return [message for message in messages if message.phase != "commentary"] or messages
 
     @property
     def end(self) -> str:
-        """The word for the end of generation: the status, or for an incomplete response its reason."""
+        """The reason why the generation ended: the status, or the reason that an incomplete response gives."""
         if self.status == "incomplete" and self.incomplete_details is not None and self.incomplete_details.reason:
             return self.incomplete_details.reason
         return self.status
@@ -191,7 +197,7 @@ def completion_of(body: bytes, request: GenerationRequest) -> Completion:
 
 
 def _failed(error: _Error, usage: _Usage, request: GenerationRequest) -> Completion:
-    """Return a completion that the service's policy held back, or raise the EngineError of another failure."""
+    """Return an empty completion if the service's policy held the answer back; else raise the failure's EngineError."""
     code = error.code or ""
     if "policy" in code:
         return Completion("", "content_filter", usage.input_tokens, usage.output_tokens)
@@ -214,7 +220,7 @@ def _reasoning(answer: ResponsesAnswer) -> str | None:
 def _logprobs(parts: Sequence[_Text], request: GenerationRequest) -> tuple[TokenLogprob, ...] | None:
     """Return the log-probabilities of the tokens as generated; None if the job asks for none or the service gave none.
 
-    A stop text cuts the text only.
+    A stop text cuts the answer's text, but not this list.
     """
     top = request.top_logprobs
     given = [part.logprobs for part in parts if part.logprobs is not None]

@@ -45,9 +45,9 @@ _OF_THE_ACCOUNT: Final = (
     "user location",
     "organization must be verified",
 )
-"""Texts in a 400 that concern the operator's account: Gemini has no other status for a wrong key."""
+"""Texts in a 400 that concern the operator's account: Gemini, for example, answers 400 to a wrong key."""
 _NO_QUOTA: Final = "insufficient_quota"
-"""OpenAI's code in a 429 for an account without credit, which no further try brings back."""
+"""OpenAI's code in a 429 for an account without credit: another try would fail too."""
 _OF_LENGTH: Final = (
     "prompt is too long",
     "exceeds the maximum number of tokens",
@@ -58,7 +58,7 @@ _LESS: Final = 0.6
 """The fraction of a too long prompt to try next. The services state the fitting length in too many forms to parse."""
 
 _FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)[:1]
-"""The question alone: these services take no texts to embed, score, rank or classify."""
+"""The first request is a question only: these services do not embed, score, rank or classify texts."""
 
 log = get_logger()
 
@@ -78,7 +78,7 @@ class Api(Protocol):
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The job's fields by the parameters that the service's errors name; empty if its errors name none."""
+        """Maps parameters that the service's errors name to the job's fields; empty if its errors name none."""
         ...
 
     def headers(self, key: str) -> dict[str, str]:
@@ -180,8 +180,9 @@ class OnlineService:
     async def _try_out(self, lack: str) -> None:
         """Send a first request if the service does not describe the model.
 
-        Other servers of an API lack that path. A restricted key may generate, but not read the description (403).
-        Raises EngineRefused with the lack if the request fails, or EngineUnavailable while the service is starting.
+        Servers of other vendors with the same API lack the description. A restricted key may generate, but gets a 403
+        for the description. Raises EngineRefused, with `lack` in its text, if the request fails, or EngineUnavailable
+        while the service is starting.
         """
         refusal = await first_refusal(self._model, _FIRST, self.post)
         if refusal is not None:

@@ -143,7 +143,7 @@ def outcome(
 
 
 class _Alternative(TypedDict, total=False):
-    """A dictionary: as pydantic models, the two million alternatives of a large answer would take gigabytes."""
+    """A dictionary, since the two million alternatives of a large answer would take gigabytes as pydantic models."""
 
     token: str
     logprob: float | None

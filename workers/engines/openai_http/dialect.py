@@ -83,8 +83,8 @@ class Dialect:
     def is_usual(self, request: GenerationRequest) -> bool:
         """True if the settings chose the request's path; False if the job chose it.
 
-        A server that has answered only jobs without a question, such as a reranker, answers no question: the job is at
-        fault.
+        Also False if the server, such as a reranker, has answered only jobs without a question: a job with a question
+        is then at fault.
         """
         if self._found and self._found <= _OF_TEXTS:
             return False

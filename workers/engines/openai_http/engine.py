@@ -75,7 +75,7 @@ class HttpEngine:
         metrics: Metrics,
         look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
     ) -> None:
-        """`look` returns the server's own counts; None for a service that tells none."""
+        """`look` fetches the server's own counts; `look` is None for a service without counts."""
         self.name = name
         self.models = (model,)
         self._settings = settings
@@ -151,7 +151,7 @@ class HttpEngine:
             asking.cancel()
 
     def load(self) -> EngineLoad:
-        """Return the numbers of requests in the server's places, and of requests that wait there or for a slot here."""
+        """Return the numbers of requests in the server's places, and of requests that wait for a place or a slot."""
         places, count = self._slots.places, len(self._asking)
         running = min(count, places)
         return EngineLoad(running=running, waiting=count - running, free=places - running)
@@ -216,6 +216,6 @@ class OpenAIEngine(HttpEngine):
 
 
 def _is_cancelled() -> bool:
-    """True if the current task is being cancelled. An abort of the request cancels another task."""
+    """True if the caller's own task is being cancelled; an abort cancels only the request's task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

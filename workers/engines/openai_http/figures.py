@@ -10,7 +10,7 @@ from typing import Final
 from workers.engines.openai_http.limits import ServerLoad
 
 MOST_BYTES: Final = 4 * 1024 * 1024
-"""Limit on the page: a vLLM server's has about 100 KiB for each data-parallel rank."""
+"""Limit on the page; the page of a vLLM server has about 100 KiB for each data-parallel rank."""
 _MOST_LINES: Final = 1024
 """Limit on the lines with counts: one for each count, model and rank."""
 _MOST_REQUESTS: Final = 2**31 - 1
@@ -21,10 +21,10 @@ _COUNT: Final = re.compile(
     rb"([0-9.eE+-]{1,32})(?:[ \t]++-?[0-9]{1,20})?+[ \t\r]*+$",
     re.MULTILINE,
 )
-"""Matches a line with a count, and at most a timestamp.
+"""Matches a line with a count, and a timestamp if the line has one.
 
-prometheus_client's parser takes half a second of CPU time for a page whose labels hold quotation marks alone: its time
-grows with the square of the line. The labels do not matter here.
+The expression skips the labels. The time of prometheus_client's parser grows with the square of the line: that parser
+takes half a second of CPU time for a page whose labels are full of quotation marks.
 """
 
 

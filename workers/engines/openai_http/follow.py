@@ -11,9 +11,9 @@ from workers.engines.openai_http.slots import Slots
 LOOK_SECONDS = 1.0
 """Pause between two looks at a server that has requests of this worker."""
 LONGEST_PAUSE_SECONDS = 60.0
-"""Pause at a server that tells no counts; the pause doubles up to this one."""
+"""The longest pause at a server that tells no counts; each pause is twice the one before."""
 FAILED_LOOKS = 3
-"""Failed looks in a row after which the last counts hold no longer. A busy server may answer one look too late."""
+"""Failed looks in a row after which the last counts are stale. A busy server may answer one look too late."""
 
 
 async def follow(look: Callable[[], Awaitable[ServerLoad | None]], slots: Slots) -> None:

@@ -1,9 +1,10 @@
 """The number of requests that a server may have at once: by its own counts, or else by its refusals.
 
-A vLLM server counts its running and its waiting requests. The worker sends as many requests as the server runs of the
-worker's, and the few more that an engine in the worker keeps waiting too. Other workers send requests to the same
-server, so a worker takes its part of the running requests. A part that the server cannot run shrinks in proportion, and
-a part that it can run grows by a constant, so that the parts become equal (Chiu and Jain, 1989).
+A vLLM server counts its running and its waiting requests. The limit is the number of the worker's requests that the
+server runs, plus the few that wait there, as many as wait at an engine in the worker. Other workers' requests are in
+the counts too, so a worker counts only its share of the running requests. A share that the server cannot run shrinks in
+proportion, and a share that the server can run grows by a constant, so that the shares become equal (Chiu and Jain,
+1989).
 
 Any other server limits the number by its refusals, as a network limits a TCP connection (RFC 5681). A refusal halves
 the number. Up to half of the number that was last refused, the number grows by one for each answer, and from there on
@@ -20,13 +21,13 @@ from typing import Final
 from workers.engines.places import Rank, least_waiting
 
 FIRST: Final = 16
-"""Requests at once of a server that has neither told its counts nor answered yet."""
+"""The limit of a server that has neither told its counts nor answered yet."""
 QUEUE_LOOKS: Final = 3
-"""Looks in a row that must find requests waiting.
+"""Looks in a row that must find requests waiting before the limit follows them.
 
-The first steps after a burst leave requests waiting even if the server has a place for each of them. One look at such a
-step would leave a fast server idle for half a minute. The looks count together: at the end of a batch, vLLM counts none
-of the requests that the last step ended.
+The first steps after a burst leave requests waiting even if the server has a place for each of them. A limit that
+followed one such look would leave a fast server idle for half a minute. The look with the most running requests counts,
+since vLLM's counts lack the requests that the last step ended.
 """
 
 
@@ -61,17 +62,18 @@ class AnswerLimit:
         return self._begun
 
     def answered(self, in_flight: int) -> None:
-        """Take an answer, which is one of this many requests in flight; free slots mean that more are not wanted."""
+        """Note an answer. The limit rises only if the requests in flight, with the answered one, use all slots."""
         self._has_answered = True
         if in_flight >= self.number:
             step = 1.0 if self._limit < self._goal else 1 / self._limit
             self._limit = min(float(self._most), self._limit + step)
 
     def refused(self, number: int, in_flight: int) -> None:
-        """Take a refusal of request `number`, with this many requests in flight.
+        """Note a refusal of request `number` while this many requests are in flight.
 
         A refusal tells nothing about a halved limit if the request was sent before, or if more requests than the limit
-        are still in flight. A server that was away refuses all requests: the goal stays, and so the limit is soon back.
+        are still in flight. A server that was away refuses all requests; the goal then stays, so that the limit is soon
+        back.
         """
         if number > self._halved_at and in_flight <= self.number:
             self._limit = max(1.0, self._limit / 2)
@@ -81,12 +83,12 @@ class AnswerLimit:
             self._has_answered = False
 
     def timed_out(self, number: int, in_flight: int) -> None:
-        """Take a timeout of request `number`. While slots are free, the request itself is the likelier cause."""
+        """Note a timeout of request `number`. While slots are free, the request itself is the likelier cause."""
         if in_flight >= self.number:
             self.refused(number, in_flight)
 
     def unless_refused(self, number: int) -> None:
-        """Use this limit if the server has refused no request between its answers."""
+        """Use this limit, unless the server has refused a request after an answer."""
         if self._goal == math.inf:
             self._limit = float(min(number, self._most))
 
@@ -105,9 +107,10 @@ class CountLimit:
         return self._rank.places
 
     def told(self, load: ServerLoad, in_flight: int) -> None:
-        """Take the server's counts, of which `in_flight` requests are this worker's.
+        """Note the server's counts, of which `in_flight` requests are this worker's.
 
-        The server counts a request for several answers several times: the running part of them is the same.
+        Only the running part of the counts matters, since the server counts a request for several answers several
+        times.
         """
         if not load.running or not in_flight:
             return
@@ -146,14 +149,14 @@ class Limits:
         return min(places + least_waiting(places), self.answers.number)
 
     def told(self, load: ServerLoad, in_flight: int) -> None:
-        """Take the server's counts. Until it refuses a request, no other limit than these counts holds."""
+        """Note the server's counts. Until the server refuses a request, these counts alone set the limit."""
         if self._counts is None:
             self._counts = CountLimit(self._most)
             self.answers.unless_refused(self._most)
         self._counts.told(load, in_flight)
 
     def untold(self) -> None:
-        """Forget the counts, which the server no longer tells; go on from the present limit by its refusals."""
+        """Forget the counts, which the server no longer tells. From now on, its refusals change the present limit."""
         if self._counts is not None:
             self.answers.unless_refused(self.number)
             self._counts = None

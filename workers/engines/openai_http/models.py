@@ -31,7 +31,7 @@ class ServerModels(BoundedModel):
     def window_of(self, name: str) -> int | None:
         """Return the tokens of this model's window, or of its base model's window; None if unknown.
 
-        A number below 1 is no window: taken as one, it would reject every job.
+        A number below 1 is ignored: as a window, it would reject every job.
         """
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
@@ -40,7 +40,7 @@ class ServerModels(BoundedModel):
         return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
 
     def lacks(self, name: str) -> str:
-        """Return that this name is not listed, with the first eight names, so that an operator finds the right one."""
+        """Return a text for the operator: the list lacks this name, and begins with these names (at most eight)."""
         names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN
         shown = ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
         return f"does not list the model {name}, but {shown}"

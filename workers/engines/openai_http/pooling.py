@@ -72,7 +72,7 @@ def _rerank(asked: PoolingInput) -> dict[str, Any]:
 
 
 def _score(asked: PoolingInput) -> dict[str, Any]:
-    """Return vLLM's body: the older names `text_1` and `text_2`, which each version takes."""
+    """Return vLLM's body, with the older names `text_1` and `text_2`, which each version takes."""
     return {"text_1": list(asked.queries), "text_2": list(asked.texts)}
 
 
@@ -86,7 +86,7 @@ SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
     CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM: beside /v1
 }
-"""A row for each kind, by its field."""
+"""The endpoint for each kind of job, by the job's field."""
 
 
 def completion_of(asked: PoolingInput, body: bytes) -> Completion:

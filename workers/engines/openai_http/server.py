@@ -161,8 +161,8 @@ class OpenAIServer:
 
         A reranker does not answer questions, so texts to embed, score, rank and classify are tried too. A llama.cpp
         server takes any name, Ollama takes shorter names than it lists, and some servers have no list. OpenAI's
-        restricted keys may generate without being allowed to list models, which is answered by 403. Raises
-        EngineRefused, or EngineUnavailable while the server is starting.
+        restricted keys may generate, but get a 403 for the list. Raises EngineRefused, or EngineUnavailable while the
+        server is starting.
         """
         refusal = await first_refusal(self._model, _FIRST, self.post)
         if refusal is not None:
@@ -182,8 +182,9 @@ class OpenAIServer:
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
     """Return a session without a timeout, since each request has its own.
 
-    A connection to the server ends at the first answer too many, and ages: see `workers.egress.answers`. The
-    environment's proxies are ignored, and cookies too: a server could send new ones for ever, and each is kept.
+    A connection ends at an answer without a request, and at a certain age: see `workers.egress.answers`. The
+    environment's proxies are ignored. Cookies are ignored too: a server could send new ones for ever, and each would be
+    kept.
     """
     return aiohttp.ClientSession(
         headers=headers,

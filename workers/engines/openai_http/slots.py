@@ -14,13 +14,13 @@ class Slots:
     """Gives slots in the order of the calls. The event loop calls the methods; any thread may read the numbers."""
 
     def __init__(self, most: int, show: Callable[[float], None]) -> None:
-        """`most` bounds the slots. `show` gets each change of their number, as a difference."""
+        """`most` bounds the slots. `show` is called with each change of their number: +1 for one slot more."""
         self._limits = Limits(most)
         self._show = show
         self._shown = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.taken = 0
-        """Requests that have a slot; for a while more than the limit after the limit has fallen."""
+        """The number of requests that have a slot. For a while after the limit has fallen, the number exceeds it."""
         self.busy = asyncio.Event()
         """Set while a request has a slot."""
 
@@ -31,7 +31,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot during the block, after a wait for one."""
+        """Wait for a slot, and hold the slot during the block."""
         await self._take()
         try:
             yield
@@ -43,22 +43,22 @@ class Slots:
         return self._limits.answers.begin()
 
     def answered(self) -> None:
-        """Take an answer to a request that still has its slot."""
+        """Note an answer to a request that still has its slot."""
         self._limits.answers.answered(self.taken)
         self._changed()
 
     def refused(self, number: int) -> None:
-        """Take a refusal of request `number` for too many requests."""
+        """Note that the server refused request `number` because it has too many requests."""
         self._limits.answers.refused(number, self.taken)
         self._changed()
 
     def timed_out(self, number: int) -> None:
-        """Take a timeout of request `number`."""
+        """Note a timeout of request `number`."""
         self._limits.answers.timed_out(number, self.taken)
         self._changed()
 
     def told(self, load: ServerLoad) -> None:
-        """Take the server's own counts."""
+        """Note the server's own counts."""
         self._limits.told(load, self.taken)
         self._changed()
 
@@ -68,11 +68,11 @@ class Slots:
         self._changed()
 
     def open(self) -> None:
-        """Show the limit from now on."""
+        """Show the number of slots from now on."""
         self._changed()
 
     def close(self) -> None:
-        """Show no slots any more."""
+        """Show 0 slots."""
         self._show(-self._shown)
         self._shown = 0
 

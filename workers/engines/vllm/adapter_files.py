@@ -1,7 +1,7 @@
 """The folder of a LoRA adapter: its rank and its fit to the model, read before vLLM gets the folder.
 
-vLLM 0.32 takes tensors that are smaller than the model's without a word, and leaves the rest zero. So the shapes are
-compared here, as far as the model's folder shows them.
+vLLM 0.32 silently takes tensors that are smaller than the model's, and leaves the rest zero. So the shapes are compared
+here, as far as the model's folder shows them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AdapterRefused(Exception):  # noqa: N818 - named after the event
 
 
 def is_folder(path: Path) -> bool:
-    """True for a folder. A path that the system cannot look up is none."""
+    """True for a folder; False also for a path that the system cannot look up."""
     try:
         return path.is_dir()
     except OSError:

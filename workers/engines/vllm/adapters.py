@@ -4,9 +4,9 @@ vLLM loads an adapter at its first request, and an adapter without a folder then
 flight. So each adapter is loaded before a job can name it, and stays in memory until the last job with it has ended: a
 folder that vanishes later is not read again.
 
-A changed folder makes a new version of the adapter, with a number and a vLLM name of its own. vLLM compares requests by
-that name within a batch, and its prefix cache has the name in its keys. So a job sees one version, and no other one's
-cache.
+A changed folder makes a new version of the adapter, with a number and a vLLM name of its own. vLLM tells the requests
+of a batch apart by that name, and the keys of its prefix cache contain the name. So a job uses one version, and never
+the cache of another version.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MOST_IN_A_BATCH: Final = 8
 Requests for further adapters wait for the next batch.
 """
 MOST_IN_MEMORY: Final = 128
-"""Adapters that the engine may hold, at least: 64 of the registry's file, and as many that run their last jobs.
+"""The least room for adapters in the engine: 64 of the registry's file, and as many that run their last jobs.
 
-The number itself takes no memory. vLLM would evict an adapter beyond it, and read its folder again.
+Unused room takes no memory. Beyond the room, vLLM would evict an adapter, and read its folder again later.
 """
 USUAL_RANK: Final = 16
 """The rank that an engine without adapters has room for if only `max_loras` is set: vLLM's default."""
@@ -60,7 +60,7 @@ class _Version:
 
     @property
     def vllm_name(self) -> str:
-        """The name that no other version has."""
+        """The version's name in vLLM, different from the name of any other version."""
         return f"{self.name}#{self.number}"
 
     def request(self) -> Any:
@@ -80,7 +80,7 @@ class Adapters:
         self._numbers = count(1)
         self._served = {name: self._version(name, folder) for name, folder in _paths(folders).items()}
         self._leaving: dict[asyncio.Task[None], _Version] = {}
-        """Versions that no new job gets, by the tasks that unload them after their last job."""
+        """Removed versions, by the tasks that unload them after their last job."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Adapters:
                 _refuse(version, str(refused))
 
     def require_folders(self) -> None:
-        """Raise EngineRefused if an adapter in use has lost its folder: new weights need it once more. Blocks."""
+        """Raise EngineRefused if an adapter in use has lost its folder, which new weights need once more. Blocks."""
         for name, version in self._served.items():
             if version.refused is None and not is_folder(version.folder):
                 raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
@@ -155,7 +155,7 @@ class Adapters:
     # -- changes -------------------------------------------------------------------------------------------------
 
     async def change(self, llm: Any, settings: VllmSettings) -> None:
-        """Serve the adapters of the settings from now on: with all changes, or with none.
+        """Serve the adapters of these settings from now on. Make all changes or none.
 
         New adapters are loaded while jobs run. Removed ones are unloaded after their last job. Raises EngineRefused,
         with the adapter and the fix, if an adapter cannot be loaded, and EngineUnavailable if the engine died.
@@ -179,12 +179,12 @@ class Adapters:
         )
 
     async def all_left(self) -> None:
-        """Return when no removed adapter runs a job."""
+        """Wait until no removed adapter runs a job."""
         if self._leaving:
             await asyncio.wait({*self._leaving})
 
     def close(self) -> None:
-        """Leave the removed adapters to the engine's end."""
+        """Stop waiting to unload removed adapters: the engine ends, and its adapters with it."""
         for task in self._leaving:
             task.cancel()
 
@@ -232,7 +232,7 @@ async def _loaded(llm: Any, version: _Version) -> None:
         if llm.errored:
             raise EngineRefused(f"the engine died while it loaded the adapter {version.name}") from error
         with suppress(Exception):
-            await llm.remove_lora(version.number)  # a load that fails late has taken a place
+            await llm.remove_lora(version.number)  # a load that failed late holds a place
         raise AdapterRefused(version.reason(error)) from error
 
 

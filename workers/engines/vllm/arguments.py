@@ -40,10 +40,10 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
 
 
 def forget_inspections() -> None:
-    """Let vLLM inspect the model's class again; the files of its cache stay.
+    """Make vLLM inspect the model's class again; vLLM's cache files stay.
 
-    vLLM inspects the class in a subprocess, and caches the result in memory, also a failure. If an engine is closed
-    during the inspection, no later engine in this process would load.
+    vLLM inspects the class in a subprocess, and caches the result in memory, even a failure. An inspection fails if its
+    engine is closed meanwhile, and without this call no later engine in the process would load.
     """
     from vllm.model_executor.models import registry
 

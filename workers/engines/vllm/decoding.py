@@ -18,7 +18,10 @@ _CONTEXT = 8
 _CUT_TOKENS = 3
 """The most tokens of a character that is cut off: a character has up to four bytes, and a token at least one."""
 _PIECE = 64
-"""Tokens without one whole character, after which the steps end: the time of the steps grows with the square."""
+"""The steps end after this many tokens without one whole character.
+
+The time of the steps grows with the square of the number of such tokens.
+"""
 
 
 class Decoding:
@@ -49,7 +52,7 @@ class Decoding:
         """Return the text of an answer's tokens after this prompt, as vLLM gives it.
 
         A character that is cut off at the end is left out. The text differs from vLLM's in two cases: vLLM also leaves
-        out many tokens at the end that are no characters, and repeats a prompt that ends with U+FFFD.
+        out a long run of tokens at the end that form no character, and repeats a prompt that ends with U+FFFD.
         """
         skips = params.skip_special_tokens
         context, before = self._context(prompt, skips)
@@ -69,7 +72,7 @@ class Decoding:
     def _context(self, prompt: Sequence[int], skips: bool) -> tuple[list[int], str]:
         """Return the prompt's last tokens and their text.
 
-        Decoders of the SentencePiece kind remove the space before a first word, which must not be the answer's.
+        Decoders of the SentencePiece kind remove the space before the first word, so that must be a word of the prompt.
         """
         size = _CONTEXT
         while True:
@@ -85,7 +88,8 @@ class Decoding:
     def _by_steps(self, ids: Sequence[int], context: Sequence[int], params: Any) -> str:
         """Return the text by vLLM's own steps.
 
-        Bytes as tokens need the steps: a byte too many would spoil all characters beside it that are spelled in bytes.
+        The steps are needed if tokens are single bytes: one byte too many would spoil all neighbouring characters that
+        are spelled in bytes.
         """
         from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 

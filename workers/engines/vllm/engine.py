@@ -6,7 +6,7 @@ raises EngineDied, and the engine is loaded again; new requests wait for the loa
 raise EngineLost. The processes of a hung engine are killed, and the same steps follow.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
-abort. Lower priorities run first, and only under the priority policy. `max_tokens` defaults to 16.
+abort. Lower priorities run first, but only under the priority policy. `max_tokens` defaults to 16.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class VllmEngine(TextsAlone):
         self._is_started = False
         self._lost: str | None = None
         self._adapters = Adapters(settings.adapters)
-        # vLLM answers no health call while it loads new weights.
+        # Held while vLLM loads new weights: it answers no health call then.
         self._asking_health = asyncio.Lock()
         # One thread, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
@@ -148,7 +148,7 @@ class VllmEngine(TextsAlone):
             await self._llm.abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Return the numbers of answers that vLLM generates and queues: this engine's own count, in vLLM's places."""
+        """Return how many answers vLLM generates and queues, by this engine's own count and vLLM's places."""
         places, count = self._places.number, self._answers
         running = min(count, places)
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
@@ -279,8 +279,8 @@ class VllmEngine(TextsAlone):
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks during the load. The thread has no event loop, so vLLM starts its tasks later.
 
-        The method does not return the engine, since the thread would keep the return value alive. An engine that is
-        still alive tries to end again at the interpreter's exit.
+        The method does not return the engine: the thread would keep the returned object alive, and at the interpreter's
+        exit the object would try to end the engine again.
         """
         prepare_environment(self._model)
         # An operator cannot act on vLLM's use of deprecated torch functions, here or in vLLM's processes.

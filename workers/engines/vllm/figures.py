@@ -15,8 +15,9 @@ from workers.engines.places import Places
 def counted_llm(config: Any, usage: Any, arguments: Any, places: Places, metrics: Metrics | None) -> Any:
     """Make the AsyncLLM of a configuration, whose scheduler's counts go to `places`. Blocks during the load.
 
-    With a stat logger, vLLM also measures each request in each step, which costs CPU time and only the metrics need.
-    The AsyncLLM reads its `log_stats` when the first request comes, so these measurements can be turned off until then.
+    With a stat logger, vLLM also measures each request in each step. These measurements cost CPU time, and only the
+    metrics need them. The AsyncLLM first reads its `log_stats` at the first request, so the measurements can be turned
+    off before.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -47,7 +48,7 @@ def stat_logger(places: Places, metrics: Metrics | None) -> type[Any]:
             ranks = engine_indexes or [0]
             scheduler = vllm_config.scheduler_config
             places.loaded(scheduler.max_num_active_seqs or scheduler.max_num_seqs, ranks)
-            # A pooling model answers a request in one step, and its counts are texts, of which a request has many.
+            # A pooling model counts texts, not requests, and answers in one step: its counts tell nothing about places.
             self._is_generating = vllm_config.model_config.runner_type != "pooling"
             self._figures = Figures(metrics, ranks) if metrics is not None else None
 

@@ -22,7 +22,7 @@ _PROCESSORS: Final[Mapping[str, Callable[[str], str | None]]] = {
     SCORE.field: lambda task: _score_type(task),
     CLASSIFY.field: lambda task: "classify",
 }
-"""By the model's task, the name of vLLM's processor for each kind."""
+"""For each kind of job, a function from the model's task to the name of vLLM's processor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ PIPE = "log"
 LONGEST_BYTES = 65_536
 """Longer plain lines are logged in parts."""
 CLOSE_SECONDS = 2.0
-"""Seconds for the last lines, if a process outside the engine holds the pipe open."""
+"""Seconds to wait for the last lines if a process outside the engine holds the pipe open."""
 
 _LEVELS = {
     name: logging.getLevelNamesMapping()[name.upper()] for name in ("debug", "info", "warning", "error", "critical")
@@ -47,7 +47,10 @@ def begin() -> None:
 
 @contextmanager
 def shutdown_unlogged() -> Iterator[None]:
-    """Log nothing of vLLM, which logs its own shutdown as a failure. Other engines of this process are silent too."""
+    """Log nothing of vLLM during the block, since it logs its own shutdown as a failure.
+
+    The logs of other vLLM engines in this process are off too.
+    """
     logger = logging.getLogger("vllm")
     logger.setLevel(logging.CRITICAL)
     try:
@@ -67,8 +70,8 @@ class ProcessLog:
         """Make the pipe in this folder and read it on a thread: a busy event loop must not block the engine."""
         path = Path(folder) / PIPE
         os.mkfifo(path, 0o600)
-        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without the flag it would wait for a writer
-        self._own_end = os.open(path, os.O_WRONLY)  # the pipe has no end while no process of vLLM runs
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK it would wait for a writer
+        self._own_end = os.open(path, os.O_WRONLY)  # keeps the pipe open while no process of vLLM runs
         os.set_blocking(reading, True)
         self._thread = threading.Thread(
             target=log_lines, args=(os.fdopen(reading, "rb"),), name="vllm-log", daemon=True
@@ -76,7 +79,7 @@ class ProcessLog:
         self._thread.start()
 
     def close(self) -> None:
-        """Log the last lines. Blocks until the engine's processes have ended, but not for long."""
+        """Log the last lines. Blocks until the engine's processes have ended, at most CLOSE_SECONDS."""
         if self._thread is None:
             return
         thread, self._thread = self._thread, None

@@ -1,7 +1,7 @@
 """New weights for a running engine: another folder of the same model, for example after more training.
 
-vLLM 0.32 loads new values into the tensors of the running model, and keeps its tokenizer, template and configuration. A
-tensor that the new folder lacks only makes a log line there. So both folders are compared before the engine pauses.
+vLLM 0.32 loads new values into the tensors of the running model, and keeps its tokenizer, template and configuration.
+If the new folder lacks a tensor, vLLM only logs a line. So both folders are compared before the engine pauses.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ async def change_weights(
 ) -> None:
     """Load the weights of the folder `new` once the running requests have ended; others wait in vLLM.
 
-    Jobs with a removed adapter end first, since new weights drop the adapters, and only those in use are loaded again.
-    `asking_health` is held while vLLM loads, since it answers no health call then. Raises EngineRefused if the folders
-    differ in more than weights. Raises EngineUnavailable if vLLM failed: its weights are unknown, so its processes are
-    killed.
+    Jobs with a removed adapter end first: vLLM drops all adapters at new weights, and only those in use are loaded
+    again. `asking_health` is held while vLLM loads, since vLLM answers no health call meanwhile. Raises EngineRefused
+    if the folders differ in more than weights. Raises EngineUnavailable if vLLM failed: its weights are unknown, so its
+    processes are killed.
     """
     await asyncio.to_thread(require_same_model, old, new)
     await asyncio.to_thread(adapters.require_folders)
