@@ -1,1 +1,1 @@
-"""Measurements of the project against itself and against bare loops, both in one run. See docs/EVIDENCE.md."""
+"""Measurements: each run compares the project with a bare loop or another setting. See docs/EVIDENCE.md."""

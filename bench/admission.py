@@ -1,15 +1,15 @@
 """Compares the adaptive queue before an engine with fixed ones, in simulated time: `python -m bench.admission`.
 
 The engine is simulated: it has a number of places, and each request takes a place for a drawn time. The worker's own
-`EnginePace` decides how many jobs are handed over at each look. Looks are 5 to 50 ms apart, like the rounds of the
-stage, and a job arrives some milliseconds after its look.
+`EnginePace` looks at the engine and decides how many jobs to hand over. The looks are 5 to 50 ms apart, like the rounds
+of the stage, and a job arrives at the engine some milliseconds after the look that handed it over.
 
 The last two engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
 learns from the counts how many requests run at once. One engine's KV cache holds fewer than `max_num_seqs`; another
 engine has several data-parallel ranks, each with `max_num_seqs`.
 
 *Busy* is the share of places that are occupied while jobs are left. *Wait* is the time from a job's arrival in the
-engine to its start: a newer and more urgent job would wait behind it.
+engine's queue to its start: for this time, a newer and more urgent job would wait behind the job.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class SimulatedEngine:
 class SteppingEngine:
     """Ranks of vLLM that start and end requests between two steps only, and `Places` that learns from their counts.
 
-    Each rank takes up to `max_num_seqs` requests, but its KV cache holds `held`. A request goes to the rank that has
-    the fewest.
+    Each rank takes up to `max_num_seqs` requests, but its KV cache has room for only `held`. A new request goes to the
+    rank with the fewest requests.
     """
 
     def __init__(self, ranks: int, max_num_seqs: int, held: int, draw: Draw, chance: random.Random) -> None:
@@ -122,7 +122,7 @@ class SteppingEngine:
         return self._steps[0][0]
 
     def load(self) -> EngineLoad:
-        """Return the load as `VllmEngine.load` tells it: its own count, in the places that it knows."""
+        """Return the load as `VllmEngine.load` does: by its own count of requests, and the places learnt so far."""
         running = min(self._count, self._learnt.number)
         return EngineLoad(running, waiting=self._count - running, free=self._learnt.number - running)
 

@@ -31,7 +31,7 @@ SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
 STEPS = ((2, 3), (3, 2), (8, 9), (9, 8))
 """Numbers of members before and after a step."""
 STEADY_SECONDS = 4.0
-"""If no owner changes for this time, four heartbeats, the owners count as final."""
+"""Seconds without a change of owners, four heartbeats, after which the owners count as final."""
 MOST_SECONDS = 120.0
 
 Place = tuple[str, int]

@@ -94,7 +94,7 @@ def load_public(path: Path) -> list[Pair]:
 
 
 def _unescaped(text: str) -> str:
-    """Return the text with its parentheses, which sets made from the Penn Treebank's tokens write as words."""
+    """Return the text with parentheses in place of the words that the Penn Treebank writes for them."""
     return text.replace("-LRB-", "(").replace("-RRB-", ")")
 
 

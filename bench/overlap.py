@@ -1,6 +1,6 @@
 """Measures the engine's idle time while jobs wait for slow pages: `python -m bench.overlap`.
 
-The engine has a known rate, given by its number of places and the time for each answer. It counts its idle time. The
+The engine has a known rate, given by its number of places and the time for each answer, and counts its idle time. The
 parts of `postback worker` run around this engine, with a real Kafka and a real site whose pages take 1 to 3 s. Three
 runs follow: jobs without sources, jobs with a slow page each, and such jobs with a window as small as the engine. In
 that small window, a job that waits for its page holds one of the engine's places.

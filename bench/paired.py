@@ -22,7 +22,7 @@ CONFIDENCE = 0.9
 If a limit is above the interval, the ratio is below that limit with a confidence of 95 %.
 """
 _FEWEST = 5
-"""Fewest pairs for an interval: of four pairs, the widest interval has the ratio in only 87.5 % of all cases."""
+"""Fewest pairs for an interval: with four pairs, the widest interval contains the ratio in only 87.5 % of all cases."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 The jobs ask questions about documents, which are system messages. The real `Partitioner` chooses each job's partition,
 and one worker of a fleet answers the jobs of its partitions. All documents together exceed the worker's prefix cache.
-Without affinity, jobs take turns over the partitions. The ceiling is the rate of as many jobs about one cached document
-of the same length. The workers of a fleet share nothing, so one engine measures each worker of it.
+Without affinity, jobs go to the partitions in turn. The ceiling is the rate of an equal number of jobs about a single
+cached document of the same length. The workers of a fleet share nothing, so measuring one worker is enough.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
 
 
 def _blocks(options: argparse.Namespace) -> int:
-    """Return the blocks of a cache for one worker's part of the documents, half as many more, and running requests."""
+    """Return the cache's size in blocks: 1.5 times one worker's part of the documents, and the running requests."""
     a_document: int = math.ceil(options.words * WORD_TOKENS / BLOCK_TOKENS)
     kept: int = options.documents * 3 // 2 // WORKERS + AT_ONCE
     return a_document * kept
@@ -134,7 +134,7 @@ def _jobs(documents: Sequence[str], count: int) -> list[Job]:
 
 
 def _of_one_worker(jobs: Sequence[Job], *, affine: bool) -> list[Job]:
-    """Return the jobs of the first worker's partitions. Without a record's value, the partitioner knows no prefix."""
+    """Return the jobs of the first worker's partitions. Unless `affine`, the partitioner gets no prefix."""
     partitioner = Partitioner()
     ours = range(PARTITIONS // WORKERS)
     return [

@@ -132,7 +132,7 @@ def prompted(question: ProfileQuestion, profile: Profile) -> GroundedPrompt:
 async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profiles) -> list[str]:
     """Let the demo's small model answer all questions.
 
-    A newline ends each of the model's answers, since a base model would go on.
+    A newline ends each of the model's answers, since a base model would continue the text.
     """
     from devkit.model import small_model
     from telemetry.metrics import Metrics

@@ -2,8 +2,8 @@
 
 Real `postback worker --engine echo` processes answer a backlog of jobs that take four seconds each, from twelve
 partitions. One process is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by
-their results' times. *Oldest* jobs are each partition's first unanswered ones at the kill, as many as may have been
-running. Later jobs overtake the oldest jobs until the last of the oldest is answered.
+their results' times. *Oldest* jobs are each partition's first unanswered jobs at the kill, as many as may have been
+running then. Until the oldest jobs are all answered, later jobs overtake them.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ another refuses. Results for the ten endpoints come on an open-loop schedule, to
 seconds each. A callback's time counts from its result's due time. Only the eight endpoints that are well in every fleet
 count.
 
-Consecutive short turns run on an equally fast machine. Runs of a minute would not, if the machine is half as fast for
-half a minute at a time. A round takes about 30 s, and a record waits for a sick endpoint for 30 s or two minutes: one
-round or four. So records may return in the turns of their own fleet; the output shows their share. A failing origin's
-first wait is 30 s instead of 5 s, so that its records wait for one round too. Only rounds with many returning records
-count: not the first ones, and none after seven minutes, when the waits are longer. Work that all fleets cause for the
-broker and the two cores affects every turn equally, and does not show.
+The turns are short because the machine may be half as fast for half a minute at a time: neighbouring turns then find it
+equally fast. A round takes about 30 s, and a record waits for a sick endpoint for one round or four (30 s or two
+minutes). So records may return in the turns of their own fleet; the output shows the share of such records. A failing
+origin's first wait is 30 s here instead of 5 s, so that its records wait for one round too. Only rounds with many
+returning records count: the first rounds have few, and an outage ends after seven minutes, since later waits grow.
+Work that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
 
 An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A first outage with
 more results a second lets Kafka's JVM compile frequently used code.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Line(NamedTuple):
-    """The place of a job's written result: the file, and the line in it, from 0."""
+    """The place of a job's written result: the file, and the line's number in the file, from 0."""
 
     out: TextIO
     number: int
@@ -38,7 +38,7 @@ class Answers:
     write: Callable[[Result, ReceiptEntry | None], str]
     """Formats a result as a line."""
     errors: TextIO | None = None
-    """The file for results that did not succeed, if it is not `out`."""
+    """The file for results that are no success; None if `out` gets them too."""
     ordered: OrderedLines | None = None
     """Keeps the lines until `settle` writes them in the order of `entries`."""
     most: int | None = None
@@ -49,7 +49,7 @@ class Answers:
     """Outcomes of the named jobs, by job id."""
     failures: Failures = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
-    """Jobs by outcome. If all jobs are wanted, job ids are not kept: a week's ids would not fit into memory."""
+    """The number of jobs by outcome, also if all jobs are wanted; `outcomes` would then not fit into memory."""
     _newest: dict[str, Moment] = field(default_factory=dict)
     """The moment of each job's newest result among those that `take` was given, by job id."""
     _lines: dict[str, _Line] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Answers:
 
     @property
     def failed(self) -> int:
-        """The number of results with another outcome than `succeeded`."""
+        """The number of results whose outcome is not `succeeded`."""
         return self.counts.total() - self.counts["succeeded"]
 
     @property

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from telemetry.audit import Audit, Type
 
 MOST_OBJECTS = 1_000
-"""Ids that one line has at most."""
+"""The most ids in one line."""
 
 
 @contextmanager
 def audited(action: str, kind: Type, tenant: str | None, objects: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Write one line about the block. The block may append further ids of objects; a block that raises has failed.
+    """Write one audit line about the block, as a failure if the block raises.
 
-    The file is opened first: a command whose line cannot be written changes nothing.
+    The block may append further ids of objects to the yielded list. The audit file is opened before the block runs, so
+    a command whose line cannot be written changes nothing.
     """
     named, audit = list(objects), _opened()
     succeeded = False

@@ -110,7 +110,7 @@ def _await(bench: FleetBench, accepted: int, deadline: Deadline, clock: Clock) -
 
 @contextmanager
 def _receiving(keys: HeldKeys, bench: FleetBench, host: str, port: int) -> Iterator[str]:
-    """Take callbacks on a thread of its own, for a block. Yields the URL for senders on this machine."""
+    """Receive callbacks in a thread during the block. Yields the receiver's URL, for senders on this machine."""
     import asyncio
     from threading import Thread
 

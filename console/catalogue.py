@@ -30,7 +30,7 @@ from workers.inference.settings import WorkerSettings
 
 
 def rooms() -> dict[type[BaseSettings], str]:
-    """Return the readers of each settings class, as text."""
+    """Return for each settings class the processes that read it, as text."""
     return {
         FleetSettings: "every process and command",
         WorkerSettings: "workers",
@@ -67,7 +67,7 @@ class Section:
     """The variables of one settings class, or of a part of it."""
 
     prefix: str
-    """The beginning of the names of the section's variables."""
+    """The prefix that the names of the section's variables share."""
     about: str
     variables: tuple[Variable, ...]
     is_part: bool

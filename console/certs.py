@@ -164,7 +164,7 @@ def list_certificates(directory: Directory, as_json: AsJson = False) -> None:
 
 
 def _scopes(text: str | None) -> str:
-    """Return the scopes of a client's certificate. End the command if the gateway knows none of this name."""
+    """Return the scopes of a client's certificate. End the command on a scope that the gateway lacks."""
     from gateway.access import Scope
     from gateway.access.principal import DEFAULT_SCOPES
 

@@ -46,7 +46,7 @@ JOB = {
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",
 }
-"""A job with every field of one question with one answer."""
+"""A job for one question and one answer, with every field that such a job may have."""
 SAMPLING = {
     "prompt": "Name a fruit.",
     "temperature": 0.8,

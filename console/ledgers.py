@@ -1,4 +1,4 @@
-"""Reads ledgers for commands of operators, which know nothing of the stage."""
+"""Reads the stage's ledgers for commands of `operators`, a package that may not import the stage."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 Lines = defaultdict[str, list[int]]
-"""The numbers of the lines that give a name."""
+"""For each name of a model or adapter, the numbers of the lines that have it."""
 
 
 def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:

@@ -32,7 +32,7 @@ _LEFT = {
     "endpoint_disabled": "have an endpoint that is disabled: `postback endpoints enable` comes first",
     "no_callback": "cannot be called back: they have no callback URL, or Postback did not write them",
 }
-"""Obstacles of results, in the order of the report."""
+"""The reasons why a matching result is not sent, and their texts in the order of the report."""
 
 
 def replay(

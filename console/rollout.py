@@ -139,7 +139,7 @@ def _rollouts(kafka: KafkaSettings) -> dict[str, Rollout]:
 
 
 def _named(found: dict[str, Rollout], alias: str | None) -> Rollout:
-    """Return the rollout of this alias, or the only one, or the only running one; else end the command."""
+    """Return the alias's rollout; without an alias, the only running or only known rollout. Else end the command."""
     if alias is not None:
         if alias not in found:
             raise fail(f"{alias} has no rollout; `postback rollout start` begins one")

@@ -16,7 +16,7 @@ from schemas.rollout.judge import ProfileJudge
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 40, 24
 _SHOWN_WORDS: Final = 200
-"""Words of each answer whose differences are marked: the search for them takes quadratic time."""
+"""Differences are marked in this many first words of an answer: the comparison takes quadratic time."""
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }
 h2 { margin-top: 2.5rem; } table { border-collapse: collapse; width: 100%; }
@@ -27,7 +27,7 @@ mark { background: #ffe08a; } svg { max-width: 100%; height: auto; } svg text { 
 
 
 def page(found: Sequence[JudgedRollout]) -> str:
-    """Return the page: for each rollout the way of its decision, a chart for each profile, and differing answers."""
+    """Return the page: for each rollout its steps and their reasons, a chart for each profile, differing answers."""
     parts = "\n".join(_rollout(each) for each in found) or "<p>There is no rollout.</p>"
     # The policy keeps a browser from loading anything, even if an answer's text were ever taken for markup.
     return (

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 BULK_FROM = 1_000
-"""The largest file that uses the default lane without an option. A larger file would delay jobs of people who wait."""
+"""The largest file that uses the default lane without an option. A larger one would delay interactive jobs."""
 
 
 @dataclass(frozen=True, slots=True)

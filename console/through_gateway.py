@@ -87,7 +87,7 @@ def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, lane: Lan
 
 
 def look_up(client: HttpClient, receipt: Receipt) -> int:
-    """Look up jobs of unknown acceptance in the gateway, and note them; return the number found."""
+    """Ask the gateway for each job whose acceptance is unknown; note the jobs that it has, and return their number."""
     from postback_client import NotFound
 
     found = 0
@@ -131,7 +131,7 @@ def stored(client: HttpClient, job_ids: Sequence[str]) -> Iterator[Result]:
 
 
 def _reason(job_id: str, failed: SubmitFailed) -> str | None:
-    """Return the reason why a job of a failed request is not accepted; None if it is."""
+    """Return the reason why a job of a failed request is not accepted; None for an accepted job."""
     return None if job_id in failed.accepted else str(failed.__cause__)
 
 

@@ -1,4 +1,4 @@
-"""Files on their way to a gateway: a bar, and the state by which a later run goes on."""
+"""Uploads to a gateway: a progress bar, and the saved state from which a later run continues."""
 
 from __future__ import annotations
 

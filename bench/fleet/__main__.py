@@ -45,9 +45,9 @@ TARGET = 0.95
 PARTITIONS = 24
 PLACES = 32
 SPARE = 2.5
-"""Work in the backlog beyond the measured seconds, and before a fleet changes, in mean times of a job."""
+"""Spare work in a backlog, as a multiple of the mean time of a job."""
 OVERLOAD = 1.2
-"""Jobs sent to the fleet that changes, as a multiple of those that it answers."""
+"""Rate of the jobs sent to the changing fleet, as a multiple of the rate at which the fleet answers jobs."""
 WAIT_SECONDS = 300.0
 
 Start = Callable[[int], Command]

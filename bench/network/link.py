@@ -34,11 +34,11 @@ class Conditions:
     round_trip_seconds: float = 0.1
     bits_per_second: float = 50_000_000
     loss: float = 0.0
-    """Share of the packets that are lost at random, beside those that find the queue full."""
+    """Share of the packets that are lost at random; packets that find the queue full are lost too."""
 
     @property
     def queue_bytes(self) -> float:
-        """The queue before the link: what the link carries in a round trip, at least 20 packets."""
+        """The size of the queue before the link: the bytes of one round trip, or of 20 packets if they are more."""
         return max(20 * _MTU, self.round_trip_seconds * self.bits_per_second / 8)
 
 
@@ -48,7 +48,7 @@ class Direction:
 
     device: int
     free_at: float = 0.0
-    """When the link has sent all packets in its queue."""
+    """The time at which the link will have sent all packets in its queue."""
     under_way: deque[tuple[float, bytes]] = field(default_factory=deque)
 
     def take(self, packet: bytes, now: float, conditions: Conditions, chance: random.Random) -> None:

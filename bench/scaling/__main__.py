@@ -1,9 +1,9 @@
 """Runs each trace under each way of scaling: `python -m bench.scaling`. The bench takes minutes and does no I/O.
 
-*Lag* is the usual rule: one worker for a number of records after the committed offsets. The first number is the jobs
-that one worker answers at once; larger numbers need fewer workers, but jobs may miss their deadlines. *Deadlines* is
-the number that `postback exporter` wants, with the margin by the measured answers and with the fixed margin alone. All
-numbers go through the same simulated autoscaler, with the same bounds.
+*Lag* is the usual rule: one worker for every N records after the committed offsets. The smallest N is the number of
+jobs that one worker answers at once; a larger N needs fewer workers, but jobs may miss their deadlines. *Deadlines* is
+the number of workers that `postback exporter` wants, once with the margin from the measured answers, and once with the
+fixed margin alone. The same simulated autoscaler, with the same bounds, applies each rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_SHARE = 0.8
 
 
 def compare(name: str, seconds: float) -> tuple[SimulatedRun, list[SimulatedRun]]:
-    """Return the outcomes of one trace: by deadlines; by lag with each threshold, then with the fixed margin."""
+    """Return one trace's outcome by deadlines, and its outcomes by lag and, as the last, with the fixed margin."""
     jobs = trace(name, seconds)
     others = [*map(by_lag, THRESHOLDS), by_deadlines(measured=False)]
     return simulate(jobs, by_deadlines(), seconds), [simulate(jobs, way, seconds) for way in others]

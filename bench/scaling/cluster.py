@@ -23,7 +23,7 @@ BULK_EVERY = 10
 POLL_SECONDS = 15.0
 START_SECONDS = 120.0
 STABILISATION_SECONDS = 630.0
-"""The longest answer and the drain: with a shorter window, a pod could be killed at its work."""
+"""The longest answer plus the drain: with a shorter window, a pod could be killed while it answers a job."""
 DOWN_PERIOD_SECONDS = 60.0
 
 
@@ -39,7 +39,7 @@ class Sight:
     workers: int
     """Workers that have started."""
     answers: Sequence[float]
-    """The 99th percentile of the answers' times, in seconds, by each worker that has answered a job."""
+    """The 99th percentile of the answers' times, in seconds, of each worker that has answered a job."""
 
 
 Wish = Callable[[Sight], int]

@@ -28,7 +28,7 @@ ROOMS = (
     "workers.enrichment.settings:EnrichmentSettings",
     "workers.inference.settings:WorkerSettings",
 )
-"""Every settings class, or the function that makes it. The catalogue's list imports all extras at once."""
+"""Every settings class, or the function that makes it, by name: `console.catalogue` would import all extras."""
 
 _KAFKA = "POSTBACK_KAFKA__EXTRA__"
 _SECRET_FILES = (
