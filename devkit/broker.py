@@ -1,6 +1,8 @@
-"""A real Apache Kafka, ready in a few seconds: `Broker` ends with the caller, and `start_detached` outlives it.
+"""A real Apache Kafka, ready in a few seconds: `Broker` or `start_detached`.
 
-`devkit.kafka.errors` lists the errors of both.
+A `Broker` ends with the calling process; brokers of `start_detached` outlive that process.
+
+`devkit.kafka.errors` lists the errors that both raise.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _CLOCK = SystemClock()
 class Broker:
     """A cluster of one or three brokers that ends with this process, even if this process is killed.
 
-    A `Broker` is a context manager. `index` counts brokers from 0.
+    A `Broker` is a context manager. The methods' `index` counts brokers from 0.
     """
 
     def __init__(
@@ -56,8 +58,8 @@ class Broker:
         """Start brokers and return when all of them serve.
 
         `port` is the first broker's port, and the others take the next ones; 0 takes free ports. Without `data`, a
-        temporary folder holds the records. `stop` removes this folder, or the next start does if this process was
-        killed. `jvm` holds each broker's JVM flags. Raises the errors that `devkit.kafka.errors` lists.
+        temporary folder holds the records. `stop` removes this folder; if this process is killed, the next start
+        removes it. `jvm` holds each broker's JVM flags. Raises the errors that `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
@@ -159,9 +161,9 @@ def start_detached(
 ) -> RunningBroker:
     """Start brokers that outlive this process, and return when all of them serve. Running brokers are kept.
 
-    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. `brokers` None takes the
-    number of brokers in the folder's data, else 1. A failed start ends the brokers that it started, and raises an error
-    of `devkit.kafka.errors`.
+    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. If `brokers` is None, the
+    number is that of the folder's data, or 1 without data. A failed start ends the brokers that it started, and raises
+    an error of `devkit.kafka.errors`.
     """
     home = (data or default_data()).resolve()
     with _one_at_a_time(home):

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
-    """Return the records of all partitions, from the start to the end that the reading reaches.
+    """Return the records of all partitions, from the first record to each partition's end when the reading reaches it.
 
     `connection` holds librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
     """

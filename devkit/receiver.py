@@ -22,8 +22,8 @@ from schemas.signature import ID_HEADER, VerificationError, verify
 from telemetry.clock import Clock, SystemClock
 
 MAX_BODY_BYTES = 1024 * 1024
-"""Largest accepted body. An event with its envelope has at most 900 kB. Parsed JSON of empty objects takes 25 times the
-memory of its text."""
+"""Largest accepted body; an event with its envelope has at most 900 kB. The limit bounds memory: parsed JSON of empty
+objects takes 25 times the memory of its text."""
 _UNAUTHORIZED = 401
 _SUCCESSES = range(200, 300)
 _CLOCK = SystemClock()
@@ -36,7 +36,7 @@ class Received:
     webhook_id: str | None
     verified: bool
     problem: str | None
-    """The reason why the request is not verified; None if it is."""
+    """The reason why the request is not verified; None if it is verified."""
     headers: dict[str, str]
     """Headers by name in lower case."""
     event: Any
@@ -72,7 +72,7 @@ class Behaviour:
     status: int = 200
     delay_seconds: float = 0.0
     fail_first: int = 0
-    """Number of attempts of each event that are first answered with `fail_status`."""
+    """Number of first attempts of each event that are answered with `fail_status`."""
     fail_status: int = 503
     retry_after_seconds: int | None = None
     """The `Retry-After` header's value in answers to verified requests with a failure status."""
@@ -192,7 +192,7 @@ async def _body_of(request: web.BaseRequest) -> bytes | None:
 
 
 def _problem_of_tenant(event: Any, tenant: str) -> str | None:
-    """Return the reason why a verified event is not for this tenant; None if it is."""
+    """Return the reason why a verified event is not for this tenant; None if the event is for this tenant."""
     named = event.get("tenant") if isinstance(event, dict) else None
     if named == tenant:
         return None

@@ -1,1 +1,1 @@
-"""The entrance for jobs: light to install, on kafka-python, without the workers' compiled client."""
+"""Submits jobs to Kafka. The package is light to install: it uses kafka-python, not the workers' compiled client."""

@@ -90,7 +90,7 @@ class _Sent:
 
 
 OnAnswer = Callable[[int, SubmitError | None], None]
-"""Called for each job with its index, and None if Kafka has the job; otherwise with the error."""
+"""Called for each job with its index and its error; the error is None if Kafka has the job."""
 
 
 def _ignore(index: int, error: SubmitError | None) -> None:
@@ -179,7 +179,7 @@ class Client:
 
 
 class _Submission:
-    """One call of `submit`: the jobs in flight, of limited size in all, and the outcome of finished jobs."""
+    """One call of `submit`: the jobs in flight, whose total size is limited, and the outcome of finished jobs."""
 
     def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt

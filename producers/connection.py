@@ -1,4 +1,4 @@
-"""Translates settings (librdkafka's properties) to kafka-python's arguments, and its errors to `producers.errors`."""
+"""Translates librdkafka's properties to kafka-python's arguments, and kafka-python's errors to `producers.errors`."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Properties that only concern the fleet's own processes are ignored, so that one environment serves both clients.
-# Any other property without an equal is an error, since a connection's safety may depend on it.
-# A test checks that each property of the installed librdkafka is either translated or in a list here.
+# Any other property without an equivalent is an error, since a connection's safety may depend on the property. A test
+# checks that each property of the installed librdkafka is either translated or in a list here.
 _PASSED_OVER = (
     *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
     *("client.rack", "compression.", "consume.", "coordinator.", "debug", "delivery.", "enable.auto."),

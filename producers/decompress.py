@@ -38,8 +38,8 @@ _PIECE_BYTES = 16 * 1024
 content, it would copy a megabyte of empty frames 50,000 times."""
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES = len(_XERIAL) + 8
-"""The header's length with its two version numbers, which are ignored: some producers write them in the wrong byte
-order.
+"""Length of xerial's header, which ends with two version numbers. The numbers are ignored, since some producers write
+them in the wrong byte order.
 """
 
 
@@ -118,7 +118,7 @@ def _snappy(content: memoryview) -> bytearray:
         return _snappy_block(content, MAX_BYTES)
     found, position = bytearray(), 0
     while position < len(content):
-        if content[position : position + len(_XERIAL)] == _XERIAL:  # a batch may have several streams
+        if content[position : position + len(_XERIAL)] == _XERIAL:  # a batch may have several headers
             position += _XERIAL_HEADER_BYTES
             continue
         (size,) = struct.unpack_from(">I", content, position)
@@ -129,7 +129,7 @@ def _snappy(content: memoryview) -> bytearray:
 
 
 def _snappy_block(block: memoryview, room: int) -> bytearray:
-    """Decompress one block. The block states its decompressed length, which the library allocates at once."""
+    """Decompress one block. Its stated length is checked first, since the library allocates that length at once."""
     if cramjam.snappy.decompress_raw_len(block) > room:
         raise TooLarge(f"the content is larger than {MAX_BYTES} bytes")
     return bytearray(cramjam.snappy.decompress_raw(block))

@@ -1,7 +1,7 @@
 """Errors between a producer and Kafka. Each text names the fix and shows no secret.
 
 ProducerError
-├── UnmappedProperty    a librdkafka property without an equal in kafka-python
+├── UnmappedProperty    a librdkafka property without an equivalent in kafka-python
 ├── UnusableProperty    a property with a value that kafka-python refuses
 ├── BrokerUnreachable   no broker answered in time
 ├── AccessRefused       a broker refused this client's identity or request
@@ -65,4 +65,4 @@ class TopicMissing(ProducerError):  # noqa: N818
 
 
 class RequestRefused(ProducerError):  # noqa: N818
-    """A broker refused a request for a reason without an error of its own."""
+    """A broker refused a request for a reason that no other class here names."""

@@ -24,7 +24,7 @@ _OLDER = """
 
 
 class Moment(NamedTuple):
-    """A result's time of settlement. The greatest moment of a job's results is the newest.
+    """A result's time of settlement. The result with the greatest moment is the newest of its job.
 
     Brokers stamp the topic's records (LogAppendTime), so workers' clocks have no effect. Brokers' clocks must differ by
     less than the duration of a redrive. Partition and offset only decide between records of one millisecond.
@@ -37,7 +37,7 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """Gives records their moments, in the order of offsets within a partition, even if the clock was set back."""
+    """Gives records their moments, which rise with the offsets of a partition even if the clock was set back."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}

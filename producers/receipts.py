@@ -162,7 +162,7 @@ _OTHER = "give this submission a receipt of its own"
 
 
 def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
-    """Look up jobs of unknown acceptance in the fleet's lanes, and note them; return the number found.
+    """Look up jobs of unknown acceptance in the fleet's lanes, note the jobs found, and return their number.
 
     Lanes keep jobs for a week. Raises ProducerError.
     """
@@ -184,7 +184,7 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Lock a receipt for a block, which covers its first reading to its last writing, against other runs.
+    """Lock a receipt against other runs during a block, from the first reading of the receipt to its last writing.
 
     Two runs at once would send jobs twice, and only one run's receipt would remain. A separate lock file is used, since
     writing replaces the receipt. A killed run releases its lock.

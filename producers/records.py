@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from kafka import KafkaConsumer  # noqa: TID251 - made to read on, below
+from kafka import KafkaConsumer  # noqa: TID251 - the subclass below reads every record
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.util import decode_varint

@@ -86,9 +86,10 @@ class ResultsReader(CommittedReader):
                     continue  # no worker wrote the record, so no job waits for it
 
     def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
-        """Yield the results of each `poll` until the deadline, and at least all that were settled before construction.
+        """Yield the results of each `poll` until the deadline.
 
-        Raises RequestRefused if Kafka delivers none of its existing records for too long.
+        Results that were settled before construction are yielded even after the deadline. Raises RequestRefused if
+        Kafka delivers none of its existing records for too long.
         """
         at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
         while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):

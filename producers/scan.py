@@ -100,7 +100,7 @@ class Range(NamedTuple):
 
 
 def only(ranges: list[Range], place: StoredPlace | None) -> list[Range]:
-    """Return the range of this place alone, or an empty list if no range holds the place; without a place, all."""
+    """Return the range of this place alone, or an empty list if no range holds it; return all without a place."""
     if place is None:
         return ranges
     held = [each for each in ranges if each.partition == place.partition and each.start <= place.offset < each.stop]
@@ -117,7 +117,7 @@ class Scanner(CommittedReader):
     def ranges(
         self, topic: str, since_ms: int | None = None, until_ms: int | None = None, skew_ms: int = SKEW_MS
     ) -> list[Range]:
-        """Return the ranges that may hold records of this time. The caller still checks each record's time.
+        """Return the ranges that may hold records from `since_ms` to before `until_ms`. The caller checks each record.
 
         `skew_ms` widens the ranges. With 0, the ranges hold each record whose own timestamp is `since_ms` or later.
         """
@@ -157,7 +157,7 @@ class Scanner(CommittedReader):
         """Return the time since which a topic has kept all of its records, Unix milliseconds; 0 if it has kept all.
 
         An empty partition has no record that shows this time. If the topic deletes by age alone, the deleted records
-        were as old as its retention; otherwise they may have been written just now.
+        were at least as old as the topic's retention. Otherwise the deleted records may have been new.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -171,7 +171,7 @@ class Scanner(CommittedReader):
         return max(kept, default=0)
 
     def _retention_ms(self, topic: str) -> int:
-        """Return the least age of deleted records; 0 if more than age decides, or if the broker hides the settings."""
+        """Return the least age of deleted records; 0 if the topic deletes by other rules too, or hides its settings."""
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
@@ -184,7 +184,7 @@ class Scanner(CommittedReader):
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
-            # `assign` keeps the state of assigned partitions: an earlier call paused those that it read to the end.
+            # `assign` does not resume partitions, and an earlier call paused each partition that it read to the end.
             self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)

@@ -1,7 +1,7 @@
 """Chooses the partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing, and each job's partition.
 
 Each tenant has k of the N partitions, so that one tenant's flood fills k queues and not all. Two tenants rarely share
-all of their partitions; with plain sharding, all tenants of a shard do. k is a third of N, but at least 2: of 12
+all of their partitions; with plain sharding, all tenants of a shard would. k is a third of N, but at least 2: of 12
 partitions each tenant has 4, and there are 495 different choices. The weight of a (tenant, partition) pair is a hash of
 both, and a tenant gets the k heaviest partitions. So a new partition replaces at most one of a tenant's partitions, or
 joins them if k grows; it moves nothing else.
@@ -21,7 +21,7 @@ from schemas.affinity import place_of, prefix_key
 from schemas.job import DEFAULT_TENANT
 
 LATELY_JOBS = 1000
-"""All counts of a shard are halved after this number of jobs for each partition: older jobs are mostly answered."""
+"""All counts of a shard are halved after this number of jobs for each partition, since most older jobs are answered."""
 MOST_SHARDS = 10_000
 """Cap on the shards whose counts are kept; the least recently used shard is evicted."""
 

@@ -62,7 +62,7 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the effective properties by topic, without any for a topic whose configuration the broker hides."""
+    """Return the effective properties by topic; none for a topic whose configuration the broker hides."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}

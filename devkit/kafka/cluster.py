@@ -55,12 +55,12 @@ SERVER_PROPERTIES = {
     "broker.heartbeat.interval.ms": "500",
     # A dead process's open transaction blocks readers until its timeout, and for at most this interval more.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # The longest retention of our topics: a group's progress must not expire before its records.
+    # As long as the longest retention of our topics: a group's committed offsets must not expire before the records.
     "offsets.retention.minutes": "43200",
     # The default, 10 MiB for each partition's sparse index files, is too much for test topics.
     "log.index.size.max.bytes": "1048576",
 }
-"""Properties of every broker here. Other Kafka clusters of a fleet should have the same timeouts."""
+"""Properties of every broker that this module starts. A fleet's own Kafka should have the same timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Node:
 
     @property
     def properties_file(self) -> Path:
-        """The file that `kafka.Kafka` starts with. A command line with this path belongs to the node's process."""
+        """The file that `kafka.Kafka` starts with. A process with this path in its command line is the node's."""
         return self.home / "server.properties"
 
     @property
@@ -120,8 +120,9 @@ def load(data: Path) -> Cluster | None:
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
     """Prepare the folder for a start: existing data stays, and ports are chosen again.
 
-    `brokers` None takes the number of brokers in the folder's data, else 1. `port` is the first broker's port, and the
-    others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
+    If `brokers` is None, the number is that of the folder's data, or 1 without data. `port` is the first broker's port,
+    and the others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite,
+    DownloadFailed.
     """
     kept = load(data)
     if kept and brokers not in (None, len(kept.nodes)):
@@ -229,7 +230,7 @@ def node_properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
 
 
 def _format(cluster: Cluster) -> None:
-    """Format the storage of new nodes in parallel, since each needs a JVM for a second or two."""
+    """Format the storage of new nodes in parallel, since each formatting runs a JVM for a second or two."""
     running = [
         subprocess.Popen(
             [

@@ -54,7 +54,7 @@ def ensure_jars() -> Path:
         try:
             jars.rename(target)
         except OSError:
-            if not target.is_dir():  # otherwise another start has fetched the jars meanwhile
+            if not target.is_dir():  # if the folder exists, another start has fetched the jars
                 raise
     return target
 

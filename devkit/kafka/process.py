@@ -1,4 +1,4 @@
-"""A node's process: leashed, which ends with the process that started it, or detached, which outlives it."""
+"""A node's process. A leashed one ends with the process that started it, and a detached one outlives that process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits until a broker serves: it listens before it answers clients as a member of the cluster."""
+"""Waits until a broker serves. A broker listens on its port before it answers clients as a member of the cluster."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Batch:
 
     id: str
     status: str
-    """`validating`, `in_progress`, `finalizing`, `cancelling`, or an end: see `ended`."""
+    """`validating`, `in_progress`, `finalizing`, `cancelling`, or a final state (see `ended`)."""
     endpoint: str
     """The URL of all lines, such as `/v1/chat/completions`."""
     input_file_id: str
@@ -37,7 +37,7 @@ class Batch:
     request_counts: LineCounts = field(default_factory=LineCounts)
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Everything that the batch has: times, and `errors` of lines that are no requests."""
+    """The whole JSON object of the batch, with its times and the `errors` of invalid lines."""
 
     @property
     def ended(self) -> bool:

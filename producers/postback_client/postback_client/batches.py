@@ -51,7 +51,7 @@ class Batches:
         return self.begin(file.id, endpoint=url, metadata=metadata)
 
     def begin(self, file_id: str, *, endpoint: str, metadata: Mapping[str, str] | None = None) -> Batch:
-        """Begin a batch of a file that is uploaded. Requests that this call repeats begin only one batch."""
+        """Begin a batch of an uploaded file. If this call repeats its request, only one batch begins."""
         terms = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", "metadata": metadata}
         body = json.dumps({name: value for name, value in terms.items() if value is not None}, default=dict)
         headers = {"content-type": "application/json", "idempotency-key": uuid.uuid4().hex}

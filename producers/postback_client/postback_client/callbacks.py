@@ -28,7 +28,7 @@ _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
 _CLOCK = MachineClock()
 
 Matches = Callable[[bytes, bytes], bool]
-"""Takes the signed content and a signature; returns whether one key made it."""
+"""Takes the signed content and a signature; returns True if the key made the signature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,9 @@ def _ed25519(text: str) -> Matches:
         raise UnusableKey(message) from None
 
     def matches(content: bytes, signature: bytes) -> bool:
+        # libsodium reads signature and content as one text: the content would complete a short signature.
         if len(signature) != _SIGNATURE_BYTES:
-            return False  # libsodium reads both as one text, and would complete a short signature from the content
+            return False
         try:
             crypto_sign_open(signature + content, key)
         except BadSignatureError:
@@ -145,7 +146,7 @@ def _key_bytes(text: str, prefix: str) -> bytes:
 
 
 def _decoded(encoded: str) -> bytes:
-    """Decode a signature; empty bytes, which match nothing, if it is not base64."""
+    """Decode a signature. Return empty bytes, which match nothing, if the signature is not base64."""
     try:
         return base64.b64decode(encoded, validate=True)
     except ValueError:

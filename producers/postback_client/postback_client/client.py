@@ -20,7 +20,7 @@ class PostbackClient(Protocol):
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
         """Submit jobs, and return their ids in the same order once all are accepted durably.
 
-        Repeats within one call never double a job. A job without a `job_id` gets one. Raises SubmitFailed.
+        If one call repeats a request, no job is doubled. A job without a `job_id` gets one. Raises SubmitFailed.
         """
         ...
 

@@ -17,7 +17,7 @@ A program that catches `PostbackError` catches all of them.
     ├── UnusableJob              a job cannot be written as JSON
     ├── SubmitFailed             some jobs were not accepted: `accepted`, `doubtful`, and the cause
     ├── StillWaiting             the time is up: `results` that came, and `job_ids` that have none
-    ├── BatchStillRunning        the time is up: `batch` as it was last
+    ├── BatchStillRunning        the time is up: `batch` in its last known state
     ├── KafkaFailed              Kafka refused a request, or does not answer
     ├── UnusableKey              a text that is no key for callbacks; the error never shows it
     └── CallbackRefused          a callback that is not to be trusted: `reason`

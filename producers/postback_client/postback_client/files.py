@@ -46,9 +46,8 @@ class Files:
         """Upload a file, which is never in memory as a whole.
 
         A file of more than 4 MiB is uploaded in parts; after a lost connection, the upload repeats only the part that
-        was cut off. `state` is the path of a file that names the parts that the gateway has. With the file of the
-        state, another process can continue the upload within an hour. The file of the state is removed when the upload
-        ends.
+        was cut off. `state` is the path of a file that names the parts that the gateway has. With this state file,
+        another process can continue the upload within an hour. The state file is removed when the upload ends.
         """
         source, kept = Path(path), None if state is None else Path(state)
         if source.stat().st_size > PART_BYTES:
@@ -60,7 +59,7 @@ class Files:
         return read(StoredFile, self._http.json("GET", _place(file_id)))
 
     def list(self, *, purpose: str | None = None) -> Iterator[StoredFile]:
-        """Iterate over all files, the newest first; only those of a purpose, if it is given."""
+        """Iterate over the files, the newest first: all files, or those with the given purpose."""
         params = {} if purpose is None else {"purpose": purpose}
         return listed(self._http, FILES, StoredFile, params)
 
@@ -85,7 +84,10 @@ class Files:
             part.unlink(missing_ok=True)
 
     def _uploaded(self, path: Path, purpose: str, on_bytes: OnBytes) -> StoredFile:
-        """Upload a file at once. If only the answer is lost, the first upload remains as a file that is not used."""
+        """Upload a file in one request.
+
+        If only the answer is lost, the file is uploaded again, and the first copy stays unused.
+        """
         attempt = 1
         while True:
             boundary = secrets.token_hex(16)
@@ -115,7 +117,7 @@ class Files:
                         done += len(piece)
                         on_bytes(done)
                 except requests.RequestException:
-                    pass  # the next request goes on
+                    pass  # the next request continues from `done`
             lost = lost + 1 if done == before else 0
             if lost == _DOWNLOADS:
                 raise Unreachable(f"the download of {file.id} stopped after {done} of {file.bytes} bytes")

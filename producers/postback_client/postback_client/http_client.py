@@ -41,8 +41,8 @@ class HttpClient:
     """A tenant's client of the gateway, for one thread. The client keeps connections open.
 
     `url` is the gateway's, with or without `/v1`. `ca_file` has the CA's certificates, for a private CA. A request that
-    fails for reasons that may pass is repeated for up to `patience_seconds`. Raises ValueError for a URL that is not
-    `https://`, unless it is this machine's.
+    fails for a transient reason is repeated for up to `patience_seconds`. Raises ValueError for a URL that is not
+    `https://`, unless the URL leads to this machine.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class HttpClient:
         """Submit jobs, and return their ids in the same order once all are accepted durably.
 
         With an `idempotency_key`, another process may repeat the call later: the gateway accepts the jobs once, and the
-        ids are the same. Raises SubmitFailed; the jobs of earlier requests are accepted.
+        ids are the same. Raises SubmitFailed, after which the jobs of this call's earlier requests stay accepted.
         """
         key, accepted = idempotency_key or uuid.uuid4().hex, list[str]()
         together: list[NamedJob] = []
@@ -109,7 +109,7 @@ class HttpClient:
         if not awaited:
             return
         with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
-            feed.open()  # opened first, so that no result is missed between a question and the events
+            feed.open()  # first, so that no result falls between the question for a job and the events
             for job_id in list(awaited):
                 if (result := self.result(job_id)) is not None:
                     del awaited[job_id]
@@ -156,7 +156,7 @@ class HttpClient:
             )
 
     def _parts(self, jobs: Iterable[NamedJob]) -> Iterator[list[NamedJob]]:
-        """Divide jobs into requests, by the jobs alone, so that a repeat sends the same requests."""
+        """Divide jobs into requests. The jobs alone decide how, so that a repeat sends the same requests."""
         part, size = list[NamedJob](), 0
         for job in jobs:
             if part and (len(part) >= self._jobs_together or size + len(job.body) > BYTES_TOGETHER):

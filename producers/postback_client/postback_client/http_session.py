@@ -69,10 +69,10 @@ class HttpSession:
         silence_seconds: float = ANSWER_SECONDS,
         limit: TimeLimit | None = None,
     ) -> requests.Response:
-        """Return the answer to a request, which is repeated until the patience or the limit ends.
+        """Send a request and return its answer; repeat the request until the patience or the limit ends.
 
-        The caller gives a request that may be repeated: one with an idempotency key, or one whose repeat changes
-        nothing. An iterable body is sent once. Raises GatewayRefused and Unreachable.
+        Callers use this method for requests that may be repeated: with an idempotency key, or without effect when
+        repeated. A request with an iterable body is sent once. Raises GatewayRefused and Unreachable.
         """
         patience = TimeLimit(self.clock, self._patience_seconds)
         grown = _FIRST_PAUSE_SECONDS
@@ -89,7 +89,7 @@ class HttpSession:
             self.clock.sleep(wait)
 
     def json(self, method: str, path: str, **arguments: Any) -> Any:
-        """Return the JSON of the answer. Raises as `call`, and UnreadableAnswer."""
+        """Return the JSON of the answer. Raises the errors of `call`, and UnreadableAnswer."""
         return parsed(self.call(method, path, **arguments).content)
 
     def close(self) -> None:

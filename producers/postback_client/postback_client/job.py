@@ -18,7 +18,7 @@ Lane = Literal["default", "bulk", "spare"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One prompt or other input with its options; None takes the fleet's default.
+    """One prompt or other input with its options. An option that is None has the fleet's default.
 
     One of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and `payload_url` is required.
 
@@ -69,11 +69,11 @@ class Job:
     logprobs: bool | None = None
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = None
-    """The number of likeliest tokens at each place whose log-probabilities the result has; goes with `logprobs`."""
+    """For each place, the number of likeliest tokens whose log-probabilities the result has; goes with `logprobs`."""
     response_format: Mapping[str, Any] | None = None
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None
-    """Tokens of prompt and answer together."""
+    """The most tokens of prompt and answer together."""
     tools: Sequence[Mapping[str, Any]] | None = None
     """Functions that the model may call, in OpenAI's shape. The calls are the result's `tool_calls`; no call is run."""
     tool_choice: str | Mapping[str, Any] | None = None
@@ -105,7 +105,7 @@ class NamedJob:
 def named_jobs(
     jobs: Iterable[Job | Mapping[str, Any]], clock: ClientClock, key: str | None = None
 ) -> Iterator[NamedJob]:
-    """Yield the jobs as JSON, with ids. With a key, the ids of a repeat are the same.
+    """Yield the jobs as JSON, with ids. With a key, a repeated call yields the same ids.
 
     Raises UnusableJob.
     """

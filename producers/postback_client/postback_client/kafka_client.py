@@ -4,7 +4,7 @@
         for result in client.stream(client.submit([Job(prompt="Why is the sky blue?")])):
             print(result.text)
 
-A fleet that believes signed tenants only (`POSTBACK_WORKER__TRUST=signed`) takes jobs through its gateway.
+A fleet that accepts only signed tenants (`POSTBACK_WORKER__TRUST=signed`) takes jobs only through its gateway.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class KafkaClient:
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
         """Submit jobs, and return their ids in the same order once Kafka has all. Raises SubmitFailed.
 
-        The producer is idempotent, so that its own retries double no job. A repeated call doubles its jobs.
+        The producer is idempotent, so its own retries send no job twice. A repeated call sends its jobs again.
         """
         topic = f"{self._prefix}model_requests{ {'bulk': '.batch', 'spare': '.spare'}.get(lane, '') }"
         accepted: list[str] = []

@@ -13,7 +13,7 @@ _PER_PAGE = "100"
 
 
 class HasId(Protocol):
-    """An object that a list may go on after."""
+    """An object of a list. The next page begins after the last object's id."""
 
     @property
     def id(self) -> str:

@@ -23,11 +23,11 @@ from postback_client.shapes import parsed, read
 
 UPLOADS = "/v1/uploads"
 PART_BYTES = 4 * 1024 * 1024
-"""The size of a part: the bytes that a lost connection costs at most, and that are in memory at once."""
+"""The size of a part. A lost connection costs at most one part, and memory holds one part at a time."""
 MOST_PARTS = 1000
 _STARTS = 3
 _OTHER_CONTENT = frozenset({"checksum_mismatch", "bytes_mismatch", "part_not_found"})
-"""Codes with which the gateway refuses parts that do not make the file, which may have changed meanwhile."""
+"""Codes with which the gateway refuses parts that do not make up the file. The file may have changed meanwhile."""
 _COMPLETE_SECONDS = 600.0
 _MOST_STATE_BYTES = 1024 * 1024
 

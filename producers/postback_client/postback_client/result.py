@@ -161,7 +161,7 @@ class Result:
     reasoning: str | None = None
     """The model's reasoning before the answer."""
     tool_calls: tuple[CallOfTool, ...] = ()
-    """The calls that the model asks for, of the job's `tools`."""
+    """The calls of the job's `tools` that the model asks for."""
     choices: tuple[AnswerChoice, ...] | None = None
     """All answers of a job with `n` above 1."""
     logprobs: tuple[AnswerToken, ...] | None = None
@@ -182,7 +182,7 @@ class Result:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The job's metadata."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Everything that the result has, members unknown to this version of the library too."""
+    """The whole JSON object of the result, with members that this version of the library does not know."""
 
     @property
     def succeeded(self) -> bool:

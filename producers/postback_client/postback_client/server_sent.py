@@ -17,15 +17,15 @@ EVENTS = "/v1/events"
 SILENCE_SECONDS = 45.0
 """Three of the gateway's heartbeats. A connection that is silent for longer is given up, and opened again."""
 _LIMITED_SILENCE_SECONDS = 2.0
-"""Under a time limit, a connection that is silent for this long is opened again, so that the limit holds to within this
-time."""
+"""Under a time limit, a connection that is silent for this long is opened again, so that the wait exceeds the limit by
+at most this time."""
 _PIECE_BYTES = 64 * 1024
 _AGAIN_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSent:
-    """One block. `data` is empty for a block without an event, which says the position or the time to reconnect."""
+    """One block. Without an event, `data` is empty, and the block states the position or the time to reconnect."""
 
     id: str
     data: str

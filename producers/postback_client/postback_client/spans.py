@@ -20,7 +20,7 @@ TRACEPARENT = "traceparent"
 
 
 class Submitted:
-    """The span of a submission, until its end. `traceparent` is None without OpenTelemetry."""
+    """The span of one submission, from construction to `end`. `traceparent` is None without OpenTelemetry."""
 
     def __init__(self, job_id: str | None = None) -> None:
         self.traceparent: str | None = None
