@@ -1,1 +1,1 @@
-"""Models and texts of the wire. Pure: no I/O, no clock, no network."""
+"""The wire format as models: records, requests, answers, headers and settings. Pure: no I/O, no clock, no network."""

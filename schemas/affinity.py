@@ -27,7 +27,7 @@ _RANKINGS = 4096
 _DEFAULTS = {"limit": 5, "profile": "default"}
 """Defaults of sources and searches: a member with its default counts as absent."""
 _IGNORED = ("required",)
-"""Members that change no evidence."""
+"""Members of `sources` that do not change the evidence."""
 _ABSENT: tuple[object, ...] = (None, [], {})
 
 

@@ -105,11 +105,13 @@ class ReceivedJob:
     received_ms: int
     """The record's timestamp, Unix milliseconds."""
     idempotency_key: str | None = None
-    """The producer's name for its submission, otherwise unused: two records with one key are two jobs."""
+    """The producer's own name for its submission. Workers do not use the name: two records with one key are two
+    jobs."""
     unknown: UnknownFields | None = None
     """Ignored fields, which are not part of the job's schema."""
     screening: tuple[ScreeningFinding, ...] = ()
-    """The findings of the gateway's input filter; once the worker has screened the job, also those of its own filter.
+    """The findings of the gateway's input filter; once the worker has screened the job, also those of the worker's
+    filter.
 
     `job` has the markers of redacted matches."""
     alias: str | None = None

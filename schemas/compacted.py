@@ -15,7 +15,7 @@ Fact = TypeVar("Fact", bound=WireModel)
 class CompactedCodec(Generic[Fact]):
     """Reads and writes keys and values. A key is a JSON array of a tenant and a name; a value is a fact about the name.
 
-    Reading any other record raises `invalid`; the error says that `key_is` or `value_is` was expected.
+    Reading any other record raises the error class `invalid`, whose text says that `key_is` or `value_is` was expected.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class JobControl(WireModel):
 
     tenant: Tenant
     job_id: Identifier
-    """The id of a job, or of a batch: one record cancels 50,000 jobs."""
+    """The id of a job, or of a batch: one record can cancel all 50,000 jobs of a batch."""
     state: ControlState
     at: int
     """Time of the order, Unix milliseconds."""

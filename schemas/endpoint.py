@@ -66,8 +66,8 @@ class InvalidEndpointRecord(Exception):  # noqa: N818 - named after the record
 def ends_disabling(record: EndpointRecord | None) -> bool:
     """True if this record ends a disabled state; None is a tombstone.
 
-    A failing record, or the tombstone after it, may come from a process that has not yet read that the endpoint was
-    disabled.
+    A failing record and the tombstone after it do not end the state: they may come from a process that has not yet read
+    that the endpoint was disabled.
     """
     return record is not None and record.state is not EndpointState.FAILING
 

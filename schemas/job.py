@@ -54,8 +54,8 @@ MAX_TOP_LOGPROBS = 20
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
-expires. Longer retention would not allow more. By default a broker forgets the progress of a group without members
-after seven days, and older jobs would be answered again."""
+expires. Longer retention of lanes would not allow a longer TTL: by default a broker forgets the progress of a group
+without members after seven days, and older jobs would then be answered again."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")]
 """A SHA-256 (FIPS 180-4) as 64 hexadecimal digits."""
@@ -141,7 +141,7 @@ class Job(WireModel):
     A document with another hash rejects the job.
     """
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
-    """Tokens of prompt and answer together; a longer prompt is cut at its start."""
+    """The most tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     """The randomness of sampling; 0 is greedy. Where absent, the profile's value, which is 0 in Postback's own
     profiles, else the model's own.
@@ -169,7 +169,7 @@ class Job(WireModel):
     logprobs: bool = False
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    """The number of the likeliest tokens at each place whose log-probabilities the result has; goes with `logprobs`."""
+    """For each place, the number of likeliest tokens whose log-probabilities the result has; goes with `logprobs`."""
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
@@ -237,7 +237,7 @@ class Job(WireModel):
         if len(asked) != 1:
             raise ValueError(f"exactly one of {_NAMED} is required")
         if asked[0] == BY_REFERENCE:
-            return self  # `schemas.payload` checks the other fields, beside the document's question
+            return self  # `schemas.payload` checks the other fields together with the document's question
         if self.raw and self.prompt is None:
             raise ValueError(f"`raw` goes with `prompt` and not with `{asked[0]}`")
         for option, field in _OPTIONS:
@@ -289,10 +289,10 @@ class Job(WireModel):
 _OPTIONS = (*((option, kind.field) for kind in KINDS for option in kind.options), ("payload_sha256", BY_REFERENCE))
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")
-"""Fields that would change the answer to a question; jobs with texts have none of them."""
+"""Fields that would change the answer to a question; a job with texts may set none of them."""
 
 
 @cache
 def _default_of(name: str) -> Any:
-    """Return a field's default, asked once: for a factory, each question copies `sys.modules` into garbage."""
+    """Return a field's default, cached: each call of pydantic's `get_default` for a factory copies `sys.modules`."""
     return Job.model_fields[name].get_default(call_default_factory=True)

@@ -32,11 +32,11 @@ class TextEndpoint:
     members: tuple[str, ...]
     """The members of a body that only this endpoint has."""
     input: str | None = None
-    """The body's member with the texts; None if the body has the members of the job's field itself."""
+    """The body's member with the texts; None if the body itself has the members of the job's field."""
     synonyms: Mapping[str, str] = field(default_factory=dict)
-    """Other names of members, in a body that has no member of the first name."""
+    """A second name of a member, by its first name. The second counts in a body without the first."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """Names that other endpoints have for members."""
+    """The names by which other endpoints call a member, each with its name at this endpoint."""
 
     def place(self, path: Sequence[str], body: Mapping[str, Any]) -> tuple[str, ...]:
         """Translate the path of a member in the job's field to the member's path in the body."""

@@ -1,4 +1,4 @@
-"""The kinds of job whose answer is numbers about texts, not a text, as one table: KINDS.
+"""The table KINDS: the kinds of job that answer with numbers about texts instead of a text.
 
 Each layer has one table with a row for each kind: `kind_bodies` (requests and answers over HTTP), the engines
 (`echo`, `openai_http/pooling`, `vllm/pooling`) and `workers/inference/pooled_answers` (results).
@@ -15,11 +15,11 @@ from pydantic import Field, StringConstraints, model_validator
 from schemas.bounded import WireModel
 
 MAX_EMBEDDED: Final = 64
-"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 KiB, and a result 900 at most."""
+"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 of a result's 900 KiB."""
 MAX_COMPARED: Final = 1000
 """The most documents that one job ranks or scores."""
 MAX_CLASSIFIED: Final = 256
-"""The most texts of one job for labels. 256 texts with 150 classes take some 800 KiB of a result."""
+"""The most texts of one job for labels. 256 texts with 150 classes take some 800 of a result's 900 KiB."""
 
 SomeText = Annotated[str, StringConstraints(min_length=1)]
 
@@ -32,7 +32,7 @@ class Rerank(WireModel):
     documents: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
     """The documents; `ranks` names each by its index."""
     top_n: int | None = Field(default=None, ge=1, le=MAX_COMPARED)
-    """The most ranks in the result, the best ones; all documents where absent."""
+    """The most documents in the result, the best ones; all documents where absent."""
 
     @property
     def queries(self) -> list[str]:

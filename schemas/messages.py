@@ -44,7 +44,7 @@ class ImagePart(WireModel):
 
 
 def _kind_of_part(part: object) -> str | None:
-    """Return the tag of a part, as JSON or as a model. Tags are no names of fields, which problems would show."""
+    """Return the tag of a part, as JSON or as a model. A tag is no field's name, so problems do not show it."""
     kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
     return {"text": "text part", "image_url": "image part"}.get(kind) if isinstance(kind, str) else None
 
@@ -134,12 +134,12 @@ class Message(WireModel):
 
     @property
     def parts(self) -> Sequence[ImagePart | TextPart]:
-        """The parts of the content; empty for one text and without a content."""
+        """The parts of the content; empty if the content is one text or absent."""
         return () if self.content is None or isinstance(self.content, str) else self.content
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts of the text parts; empty for one text and without a content."""
+        """The texts of the text parts; empty if the content is one text or absent."""
         return tuple(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
@@ -149,7 +149,7 @@ class Message(WireModel):
 
     @property
     def text(self) -> str:
-        """The content's texts as one string; empty without a text."""
+        """The content's texts as one string; empty if the content has no text."""
         return self.content if isinstance(self.content, str) else "\n".join(self.texts)
 
 

@@ -85,7 +85,7 @@ _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EF
 
 _MEMBERS_BY_URL = {url: _TAKEN.union(names) for url, names in _TAKEN_BY_URL.items()}
 MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
-"""Members that are not reported as ignored, for at least one of the URLs."""
+"""Members that at least one of the URLs takes without reporting them as ignored."""
 NOT_TAKEN: Final = frozenset(
     (
         *("access_programs", "audio", "background_options", "context_management", "frequency_penalty"),
@@ -95,7 +95,7 @@ NOT_TAKEN: Final = frozenset(
         *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
     )
 )
-"""OpenAI's members that a job has no field for: none of them is a misspelling of another."""
+"""OpenAI's members that not every URL takes. Each is a correct name, so no similar name is suggested for it."""
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {

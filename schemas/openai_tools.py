@@ -37,7 +37,7 @@ def called_message(item: object) -> dict[str, Any] | None:
 
 
 def response_place(path: Sequence[str]) -> list[str]:
-    """Return the place in a Responses body of a place in a job.
+    """Translate a place in a job to the place in a Responses body.
 
     Tools, calls and images have their members one level higher there.
     """

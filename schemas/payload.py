@@ -54,7 +54,7 @@ def with_payload(job: Job, payload: bytes) -> AskedJob:
     unknown = taken_from(asked)
     stated, given = _stated(job), _stated(asked)
     _check_places(stated, given)
-    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # the set keeps ignored members too
+    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # the set has ignored members too
     fields = {name: getattr(job, name) for name in own} | {name: getattr(asked, name) for name in given}
     try:
         return AskedJob(Job.model_validate(fields), unknown)
@@ -68,7 +68,7 @@ def _stated(job: Job) -> list[str]:
 
 
 def _check_places(stated: list[str], given: list[str]) -> None:
-    """Check that each field is where it belongs, and only there. Raises UnusablePayload."""
+    """Check that each field is in the right one of document and record, and not in both. Raises UnusablePayload."""
     if BY_REFERENCE in given:
         raise UnusablePayload(f"it has `{BY_REFERENCE}`, and a document cannot name another one")
     if misplaced := [name for name in given if name not in PAYLOAD_FIELDS]:
@@ -88,11 +88,11 @@ def _described(error: ValidationError, what: str) -> str:
 def _has_too_many_values(payload: bytes) -> bool:
     """True if the JSON may have more than MAX_VALUES values.
 
-    Escapes are removed, and the rest is split at quotes: a regular expression took 8 s for 8 MiB of short strings.
-    If the text is not JSON, the count is right up to the place where the parser stops.
+    Escapes are removed, and the rest is split at quotes. A regular expression would take 8 s for 8 MiB of short
+    strings. If the text is not JSON, the count is right up to the place where the parser stops.
     """
     plain = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > 4 * MAX_VALUES:  # two for each key, and two for each value
+    if plain.count(b'"') > 4 * MAX_VALUES:  # two quotes for each key, and two for each value
         return True
     bare = b"".join(plain.split(b'"')[::2])
     return bare.count(b",") + bare.count(b"[") + bare.count(b"{") > MAX_VALUES

@@ -100,13 +100,13 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _field_of_rule(reason: str) -> str:
-    """Return the field of a whole job's problem: the reason begins with the field, or with a choice of questions."""
+    """Return the field with which the reason of a whole job's problem begins, else `prompt`."""
     named = re.match(r"`(\w+)`", reason)
     return named[1] if named is not None and named[1] in _FIELDS else "prompt"
 
 
 def _innermost(found: dict[str, str]) -> dict[str, str]:
-    """Drop `content: should be a string` if the content is a list that has a problem inside."""
+    """Drop `content: should be a string` if the content is a list with a problem in one of its items."""
     return {
         place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
     }

@@ -44,9 +44,9 @@ _RULES = [
         "else": {"properties": {"raw": {"const": False}}},
     },
 ]
-"""Job's rules between fields.
+"""The rules of `Job` that span several fields.
 
-JSON Schema has no words for the bound on a product, nor for functions with one name.
+JSON Schema cannot state the bound on a product, nor forbid two functions of the same name.
 """
 
 
@@ -57,7 +57,7 @@ def one_question() -> list[dict[str, Any]]:
     choices = []
     for asked in QUESTIONS:
         absent = [name for name in QUESTIONS if name != asked]
-        if asked != BY_REFERENCE:  # the rules between a document's question and the record's fields are the worker's
+        if asked != BY_REFERENCE:  # the worker checks a document's question
             absent += [option for option, field in options.items() if field != asked]
             absent += OF_A_QUESTION if asked not in ("prompt", "messages") else ()
             absent += ["raw"] if asked != "prompt" else []

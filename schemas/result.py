@@ -18,7 +18,7 @@ MAX_RESULT_BYTES = 900 * 1024
 
 _MOST: Final = 3.4028234663852886e38
 Float32 = Annotated[float, Field(ge=-_MOST, le=_MOST)]
-"""A number that a float32 (IEEE 754, binary32) can hold, rounded: clients ask for embeddings in that form."""
+"""A number within the range of float32 (IEEE 754, binary32), the form in which clients ask for embeddings."""
 
 
 class Support(StrEnum):
@@ -158,7 +158,7 @@ class Rank(WireModel):
     index: int = Field(ge=0)
     """The document's index in the job's `documents`, from 0 on."""
     score: Float32
-    """The document's relevance to the query; a higher score is better. Its range is the model's."""
+    """The document's relevance to the query; a higher score is better. The range depends on the model."""
 
 
 class Label(WireModel):
@@ -188,7 +188,7 @@ class Result(WireModel):
     ranks: list[Rank] | None = None
     """The documents of the job's `rerank`, the best first."""
     scores: list[Float32] | None = None
-    """The score of each document of the job's `score`, in the same order. Its range is the model's."""
+    """The score of each document of the job's `score`, in the same order. The range depends on the model."""
     labels: list[Label] | None = None
     """The label of each text of the job's `classify`, in the same order."""
     reasoning: str | None = None
@@ -209,7 +209,7 @@ class Result(WireModel):
     citations: list[Citation] = Field(default_factory=list)
     """Places in the text that rest on sources."""
     tool_calls: list[ToolCall] | None = None
-    """The calls that the model asks for, of the job's `tools`; absent where there are none. No worker runs them."""
+    """The calls of the job's `tools` that the model asks for; absent where there are none. No worker runs them."""
     logprobs: list[TokenLogprob] | None = None
     """The log-probabilities of the answer's tokens, as generated, without the reasoning.
 

@@ -57,7 +57,7 @@ class ScreeningFinding(WireModel):
     field: FieldName
     """The job's field with the matches."""
     count: int = Field(ge=1)
-    """Matches, or for `redact` the markers in the text."""
+    """Number of matches; for `redact`, number of markers in the text."""
 
 
 MOST_FINDINGS = 64
@@ -82,6 +82,6 @@ def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
 
 
 def joined(first: Sequence[ScreeningFinding], second: Sequence[ScreeningFinding]) -> tuple[ScreeningFinding, ...]:
-    """Return the findings of two filters: one for each rule, kind and field, the second filter's if both have it."""
+    """Return the findings of two filters, one for each rule, kind and field: the second's if both have one."""
     found = {(each.rule, each.kind, each.field): each for each in (*first, *second)}
     return tuple(found.values())

@@ -111,8 +111,8 @@ class TrustSettings(BaseModel):
     """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify the
     signature. Each line has one secret of 32 characters or more. The first secret signs and each secret verifies, so a
     new secret goes on top. An old secret is removed once its jobs are done. `openssl rand -hex 32` makes a secret.
-    Without the file, no job is signed. The first secret also derives the marks around sources in prompts; without it,
-    each worker makes its own.
+    Without the file, no job is signed. The marks around sources in prompts are derived from the first secret; without a
+    secret, each worker makes its own marks.
     """
 
     @property

@@ -173,8 +173,9 @@ def _digest(keyed: hmac.HMAC, content: bytes) -> bytes:
 
 
 def _was_signed(key: bytes, signature: bytes, content: bytes) -> bool:
+    # libsodium reads signature and content as one text: the content would complete a short signature.
     if len(signature) != crypto_sign_BYTES:
-        return False  # libsodium reads both as one text, and would complete a short signature from the content
+        return False
     try:
         crypto_sign_open(signature + content, key)
     except BadSignatureError:

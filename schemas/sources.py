@@ -32,7 +32,7 @@ Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")]
 
 
 def _only(named: str, other: str) -> dict[str, Any]:
-    """Return the JSON Schema of an object that has a text as `named`, and no `other`."""
+    """Return the JSON Schema of an object that has a text in the member `named` and has no member `other`."""
     return {"required": [named], "properties": {named: {"type": "string"}, other: {"type": "null"}}}
 
 

@@ -34,7 +34,7 @@ _CALLED_ELSEWHERE = {
     RESPONSES: {"messages": "input", "prompt": "input", "response_format": "text", "max_tokens": "max_output_tokens"},
     **{endpoint.url: endpoint.elsewhere for endpoint in ENDPOINTS.values()},
 }
-"""The names of other URLs' members for the members of a URL."""
+"""For each URL, the names by which other URLs call its members."""
 
 
 class NotAJob(ValueError):  # noqa: N818 - named after the input

@@ -27,7 +27,8 @@ moved.
 """
 SAID_TENANT = "said-tenant"
 SAID_JOB_ID = "said-job-id"
-"""On a dead letter: the value of a record's own header that was rejected. A redrive restores that header."""
+"""On a dead letter: the `tenant` and the `job-id` that the rejected record itself stated. A redrive restores these
+headers."""
 SCREENING = "screening"
 """On a job: the findings of the gateway's input filter, as a JSON list (`schemas.screening`). The job's result has them
 beside those of the worker's own filter."""
@@ -74,7 +75,8 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 dead letter."""
 BETWEEN_SECONDS = (30, 120)
 """Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls. These waits
-fill the gap between five seconds and five minutes, since each return from a tier rewrites the record."""
+fill the gap between five seconds and five minutes: each return from a tier rewrites the record, and repeated waits of
+five seconds would rewrite it often."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
@@ -87,8 +89,9 @@ _MARKS_KEPT_MS = 45 * _DAY_MS
 """Retention of the mark that a dead letter was put back. A mark outlives its letter, however large the segments are."""
 _TAKEN_IN = {"compression.type": "lz4", "max.message.bytes": str(1024 * 1024)}
 """Settings for the batches of each topic. A broker trusts the offsets that the records of an uncompressed batch state,
-unless it has to compress the batch itself (Kafka's `LogValidator`). librdkafka trusts those offsets too: after a record
-that states too high an offset, it continues from that offset and skips other producers' records."""
+unless it has to compress the batch itself (Kafka's `LogValidator`), so these settings make it compress. librdkafka
+would trust wrong offsets too: after a record that states too high an offset, it continues from that offset and skips
+other producers' records."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -1,4 +1,4 @@
-"""The signature of a job's tenant, by which a worker believes the job's headers.
+"""The signature of a job's tenant, which shows a worker that the job's headers are genuine.
 
 With `POSTBACK_WORKER__TRUST=signed`, a worker takes only jobs with a valid `tenant-signature`. The signature is
 HMAC-SHA256 (RFC 2104) over the tenant, the job's id and the SHA-256 of the record's value. The value has the prompt and

@@ -66,7 +66,7 @@ class UnknownFields:
 
 
 def taken_from(job: Job) -> UnknownFields | None:
-    """Remove the members that a job was read with (`extra="allow"`) beside its fields, and name them; else None.
+    """Remove the unknown members that a job was read with (`extra="allow"`), and return their names; None without any.
 
     The members' values could take many times the record's size. Unknown members of messages are removed without
     being named: `role` and `content` are required, so a misspelt one already makes the job invalid.
@@ -156,7 +156,7 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    # A field can be known and yet unknown here, since bodies of different URLs have different fields.
+    # A field of another URL's body can be both in `known` and unknown at this URL.
     meant = nearest(own, (field for field in known if field != own))
     return f"{place}{dot}{meant}" if meant else None
 

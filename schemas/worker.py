@@ -1,4 +1,4 @@
-"""Records of `fleet_workers`: the models and adapters that each worker answers for, and how long it takes.
+"""Records of `fleet_workers`: the models and adapters that each worker answers for, and how long an answer takes.
 
 The topic is compacted: the last record of each worker counts.
 """
@@ -16,7 +16,7 @@ from schemas.job import Identifier
 
 MAX_MODELS = 256
 LONGEST_ANSWER_SECONDS = 604_800.0
-"""A week: a job waits for six days at most, and no answer outlasts its job."""
+"""A week, which no answer exceeds: a job expires after six days at most, and its answer with it."""
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def load_screen(settings: ScreeningSettings) -> Screen | None:
-    """Return the filter of the settings' rules, or None without rules. Raises RulesRefused, also without the extra."""
+    """Return the filter of the settings' rules, or None without rules.
+
+    Raises RulesRefused, also if rules are set and the extra is not installed.
+    """
     if settings.rules is None:
         return None
     try:

@@ -22,7 +22,7 @@ _INVISIBLE: Final = (
 )
 """Control characters, and characters that a reader cannot see (Unicode's Default_Ignorable_Code_Point)."""
 _MOST_MARKS: Final = 15
-"""Marks of one cluster. Python's normalisation takes quadratic time for a long run of marks."""
+"""The most marks of one character, since Python's normalisation takes quadratic time for a long run of marks."""
 _LONGEST_EXPANSION: Final = 4
 """The most characters that folding makes of one character; a few ligatures of whole sentences stay as they are."""
 

@@ -1,7 +1,7 @@
 """Puts markers such as `[redacted:card]` in place of matches.
 
-A text that was redacted before, by the gateway, is screened again by the worker. Markers in the text are left as they
-are, and a match inside a marker does not count. So screening a redacted text changes nothing.
+The worker screens a text again that the gateway has redacted. Markers in the text are left as they are, and a match
+inside a marker does not count. So screening a redacted text changes nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def redacted(text: str, cuts: Sequence[Cut]) -> str:
 
 
 def redacted_parts(parts: Sequence[str], cuts: Sequence[Cut]) -> tuple[str, ...]:
-    """Return a message's parts after the cuts, whose places count in the parts' joined text.
+    """Return a message's parts after the cuts. The cuts' places are offsets in the parts' joined text.
 
     A cut over several parts leaves one marker.
     """

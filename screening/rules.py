@@ -129,7 +129,7 @@ class ClassifierRule(_Rule):
     seconds: float = Field(default=10.0, ge=0.1, le=300)
     """Seconds within which the model reads a job's text."""
     on_failure: Literal["pass", "reject"] = "pass"
-    """The decision about a job that the model did not read in time, or while its process was lost."""
+    """The decision about a job that the model did not read: its time was up, or its process was gone."""
 
     @field_validator("verdict")
     @classmethod

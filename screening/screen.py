@@ -1,4 +1,4 @@
-"""The input filter as gateway and workers use it: `screening.loading` gives a Screen; then `check(tenant, job)`.
+"""The input filter as gateway and workers use it: `screening.loading` gives a Screen, and its `check` reads a job.
 
 `RulesRefused`, which `load` and `start` raise, names every mistake in the operator's file and in the files that it
 names. A check raises nothing for any job.
@@ -32,7 +32,7 @@ _TENANTS_KEPT = 1024
 _UNAVAILABLE = "unavailable"
 
 _Counts = Counter[tuple[str, str, FieldName]]
-"""Matches by rule, kind and field."""
+"""Number of matches by rule, kind and field."""
 
 
 @dataclass(frozen=True, slots=True)

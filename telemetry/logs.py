@@ -87,7 +87,10 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
 
 
 def is_debugging() -> bool:
-    """True if DEBUG lines are written. Code with a line for every job asks first, at a hundredth of a line's cost."""
+    """True if DEBUG lines are written.
+
+    Code with a line for every job calls this first, which costs a hundredth of a line.
+    """
     return logging.getLogger(_OURS).isEnabledFor(logging.DEBUG)
 
 

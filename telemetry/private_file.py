@@ -42,9 +42,9 @@ class PrivateFileRefused(Exception):  # noqa: N818 - named after the refusal
 
 
 def read_private(path: Path, most_bytes: int, *, by_root: bool = False) -> bytes:
-    """Return the content of a file with secrets; of a larger file, one byte more than `most_bytes`.
+    """Return the content of a file with secrets, up to one byte more than `most_bytes`, which shows a larger file.
 
-    The rule is that of `access_problem`. Raises PrivateFileRefused and OSError.
+    A file with an `access_problem` is refused. Raises PrivateFileRefused and OSError.
     """
     with path.open("rb") as file:
         problem = access_problem(os.fstat(file.fileno()), path, by_root=by_root)
@@ -112,10 +112,10 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 
 def _write_beside(target: Path, replacement: Replacement) -> Path:
-    """Write the content into a new file beside the target, and return its path. The file has mode 0600 until the end.
+    """Write the content into a new file beside the target, and return its path. Its mode is 0600 while it is written.
 
-    The new file takes the target's owner, group and mode: after root rotated keys, a service's user must still read
-    them. A private file that others could use gets mode 0600 instead.
+    At the end the new file takes the target's owner, group and mode: a service's user must still be able to read keys
+    that root has rotated. A private file that others could use gets mode 0600 instead.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent)
     try:

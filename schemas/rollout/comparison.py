@@ -36,7 +36,7 @@ class ObservedAnswer(WireModel):
     cut: bool = False
     """True if the answer ended at `max_tokens`."""
     unsupported: bool = False
-    """True if a citation has no support, or if the answer failed for lack of it."""
+    """True if a citation has no support, or if the answer failed for lack of support."""
     infer_ms: float = Field(default=0.0, ge=0)
     tokens: int = Field(default=0, ge=0, le=2**31 - 1)
     """Tokens of the answer."""

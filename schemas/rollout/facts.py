@@ -79,19 +79,19 @@ class RolloutOrder(WireModel):
     alias: Identifier
     """The name in jobs' `model_id`; `default` for jobs without one."""
     primary: Identifier | None = None
-    """The model that an earlier rollout gave the alias; absent: the alias means the same as without rollouts."""
+    """The model that an earlier rollout gave the alias; if absent, the alias means the same as without rollouts."""
     candidate: Identifier
     """The model that may replace the primary."""
     sample: float = Field(default=0.1, gt=0, le=1)
     """The share of the alias's jobs that are compared."""
     max_jobs: int = Field(default=2000, ge=1, le=1_000_000)
-    """Compared jobs after which an undecided rollout is aborted."""
+    """Number of compared jobs after which an undecided rollout is aborted."""
     canary_jobs: int = Field(default=50, ge=1, le=1_000_000)
-    """Jobs of the candidate that are watched at each share, before the next share."""
+    """Number of the candidate's jobs that are watched at each share before the next share."""
     per_second: float = Field(default=20.0, gt=0, le=10_000)
     """The most jobs that each worker copies or reports in a second."""
     slower: float = Field(default=1.5, ge=1, le=1000)
-    """An answer is slow if it takes more than this multiple of the primary's 95th percentile, and 250 ms more."""
+    """A slow answer takes more than this multiple of the primary's 95th percentile, and over 250 ms more than it."""
     at: int
     """Time of the order, Unix milliseconds."""
 

@@ -28,7 +28,7 @@ _SLOWER_MS = 250.0
 """A slow answer also exceeds the primary's 95th percentile by this time: multiples of short times are noise."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
-"""The primary's jobs before the candidate's latency is judged."""
+"""Number of the primary's jobs that the judgement of the candidate's latency needs."""
 _LATENCIES = 1000
 _BOUNDS: Final = {"latency": MOST_DIFFERENT, "tokens": 0.2, **dict.fromkeys(FLAGS, MOST_DIFFERENT)}
 """For each guard, the allowed mean excess over the primary."""
@@ -76,8 +76,8 @@ class Baseline:
     def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None, slower: float) -> dict[str, float]:
         """Return, for each guard, the value of the candidate's answer minus the primary's, from -1 to 1.
 
-        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts. `slower` is the
-        order's.
+        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts. `slower` is
+        the order's field of that name.
         """
         found: dict[str, float] = {}
         for name in FLAGS:
@@ -107,7 +107,7 @@ class ProfileJudge:
     """After each compared job: log10 of the e-values for "equal" and for "different"."""
 
     def take(self, said: Comparison, slower: float) -> None:
-        """Add a record. `slower` is the order's."""
+        """Add a record. `slower` is the order's field of that name."""
         if said.candidate is not None:
             for name, excess in self.baseline.excess(said.candidate, said.primary, slower).items():
                 guard = self.guards[name]

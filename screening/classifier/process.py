@@ -26,9 +26,9 @@ log = get_logger()
 START_SECONDS: Final = 300.0
 """Timeout of loading a model."""
 GRACE_SECONDS: Final = 5.0
-"""A process counts as hung this many seconds after a rule's time is up. The process itself stops when it is up."""
+"""A process counts as hung this many seconds after a rule's time is up. A sound process stops reading on time."""
 PAUSE_SECONDS: Final = 10.0
-"""Seconds after a failed start in which jobs get no answer and the start is not tried again."""
+"""For this many seconds after a failed start, jobs get no answer, and the start is not tried again."""
 _MOST_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _MOST_CONFIG_BYTES: Final = 1024 * 1024
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "OMP_NUM_THREADS")

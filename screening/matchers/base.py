@@ -1,4 +1,4 @@
-"""The seam of the matchers."""
+"""The interface of the matchers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ import re2
 from screening.matchers.base import Match
 
 WINDOW: Final = 1024
-"""Bytes in which a match may begin. A match of at most this length is always found whole."""
+"""Bytes of a window. A match may reach from one window into the next, so a match of at most this length is found
+whole."""
 _MAX_BYTES: Final = 8 * 1024 * 1024
 """Memory of one pattern's automaton."""
 _one_byte = re.compile(r"(?<!\\)(?:\\\\)*\\C")

@@ -1,8 +1,8 @@
 """Words of lists, found with an Aho-Corasick automaton, including words disguised by their spelling.
 
-Three readings of a text: as it is without case (`Bastard`), with digits and symbols read as letters (`b4$tard`), and
-with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that the town
-Scunthorpe does not match.
+Each text is read in three ways: as it is without case (`Bastard`), with digits and symbols read as letters (`b4$tard`),
+and with repeated letters joined (`bastaaard`). A match is a whole word or phrase, or its plural with `s`, so that the
+town Scunthorpe does not match.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ def _automaton(words: Iterable[str]) -> Any:
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
-    """True if no letter or digit continues the word on either side. A symbol such as an emoji has no sides."""
+    """True if no letter or digit continues the word on either side.
+
+    A side on which the word itself has a symbol, such as an emoji, is whole beside any character.
+    """
     before = text[start - 1 : start] if text[start].isalnum() else ""
     after = text[end : end + 1] if text[end - 1].isalnum() else ""
     return not before.isalnum() and not after.isalnum()

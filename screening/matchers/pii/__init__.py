@@ -1,4 +1,4 @@
-"""Personal data: one module for each kind, each with a check such as a check digit: few order numbers match."""
+"""Personal data: one module for each kind, each with a check such as a check digit, so that few order numbers match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Spans = Callable[[str], Iterator[tuple[int, int]]]
 
 
 class Pii:
-    """Finds personal data of some kinds. `regions` are the countries whose phone numbers count without `+`."""
+    """Finds personal data of the given kinds. `regions` are the countries whose phone numbers count without `+`."""
 
     def __init__(self, kinds: tuple[PiiKind, ...], regions: tuple[str, ...] = ()) -> None:
         finders: dict[PiiKind, Spans] = {

@@ -30,7 +30,7 @@ _LENGTHS: Final = {
     }.items()
     for country in countries.split()
 }
-"""Characters of an IBAN by its country, from the IBAN registry (ISO 13616-2). Costa Rica has 22."""
+"""Number of an IBAN's characters by its country, from the IBAN registry (ISO 13616-2). Costa Rica has 22."""
 
 _first = re.compile(r"(?<![^\W_])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9])")
 _rest = re.compile("[ -]?[A-Za-z0-9]")

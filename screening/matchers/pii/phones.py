@@ -11,7 +11,7 @@ from typing import Final
 from phonenumbers import NumberParseException, is_valid_number, parse
 
 _MOST_CHECKS: Final = 20_000
-"""Candidates of one text that are validated, at 50 µs each. Further candidates count as phone numbers without
+"""The most candidates of one text that are validated, at 50 µs each. Further candidates count as phone numbers without
 validation, because such a text lists phone numbers.
 """
 _LEAST_DIGITS: Final = 7
@@ -22,13 +22,13 @@ _MOST_DIGITS: Final = 15
 _international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")
 _national = re.compile(r"(?<![\w.,+:/-])[0-9(][0-9() ./-]{0,40}")
 _no_phone = re.compile(r"[0-9]+(?:\.[0-9]+)?|\(?[0-9]{4}-[0-9]{2}-[0-9]{2}.*|(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]).*")
-"""Numbers, amounts, dates and IP addresses: no phone numbers without `+`."""
+"""Numbers, amounts, dates and IP addresses, which are not phone numbers unless a `+` precedes them."""
 _goes_on = re.compile(r"[^\W\d]|@|[:,][0-9]")
 _end_of_group = re.compile(r"[0-9]\)?(?![0-9)])")
 
 
 def phones(text: str, regions: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Return the places of phone numbers: with `+`, and those of the regions (ISO 3166-1) written without it."""
+    """Return the places of phone numbers with `+`, and of the regions' numbers (ISO 3166-1) without `+`."""
     checks = 0
     for pattern, given in ((_international, (None,)), (_national, regions)):
         place = 0
