@@ -1,4 +1,4 @@
-"""How long this worker's answers take. Workers announce it, so that the exporter can plan with it."""
+"""The times of this worker's answers. The worker announces their 99th percentile, with which the exporter plans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 KEPT = 1000
-"""Answers that are remembered: ten of them took longer than their 99th percentile."""
+"""The number of answers that are remembered: enough that ten of them exceed the 99th percentile."""
 
 
 class AnswerTimes:
@@ -20,6 +20,6 @@ class AnswerTimes:
         self._seconds.append(seconds)
 
     def p99(self) -> float | None:
-        """Return the 99th percentile in seconds, of few answers the longest; None without an answer."""
+        """Return the 99th percentile in seconds: of fewer than 100 answers, the longest. None without an answer."""
         in_order = sorted(self._seconds)
         return in_order[math.ceil(0.99 * len(in_order)) - 1] if in_order else None

@@ -1,4 +1,4 @@
-"""Trust in a record's headers: in those of any writer, or only in headers whose tenant the fleet signed."""
+"""Decides whether a record's headers are trusted: those of any writer, or only those whose tenant the fleet signed."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class Generator:
         `model_id` replaces the job's own model.
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
-        cut the completion off. If a cancellation was taken back meanwhile, the job is generated again. Raises
-        NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
+        cut the completion off. If the cancellation that cut it off was taken back meanwhile, the answer is generated
+        again. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
             try:
@@ -103,7 +103,7 @@ class Generator:
         return None
 
     async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
-        """Make one try. Raises EngineError, and EngineFailed if the engine aborted the request unasked."""
+        """Make one try. Raises EngineError; EngineFailed also if the engine aborted the request unasked."""
         completion = await self._engine.generate(request)
         if completion.finish_reason != "abort":  # an aborted request may never have reached the engine
             self._watch.answered(number)

@@ -27,7 +27,7 @@ from workers.inference.rewriting import Rewriter
 from workers.inference.side_request import Spend
 
 MOST_READ_CHARS: Final = MAX_JOB_BYTES
-"""The characters of a question or chat that are searched for words and links: those of the largest record.
+"""Cap on the characters of a question or chat that are searched for words and links: those of the largest record.
 
 A payload may be many times longer, and reading 8 MiB took the event loop 12 s."""
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
@@ -166,7 +166,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _ends(text: str) -> str:
-    """Return the text; of a text longer than MOST_READ_CHARS only the start and the end, where people ask."""
+    """Return the text. A text longer than MOST_READ_CHARS keeps its start and its end, where people ask."""
     half = MOST_READ_CHARS // 2
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 

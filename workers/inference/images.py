@@ -79,7 +79,7 @@ class Images:
             raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
 
     async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
-        await stack.aclose()  # gives back the place of a fetch whose cancellation was taken back
+        await stack.aclose()  # called again after a cancellation is taken back: frees the former place
         async with self._fetcher.at_origins(urls, asker):
             await stack.enter_async_context(self._fetcher.place(asker))
             return await self._fetcher.fetched(urls, asker)

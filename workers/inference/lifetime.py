@@ -51,9 +51,9 @@ class Lifetimes:
             raise JobIsOver from None
 
     async def until_cancelled(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of `begin()`, which a cancellation of the job cancels. Raises JobIsOver, and its errors.
+        """Return the result of `begin()`, which a cancellation of the job cancels.
 
-        If the cancellation is taken back at once, `begin` is called again.
+        If the cancellation is taken back at once, `begin` is called again. Raises JobIsOver, and the errors of `begin`.
         """
         while True:
             work = asyncio.ensure_future(begin())

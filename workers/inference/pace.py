@@ -16,7 +16,7 @@ from workers.stage.record import Record
 IDLE_SHARE = 0.02
 """The share of its places that the engine may leave idle.
 
-A queue that fills these too would delay newer, more urgent jobs.
+A queue long enough to fill these places too would delay newer, more urgent jobs.
 """
 REFILL_PERIOD_SECONDS = 0.25
 REFILL_MEMORY_SECONDS = 30.0
@@ -55,8 +55,8 @@ class EnginePace:
     def _wanted(self, load: EngineLoad) -> int:
         """Return how many jobs should wait in the engine, or be on their way there.
 
-        With fewer jobs the engine runs dry before the next refill. With more, jobs wait in the engine before newer,
-        more urgent jobs.
+        With fewer jobs the engine runs dry before the next refill. With more, jobs in the engine's queue get ahead of
+        newer, more urgent jobs.
         """
         if self._fixed is not None:
             return load.free + self._fixed
@@ -96,10 +96,10 @@ class Refill:
     A refill is the arrival of the jobs that the stage dispatches after a look. A request that ends leaves its place
     idle until the next refill, unless a job waits in the engine. The next look is half an interval away on average, and
     the time until the jobs arrive is counted as another half. An interval is a round of the stage: 5 ms, or 50 ms and
-    more on a busy broker. So an interval with `answers` leaves `answers - queue` places idle for the length of an
-    interval. The queue is the shortest one with which the intervals of the last `memory_seconds` leave at most
-    IDLE_SHARE of the places idle. Answers that end together, such as answers of equal length, need a longer queue than
-    answers that end one by one.
+    more on a busy broker. So an interval with `answers` answers leaves `answers - queue` places idle for its length.
+    The queue is the shortest one with which the intervals of the last `memory_seconds` leave at most IDLE_SHARE of the
+    places idle. Answers that end together, such as answers of equal length, need a longer queue than answers that end
+    one by one.
 
     The event loop counts answers, and only the Kafka thread looks.
     """

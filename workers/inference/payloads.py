@@ -81,7 +81,7 @@ class Payloads:
             raise _refused(received, str(unreadable)) from None
 
     async def _in_turn(self, asker: Asker, url: str, stack: AsyncExitStack) -> bytes:
-        await stack.aclose()  # gives back the place of a fetch whose cancellation was taken back
+        await stack.aclose()  # called again after a cancellation is taken back: frees the former place
         await stack.enter_async_context(self._fetcher.place(asker))
         return await self._fetcher.fetched(url, asker)
 

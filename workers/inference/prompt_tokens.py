@@ -16,11 +16,12 @@ PAYLOAD_TOKENS: Final = MAX_JOB_BYTES / BYTES_A_TOKEN
 Such questions exceed a record, and few models read more tokens.
 """
 _IMAGE: Final = re.compile(rb'"image_url"\s*:')
-"""One for each image of a chat or of a request to /v1/responses."""
+"""Matches once for each image of a chat or of a request to /v1/responses."""
 _CARRIED: Final = re.compile(rb'url"\s*:\s*"data:image\\?/[a-z]{3,4};base64,[A-Za-z0-9+/=\\]*"')
-"""An image that the job carries, in `url` or `image_url`. Some writers of JSON put a backslash before each slash.
+"""Matches an image that the job carries, in `url` or `image_url`. Some JSON writers put a backslash before a slash.
 
-The pattern begins with a word: one that began with a quote took 50 ms of the Kafka thread for a record of quotes."""
+The pattern begins with a word: a pattern that began with a quote took 50 ms of the Kafka thread for a record of
+quotes."""
 
 
 def prompt_tokens(value: bytes) -> float:

@@ -31,7 +31,7 @@ from workers.inference.side_request import Spend, side_request
 CHECK_SECONDS: Final = 10.0
 """Timeout of all checks of an answer. A sentence that gets no verdict in time keeps its support."""
 _TOKENS: Final = 16
-"""Tokens of a verdict of one word; OpenAI's Responses API takes no smaller bound."""
+"""Cap on the tokens of a verdict, which is one word; OpenAI's Responses API takes no smaller cap."""
 _SENTENCE_CHARS: Final = 1000
 _QUESTION: Final = 'Does source [1] contradict this sentence: "{}"? Answer with one word, yes or no.'
 _VERDICT: Final = re.compile(r"\W*(?:(yes)|no)\b", re.IGNORECASE)
@@ -57,7 +57,7 @@ class SecondCheck:
     async def _refuted(
         self, received: ReceivedJob, spend: Spend, evidence: Evidence, answer: Answer
     ) -> tuple[frozenset[Claim], list[str]]:
-        """Judge the answer's supported sentences concurrently, up to the number of the settings."""
+        """Judge the answer's supported sentences concurrently, at most the number in the settings."""
         sources = {source.id: source for source in evidence.sources}
         supported = [citation for citation in answer.citations if citation.support in BEARING][: self._most]
         seconds = min(CHECK_SECONDS, self._lifetimes.remaining(received))
@@ -98,8 +98,8 @@ def _judged(
 ) -> tuple[frozenset[Claim], list[str]]:
     """Return the refuted claims and the notes.
 
-    A check that the engine could not answer, even since it died, has no verdict: the answer itself is complete. Other
-    errors are defects of ours, and are raised.
+    If the engine fails or even dies at a check, the check has no verdict: the job's answer is complete without the
+    check. Other errors are defects of ours, and are raised.
     """
     for verdict in verdicts:
         if not isinstance(verdict, bool | EngineError | asyncio.CancelledError | None):

@@ -104,9 +104,9 @@ class WorkerSettings(BaseSettings):
     """
 
     shadow_embedding_model: str | None = Field(default=None, min_length=1, max_length=1000)
-    """The name or folder of a sentence-transformers model, by which a shadow worker compares answers in other words.
+    """The name or folder of a sentence-transformers model: with it, a shadow worker compares answers by meaning.
 
-    It needs the extra `rerank`. If absent, words alone decide.
+    The model needs the extra `rerank`. If absent, answers are compared by words alone.
     """
 
     @model_validator(mode="after")
