@@ -81,7 +81,7 @@ class EnrichmentSettings(BaseSettings):
     """Time for which a robots.txt is cached."""
 
     members: int = Field(default=2, ge=1, le=64)
-    """Number of processes that read pages; one more process ranks. None starts before the first job with sources."""
+    """Number of processes that read pages; one more process ranks. All of them start only for jobs with sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """Timeout of one task, such as reading a page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)

@@ -40,7 +40,7 @@ _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
 """Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage.
 
-The budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
+Spending the whole budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
 
 CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -295,9 +295,9 @@ def _first_sentences(text: str, numbers: Collection[int] | None = None) -> list[
 def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
     """True if brackets with numbers are a citation. `numbers` holds the numbers of the sources.
 
-    Plain brackets with a 0 are no citation, since no source has that number. Several numbers are no citation but an
-    interval or a list if they follow "CI" or "=", or if no source has any of these numbers. A single unknown number is
-    a dangling citation.
+    Plain brackets with a 0 are no citation, since no source has that number. Several numbers are an interval
+    or a list, not a citation, if they follow "CI" or "=", or if no source has any of them. A single unknown number is a
+    dangling citation.
     """
     named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
     if _PLAIN.fullmatch(marker.group()) is None:

@@ -1,7 +1,7 @@
 """Splits a text into clauses: words in order, negations, numbers with units, and names. Pure.
 
-A clause ends at a mark such as a comma, at a word such as "but", and at an "and" with two or more content words on each
-side.
+A clause ends at a mark such as a comma, and at a word such as "but". An "and" also ends a clause if two or more content
+words stand on each side.
 """
 
 from __future__ import annotations

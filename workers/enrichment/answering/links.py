@@ -3,8 +3,9 @@
 A page could otherwise make the model write an image URL that carries the prompt to the page's author. Even the choice
 among several URLs could tell that author the prompt's subject. The answer's renderer is unknown: Markdown with HTML or
 without, HTML alone, or a program that looks for URLs in plain text. So this module does not search for bad links. The
-opening marks of a link, an image or a tag stay only in forms that are known to be harmless; elsewhere a space separates
-the marks. Every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost:
+opening marks of a link, an image or a tag stay only in forms that are known to be harmless. In any other form, a space
+separates the marks: every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost.
+The harmless forms:
 
     ](  ]:      the target of a Markdown link: good before a given URL, and before a relative URL that stays in the
                 folder of the reader's page
@@ -13,8 +14,8 @@ the marks. Every renderer then shows plain text (CommonMark 0.31, the tokenizer 
                 content is loaded; also good with only given URLs and a few attributes that load nothing
 
 Any other URL, with a scheme or with a beginning such as `www.` or `//`, becomes "(link removed)" unless the job or a
-source gave this URL. A host alone, `a.example/b`, is text. An answer in JSON stays JSON: its decoded strings are
-cleaned.
+source gave this URL. A host without a scheme, such as `a.example/b`, counts as text. An answer in JSON stays JSON:
+its decoded strings are cleaned.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ CONTEXT_CHARS: Final = 32
 """The most code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
 MAX_COMPARED: Final = 200_000
-"""Budget of one answer for quotes that are not exact, in words of the sources; it takes a fifth of a second.
+"""Budget of one answer for quotes that are not exact, in words of the sources: a fifth of a second of work.
 
 Without a budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
 

@@ -1,8 +1,8 @@
 """Computes the similarity of texts by meaning, such as passages and a question, with a model in a process of its own.
 
 There is one process, since a model takes a gigabyte and all cores that it may use. The process serves one job at a
-time, see `newest_first`. Passages are sent in batches: a job keeps the results so far when its time is up, and a
-cancelled job costs at most the running batch.
+time, see `newest_first`. Passages are sent in batches. So a job keeps the results so far when its time is up, and a
+cancelled job wastes at most the running batch.
 
 If the process dies or hangs, the embedder kills it and starts another one. Loading the model takes many seconds; until
 then, jobs are refused at once.

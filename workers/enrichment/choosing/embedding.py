@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports its abs
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Cap on one text's tokens: a model's cost grows with the square of the number, and some models take 8,192."""
+"""Cap on the tokens of one text: a model's cost grows with their square, and some models accept 8,192."""
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
 _MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024

@@ -31,8 +31,8 @@ RRF_K = 60
 WORDS_WEIGHT = 1.5
 """Weight of the order by words; the order by meaning has 1.
 
-With equal weights, questions in a page's own words lose as much quality as paraphrased questions gain: a small model
-confuses passages about one subject."""
+With equal weights, questions in a page's own words lose as much quality as paraphrased questions gain, since a small
+model confuses passages about one subject."""
 
 REST_WEIGHT = 0.6
 """Factor for passages outside of a page's main text, such as comments, boxes and menus."""

@@ -1,6 +1,6 @@
 """Fetches a job's images behind the egress guard, so that no engine fetches a URL of a job.
 
-robots.txt is not asked: the job's author names the image, and no crawler finds it.
+robots.txt is not checked, since a job's author chose the image, not a crawler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_IMAGE: Final = "it is no png, jpeg, gif or webp image"
 
 
 class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
-    """An image cannot be read. `is_outage` is true if its server is at fault, and false if the job is."""
+    """An image cannot be read. `is_outage` is true if the image's server is at fault, and false if the job is."""
 
     def __init__(self, url: str, reason: str, *, is_outage: bool) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
 class ImageFetcher:
     """Fetches images for all jobs of a worker.
 
-    A bounded number of jobs has images in memory; tenants take turns. At most half as
+    A bounded number of jobs has images in memory; tenants take turns. Only half as
     many jobs of one tenant fetch from one server at once, so a hung server leaves places to the tenant's other jobs.
     """
 

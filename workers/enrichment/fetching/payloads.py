@@ -1,6 +1,6 @@
 """Fetches the document at a job's `payload_url`: over the connections of sources, or from the operator's buckets.
 
-robots.txt is not asked: the job's author names the document, and no crawler finds it.
+robots.txt is not checked, since a job's author chose the document, not a crawler.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Paces requests to each site, by the settings and by the site's robots.txt and `Retry-After` headers."""
+"""Paces requests to each site as the settings, the site's robots.txt and its `Retry-After` headers demand."""
 
 from __future__ import annotations
 

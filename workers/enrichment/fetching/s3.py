@@ -59,8 +59,8 @@ class _Reading:
 class S3Objects:
     """Reads objects in threads, since boto3 blocks.
 
-    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the head of an answer is read to
-    its end in any case; each wait for bytes of the head takes ten seconds at most.
+    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the head of an answer is always
+    read to its end; each wait for bytes of the head takes ten seconds at most.
     """
 
     def __init__(self, settings: PayloadSettings) -> None:

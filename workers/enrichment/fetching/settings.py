@@ -60,9 +60,9 @@ class PayloadSettings(BaseSettings):
     s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
     """Comma-separated `s3://BUCKET/PREFIX/` whose objects jobs may name; none by default.
 
-    `{tenant}` in a prefix stands for the job's tenant. Without it, each tenant may read all objects of the prefix.
-    Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or any other
-    source that boto3 reads. Needs the extra `s3`.
+    `{tenant}` in a prefix stands for the job's tenant. Without `{tenant}`, each tenant may read all objects of the
+    prefix. Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or
+    any other source that boto3 reads. Needs the extra `s3`.
     """
     s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
     """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to it."""

@@ -124,8 +124,8 @@ class Child:
 async def _reap(group: int) -> None:
     """Wait for the killed programs that a process of this group had started.
 
-    They become children of the container's first process, which is the worker: without this wait, each of them would
-    keep its place in the table of processes.
+    The programs become children of the container's first process, which is the worker. Without this wait, they would
+    stay in the table of processes as zombies.
     """
     with contextlib.suppress(ChildProcessError):  # no child of this group is left
         while True:

@@ -1,12 +1,12 @@
 """Processes that parse pages, since a page can make its parser hang, grow or crash.
 
-A member does one task at a time. The pool kills a member if it is late or its job is cancelled, and starts another one
-on demand; the other members and the worker go on. Members start when they are first needed.
+A member does one task at a time. The pool kills a member that is late or whose job is cancelled, and starts another one
+on demand. The other members and the worker go on. Members start when they are first needed.
 
-Jobs take turns at reading. One more member only ranks, so that ranking never waits for the reading of a page: a job
-that waited too long would lose the pages that it has read.
+Jobs take turns at reading. One more member only ranks, so that ranking never waits for the reading of a page. With such
+a wait, a job could run out of time after it has read its pages.
 
-The pool does not use `pebble` or `concurrent.futures`: these libraries import the worker's own main module into each
+The pool does not use `pebble` or `concurrent.futures`. These libraries import the worker's own main module into each
 member, and unpickle answers from a process that has read hostile bytes. Here a member imports only its own modules, has
 an address-space limit, gets no secrets from the worker's environment, and answers in JSON.
 """
@@ -36,7 +36,7 @@ class Pool:
     """At most `settings.members` processes that read pages, and one more process that ranks."""
 
     def __init__(self, settings: EnrichmentSettings, metrics: Metrics) -> None:
-        """Raises ProcessError if the settings ask for OCR, and its program is missing."""
+        """Raises ProcessError if the settings ask for OCR, but tesseract is missing."""
         self.recognition = Recognition(settings, settings.ocr, metrics) if settings.ocr is not None else None
         """The processes that read pictures of text; None without OCR."""
         self._settings = settings

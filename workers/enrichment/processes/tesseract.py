@@ -75,7 +75,7 @@ def _shown(languages: Sequence[str]) -> str:
 
 
 def _output_of(*command: str) -> str:
-    # vLLM sets LD_PRELOAD for its own processes. With it, ldd would leave out the library that tesseract loads instead.
+    # LD_PRELOAD, which vLLM sets for its own processes, would make ldd leave out a library that tesseract loads.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
         done = subprocess.run(

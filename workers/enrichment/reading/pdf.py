@@ -1,7 +1,7 @@
 """Reads a PDF's text as a person would see it, by pdfium. Runs in a member of the pool, which may be killed.
 
-Unseen text is removed from each page before the page is read: invisible, transparent or tiny text, text off the page,
-and white text with nothing dark behind it. Invisible text over a picture stays, since scanned pages contain their
+Before a page is read, its unseen text is removed: invisible, transparent or tiny text, text off the page, and white
+text with nothing dark behind it. Invisible text over a picture stays, since scanned pages contain their
 recognised text in this form. A page that is a picture without text is a scan, for a `Recogniser`.
 """
 

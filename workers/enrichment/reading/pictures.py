@@ -38,7 +38,7 @@ class Recogniser(Protocol):
 
 
 class Postponed:
-    """Reads no picture, and remembers whether there was one: another process reads it."""
+    """Remembers whether a page has pictures, and leaves the reading of pictures to another process."""
 
     def __init__(self) -> None:
         self.has_pictures = False
