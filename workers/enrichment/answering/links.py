@@ -219,7 +219,7 @@ def _plain(url: str) -> str:
 def _ends(text: str, position: int) -> bool:
     """True if every program that looks for URLs in text ends a URL at `position`.
 
-    In GFM, only ASCII spaces and `<` do.
+    In GFM, only ASCII spaces and `<` end a URL.
     """
     return position >= len(text) or text[position] in " \t\n\v\f\r<"
 

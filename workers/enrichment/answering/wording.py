@@ -109,7 +109,7 @@ def other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def is_other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the sentence has the number and the thing of the shortened second half."""
+    """True if the sentence agrees with the shortened second half: it has the number and the thing of that half."""
     stems = {token.stem for token in said}
     return any(second in stems and first not in stems and only & stems for first, second, only in _halves(told))
 

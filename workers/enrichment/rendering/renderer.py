@@ -65,7 +65,7 @@ def is_shell(page: Page, answer: dict[str, Any] | None) -> bool:
 
 
 class Renderer:
-    """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once, in turns."""
+    """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once; further pages wait."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Renderer:
                 path = URL(_Version.model_validate_json(body).socket_url).path
             except (BodyTooLarge, ValidationError, ValueError):
                 raise BrowserFailed("it does not speak the DevTools protocol") from None
-        return base.with_path(base.path.rstrip("/") + path)  # the address and its secret are the operator's
+        return base.with_path(base.path.rstrip("/") + path)  # the browser's answer changes only the path
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
