@@ -71,11 +71,11 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     """Functions that the model may call; empty for an answer without calls."""
     tool_choice: ToolChoice | None = None
-    """The job's choice; None leaves it to the model, as `auto` does."""
+    """The job's choice; None leaves the choice to the model, as `auto` does."""
     parallel_tool_calls: bool | None = None
     """If False, the model makes at most one call."""
     reasoning: Reasoning | None = None
-    """Bounds of the reasoning before the answer; None leaves it to the model."""
+    """Bounds of the reasoning before the answer; None leaves the reasoning to the model."""
     priority: int = 0
     """0 to 9, higher runs first."""
     response_format: ResponseFormat | None = None
@@ -299,7 +299,7 @@ class Engine(Protocol):
         ...
 
     def takes_images(self, model_id: str | None) -> bool:
-        """True if the model of this name, or the engine's own for None, reads images beside text."""
+        """True if the model of this name reads images beside text. None names the engine's own model."""
         ...
 
     async def start(self) -> None:

@@ -2,8 +2,8 @@
 
 The KV cache may hold fewer requests than `max_num_seqs`, and the token budget of one step may start fewer. The number
 depends on the requests, so it is learnt from the scheduler's own counts. While requests wait in a rank, its places are
-the requests that ran in its last steps. If more requests run while none waits, the places rise to that number. The pace
-keeps a few jobs waiting, so that more requests run if there is room for them.
+the most requests that ran in one of its last steps. If more requests run while none waits, the places rise to that
+number. The pace keeps a few jobs waiting, so that more requests run if there is room for them.
 
 vLLM counts after a step, without the requests that the step ended: if a whole batch ends at once, the count has none of
 it. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from typing import Final
 
 STEPS: Final = 32
-"""A rank's places are the most requests that ran in any of this many last steps that left requests waiting."""
+"""The number of last steps that count, among those that left requests waiting.
+
+A rank's places are the most requests that ran in one of these steps.
+"""
 MARGIN: Final = 8
 """Cap on the reserve of jobs that wait in the engine even if no place was idle.
 
@@ -69,7 +72,7 @@ class Rank:
         """The places are `limit` as long as no request waits, and never more."""
         self.places = self._limit = limit
         self._full: deque[int] = deque(maxlen=STEPS)
-        """The requests that ran in each of the last steps that left requests waiting."""
+        """For each of the last steps that left requests waiting, the number of requests that ran."""
 
     def step(self, ran: int, *, is_full: bool) -> None:
         """Note the requests that ran in one step; `is_full` is true if the step left requests waiting."""

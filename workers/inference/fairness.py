@@ -120,7 +120,7 @@ class TenantSharing:
         return any(name in value for name in _FETCHED) or _ESCAPED.search(value) is not None
 
     def place(self, topic: str) -> Place:
-        """Return where a lane's jobs wait: in the first place, a later one, or the spare one."""
+        """Return the `Place` in which a lane's jobs wait."""
         if is_spare_lane(topic):
             return Place.SPARE
         return Place.LATER if is_bulk_lane(topic) else Place.FIRST

@@ -120,7 +120,7 @@ class Refill:
         self._answered += 1
 
     def look(self, running: int) -> int:
-        """Return the queue for an engine that has `running` requests in its places now.
+        """Return the queue's length for an engine that has `running` requests in its places now.
 
         A fast engine may answer all its requests between two looks, so that `running` is 0: then no place may be idle.
         """

@@ -68,7 +68,7 @@ class FamilyEngine:
 
 
 def with_quirks(request: GenerationRequest, family: Family | None) -> GenerationRequest:
-    """Return the request. If the family takes no system messages, their texts lead the first user message."""
+    """Return the request. If the family takes no system messages, the first user message begins with their texts."""
     if family is None or family.system or request.messages is None:
         return request
     of_system = [message.text for message in request.messages if message.role in ("system", "developer")]

@@ -54,7 +54,7 @@ class Cost(RegistryPart):
 
 
 class RateLimits(RegistryPart):
-    """Limits that requests wait for in the worker, so that a service does not refuse them."""
+    """Rate limits of a service. Requests wait in the worker, so that the service does not refuse them."""
 
     requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10**12)

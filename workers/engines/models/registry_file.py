@@ -276,7 +276,7 @@ def _model(name: str, entry: ModelEntry, engine: EngineEntry) -> RegistryModel:
 
 
 def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool | None:
-    """Return True if the family that the table names reads images; None leaves it to the engine."""
+    """Return True if the family that the table names reads images; None leaves the decision to the engine."""
     if entry.family is None or "images" not in section.registry_fields:
         return None
     return are_read_by(families()[entry.family], entry.model or name) or None

@@ -12,7 +12,7 @@ _HOW: Final = '{ env = "VARIABLE" } or { file = "/run/secrets/key" }'
 
 
 class SecretMistake(Exception):  # noqa: N818 - named after the file's fault
-    """A value that is not a reference, or a reference that leads to no key. The text has no part of a key."""
+    """A value that is not a reference, or a reference that leads to no key. The error's text has no part of a key."""
 
 
 def secret(reference: object, environment: Mapping[str, str] = os.environ) -> str:

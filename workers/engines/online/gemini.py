@@ -221,7 +221,7 @@ def _call(call: _FunctionCall, number: int) -> ToolCall:
 
 
 def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a turn's parts. `names` has the functions of the chat's calls by their ids. Raises RequestRejected."""
+    """Return a turn's parts. `names` maps the ids of the chat's calls to their functions. Raises RequestRejected."""
     if turn.is_text:
         return [{"text": turn.text}]
     parts: list[dict[str, Any]] = []

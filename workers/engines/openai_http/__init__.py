@@ -1,8 +1,9 @@
 """The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
-`slots` holds requests back, by the `limits` that `follow` learns from the server's `figures`, or else by its refusals.
-`dialect` writes requests in the form that the server takes, and `answers` reads the server's responses.
+`slots` holds back requests beyond the `limits`. `follow` learns the limits from the server's `figures`; without
+figures, they follow the server's refusals. `dialect` writes requests in the form that the server takes, and `answers`
+reads the server's responses.
 """
 
 from __future__ import annotations

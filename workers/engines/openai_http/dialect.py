@@ -124,7 +124,7 @@ class Dialect:
         return body
 
     def _log_probabilities(self, request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
-        """Return the parameters for log-probabilities that the job or the settings ask for: one, or two for a chat."""
+        """Return the parameters for log-probabilities, if the job or the settings ask for these."""
         top = request.top_logprobs
         if top is not None:
             return {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}

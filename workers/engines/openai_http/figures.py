@@ -29,7 +29,7 @@ takes half a second of CPU time for a page whose labels are full of quotation ma
 
 
 def load_in(page: bytes) -> ServerLoad | None:
-    """Return the counts of all ranks together; None for a page without them, and for any other bytes."""
+    """Return the counts of all ranks together; None for bytes that are no page with these counts."""
     lines = sum(1 for _ in islice(_LINE.finditer(page), _MOST_LINES + 1))
     counts = [found.groups() for found in islice(_COUNT.finditer(page), _MOST_LINES + 1)]
     if lines > _MOST_LINES or len(counts) != lines:
@@ -39,7 +39,7 @@ def load_in(page: bytes) -> ServerLoad | None:
 
 
 def _count(values: list[bytes]) -> int | None:
-    """Return the sum; None without values, and for values that count no requests."""
+    """Return the sum; None without values, and for values that cannot be numbers of requests."""
     try:
         total = sum(map(float, values))
     except ValueError:

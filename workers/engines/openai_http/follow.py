@@ -17,7 +17,10 @@ FAILED_LOOKS = 3
 
 
 async def follow(look: Callable[[], Awaitable[ServerLoad | None]], slots: Slots) -> None:
-    """Tell the slots the server's counts until the task is cancelled. A server without requests is not asked."""
+    """Tell the slots the server's counts until the task is cancelled.
+
+    While no request holds a slot, the server is not asked.
+    """
     failed, pause = 0, LOOK_SECONDS
     while True:
         load = await look()

@@ -7,7 +7,7 @@ proportion, and a share that the server can run grows by a constant, so that the
 1989).
 
 Any other server limits the number by its refusals, as a network limits a TCP connection (RFC 5681). A refusal halves
-the number. Up to half of the number that was last refused, the number grows by one for each answer, and from there on
+the number. Up to half of its value at the last refusal, the number grows by one for each answer; beyond that, it grows
 by one for each round of answers.
 """
 
@@ -33,7 +33,7 @@ since vLLM's counts lack the requests that the last step ended.
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """A server's own counts of its requests, those of other clients among them."""
+    """A server's own counts of its requests, including those of other clients."""
 
     running: int
     waiting: int
@@ -46,7 +46,7 @@ class AnswerLimit:
         self._limit = float(min(first, most))
         self._most = most
         self._goal = math.inf
-        """The limit up to which each answer raises the limit by one: half of the limit that was last refused."""
+        """The limit up to which each answer raises the limit by one: half of the limit at the last refusal."""
         self._begun = self._halved_at = 0
         self._has_answered = False
         """True if the server has answered since its last refusal."""
@@ -99,7 +99,7 @@ class CountLimit:
     def __init__(self, most: int) -> None:
         self._rank = Rank(most)
         self._queue: deque[int] = deque(maxlen=QUEUE_LOOKS)
-        """The requests that ran in the last looks in a row that found others waiting."""
+        """For each of the last looks in a row that found requests waiting, the number of requests that ran."""
 
     @property
     def places(self) -> int:

@@ -1,6 +1,6 @@
 """The LoRA adapters of one engine, by name: loaded at its start, and changed while it runs.
 
-vLLM loads an adapter at its first request, and an adapter without a folder then ends the engine with all requests in
+vLLM loads an adapter at the first request for it. If the folder is missing then, the engine ends with all requests in
 flight. So each adapter is loaded before a job can name it, and stays in memory until the last job with it has ended: a
 folder that vanishes later is not read again.
 
