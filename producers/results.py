@@ -1,6 +1,6 @@
-"""Reads results for clients without a callback: new ones as they are settled, or kept ones.
+"""Reads results for clients without a callback: new results as they are settled, or results that the topic still has.
 
-A job that was redriven or submitted twice has several results; the newest kept one counts (`newest`).
+A job that was redriven or submitted twice has several results; the newest of those in the topic counts (`newest`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Announced:
     more: bool
     """True if one of the workers has more models or adapters than it announces."""
     adapters: tuple[str, ...] | None = None
-    """None if a worker does not state its adapters: its version is an earlier one."""
+    """None if a worker does not state its adapters, because the worker's version is an earlier one."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:

@@ -138,15 +138,14 @@ class Job(WireModel):
     payload_sha256: Sha256 | None = None
     """The SHA-256 of the document's bytes, 64 hexadecimal digits; goes with `payload_url`.
 
-    A document with another hash rejects the job.
+    If the document has another hash, the job is rejected.
     """
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """The most tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    """The randomness of sampling; 0 is greedy. Where absent, the profile's value, which is 0 in Postback's own
-    profiles, else the model's own.
-
-    vLLM takes the model's own from `generation_config.json`, and 0 if that file has none.
+    """The randomness of sampling; 0 is greedy. Where absent, the profile's value counts, which is 0 in Postback's own
+    profiles. Without a profile's value, the model's own counts: vLLM reads it from `generation_config.json`, or takes 0 if
+    that file has none.
     """
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.

@@ -1,7 +1,7 @@
 """Unknown fields of a job, most of them misspelt. Readers ignore these fields and name them to the author.
 
-The author chose the names: at most MAX_NAMES are kept, each cut in length, with `?` for anything but printable ASCII.
-Values are not kept.
+Since the author may choose any names, at most MAX_NAMES are kept, each cut in length, with `?` for anything but
+printable ASCII. Values are not kept.
 """
 
 from __future__ import annotations

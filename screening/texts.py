@@ -22,7 +22,8 @@ from schemas.screening import FieldName
 from schemas.tools import Tool
 
 Place = tuple[FieldName, str | int]
-"""A field, and the text within it: a number, a message's call, a document's member, a key, or 0."""
+"""A field, and the text's place in the field: a number, a key, a number with a member such as `2.title`, or 0 for the
+only text."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema that a text with markers must keep too."""

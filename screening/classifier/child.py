@@ -1,8 +1,8 @@
 """The loop of a classifier's process: `python -m screening.classifier.child DESCRIPTOR FOLDER`.
 
 The descriptor is a socket that carries JSON as messages of `multiprocessing.connection`. The first message has the
-model's labels, or the reason why it is refused. Then each request has texts and seconds, and each answer has the scores
-of each text by label, or `failed`.
+model's labels, or the reason why the model is refused. Then each request has texts and seconds, and each answer has the
+scores of each text by label, or `failed`.
 
 The model is read from the folder alone: safetensors, no code of the model's own, and no network.
 """

@@ -1,7 +1,8 @@
 """The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing, as in all producers of a fleet.
 
 Jobs with the same prompt prefix (system message and sources) go to one partition, so that one worker caches the prefix.
-A partition with many more jobs than the others gets no more of them. Other jobs go to the least loaded partition.
+If this partition has many more jobs than the others, further jobs with the prefix go elsewhere. Other jobs go to the
+least loaded partition.
 
 A tenant has a third of the partitions, at least 2, so that one tenant's flood does not fill all queues. The tenant
 `default` has all partitions.
