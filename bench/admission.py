@@ -2,7 +2,7 @@
 
 The engine is simulated: it has a number of places, and each request takes a place for a drawn time. The worker's own
 `EnginePace` looks at the engine and decides how many jobs to hand over. The looks are 5 to 50 ms apart, like the rounds
-of the stage, and a job arrives at the engine some milliseconds after the look that handed it over.
+of the stage. A job arrives at the engine some milliseconds after the look that handed it over.
 
 The last two engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
 learns from the counts how many requests run at once. One engine's KV cache holds fewer than `max_num_seqs`; another

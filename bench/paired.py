@@ -1,8 +1,8 @@
 """Estimates a ratio from pairs of measurements, with a confidence interval.
 
-Two consecutive runs share much of the machine's other load, and still differ by more than the effect in question. The
-estimate is Hodges and Lehmann's, and the interval is from Wilcoxon's signed ranks, both on logarithms. A pair with one
-side in a slow minute counts as one pair, however slow the minute was.
+Two consecutive runs share much of the machine's other load, but may still differ by more than the effect in question,
+so several pairs are needed. The estimate is Hodges and Lehmann's, and the interval is from Wilcoxon's signed ranks,
+both on logarithms. A pair with one side in a slow minute counts as one pair, however slow the minute was.
 
 Source: Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, sections 3.1 to 3.3, in the approximation for
 larger samples.

@@ -21,7 +21,7 @@ _OTHER = "ended for other reasons"
 
 @dataclass(slots=True)
 class JobGroup:
-    """The jobs of one message: the number of all, and the ids of the first few."""
+    """The jobs that share one message: their number, and the ids of the first few."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)

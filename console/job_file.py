@@ -109,7 +109,7 @@ def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines |
 
 
 def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
-    """True if both are the same file, even under two names: emptying the output would then empty the input."""
+    """True if both are the same file, even under two names, so that emptying the output would empty the input."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
     except UnsupportedOperation:  # input in memory, as in tests

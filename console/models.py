@@ -1,4 +1,4 @@
-"""Warnings of models and adapters that no worker announces: a job for an unannounced one ends as `rejected`."""
+"""Warnings of models and adapters that no worker announces: a job that names one of them ends as `rejected`."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def _place(text: str) -> StoredPlace:
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
     """Make a producer with a new identity, since two people may replay at once for different tenants.
 
-    With `marking` the producer has the identity of redrives, which mark dead letters too. The later of two marking runs
-    fences the earlier one.
+    With `marking`, the producer has the one identity of redrives, which mark dead letters too: a later run fences an
+    earlier one.
     """
     import secrets
 

@@ -58,7 +58,10 @@ def broker(bootstrap_servers: str | None, jvm: Sequence[str] = SMALL_JVM) -> Ite
 
 
 def value_of(metrics: Metrics, name: str) -> float:
-    """Return a metric's value, summed over labels. Collecting all metrics took a fifth of the measured event loop."""
+    """Return a metric's value, summed over labels.
+
+    Only this metric is collected: collecting all metrics took a fifth of the measured event loop's time.
+    """
     families = metrics.registry.restricted_registry([name]).collect()
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
