@@ -65,7 +65,7 @@ def is_shell(page: Page, answer: dict[str, Any] | None) -> bool:
 
 
 class Renderer:
-    """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once; further pages wait."""
+    """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once."""
 
     def __init__(
         self,
