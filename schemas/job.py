@@ -144,8 +144,8 @@ class Job(WireModel):
     """The most tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     """The randomness of sampling; 0 is greedy. Where absent, the profile's value counts, which is 0 in Postback's own
-    profiles. Without a profile's value, the model's own counts: vLLM reads it from `generation_config.json`, or takes 0 if
-    that file has none.
+    profiles. Without a profile's value, the model's own counts: vLLM reads it from `generation_config.json`, or takes 0
+    if that file has none.
     """
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.

@@ -89,9 +89,9 @@ _MARKS_KEPT_MS = 45 * _DAY_MS
 """Retention of the mark that a dead letter was put back. A mark outlives its letter, however large the segments are."""
 _TAKEN_IN = {"compression.type": "lz4", "max.message.bytes": str(1024 * 1024)}
 """Settings for the batches of each topic. A broker trusts the offsets that the records of an uncompressed batch state,
-unless it has to compress the batch itself (Kafka's `LogValidator`), so these settings make it compress. librdkafka
-would trust wrong offsets too: after a record that states too high an offset, it continues from that offset and skips
-other producers' records."""
+unless it has to compress the batch itself (Kafka's `LogValidator`). So `lz4` makes the broker compress such batches.
+librdkafka would trust wrong offsets too: after a record that states too high an offset, it continues from that offset
+and skips other producers' records."""
 _TIER = re.compile(r"([1-9][0-9]{0,8})(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
