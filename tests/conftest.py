@@ -36,8 +36,8 @@ _SHOWN = "shown"
 DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 """Parameters of a fixture: the databases of the gateway's store."""
 
-# Hypothesis' default deadline of 200 ms an example would test the machine. Examples are the same in each run, so that a
-# failure is due to the change that is tested; `hunt` draws new ones.
+# Hypothesis' default deadline of 200 ms an example would test the machine's speed. Each run has the same examples, so
+# that a failure is due to the change that is tested; only `hunt` draws new ones.
 hypothesis.settings.register_profile("postback", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("hunt", deadline=None, max_examples=1000)

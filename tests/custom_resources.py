@@ -23,7 +23,7 @@ _DEFINED = {
 
 
 def is_custom(manifest: dict[str, Any]) -> bool:
-    """True for a resource that no Kubernetes has by itself."""
+    """True for a resource that Kubernetes does not define itself."""
     return manifest["kind"] in _DEFINED
 
 
@@ -53,7 +53,7 @@ def _strict(schema: Any) -> Any:
         return {}
     inner = {name: _strict(each) for name, each in schema.items()}
     if isinstance(pattern := schema.get("pattern"), str) and "(?i)" in pattern:
-        # In a pattern, Go takes a flag anywhere, and Python only at the start.
+        # Go accepts a flag anywhere in a pattern, and Python only at its start.
         inner["pattern"] = "(?i)" + pattern.replace("(?i)", "")
     if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         inner.setdefault("additionalProperties", False)

@@ -43,7 +43,7 @@ class Issuer:
         self._thread.join()
 
     def settings(self, **more: Any) -> OidcSettings:
-        """The settings of a service of this issuer."""
+        """The settings of a service that accepts this issuer's tokens."""
         given = {"issuer": self.url, "audience": AUDIENCE, "ca_file": self._authority.ca_file, **more}
         return OidcSettings.model_validate(given)
 

@@ -22,7 +22,7 @@ _START_SECONDS = 60.0
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
-    "fsync": "off",  # a killed process loses nothing that the kernel has; only a machine could
+    "fsync": "off",  # safe: the kernel keeps a killed process's writes
     "max_connections": "200",
     "log_min_messages": "panic",
 }

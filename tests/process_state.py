@@ -30,7 +30,7 @@ _LOGGERS = [logging.getLogger(name) for name in (None, "postback", *_QUIETED)]
 
 @contextmanager
 def state_kept() -> Iterator[None]:
-    """Restore the loggers, handlers of errors and handlers of signals, which a role of ours sets.
+    """Restore the loggers, the handlers of errors and the handlers of signals, which a starting role changes.
 
     A handler of log lines that outlived its test would write to a stream that is closed, and a later command would
     log its messages instead of printing them.

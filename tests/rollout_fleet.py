@@ -1,4 +1,4 @@
-"""A worker whose alias gets a candidate: jobs go on until the rollout has a step."""
+"""A worker whose alias gets a candidate, and jobs that keep coming until the rollout has a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAST = ("--sample", "1", "--canary-jobs", "3", "--per-second", "10000", "--max-j
 
 
 class RolloutFleet:
-    """A worker with the alias `assistant`, and jobs for it that go on until a condition holds."""
+    """A worker with the alias `assistant`, and jobs for it that keep coming until a condition holds."""
 
     def __init__(self, product: Product, worker: Role) -> None:
         self.product = product
@@ -78,7 +78,7 @@ class RolloutFleet:
 
 
 def echo_fleet(product: Product, folder: Path, **settings: str) -> RolloutFleet:
-    """Start a worker that echoes for the models `small`, which is `assistant`, and `next`."""
+    """Start an echo worker with the models `small` and `next`; `assistant` is an alias of `small`."""
     file = folder / "models.toml"
     file.write_text(REGISTRY)
     worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), **settings)

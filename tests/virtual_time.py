@@ -1,4 +1,4 @@
-"""Event loops whose clocks tests move: a `VirtualLoop` by itself, a `JumpingLoop` where the test says so."""
+"""Event loops with clocks for tests: a `VirtualLoop` moves its clock itself, a `JumpingLoop` when a test jumps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def in_virtual_time(test: _Test) -> Callable[..., None]:
 
 
 def in_jumping_time(test: _Test) -> Callable[..., None]:
-    """Run an asynchronous test on a `JumpingLoop`, so that its limits can be generous and yet end by a `jump`."""
+    """Run an asynchronous test on a `JumpingLoop`: its time limits can be generous, since a `jump` ends them."""
     return _on(JumpingLoop, test)
 
 
@@ -61,7 +61,7 @@ def _on(loop_factory: Callable[[], asyncio.AbstractEventLoop], test: _Test) -> C
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(test(*args, **kwargs))
 
-    del synchronous.__wrapped__  # or pytest takes the test for asynchronous
+    del synchronous.__wrapped__  # otherwise pytest takes the test for asynchronous
     return synchronous
 
 

@@ -289,7 +289,7 @@ def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without
     assert_no_key_is_told(fleet, [*rotated.secrets, *ended.secrets])
 
 
-@pytest.mark.usefixtures("genuine")  # the page has no keys of a tenant without callbacks
+@pytest.mark.usefixtures("genuine")  # the JWKS page shows a tenant's keys only after a callback
 def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
     path = fleet.product.keyring.path
     whole = path.read_text()

@@ -1,4 +1,4 @@
-"""Flow under obstacles: a slow job blocks no other, a rebalance blocks few, and one of two equal replicas ends."""
+"""Flow under obstacles: a slow job blocks no other job, a rebalance few, and one of two equal replicas ends."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.broker
 TIERS = (1.0, 4.0, 14.0)
 """The time asked for lies between two tiers, so a record changes its tier while it waits."""
 ASKED_SECONDS = 10
-"""Longer than the test needs to kill a process after the first attempts: a kill would repeat second attempts."""
+"""Long enough to kill a process between the first and the second attempts; a later kill would repeat the second."""
 EVENTS = 40
 ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
 

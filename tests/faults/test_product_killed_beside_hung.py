@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 
 FIRST, FOUND = PARTITIONS, 492
 HUNG_ONE_IN = 41
-"""With FIRST, sixteen events hang.
+"""Twelve of the events FOUND hang, and with the four of FIRST sixteen.
 
 In an earlier version, suspects ran in groups of 32, and each group waited for its hung events.
 """

@@ -1,4 +1,4 @@
-"""Debian's Chromium as a rendering service: its DevTools endpoint, behind a front that asks for a secret."""
+"""Debian's Chromium as a rendering service: its DevTools endpoint, behind a proxy that asks for a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart and compose.yaml, rendered and parsed by the real tools, and value sets for the tests."""
+"""The chart and compose.yaml, rendered and parsed by the real tools, and sets of values for the tests."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def empty_fleet(bootstrap_servers: str) -> KafkaSettings:
 
 
 def put_results(kafka: KafkaSettings, *headers: tuple[str, bytes], topic: str = "") -> None:
-    """Write two results with these headers, of two jobs, to the topic or else to the results' own."""
+    """Write the results of two jobs, with these headers, to the topic; by default to the topic of results."""
     producer = Producer(kafka.client_config())
     for job_id in ("job_1", "job_2"):
         result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="42", created_at=1)
@@ -162,7 +162,7 @@ def _configure(admin: AdminClient, topic: str, name: str, value: str) -> None:
 
 
 def _deny(admin: AdminClient, topic: str) -> None:
-    """Deny writes to a topic, and allow all else: a topic's first rule ends the default that allows everything."""
+    """Deny writes to a topic. All else needs a rule that allows it: the default ends with a topic's first rule."""
     rules = [(AclOperation.WRITE, AclPermissionType.DENY), (AclOperation.ALL, AclPermissionType.ALLOW)]
     bindings = [
         AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", may, kind)

@@ -40,7 +40,7 @@ UNSUPPORTED = [
     {"type": "object", "properties": {f"k{number}": {} for number in range(3000)}},
     json.loads('{"items":' * 100 + "{}" + "}" * 100),
 ]
-"""Schemas to which vLLM cannot hold an answer."""
+"""Schemas that vLLM cannot force an answer to follow."""
 ODD = [
     of(**{"$ref": "http://127.0.0.1:9/schema.json"}),
     of(type="string", maxLength=10**9, minLength=10**6),

@@ -1,7 +1,7 @@
 """A real reader process that makes given attempts, as a page that took it over might.
 
 This module runs in place of `workers.enrichment.processes.member` and calls that module's `main`; only the task
-differs. With the last argument `parent`, the process is confined as the one that has started tesseract.
+differs. With the last argument `parent`, the process is confined like the process that has started tesseract.
 """
 
 from __future__ import annotations

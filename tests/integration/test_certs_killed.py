@@ -31,7 +31,7 @@ from tests.postback_command import POSTBACK, environment_of
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Directories after a kill, each called by its operation and the number of file operations before the kill."""
+    """Directories after a kill, each named after its operation and the number of file operations before the kill."""
     template, folder = tmp_path_factory.mktemp("template") / "ca", tmp_path_factory.mktemp("killed")
     init(template, NOW)
     issue(template, Leaf.client("old", "acme"), NOW)

@@ -26,7 +26,7 @@ WITH_ALIAS = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = [
 async def watched(
     folder: Path, problems: Sequence[Exception] = ()
 ) -> AsyncIterator[tuple[Rig, RegistryEngine, Registry, RegistryWatch]]:
-    """Run an engine whose registry's file is watched. The first looks at a changed file meet the problems."""
+    """Run an engine whose registry's file is watched. The first reads of a changed file raise `problems`."""
     async with (
         rig(folder, a=Server(says("x")), b=Server(says("x"))) as around,
         started(around.engine(ESCALATING)) as engine,

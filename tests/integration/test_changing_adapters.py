@@ -90,7 +90,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     assert await running == alone
     assert all(len({*answers}) == 3 for answers in zip(base, first, second, strict=True))
 
-    # A job keeps its version; later ones get the new folder, and no page of the former one's prefix cache.
+    # A running job keeps its adapter's version. Later jobs get the new folder, and no prefix that vLLM cached before.
     changed = write_adapter(folder / "changed", 8, seed=5)
     running = await served.running("polite")
     await served.change(polite=changed, wide=wide, same=changed)

@@ -60,7 +60,7 @@ def test_a_pool_has_the_workers_values_except_those_that_it_sets_itself_even_to_
 
 
 def test_vllm_is_told_to_use_every_gpu_of_its_pod() -> None:
-    """A pod of four GPUs used one of them: vLLM uses one unless it is told."""
+    """In an earlier version a pod of four GPUs used only one, since vLLM uses one unless it is told otherwise."""
     [example] = [each for each in yaml_blocks(ROOT / "docs" / "DEPLOY.md") if "pools" in each.get("worker", {})]
     for values in (example, MANY):
         manifests = render(values)

@@ -63,7 +63,7 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
 
 
 def test_a_reader_that_needs_libraries_reads_only_their_folders() -> None:
-    """The embedding model's process is confined like this."""
+    """The process of the embedding model is confined in this way too."""
     script = (
         "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
         "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"

@@ -119,7 +119,7 @@ async def test_each_panel_of_vllm_shows_data_of_a_real_engine(
 
 
 def silent(prometheus: Prometheus, asked: Iterable[Panel]) -> list[tuple[Panel, str]]:
-    """The queries of these panels without a number."""
+    """Those queries of these panels that give no number."""
     queries = panels()
     return [
         (panel, query)

@@ -128,7 +128,7 @@ def test_a_callback_in_a_short_topic_is_found_though_time_is_too_short_for_the_r
 
 
 def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str, str]]:
-    """Problems and fixes of the way to Kafka, by the command."""
+    """The problems and fixes that the command names for the connection to Kafka."""
     env = environment_of(empty_fleet(doors.plain).model_copy(update={"bootstrap_servers": servers}), **more)
     done = postback_here("doctor", "--json", env=env)
     report = json.loads(done.stdout)

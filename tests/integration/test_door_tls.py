@@ -276,7 +276,7 @@ def test_a_file_that_breaks_while_the_door_serves_leaves_the_earlier_ones(
 
 
 def client_of_copy(ca: Path, name: str, file: str, good: bytes) -> ssl.SSLContext:
-    """A client's context, with the good content for a file that is broken at the moment."""
+    """A client's TLS context. If `file` is the broken ca.pem, the context uses a copy with the good content."""
     if file != "ca.pem":
         return client_of(ca, name)
     kept = ca.with_name("kept")

@@ -314,7 +314,7 @@ async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_
         put(60)
         await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
-    # A new process has the same knowledge, and also writes no more.
+    # A new process knows the same endpoints, and does not write beyond the bound either.
     async with fleet.delivery():
         put(10)
         await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")

@@ -1,4 +1,4 @@
-"""The first dead letter of a reason, as a real Prometheus sees it: its series must have a 0 before."""
+"""The first dead letter of a reason, as a real Prometheus sees it: its series must have been 0 before."""
 
 from __future__ import annotations
 

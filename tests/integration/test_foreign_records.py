@@ -34,7 +34,7 @@ OURS: list[Header] = [
     *((b"tenant", None), (b"\xff\xfe", b"x"), (b"tenant\xff", b"globex")),
     *((b"job-id", b"named"), (b"webhook-id", b"msg_named"), (b"callback-url", HOOK.encode())),
 ]
-"""Headers with one without a value, and with names that are not UTF-8."""
+"""Headers, of which one has no value, and some have names that are not UTF-8."""
 
 
 def result_of(job_id: str) -> bytes:

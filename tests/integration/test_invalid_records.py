@@ -90,7 +90,7 @@ CASES = [
 TOLD = {"job_id", "outcome", "error", "created_at", "id", "custom_id", "metadata"} | {
     *("sources", "source_details", "citations", "notes"),
 }
-"""Fields that a rejection may have; no text, and nothing of the input."""
+"""The only fields that a rejection may have: neither a text nor any part of the input is among them."""
 
 
 @pytest.fixture(scope="module")

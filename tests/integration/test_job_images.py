@@ -198,7 +198,7 @@ async def test_a_job_that_is_cancelled_while_its_image_is_fetched_ends_at_once()
 
 
 async def test_jobs_beyond_the_setting_wait_until_others_have_ended() -> None:
-    """The memory for fetched images is bounded by the jobs that may have some."""
+    """The number of jobs that may hold fetched images bounds the memory for them."""
     targets: list[str] = []
     async with speaking(saying(PNG, IMAGE), targets=targets) as origin, looking(image_jobs=1) as worker:
         await worker.answer(f"{origin}/1")

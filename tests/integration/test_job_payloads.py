@@ -242,7 +242,7 @@ async def test_a_job_that_is_cancelled_while_its_document_is_fetched_ends_at_onc
 
 
 async def test_jobs_beyond_the_setting_wait_until_others_have_ended() -> None:
-    """The memory for payloads is bounded by the jobs that may have some."""
+    """The number of jobs that may hold payloads bounds the memory for them."""
     targets: list[str] = []
     async with speaking(serving(prompt="[[sleep 600]]"), targets=targets) as origin, loading(jobs=1) as worker:
         holding = asyncio.ensure_future(worker.answer(f"{origin}/1", job_id="job_1"))

@@ -190,7 +190,7 @@ async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_
 
 
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server says that the page stays fresh, and would confirm the known copy."""
+    """The page's server says that the page stays fresh, and would confirm the incomplete copy."""
     monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0.01")
     headers = "Content-Type: application/pdf", "Cache-Control: max-age=9999", 'ETag: "1"'
     async with (
@@ -278,7 +278,7 @@ async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
     with _first_process():
         child = await _reading()
         (started,) = _tesseracts()
-        started.suspend()  # it notices no end of its input, as while it computes
+        started.suspend()  # like a computing tesseract, it does not notice the end of its input
         reader = started.parent()
         assert reader is not None
         reader.kill()

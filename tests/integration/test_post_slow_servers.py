@@ -172,7 +172,7 @@ async def test_a_connection_without_an_answer_is_cut_off_at_the_deadline(hasty: 
 
 @on_both_loops
 async def test_a_request_that_the_server_does_not_take_is_dropped_at_the_deadline(start: Start, hasty: Poster) -> None:
-    """A close waits until the peer takes the rest, perhaps for ever, and would keep a connection and its body."""
+    """An orderly close would wait until the peer reads the rest, perhaps for ever, and keep the body in memory."""
     left, taken = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def script(peer: Peer) -> None:

@@ -47,7 +47,7 @@ ASKED = {
     "Bread?": "baker",
     "Who performs music?": "choir",
 }
-"""Questions, each with a word of its answering passage. Question and passage have no word in common."""
+"""Questions, each with a part of the passage that answers it. The question shares no word with the passage."""
 BY_WORDS = "the passages were chosen by their words alone: "
 
 

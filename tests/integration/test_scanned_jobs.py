@@ -84,7 +84,7 @@ def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psuti
 
 
 def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
-    """Stop a tesseract of this worker, and wait until the process that started it reads for it; return both."""
+    """Suspend a tesseract of this worker, and wait until it has input; return it and the process that started it."""
     # A worker first asks tesseract for its languages.
     program = child_of(worker, lambda process: "tesseract" in process.name() and "-" in process.cmdline())
     program.suspend()

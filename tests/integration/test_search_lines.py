@@ -1,4 +1,4 @@
-"""Many simultaneous searches queue for the service's pace, and only a slow service uses their budgets."""
+"""Many simultaneous searches queue up at the service's pace; only a slow service uses up their budgets."""
 
 from __future__ import annotations
 

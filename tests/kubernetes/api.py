@@ -76,7 +76,7 @@ class Api:
         return self._ask("DELETE", path, body)
 
     def watch(self, path: str, seconds: int, **query: str) -> Iterator[Object]:
-        """Yield the events of a list for so many seconds; the first events are of the objects that are there."""
+        """Yield the events of a list for this many seconds; the first events are about the objects that exist."""
         asked = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
         with self._send("GET", path, None, asked, "", stream=True) as answer:
             for line in answer.iter_lines():

@@ -1,7 +1,7 @@
 """One executable of a Kubernetes control plane and KEDA, built from their Go modules and kept in the user's cache.
 
-KEDA is built with the metrics-api trigger alone, which the chart uses, and without clouds' libraries: these triple the
-build. Its controllers, its adapter and this trigger are KEDA's own code.
+KEDA is built with the metrics-api trigger alone, which the chart uses, and without clouds' libraries, which would make
+the build three times as long. The controllers, the adapter and this trigger are KEDA's own code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tests.go_tools import cache, downloaded, go, one_build_at_a_time, run
 
 KUBERNETES, KEDA, ETCD = "v1.36.3", "v2.21.0", "v3.7.3"
 BUILD_SECONDS = 3000.0
-"""The longest build: three times the time on two busy cores, with a margin."""
+"""The timeout of a build: about three times what it takes on two busy cores."""
 TEST_SECONDS = BUILD_SECONDS + 2400.0
-"""The longest test, which may have to build first."""
+"""The timeout of a test, which may have to build first."""
 _SOURCES = Path(__file__).with_name("go")
 _FIX = "the Go module proxy has to be reachable (GOPROXY), or the executable already be in the cache"
 _SCALERS = ("scaler.go", "metrics_api_scaler.go")

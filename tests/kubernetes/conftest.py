@@ -41,7 +41,7 @@ def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def product(broker: Broker | ExternalBroker, tmp_path: Path) -> Iterator[Product]:
-    """A receiver and questions to Kafka. The chart makes the topics, and the processes are pods."""
+    """A receiver, and queries to Kafka. The chart makes the topics, and the processes are pods."""
     kafka = KafkaSettings(
         bootstrap_servers=broker.bootstrap_servers,
         topic_prefix=f"t{uuid.uuid4().hex[:10]}.",

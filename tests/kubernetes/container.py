@@ -15,7 +15,7 @@ from tests.kubernetes.volumes import Volumes
 
 _CLOCK = SystemClock()
 _IMPATIENT_SECONDS = 0.5
-"""Time between two probes of a container that does not answer yet, where its spec says more: tests wait for it."""
+"""The longest time between two probes of a container that does not answer yet, even if its spec says more."""
 _LONGEST_BACK_OFF_SECONDS = 8.0
 
 
@@ -87,7 +87,7 @@ class Container:
         return self.started and ("readinessProbe" not in self._spec or (readiness is not None and readiness.met))
 
     def look(self) -> None:
-        """Start the process, probe it, and start it again after its end, later each time."""
+        """Start the process, probe it, and start it again after its end, with a longer pause each time."""
         if self.is_over:
             return
         if self._process is None:

@@ -55,7 +55,7 @@ class ControlPlane:
         return self._programs.last_lines()
 
     def _write_files(self) -> None:
-        # The service accounts' key: these programs read the traditional format of public and private keys alike.
+        # The service accounts' key in the traditional format, from which these programs also read the public key.
         key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
         (self.folder / "accounts.pem").write_bytes(private)

@@ -55,7 +55,7 @@ class Node:
         self.lose()
 
     def lose(self) -> None:
-        """End as a machine without power does: the API server hears no more of it, and its processes are gone."""
+        """End like a machine that loses power: its processes are gone, and it sends the API server nothing more."""
         self._over.set()
         for thread in self._threads:
             thread.join()

@@ -110,7 +110,7 @@ class Pod(threading.Thread):
         return "Failed" if any(container.exit_code for container in self._containers) else "Succeeded"
 
     def _told(self, request: Callable[[], object], *gone: int) -> bool:
-        """Send a request about the pod. True if the server took it, or if its status says that the pod is gone."""
+        """Send a request about the pod. True if the server accepts it, or answers that the pod is gone."""
         try:
             request()
         except requests.RequestException:

@@ -27,7 +27,7 @@ class Release:
     kubeconfig: Path
     namespace: str
     values: Manifest
-    """Values of each revision; those of a revision itself come last."""
+    """Values of every revision; a revision's own values override them."""
 
     @classmethod
     def prepare(cls, api: Api, kubeconfig: Path, product: Product) -> Release:

@@ -58,8 +58,7 @@ def test_the_jobs_of_a_lost_node_are_answered_once_and_its_pods_come_back_elsewh
         with jobs.keep_coming():
             eventually(lambda: len(jobs.ids) >= 8, WAIT_SECONDS, "no jobs come")
             lost.lose()
-            # The node controller notices by the lease, and evicts; no kubelet is left to end the pods of a lost
-            # machine.
+            # The node controller sees the expired lease, and evicts the pods; no kubelet is left that could end them.
             eventually(
                 lambda: all("deletionTimestamp" in pod["metadata"] for pod in on_it()), WAIT_SECONDS, node.last_lines
             )

@@ -28,9 +28,9 @@ _BACKLOG = 400
 _BEHIND = 200
 _LONGEST_SECONDS, _DRAIN_SECONDS = 1, 15
 _FALLBACK_LOOKS = 3
-"""Looks for figures in vain before the chart's fallback."""
+"""Failed looks for figures before the chart's fallback applies."""
 _HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
-"""Further looks in vain. KEDA and the autoscaler each look once a second: more than the stabilisation."""
+"""Further failed looks. KEDA and the autoscaler look once a second each, so these outlast the stabilisation."""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         assert _lag(product) > _BEHIND
         _set_exporters(release, 1)
         eventually(lambda: release.replicas("worker")[0] < _MOST, WAIT_SECONDS, said)
-        engine.release.set()  # a worker that stops ends the jobs that it has begun
+        engine.release.set()  # a stopping worker finishes the jobs that it has begun
 
         workers_are(0)
         jobs.all_are_answered(said)

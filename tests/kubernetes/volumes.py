@@ -33,7 +33,7 @@ class Volumes:
 
     @cached_property
     def _paths(self) -> dict[str, Path]:
-        """The folders, filled, by the paths where the containers mount them."""
+        """The filled folders, by the paths at which the containers mount them."""
         folders = {volume["name"]: self._filled(volume) for volume in self._manifest["spec"].get("volumes", [])}
         mounts = [m for each in self._manifest["spec"]["containers"] for m in each.get("volumeMounts", [])]
         return {mount["mountPath"]: folders[mount["name"]] for mount in mounts}

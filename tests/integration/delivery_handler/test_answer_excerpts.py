@@ -1,4 +1,4 @@
-"""An excerpt of an endpoint's answer: kept by a setting in the attempt's record, and never in a log."""
+"""An excerpt of an endpoint's answer: a setting keeps it in the attempt's record, and it is never in a log."""
 
 from __future__ import annotations
 

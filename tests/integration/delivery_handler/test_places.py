@@ -1,4 +1,4 @@
-"""Places at a destination: callbacks beyond them wait in turn or are deferred."""
+"""Places at a destination: if all are taken, further callbacks wait in turn or are deferred."""
 
 from __future__ import annotations
 

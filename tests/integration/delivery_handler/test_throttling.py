@@ -55,7 +55,7 @@ async def test_a_consumer_that_is_gone_is_disabled_and_its_event_kept(make: Make
 PATIENT = DeliverySettings(destination_concurrency=16, breaker_failures=10_000).model_copy(
     update={"destination_wait_seconds": 60.0}
 )
-"""Settings with which a slow machine defers no callback, and no breaker opens."""
+"""Settings by which even a slow machine defers no callback and opens no breaker."""
 
 
 @dataclass

@@ -50,7 +50,7 @@ class Gateway:
         return int(self.url.rpartition(":")[2])
 
     def key(self, tenant: str = "acme", scopes: str | None = None) -> str:
-        """Create an API key with the command; all scopes of a tenant unless `scopes` names some, with commas."""
+        """Create an API key with the command. `scopes` are separated by commas; by default all scopes of a tenant."""
         chosen = [] if scopes is None else ["--scopes", scopes]
         return self.created("--tenant", tenant, *chosen)["key"]
 

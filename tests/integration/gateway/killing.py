@@ -148,7 +148,7 @@ class Load:
 
 
 def torment(load: Load, rounds: int, keys: int, disturb: Callable[[int], None] = lambda _: None) -> None:
-    """Ask for `keys` new keys a round, and kill a process in the middle; stop another one halfway through."""
+    """Ask for new keys twice a round, and kill a process in each round; halfway through, stop another for a while."""
     for number in range(rounds):
         load.ask(keys)
         CLOCK.sleep(random.uniform(0.05, 0.8))

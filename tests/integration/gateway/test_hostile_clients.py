@@ -39,7 +39,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def lives_and_answers(shared_gateway: Gateway) -> Iterator[None]:
-    """The process answers after each test, has logged no defect, and has kept within its memory bound."""
+    """Assert after each test that the process answers, has logged no defect, and kept within its memory bound."""
     process = psutil.Process(shared_gateway.role.process.pid)
     shared_gateway.get("/v1/models")
     before = process.memory_info().rss

@@ -55,7 +55,7 @@ def content(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
 
 
 def assert_halves(output: list[dict[str, Any]], error: list[dict[str, Any]]) -> None:
-    """Assert that the lines of INPUT are answered, but for the last."""
+    """Assert that all lines of INPUT except the last are answered."""
     assert [each["custom_id"] for each in output] == [f"row-{number}" for number in range(20)]
     assert {each["response"]["body"]["object"] for each in output} == {"chat.completion"}
     assert [each["custom_id"] for each in error] == ["row-20"]

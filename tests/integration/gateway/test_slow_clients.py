@@ -35,7 +35,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def serves_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The server still answers, and keeps none of the test's connections."""
+    """Assert after each test that the server still answers, and keeps none of the test's connections."""
     yield
     if "served" in request.fixturenames:
         served: Served = request.getfixturevalue("served")
@@ -292,7 +292,7 @@ def test_a_slow_download_over_tls_is_whole_although_the_connection_ends_after_it
         served.connect(client(authority)) as connection,
     ):
         connection.sendall(b"GET /much HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        time.sleep(3)  # longer than any time that a handshake has
+        time.sleep(3)  # longer than any handshake may take
         assert len(received(connection)) > 64 * 1024 * 1024
 
 

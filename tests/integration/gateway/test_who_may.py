@@ -39,7 +39,7 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def gateway(module_product: Product, trust: dict[str, str]) -> Iterator[Gateway]:
-    # More failures than by default: the tests of refused credentials come from one address.
+    # More failures are allowed than by default, since all refused credentials of these tests come from one address.
     limits = {"POSTBACK_ACCESS__KEY_CACHE_SECONDS": "0.5", "POSTBACK_ACCESS__FAILURES_PER_MINUTE": "10000"}
     with gateway_process(module_product, **limits, **trust) as started:
         module_product.worker("signed", "--engine", "echo", POSTBACK_WORKER__TRUST="signed", **trust)

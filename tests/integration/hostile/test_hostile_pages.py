@@ -127,7 +127,7 @@ async def test_a_pdf_of_ten_thousand_pages_ends_within_the_budget(enricher: Enri
         long, fine = await asyncio.gather(
             enriched(enricher, origin), enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}"))
         )
-    if long.sources:  # on a quick machine
+    if long.sources:  # a quick machine reads the page within the limit
         text = " ".join(passage for source in long.sources for passage in source.passages)
         assert "The bridge opened in 1987." in text
         assert len(text) <= 4000
@@ -197,7 +197,7 @@ async def test_a_hostile_robots_txt_costs_little_and_forbids(robots: Script, why
 
 
 async def test_a_second_answer_without_a_request_reaches_no_job(enricher: Enricher) -> None:
-    """A kept connection may hold an answer before its next request, which may belong to another job."""
+    """A kept connection may already hold an answer when it gets its next request, which may be another job's."""
 
     def whole(body: bytes) -> bytes:
         return f"HTTP/1.1 200 OK\r\n{HTML}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

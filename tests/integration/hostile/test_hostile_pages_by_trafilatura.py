@@ -48,7 +48,7 @@ async def test_a_hostile_page_is_read(shape: str, enricher: Enricher) -> None:
 
 
 async def test_a_confined_reader_has_all_that_trafilatura_needs(enricher: Enricher) -> None:
-    """The main text of a short page is compared with justext's, which needs lists of words from files."""
+    """Trafilatura compares a short page's main text with justext's result, and justext reads word lists from files."""
     advert = "<div class='newsletter-signup'><p>Our newsletter brings you bridges, every week, for free.</p></div>"
     html = f"<html><body><article><h1>A bridge</h1><p>{FACT}</p></article>{advert}</body></html>"
     async with speaking(saying(html.encode(), HTML)) as origin:

@@ -53,7 +53,7 @@ LIKE_ANSWERS = st.recursive(NOISE | WORDS, described, max_leaves=12)
 
 
 def mutated(answer: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """A true answer with other values in some of its places."""
+    """A valid answer with other values in some of its places."""
     places = st.sampled_from(sorted(_places(answer), key=str))
     return st.lists(st.tuples(places, LIKE_ANSWERS), min_size=1, max_size=3).map(lambda edits: _edited(answer, edits))
 
@@ -114,7 +114,7 @@ Ask = Callable[[OnlineKind, int, bytes, str], Completion]
 
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Ask]:
-    """Returns a service's engine's answer to a request that gets this status, body and `Retry-After`."""
+    """A function that lets a service answer with a status, a body and `Retry-After`; it returns the engine's answer."""
     given_now: dict[str, Any] = {}
 
     async def respond(_: web.Request) -> web.StreamResponse:
@@ -137,7 +137,7 @@ def ask() -> Iterator[Ask]:
 
 
 def require_usable(completion: Completion) -> None:
-    """A result can hold the completion."""
+    """Assert that a result can hold the completion."""
     json.dumps(completion.text).encode()
     completion.text.encode()
     assert completion.confidence is None or 0 <= completion.confidence <= 1

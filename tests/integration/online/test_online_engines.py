@@ -73,7 +73,7 @@ class TestAnthropic(OnlineContract):
             assert rejected.value.field == field
 
     async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
-        """The API has neither."""
+        """The API gives neither several answers nor log-probabilities."""
         for fields, field in (({"n": 2}, "n"), ({"top_logprobs": 0}, "logprobs")):
             with pytest.raises(RequestRejected) as rejected:
                 await engine.generate(request(**fields))  # type: ignore[arg-type] # by name

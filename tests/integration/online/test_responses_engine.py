@@ -240,7 +240,7 @@ async def test_a_known_item_of_another_form_is_a_failure(item: Any) -> None:
 
 
 async def test_an_answer_of_a_hundred_thousand_parts_is_a_failure() -> None:
-    """As models, the parts of an answer of 8 MiB would take half a gigabyte."""
+    """If each part became a pydantic model, an answer of 8 MiB would take half a gigabyte."""
     crowd = [{"type": "x"}] * 1000
     for items in ([said("", content=crowd)], [thought(content=crowd)], [*crowd, *crowd]):
         async with scripted(RESPONSES, answers(200, response(*items))) as (engine, _):

@@ -89,7 +89,7 @@ class PoolingServer:
 
 
 class JinaServer(PoolingServer):
-    """Has /v1/rerank only, tells the sum of the tokens only, and lists no models."""
+    """A server with /v1/rerank only, which reports only the sum of the tokens and lists no models."""
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         body = await request.json() if request.can_read_body else {}

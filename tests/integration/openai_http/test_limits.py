@@ -53,12 +53,12 @@ class Refusing:
 
 
 class Queueing:
-    """A server with this many places and a queue, which tells its counts as vLLM does."""
+    """A server with this many places and a queue, which reports its counts as vLLM does."""
 
     def __init__(self, places: int) -> None:
         self._places = asyncio.Semaphore(places)
         self.works = asyncio.Event()
-        """Cleared, a server that still works on its first requests."""
+        """While this event is cleared, the server answers no request."""
         self._registry = CollectorRegistry()
         self._running, self._waiting = (
             Gauge(f"vllm:num_requests_{state}", "A count.", ["model_name", "engine"], registry=self._registry).labels(

@@ -62,7 +62,7 @@ async def test_requests_beyond_the_server_s_places_wait_here() -> None:
 
 
 async def test_a_vllm_server_gets_as_many_requests_at_once_as_it_generates_unless_a_setting_says_otherwise() -> None:
-    """In an earlier version the server got 64, and three quarters of its places stayed empty."""
+    """In an earlier version the server got 64 requests, and three quarters of its places stayed empty."""
     free, places = asyncio.Event(), OpenAISettings().max_concurrency
 
     async def when_free(request: web.Request) -> web.StreamResponse:
