@@ -27,7 +27,7 @@ class EngineSection(BaseModel):
     """A package that the engine cannot do without, and the extra of `postback` that installs it."""
 
     registry_fields: ClassVar[Mapping[str, str]] = {}
-    """Fields of a model's table in the registry that the engine takes, each with the name of its setting."""
+    """Fields of a model's table in the registry that the engine uses, each with the name of its setting."""
 
     model: str | None = None
     """The model's name, unless `--model` gives one."""

@@ -28,7 +28,7 @@ log = get_logger()
 
 
 class Announcer(SideTask):
-    """Announces the worker's names and answers' times when the worker starts to run, and then every minute.
+    """Announces the worker's models, adapters and answer times when the worker starts to run, and then every minute.
 
     A failed announcement does not affect the worker's readiness, and it delays the worker's end by two seconds at most.
     """

@@ -21,8 +21,8 @@ log = get_logger()
 class EngineWatch(SideTask):
     """Tracks the engine's absence. The event loop updates the watch, and the health server's threads read it.
 
-    Only jobs send requests to the engine. So without a waiting job, the watch reports only the engine's own reason,
-    which `away` returns.
+    Only jobs send requests to the engine, so the watch learns nothing without a waiting job. Then the watch reports
+    only the engine's own reason, which `away` returns.
     """
 
     def __init__(self, clock: Clock, away: Callable[[], str | None] = lambda: None) -> None:

@@ -7,11 +7,10 @@ Each step is a module of its own:
               ▼                                      ▼                           ▼
            outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
 
-`payloads` fetches the question of a job with a `payload_url`.
-`input_filter` applies the operator's rules to an admitted job, if there are any, before its sources are read.
-`images` fetches the images of a job that has some, before its sources are read.
-Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and `fairness` shares
-the window between tenants.
+`payloads` fetches the question of a job with a `payload_url`. `input_filter` applies the operator's rules, if there are
+any, to an admitted job before its sources are read. `images` fetches the images of a job that has some, before its
+sources are read. Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and
+`fairness` shares the window between tenants.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Refill:
     places idle. Answers that end together, such as answers of equal length, need a longer queue than answers that end
     one by one.
 
-    The event loop counts answers, and only the Kafka thread looks.
+    The event loop counts answers, and only the Kafka thread calls `look`.
     """
 
     def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:
@@ -150,7 +150,7 @@ class Refill:
 
 
 class EnrichmentLead:
-    """The number of jobs in enrichment that supplies the engine as fast as it answers.
+    """The lead: the number of jobs in enrichment that supplies the engine as fast as it answers.
 
     Little's law gives the number: answers per second times the seconds that a job spends in enrichment, 0 for a job
     without sources. A job counts when the engine answers it, so that the engine's speed limits the lead. The event loop

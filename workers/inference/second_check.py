@@ -1,6 +1,6 @@
-"""Lets the engine judge once more if a source contradicts the sentence that cites it.
+"""Lets the engine judge once more whether a source contradicts the sentence that cites it.
 
-The rules of `workers.enrichment.answering` find contradictions in a source's own words only. Here, one short generation
+The rules of `workers.enrichment.answering` find only contradictions in a source's own words. Here, one short generation
 judges each supported sentence. The check is only as good as the model.
 
 A verdict can only take support away. So a page that talks the model into "no" gains nothing over a worker without

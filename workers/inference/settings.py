@@ -40,8 +40,8 @@ class WorkerSettings(BaseSettings):
     window_records: int = Field(default=2048, ge=1, le=8192)
     """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
 
-    One tenant's jobs with something to fetch take at most three quarters, so that a server that hangs stops no other
-    tenant.
+    One tenant's jobs with something to fetch take at most three quarters of this number, so that a hanging server stops
+    no other tenant.
 
     The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, and for jobs in vLLM's queue and
     in enrichment.
@@ -93,8 +93,8 @@ class WorkerSettings(BaseSettings):
     unserved_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
 
-    So a new worker or a changed registry may come this much later. At most 64 jobs wait; further jobs are rejected at
-    once.
+    So a job may come this much earlier than a new worker or a changed registry. At most 64 jobs wait; further jobs are
+    rejected at once.
     """
     registry: Path | None = None
     """The file of the model registry (TOML), which replaces `--engine` and `models`.

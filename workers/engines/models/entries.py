@@ -74,7 +74,7 @@ class Escalation(RegistryPart):
     to: Name
     on: list[Trigger] = Field(min_length=1, max_length=3)
     below: float | None = Field(default=None, gt=0, le=1, validate_default=True)
-    """The confidence below which `low_confidence` holds."""
+    """The confidence below which `low_confidence` applies."""
 
     @field_validator("below")
     @classmethod

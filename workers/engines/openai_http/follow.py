@@ -1,4 +1,4 @@
-"""Looks at a server's own counts, as long as the server tells them."""
+"""Reads a server's own counts of its requests, as long as the server reports them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workers.engines.openai_http.slots import Slots
 LOOK_SECONDS = 1.0
 """Pause between two looks at a server that has requests of this worker."""
 LONGEST_PAUSE_SECONDS = 60.0
-"""The longest pause at a server that tells no counts; each pause is twice the one before."""
+"""The longest pause at a server that reports no counts; each pause is twice the one before."""
 FAILED_LOOKS = 3
 """Failed looks in a row after which the last counts are stale. A busy server may answer one look too late."""
 
 
 async def follow(look: Callable[[], Awaitable[ServerLoad | None]], slots: Slots) -> None:
-    """Tell the slots the server's counts until the task is cancelled.
+    """Pass the server's counts to the slots until the task is cancelled.
 
     While no request holds a slot, the server is not asked.
     """

@@ -21,7 +21,7 @@ from typing import Final
 from workers.engines.places import Rank, least_waiting
 
 FIRST: Final = 16
-"""The limit of a server that has neither told its counts nor answered yet."""
+"""The limit of a server that has neither reported its counts nor answered yet."""
 QUEUE_LOOKS: Final = 3
 """Looks in a row that must find requests waiting before the limit follows them.
 
@@ -40,7 +40,7 @@ class ServerLoad:
 
 
 class AnswerLimit:
-    """The limit of a server that tells no counts: additive increase, multiplicative decrease."""
+    """The limit of a server that reports no counts: additive increase, multiplicative decrease."""
 
     def __init__(self, first: int, most: int) -> None:
         self._limit = float(min(first, most))
@@ -71,9 +71,9 @@ class AnswerLimit:
     def refused(self, number: int, in_flight: int) -> None:
         """Note a refusal of request `number` while this many requests are in flight.
 
-        A refusal tells nothing about a halved limit if the request was sent before, or if more requests than the limit
-        are still in flight. A server that was away refuses all requests; the goal then stays, so that the limit is soon
-        back.
+        A refusal says nothing about a halved limit if the request was sent before the halving, or if more requests than
+        the limit are still in flight. A server that was away refuses all requests; the goal then stays, so that the
+        limit is soon back.
         """
         if number > self._halved_at and in_flight <= self.number:
             self._limit = max(1.0, self._limit / 2)
@@ -94,7 +94,7 @@ class AnswerLimit:
 
 
 class CountLimit:
-    """The places of a server that tells its counts."""
+    """The places of a server that reports its counts."""
 
     def __init__(self, most: int) -> None:
         self._rank = Rank(most)
@@ -156,7 +156,7 @@ class Limits:
         self._counts.told(load, in_flight)
 
     def untold(self) -> None:
-        """Forget the counts, which the server no longer tells. From now on, its refusals change the present limit."""
+        """Forget the counts, which the server no longer reports. From now on, refusals change the present limit."""
         if self._counts is not None:
             self.answers.unless_refused(self.number)
             self._counts = None

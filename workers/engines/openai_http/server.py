@@ -105,7 +105,7 @@ class OpenAIServer:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     async def load(self) -> ServerLoad | None:
-        """Return the counts that a vLLM server tells at `/metrics` beside the `/v1`; None if it tells none."""
+        """Return the counts that a vLLM server reports at `/metrics` beside the `/v1`; None if it reports none."""
         try:
             async with (
                 asyncio.timeout(LOOK_TIMEOUT_SECONDS),

@@ -63,7 +63,7 @@ class Slots:
         self._changed()
 
     def untold(self) -> None:
-        """Forget the server's counts, which it no longer tells."""
+        """Forget the counts, which the server no longer reports."""
         self._limits.untold()
         self._changed()
 

@@ -1,4 +1,4 @@
-"""Tools in vLLM: the family's parser finds the calls in an answer, and a grammar holds the model to a demanded call.
+"""Tools in vLLM: the family's parser finds the calls in an answer, and a grammar forces a demanded call.
 
 The chat template describes the tools to the model (`tokens`). vLLM's own server uses the same parsers.
 """

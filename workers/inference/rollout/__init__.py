@@ -1,5 +1,6 @@
 """The gray release of a model, in workers: jobs to the candidate, copies of jobs, comparisons and decisions.
 
 `rollouts` knows the fleet's rollouts and routes jobs by them. `sampling` copies jobs for the shadow worker, whose
-`candidate` answers and compares them by `difference`. `steering` turns all comparisons into the next step.
+`candidate` answers the copies and compares the answers by `difference`. `steering` turns all comparisons into the next
+step.
 """
