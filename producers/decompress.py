@@ -35,7 +35,7 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 """This number tells zlib to expect gzip's header and trailer."""
 _PIECE_BYTES = 16 * 1024
 """Size of the pieces that a decoder gets. A decoder copies all bytes after the end of its frame: given the whole
-content, it would copy a megabyte of empty frames 50,000 times."""
+content at once, a decoder would copy a megabyte of empty frames 50,000 times."""
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES = len(_XERIAL) + 8
 """Length of xerial's header, which ends with two version numbers. The numbers are ignored, since some producers write

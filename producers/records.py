@@ -3,8 +3,8 @@
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
 header's name that is not UTF-8, or set a record's attributes, which are unused. A producer may also write a number with
 more bits than its type has, or bytes after the end of compressed content. kafka-python raises an error at each such
-record, on every poll again, so that its reader never gets past the record. kafka-python also accepts an offset outside
-the record's batch, needs further libraries for zstd and snappy, and decompresses without a bound.
+record, and again on every poll, so that its reader never gets past the record. kafka-python also accepts an offset
+outside the record's batch, needs further libraries for zstd and snappy, and decompresses without a bound.
 """
 
 from __future__ import annotations

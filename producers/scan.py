@@ -154,7 +154,7 @@ class Scanner(CommittedReader):
             self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def kept_from_ms(self, topic: str) -> int:
-        """Return the time since which a topic has kept all of its records, Unix milliseconds; 0 if it deleted none.
+        """Return the time since which a topic has kept all of its records, Unix milliseconds; 0 if none was deleted.
 
         An empty partition has no record that shows this time. If the topic deletes by age alone, the deleted records
         were at least as old as the topic's retention. Otherwise the deleted records may have been new.

@@ -47,7 +47,7 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:
-    """Return each worker's last announcement since `since_ms` by the broker's clock, unless it was withdrawn.
+    """Return each worker's last announcement since `since_ms` by the broker's clock; none if the worker withdrew it.
 
     Unreadable records are skipped.
     """

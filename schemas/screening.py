@@ -82,6 +82,6 @@ def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
 
 
 def joined(first: Sequence[ScreeningFinding], second: Sequence[ScreeningFinding]) -> tuple[ScreeningFinding, ...]:
-    """Return the findings of two filters, one for each rule, kind and field: the second's if both have one."""
+    """Return the findings of two filters, one for each rule, kind and field: the second filter's if both have one."""
     found = {(each.rule, each.kind, each.field): each for each in (*first, *second)}
     return tuple(found.values())

@@ -212,7 +212,7 @@ class Topics:
 
     @property
     def redriven(self) -> str:
-        """Marks of the dead letters that were put back, keyed by the letter's place, so that none is put back twice."""
+        """Marks of the dead letters that were put back, keyed by the letter's place: no letter is put back twice."""
         return f"{self.prefix}dead_letters.redriven"
 
     @property
@@ -262,7 +262,8 @@ class Topics:
         day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
-        # Kafka removes superseded records within about a day; by its defaults they could take up to a gigabyte.
+        # Kafka removes superseded records within about a day. With its defaults, these records could take up to a
+        # gigabyte.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
             "max.compaction.lag.ms": str(_DAY_MS),

@@ -1,7 +1,7 @@
 """The audit: one ECS line for each request of a tenant or an operator, apart from the log; never a prompt or an answer.
 
-A line names the credential, the tenant, the action, its objects and its outcome. The file is opened again when it was
-renamed, as `logrotate` does; each line is one write, so lines of several processes never mix.
+A line names the credential, the tenant, the action, its objects and its outcome. The file is opened again after a
+rename, for example by `logrotate`. Each line is one write, so lines of several processes never mix.
 Source: Elastic Common Schema 9.4, https://www.elastic.co/docs/reference/ecs
 """
 

@@ -136,7 +136,7 @@ class HealthServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # The base class joins its request threads on close, so that one slow client would delay the end of the process.
+    # The base class would join its request threads on close, and one slow client would delay the end of the process.
     block_on_close = False
 
     def __init__(

@@ -53,7 +53,8 @@ _SCRUBS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s\"<>]*)")
-"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so one after a quoted URL is taken as part of the URL."""
+"""An apostrophe may be part of a URL (RFC 3986, section 2.2), so an apostrophe after a quoted URL is taken as part of
+the URL."""
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]*\](?::[0-9]+)?|[^\[\]'(),;{}]*")
 """A host with its port, without a sentence's punctuation after the URL."""

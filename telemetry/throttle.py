@@ -31,9 +31,9 @@ class LogThrottle:
         return len(self._kinds)
 
     def admit(self, now: float, kind: Hashable = None) -> int | None:
-        """Return the number of lines of this kind held back since the last written one; None holds this line back too.
+        """Return the number of lines of this kind held back since the last written one.
 
-        `now` is in seconds, from any clock that does not run backwards.
+        None means that this line is held back too. `now` is in seconds, from any clock that does not run backwards.
         """
         with self._lock:
             known = self._kinds.get(kind)

@@ -28,8 +28,8 @@ from devkit.kafka.jars import ensure_jars, java
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
 """A small heap, and few compiler and collector threads: more would slow the start on a machine with two cores."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
-"""A collector that pauses for at most about a millisecond, and enough memory that it seldom runs: while it runs, it
-needs a core."""
+"""A collector that pauses for at most about a millisecond, and enough memory that the collector seldom runs, since each
+run needs a core."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")

@@ -35,7 +35,7 @@ Body = bytes | Iterable[bytes] | None
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Sets the key on each request; otherwise a password in the user's .netrc would replace it."""
+    """Sets the key on each request; otherwise a password in the user's .netrc would replace the key."""
 
     def __init__(self, key: str) -> None:
         self._key = key

@@ -18,7 +18,7 @@ _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
 """Digits of a number (E.164)."""
 
-# No part of these patterns may fail after it has matched, so that no text causes backtracking.
+# Nothing that can fail follows an unbounded repetition in these patterns, so that no text causes long backtracking.
 _international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")
 _national = re.compile(r"(?<![\w.,+:/-])[0-9(][0-9() ./-]{0,40}")
 _no_phone = re.compile(r"[0-9]+(?:\.[0-9]+)?|\(?[0-9]{4}-[0-9]{2}-[0-9]{2}.*|(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]).*")
