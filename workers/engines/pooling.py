@@ -44,7 +44,7 @@ class PoolingInput:
 
     @property
     def chars(self) -> int:
-        """The characters that a model reads: it reads the query again with each text."""
+        """The number of characters that a model reads; the model reads the query again with each text."""
         queries = sum(map(len, self.queries)) * (len(self.texts) if len(self.queries) == 1 else 1)
         return queries + sum(map(len, self.texts))
 

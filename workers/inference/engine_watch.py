@@ -87,7 +87,7 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return the engine's own reason, and a second one if jobs have waited for more than ten seconds."""
+        """Return why the engine is away: its own reason, and a second one if jobs have waited for over ten seconds."""
         known = self._away()
         found = [known] if known is not None else []
         since = self._away_since

@@ -167,7 +167,7 @@ def _report(task: asyncio.Future[None]) -> None:
 
 def _prefix_key(job: Job) -> bytes | None:
     if job.messages is None and job.sources is None:
-        return None  # most jobs: a copy of the fields would cost more than the check
+        return None  # as for most jobs, which spares them the copy of the fields
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 

@@ -34,7 +34,7 @@ class RegistryPart(BoundedModel):
 
 
 class Cost(RegistryPart):
-    """Prices of a million tokens."""
+    """Prices per million tokens."""
 
     prompt: float = Field(ge=0, le=1_000_000)
     completion: float = Field(ge=0, le=1_000_000)
@@ -103,7 +103,7 @@ class ModelEntry(RegistryPart):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Default of jobs without `temperature`."""
     profile: Identifier | None = None
-    """Default of jobs with sources and without a profile."""
+    """The profile of jobs with sources that name no profile."""
     adapters: dict[Name, Folder] = Field(default_factory=dict, max_length=64)
     cost: Cost | None = None
     limits: RateLimits = RateLimits()

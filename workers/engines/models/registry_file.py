@@ -93,8 +93,8 @@ def read_registry(
 ) -> ModelRegistry:
     """Read and check the file. Raises RegistryRefused with all mistakes.
 
-    `settings` has the engines' settings of the environment, which the file's settings replace one by one. `profiles`
-    are the known profiles, if they are to be checked. Without `with_secrets`, keys are not looked up.
+    `settings` has the engines' settings of the environment; a setting in the file replaces the environment's.
+    `profiles` are the known profiles, if they are to be checked. Without `with_secrets`, keys are not looked up.
     """
     text, document = _document(path)
     reader = _Reader(settings, profiles, environment if with_secrets else None)

@@ -162,7 +162,7 @@ class ServedModel:
             await self._asked[request_id].abort(request_id)
 
     def load(self) -> EngineLoad:
-        """Return the sums over the addresses; a request that waits for its turn counts as waiting."""
+        """Return the sum of the addresses' loads; a request that waits for its turn counts as waiting."""
         loads = [address.engine.load() for address in self._addresses]
         waiting = len(self._waiting) + sum(load.waiting for load in loads)
         free = 0 if self._waiting else sum(load.free for load in loads)

@@ -110,7 +110,7 @@ class ResponsesApi:
         return models.window_of(self._model)
 
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
-        """Return the options of the reasoning; empty leaves them to the model. Raises RequestRejected."""
+        """Return the options of the reasoning; none if the model may decide. Raises RequestRejected."""
         if asked is not None and not asked.is_wanted:
             return {"effort": "none"}
         if asked is not None and asked.max_tokens is not None:

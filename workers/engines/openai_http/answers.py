@@ -169,7 +169,8 @@ class _Logprobs(BoundedModel):
         return [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
 
     def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...] | None:
-        """Return the log-probabilities of at most `most` tokens, with `top` alternatives each; None without any."""
+        """Return the log-probabilities of at most `most` tokens, with `top` alternatives each; None if there are
+        none."""
         if self.content is not None:
             return tuple(
                 token_logprob(*_pair(each), [*map(_pair, (each.get("top_logprobs") or ())[:top])])

@@ -1,4 +1,4 @@
-"""Requests without a question to a server: the path, the body and the answer of each kind, as one table.
+"""Requests without a question, sent to a server: the path, the body and the answer of each kind, as one table.
 
 Sources: OpenAI's API reference, "Create embeddings"; the pooling APIs of `vllm serve` (0.32) for the others. Jina and
 Cohere have the same body and answer of `/rerank`.

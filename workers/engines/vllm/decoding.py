@@ -1,8 +1,8 @@
 """The text of an answer, decoded once from all of its tokens.
 
-vLLM decodes each token as it comes, which streams and stop texts need. A job waits for its whole answer, so one decode
-at the end gives the same text for a fraction of the CPU time. vLLM still decodes answers with stop texts or with
-log-probabilities of tokens, and answers of tokenizers that are not of the `tokenizers` library.
+vLLM decodes each token as it comes, since streams and stop texts need the text at once. A job waits for its whole
+answer, so one decode at the end gives the same text for a fraction of the CPU time. vLLM still decodes answers with
+stop texts or with log-probabilities of tokens, and answers of tokenizers that are not of the `tokenizers` library.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Final
 LOOKS: Final = 4
 """A health call waits in LOOKS slices.
 
-The pause before it takes 1/LOOKS of `hung_seconds`, and the call takes the rest.
+The pause before a call takes 1/LOOKS of `hung_seconds`, and the call itself takes the rest.
 """
 
 WARM_UP_SECONDS: Final = 600.0

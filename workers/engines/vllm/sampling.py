@@ -25,9 +25,9 @@ from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, confidence_from
 
 _FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs")}
-"""A job's field for each of vLLM's parameters.
+"""Maps vLLM's parameters to a job's fields.
 
-The refusal of any other parameter names the response format or the prompt.
+If vLLM refuses any other parameter, the error names the response format or the prompt.
 """
 
 
