@@ -69,7 +69,7 @@ class Rank:
     """The places of one data-parallel rank, or of a server."""
 
     def __init__(self, limit: int) -> None:
-        """The places are `limit` as long as no request waits, and never more."""
+        """The places are `limit` until a request waits, and never more than `limit`."""
         self.places = self._limit = limit
         self._full: deque[int] = deque(maxlen=STEPS)
         """For each of the last steps that left requests waiting, the number of requests that ran."""

@@ -47,9 +47,9 @@ def create(
 
 
 def create_of(name: str, section: EngineSection, family: Family | None, metrics: Metrics, clock: Clock) -> FamilyEngine:
-    """Make an engine of these settings, which name the model of this family, without starting it.
+    """Make an engine with these settings, without starting it. The model in the settings belongs to `family`.
 
-    Raises as `create` does.
+    Raises the errors of `create`.
     """
     return FamilyEngine(_module(name).create(section, metrics, clock), family)
 

@@ -35,7 +35,7 @@ _NO_TENANT = DEFAULT_TENANT.encode()
 _TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
 _FETCHED = (b'"image_url"', b'"sources"', b'"payload_url"')
 _ESCAPED = re.compile(rb"\\u00(?:5[fF]|[67])")
-"""A JSON escape of `_` or a small ASCII letter: a field's name may contain such escapes."""
+"""Matches a JSON escape of `_` or a small ASCII letter, which a field's name may contain."""
 _TIME = re.compile(rb"[0-9]{1,15}")
 
 

@@ -167,7 +167,7 @@ def _report(task: asyncio.Future[None]) -> None:
 
 def _prefix_key(job: Job) -> bytes | None:
     if job.messages is None and job.sources is None:
-        return None  # as for most jobs, which spares them the copy of the fields
+        return None  # most jobs end here: copying their fields would take longer
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 

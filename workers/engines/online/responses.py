@@ -99,7 +99,10 @@ class ResponsesApi:
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the response's text, reasoning and calls. Raises EngineError if the response failed, or ValueError."""
+        """Return the response's text, reasoning and calls.
+
+        Raises EngineError if the response failed, and ValueError for a body of another form.
+        """
         return completion_of(body, request)
 
     def window(self, body: bytes) -> int | None:

@@ -169,8 +169,7 @@ class _Logprobs(BoundedModel):
         return [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
 
     def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...] | None:
-        """Return the log-probabilities of at most `most` tokens, with `top` alternatives each; None if there are
-        none."""
+        """Return at most `most` log-probabilities, with `top` alternatives each; None if the server gave none."""
         if self.content is not None:
             return tuple(
                 token_logprob(*_pair(each), [*map(_pair, (each.get("top_logprobs") or ())[:top])])

@@ -68,7 +68,7 @@ class OpenAIServer:
         """Make the session, without a request."""
         key = self._settings.api_key
         headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-        # One connection more for looks at the server's counts, which would otherwise wait behind the requests.
+        # One more connection to read the server's counts, so that the reading does not wait behind requests.
         self._session = new_session(headers, self._settings.max_concurrency + 1)
 
     async def close(self) -> None:

@@ -34,7 +34,7 @@ _KEPT = {"process.pid": int, "error.type": str, "error.message": str, "error.sta
 
 
 def begin() -> None:
-    """Send the output of a process that vLLM spawned to the worker; do nothing in other spawned processes."""
+    """If vLLM spawned this process, send the process's output to the worker. Other processes stay as they are."""
     folder = os.environ.get(SOCKETS_VARIABLE)
     if folder is None:
         return

@@ -12,7 +12,7 @@ from typing import Any, Final
 from rapidfuzz.distance import Indel
 
 _WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
-"""A number with its sign, a character of a script without spaces, a word, or a sign that changes the meaning."""
+"""Matches a number with its sign, a character of a script without spaces, a word, or a sign with a meaning."""
 _FEW_WORDS: Final = 8
 """Texts with fewer words are equal only if all words are, since one other word makes another answer."""
 _MOST_WORDS: Final = 20_000
