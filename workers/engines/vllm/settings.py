@@ -49,7 +49,7 @@ class VllmSettings(EngineSection):
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
-    """Texts that end every answer, for a base model: without instruction tuning, it would go on after its answer."""
+    """Texts that end every answer, for a base model: the model would otherwise go on after its answer."""
     tool_parser: str | None = None
     """The name of vLLM's tool parser; if absent, the parser of the model's family, found by the model's name."""
     adapters: dict[str, str] = Field(default_factory=dict)
@@ -59,13 +59,13 @@ class VllmSettings(EngineSection):
     rejected.
     """
     max_lora_rank: int | None = Field(default=None, ge=1, le=512)
-    """The largest rank of LoRA adapters, rounded up to one that vLLM has; if absent, the largest at the worker's start.
+    """The largest rank of LoRA adapters, rounded up to a rank of vLLM; if absent, the largest at the worker's start.
 
     Set it if adapters are added to the model registry's file later: a worker that starts without adapters has no room
     for them otherwise.
     """
     max_loras: int | None = Field(default=None, ge=1, le=64)
-    """LoRA adapters that one batch may use, each with memory of the GPU; if absent, as many as the worker starts with.
+    """LoRA adapters that one batch may use; each takes memory of the GPU. If absent, as many as the worker starts with.
 
     The default is 8 at most. Requests for further adapters wait for the next batch.
     """

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 _WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
 """Matches a number with its sign, a character of a script without spaces, a word, or a sign with a meaning."""
 _FEW_WORDS: Final = 8
-"""Texts with fewer words are equal only if all words are, since one other word makes another answer."""
+"""Texts with fewer words are equal only if all their words are: one changed word makes another answer."""
 _MOST_WORDS: Final = 20_000
 """Cap on the words of each text that are compared: the time grows with the square of their number."""
 
