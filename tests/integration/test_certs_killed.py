@@ -1,4 +1,4 @@
-"""An authority whose command was killed with SIGKILL before any of its file operations, or that two commands use."""
+"""An authority whose command was killed with SIGKILL before one of its file operations, or that two commands use."""
 
 from __future__ import annotations
 

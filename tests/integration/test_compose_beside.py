@@ -1,4 +1,4 @@
-"""The services of compose.yaml beside the fleet: secrets, store, monitoring and log store, by the tools of each."""
+"""The services of compose.yaml beside the fleet: secrets, store, monitoring and log store, each by its own tool."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ print(json.dumps(found))
 
 
 def test_a_fenced_program_reads_its_own_files_and_nothing_else(tmp_path: Path) -> None:
-    """Python stands for a tesseract that runs a stranger's code, behind the same fences."""
+    """Python runs a stranger's code in tesseract's place, with the same confinement."""
     keyring = tmp_path / "keyring.json"
     keyring.write_text("secret")
     own = [*{sys.base_prefix + "/lib", "/usr/lib", "/lib64"}, os.path.realpath(sys.executable), "/etc/ld.so.cache"]

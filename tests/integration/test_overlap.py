@@ -59,7 +59,7 @@ def held_site() -> Iterator[HeldSite]:
 
 
 def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(product: Product) -> None:
-    """The held jobs come first, and exceed both the jobs enriched at once and the engine's waiting target."""
+    """The held jobs come first: more than are enriched at once, and more than the engine's target of waiting jobs."""
     with held_site() as site:
         product.worker(
             "w1", "--engine", "echo",

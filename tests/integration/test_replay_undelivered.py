@@ -188,8 +188,8 @@ def test_each_result_is_judged_by_the_topics_that_hold_its_consequences(fleet: K
         attempt(fleet, event, None)
     put(fleet, names.attempts, "lost", value=b"{not json")
     at = {event: put(fleet, tier, event) for event in ("failed-then-delivered", "given-up", "hopped")}
-    # This event was handled out of order: its record lies above the base, and its dead letter proves that it waits no
-    # more.
+    # This event was handled out of order: its record lies above the base, and its dead letter proves that it no longer
+    # waits.
     letter(fleet, "given-up", tier, at["given-up"])
     letter(fleet, "lost", names.results, 4, value=result("lost", "another result of the same event"))
     commit(fleet, {names.results: 5, tier: 1})

@@ -38,7 +38,7 @@ _CLOUDS = (
 
 def executable() -> Path:
     """The executable, built if these versions of its sources are missing; fails the test if the build fails."""
-    # In a folder of its own: this long build does not hold up those of the small tools.
+    # In a folder of its own, so that this long build does not delay the builds of the small tools.
     target = cache() / "kubernetes" / f"{KUBERNETES}-{_inputs()}"
     with one_build_at_a_time(target.parent):
         if not target.exists():

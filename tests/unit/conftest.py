@@ -11,7 +11,7 @@ from tests.process_state import changes, shared_state
 
 @pytest.fixture(autouse=True)
 def no_state_left_changed() -> Iterator[None]:
-    """Fail the test if it left state changed that later tests of this process share."""
+    """Fail the test if it leaves changes in state that it shares with later tests of this process."""
     before = shared_state()
     yield
     if left := changes(before, shared_state()):

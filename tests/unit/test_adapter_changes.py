@@ -57,7 +57,7 @@ def _plain_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Engine:
-    """The adapters of an engine that has started with some of them."""
+    """The adapters of an engine; a test starts it with some of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -211,7 +211,7 @@ async def test_an_engine_without_room_for_adapters_says_that_a_restart_is_needed
 
 
 async def test_vllm_s_memory_holds_each_adapter_and_is_not_exceeded(engine: Engine) -> None:
-    """Beyond its memory, vLLM evicts an adapter, and reads its folder again at the next request."""
+    """If its memory for adapters is full, vLLM evicts one, and reads that one's folder again at its next request."""
     engine.llm = Llm(max_cpu_loras=3)
     await engine.start(a=engine.made("a"), b=engine.made("b"))
     with engine.adapters.in_use("a"):

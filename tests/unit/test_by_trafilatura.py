@@ -1,4 +1,4 @@
-"""The main text of pages by trafilatura: its lines of the visible text, and hostile pages."""
+"""The main text of pages by trafilatura: it consists of lines of the visible text; also hostile pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents name files that exist, and the map stays short."""
+"""The documents name files that exist, and docs/ARCHITECTURE.md, the map, stays short."""
 
 from __future__ import annotations
 

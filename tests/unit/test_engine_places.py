@@ -1,4 +1,4 @@
-"""How many requests vLLM runs at once, as its counts after each step tell."""
+"""How many requests vLLM runs at once, as the counts after each step show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The description of the API: complete, true, readable as a page; and any request by it gets an answer below 500."""
+"""The description of the API: complete, true, readable as a page; and any request that follows it gets no 5xx."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ async def test_an_unprintable_subject_is_shown_by_its_hash(issuer: Issuer, clock
 
 
 def hostile(issuer: Issuer) -> dict[str, str]:
-    """Tokens that must be refused, by the attack."""
+    """Tokens that must be refused, by the name of the attack."""
     key_id, key = next(iter(issuer.keys.items()))
     good, stranger = issuer.token(NOW), ECKey.generate_key("P-256")
     claims = json.loads(decoded(good.split(".")[1]))

@@ -59,7 +59,7 @@ def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
 
 
 def test_a_record_far_beyond_a_gap_is_allowed_by_the_next_commit() -> None:
-    """Compaction leaves gaps of any width; a limit a fixed margin above the begun records could never cross them."""
+    """Compaction leaves gaps of any width, so a fixed margin above the begun records might never reach the next one."""
     partition, far = opened(), records(5_000_000)
     assert partition.horizon.allowed(far, 1) == 0
     partition.ledger.reach(5_000_000)

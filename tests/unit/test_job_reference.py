@@ -1,4 +1,4 @@
-"""The wire's reference is complete: each field has a valid example, each error code a meaning."""
+"""The reference of the wire format is complete: each field has a valid example, each error code a meaning."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_a_file_that_is_opened_to_others_later_is_noticed_and_the_keys_in_hand_s
 
 
 def test_a_rotation_leaves_the_file_to_its_owner_and_group_in_its_mode(keyring: Keyring, path: Path) -> None:
-    """If root rotates another user's keys, that user must still be able to read the file; root can test this."""
+    """If root rotates another user's keys, that user must still be able to read the file."""
     if os.geteuid() == 0:
         os.chown(path, 10001, 10002)
     path.chmod(0o400)

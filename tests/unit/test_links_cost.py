@@ -1,4 +1,4 @@
-"""The time of cleaning an answer's links, which the event loop spends: linear in the text, whatever the text is."""
+"""Cleaning an answer's links takes the event loop a time that is linear in the text, whatever the text is."""
 
 from __future__ import annotations
 

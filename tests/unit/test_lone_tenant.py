@@ -94,7 +94,7 @@ class Log:
 
 
 class Settler:
-    """A settler that has committed each batch at the next call, or, once `stuck`, never."""
+    """A settler that has committed each batch by the next call; while `stuck`, it commits none."""
 
     state = SettlerState.READY
     stuck = False

@@ -102,7 +102,7 @@ READ_IMAGES = {
     "ibm-granite/granite-vision-3.3-2b": False,
     "acme/our-own-vision-model": False,
 }
-"""Whether models read images, by their makers' pages."""
+"""Whether models read images, according to their makers' pages."""
 NOT_IN_VLLM = {"gpt", "o-series", "claude", "gemini", "baichuan"}
 """Families of online services, and a family that vLLM removed."""
 

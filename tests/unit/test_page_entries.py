@@ -144,7 +144,7 @@ def page_of(text: str) -> bytes:
     "text", ["A bridge. " * 30_000, "桥" * 300_000, "A bridge."], ids=["packs well", "wide", "short"]
 )
 def test_memory_stays_within_its_size_as_the_process_measures_it(text: str) -> None:
-    """Earlier, a level counted packed bytes and kept text, so 64 MiB held gigabytes of well-packed pages."""
+    """An earlier version counted packed bytes but kept unpacked text, so 64 MiB held gigabytes of well-packed pages."""
     memory, value = Memory(4_000_000), page_of(text)
     tracemalloc.start()
     for number in range(4000 if len(text) < 1000 else 40):

@@ -30,7 +30,7 @@ class Broken:
 
 
 class Beside:
-    """A task beside the stages that a test can end."""
+    """A task that runs beside the stages; a test can end the task."""
 
     def __init__(self) -> None:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

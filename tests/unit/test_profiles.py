@@ -69,7 +69,7 @@ def test_a_jobs_own_search_stays_and_only_the_question_of_a_long_prompt_is_searc
 
 
 def test_a_question_that_no_profile_searches_for_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a long one takes the event loop seconds."""
+    """Reading a long question takes the event loop seconds."""
     monkeypatch.setattr(profile_module, "question_in", pytest.fail)
     profiles = Profiles.load()
     assert profiles["default"].applied(Sources(), "Why?").search is None

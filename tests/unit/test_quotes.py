@@ -111,7 +111,7 @@ def test_a_long_quote_ends_at_a_word_and_is_found_again() -> None:
 
 
 def test_quotes_are_looked_for_up_to_a_bound() -> None:
-    """Beyond the bound a citation has no quote: an answer that cites all sources everywhere would delay all others."""
+    """Without a bound, an answer that cites all sources everywhere would delay others. Later ones have no quote."""
     page = NumberedSource(1, "a", "a", None, ("alpha beta gamma delta. " * 1000,))
     _, _, citations = cited("Alpha delta beta gamma [1]. " * 100, Evidence((page,)))
     within = MAX_COMPARED // 4000

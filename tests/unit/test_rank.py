@@ -202,7 +202,7 @@ def test_the_model_cannot_place_a_fourth_passage_before_the_first_one_of_an_equa
     budget = data.draw(st.integers(0, 600))
     chosen = ranking.chosen(Budget(budget), order)
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
-    # A document's fourth passage is ranked 9 places lower. So the other document's first is before it.
+    # A document's fourth passage is ranked 9 places lower. So the other document's first passage comes before it.
     assert max(map(len, chosen)) < 4 or min(map(len, chosen)) >= 1
 
 

@@ -95,7 +95,7 @@ def test_a_bound_out_of_range_is_refused(bound: float) -> None:
 
 
 def first_crossing(values: np.ndarray[Any, Any], bound: float) -> tuple[list[str], list[int]]:
-    """Each rollout's first decided claim, and the values until then. A row is a rollout; bets are as in `EProcess`."""
+    """Each rollout's first decided claim, and its number of values. A row is a rollout; bets are as in `EProcess`."""
     runs, most = values.shape
     total, squares = np.zeros(runs), np.full(runs, 0.25)
     logs = {"promote": np.zeros(runs), "abort": np.zeros(runs)}

@@ -1,4 +1,4 @@
-"""The form of pictures for OCR: gray, upright, bounded; and the pages of a program that is late."""
+"""The form of pictures for OCR: gray, upright, bounded; and the pages that a late program has finished."""
 
 from __future__ import annotations
 

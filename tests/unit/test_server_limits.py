@@ -89,7 +89,7 @@ def test_a_refusal_says_nothing_while_the_requests_of_a_halved_limit_are_still_i
 
 
 def test_after_an_outage_the_limit_is_soon_back_at_half_of_its_former_value() -> None:
-    """If it grew by one a round, a server that answers in 5 s would get 256 requests again after 20 minutes."""
+    """If the limit grew by one a round, a server that answers in 5 s would get 256 requests only after 20 minutes."""
     limit = AnswerLimit(256, MOST)
     answered(limit, 1)
     assert [refused(limit) for _ in range(9)] == [128, 64, 32, 16, 8, 4, 2, 1, 1]

@@ -93,7 +93,7 @@ async def test_the_limit_is_shown_from_the_opening_to_the_close() -> None:
 @settings(max_examples=drawn(60))
 @given(st.integers(0, 2**32), st.integers(1, 20))
 def test_cancelled_waits_lose_no_slot_and_no_limit_is_exceeded(seed: int, most: int) -> None:
-    """A walk of requests that begin, end and are cancelled, beside refusals, in any order."""
+    """A random walk: requests begin, end, are cancelled or refused, in any order."""
     chance = random.Random(seed)
 
     async def walk() -> None:

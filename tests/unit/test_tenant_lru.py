@@ -1,4 +1,4 @@
-"""The cache of tenants' entries: bounded, and it evicts from the tenant with the most."""
+"""The cache of tenants' entries: bounded, and it evicts entries of the tenant that has the most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A throttled log line comes once in a period, with the number of suppressed ones."""
+"""A throttled log line comes once in a period, with the number of suppressed lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that a model refuses: the engine learns once to omit its own; a job is rejected for those it set."""
+"""Parameters that a model refuses: the engine learns to omit those that it adds; those of a job reject it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Batches: their life, their ends, their lines."""
+"""Batches: from creation to files, early ends, and the lines of an input."""

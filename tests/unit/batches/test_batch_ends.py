@@ -1,4 +1,4 @@
-"""The ends of a batch: cancelled, expired, lost inputs and results; and its ranges and lists."""
+"""Batches that are cancelled, expire, or lose inputs or results; ranges of lines, and lists of batches."""
 
 from __future__ import annotations
 
