@@ -1,4 +1,4 @@
-"""A Kafka with listeners for each way in, and a fleet there with many faults at once, for tests of the doctor."""
+"""A Kafka with a listener for each way to connect, and a fleet with many faults at once, for tests of the doctor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ManyDoors:
 
 @contextmanager
 def many_doors(folder: Path) -> Iterator[ManyDoors]:
-    """A broker with ACLs, that anyone may use unless a rule denies it, and with a listener for each protocol."""
+    """A broker with a listener for each protocol, and with ACLs: users may do anything that no rule denies."""
     authority = Authority.create(folder)
     sasl, tls, elsewhere, nowhere = cluster.free_ports(4)
     ours = cluster.node_properties

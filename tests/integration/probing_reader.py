@@ -1,4 +1,4 @@
-"""A real reader process that makes given attempts, as a page that took it over might.
+"""A real reader process that attempts given actions, like a page that has taken the reader over.
 
 This module runs in place of `workers.enrichment.processes.member` and calls that module's `main`; only the task
 differs. With the last argument `parent`, the process is confined like the process that has started tesseract.

@@ -42,7 +42,7 @@ WITHOUT_WORKERS = {
 }
 WITH_A_GONE_ENDPOINT = {"PostbackCallbacksFail", "PostbackDeadLettersGrow", "PostbackEndpointsDisabled"}
 EVENTS = 40
-"""Callbacks that the endpoint does not take: more than the ten dead letters that an hour may bring."""
+"""Callbacks that the endpoint refuses: more than the ten dead letters an hour that raise no alert."""
 DELIVERED = 10 * EVENTS
 """Later callbacks, so that more than four fifths of all attempts succeed again."""
 

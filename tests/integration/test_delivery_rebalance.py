@@ -1,4 +1,4 @@
-"""Delivery's partitions move while an endpoint hangs: its attempts are abandoned, so that all others go on."""
+"""Delivery's partitions move while an endpoint hangs: attempts at it are abandoned, so that all others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages and searches through the operator's proxy, a real one: the guard still judges, and the proxy gets addresses."""
+"""Pages and searches through the operator's proxy, a real one: the guard judges names, and the proxy gets addresses."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_j
 
 
 def test_a_worker_is_alive_once_its_engine_has_answered(product: Product, server: Server) -> None:
-    """A startup probe thus ends a worker whose engine never comes.
+    """So a startup probe ends a worker whose engine never answers.
 
     In an earlier version, `/healthz` was 200 from the start.
     """

@@ -283,7 +283,7 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
 
 
 async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
-    """Earlier, such a page took as long to rank as ten others, and two such pages cost a job all sources."""
+    """Earlier, such a page took as long to rank as ten others, and two such pages made a job lose all sources."""
     letters = FACT.encode() + b"\na" * 150_000
     async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])

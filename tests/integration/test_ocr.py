@@ -78,7 +78,7 @@ async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() 
 async def test_a_library_that_a_worker_preloads_does_not_hide_the_one_that_tesseract_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """vLLM has torch's libgomp loaded before all other libraries."""
+    """A worker with vLLM has torch's libgomp loaded before all other libraries, as this test has."""
     import torch
 
     monkeypatch.setenv("LD_PRELOAD", str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"))

@@ -1,4 +1,4 @@
-"""A hostile name server on a real UDP socket: its last answer counts, and it delays no other lookups."""
+"""A hostile name server on a real UDP socket: the guard judges its last answer, and no other lookup waits for it."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.
 async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
     url: str, scheme: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guard refuses at the name server's answer, and at the socket alone if that answer is let through."""
+    """The guard refuses the name server's answer; if that answer is let through, the guard refuses at the socket."""
     name = URL(url).host or ""
     async with name_server({name: [[name.removesuffix(".nip.io")]]}) as names, serving("127.0.0.2") as internal:
         policy = open_port(internal)
@@ -202,7 +202,7 @@ async def test_a_listed_name_is_reached_wherever_it_leads_and_no_other_name_is()
 
 
 async def test_two_guards_in_one_task_do_not_share_their_names() -> None:
-    """A listed name that a task called with one guard is still refused by the next guard."""
+    """If a task called a name under a guard that lists it, a guard that does not list the name still refuses it."""
     listed = EgressPolicy(names=frozenset({NAME}))
     async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
         async with poster(listed, names) as sender:

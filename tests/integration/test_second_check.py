@@ -104,7 +104,7 @@ async def test_a_sentence_without_a_verdict_keeps_its_support(monkeypatch: pytes
 
 
 async def test_an_answer_that_is_neither_yes_nor_no_is_no_verdict() -> None:
-    """A model that reasons first has no text within the tokens of a check."""
+    """A model that reasons first writes no text within the few tokens of a check."""
     levels, notes, tokens = await supports(Model(""), 10)
     assert levels == ["exact"] * 2
     assert notes == ["the model's second check gave no verdict on 2 of 2 citations"]

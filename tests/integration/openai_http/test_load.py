@@ -138,7 +138,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_job_that_the_server_always_fails_at_is_given_up_while_others_are_answered(
     how: Respond, why: str, wasted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An earlier worker retried the job for a day and held its partition's base, without a log line or metric."""
+    """An earlier worker retried the job for a day. Its partition's base stood still, without a log line or metric."""
     server = Server(failing_at_one(how))
     async with (
         engine_at(server, request_timeout_seconds=0.3 if how is never else 60.0) as engine,
