@@ -87,7 +87,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8], help="fleets, the smallest first")
-    parser.add_argument("--changing", type=int, default=4, help="replicas of the fleet that one joins; 0 for none")
+    parser.add_argument("--changing", type=int, default=4, help="replicas before one more joins; 0 leaves this out")
     parser.add_argument("--latency", type=float, default=4.0, help="mean seconds that the engine takes for a job")
     parser.add_argument("--seconds", type=float, default=40.0, help="seconds that count for each fleet")
     parser.add_argument("--warm-up", type=float, default=12.0, help="seconds before, which do not count")

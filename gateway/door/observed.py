@@ -43,7 +43,7 @@ class Observed:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises nothing that the application raises."""
+        """Serve one request. Errors of the application are answered with status 500, and not raised."""
         begun = self._clock.monotonic()
         state = scope.setdefault("state", {})
         exchange = _Exchange(new_request_id(), send, state)

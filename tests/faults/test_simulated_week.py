@@ -2,8 +2,8 @@
 
 One endpoint comes back after a day. This endpoint first refuses connections, then accepts them without an answer, then
 answers 503 with Retry-After. After that, the events that wait for this endpoint in the tiers are delivered. The other
-endpoint stays down until the first events have had all of their attempts, and then until that endpoint is disabled. The
-other endpoint's events become dead letters, and a redrive delivers them. No event is lost, and no attempt skipped.
+endpoint stays down: its first events use up all their attempts, and then delivery disables the endpoint. The events of
+this endpoint become dead letters, and a redrive delivers them. No event is lost, and no attempt skipped.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _LONGEST_SECONDS, _DRAIN_SECONDS = 1, 15
 _FALLBACK_LOOKS = 3
 """Failed looks for figures before the chart's fallback applies."""
 _HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
-"""Further failed looks. KEDA and the autoscaler look once a second each, so these outlast the stabilisation."""
+"""Further failed looks, one a second: they go on for longer than the autoscaler's stabilisation window."""
 
 
 @pytest.fixture

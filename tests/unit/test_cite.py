@@ -142,7 +142,10 @@ def test_a_very_long_answer_is_compared_up_to_a_bound() -> None:
 
 
 def test_sentences_are_aligned_with_passages_up_to_a_bound() -> None:
-    """Without a bound, a long answer in its sources' words would delay all others. Later sentences are only lexical."""
+    """Without a bound, a long answer in its sources' words would delay all others.
+
+    Sentences beyond the bound are compared only by their words.
+    """
     spoken = [f"word{letter}{other}" for letter in "abcdefghijklmnopqrst" for other in "abcdefghijklmnopqrst"]
     page = NumberedSource(1, "a", "a", None, (" ".join(spoken),))
     sentence = " ".join([*spoken[:18], "moreover", *spoken[19:25]]) + " [1]. "

@@ -47,7 +47,8 @@ def test_in_one_partition_the_later_record_is_newer_though_the_broker_s_clock_wa
     moments = Moments()
     first, second = moments.of(5_000, StoredPlace(0, 1)), moments.of(4_000, StoredPlace(0, 2))
     assert second > first
-    assert moments.of(4_500, StoredPlace(1, 9)) < first  # another partition has its own time
+    # The corrected time of partition 0 does not apply to partition 1.
+    assert moments.of(4_500, StoredPlace(1, 9)) < first
 
 
 def settled(job_id: str, outcome: Outcome, at_ms: int, partition: int = 0, offset: int = 0) -> Settled:

@@ -1,4 +1,4 @@
-"""The rule of a robots.txt for a URL, found by the name that the robots.txt gives to Postback."""
+"""The rule of a robots.txt for a URL, found by the user agent under which Postback looks for its rules."""
 
 from __future__ import annotations
 

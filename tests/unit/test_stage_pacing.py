@@ -22,7 +22,7 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     stage.dispatch()
     stage.regulate()
     assert (loop.calls, partition.parked, stage.patience()) == ([], 5, IDLE_SECONDS)
-    pace.due_at_ms = 0  # a clock was set
+    pace.due_at_ms = 0  # as after a clock was set: the records are due now
     clock.now += LOOK_AGAIN_SECONDS
     stage.dispatch()
     assert [len(batch) for batch, _ in loop.calls] == [5]

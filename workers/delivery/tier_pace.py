@@ -30,9 +30,10 @@ class TierPace:
 
     A tier is a queue: later records are due after the first one. Waits follow a jump-free clock: setting the wall clock
     neither delays nor releases records, unless the change lasts for minutes. If the clock of the records' timestamps is
-    ahead, the first record from the future shows the difference. The difference is subtracted from later records too,
-    so that they do not wait for a full delay one after the other. If that clock is behind, the header `written`
-    corrects a record's timestamp. Otherwise a tier shorter than the difference would release each record at once.
+    ahead, the first record from the future shows the difference. The difference is subtracted from the timestamps of
+    later records too; otherwise each of these records would wait a full delay after the one before it. If that clock is
+    behind, the header `written` corrects a record's timestamp. Otherwise a tier shorter than the difference would
+    release each record at once.
 
     `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery no longer writes
     to these topics, but still reads the records that wait in them.

@@ -40,7 +40,7 @@ MAX_EXCHANGES: Final = 100
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
-"""Cap on the clauses before and after a clause, in its sentence, that are also searched for negations."""
+"""Cap on the neighbours on each side of a clause, in its sentence, that are also searched for negations."""
 _REACH: Final = 4
 """Number of content words after a negation that count as negated."""
 _MIN_SHARED: Final = 0.5
