@@ -11,7 +11,7 @@ the URL alone misses a name that resolves differently the second time. A check i
     proxy       tunnels through the operator's HTTP proxy, to addresses that were checked before
     answers     bounds on a server's answers, and on a connection's age
     addresses   the public addresses
-    policy      exceptions: other addresses that are allowed, and public addresses that are denied
+    policy      exceptions: allowed addresses that are not public, and public addresses that are denied
     settings    the operator's lists
 
 URLs from the operator's own settings (search providers, remote engines) are trusted and not checked here.

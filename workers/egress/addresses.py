@@ -29,7 +29,7 @@ SPECIAL_IPV4: Final = (
     ("240.0.0.0/4", "Reserved, RFC 1112, and the limited broadcast, RFC 8190"),
     ("168.63.129.16/32", "Azure's host service, which answers inside every Azure network; in no registry"),
 )
-"""IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and a host service in public space.
+"""IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and Azure's host service at its public address.
 
 The guard refuses every row, even a "globally reachable" one. "Globally reachable" in IANA's table means that routers
 forward the address, and no row holds public web servers.
@@ -95,7 +95,7 @@ def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def parse(address: object) -> Address | None:
-    """Return the parsed address. None for an address with a zone, and for values of other kinds, such as integers."""
+    """Return the parsed address. None for an address with a zone, and for a value that is no text or address."""
     if isinstance(address, IPv4Address):
         return address
     try:

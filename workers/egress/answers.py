@@ -42,7 +42,7 @@ _YOUNGEST_SHARE = 0.75
 MOST_BESIDES = 512 * 1024
 """Limit on the bytes of one answer outside its body: heads, chunk headers, trailers."""
 MOST_PER_BODY_BYTE = 8
-"""Further bytes outside the body that are allowed per byte of the body; a chunk with one byte of the body takes six."""
+"""Bytes on the wire, beside MOST_BESIDES, allowed per byte of the body; a chunk with one byte of the body takes six."""
 
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
@@ -84,7 +84,7 @@ class OneAnswerEach(ResponseHandler):
         self._received = 0
         """Bytes on the wire since the last request."""
         self.tunnelled_to: tuple[Any, ...] | None = None
-        """The socket address at the far end, if a proxy carries the connection."""
+        """The destination's socket address, if a proxy carries the connection."""
         self._answer: StreamReader | None = None
         """The body of the answer to the last request, once its headers were read."""
 
@@ -148,12 +148,15 @@ class OneAnswerEach(ResponseHandler):
             self._end("it sent too many interim responses")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Drop the answer: its body refers to the connection, so only the garbage collector would free both."""
+        """Drop the answer, so that reference counting frees it and the connection.
+
+        The answer's body refers to the connection; otherwise only the garbage collector would free both.
+        """
         super().connection_lost(exc)
         self._answer = None
 
     def _end(self, why: str) -> None:
-        """End the connection. Bytes that arrived before stay readable; a reader that waits for more gets an error."""
+        """End the connection. Bytes that arrived before stay readable; a reader of later bytes gets an error."""
         self.set_exception(HttpProcessingError(message=why))
         if self._answer is not None and not self._answer.is_eof():
             self._answer.set_exception(ClientPayloadError(why))

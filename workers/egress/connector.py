@@ -62,7 +62,7 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 
 
 class GuardedResolver(AbstractResolver):
-    """Refuses a whole name if one of its addresses is refused, or if it mixes public addresses with others.
+    """Refuses a whole name if one of its addresses is refused, or if it has public and non-public addresses.
 
     A name with mixed addresses counts as an attack. The names in the policy may have mixed addresses, since the
     operator vouches for them.
@@ -154,7 +154,7 @@ class GuardedConnector(ProxiedConnector):
         transport, protocol = connection.transport, connection.protocol
         peer = transport.get_extra_info("peername") if transport is not None else None
         if peer is not None and isinstance(protocol, OneAnswerEach):
-            peer = protocol.tunnelled_to or peer  # behind a proxy, the peer of the socket is the proxy
+            peer = protocol.tunnelled_to or peer  # the socket's own peer is the proxy
         if peer is None:
             raise aiohttp.ServerDisconnectedError
         self._check_reached(peer, url)

@@ -77,7 +77,7 @@ class GenerationRequest:
     reasoning: Reasoning | None = None
     """Bounds of the reasoning before the answer; None leaves the reasoning to the model."""
     priority: int = 0
-    """0 to 9, higher runs first."""
+    """0 to 9; requests with a higher number run first."""
     response_format: ResponseFormat | None = None
     adapter: str | None = None
     pooling: PoolingInput | None = None
@@ -173,7 +173,10 @@ def numbered_call(call_id: str | None, name: str, arguments: str, number: int) -
 
 
 def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
-    """Return the completion with the calls. Some servers give the reason `stop` for a call that the job demanded."""
+    """Return the completion with these calls, and `tool_calls` in place of the finish reason `stop`.
+
+    Some servers give the reason `stop` for a call that the job demanded.
+    """
     is_called = bool(calls) and completion.finish_reason == "stop"
     return replace(
         completion, tool_calls=tuple(calls), finish_reason="tool_calls" if is_called else completion.finish_reason
@@ -181,7 +184,7 @@ def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
 
 
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:
-    """Return a token's log-probability in the form of results; `top` has the likeliest tokens in the same place."""
+    """Return a token's log-probability in the form of results; `top` has the likeliest tokens at its place."""
     others = [Logprob(token=text, logprob=_rounded(each)) for text, each in top] if top else None
     return TokenLogprob(token=token, logprob=_rounded(value), top_logprobs=others)
 

@@ -84,7 +84,7 @@ class EchoEngine:
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
         """The requests that have a place, each with the timer that ends its sleep."""
         self._queue: deque[tuple[asyncio.Future[_Woken], float]] = deque()
-        """Requests that wait for a place, each with its latency in seconds; some may have ended already."""
+        """Requests that wait for a place, each with its latency in seconds; some of these requests may have ended."""
 
     def takes_images(self, model_id: str | None) -> bool:
         """True: the answer names each image's media type and bytes."""

@@ -14,7 +14,7 @@ def first_requests(
 ) -> tuple[GenerationRequest, ...]:
     """Return the requests in the order to try.
 
-    Most models answer the first request; a reranker answers only its own kind.
+    Most models answer the first request; a reranker answers only the request to rank texts.
     """
     question = GenerationRequest(
         request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id

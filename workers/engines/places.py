@@ -6,7 +6,7 @@ the most requests that ran in one of its last steps. If more requests run while 
 number. The pace keeps a few jobs waiting, so that more requests run if there is room for them.
 
 vLLM counts after a step, without the requests that the step ended: if a whole batch ends at once, the count has none of
-it. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
+its requests. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
 
 `Places` counts each step of vLLM in the worker. The engine for servers feeds a `Rank` with the counts of `/metrics`.
 """
@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from typing import Final
 
 STEPS: Final = 32
-"""The number of last steps that count, among those that left requests waiting.
+"""The number of steps that are remembered: the last ones of the steps that left requests waiting.
 
 A rank's places are the most requests that ran in one of these steps.
 """
 MARGIN: Final = 8
-"""Cap on the reserve of jobs that wait in the engine even if no place was idle.
+"""Cap on the reserve: the least number of jobs that the worker keeps waiting in the engine.
 
 The reserve is an eighth of the running jobs.
 """

@@ -29,7 +29,7 @@ def asking_config(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 class RepeatFilter(logging.Filter):
-    """Passes one line of a kind every 10 s. The next line that passes states how many were held back.
+    """Passes one line of each kind every 10 s. This line states how many lines of its kind were held back before.
 
     Lines of one kind have the same event, the same broker, and the same text apart from numbers. While a broker is
     away, each client of a process reports a refusal at each attempt.

@@ -34,7 +34,7 @@ topic may have any length."""
 SILENT_SECONDS = 20.0
 """The process is not ready once its facts are this old.
 
-The open transaction of a killed process delays records for less time than this.
+The open transaction of a killed process delays records for a shorter time.
 """
 STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
@@ -196,7 +196,7 @@ class CompactedTopic(SideTask):
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
                     ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
                     return ends, self._ask_starts(consumer, ends)
-                except KafkaException as error:  # a partition is being moved, or was made a moment ago
+                except KafkaException as error:  # asked again: a partition is being moved, or is very new
                     if deadline.passed or self._stopping.is_set():
                         why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None
@@ -284,7 +284,10 @@ class CompactedTopic(SideTask):
         return all(self._next.get(number, 0) >= end for number, end in ends.items())
 
     def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Update the time at which all facts were known, and ask for new ends. Returns the ends to read to next."""
+        """Update the time at which all facts were known, and return the ends to read to.
+
+        These are new ends once the former ones are reached.
+        """
         now = self._clock.monotonic()
         if self._has_reached(ends):
             self._known_at = max(self._known_at, self._looked_at)

@@ -76,7 +76,7 @@ async def _meaning(settings: WorkerSettings, process: Process, stack: AsyncExitS
 
 
 def registry_of(engine: Engine, settings: WorkerSettings) -> Registry:
-    """Return the model names of a worker's engine, and the lanes of other names."""
+    """Return the model names of a worker's engine, and the lane of each model name that the settings list."""
     if isinstance(engine, RegistryEngine):
         return Registry(engine.models, settings.lane, engine.registry.lanes())
     return Registry((*engine.models, engine.name, "default"), settings.lane, settings.models)

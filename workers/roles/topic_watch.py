@@ -39,7 +39,7 @@ class TopicWatch(SideTask):
         ]
 
     async def ended(self) -> None:
-        """Check every `look_seconds` until cancelled. Raises TopicMadeAnew."""
+        """Check the topics every `look_seconds` until cancelled. Raises TopicMadeAnew."""
         client = AdminClient(asking_config(self._kafka))
         while True:
             await asyncio.sleep(self._look_seconds)

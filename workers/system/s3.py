@@ -30,7 +30,7 @@ def s3_client(endpoint: str | None, **options: Any) -> Any:
 
 
 def refusal(error: ClientError) -> tuple[int, str]:
-    """Return the status and the code of an error that the storage answered. A code of another form is `unknown`."""
+    """Return the status and the code of the storage's error; `unknown` replaces a code that is no short word."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", _NO_STATUS)
     return status, code if _CODE.fullmatch(code) else "unknown"

@@ -8,7 +8,7 @@ Each table of the file has these fields, all optional but `ids`:
                     the reasoning and the closing mark), and `opened_by`: `template` if every prompt ends with the
                     opening mark, `template_if_asked` if only prompts that ask for thinking do, else `model`
     tools           name of vLLM's tool parser
-    fences          true if the model puts JSON into a Markdown fence where no grammar guides it; `quirks` removes the
+    fences          true if the model puts JSON into a Markdown fence where no grammar prevents it; `quirks` removes the
                     fence
     system          false if the chat template refuses system messages; `quirks` puts them into the user's message
     images          a regular expression, searched as `ids` is, that finds the models that read images; empty if all

@@ -15,7 +15,7 @@ and `secret_references` finds keys. The file is TOML:
     aliases = ["gpt-4o-mini"]
     engine = "hosted"
     model = "acme/small-8b"               # the engine's name for the model; absent: `small`
-    cost = { prompt = 0.15, completion = 0.6, currency = "USD" }   # a million tokens
+    cost = { prompt = 0.15, completion = 0.6, currency = "USD" }   # prices of a million tokens
     limits = { requests_per_second = 20, tokens_per_minute = 200000 }
     escalate = { to = "large", on = ["not_json", "low_confidence"], below = 0.4 }
 

@@ -11,7 +11,7 @@ _TOKEN_BURST_SECONDS = 6.0
 
 
 class RateLimit:
-    """One limit, by the generic cell rate algorithm (ITU-T I.371): each cost delays the next turn."""
+    """One limit, by the generic cell rate algorithm (ITU-T I.371): a request's cost delays the next request's turn."""
 
     def __init__(self, per_second: float, burst_seconds: float, clock: Clock) -> None:
         self._per_second = per_second

@@ -17,11 +17,11 @@ from workers.engines.registry import create_of
 
 
 class NeedsRestart(Exception):  # noqa: N818 - named after the fix
-    """A changed registry has models, engines or lanes that only a restarted worker can use now."""
+    """A changed registry has models, engines or lanes that only a restarted worker can use."""
 
 
 class NotYet(Exception):  # noqa: N818 - named after the fix
-    """An engine is away, so a changed registry can be used only later."""
+    """An engine is being loaded, so the changed registry has to be tried again later."""
 
 
 class RegistryEngine:

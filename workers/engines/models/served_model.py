@@ -30,7 +30,7 @@ from workers.engines.models.pacing import RateGate
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
-"""A rough number for rate limits, which the answer's usage corrects."""
+"""A rough estimate: rate limits count a request by it until the answer tells the real number of tokens."""
 _START_AGAIN_SECONDS = 5.0
 
 log = get_logger()
@@ -49,8 +49,8 @@ class ServedModel:
     """Answers requests for one model.
 
     Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. If this address has many
-    more requests per place than the others, the request goes to another one. A request without a shared prefix goes to
-    the address with the fewest requests per place.
+    more requests per place than the others, the request goes to another address. A request without a shared prefix goes
+    to the address with the fewest requests per place.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
@@ -58,7 +58,7 @@ class ServedModel:
         self._metrics = metrics
         metrics.model_circuits.labels(model.name).set(0)
         for result in ("answered", "refused", "failed"):
-            metrics.model_requests.labels(model.name, result)  # a series of 0: else `rate` misses the first event
+            metrics.model_requests.labels(model.name, result)  # starts at 0, else `rate` misses the first event
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [
             _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
@@ -238,7 +238,7 @@ class ServedModel:
                 raise EngineUnavailable(str(error)) from error
             raise
         else:
-            if completion.finish_reason != "abort":  # an aborted request may never have reached the server
+            if completion.finish_reason != "abort":  # an abort proves nothing: the server may not have the request
                 circuit.answered(number)
                 self._count("answered")
             return completion

@@ -176,7 +176,7 @@ class GenerateContentApi:
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the wanted candidates, the first one with the others as `further`. Raises ValueError."""
+        """Return the first candidate, with the others that the request asks for as `further`. Raises ValueError."""
         answer = GeminiAnswer.model_validate_json(body)
         usage = answer.usage
         tokens = usage.prompt, usage.candidates + usage.thoughts

@@ -53,7 +53,7 @@ class ResponsesApi:
 
     generation_path = "responses"
     model_path = "models"
-    """The list of models, since servers other than OpenAI's describe no single one.
+    """The list of models, since servers other than OpenAI's describe no single model.
 
     A vLLM server lists the window too.
     """
@@ -101,7 +101,7 @@ class ResponsesApi:
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the response's text, reasoning and calls.
 
-        Raises EngineError if the response failed, and ValueError for a body of another form.
+        Raises EngineError if the response failed, and ValueError for a body that is no response object.
         """
         return completion_of(body, request)
 
@@ -151,7 +151,7 @@ def _part(part: ImagePart | TextPart) -> dict[str, Any]:
 
 
 def _format(form: ResponseFormat) -> dict[str, Any]:
-    """Return the form of the answer, with the schema one level higher than in chat completions."""
+    """Return the form of the answer; the fields of `json_schema` are one level higher than in chat completions."""
     if form.json_schema is None:
         return {"type": form.type}
     schema = form.json_schema

@@ -46,7 +46,7 @@ _OF_THE_ACCOUNT: Final = frozenset(("insufficient_quota", "rate_limit_exceeded")
 def _unknown(kind: str) -> str:
     """Return the type if this module does not know it. Raises ValueError for a known type.
 
-    Only parts of unknown types are left out; a part of a known type that has another form is an error.
+    Only parts of unknown types are left out; a part of a known type must have the form that the API describes.
     """
     if kind in _KNOWN:
         raise ValueError("has another form than the API describes")
@@ -101,7 +101,7 @@ class _Thought(BoundedModel):
     type: Literal["reasoning"]
     summary: _Parts = Field(default_factory=list)
     content: _Parts | None = None
-    """The reasoning itself, which servers of open models give."""
+    """The reasoning itself, beside its summary; servers of open models give it."""
 
 
 class _Call(BoundedModel):
@@ -163,7 +163,7 @@ class ResponsesAnswer(BoundedModel):
 def completion_of(body: bytes, request: GenerationRequest) -> Completion:
     """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
 
-    Raises EngineError if the service reports that it failed, and ValueError for a body of another form.
+    Raises EngineError if the service reports that it failed, and ValueError for a body that is no response object.
     """
     answer = ResponsesAnswer.model_validate_json(body)
     usage = answer.usage or _Usage()

@@ -92,14 +92,14 @@ class Api(Protocol):
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the answer to the request.
 
-        Raises ValueError for another form, and EngineError for an answer that reports a failure.
+        Raises ValueError for a body without the API's form, and EngineError for an answer that reports a failure.
         """
         ...
 
     def window(self, body: bytes) -> int | None:
         """Return the model's window, from the answer at `model_path`; None if the answer does not have it.
 
-        Raises ValidationError for another form, and LookupError with the reason if the model is not listed.
+        Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
         """
         ...
 
@@ -155,7 +155,7 @@ class OnlineService:
         return await once_answered(self._window)
 
     async def _window(self) -> int | None:
-        """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the service is away."""
+        """Ask the service once. Raises EngineRefused, or EngineUnavailable or a ClientError if the service is away."""
         path = self._api.model_path
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:

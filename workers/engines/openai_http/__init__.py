@@ -2,8 +2,8 @@
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
 `slots` holds back requests beyond the `limits`. `follow` learns the limits from the server's `figures`; without
-figures, they follow the server's refusals. `dialect` writes requests in the form that the server takes, and `answers`
-reads the server's responses.
+figures, the limits follow the server's refusals. `dialect` writes requests in the form that the server takes, and
+`answers` reads the server's responses.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ServerProblem(BoundedModel):
 
     @property
     def is_of_length(self) -> bool:
-        """True if the prompt is too long. vLLM and OpenAI use the first text, llama.cpp the second."""
+        """True if the error is a too long prompt. vLLM and OpenAI write the first phrase, llama.cpp the second."""
         return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
 
 
@@ -47,7 +47,7 @@ class _Refusal(BoundedModel):
 
 
 def problem_in(body: bytes) -> ServerProblem:
-    """Return the error in a server's refusal; an empty error if the body has another form."""
+    """Return the error in a server's refusal; an empty error if the body has no error object."""
     try:
         return _Refusal.model_validate_json(body).error
     except ValidationError:
@@ -143,7 +143,7 @@ class Dialect:
             name == "priority"
             or (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # else: the job's own fault
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # other codes blame the job
         )
         if is_ours and name not in self._refused:
             log.warning(

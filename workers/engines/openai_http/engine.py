@@ -174,7 +174,7 @@ class HttpEngine:
             raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
 
     async def _answered(self, request: GenerationRequest) -> Completion:
-        """Ask within the time of one request. Raises EngineError and TimeoutError."""
+        """Send the request, again if needed, within `request_timeout_seconds`. Raises EngineError and TimeoutError."""
         number = self._slots.begin()
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):

@@ -23,8 +23,8 @@ _COUNT: Final = re.compile(
 )
 """Matches a line with a count, and a timestamp if the line has one.
 
-The expression skips the labels. The time of prometheus_client's parser grows with the square of the line: that parser
-takes half a second of CPU time for a page whose labels are full of quotation marks.
+The expression skips the labels. The time of prometheus_client's parser grows with the square of a line's length:
+that parser takes half a second of CPU time for a page whose labels are full of quotation marks.
 """
 
 
@@ -39,7 +39,7 @@ def load_in(page: bytes) -> ServerLoad | None:
 
 
 def _count(values: list[bytes]) -> int | None:
-    """Return the sum; None without values, and for values that cannot be numbers of requests."""
+    """Return the sum of the values; None without values, and for values that cannot be numbers of requests."""
     try:
         total = sum(map(float, values))
     except ValueError:

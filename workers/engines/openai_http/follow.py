@@ -9,7 +9,7 @@ from workers.engines.openai_http.limits import ServerLoad
 from workers.engines.openai_http.slots import Slots
 
 LOOK_SECONDS = 1.0
-"""Pause between two looks at a server that has requests of this worker."""
+"""Pause between two looks at the counts of a server that has requests of this worker."""
 LONGEST_PAUSE_SECONDS = 60.0
 """The longest pause at a server that reports no counts; each pause is twice the one before."""
 FAILED_LOOKS = 3

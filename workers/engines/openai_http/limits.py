@@ -1,7 +1,7 @@
 """The number of requests that a server may have at once: by its own counts, or else by its refusals.
 
 A vLLM server counts its running and its waiting requests. The limit is the number of the worker's requests that the
-server runs, plus the few that wait there, as many as wait at an engine in the worker. Other workers' requests are in
+server runs, plus the few that wait at the server for a place (`places.least_waiting`). Other workers' requests are in
 the counts too, so a worker counts only its share of the running requests. A share that the server cannot run shrinks in
 proportion, and a share that the server can run grows by a constant, so that the shares become equal (Chiu and Jain,
 1989).
@@ -23,11 +23,11 @@ from workers.engines.places import Rank, least_waiting
 FIRST: Final = 16
 """The limit of a server that has neither reported its counts nor answered yet."""
 QUEUE_LOOKS: Final = 3
-"""Looks in a row that must find requests waiting before the limit follows them.
+"""Looks in a row that must find requests waiting before the limit may fall.
 
-The first steps after a burst leave requests waiting even if the server has a place for each of them. A limit that
-followed one such look would leave a fast server idle for half a minute. The look with the most running requests counts,
-since vLLM's counts lack the requests that the last step ended.
+After a burst, the first steps leave requests waiting even if the server has a place for each request. If the limit
+followed one look at such a step, a fast server would be idle for half a minute. Of these looks, the one with the most
+running requests counts, since vLLM's counts lack the requests that the last step ended.
 """
 
 
@@ -109,8 +109,8 @@ class CountLimit:
     def told(self, load: ServerLoad, in_flight: int) -> None:
         """Note the server's counts, of which `in_flight` requests are this worker's.
 
-        Only the running part of the counts matters, since the server counts a request for several answers several
-        times.
+        Only the fraction of running requests in the counts matters, since the server counts a request for several
+        answers several times.
         """
         if not load.running or not in_flight:
             return
@@ -141,7 +141,7 @@ class Limits:
 
     @property
     def number(self) -> int:
-        """The requests that the server may have at once: its places, and the few that wait for one there."""
+        """The requests that the server may have at once: its places, and the few that wait at the server."""
         counts = self._counts
         if counts is None:
             return self.answers.number

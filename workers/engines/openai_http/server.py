@@ -132,7 +132,7 @@ class OpenAIServer:
         return await once_answered(self._window)
 
     async def _window(self) -> int | None:
-        """Ask once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server is starting."""
+        """Ask the server once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server starts."""
         async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
             if response.status == 401:
                 raise self._refused(response.status)
@@ -198,7 +198,7 @@ def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.Cl
 async def first_refusal(model: str, requests: Sequence[GenerationRequest], post: Post) -> str | None:
     """POST first requests for an unlisted model until one is answered.
 
-    Return None after an answer, otherwise the reason why the server refuses the first of them. Raises
+    Return None after an answer, otherwise the reason why the server refuses the first request. Raises
     EngineUnavailable while the server is starting.
     """
     refusals = []

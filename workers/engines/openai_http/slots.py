@@ -14,7 +14,7 @@ class Slots:
     """Gives slots in the order of the calls. The event loop calls the methods; any thread may read the numbers."""
 
     def __init__(self, most: int, show: Callable[[float], None]) -> None:
-        """`most` bounds the slots. `show` is called with each change of their number: +1 for one slot more."""
+        """`most` bounds the slots. `show` is called with each change of the number of slots: +1 for one slot more."""
         self._limits = Limits(most)
         self._show = show
         self._shown = 0
@@ -68,7 +68,7 @@ class Slots:
         self._changed()
 
     def open(self) -> None:
-        """Show the number of slots from now on."""
+        """Show the present number of slots. Each later change is shown too."""
         self._changed()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the slot was given in the same round of the event loop
+            if not turn.cancelled():  # the slot was given just before the cancellation: give it back
                 self._leave()
             elif turn in self._waiting:
                 self._waiting.remove(turn)

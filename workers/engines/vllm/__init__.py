@@ -3,7 +3,7 @@
     engine          the engine
     arguments       start arguments
     adapters        LoRA adapters, loaded at the start and changed later
-    adapter_files   their folders
+    adapter_files   the adapters' folders
     tensors         shapes in safetensors files
     calls           calls that end when vLLM's process does
     changes         other weights or adapters for a running engine

@@ -48,7 +48,7 @@ def rank_of(folder: Path) -> int:
         raise AdapterRefused("its folder does not exist, or may not be read")
     try:
         with open(folder / CONFIG, "rb", opener=_unblocked) as file:
-            content = file.read(_MAX_CONFIG_BYTES + 1) or b""  # None from a pipe whose writer is silent
+            content = file.read(_MAX_CONFIG_BYTES + 1) or b""  # None: a pipe whose writer has written nothing
         config = json.loads(content) if len(content) <= _MAX_CONFIG_BYTES else None
     except OSError as error:
         raise AdapterRefused(f"its {CONFIG} cannot be read: {error.strerror}") from None

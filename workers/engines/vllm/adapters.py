@@ -34,7 +34,7 @@ MOST_IN_A_BATCH: Final = 8
 Requests for further adapters wait for the next batch.
 """
 MOST_IN_MEMORY: Final = 128
-"""The least room for adapters in the engine: 64 of the registry's file, and as many that run their last jobs.
+"""The least room for adapters in the engine: 64 of the registry's file, and 64 removed ones that still run jobs.
 
 Unused room takes no memory. Beyond the room, vLLM would evict an adapter, and read its folder again later.
 """
@@ -92,7 +92,7 @@ class Adapters:
     def arguments(self, settings: VllmSettings) -> dict[str, Any]:
         """Read the adapters' folders, and return vLLM's arguments for the adapters. Blocks.
 
-        Unusable adapters are refused by name.
+        Unusable adapters are refused: jobs that name one are rejected.
         """
         ranks, base = [], base_tensors(settings.model)
         for version in self._served.values():
@@ -123,7 +123,7 @@ class Adapters:
                 _refuse(version, str(refused))
 
     def require_folders(self) -> None:
-        """Raise EngineRefused if an adapter in use has lost its folder, which new weights need once more. Blocks."""
+        """Raise EngineRefused if the folder of an adapter in use is gone: new weights need the folder. Blocks."""
         for name, version in self._served.items():
             if version.refused is None and not is_folder(version.folder):
                 raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")
@@ -228,16 +228,16 @@ async def _loaded(llm: Any, version: _Version) -> None:
     """Load an adapter. Raises AdapterRefused, and EngineRefused if the engine died."""
     try:
         await llm.add_lora(version.request())
-    except Exception as error:  # vLLM's process sends the text of any error
+    except Exception as error:  # of any type: vLLM's process sends only the error's text
         if llm.errored:
             raise EngineRefused(f"the engine died while it loaded the adapter {version.name}") from error
         with suppress(Exception):
-            await llm.remove_lora(version.number)  # a load that failed late holds a place
+            await llm.remove_lora(version.number)  # an adapter whose load failed late still takes a place
         raise AdapterRefused(version.reason(error)) from error
 
 
 async def _unloaded(llm: Any, version: _Version) -> None:
-    """Remove an adapter from the engine once no job uses it. vLLM would read the folder again for a running job."""
+    """Remove an adapter once no job uses it: if removed sooner, vLLM would read its folder again for a running job."""
     while version.jobs:
         version.idle.clear()
         await version.idle.wait()

@@ -50,7 +50,7 @@ class Calling:
 
 
 class ToolsOfRequest:
-    """One request's tools in the form of vLLM's parsers. Raises RequestRejected for tools that vLLM refuses."""
+    """One request's tools in the form that vLLM's parsers take. Raises RequestRejected for tools that vLLM refuses."""
 
     def __init__(self, parser: Any, tokenizer: Any, model_config: Any, request: GenerationRequest) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

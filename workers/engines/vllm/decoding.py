@@ -18,7 +18,7 @@ _CONTEXT = 8
 _CUT_TOKENS = 3
 """The most tokens of a character that is cut off: a character has up to four bytes, and a token at least one."""
 _PIECE = 64
-"""The steps end after this many tokens without one whole character.
+"""Decoding step by step ends after this many tokens that form no whole character.
 
 The time of the steps grows with the square of the number of such tokens.
 """
@@ -72,7 +72,8 @@ class Decoding:
     def _context(self, prompt: Sequence[int], skips: bool) -> tuple[list[int], str]:
         """Return the prompt's last tokens and their text.
 
-        Decoders of the SentencePiece kind remove the space before the first word, so that must be a word of the prompt.
+        Decoders of the SentencePiece kind remove the space before the first word. With a word of the prompt as the
+        first word, the answer keeps its space.
         """
         size = _CONTEXT
         while True:

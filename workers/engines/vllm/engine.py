@@ -283,7 +283,7 @@ class VllmEngine(TextsAlone):
         exit the object would try to end the engine again.
         """
         prepare_environment(self._model)
-        # An operator cannot act on vLLM's use of deprecated torch functions, here or in vLLM's processes.
+        # No warnings of deprecated torch functions, here and in vLLM's processes: an operator cannot act on them.
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs

@@ -70,7 +70,7 @@ class ProcessLog:
         """Make the pipe in this folder and read it on a thread: a busy event loop must not block the engine."""
         path = Path(folder) / PIPE
         os.mkfifo(path, 0o600)
-        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK it would wait for a writer
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, `open` would wait for a writer
         self._own_end = os.open(path, os.O_WRONLY)  # keeps the pipe open while no process of vLLM runs
         os.set_blocking(reading, True)
         self._thread = threading.Thread(

@@ -67,7 +67,7 @@ class Thinking:
         if self.parser is None or arguments.reasoning_parser:
             return arguments
         structured = arguments.structured_outputs_config
-        if isinstance(structured, dict):  # vLLM writes the parser's name into this object
+        if isinstance(structured, dict):  # vLLM writes the parser's name into an object, not a dictionary
             structured = StructuredOutputsConfig(**structured)
         return replace(arguments, reasoning_parser=self.parser, structured_outputs_config=structured)
 

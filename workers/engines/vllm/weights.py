@@ -54,7 +54,7 @@ def _compare(old: Path, new: Path) -> None:
 async def change_weights(
     llm: Any, old: Path, new: Path, adapters: Adapters, guardian: Guardian, asking_health: asyncio.Lock
 ) -> None:
-    """Load the weights of the folder `new` once the running requests have ended; others wait in vLLM.
+    """Load the weights of the folder `new` once the running requests have ended; later requests wait in vLLM.
 
     Jobs with a removed adapter end first: vLLM drops all adapters at new weights, and only those in use are loaded
     again. `asking_health` is held while vLLM loads, since vLLM answers no health call meanwhile. Raises EngineRefused
@@ -74,7 +74,7 @@ async def change_weights(
     except Exception as error:
         raise EngineUnavailable("vLLM's process ended before it had the new weights") from error
     finally:
-        with suppress(Exception):  # a dead engine is loaded again
+        with suppress(Exception):  # a dead engine need not resume: it is loaded again
             await while_alive(llm, llm.resume_generation())
 
 
