@@ -211,7 +211,7 @@ class DeadLetters:
         self._topics = settings.topics
         self._scanner = scanner
         self._clock = clock
-        # The ends of the letters are read before the marks, so that every redrive of these letters up to now is known.
+        # The end offsets of the letters are read before the marks, so that no letter's mark is missed.
         self._ranges = only(scanner.ranges(self._topics.dead_letters, since_ms), place)
         self._look()
 
@@ -263,9 +263,9 @@ class DeadLetters:
     ) -> LetterCounts:
         """Put back at most `limit` of the selected letters without an obstacle; return the counts up to the last one.
 
-        The number may be smaller than in an earlier `tally`: this method reads the marks after `back` has fenced all
-        other redrives. With `as_new_events` a job's next result has a new `webhook-id`. Otherwise a consumer of the
-        job's former result would drop the next result as a repeat.
+        Fewer letters may be put back than an earlier `tally` counted: this method reads the marks after `back` has
+        fenced all other redrives. With `as_new_events` a job's next result has a new `webhook-id`. Otherwise a consumer
+        of the job's former result would drop the next result as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -382,8 +382,8 @@ def returning(
     """Return the record that a redrive writes for a letter.
 
     A callback goes into the smallest tier, without its former attempts. A job goes to its former lane and partition.
-    The job keeps its identity; if a rejected record stated another tenant or job id, the record gets these back. A
-    deadline that has passed is left out, so that `ttl_seconds` count from now.
+    The job keeps its identity. If a rejected record stated another tenant or job id than its letter, the record written
+    here states it again. A deadline that has passed is left out, so that `ttl_seconds` count from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]

@@ -74,9 +74,9 @@ def deliveries(
 
 
 def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
-    """Return the time from which to search attempts and waits; none precedes the result.
+    """Return the time from which to search attempts and waits: no attempt and no wait precedes the job's result.
 
-    A limit saves time, since attempts and waits are most of the records. If a dead letter precedes the first kept
+    This limit saves time, since attempts and waits are most of the records. If a dead letter precedes the first kept
     result, an earlier result is missing; then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)
@@ -98,7 +98,7 @@ def with_waits_as_one(steps: list[CallbackStep]) -> list[CallbackStep]:
             continue
         count, before = step.facts["deferred"], counted.get(step.whose, 0)
         counted[step.whose] = count
-        deferred = count - before if count >= before else count  # a redrive restarts the count
+        deferred = count - before if count >= before else count  # after a redrive, deferrals are counted from 0
         at = waits.setdefault(step.whose, len(told))
         if at == len(told):
             told.append(replace(step, facts={**step.facts, "deferred": deferred}))

@@ -43,9 +43,9 @@ class BenchReport:
     outcomes: dict[str, int]
     """Jobs that were called back, by outcome."""
     seconds: float
-    """From the first submission to the last callback."""
+    """The time from the first submission to the last callback."""
     times_ms: tuple[float, ...]
-    """In ascending order."""
+    """One time for each job that was called back, in ascending order."""
 
     @property
     def called_back(self) -> int:
@@ -86,7 +86,7 @@ class BenchReport:
 
 
 class FleetBench:
-    """One run. A thread takes the jobs from `work`, and another may call `arrived`."""
+    """One run of a bench. One thread takes the jobs from `work`, and another thread may call `arrived`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

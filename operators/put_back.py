@@ -111,7 +111,7 @@ class PutBack(Connection):
             raise NotPutBack(error) from None
 
     def _abort(self) -> None:
-        """Abort an open transaction. If Kafka does not answer, the transaction's timeout or the next run ends it."""
+        """Abort an open transaction. If Kafka does not answer, its timeout or a later producer ends it."""
         if self._in_transaction:
             self._in_transaction = False
             with contextlib.suppress(kafka_errors.KafkaError):

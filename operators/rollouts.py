@@ -93,7 +93,7 @@ def start(
         at=unix_ms(_CLOCK),
     )
     old = [(key, None) for key in table.records_of(alias)]
-    # The new order is written before the old records are withdrawn: without its steps, the old order would begin again.
+    # The new order comes first: if the old order's steps were withdrawn before it, the old order would begin again.
     put_facts(settings, settings.topics.rollouts, [order_record(order), *old])
     return Rollout(order)
 

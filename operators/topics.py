@@ -128,7 +128,7 @@ def create_topics(
 
 
 def wanted_replicas(admin: Any, settings: KafkaSettings) -> int:
-    """Return the number of copies in the settings; without one, the number of brokers, at most three.
+    """Return the number of copies in the settings; if they name none, the number of brokers, at most three.
 
     The brokers' own default (KIP-464) is not used, since that default is 1 unless an operator sets it.
     """
@@ -246,6 +246,6 @@ def _group_config(broker: dict[str, str]) -> dict[str, str]:
 
 def _alter_groups(admin: Any, groups: list[str], config: dict[str, str]) -> dict[str, str]:
     resources = [ConfigResource(ConfigResourceType.GROUP, group, dict(config)) for group in groups]
-    # Otherwise kafka-python asks the group for the property's names, and a group without configuration does not answer.
+    # With `raise_on_unknown`, kafka-python asks the group for its properties, and a group without any does not answer.
     answer: dict[str, dict[str, str]] = admin.alter_configs(resources, raise_on_unknown=False)
     return answer["group"]

@@ -68,7 +68,7 @@ class Acceptance(SideThread):
         try:
             rows, size = self._store.read_now(waiting)
         except StoreAway:
-            return  # a route that reads the store answers with this error itself
+            return  # requests notice the store's failure themselves and answer 503
         self._metrics.outbox_records.set(rows)
         full = rows >= self._settings.outbox_rows or size >= self._settings.outbox_bytes
         if full and self._store.hold.full is None:

@@ -106,7 +106,10 @@ class RecordOutlet:
             self._producer = None
 
     def _sweep(self, producer: TransactionalProducer) -> None:
-        """Write to each partition that may hold records of an unfinished transaction, send an offset, and abort."""
+        """Write to each partition that may hold records of an unfinished transaction, send an offset, and abort.
+
+        The abort also ends those records and offsets, which would otherwise block readers.
+        """
         try:
             self._sweeps.plan({topic: producer.layout(topic) for topic in self._sweeps.owed})
         except LeaderMissing as missing:

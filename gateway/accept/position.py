@@ -41,7 +41,7 @@ class PositionReader:
                 **asking_config(kafka),
                 "group.id": self.group,
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # Kafka answers once no open transaction has offsets of the group
+                "isolation.level": "read_committed",  # answers wait for open transactions with the group's offsets
             }
         )
 
@@ -57,7 +57,7 @@ class PositionReader:
         return found.offset if found.offset >= 0 else None
 
     def group_metadata(self) -> Any:
-        """Return the group's identity for a transaction: a group without members."""
+        """Return the identity of the group, which has no members, for a transaction."""
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:

@@ -42,17 +42,17 @@ from telemetry.traces import Kind, collecting, parse_traceparent, past_span
 MOST_ROWS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 0.25
-"""Seconds between two searches for rows of other processes; this process's own commits wake the relay."""
+"""Seconds between two searches for rows that other processes wrote; this process's own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
 """The time between commits of an idle relay, so that Kafka does not forget its position."""
 SILENT_SECONDS = 5.0
-"""The time without success after which `/readyz` fails."""
+"""`/readyz` fails once all calls of the relay to Kafka and the store have failed for this time."""
 
 log = get_logger()
 
 
 class Relay(SideThread):
-    """A `SideTask`: one relay works at a time, also with several gateways; the others wait for its end."""
+    """A `SideTask`. Of several gateways' relays, one works at a time, and the others wait until that one ends."""
 
     def __init__(
         self, store: Store, kafka: KafkaSettings, clock: Clock, metrics: Metrics, trust: TrustSecrets | None = None
@@ -99,7 +99,7 @@ class Relay(SideThread):
         self._end()
 
     def _round(self, outlet: RecordOutlet) -> None:
-        """Relay as the holder of the lease, or wait until the other holder's lease ends."""
+        """Relay as the holder of the lease, or wait until another relay's lease ends."""
         if self._lease.is_mine():
             self._relay(outlet)
         elif self._lease.is_stale():
@@ -159,7 +159,10 @@ class Relay(SideThread):
         self._succeeded()
 
     def _forget(self, position: int) -> None:
-        """Delete the rows below the position without waiting: after a crash, the position shows what Kafka has."""
+        """Delete the rows below the position, and do not wait for the deletion.
+
+        If a crash prevents the deletion, the next relay reads the position from Kafka and deletes the rows.
+        """
         last = self._forgetting
         if last is not None and not last.done():
             return

@@ -10,7 +10,7 @@ from telemetry.clock import Clock
 from telemetry.health import Heartbeat
 
 STUCK_SECONDS = 180.0
-"""More than the longest call of the thread: a write waits up to a minute for the database."""
+"""A thread without a round for this time is stuck: even a write waits at most a minute for the database."""
 
 
 class SideThread(ABC):
@@ -58,7 +58,7 @@ class SideThread(ABC):
         """End a wait of the thread."""
 
     def _rest(self, seconds: float) -> None:
-        """Wait, but not after the stop."""
+        """Wait; return at once when the thread is stopped."""
         self._stopping.wait(seconds)
 
     def _guarded(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:

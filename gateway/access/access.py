@@ -105,7 +105,7 @@ class Access:
         return credential.key_id is not None and self._recent.has(credential.key_id)
 
     def forget_tenant(self, tenant: str) -> None:
-        """Read the tenant's settings again, because they were changed."""
+        """Read the tenant's settings again at their next use, because they were changed."""
         self._tenants.forget(tenant)
 
     def forget_key(self, identifier: str) -> None:

@@ -63,7 +63,7 @@ def tokens_of(value_bytes: int, max_tokens: int) -> int:
 
 
 def total_of(works: Sequence[Work]) -> Work:
-    """Return the sum."""
+    """Return the sum of the works' lines and of their tokens."""
     return Work(sum(work.lines for work in works), sum(work.tokens for work in works))
 
 

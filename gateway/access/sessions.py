@@ -69,7 +69,7 @@ def _digest(token: str) -> str:
 
 
 def _write(connection: Connection, principal: Principal, digest: str, now_ms: int, expires_ms: int) -> None:
-    """Write a session, and remove those that have expired or that are too many."""
+    """Write a session, and remove expired sessions and the credential's oldest ones beyond MOST."""
     mine = (table.c.tenant == principal.tenant) & (table.c.credential == principal.credential)
     connection.execute(table.delete().where(table.c.expires_at <= now_ms))
     newest = select(table.c.digest).where(mine).order_by(table.c.created_at.desc()).limit(MOST - 1)

@@ -43,7 +43,7 @@ class TenantSettings(BoundedModel):
     models: list[Identifier] | None = Field(default=None, max_length=1000)
     """The models that the tenant's jobs may name. With this list, every job must name one of these models."""
     callback_domains: list[Domain] | None = Field(default=None, max_length=1000)
-    """The hosts that callbacks may go to: `hooks.example.com`, or `*.example.com` for all hosts below."""
+    """The hosts that callbacks may go to: `hooks.example.com`, or `*.example.com` for all of its subdomains."""
     requests_per_second: Rate | None = None
     """Requests per second of all the tenant's credentials together."""
     key_requests_per_second: Rate | None = None
@@ -51,4 +51,7 @@ class TenantSettings(BoundedModel):
     queued_lines: Quota | None = None
     """The most jobs and lines of batches that are accepted and not yet answered."""
     queued_tokens: Quota | None = None
-    """The most tokens of these jobs. A job counts its `max_tokens`, plus one token for each four of its bytes."""
+    """The most tokens of the jobs and lines that are accepted and not yet answered.
+
+    A job counts its `max_tokens`, plus one token for each four of its bytes.
+    """

@@ -27,7 +27,7 @@ class LineAllowance:
         return "; ".join(map(str, problems)) + "." if problems else None
 
     def reserve(self, connection: Connection, tenant: str, batch_id: str, lines: int) -> None:
-        """Reserve the batch's lines, if the tenant has a quota, and note that in the batch's row.
+        """Reserve the batch's lines, if the tenant has a quota, and note the reservation in the batch's row.
 
         Raises QuotaExceeded.
         """

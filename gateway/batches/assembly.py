@@ -93,7 +93,7 @@ class Assembly:
                 try:
                     await self._join(tenant, upload_id, asked, parts, submitted_by)
                 except (Overtaken, BlobMissing):
-                    # Another process may have ended the upload and removed its parts; this request then only answers.
+                    # Another process may have completed the upload and removed its parts: then answer with that upload.
                     if await self._parts_to_join(tenant, upload_id, asked) is not None:
                         raise
         await asyncio.to_thread(self.remove_parts, upload_id)
@@ -143,7 +143,7 @@ class Assembly:
             await self._copy(draft, parts, asked.md5)
             await asyncio.to_thread(draft.writer.commit)
             now_ms = self._shelf.now_ms()
-            dropped = False  # if the store's answer is lost, the upload may have the file: only the sweep removes it
+            dropped = False  # the upload may get the file even if the answer is lost, so only the sweep may remove it
             kept = await self._shelf.store.write(
                 lambda connection: uploads.complete(
                     connection, tenant, upload_id, asked, draft.id, draft.sha256, now_ms

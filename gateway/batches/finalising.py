@@ -91,7 +91,7 @@ class FileWriter:
         self.filename = f"{row.id}_{kind}.jsonl"
         self.draft: Draft | None = None
         self.dropped = True
-        """True while `drop` removes the file."""
+        """True as long as `drop` may remove the file; False once the batch may have the file."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line. Raises BlobsAway and StoreAway."""
@@ -154,7 +154,7 @@ def _ending(row: BatchRow, now_ms: int) -> str:
 
 
 def _known_ending(row: BatchRow, now_ms: int, tally: Counter[str]) -> str | None:
-    """Return the batch's last status; None if it has to wait for more results."""
+    """Return the status with which the batch ends; None if the batch has to wait for more results."""
     ending = _ending(row, now_ms)
     if ending == COMPLETED and tally["unanswered"]:
         return None

@@ -91,7 +91,7 @@ class FolderWriter:
             self._file.close()
             self._part.unlink(missing_ok=True)
         except OSError:
-            return  # `delete` removes part files later
+            return  # the blob's `delete` removes its part files too
 
 
 def _sync_folder(folder: Path) -> None:

@@ -123,7 +123,7 @@ class _Beyond(Exception):  # noqa: N818 - it names what happened
 
 @contextmanager
 def _mapped(*, is_read: bool = False) -> Iterator[None]:
-    """Raise boto3's errors as BlobsAway, and a read's also as BlobMissing or _Beyond. The error's text names no key."""
+    """Raise boto3's errors as BlobsAway; for a read, also as BlobMissing or _Beyond. The error's text names no key."""
     try:
         yield
     except ClientError as error:

@@ -64,7 +64,7 @@ class DoorConnection(HttpToolsProtocol):
         self._refused = around.refused
         self._lost = lost
         self.begun = False
-        """True once the TLS handshake is done; from then on `lost` is called at the end."""
+        """True once the TLS handshake is done; a connection that has begun calls `lost` when it ends."""
         self._peer: bytes | None = None
         self._outlet: Outlet
         """The transport that the connection's cycles get."""
@@ -100,7 +100,7 @@ class DoorConnection(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End: tell every request on the connection."""
+        """Drop the waiting requests, and let the running request notice that its client is gone."""
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -317,7 +317,7 @@ class DoorConnection(HttpToolsProtocol):
 
     def _check_body(self, now: float, pace: Pace) -> None:
         if self.cycle.waiting_for_100_continue or self.flow.read_paused:
-            pace.restart(now, self._body_bytes)  # the client waits until this door reads on
+            pace.restart(now, self._body_bytes)  # the client may not send now, so the time does not count
         elif pace.slow(now, self._body_bytes) and not self._deaf:
             self._refuse(_SLOW_BODY)
 

@@ -1,7 +1,7 @@
 """A stream of a tenant's events in the format of server-sent events.
 
-The stream keeps no events in memory: it reads some from the store, and reads more when the client has taken them. A
-client that takes nothing is disconnected by the server, and goes on later with `Last-Event-ID`.
+The stream holds few events in memory: it reads a page of events from the store, and the next page once the client has
+taken that page. The server disconnects a client that takes nothing; the client goes on later with `Last-Event-ID`.
 Source: WHATWG HTML, section 9.2, "Server-sent events".
 """
 

@@ -22,5 +22,5 @@ class Pace:
         return now - self._since > self._seconds
 
     def restart(self, now: float, moved: int) -> None:
-        """Begin a window, for a time in which the peer could not move bytes."""
+        """Begin a new window. Callers do so while the peer cannot move bytes, so that this time does not count."""
         self._since, self._moved = now, moved

@@ -68,7 +68,7 @@ class Desk:
 
 
 def going_to(address: str) -> Response:
-    """Return the answer that sends a browser on, by GET."""
+    """Return the redirect (303) after which the browser requests this address by GET."""
     return RedirectResponse(address, 303, HEADERS)
 
 

@@ -60,7 +60,7 @@ class ShownLetters:
     """The open letters of the last days."""
 
     shown: list[dict[str, Any]]
-    """`shown_letter` of each, the newest first, without the letter's value, which may have a megabyte."""
+    """The `shown_letter` of each letter, the newest first. A letter's value is left out: it may have a megabyte."""
     found: int
     """The number of all open letters, including those beyond MOST_SHOWN."""
 

@@ -23,7 +23,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the text, without overlap."""
+    """A part of the answer's text. Pieces do not overlap."""
 
     text: str
     support: Support | None

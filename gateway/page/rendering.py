@@ -91,7 +91,7 @@ def duration(milliseconds: float) -> str:
 
 def web_address(text: str | None) -> str | None:
     """Return an address that a link may lead to: http or https with a host; None for any other text."""
-    # Browsers drop some of these characters, and would then read another URL.
+    # Browsers drop some control characters, and would then follow another URL than the checked one.
     if text is None or any(character <= " " for character in text):
         return None
     try:

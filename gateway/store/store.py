@@ -33,8 +33,9 @@ class Store:
     """Reads and writes of one database. Thread-safe.
 
     A change is a function of a connection. A change may run more than once, and must have no effect but its rows and
-    its result. A change that raises takes back its own rows only; others may share its transaction. Both databases run
-    the writes of all processes one after the other, so a change may read and then write without a lock.
+    its result. If a change raises, only its own rows are taken back, not those of other changes in the same
+    transaction. Both databases run the writes of all processes one after the other, so a change may read and then write
+    without a lock.
     """
 
     def __init__(self, engine: Engine, clock: Clock = _CLOCK) -> None:
@@ -119,7 +120,7 @@ class Store:
     def read_now(self, query: Callable[[Connection], T]) -> T:
         """Run a query in the calling thread, in one transaction. Raises StoreAway.
 
-        A query whose connection was lost runs once more: a server that was started again ended all connections.
+        A query whose connection was lost runs once more, since a restart of the database ends all connections.
         """
         try:
             return self._read(query)

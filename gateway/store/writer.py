@@ -124,7 +124,10 @@ class Writer:
         return together, False
 
     def _outcomes(self, runs: Sequence[Run]) -> list[Any]:
-        """Run a group until the database takes it, or _TRIES attempts fail. Returns a result or _Raised for each."""
+        """Run a group until the database takes it, or _TRIES attempts fail.
+
+        Returns a result or _Raised for each change.
+        """
         careful, failures = False, 0
         while True:
             try:

@@ -21,7 +21,7 @@ _CLOCK = SystemClock()
 class TopicReader:
     """One reading of topics that exist. Methods raise KafkaException. A single thread calls all methods.
 
-    `places` leaves out topics that do not exist. A topic that was created again needs another reader.
+    `places` leaves out topics that do not exist. A topic that was created again needs a new reader.
     """
 
     def __init__(self, kafka: KafkaSettings, topics: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ class StoredResult:
     tenant: str
     job_id: str
     batch_id: str | None
-    """The batch of the line, by the job's id; the row of `batches` decides whether the tenant has such a batch."""
+    """The batch that the job's id names. Only the rows of `batches` show whether the tenant has such a batch."""
     line: int | None
     """The line in the batch's input, from 0."""
     url: str

@@ -18,9 +18,9 @@ LOOK_SECONDS = 60.0
 _BETWEEN_SECONDS = 0.05
 _HOUR_MS = 3_600_000
 IDEMPOTENCY_HOURS = 48
-"""Longer than the 24 hours for which OpenAI and others keep keys."""
+"""The age up to which idempotency keys are kept: OpenAI and others keep them for 24 hours only."""
 LATE_DAYS = 8
-"""A job without a result is kept for these further days: a day longer than Kafka keeps jobs."""
+"""A job without a result is kept for this many days beyond `kept_days`: a day longer than Kafka keeps jobs."""
 
 Step = Callable[[Connection, int], int]
 
@@ -95,9 +95,9 @@ def _writers(connection: Connection, before_ms: int) -> int:
 
 
 def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
-    """Remove some rows that are old.
+    """Remove at most TOGETHER old rows, and return their number.
 
-    The database finds the rows by the index of their times, and then by their keys.
+    The database finds the old rows' keys by the index of their times, and deletes the rows by these keys.
     """
     key = list(table.primary_key.columns)
     some = select(*key).where(old).limit(TOGETHER)

@@ -34,7 +34,7 @@ WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
 """The time between two checks for new partitions, and for topics that were created again."""
 SILENT_SECONDS = 10.0
-"""The time without success after which `/readyz` fails."""
+"""`/readyz` fails once all calls of the view to Kafka and the store have failed for this time."""
 
 log = get_logger()
 
@@ -74,7 +74,7 @@ class TopicView(SideThread):
             try:
                 self._follow()
             except OffsetsMoved:
-                continue  # another view was faster
+                continue  # another view wrote these records first: go on from its offsets
             except (KafkaException, StoreAway) as error:
                 self._failed(error)
 
@@ -157,7 +157,7 @@ class TopicView(SideThread):
         self._waiting.announce([(each.tenant, each.result.job_id) for each in results])
 
     def _read(self, messages: Sequence[Any]) -> tuple[list[ResultRecord], list[AttemptRecord]]:
-        """Return the records that the fleet wrote; delivery reports records of other writers."""
+        """Return the records that the fleet wrote, without those of other writers, which delivery reports."""
         results = [result_of(each) for each in messages if each.topic() == self._kafka.topics.results]
         attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
         return [each for each in results if each is not None], [each for each in attempts if each is not None]

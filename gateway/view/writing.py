@@ -51,7 +51,10 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
 
 
 def write_attempts(connection: Connection, found: Sequence[AttemptRecord]) -> None:
-    """Write callback attempts. If the topic was created again, a new attempt replaces the old one with its offset."""
+    """Write callback attempts.
+
+    If the topic was created again, a new attempt replaces the row of an old attempt at the same offset.
+    """
     if not found:
         return
     statement = insert(connection, job_attempts)

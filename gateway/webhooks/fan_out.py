@@ -90,7 +90,7 @@ def event_headers(row: EndpointRow, event: TenantEvent, now_ms: int) -> list[Hea
 
 
 def _events_of(one: StoredResult) -> Iterable[TenantEvent]:
-    """Yield the events of a result. If its job has a callback, the result goes only there, not out as `inference.*`."""
+    """Yield the events of a result. If its job has a callback of its own, there is no event `inference.*`."""
     if not one.has_callback and one.webhook_id is not None:
         body = stored_event_body(one.result, one.value, one.webhook_id, one.tenant)
         yield TenantEvent(one.tenant, event_type(one.result.outcome), one.webhook_id, one.job_id, body)

@@ -77,7 +77,7 @@ def find_records(settings: KafkaSettings, wanted: TriedCallback, clock: Clock) -
 
 
 def _result(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, deadline: Deadline) -> Iterator[Stored]:
-    """Yield the result's record. The result's own timestamp is `since_ms`, so no range begins earlier."""
+    """Yield the result's record. Its timestamp is `since_ms`, so the search begins at exactly this time."""
     end = wanted.since_ms + SKEW_MS
     for record in scanner.read(scanner.ranges(settings.topics.results, wanted.since_ms, end, skew_ms=0)):
         if _is(record, wanted):
@@ -88,7 +88,7 @@ def _result(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, de
 
 
 def _events(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, deadline: Deadline) -> Iterator[Stored]:
-    """Yield the event's records. The gateway wrote the event's records before the first attempt."""
+    """Yield the event's records. The gateway wrote them before the first attempt, so the search ends there."""
     end = max(wanted.since_ms, wanted.tried_ms)
     for record in scanner.read(scanner.ranges(settings.topics.events, wanted.since_ms, end)):
         if _is(record, wanted):

@@ -39,7 +39,7 @@ class IssuedCertificate(Leaf):
 
     @property
     def leaf(self) -> Leaf:
-        """The content that a renewal keeps."""
+        """The certificate's content that a renewal takes over: all but the key and the lifetime."""
         return Leaf.model_validate(self.model_dump(include=set(Leaf.model_fields)))
 
 

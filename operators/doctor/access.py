@@ -89,7 +89,7 @@ def _needed(topic: str, roles: Sequence[str]) -> frozenset[str]:
 
 
 def _denied(described: Any, needed: frozenset[str]) -> list[str]:
-    """Return the denied operations; for a hidden topic on which no role needs more, only Describe."""
+    """Return the needed operations that are denied. A hidden topic denies all, and Describe even if none is needed."""
     if described["error_code"] == _FORBIDDEN:
         return sorted(needed) or ["DESCRIBE"]
     allowed = described.get("authorized_operations")

@@ -57,7 +57,7 @@ class Lanes:
             each.position = max(each.position, one.stop)
 
     def by_pool(self) -> dict[str | None, dict[str, list[OpenJobs]]]:
-        """Return the partitions by the engine whose workers read them, then by topic. None: the lanes of all."""
+        """Return the partitions by engine, then by topic. The engine None stands for the lanes of the whole fleet."""
         found: dict[str | None, dict[str, list[OpenJobs]]] = defaultdict(lambda: defaultdict(list))
         for (topic, _), each in sorted(self._partitions.items()):
             found[self._topics.engine_of(topic)][topic].append(each)

@@ -27,8 +27,7 @@ class Plan:
     margin_seconds: float = 60.0
     """Seconds before its deadline at which each job should be answered."""
     answer_seconds: float = 0.0
-    """The 99th percentile of the answers' times, as measured. A longer one than `margin_seconds` replaces that margin.
-    """
+    """The measured 99th percentile of the answers' times. If it is longer than `margin_seconds`, it is the margin."""
     time_share: float = 0.25
     """The share of a job's time in which the job should be answered."""
 
@@ -81,7 +80,7 @@ def _horizon(seconds_left: float, plan: Plan) -> float:
 
 
 class Hysteresis:
-    """Follows a rising number at once, and a falling one only once it has been lower for `down_seconds`."""
+    """Follows a number: up at once, and down only once the number has been lower for `down_seconds`."""
 
     def __init__(self, down_seconds: float) -> None:
         self._down_seconds = down_seconds
@@ -89,7 +88,7 @@ class Hysteresis:
         """Times and numbers of the window; each number is above all later ones."""
 
     def follow(self, at: float, number: int) -> int:
-        """Return the highest number of the last `down_seconds`, this one included. Times never run backwards."""
+        """Return the highest number of the last `down_seconds`, including `number`. Times never run backwards."""
         while self._peaks and self._peaks[-1][1] <= number:
             self._peaks.pop()
         self._peaks.append((at, number))

@@ -38,7 +38,7 @@ class ExporterSettings(BaseSettings):
     jobs_per_second: float = Field(default=1.0, gt=0, le=100_000)
     """Jobs that one worker answers in a second, until a measurement of busy workers replaces this assumption."""
     busy_jobs: int = Field(default=64, ge=1, le=100_000)
-    """Waiting jobs for each worker from which workers count as busy. Only busy workers show how fast a worker is."""
+    """Workers are busy if at least this many jobs wait for each worker. Only busy workers show how fast a worker is."""
     start_seconds: float = Field(default=120.0, ge=0, le=7200)
     """Seconds from asking for a worker to its first job: for a machine, the image, and loading the model."""
     margin_seconds: float = Field(default=60.0, ge=0, le=7200)

@@ -33,7 +33,7 @@ _PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 def is_token(credential: str) -> bool:
-    """True if the text has the form of a signed token. An unsigned token has another form."""
+    """True if the text has the three parts of a signed token. An unsigned token lacks the third, the signature."""
     return len(credential) <= MOST_TOKEN_BYTES and _PARTS.fullmatch(credential) is not None
 
 

@@ -28,6 +28,6 @@ def routes(_door: Door) -> list[BaseRoute]:
 
 @cache
 def _described() -> tuple[bytes, str]:
-    """Return the document and the page, which are made for the first reader."""
+    """Return the document and the page, which are made at the first request and kept."""
     described = openapi_document()
     return to_json(described), openapi_page(described)

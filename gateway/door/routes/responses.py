@@ -54,7 +54,7 @@ class ResponseRoutes:
         if not background:
             job = bounded(job, door.settings.await_seconds)
         [let_in] = await screened(door, request, principal, [job])
-        kept = _kept(body) if let_in.job == job else None  # a body with a redacted part is not stored
+        kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
         trace = submitted.traceparent_of(request)
         new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
         state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
