@@ -1,4 +1,4 @@
-"""Limits of one job's sources: the job's own, cut to the operator's bounds, or else the operator's defaults."""
+"""Limits of one job's sources: the job's own limits, cut to the operator's bounds, or else the operator's defaults."""
 
 from __future__ import annotations
 

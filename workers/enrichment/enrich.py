@@ -68,7 +68,7 @@ class _ReadSources:
 
 
 class _Known:
-    """A job's sources so far. Each search adds its results when it ends; a repeated result is added once."""
+    """The sources known so far for a job. Each search adds its results when it ends, without repeated results."""
 
     def __init__(self, own: Sequence[Wanted]) -> None:
         self.own = own

@@ -101,7 +101,7 @@ class EnrichmentSettings(BaseSettings):
     ocr_pages: int = Field(default=10, ge=1, le=100)
     """Maximum number of pages that OCR reads of one document."""
     ocr_documents: int = Field(default=1, ge=1, le=64)
-    """Number of documents that OCR reads at once. Each takes two processes with at most `member_bytes` each."""
+    """Number of documents that OCR reads at once. A document takes two processes of at most `member_bytes` each."""
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
     """URL of a Chromium's DevTools endpoint, for pages that a script fills. If absent, no script runs.
 
@@ -110,7 +110,7 @@ class EnrichmentSettings(BaseSettings):
     renderer_secret: SecretStr | None = None
     """Sent to the renderer as `Authorization: Bearer …`."""
     renderer_seconds: float = Field(default=3.0, gt=0, le=60)
-    """Timeout of rendering one page; the page then stays as its server sent it."""
+    """Timeout of rendering one page; after a timeout, the page stays as its server sent it."""
     renderer_pages: int = Field(default=4, ge=1, le=256)
     """Number of pages that a worker renders at once."""
     renderer_bytes: int = Field(default=10_000_000, ge=1024, le=1_000_000_000)

@@ -16,7 +16,8 @@ _DIRECTIONS: Final = frozenset({"from", "to"})
 def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if sentence and source have different numbers or names at the same place.
 
-    The word before or after the place must be equal, and both words if the source has the sentence's value elsewhere.
+    The word before or the word after the place must be equal. If the source has the sentence's value elsewhere, both
+    words must be equal.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}

@@ -16,7 +16,7 @@ from workers.enrichment.answering.profile import Profile
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
-"""Cap on the items of an evidence chain that are checked, since an answer may have any number of items."""
+"""Cap on the checked items of an evidence chain, since an answer may have any number of items."""
 _NO_NUMBER: Final = 1_000_000
 _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 

@@ -35,7 +35,7 @@ LEXICAL_SHARE: Final = 0.6
 BEARING: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL)
 """The levels at which a source supports a sentence, from the strongest."""
 MAX_SENTENCES: Final = 500
-"""Cap on the sentences that are compared, since an answer may have any number of sentences."""
+"""Cap on the sentences that are compared with sources, since an answer may have any number of sentences."""
 _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
 """Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage.
@@ -58,7 +58,7 @@ _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[
 _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _NAME_LETTERS: Final = 4
-"""Number of first letters that a name shares with a word of the source; more would refuse other endings."""
+"""Number of first letters that a name shares with a word of the source; more letters would rule out other endings."""
 _DATE_LETTERS: Final = 3
 """Number of first letters that identify a month or a day, in full or abbreviated."""
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
@@ -110,7 +110,7 @@ class _SourceWords:
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
     beginnings: frozenset[str]
-    """The first letters of each word: as many as are compared for dates, and as many as for names."""
+    """The first letters of each word: `_DATE_LETTERS` of them for dates, and `_NAME_LETTERS` for names."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:
@@ -125,7 +125,7 @@ class _SourceWords:
         return word in self.vocabulary or (len(word) >= _NAME_LETTERS and word[:_NAME_LETTERS] in self.beginnings)
 
     def clauses(self, exchanges: Exchanges) -> Source:
-        """Split the source into clauses. Call this only for a source with words of a sentence: splitting is costly."""
+        """Split the source into clauses. This is costly: call it only if a sentence and the source share words."""
         return Source([without_links(text) for text in self.texts], _COMMON, exchanges)
 
 
@@ -273,7 +273,10 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 
 
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
-    """Grade the sentence. The source must contain its quotations exactly or nearly; a quotation may raise the level."""
+    """Grade the sentence.
+
+    The source must contain the sentence's quotations exactly or nearly; a quotation may raise the level.
+    """
     level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:
         return level

@@ -139,7 +139,7 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
     is_foreign = found_words > _FEW or (found_words == _FEW and common.isdisjoint(written))
     if is_foreign:
         common |= foreign
-    names_are_marked = not (is_foreign and foreign is _GERMAN)  # all German nouns have a capital
+    names_are_marked = not (is_foreign and foreign is _GERMAN)  # in German, all nouns have a capital, not only names
     for number, sentence in enumerate(_sentences(_tokens(text, common, names_are_marked=names_are_marked))):
         for plain in _unnested(sentence):
             found += [Clause.of(part, number, is_english=not is_foreign) for part in _parts(plain)]
@@ -222,7 +222,10 @@ def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
 
 
 def _unnested(sentence: Sequence[Token | str]) -> list[list[Token | str]]:
-    """Return the sentence without its parentheses, which would cut clauses in two, and then the content of each."""
+    """Return the sentence without its parentheses, and then the content of each pair of parentheses.
+
+    In the sentence, parentheses would cut clauses in two.
+    """
     outer: list[Token | str] = []
     found, open_ones = [outer], [outer]
     for part in sentence:

@@ -34,13 +34,13 @@ from workers.enrichment.answering.order import exchanged, is_passive, other_time
 from workers.enrichment.answering.wording import exchanged_words, has_its_words, is_other_half, other_half
 
 MAX_CLAUSES: Final = 40
-"""Cap on the clauses of one sentence that are compared."""
+"""Cap on the clauses of one sentence that are compared with a source."""
 MAX_EXCHANGES: Final = 100
 """Cap on the pairs of sentences in one answer that are searched for exchanged words; a pair takes up to 10 ms."""
 _MAX_COMPARED: Final = 4
 """Cap on the nearest clauses of a source that are compared with one clause of the sentence."""
 _BESIDE: Final = 6
-"""Cap on the neighbours on each side of a clause, in its sentence, that are also searched for negations."""
+"""Cap on the neighbouring clauses, on each side of a clause in its sentence, that are searched for negations, too."""
 _REACH: Final = 4
 """Number of content words after a negation that count as negated."""
 _MIN_SHARED: Final = 0.5

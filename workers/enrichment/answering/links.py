@@ -56,7 +56,7 @@ _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
 _TARGET_NEARBY: Final = re.compile(r"\]\(([^()<>]{0,500})[()]")
 _DEFINED: Final = re.compile(r"\]:[\s>]*+(<)?([^\s<>\[\]]{0,1000}+)(?(1)|(?![<>\[\]]))")
 _LEAVES: Final = re.compile(r"(?<!\w)/|[:\\]|&#?\w+;")
-"""Matches a part of every URL that leaves the folder of the reader's page, or an entity, which may hide such a part."""
+"""Matches the parts by which a URL leaves the folder of the reader's page, and entities, which may hide such a part."""
 
 _AUTOLINK: Final = re.compile(r"<([A-Za-z][A-Za-z0-9+.-]{1,31}:(?!:)[^\s<>]*+)>")
 _TAG_WITHOUT_VALUES: Final = re.compile(r"<([A-Za-z][^\s/<>=]{0,200}+)([^>=]{0,300}+)>")
@@ -135,8 +135,8 @@ class _Given:
     def _link_or_label(self, link: re.Match[str]) -> str:
         text, url = link.group(1, 2)
         if self._may_lead(url):
-            return link.group().replace(f"<{url}>", url)  # in angle brackets the URL could be a tag
-        return f"[{text}]" if text.strip().isdigit() else text  # a number stays a citation
+            return link.group().replace(f"<{url}>", url)  # in angle brackets, the URL could be read as a tag
+        return f"[{text}]" if text.strip().isdigit() else text  # a number in brackets may be a citation
 
     def _without_urls(self, text: str) -> str:
         kept, position = [], 0
@@ -185,7 +185,7 @@ class _Given:
         if (link := _AUTOLINK.match(text, start)) is not None:
             return self._may_lead(link.group(1), in_brackets=True)
         if (plain := _TAG_WITHOUT_VALUES.match(text, start)) is not None:
-            return plain.group(1).lower() not in _LOADED and "](" not in plain.group(2)  # no Markdown in a tag
+            return plain.group(1).lower() not in _LOADED and "](" not in plain.group(2)  # `](` could begin a link
         if (tag := _TAG.match(text, start)) is None:
             return False
         return all(self._is_harmless(tag.group(1), *one) for one in _ATTRIBUTE.findall(tag.group(2)))

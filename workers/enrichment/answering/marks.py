@@ -24,7 +24,7 @@ def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
     """Return the mark for these sources. The text `shown` does not contain the mark, in small or in capital letters.
 
     `sources` is any encoding of the sources. Without `secret`, the mark comes from a random secret of this process. A
-    page's author may have learned a mark from many jobs, so the next mark replaces a mark that the text contains.
+    page's author may have learned a mark from many jobs. If the text contains a mark, the next MAC gives another mark.
     """
     key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
     digest = hashlib.sha256(sources).digest()

@@ -13,7 +13,7 @@ NEGATIONS_WORDS: Final = (
     "jamás sin ningún ninguno ninguna nadie tampoco 不 没 沒 未 無 无 非"
 )
 NEGATIONS: Final = frozenset(NEGATIONS_WORDS.split())
-"""Words that negate the words after them. English words in `n't` negate, too."""
+"""Words that negate the words after them. English words that end in `n't` negate, too."""
 
 NEGATING_PHRASES: Final = {
     "fail": "to", "unabl": "to", "refus": "to", "declin": "to", "neglect": "to", "yet": "to",
@@ -78,7 +78,7 @@ threw:throw thrown:throw told:tell took:take undergone:undergo underwent:undergo
 withdrew:withdraw woke:wake woken:wake won:win wore:wear worn:wear written:write wrote:write
 """
 IRREGULAR: Final = dict(form.split(":") for form in _IRREGULAR.split())
-"""Irregular verb forms, each with its verb: their stems differ."""
+"""Irregular verb forms, each with its verb, whose stem differs."""
 
 ENDINGS: Final = ("ful", "less")
 """A word with the first ending is the opposite of the same word with the second ending: "useful", "useless"."""

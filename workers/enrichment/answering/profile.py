@@ -79,7 +79,7 @@ class Profile(_ProfileSection):
             number = schema["properties"][self.evidence_chain]["items"]["properties"]["source"]
             is_integer = number["type"] == "integer"
         except (KeyError, TypeError):
-            return self.response_format  # the schema describes an item's `source` elsewhere
+            return self.response_format  # the schema describes `source` in another way, so the schema stays unchanged
         if is_integer:
             number.update(minimum=1, maximum=max(1, sources))
         narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})

@@ -107,7 +107,7 @@ class _Placed:
     line: str
     """All words, with a space before and after each."""
     places: dict[str, list[int]]
-    """The indices of each word."""
+    """The indices of each word in `words`."""
 
     @classmethod
     def of(cls, text: str) -> _Placed:
@@ -131,7 +131,10 @@ class _Placed:
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
 
     def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
-        """Find the part of at most `width` words with most wanted words. Return their number, and its start and end."""
+        """Find the part of at most `width` words that has most wanted words.
+
+        Return the number of wanted words in the part, and the part's start and end.
+        """
         best: tuple[int, int, int] = (0, 0, 0)
         inside: Counter[str] = Counter()
         hits = sorted(at for word in wanted for at in self.places.get(word, ()))

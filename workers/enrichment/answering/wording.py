@@ -23,7 +23,7 @@ MAX_WORDS: Final = 30
 """Cap on the words of a sentence that is compared here, since each pair of its words is tried."""
 _MAX_SOURCE_WORDS: Final = 120
 _SLACK: Final = 2
-"""Cap on a source's extra words between the words of a sentence that counts as a quotation."""
+"""A sentence counts as a quotation if the source has at most this many other words between the sentence's words."""
 _MOST_BEGINS: Final = 4
 _MOST_IN_HALF: Final = 4
 """Cap on the content words of a shortened second half, besides its number."""
@@ -99,7 +99,10 @@ def _length_from(words: Sequence[str], source: Sequence[str], begin: int) -> int
 
 
 def other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if the source gives two numbers to two things in a shortened "and", and the sentence exchanges them."""
+    """True if the source gives two numbers to two things, and the sentence exchanges the numbers.
+
+    The source's clause is shortened after "and": "38 minutes with A and 9 with B".
+    """
     numbers = {token.stem for token in said if token.is_number}
     return any(
         (second in numbers) is not (bool(only & {token.stem for token in said}))

@@ -26,7 +26,7 @@ from workers.enrichment.evidence import Unreadable
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
 
-So each read of invalidations goes back to this long before the last read.
+Each read of invalidations begins this long before the last read, so that no invalidation by a late clock is missed.
 """
 _PATIENCE: Final = 0.9
 """The share of a job's remaining time that a page's server gets before a stale copy is served."""
@@ -34,7 +34,7 @@ _PENDING: Final = 256
 """Cap on the pending writes to shared levels; beyond the cap, a page is kept in memory only."""
 
 Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
-"""Reads a page again, given the older copy or None, and returns the new entry. Raises Unreadable."""
+"""Reads a page, given the cache's older copy or None, and returns the new entry. Raises Unreadable."""
 
 
 @dataclass(frozen=True, slots=True)

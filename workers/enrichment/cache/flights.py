@@ -44,7 +44,7 @@ class Flights(Generic[K, T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # marks the error as retrieved, since no caller may be left
+            flight.task.exception()  # marks the error as retrieved: without a caller, asyncio would log the error
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

@@ -26,7 +26,7 @@ log = get_logger()
 
 RERANK_SETTING: Final = "POSTBACK_ENRICHMENT__RERANK_MODEL"
 BATCH: Final = 8
-"""Passages per batch. Larger batches lose more when a job's time is up, and are hardly faster on two cores."""
+"""Passages per batch. Larger batches lose more work when a job's time is up, and are hardly faster on two cores."""
 BATCH_SECONDS: Final = 20.0
 """Timeout of a batch; a process that takes longer counts as hung."""
 LOAD_SECONDS: Final = 1800.0
@@ -141,7 +141,7 @@ class Embedder:
             try:
                 if self._child is not None:
                     await self._serve(self._child)
-            except (ChildLost, OSError) as lost:  # a TimeoutError is an OSError
+            except (ChildLost, OSError) as lost:  # OSError includes TimeoutError
                 kind = type(lost).__qualname__
                 log.error("The embedding model's process is lost.", action="embedder-lost", error=kind)
             await self._discard("the embedding model failed")

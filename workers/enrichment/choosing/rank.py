@@ -42,7 +42,7 @@ _SET_BACK = 3
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
-"""A passage is a repetition if a chosen passage contains at least this share of the new passage's word runs."""
+"""A passage is a repetition if another, chosen passage contains at least this share of the passage's word runs."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
@@ -82,7 +82,7 @@ class Budget:
         """Return the budget left after this text; None if it does not fit. `is_first` marks a document's first text."""
         chars, tokens = self.chars - len(text), self.tokens
         if tokens is not None:
-            rows = text.count("\n")  # the prompt marks each row as quoted
+            rows = text.count("\n")  # in the prompt, each row gets a mark of two tokens
             tokens -= estimated_tokens(text) + 2 * rows + (self.source_tokens if is_first else 0)
         return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
 

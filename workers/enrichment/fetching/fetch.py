@@ -38,7 +38,7 @@ _PICTURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF")
 """The first bytes of the images that OCR reads."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
-"""Missing and non-public names get one reason, so that no job learns which names exist in the operator's network."""
+"""Missing and non-public names get the same reason, so that no job learns the names in the operator's network."""
 _SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -221,7 +221,7 @@ class Fetcher:
         body = bytearray()
         cut_at_bytes = wanted.cut_at_bytes
         limit = cut_at_bytes or self._settings.page_bytes
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed, so the limit ends a bomb
             body += chunk
             if wanted.counted is not None:
                 wanted.counted(len(chunk))

@@ -23,7 +23,7 @@ MAX_ROBOTS_BYTES = 512 * 1024
 _FAILURE_SECONDS = 60.0
 """Time for which the failure to get a robots.txt is cached."""
 KEPT_BYTES = 32 * 1024 * 1024
-"""Cap on the cached files together. A stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
+"""Cap on all cached files together, since a stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
 _SITE_BYTES = 4096
 """Bytes that count for each site in addition to its file, so that 32 MiB hold at most 8,000 sites."""
 

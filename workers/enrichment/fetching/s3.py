@@ -18,7 +18,7 @@ from workers.enrichment.fetching.settings import PayloadSettings
 from workers.system.errors import ProcessError
 
 THREADS: Final = 8
-"""Objects that a worker reads at once."""
+"""Number of objects that a worker reads at once."""
 _PIECE_BYTES: Final = 64 * 1024
 _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 10
@@ -28,7 +28,7 @@ _OF_THE_OBJECT: Final = frozenset({"AccessDenied", "InvalidObjectState", "403", 
 
 
 class _Reading:
-    """One read of an object in a thread. The job may end the read: a slow storage would keep the thread busy."""
+    """One read of an object in a thread. The job may end the read, since a slow storage would keep the thread busy."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class _Reading:
         with self._lock:
             self.is_over = True
             if self._body is not None:
-                with suppress(OSError, RuntimeError, ValueError):  # the connection is closed, or back in its pool
+                with suppress(OSError, RuntimeError, ValueError):  # the connection is closed, or back in the pool
                     self._body.shutdown()
 
 
@@ -88,7 +88,7 @@ class S3Objects:
         """Raise Unreadable for an object that the operator does not list."""
         if not self._folders:
             raise Unreadable("no bucket is allowed here; send an https URL, or ask the operator to allow the bucket")
-        if {".", ".."} & {*key.split("/")}:  # these may lead a client or a server to another folder
+        if {".", ".."} & {*key.split("/")}:  # such a key may lead a client or a server to another folder
             raise Unreadable("its key has `.` or `..` between slashes; rename the object")
         if not any(folder.holds(bucket, key, tenant) for folder in self._folders):
             raise Unreadable("the operator does not allow this tenant to read there; ask for the right prefix")
@@ -125,7 +125,7 @@ def _client(endpoint: str | None) -> Any:
             endpoint,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
-            retries={"total_max_attempts": 1},  # `tried_again` makes further tries, also after broken bodies
+            retries={"total_max_attempts": 1},  # boto3 tries once; `tried_again` tries again, even after a broken body
             max_pool_connections=THREADS,
         )
     except (BotoCoreError, ValueError) as error:

@@ -129,7 +129,7 @@ async def _reap(group: int) -> None:
     """
     with contextlib.suppress(ChildProcessError):  # no child of this group is left
         while True:
-            if os.waitpid(-group, os.WNOHANG)[0] == 0:  # noqa: ASYNC222 - it does not block
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:  # noqa: ASYNC222 - WNOHANG does not block
                 await asyncio.sleep(_REAP_SECONDS)
 
 

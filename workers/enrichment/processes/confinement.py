@@ -53,7 +53,7 @@ class SystemCalls(NamedTuple):
     to_own_process: tuple[int, ...]
     """Calls allowed if their first argument is the process itself: tgkill and prlimit64."""
     by_command: tuple[tuple[int, tuple[int, ...]], ...]
-    """Calls refused if their second argument is one of these commands."""
+    """Calls, each with the commands that are refused as the call's second argument."""
 
 
 # Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
@@ -63,9 +63,9 @@ class SystemCalls(NamedTuple):
 # The same numbers on every architecture: pidfd_*, io_uring, mounts
 _GENERIC: Final = (434, 438, 424, 425, 428, 430, 429)
 _FCNTL_OWNERS: Final = (8, 15)
-"""F_SETOWN F_SETOWN_EX: when bytes come, the kernel sends a file's owner any signal, even SIGKILL. See fcntl(2)."""
+"""F_SETOWN F_SETOWN_EX: name a process that gets a signal, even SIGKILL, when bytes come to a file. See fcntl(2)."""
 _IOCTL_OWNERS: Final = (0x8901, 0x8902)
-"""FIOSETOWN SIOCSPGRP: the same for a socket; some event loops make a child's standard input one."""
+"""FIOSETOWN SIOCSPGRP: name such a process for a socket; some event loops make a child's standard input a socket."""
 ARCHITECTURES: Final = {
     "x86_64": SystemCalls(
         audit=0xC000003E,
@@ -131,7 +131,7 @@ _SOCKET_SCOPE, _SIGNAL_SCOPE = 0b01, 0b10
 _READING: Final = 0b1101
 """EXECUTE, READ_FILE, READ_DIR."""
 _READING_FILE: Final = 0b101
-"""The same for a file. The kernel refuses a rule that gives a folder's right to a file."""
+"""EXECUTE, READ_FILE. The kernel refuses a rule that gives READ_DIR, a right on folders, to a file."""
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -148,7 +148,7 @@ def confine(
 
     `readable` names files, and folders with files, that may still be read; with None, no file can be opened. Before the
     call, the process must have imported all modules that it will need. The process can still start threads, but no
-    processes. With `may_execute`, it can become one of the readable programs, which is confined like the process. With
+    processes. With `may_execute`, the process can become one of the readable programs, and stays confined. With
     `is_parent`, only seccomp refuses signals: Landlock would also drop the signal by which `end_with` ends this
     process's child.
     """
@@ -254,7 +254,7 @@ def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False
     steps += [(_EQUAL, 0, 4, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
     steps += [returning(_ALLOW), returning(_ERRNO | _EPERM)]
     for number in calls.to_own_process:
-        # prlimit64 takes 0 for the process itself; for tgkill, 0 is no process.
+        # A first argument of 0 is allowed: prlimit64 takes 0 for the process itself, and tgkill finds no process 0.
         steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, 0)]
         steps += [(_EQUAL, 0, 1, os.getpid()), returning(_ALLOW), returning(_ERRNO | _EPERM)]
     for number, commands in calls.by_command:

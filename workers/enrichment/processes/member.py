@@ -75,7 +75,7 @@ def import_all(extractor: Extractor) -> None:
     for name in (*_IMPORTED_LATE, *_OF_EXTRACTOR.get(extractor, ())):
         importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
-        with contextlib.suppress(ImportError):  # codecs of Windows only
+        with contextlib.suppress(ImportError):  # some codecs exist only on Windows
             importlib.import_module(f"encodings.{module.name}")
 
 
@@ -100,7 +100,7 @@ def _status() -> int | None:
 def _peak_kib(status: int | None) -> int:
     """Return the peak memory of this program, in KiB.
 
-    `ru_maxrss` is used only without /proc. This value survives exec(2), so it would include the memory of the worker
+    `ru_maxrss` is used only without /proc. `ru_maxrss` survives exec(2), so it would include the memory of the worker
     that forked the member: gigabytes with an engine in the worker.
     """
     if status is None:

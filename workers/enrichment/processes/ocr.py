@@ -3,9 +3,9 @@
 The arguments are seconds, bytes, the most pages, the languages, and tesseract with its data and its libraries.
 
 The process starts tesseract first, since it can start no program once it is confined like a reader of pages. Pillow and
-pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both
-after one document. Tesseract also ends with this process, and this process with the worker. The kernel ends both
-(`end_with`): neither reads its input while it works, so neither would notice that its input has closed.
+pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both processes
+after one document. If this process ends, the kernel also ends tesseract; if the worker ends, the kernel ends this
+process (`end_with`). Neither process reads its input while it works, so neither would notice that its input has closed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PictureReader:
         return [page.decode(errors="replace").strip() for page in pages]
 
     def _written(self) -> list[bytes]:
-        """Return the pages finished when tesseract ends, or by the deadline; wait for the first page even longer."""
+        """Return the pages finished when tesseract ends, or by the deadline; the first page may be later."""
         found = bytearray()
         while len(found) < MAX_TEXT_CHARS:
             seconds = self._deadline.remaining if _PAGE_END in found else None

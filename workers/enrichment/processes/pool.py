@@ -27,7 +27,7 @@ from workers.enrichment.turns import Asker, Turns
 log = get_logger()
 
 _RETIRE_KIB = 300 * 1024
-"""A member that has grown beyond this is replaced: a process seldom returns freed memory to the system."""
+"""A member that has grown beyond this size is replaced: a process seldom returns freed memory to the system."""
 _START_SECONDS = 30.0
 """Timeout of a member's start, which takes a third of a second on an idle machine."""
 

@@ -32,7 +32,7 @@ class Recognition:
         )  # fmt: skip
 
     async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
-        """Return the answer of a reader about this page, with the text of its pictures.
+        """Return a process's answer about this page, with the text of the page's pictures.
 
         `seconds` also bounds the wait in line behind other documents; `ocr_seconds` bounds only the reading.
         Raises Unreadable.

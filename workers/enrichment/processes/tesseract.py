@@ -40,7 +40,7 @@ class Tesseract:
 
     @classmethod
     def find(cls, languages: str) -> Tesseract:
-        """Find the program, its libraries and its data. Raises ProcessError if a language or a part is missing."""
+        """Find the program, its libraries and its data. Raises ProcessError if one of these is missing."""
         if find_spec("PIL") is None:
             raise ProcessError(f"{VARIABLE} is set, and Pillow is missing; run `pip install 'postback[worker,ocr]'`")
         program = shutil.which("tesseract")
@@ -90,7 +90,7 @@ def _output_of(*command: str) -> str:
 def fenced(command: Sequence[str], readable: Iterable[str], seconds: float) -> subprocess.Popen[bytes]:
     """Start a program that may read only these files and folders, and reach only its pipes. Raises OSError.
 
-    The program ends with this process, however this process ends; where the kernel cannot do that, an alarm ends the
+    The program ends with this process, however this process ends. If the kernel cannot ensure this, an alarm ends the
     program a second after `seconds`. The program inherits this process's address-space limit.
     """
     starter = os.getpid()

@@ -17,10 +17,10 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that must stay. If less would stay, nothing is removed: scripts show the rest."""
+"""Least share of a page's text that must stay. If less would stay, nothing is removed: a script may show the rest."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
-"""Elements that are unwrapped: resiliparse would leave out times, and a single bold Chinese character."""
+"""Elements replaced by their content: resiliparse would leave out a `time`, and a single Chinese character in bold."""
 _UNSEEN: Final = "[hidden], input[type='hidden'], dialog:not([open]), [popover]"
 _CLASS_NAMES: Final = (
     "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "

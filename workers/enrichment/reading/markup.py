@@ -68,7 +68,7 @@ def _parsed(text: str) -> Element:
     """
     try:
         return _strictly(text)
-    except (ParseError, ValueError):  # defusedxml's errors are a ValueError
+    except (ParseError, ValueError):  # defusedxml's errors are ValueErrors
         pass
     try:
         return _strictly(_AMPERSAND.sub(_repaired, text))

@@ -44,7 +44,7 @@ _UNTITLED: Final = re.compile(
 
 
 def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) -> Particulars:
-    """Read the particulars of a page, before elements are removed from the tree. `linked` is its `linked_data`."""
+    """Read a page's particulars, before elements are removed from the tree. `linked` is the page's `linked_data`."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
         name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""

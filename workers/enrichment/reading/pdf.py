@@ -40,7 +40,7 @@ _FAINT: Final = 13
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
 """Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
 _STAMP_CHARS: Final = 100
-"""A scan has less text than this, such as a stamp of the archive or a page's number."""
+"""A page with this much text is no scan. A scan may have less text, such as an archive's stamp or a page number."""
 _SCAN_SHARE: Final = 0.5
 """The least share of a scan's area that pictures cover."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")

@@ -21,9 +21,10 @@ MAX_PIXELS: Final = 20_000_000
 _PAGE_PIXELS: Final = 10_000_000
 """Cap on the pixels of a rendered page; a larger page is rendered coarser. A page of A4 at 300 dpi has 8.7 million."""
 _PAGE_SIDE: Final = 32_767
-"""Cap on the pixels of a rendered page's side: tesseract refuses a longer one, and with it all pages after it.
+"""Cap on the pixels of a rendered page's side: tesseract refuses a page with a longer side.
 
-The cap on pixels alone would let a page of a billion by a billionth points take gigabytes.
+Tesseract would refuse all pages after that page, too. The cap on pixels alone would let a page of a billion by a
+billionth points take gigabytes.
 """
 _DPI: Final = 300
 """The resolution that tesseract's manual advises."""

@@ -44,7 +44,7 @@ _SETTLED_SHARE: Final = 0.7
 _SCRIPT: Final = re.compile(rb"<script[\s>/]", re.IGNORECASE)
 _SAY_SECONDS: Final = 60.0
 _MESSAGE_BYTES: Final = 64 * 1024
-"""Cap on the answer of `/json/version`, and on the rest of a message around its HTML."""
+"""Cap on the answer of `/json/version`, and on the part of a message that is not HTML."""
 
 log = get_logger()
 
@@ -148,7 +148,7 @@ class Renderer:
                 path = URL(_Version.model_validate_json(body).socket_url).path
             except (BodyTooLarge, ValidationError, ValueError):
                 raise BrowserFailed("it does not speak the DevTools protocol") from None
-        return base.with_path(base.path.rstrip("/") + path)  # the browser's answer changes only the path
+        return base.with_path(base.path.rstrip("/") + path)  # the host stays the operator's, whatever the answer
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

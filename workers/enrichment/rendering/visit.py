@@ -21,14 +21,14 @@ MOST_LOADS: Final = 200
 _LOADED: Final = frozenset({"Script", "XHR", "Fetch"})
 """The kinds of requests that are answered. Images, fonts and frames add no text to the page."""
 _NO_NETWORK: Final = {"proxyServer": "http://127.0.0.1:1", "proxyBypassList": "<-loopback>"}
-"""A proxy on a reserved port, without a listener, also for addresses of the browser's own machine.
+"""The proxy of all the browser's connections, even to its own machine: a reserved port without a listener.
 
 The browser hands only the page's own HTTP requests to the worker. WebSockets, workers, windows and early
 connections of the browser need a network: they fail at this proxy.
 """
 
 _NO_DATAGRAMS: Final = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
-"""The option without which a page's WebRTC sends datagrams to any address, since no proxy carries these."""
+"""The browser's option that stops the datagrams of a page's WebRTC: these would bypass the proxy to any address."""
 
 Load = Callable[[str], Awaitable[Page]]
 """Fetches the file at a URL. Raises Unreadable."""
@@ -137,7 +137,7 @@ class Visit:
             )
 
     async def _file(self, paused: _Paused) -> Page | None:
-        """Return the page itself for the first request, and the file for a GET of a script; None refuses."""
+        """Return the page itself for the first request, and the file for a GET of a script; None to refuse."""
         if paused.kind == "Document" and not self._opened:
             self._opened = True
             return self._page
@@ -150,7 +150,7 @@ class Visit:
 
 
 def _headers(file: Page) -> list[dict[str, str]]:
-    """Return the headers of a file. Any page may read it: a request carries no cookie and no key."""
+    """Return the headers of a file. Any page may read the file: the request for it carried no cookie and no key."""
     charset = f"; charset={file.charset}" if file.charset is not None else ""
     headers = {"Content-Type": file.media_type + charset, "Access-Control-Allow-Origin": "*"}
     return [{"name": name, "value": value} for name, value in headers.items() if value]

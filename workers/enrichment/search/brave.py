@@ -16,7 +16,7 @@ from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
 MAX_QUERY_WORDS = 50
-"""The service answers longer queries with 422."""
+"""Caps on a query, in characters and in words: Brave answers longer queries with 422."""
 _KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
 

@@ -69,7 +69,7 @@ class HttpJsonSource(InsideSource):
         except ValueError:
             raise Unreadable("the source's next page has no valid address") from None
         if following.origin() != url.origin():
-            raise Unreadable("the source's next page is on another server")  # that server would get the secrets
+            raise Unreadable("the source's next page is on another server")  # another server would get the secrets
         return following
 
     def _url(self, values: dict[str, str]) -> URL:

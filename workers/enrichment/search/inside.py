@@ -124,7 +124,7 @@ class Items:
         self._fields = {name: jmespath.compile(text) for name, text in expressions.items()}
 
     def of(self, answer: object) -> list[dict[str, Any]]:
-        """Return the fields of each item; items of another form are left out. Raises Unreadable."""
+        """Return the fields of each item; leave out items that an expression does not suit. Raises Unreadable."""
         found = evaluated(self._items, answer)
         items = found if isinstance(found, list) else [] if found is None else [found]
         if len(items) > MOST_RESULTS:
@@ -154,7 +154,7 @@ def filled(template: str, values: Mapping[str, str], *, encode: bool = False) ->
         if not encode:
             return given
         if given in (".", ".."):
-            raise Unreadable("a parameter in a URL is made of dots only")  # a server would read dots as a folder
+            raise Unreadable("a parameter in a URL is made of dots only")  # a server would read `..` as a folder
         return quote(given, safe="")
 
     return re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda found: value(found) if found[1] in values else found[0], template)

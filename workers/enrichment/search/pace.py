@@ -16,7 +16,7 @@ from workers.enrichment.evidence import Unreadable
 PATIENCE_SECONDS = 2.0
 """If a service asks for a pause, jobs wait at most this long.
 
-While more than this is left of the pause, requests to the service fail."""
+While more of the pause is left, requests to the service fail."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the pause that a service may ask for."""
 
@@ -26,7 +26,7 @@ class Allowance:
 
     def __init__(self, seconds: float) -> None:
         self.left_seconds = seconds
-        """The remaining seconds, updated only when the search starts to wait and when it ends."""
+        """The remaining seconds, updated only when the search starts to wait and when the search ends."""
         self.had_a_turn = False
         """True after the search's first turn.
 

@@ -113,7 +113,7 @@ class Searches:
         found = tuple(one for one in answer if not query.domains or _is_on(one.url, query.domains))[: query.limit]
         own = provider.fresh_seconds if isinstance(provider, InsideSource) else None
         fresh_seconds = self._fresh_seconds if own is None else own
-        with suppress(ValueError):  # the results alone exceed the cap
+        with suppress(ValueError):  # results that alone exceed the cap are not cached
             self._kept[key] = _KeptSearch(found, self._clock.monotonic(), fresh_seconds, _chars(key, found))
         return Findings(found, seconds - allowance.left_seconds)
 

@@ -80,7 +80,7 @@ class TenantAccess(_FileSection):
 
 
 class ItemFields(_FileSection):
-    """JMESPath expressions that find the sources in an answer, and the parts of each."""
+    """JMESPath expressions that find the sources in an answer, and the parts of each source."""
 
     items: _Expression = "@"
     id: _Expression | None = None
@@ -93,7 +93,7 @@ class ItemFields(_FileSection):
 
 
 class SourceFile(_FileSection):
-    """The fields of every kind."""
+    """The fields that every kind of source has."""
 
     tenants: dict[_TenantName, TenantAccess] = Field(min_length=1)
     secrets: dict[_Placeholder, _Path] = {}
@@ -127,7 +127,7 @@ class SourceFile(_FileSection):
         return {*self.secrets, *(name for access in self.tenants.values() for name in access.secrets)}
 
     def _unknown(self, field: str, text: str, known: set[str], *, secrets: bool) -> Iterator[str]:
-        """Return a mistake for each placeholder in the text that is not allowed there."""
+        """Return a mistake for each placeholder that is not allowed in this text."""
         for name in _PLACEHOLDER.findall(text):
             if name in self._all_secrets and not secrets:
                 yield f"{field}: `{{{name}}}` is a secret; secrets are allowed only in headers or in a database's url"
@@ -252,7 +252,7 @@ def _reasons(error: ValidationError) -> Iterator[str]:
         if kind.startswith("union_tag"):
             yield f"kind: {_FIXES[kind]}"
             continue
-        place = ".".join(str(part) for part in details["loc"][1:])  # the first part is the kind
+        place = ".".join(str(part) for part in details["loc"][1:])  # the first part is the kind, not a field
         yield f"{place}: {_FORMS.get((details['loc'][-1], kind)) or _FIXES.get(kind, message)}"
 
 

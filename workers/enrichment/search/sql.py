@@ -56,7 +56,7 @@ class SqlSource(InsideSource):
     def _rows(self, url: str, bound: dict[str, Any], limit: int) -> list[dict[str, Any]]:
         try:
             connection = self._engine(url).connect()
-        except SQLAlchemyError:  # a refused password has no error code
+        except SQLAlchemyError:  # no error code tells a refused password from other failures
             raise Unreadable("the database could not be reached, or it refuses the operator's secret") from None
         with connection:
             try:
