@@ -29,7 +29,7 @@ _TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
 
 
 class BreakerState(StrEnum):
-    """The states in the module's drawing."""
+    """The states of a breaker, as the module's docstring draws them."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -37,7 +37,7 @@ class BreakerState(StrEnum):
 
 
 class OriginSignal(Enum):
-    """An attempt's verdict on its origin."""
+    """The verdict that one attempt gives on the health of its origin."""
 
     ANSWERS = "answers"
     FAILS = "fails"
@@ -46,7 +46,7 @@ class OriginSignal(Enum):
 
 
 def signal_of(outcome: PostOutcome) -> OriginSignal:
-    """Return the verdict of an outcome on its origin."""
+    """Return the verdict that an attempt's outcome gives on the attempt's origin."""
     if isinstance(outcome, Delivered) or outcome.reason in _ANSWERS:
         return OriginSignal.ANSWERS
     return OriginSignal.NOTHING if outcome.reason is FailureReason.REFUSED else OriginSignal.FAILS
@@ -72,11 +72,11 @@ class Breaker:
         self._until = 0.0
         self._seconds = 0.0
         self._asked = False
-        """True if the origin asked for the present open time by a Retry-After."""
+        """True if the present open time comes from the origin's Retry-After, not from failures."""
         self._failures = 0
         """Failures in a row."""
         self._openings = 0
-        """Openings in a row."""
+        """Number of times that failures opened the breaker since it was last closed."""
         self._recent = 0
         """The most recent attempts as bits; the lowest bit is the newest attempt, and 1 is a failure."""
         self._counted = 0
@@ -122,7 +122,7 @@ class Breaker:
 
     @property
     def confident(self) -> bool:
-        """True if all counted attempts were answered, so that another answer does not change the breaker."""
+        """True if each of the last 64 attempts was answered, so that one more answer does not change the breaker."""
         return self._counted == _RECENT and self.pristine
 
     def take_probe(self, now: float) -> bool:

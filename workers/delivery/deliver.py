@@ -96,14 +96,14 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        self._jump_free_clock = JumpFreeClock(clock)  # `TierPace` has another clock
+        self._jump_free_clock = JumpFreeClock(clock)  # not shared with `TierPace`: each clock reports a jump only once
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
         self._traced = collecting()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
         self._delivered = metrics.callbacks.labels("delivered")
-        # Prometheus's `rate` misses the event that creates a series.
+        # Create each series with 0 now: Prometheus's `rate` misses the event that creates a series.
         for failure in FailureReason:
             metrics.callbacks.labels(str(failure))
         for state in (BreakerState.OPEN, BreakerState.CLOSED):
@@ -310,7 +310,7 @@ class DeliveryHandler(TierPace):
 
 
 def _body(record: Record, pending: PendingDelivery) -> bytes:
-    """Return the request's body: a ready event unchanged, or the event of a result. Raises InvalidResult."""
+    """Return the request's body: a ready event unchanged, or the event made from a result. Raises InvalidResult."""
     if pending.event is not None:
         return record.value
     return event_body(record.value, pending.webhook_id, pending.tenant)
@@ -327,7 +327,7 @@ def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:
 
 
 def _detail(outcome: FailedDelivery) -> str:
-    """Return the reason in words: the field to mend, or the last attempt's failure."""
+    """Return a dead letter's reason in words: the field to mend, or the last attempt's failure."""
     if outcome.detail is not None:
         return f"callback_url: {outcome.detail}"
     status = f" (status {outcome.status})" if outcome.status is not None else ""

@@ -7,12 +7,12 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
     queue             a limit on records that wait briefly for a place
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
                       A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each further
-                      hung tenant, with any number of origins, gets at most two thirds of the part that is free.
+                      hung tenant, with any number of origins, gets at most two thirds of the window's free part.
                       An origin may hold as much as its tenant may still take, and at least one record. A sole origin
                       gets half the window; n hung origins share their tenant's part.
                       Strangers are a tenant's origins whose last attempt was not answered. All strangers together may
-                      hold as much as their tenant may still take: half the window, so that the tenant's other origins
-                      keep a sixth.
+                      hold as much as their tenant may still take. The strangers of a sole tenant get half the window,
+                      so that the tenant's other origins keep a sixth.
                       One stranger may hold as much as all strangers may still take. A sole stranger gets two fifths of
                       the window, so that a new origin gets attempts and can show that it answers.
 
@@ -57,12 +57,12 @@ class TurnedAway(Exception):  # noqa: N818 - named after the event
 
 
 class DestinationBusy(TurnedAway):
-    """The destination has used up its share of this process."""
+    """The destination has used up its share of this process's window."""
 
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """Estimated seconds until this record's turn, after all recently turned-away records; 0 if unknown."""
+        """Estimated seconds until this record's turn, behind all recently turned-away records; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):
@@ -92,7 +92,7 @@ _NOTHING = _Share()
 
 @dataclass(slots=True)
 class _Load:
-    """A destination's share of this process, and the state of the destination's origin."""
+    """A destination's share of this process's window, and the state of the destination's origin."""
 
     breaker: Breaker
     allowed: int
@@ -108,7 +108,7 @@ class _Load:
 
 @dataclass(slots=True)
 class AttemptSlot:
-    """The right to make one attempt; `with` gives the right back.
+    """The right to make one attempt; the end of a `with` block gives the right back.
 
     `outcome` stays None if this process cut the attempt off.
     """
@@ -197,7 +197,7 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Return the error with the seconds until the record's turn. The 0 for a tenant without units means unknown."""
+        """Return the error with the seconds until the record's turn: 0, unknown, if the tenant holds no units."""
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)
@@ -277,10 +277,11 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """Return how many attempts one finished attempt counts for in the estimate: above 1 while the limit is growing.
+        """Return the attempts that one finished attempt counts for in the estimate: above 1 while the limit is growing.
 
-        The estimate assumes the full limit. Each answer raises the limit by one, so the limit doubles in the time of an
-        attempt: the finished attempt ran beside half as many others as the limit allows now.
+        The estimate of the queue assumes the full limit. Each answer raises the limit by one, so a growing limit
+        doubles in the time of an attempt. The finished attempt therefore ran under half of the present limit. Under the
+        full limit, `2 * most / allowed` attempts would have finished instead of one.
         """
         most = self._settings.destination_concurrency
         return 1.0 if load.allowed == most else 2 * most / load.allowed

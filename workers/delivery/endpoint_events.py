@@ -17,7 +17,7 @@ from workers.stage.record import Headers
 MOST_HEADERS = 16
 """Limit on an endpoint's own HTTP headers."""
 MOST_VERSIONS = 8
-"""Limit on the versions that sign one event."""
+"""Limit on the versions of an endpoint's secret that sign one event."""
 
 _ENDPOINT = re.compile(r"we_[0-9a-f]{8,56}")
 _VERSIONS = re.compile(rf"[1-9][0-9]{{0,8}}(?:,[1-9][0-9]{{0,8}}){{0,{MOST_VERSIONS - 1}}}")

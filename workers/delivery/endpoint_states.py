@@ -12,7 +12,7 @@ The fleet shares the states through the compacted topic `callback_endpoints`:
 "Failing" is shared so that a restart does not reset the count of days, and so that a success in any process ends the
 state. A process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the
 decision when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
-tombstone nor "failing" enables a disabled endpoint: a process that reads one of the two for a disabled endpoint writes
+tombstone nor "failing" enables a disabled endpoint: a process that reads either record for a disabled endpoint writes
 "disabled" again.
 
 Each tenant's states are bounded, whatever URLs its jobs name. A URL that only one event names is never written as
@@ -66,7 +66,8 @@ _FAILING_MS = 300_000
 _STREAKS = 10_000
 """Limit on endpoints with failure counts. At the limit, the tenant with the most entries loses one entry."""
 _SAID_MS = 60_000
-"""Longest time until this process reads its own decision. Until then, later events do not log or count the decision."""
+"""Longest time until this process reads its own decision from the topic. Until then, further events of the endpoint do
+not log or count the decision again."""
 
 log = get_logger()
 
@@ -79,7 +80,7 @@ class _Streak:
     webhook_id: str
     """Id of the event that failed first."""
     several: bool = False
-    """True if another event has failed too."""
+    """True if events other than this first one have failed too."""
     count: int = 0
 
 
@@ -104,7 +105,7 @@ class EndpointStates:
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
         """Disabled endpoints, with the time and reason of the disabling."""
         self._again: list[EndpointKey] = []
-        """Disabled endpoints whose newest record in the topic has another state."""
+        """Disabled endpoints whose newest record in the topic is not "disabled": this record is written again."""
         self._disabled_of: Counter[str] = Counter()
         """Number of disabled endpoints by tenant."""
         self._failing_of: Counter[str] = Counter()
@@ -142,9 +143,10 @@ class EndpointStates:
             self.show()
 
     def show(self) -> None:
-        """Show the number of disabled endpoints from now on, once all present records are applied.
+        """Show the number of disabled endpoints from now on. Call this once all present records are applied.
 
-        The number grows while the records are read, which would fire the alert on its growth at each start.
+        The number grows while the records are read. Showing it earlier would fire the alert on its growth at each
+        start.
         """
         self._is_shown = True
         self._metrics.disabled_endpoints.set(len(self._disabled))
@@ -240,7 +242,7 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Change a state's time from the future to now, so that `_overdue` can forget the state in time."""
+        """Replace a state's time, which is in the future, by now, so that `_overdue` can forget the state in time."""
         self._passing[endpoint] = self._passing[endpoint][0], now_ms
         self._passing.move_to_end(endpoint)
 

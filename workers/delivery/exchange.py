@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange: a POST goes out on a warm or a new connection, and its answer is read.
 
-The module uses aiohttp below its session: aiohttp's pool of connections, TLS and parser. Features that a callback never
-needs are left out, which halves a request's cost: redirects, cookies, netrc, proxies, bodies of unknown length. A
-request is never repeated: each call writes at most once.
+The module uses aiohttp below its session: aiohttp's pool of connections, TLS and parser. The session's redirects,
+cookies, netrc, proxies and bodies of unknown length are left out: a callback never needs them, and without them a
+request costs half as much. A request is never repeated: each call writes at most once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REMEMBERED_TARGETS = 4096
 
 @dataclass(slots=True)
 class CallbackAnswer:
-    """The part of an answer that was read before a deadline cut the exchange off, or the whole answer."""
+    """An answer as far as it was read: in full, or until a deadline cut the exchange off."""
 
     status: int | None = None
     """None if no status line was read."""
@@ -45,7 +45,7 @@ class _Target:
     """The parts that all requests to one URL share."""
 
     request: aiohttp.ClientRequest
-    """A request that is never sent: the pool finds a connection by its properties."""
+    """A request that is never sent: the pool finds a connection by this request's host, port and TLS."""
     head: str
     """The request's first lines."""
 
@@ -83,7 +83,7 @@ class Exchanges:
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
         """Read the answer. Return True if the whole body was read: the connection can serve the next request."""
-        message, payload = await protocol.read()  # `OneAnswerEach` has dropped interim responses
+        message, payload = await protocol.read()  # the final response: `OneAnswerEach` has dropped 1xx
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap

@@ -31,7 +31,7 @@ _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
 
 def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
-    """Return the page `TENANT.json`: the keys that verify the tenant's events now. None for any other name.
+    """Return the page `TENANT.json`: the keys that verify the tenant's events now. None if `name` is not of this form.
 
     If the keyring's file is broken, the page has the keys that were read before.
     """

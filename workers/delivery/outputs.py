@@ -39,7 +39,7 @@ class DeferralReason(StrEnum):
     """The reason for deferring a callback without an attempt, in the header `deferred-reason`."""
 
     DESTINATION_BUSY = "destination_busy"
-    """The destination has used up its share of this process."""
+    """The destination has used up its share of this process's window."""
     ORIGIN_LEFT_ALONE = "origin_left_alone"
     """The origin's breaker is open: the origin failed too often, or sent a Retry-After."""
     RESOURCES_EXHAUSTED = "resources_exhausted"

@@ -118,7 +118,8 @@ class Poster:
         self._resolver = resolver
         self.tls = TlsContexts(settings, clock)
         """The TLS contexts of this poster's connections, by tenant."""
-        # A check depends on the URL's text alone; the connector checks addresses on every connection.
+        # Checks are cached, since they depend on the URL's text alone. The connector checks addresses on every
+        # connection.
         self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
         self._exchanges: Exchanges | None = None
         self._deadlines = Deadlines(settings.deadline_seconds)
@@ -226,7 +227,7 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver,
-            # destinations.py limits the connections of each destination.
+            # No limit here: destinations.py limits the attempts at each destination, and so the connections.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )

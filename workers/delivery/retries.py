@@ -33,10 +33,9 @@ _LATE_BY = 1 / 3
 _LATE_SECONDS = 300.0
 """For a record with a short wait so far: the most seconds by which a tier may exceed the breaker's time."""
 CLOCKS_DIFFER_MS = 60_000
-"""Largest difference between the clocks of one fleet."""
+"""Largest expected difference between the clocks of one fleet's processes and brokers."""
 _FIRST_FEW = 3
-"""The number of a record's first deferrals, at a busy destination, that use the smallest tier however long the queue
-is."""
+"""A record's first deferrals, up to this number, use the smallest tier, however long the destination's queue is."""
 _LONGEST_BUSY_SECONDS = 300.0
 """Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1

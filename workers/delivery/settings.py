@@ -45,7 +45,7 @@ class DeliverySettings(BaseSettings):
     """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
     With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
-    """Seconds that a record may wait in the process for an attempt before it is deferred too."""
+    """Seconds that a record may wait in the process for an attempt before the record is deferred."""
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that are handled at once. The fuller this window, the smaller the shares of tenants and destinations."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)

@@ -26,7 +26,7 @@ class TenantLru(Generic[V]):
         self._having: defaultdict[int, dict[str, None]] = defaultdict(dict)
         """The tenants by their number of values."""
         self._largest = 0
-        """The largest number of values of a tenant."""
+        """The number of values of the tenant that has the most."""
 
     def __len__(self) -> int:
         return self._count

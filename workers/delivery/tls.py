@@ -54,7 +54,8 @@ class TlsContexts:
         return loaded.context
 
     def _load(self, certificate: Path | None) -> _LoadedTls:
-        stamps = self._stamps(certificate)  # before the files, so that the next look notices a change
+        # Stamps are read before the files, so that the next check notices a change during the read.
+        stamps = self._stamps(certificate)
         return _LoadedTls(_context(self._ca_file, certificate), certificate, stamps, self._clock.monotonic())
 
     def _stamps(self, certificate: Path | None) -> list[Stamp]:

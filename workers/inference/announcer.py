@@ -1,6 +1,7 @@
 """Announces a worker in `fleet_workers`: its models and adapters, and how long its answers take.
 
-`postback submit` warns before it sends a job for a name that no worker announces. The exporter plans with the times.
+`postback submit` warns before it sends a job for a name that no worker announces. The exporter plans the number of
+workers with these times.
 """
 
 from __future__ import annotations

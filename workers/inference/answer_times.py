@@ -1,4 +1,4 @@
-"""The times of this worker's answers. The worker announces their 99th percentile, with which the exporter plans."""
+"""The times of this worker's answers. The worker announces their 99th percentile, and the exporter plans with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KEPT = 1000
 
 
 class AnswerTimes:
-    """The times of the last answers, from a job's first source to its answer, in seconds."""
+    """The seconds that each of the last answers took: the job's enrichment and generation."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=KEPT)

@@ -1,4 +1,4 @@
-"""Decides whether a record's headers are trusted: those of any writer, or only those whose tenant the fleet signed."""
+"""Decides which records' headers are trusted: all, or only those in which a secret of the fleet signed the tenant."""
 
 from __future__ import annotations
 

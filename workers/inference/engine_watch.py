@@ -13,7 +13,8 @@ from workers.engines.base import EngineError, EngineLost
 from workers.system.side_task import SideTask
 
 AWAY_SECONDS = 10.0
-"""Seconds without an answer until the worker is not ready; also the pause between two warnings about the absence."""
+"""Seconds without an answer from the engine after which the worker is not ready; also the pause between two warnings
+that the engine is away."""
 
 log = get_logger()
 
@@ -21,8 +22,8 @@ log = get_logger()
 class EngineWatch(SideTask):
     """Tracks the engine's absence. The event loop updates the watch, and the health server's threads read it.
 
-    Only jobs send requests to the engine, so the watch learns nothing without a waiting job. Then the watch reports
-    only the engine's own reason, which `away` returns.
+    Only jobs send requests to the engine, so the watch learns nothing while no job waits. At such times it reports only
+    the engine's own reason, which `away` returns.
     """
 
     def __init__(self, clock: Clock, away: Callable[[], str | None] = lambda: None) -> None:
@@ -87,7 +88,7 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return why the engine is away: its own reason, and a second one if jobs have waited for over ten seconds."""
+        """Return why the engine is away: its own reason, and the last error if jobs wait for over ten seconds."""
         known = self._away()
         found = [known] if known is not None else []
         since = self._away_since
@@ -98,7 +99,7 @@ class EngineWatch(SideTask):
         return [*found, said] if seconds > AWAY_SECONDS else found
 
     async def ended(self) -> None:
-        """Wait until the engine cannot be loaded again, then raise EngineLost."""
+        """Wait until a request fails because the engine cannot be loaded again, then raise that EngineLost."""
         await self._ended.wait()
         if self._lost is not None:
             raise self._lost

@@ -95,14 +95,14 @@ class TenantSharing:
         return max(1.0, tokens) / self._weights.get(tenant, 1.0)
 
     def answered(self, record: Record, completion: Completion) -> None:
-        """Count an answer's real tokens instead of the estimate. A job may have two answers, by two models."""
+        """Count an answer's real tokens instead of the estimate. A job may have answers of two models: both count."""
         tenant = self.party(record.headers)
         if completion.finish_reason != "abort":
             self._answers.add(tenant, completion.completion_tokens)
         self.spend(record, completion.prompt_tokens + completion.completion_tokens)
 
     def spend(self, record: Record, tokens: int) -> None:
-        """Count tokens that the engine has used for a job: of an answer, or of a request beside it."""
+        """Count tokens that the engine has used for a job: for an answer, or for a side request such as a rewriting."""
         record.spent = (record.spent or 0.0) + tokens / self._weights.get(self.party(record.headers), 1.0)
 
     def urgency(self, record: Record) -> int:
@@ -136,7 +136,7 @@ class TenantSharing:
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         except UnservedModel:
-            forwarded = None  # an engine may have the job's model by the time of the job's turn
+            forwarded = None  # defer the job too: an engine may have its model by then
         if forwarded is not None:
             return [forwarded]
         self._deferred.inc()

@@ -60,8 +60,8 @@ class Generator:
         `model_id` replaces the job's own model.
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
-        cut the completion off. If the cancellation that cut it off was taken back meanwhile, the answer is generated
-        again. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
+        cut the completion off. If a cancellation cut the completion off and was taken back meanwhile, the answer is
+        generated again. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
         """
         while True:
             try:
@@ -87,7 +87,7 @@ class Generator:
                     completion = await self._answer(request, number, abort)
                     if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
                         return completion
-                    self._wasted_tokens.inc(completion.completion_tokens)  # the job's cancellation was taken back
+                    self._wasted_tokens.inc(completion.completion_tokens)  # a cancellation was taken back: ask again
                 except EngineDied as died:
                     self._watch.failed(died)
                     raise
@@ -105,7 +105,8 @@ class Generator:
     async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
         """Make one try. Raises EngineError; EngineFailed also if the engine aborted the request unasked."""
         completion = await self._engine.generate(request)
-        if completion.finish_reason != "abort":  # an aborted request may never have reached the engine
+        # An aborted request may never have reached the engine, so it does not count as answered.
+        if completion.finish_reason != "abort":
             self._watch.answered(number)
         elif not abort.asked.is_set():
             raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
@@ -167,7 +168,7 @@ def _report(task: asyncio.Future[None]) -> None:
 
 def _prefix_key(job: Job) -> bytes | None:
     if job.messages is None and job.sources is None:
-        return None  # most jobs end here: copying their fields would take longer
+        return None  # most jobs end here, and save the time of copying their fields
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 

@@ -27,7 +27,7 @@ from workers.inference.rewriting import Rewriter
 from workers.inference.side_request import Spend
 
 MOST_READ_CHARS: Final = MAX_JOB_BYTES
-"""Cap on the characters of a question or chat that are searched for words and links: those of the largest record.
+"""Cap on the characters of a question or chat that are searched for words and links: as many as the largest record has.
 
 A payload may be many times longer, and reading 8 MiB took the event loop 12 s."""
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
@@ -66,7 +66,7 @@ class GroundedRequest:
 class Grounder:
     """Enriches jobs ahead of the engine: at most `enrich_ahead` at once, to bound the memory for their pages.
 
-    Tenants take turns, and one tenant has at most three quarters of these places.
+    Tenants take turns, and one tenant has at most three quarters of the `enrich_ahead` places.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ from workers.inference.unserved import UnservedJobs, UnservedModel
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 if TYPE_CHECKING:
-    from screening.screen import Screen  # needs the extra `screening`, which only a worker with rules has
+    from screening.screen import Screen  # not at runtime: workers without rules lack the extra `screening`
 
 log = get_logger()
 
@@ -160,7 +160,7 @@ class InferenceHandler:
             return self._outputs.settled(over.received, self._results.cut_off(over.received))
 
     async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
-        """Return the job with its model's defaults, as the input filter lets it pass.
+        """Return the job with its model's defaults, and with the input filter's findings and redactions.
 
         `size` is that of the job or its payload in bytes. Raises InvalidJob, and UnscreenedJob for a job that is over
         before it is screened.
@@ -177,7 +177,7 @@ class InferenceHandler:
                     prepared = await self._prepared(loaded.received, loaded.size)
                 return await self._seen(record, prepared, queued_ms, loaded.fetch_ms)
         except NoPayload as missing:
-            # The result repeats the job's metadata, which the filter may redact.
+            # The result repeats the job's metadata, so the filter must redact them first.
             received = await self._filter.screened(received, len(record.value or b""))
             return self._outputs.settled(received, self._without(received, "no_payload", missing))
 
@@ -280,7 +280,7 @@ class InferenceHandler:
         return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
     def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage | NoPayload) -> Result:
-        """Return a failure with this code, unless the job was cancelled or expired while it waited for the web."""
+        """Return a failure with this code, unless the job was cancelled or expired while it waited for a fetch."""
         if self._lifetimes.is_over(received):
             return self._results.cut_off(received)
         return self._results.failed(received, code, str(missing))

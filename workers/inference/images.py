@@ -29,7 +29,7 @@ class SeenJob:
 
     received: ReceivedJob
     fetch_ms: float
-    """Milliseconds of the wait for a turn and of the fetches."""
+    """Milliseconds that the wait for a turn and the fetches took together."""
 
 
 class Images:

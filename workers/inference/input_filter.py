@@ -20,7 +20,7 @@ from workers.inference.job_identity import ScreenedJob
 from workers.inference.lifetime import JobIsOver, Lifetimes
 
 if TYPE_CHECKING:
-    from screening.screen import Screen, Screened  # needs the extra `screening`, which only a worker with rules has
+    from screening.screen import Screen, Screened  # not at runtime: workers without rules lack the extra `screening`
 
 log = get_logger()
 
@@ -37,7 +37,7 @@ class UnscreenedJob(JobIsOver):
     def __init__(self, received: ReceivedJob) -> None:
         super().__init__()
         self.received = replace(received, job=received.job.model_copy(update={"metadata": {}}))
-        """The job without its metadata: the result would repeat them, and the rules may redact them."""
+        """The job without its metadata: the result would repeat the metadata unredacted."""
 
 
 class InputFilter:

@@ -67,7 +67,7 @@ class Escalate:
     def chosen(self, first: Result, second: Result) -> Result:
         """Return the second result, or the first if only the first try succeeded.
 
-        The result has a note, and the usage of both tries.
+        The returned result has a note, and the usage of both tries.
         """
         if second.outcome is Outcome.SUCCEEDED:
             kept, end = second, f"model {self.to} answered"

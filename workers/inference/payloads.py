@@ -34,7 +34,7 @@ class LoadedJob:
     size: int
     """The payload's bytes."""
     fetch_ms: float
-    """Milliseconds of the wait for a turn and of the fetch."""
+    """Milliseconds that the wait for a turn and the fetch took together."""
 
 
 class Payloads:

@@ -23,7 +23,7 @@ class Phases:
         self._traced = collecting()  # a span for each job costs too much if no collector reads it
 
     def queued(self, received: ReceivedJob) -> tuple[ReceivedJob, float]:
-        """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the milliseconds.
+        """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the phase in ms.
 
         With a collector, a job without a trace gets a new trace, which begins with this phase.
         """

@@ -11,7 +11,7 @@ from schemas.job import MAX_JOB_BYTES
 BYTES_A_TOKEN: Final = 4
 """The estimated bytes per token of text."""
 PAYLOAD_TOKENS: Final = MAX_JOB_BYTES / BYTES_A_TOKEN
-"""The estimated tokens of a question at `payload_url`: those of the largest record.
+"""The estimated tokens of a question at `payload_url`: as many as the largest record has.
 
 Such questions exceed a record, and few models read more tokens.
 """

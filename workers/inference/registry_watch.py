@@ -37,7 +37,7 @@ class RegistryWatch(SideTask):
         self._lane = lane
         self._seen: Stamp | None = stamp(path)
         self._waiting: Stamp | None = None
-        """The file that an engine could not take yet."""
+        """The stamp of a changed file that is not used yet because an engine is away."""
 
     async def ended(self) -> None:
         """Watch the file until cancelled."""
@@ -53,7 +53,7 @@ class RegistryWatch(SideTask):
         try:
             registry = await asyncio.to_thread(self._read)
             await self._engine.change(registry)
-        except OSError as error:  # the profiles' folder; a later look reads the changed file again
+        except OSError as error:  # of the profiles' folder; `_seen` stays, so the next look tries again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
             return
         except NotYet as why:

@@ -149,7 +149,7 @@ class KeyringData(FileModel):
         return self.with_master_rotated(now, now).model_copy(update={"tenants": fresh, "fleet": ()})
 
     def with_imported(self, tenant: str, secret: bytes) -> KeyringData:
-        """Return the data with a further secret of the tenant, which signs until the next rotation. Needs format 2."""
+        """Return the data with one more imported secret, which signs until the next rotation. Needs format 2."""
         one, versions = ImportedSecret(secret=SecretStr(base64_of(secret))), self.versions(tenant)
         others = (known for known in versions.imported if bytes_of(known.secret) != secret)
         return self._with_tenant(tenant, versions.model_copy(update={"imported": (one, *others)}))

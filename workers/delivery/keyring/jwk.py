@@ -12,7 +12,7 @@ def jwk(public: bytes, owner: str = "") -> dict[str, str]:
     """Return the JWK of a 32-byte key. The `kid` is `owner` followed by the key's thumbprint (RFC 7638).
 
     Readers cache keys by `kid`. Under a new master or in a new keyring, a key of the same version has another
-    thumbprint.
+    thumbprint, and so another `kid`.
     """
     # RFC 7638, section 3: the required members in lexical order, without spaces.
     required = {"crv": "Ed25519", "kty": "OKP", "x": base64url(public)}

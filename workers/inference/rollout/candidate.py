@@ -140,7 +140,7 @@ class ShadowHandler:
         try:
             return self._profiles[name] if name != NO_PROFILE else None
         except UnknownProfile:
-            return None  # this worker's folder lacks the profile, so citations are not checked
+            return None  # this worker lacks the profile: citations stay unchecked
 
     async def _answered(self, record: Record, sample: ShadowSample, asked: GroundedRequest) -> _Answer | None:
         """Return the candidate's answer; None if the end of this worker cuts the answer off. Raises EngineDied."""
@@ -181,7 +181,8 @@ class ShadowHandler:
     ) -> tuple[float, float]:
         """Return the difference and the noise, each 0 for texts with the same meaning. Raises MeaningUnknown.
 
-        Both are measured in the same way, or neither is: noise by words alone would hide real differences.
+        If the noise cannot be measured by meaning, the difference is not either: the larger noise by words would hide
+        real differences.
         """
         noise, text, other = sample.noise, sample.text, answer.said.text
         if text is None or (noise and sample.again is None):
@@ -216,5 +217,5 @@ class ShadowHandler:
 
 
 def _shown(answer: Said) -> str:
-    """Return the text for the report."""
+    """Return the answer's text, or its error's code, for the comparison's record."""
     return (answer.text if answer.text is not None else f"(no answer: {answer.code})")[:MAX_TEXT_CHARS]

@@ -24,7 +24,7 @@ class Thresholds:
     """The bounds within which two answers count as equal."""
 
     numbers: float = 0.01
-    """The relative difference of two numbers in JSON."""
+    """The largest relative difference of two numbers in JSON."""
     similarity: float = 0.95
     """The least similarity of two texts with eight words or more."""
     meaning: float = 0.95
@@ -47,7 +47,7 @@ def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds)
         return 0.0
     if is_json:
         try:
-            # int() refuses long numbers
+            # float, since int() would refuse a valid long number
             ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
             return float(not _same_json(ours, theirs, thresholds))
         except (ValueError, RecursionError):

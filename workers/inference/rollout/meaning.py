@@ -2,7 +2,8 @@
 
 An embedding hardly shows a negation, another number or two exchanged names: MiniLM gives "Alice sued Bob" and "Bob sued
 Alice" a cosine of 0.996. So each sentence needs a counterpart in the other answer: a sentence with a near embedding and
-the same numbers, which does not contradict it by the rules of `workers.enrichment.answering.contradiction`.
+the same numbers. By the rules of `workers.enrichment.answering.contradiction`, the two sentences must not contradict
+each other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MAX_CHARS: Final = 20_000
 MAX_SENTENCES: Final = 64
 """Cap on the sentences of each answer, since the time grows with the product of their numbers."""
 MAX_SENTENCE_BYTES: Final = 400
-"""Cap on a sentence: about 100 tokens of English. A model ignores the end of a text; MiniLM reads 256 tokens."""
+"""Cap on a sentence: about 100 tokens of English. An embedding model ignores the end of a longer text; MiniLM reads 256
+tokens."""
 MODEL_SECONDS: Final = 30.0
 """Time limit of a comparison, even if the model has to be loaded again first."""
 PAUSE_SECONDS: Final = 1.0

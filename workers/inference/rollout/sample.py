@@ -76,9 +76,9 @@ class ShadowSample(WireModel):
     code: str | None = Field(default=None, max_length=64)
     """The error's code if the primary failed."""
     noise: float = Field(default=0.0, ge=0, le=1)
-    """The difference of two answers of the primary."""
+    """The difference of two answers of the primary to this job."""
     again: str | None = None
-    """The second of these answers if they differ, so that the shadow worker can compare both by meaning.
+    """The primary's second answer if it differs from the first, so that the shadow worker can compare both by meaning.
 
     Absent if one of the answers is no text, or is longer than `MAX_CHARS` in `meaning`.
     """

@@ -126,7 +126,7 @@ class Sampler:
         return step
 
     def _runs(self, received: ReceivedJob, asked: GroundedRequest) -> list[asyncio.Task[_Run | None]]:
-        """Begin the greedy answers: one beside a greedy job, two beside another job."""
+        """Begin the greedy answers: one for a greedy job, whose own answer is the second; two for any other job."""
         job = received.job.model_copy(update=_GREEDY)
         greedy = replace(received, job=job)
         return [asyncio.create_task(self._run(greedy, asked)) for _ in range(1 if _is_greedy(received, asked) else 2)]

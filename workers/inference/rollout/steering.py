@@ -110,7 +110,7 @@ class Steering(SideTask):
         )
 
     async def ended(self) -> None:
-        """Write steps again until cancelled if they do not become visible: Kafka may have lost a step's record."""
+        """Until cancelled, write each step again that does not become visible: Kafka may have lost its record."""
         while True:
             await asyncio.sleep(AGAIN_SECONDS)
             for rollout in self._rollouts.running():
