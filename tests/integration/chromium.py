@@ -26,7 +26,7 @@ class Chromium(LoopbackServer):
     fenced: Sequence[str] = ("--webrtc-ip-handling-policy=disable_non_proxied_udp",)
 
     def command(self) -> Sequence[str | Path]:
-        """The command line of DEPLOY.md."""
+        """The browser's command line, as in DEPLOY.md."""
         profile = self._folder / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         return [
@@ -37,7 +37,7 @@ class Chromium(LoopbackServer):
 
 @dataclass
 class Front:
-    """The service that a worker sees."""
+    """The rendering service as a worker sees it: the proxy in front of the browser."""
 
     url: str
     secret: str = SECRET
@@ -48,7 +48,7 @@ class Front:
 
 @asynccontextmanager
 async def front(chromium: Chromium) -> AsyncIterator[Front]:
-    """Pass requests with the secret on to the browser."""
+    """Pass those requests that carry the secret on to the browser."""
     made = Front("")
 
     async def answer(request: web.Request) -> web.StreamResponse:

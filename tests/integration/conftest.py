@@ -29,7 +29,7 @@ def vllm_metrics() -> Metrics:
 
 @pytest.fixture(scope="package")
 def adapters_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the adapters of `vllm_engine`: two that can be loaded, and two that cannot."""
+    """The folder of `vllm_engine`'s adapters: two can be loaded, two cannot, and `missing` does not exist."""
     folder = tmp_path_factory.mktemp("adapters")
     write_adapter(folder / "polite", rank=8)
     write_adapter(folder / "wide", rank=24)
@@ -59,7 +59,7 @@ async def vllm_engine(
 
 
 def _reasoning_model(folder: Path) -> Path:
-    """Copy the tiny model as one of a family that reasons: with its marks as tokens, and sampling of its own."""
+    """Copy the tiny model as a model that reasons: its marks of reasoning are tokens, and its temperature is 0.9."""
     shutil.copytree(tiny_model(), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]

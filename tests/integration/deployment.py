@@ -31,7 +31,7 @@ OWN_BYTES = 512 * 2**20
 
 
 def readers_bytes() -> int:
-    """Upper bound on the memory of enrichment's processes, one of which only ranks."""
+    """Upper bound on the memory of enrichment's processes: the members, and one more that only ranks passages."""
     settings = EnrichmentSettings()
     return (settings.members + 1) * settings.member_bytes
 

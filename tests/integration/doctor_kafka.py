@@ -162,7 +162,7 @@ def _configure(admin: AdminClient, topic: str, name: str, value: str) -> None:
 
 
 def _deny(admin: AdminClient, topic: str) -> None:
-    """Deny writes to a topic. All else needs a rule that allows it: the default ends with a topic's first rule."""
+    """Deny writes to a topic. Allow all else by a rule, since a topic's first rule ends Kafka's default of allowing."""
     rules = [(AclOperation.WRITE, AclPermissionType.DENY), (AclOperation.ALL, AclPermissionType.ALLOW)]
     bindings = [
         AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", may, kind)

@@ -40,7 +40,7 @@ class Peer:
     @property
     def transport(self) -> asyncio.Transport:
         """The connection's transport, for both directions."""
-        return cast(asyncio.Transport, self.writer.transport)  # uvloop's has another base
+        return cast(asyncio.Transport, self.writer.transport)  # uvloop's transport has another base
 
     async def request(self) -> bytes | None:
         """Read one whole request; None if the client is gone."""

@@ -93,7 +93,7 @@ async def working(
 ) -> AsyncIterator[Worker]:
     """A worker whose search providers are at these base URLs, and the operator's own sources in this folder.
 
-    `clock` is the clock of the sources; the machine's clock ends jobs.
+    `clock` times searches and pages; jobs expire by the machine's clock.
     """
     metrics, connections = Metrics(), Web("Postback-tests/1", clock)
     search = {name: {"base_url": url, "per_second": per_second} for name, url in sections.items()}

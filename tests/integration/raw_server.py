@@ -22,7 +22,8 @@ SLOW = b"<article>" + b"<div class=comment-list id=a>" * 900 + b"<p>a</p>" * 150
 """A page of a megabyte that takes far longer to read than any reader may take: every paragraph lies 900 deep."""
 
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=120, member_seconds=60)
-"""A reader's process takes seconds to start on a busy machine. A hostile server answers once, so robots.txt is off."""
+"""Long limits, since a reader's process takes seconds to start on a busy machine. robots.txt is off, since a hostile
+server answers only once."""
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -89,7 +90,7 @@ def page(more: str = "") -> bytes:
 async def enriching(
     guard: Guard | None = None, metrics: Metrics | None = None, /, **settings: object
 ) -> AsyncIterator[Enricher]:
-    """An enricher with these settings, or else patient ones."""
+    """An enricher with these settings, and those of `PATIENT` for the rest."""
     values = {**PATIENT.model_dump(), **settings}
     enricher = Enricher(
         EnrichmentSettings.model_validate(values), guard or Guard(LOOPBACK), CLOCK, metrics or Metrics()

@@ -102,7 +102,7 @@ async def canary() -> AsyncIterator[Canary]:
 
 @asynccontextmanager
 async def connect_proxy(public: str, port: int) -> AsyncIterator[tuple[int, list[str]]]:
-    """Serve a proxy for which the address `public` is 127.0.0.1 at `port`. Yields its port and its destinations."""
+    """Serve a proxy that leads the address `public` to 127.0.0.1 at `port`. Yields its port, and all destinations."""
     asked: list[str] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

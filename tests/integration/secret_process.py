@@ -24,7 +24,7 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # as after exec, which resets the mark of the user change
+        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # the change of user cleared the flag, and an exec would set it
     before = opened_by_another()
     secrecy.keep_secrets()
     registry = CollectorRegistry()

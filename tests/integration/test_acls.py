@@ -153,7 +153,7 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
         assert done.returncode == 0, (arguments, done.stderr)
         return done.stdout + done.stderr
 
-    for _ in range(2):  # creates the topics, then compares them
+    for _ in range(2):  # the first run creates the topics, and the second compares them
         told = run("topics", "topics", "create", "--fix-config", "--engine", "big")
         assert "session timeout" not in told
         assert "not compared" not in told
@@ -177,7 +177,7 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
 
     assert "delivered" in run("operator", "deliveries", "job_0")
     assert "in all" in run("operator", "backlog")
-    assert "faults: 0, warnings: 1" in run("operator", "doctor")  # the dead letter
+    assert "faults: 0, warnings: 1" in run("operator", "doctor")  # the warning names the dead letter
     assert run("operator", "cancel", "job_of_tomorrow")
     assert run("operator", "endpoints", "disable", "https://hooks.example/")
     assert run("operator", "endpoints", "list")
@@ -223,7 +223,8 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
 
         redriven = product.kafka.topics.redriven
-        before, marks = len(product.dead_letters()), len(product.read(redriven))  # the file's tests share their topics
+        # The tests of this file share their topics, so earlier letters and marks are there.
+        before, marks = len(product.dead_letters()), len(product.read(redriven))
         product.put([b"{}"], [("tenant", b"acme")])  # not a job, so it becomes a dead letter
         eventually(lambda: len(product.dead_letters()) > before, 60, door.role.said)
         assert "The letter is put back." in redriven_by_the_page(door, key)

@@ -34,7 +34,7 @@ HASTY = (
     "announcer.ANNOUNCE_SECONDS = 1.0\n"
     "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
 )
-"""Runs a command of Postback that announces each second instead of each minute."""
+"""Runs a command of Postback that announces its models each second instead of each minute."""
 
 
 def submit(product: Product, *arguments: str) -> list[str]:

@@ -151,7 +151,7 @@ def test_a_broker_ends_with_a_process_that_is_killed_even_when_it_is_stopped(cle
     psutil.wait_procs(processes_of(Path(data)), timeout=10)
     assert processes_of(Path(data)) == []
 
-    # The next scratch folder removes those of dead processes, and keeps those of live ones.
+    # A new scratch folder removes the folders of dead processes, and keeps those of live ones.
     next_one, another = Scratch(), Scratch()
     assert not Path(data).exists()
     assert next_one.path.is_dir()

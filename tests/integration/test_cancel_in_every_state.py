@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "past": {"max_tokens": 2},
 }
 OUTCOMES = {"short": {"succeeded"}, "long": {"succeeded"}, "brief": {"succeeded", "expired"}, "past": {"expired"}}
-"""Outcomes of a job that no order cancels."""
+"""Possible outcomes of a job of each kind that no order cancels."""
 NUMBERS = st.integers(0, 5)
 PATIENCE_SECONDS = 120.0
 
@@ -225,7 +225,7 @@ async def test_a_job_cancelled_taken_back_or_late_in_any_state_has_the_one_resul
     few = settings(
         max_examples=4,
         stateful_step_count=10,
-        phases=[Phase.generate],  # to shrink a walk would take minutes
+        phases=[Phase.generate],  # no shrinking, which would take minutes
         suppress_health_check=[*HealthCheck],
         database=None,
     )

@@ -56,7 +56,7 @@ def check_is_usable(ca: Path) -> None:
             assert x509.load_pem_x509_certificate(path.read_bytes()).serial_number in issued
     issue(ca, Leaf.server("another", ("localhost",)), NOW)
     for name in ("old", "new"):
-        with suppress(CertificateUnknown):  # not issued before the kill, or revoked before it
+        with suppress(CertificateUnknown):  # the kill came before the certificate's issue, or after its revocation
             renewed = renew(ca, name, NOW)
             certificate = x509.load_pem_x509_certificate(renewed.certificate.read_bytes())
             key = load_pem_private_key(renewed.key.read_bytes(), None)

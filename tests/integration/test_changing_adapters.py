@@ -59,7 +59,7 @@ class Served:
         return (await self.engine.generate(request("long", max_tokens=LONG, adapter=adapter))).text
 
     async def running(self, adapter: str | None) -> asyncio.Task[str]:
-        """Return a long job with this adapter that has begun."""
+        """Begin a long job with this adapter, and return it once it runs."""
         task = asyncio.create_task(self.long(adapter))
         async with asyncio.timeout(60):
             while self.engine.load().running < 1:
@@ -142,7 +142,7 @@ async def refuses_broken_folders(served: Served, changed: Path) -> None:
 
 
 async def waits_for_a_dead_engine(served: Served, **adapters: Path) -> None:
-    """A file that comes after the death of vLLM's processes is refused for now."""
+    """A registry's file that changes while vLLM's processes are dead is refused until they are back."""
     for pid in engine_processes():
         os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(60):

@@ -101,7 +101,7 @@ def test_every_container_is_confined(compose: Manifest) -> None:
             assert port["host_ip"] == "127.0.0.1"
     for name, service in compose["services"].items():
         if name == "kafka":
-            continue  # Kafka's image writes its configuration into its own file system
+            continue  # not read-only: Kafka's image writes its configuration into its own file system
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -115,7 +115,7 @@ def test_delivery_may_reach_the_receiver_and_nothing_else_of_the_network(compose
     services = compose["services"]
 
     address = services["receiver"]["networks"]["fleet"]["ipv4_address"]
-    for role in ("delivery", "worker", "worker-gpu"):  # a worker rejects jobs with forbidden callbacks
+    for role in ("delivery", "worker", "worker-gpu"):  # workers too, which reject jobs with forbidden callbacks
         assert services[role]["environment"]["POSTBACK_EGRESS__ALLOW_CALLBACKS"] == f"{address}/32"
     assert "POSTBACK_EGRESS__ALLOW_FETCH" not in services["worker"]["environment"]
 

@@ -45,7 +45,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def result_of(job_id: str) -> bytes:
-    """A result that compression makes smaller: clients send all other results uncompressed."""
+    """A result that compression makes smaller; clients send a batch uncompressed if compression saves nothing."""
     result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="yes " * 1000, created_at=1)
     return result.model_dump_json().encode()
 

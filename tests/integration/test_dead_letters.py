@@ -252,7 +252,7 @@ def test_a_named_letter_that_cannot_be_put_back_is_a_failure_that_says_why(fleet
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
     assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
-    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # no letter was named
+    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # leftovers that no id names are no error
 
 
 def test_a_cancelled_job_is_kept_until_its_cancellation_is_taken_back(fleet: KafkaSettings) -> None:

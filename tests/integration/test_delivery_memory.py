@@ -23,7 +23,7 @@ pytestmark = pytest.mark.broker
 VALUES = Path(__file__).parents[2] / "helm" / "postback" / "values.yaml"
 LIMIT = int(yaml.safe_load(VALUES.read_text())["delivery"]["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
 RESULTS = 300
-"""Results with more bytes than the window holds."""
+"""Number of results: together they have more bytes than the window holds."""
 DEAD = "http://127.0.0.1:9/hook"
 GROUPS = (("sys/fs/cgroup", "memory.max"), ("sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 

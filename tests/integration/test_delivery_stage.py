@@ -90,7 +90,7 @@ class Unforeseen(AbstractResolver):
 @pytest.fixture
 async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
     """The running stages of a delivery process."""
-    # One origin has good and bad paths here, which its breaker would count together.
+    # One origin has good and bad paths here. Its breaker counts them together, so it must never open.
     settings, metrics = DeliverySettings(breaker_failures=10_000, breaker_failure_share=1.0), Metrics()
     policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
     poster = Poster(settings, policy, CLOCK, resolver=Unforeseen())
@@ -202,7 +202,7 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
 async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     fleet: KafkaSettings, delivery: Metrics, site: Site
 ) -> None:
-    """There are many more such names than places at an origin: each has to return its place."""
+    """Many more results raise than an origin has places, so each of them has to return its place."""
     port = site.origin.rpartition(":")[2]
     urls = {f"poison-{number}": f"http://poison.example:{port}/ok" for number in range(200)}
     put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)})

@@ -33,7 +33,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManyDoors]:
 
 @pytest.fixture(scope="module")
 def fleet(doors: ManyDoors) -> KafkaSettings:
-    """A sound fleet, which no process reads and which has nothing to do."""
+    """A sound fleet without processes, and without records in its topics."""
     kafka = empty_fleet(doors.plain)
     create_topics(kafka)
     return kafka
@@ -53,7 +53,7 @@ def test_a_sound_fleet_is_silent(fleet: KafkaSettings, tmp_path: Path) -> None:
     env = environment_of(fleet, POSTBACK_KEYRING=tmp_path / "keyring.json")
     assert postback_here("keys", "init", env=env).returncode == 0
     done = postback("doctor", "--role", "worker", "--role", "deliver", "--engine", "echo", env=env)
-    # The broker keeps idle groups' offsets for an hour only, which is a warning.
+    # The one line is a warning that this broker keeps the offsets of idle groups for only an hour.
     assert done.stdout.count("\n") == 1
     assert "offsets.retention.minutes" in done.stdout
     assert (done.returncode, "checks; faults: 0, warnings: 1" in done.stderr) == (0, True), done.stderr

@@ -202,7 +202,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
 
 
 async def test_a_dead_origin_is_left_alone_until_a_probe_succeeds(fleet_with: Callable[..., Fleet], site: Site) -> None:
-    # The schedule has enough waits: no event probes the origin so often that its schedule ends.
+    # The schedule has so many waits that no event reaches its end by probing the origin.
     fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
     with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
@@ -221,7 +221,7 @@ async def test_a_dead_origin_is_left_alone_until_a_probe_succeeds(fleet_with: Ca
     assert fleet.counted("postback_breaker_changes_total", state="closed") == 1
     failed = [one for one in await fleet.attempts() if one["error"] is not None]
     opened = fleet.counted("postback_breaker_changes_total", state="open")
-    # Ten failures open the breaker; seven more were in flight, and each probe adds one: far fewer than one an event.
+    # Ten failures open the breaker; seven more were in flight, and each probe adds one: far fewer than the 300 events.
     assert 10 <= len(failed) <= 10 + 7 + opened
     assert await fleet.letters() == {}
 
@@ -283,7 +283,7 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_the_reason_is
     )
     assert disabled.at - failing.at >= 500
     assert "late" not in site.got
-    assert len(site.got) <= asked + 1  # one may have been in flight
+    assert len(site.got) <= asked + 1  # one request may have been in flight
 
 
 async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_may_have(
@@ -314,7 +314,7 @@ async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_
         put(60)
         await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
-    # A new process knows the same endpoints, and does not write beyond the bound either.
+    # A new process reads the same disabled endpoints, and writes none beyond the bound either.
     async with fleet.delivery():
         put(10)
         await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")

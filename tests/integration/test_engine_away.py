@@ -90,7 +90,7 @@ def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_j
 
 
 def test_a_worker_is_alive_once_its_engine_has_answered(product: Product, server: Server) -> None:
-    """So a startup probe ends a worker whose engine never answers.
+    """A worker whose engine never answers is never alive, so a startup probe ends it.
 
     In an earlier version, `/healthz` was 200 from the start.
     """
@@ -103,7 +103,7 @@ def test_a_worker_is_alive_once_its_engine_has_answered(product: Product, server
 
 
 def test_jobs_may_name_a_model_that_only_a_setting_names(product: Product, server: Server) -> None:
-    """In an earlier version, the registry knew only the command line's model, and each such job was rejected."""
+    """In an earlier version, the registry did not know the setting's model, and each job for it was rejected."""
     product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
     product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
     product.wait_for_results(2, 60)
@@ -158,7 +158,7 @@ def ends_with(worker: Role, said: str) -> None:
 def test_a_worker_whose_model_is_gated_ends_with_one_line_that_names_the_token(
     product: Product, hub: str, tmp_path: Path
 ) -> None:
-    # An engine that another test runs in this process turns the hub off for all later ones.
+    # Another test's engine may have turned the hub off in this process's environment, so it is turned on here.
     online = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     worker = product.worker("w1", "--engine", "vllm", "--model", "acme/large", **online)
     ends_with(

@@ -162,7 +162,7 @@ async def test_a_page_that_takes_too_long_is_killed_and_the_next_one_is_read() -
 async def test_a_job_that_is_cancelled_takes_its_reader_with_it() -> None:
     async with speaking(saying(SLOW, HTML)) as origin, enriching(member_seconds=60, budget_seconds=60) as enricher:
         job = asyncio.create_task(enricher.enrich(Sources(urls=[f"{origin}/"]), "Why?"))
-        while not any(reader.cpu_times().user > 2 for reader in readers()):  # a start takes half a second
+        while not any(reader.cpu_times().user > 2 for reader in readers()):  # more than the half second of its start
             await asyncio.sleep(0.05)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -283,7 +283,7 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
 
 
 async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
-    """Earlier, such a page took as long to rank as ten others, and two such pages made a job lose all sources."""
+    """In an earlier version, such a page took as long to rank as ten others, and two of them cost a job all sources."""
     letters = FACT.encode() + b"\na" * 150_000
     async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])

@@ -33,7 +33,7 @@ def break_at(handler, mark):
 break_at(InferenceHandler, b"break-inference")
 break_at(DeliveryHandler, b"break-delivery")
 """
-"""A `sitecustomize.py`, which Python imports at start. Jobs are echoed, so a result has its job's words."""
+"""A `sitecustomize.py`, which Python imports at start. The echo engine puts a job's words into its result."""
 
 
 def test_the_fleet_goes_on_despite_defects_of_handlers_and_a_redrive_after_an_upgrade_answers_the_records(

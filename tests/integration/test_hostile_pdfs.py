@@ -45,7 +45,7 @@ def drawing_itself() -> bytes:
     ("document", "why"),
     [
         (compressed(400), "more memory than allowed|took more than 4 s"),
-        (doubling(12, 10), "more memory than allowed|took more than 4 s"),  # the first limit depends on the machine
+        (doubling(12, 10), "more memory than allowed|took more than 4 s"),  # the machine decides which limit is first
         (pdf([line(FACT)]).replace(b"/Kids [6 0 R]", b"/Kids [2 0 R]"), "no visible text"),
         (pdf([line(FACT)]) + b"\0" * 20_000_000, "larger than 20000000 bytes"),
     ],

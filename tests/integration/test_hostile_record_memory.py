@@ -32,7 +32,7 @@ Path = tuple[str, ...]
 def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None:
     """Each model's lists and dicts are filled with wrong and with right items up to the record's size."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-P", "-m", __name__]  # a script would import the folder `gateway` beside it
+    command = [sys.executable, "-P", "-m", __name__]  # run as a script, it would import the tests' `gateway`
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     grown = dict(map(json.loads, done.stdout.splitlines()))
     assert len(grown) > 50
@@ -52,7 +52,7 @@ class Bomb(NamedTuple):
 
 
 def bombs() -> Iterator[Bomb]:
-    """A bomb for each collection and kind of item of each model that is no part of another model."""
+    """For each model that is no part of another: a bomb for each of its collections and each kind of item."""
     bounded = [model for model in models() if issubclass(model, BoundedModel) and model.model_fields]
     schemas = {model: model.model_json_schema(by_alias=True) for model in bounded}
     parts = {(model.__module__, name) for model in bounded for name in schemas[model].get("$defs", {})}
@@ -125,7 +125,7 @@ def reader_of_jobs(value: bytes) -> object:
 
 
 def resolved(part: Any, schema: Any) -> Any:
-    """The target of a reference, and the last member of a choice that is not null; other parts unchanged."""
+    """Resolve a part of the schema: a reference to its target, and a choice to its last member that is not null."""
     while "$ref" in part or "anyOf" in part or "allOf" in part or ("oneOf" in part and "type" not in part):
         if "$ref" in part:
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]

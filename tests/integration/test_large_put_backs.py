@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 
 HOOK = "https://hooks.example/in"
 SIZES = {0: 3, 1: 1200}
-"""Records by partition: one that ends in the first poll, and one that takes three."""
+"""Records by partition: the first poll reads all of partition 0, and partition 1 takes three polls."""
 ALL = sum(SIZES.values())
 
 

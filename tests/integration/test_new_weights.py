@@ -128,7 +128,7 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     monkeypatch.setattr(weights, "load_weights", vanished)
     with pytest.raises(NeedsRestart, match="failed at the new weights, and the former model is loaded again"):
         await served.engine.change(served.file(retrained(served.folder / "three", 3)))
-    with contextlib.suppress(EngineDied):  # until vLLM's client notices the death
+    with contextlib.suppress(EngineDied):  # the answer may fail until vLLM's client notices the death
         await served.answers("third")
-    assert await served.answers("fourth") == second  # the folder's weights from a fresh load
+    assert await served.answers("fourth") == second  # a fresh load has read the folder's weights
     assert served.restarts() == 1

@@ -190,7 +190,7 @@ async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_
 
 
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's server says that the page stays fresh, and would confirm the incomplete copy."""
+    """The page's server says that the page stays fresh, and would confirm an incomplete copy in the cache."""
     monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0.01")
     headers = "Content-Type: application/pdf", "Cache-Control: max-age=9999", 'ETag: "1"'
     async with (
@@ -258,7 +258,7 @@ def _first_process() -> Iterator[None]:
 
 
 async def _reading() -> Child:
-    """A process for OCR whose own alarm, and tesseract's, come ten minutes later."""
+    """A process for OCR; its own alarm and that of tesseract come only after ten minutes."""
     found = Tesseract.find("eng")
     numbers = "600", str(EnrichmentSettings().member_bytes), "1"
     return await Child.start(
@@ -283,7 +283,7 @@ async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
         assert reader is not None
         reader.kill()
         async with asyncio.timeout(60):
-            while child.alive:  # while it lives, `kill` ends its whole group
+            while child.alive:  # `kill` would end tesseract too while the reader lives
                 await asyncio.sleep(0.01)
             await child.kill()
         assert _tesseracts() == []

@@ -1,4 +1,4 @@
-"""The shapes of docs/howto/gpus.md, read by the installed vLLM. No GPU is needed: its configuration is built only."""
+"""The shapes of docs/howto/gpus.md, read by the installed vLLM, whose configuration alone is built: no GPU is needed."""
 
 from __future__ import annotations
 

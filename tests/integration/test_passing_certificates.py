@@ -1,4 +1,4 @@
-"""A server whose certificate is not accepted: its images and payloads are tried again, since servers renew theirs."""
+"""Images and payloads of a server with an invalid certificate are tried again, since servers renew certificates."""
 
 from __future__ import annotations
 

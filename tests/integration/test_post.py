@@ -44,7 +44,7 @@ async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster
         ("/hook?sig=x%3By%27z&q=%2C%3A", "/hook?sig=x%3By%27z&q=%2C%3A"),
         ("/a%2Fb%2fc", "/a%2Fb%2fc"),
         ("/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~", "/!$&'()*+,;=:@-._~?!$&'()*+,;=:@/?-._~"),
-        # Equivalent URLs differ under a signature.
+        # A signature of a URL does not fit an equivalent URL, so the URL is sent as it is written.
         ("/%41%7e?%41=%7E", "/%41%7e?%41=%7E"),
         ("/a/../b/./c//d", "/a/../b/./c//d"),
         ("/%2e%2E/x", "/%2e%2E/x"),
@@ -54,7 +54,7 @@ async def test_the_request_is_what_the_consumer_is_promised(start: Start, poster
         ("", "/"),
         ("/hook#fragment", "/hook"),
         ("/hook?#fragment", "/hook?"),
-        # Characters that a request line cannot hold.
+        # Characters that a request line cannot hold are percent-encoded.
         ("/a b?c d=%20+", "/a%20b?c%20d=%20+"),
         ("/bücher/☃?ü=%C3%BC", "/b%C3%BCcher/%E2%98%83?%C3%BC=%C3%BC"),
         ("/100%?x=%zz%4", "/100%25?x=%25zz%254"),
@@ -183,7 +183,7 @@ class Ended(SpanProcessor):
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[ReadableSpan]:
-    """Every span that ends in this test. A process can set OpenTelemetry's provider once, so it is patched here."""
+    """Every span that ends in this test. OpenTelemetry's provider can be set only once, so its getter is patched."""
     provider, ended = TracerProvider(), Ended()
     provider.add_span_processor(ended)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)

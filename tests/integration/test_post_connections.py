@@ -149,7 +149,7 @@ async def test_an_idle_connection_is_closed_from_our_side_without_another_callba
 
     server, poster = await start(script), keeping(0.1)
     assert isinstance(await post(poster, server.url), Delivered)
-    async with asyncio.timeout(10):  # less than aiohttp's own 15 s
+    async with asyncio.timeout(10):  # less than aiohttp's own 15 s, so the poster's own setting closed it
         await closed.wait()
     await poster.close()
 

@@ -108,7 +108,7 @@ async def test_a_body_that_ends_early_is_a_failure(start: Start, poster: Poster)
 
 @on_both_loops
 async def test_a_compressed_body_is_never_unpacked(start: Start, poster: Poster) -> None:
-    # Unpacking would raise for bytes that are no gzip, and a real bomb would do its harm there.
+    # Unpacking would raise for these bytes, which are no gzip; unpacking a real bomb would fill the memory.
     answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nbomb"
     assert isinstance(await post(poster, (await start(always(answer))).url), Delivered)
 
@@ -165,7 +165,7 @@ def full_port() -> Iterator[int]:
 @on_both_loops
 async def test_a_connection_without_an_answer_is_cut_off_at_the_deadline(hasty: Poster) -> None:
     with full_port() as port:
-        # The kernel would retry for two minutes.
+        # Without our deadline, the kernel would retry for two minutes.
         async with asyncio.timeout(20):
             assert failure(await post(hasty, f"http://127.0.0.1:{port}/")) == (FailureReason.TIMEOUT, None)
 

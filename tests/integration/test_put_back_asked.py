@@ -1,4 +1,4 @@
-"""The question before a put-back: it blocks no other run, and changes before the answer count."""
+"""The question before a put-back blocks no other run, and other runs' changes before the answer are respected."""
 
 from __future__ import annotations
 

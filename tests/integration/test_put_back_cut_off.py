@@ -96,7 +96,7 @@ def test_a_frozen_broker_ends_the_command_in_time_with_the_rest_named(own: Broke
         try:
             with pytest.raises(NotPutBack, match="The batches before it are put back"):
                 letters.redrive(LetterFilter(), back, 100, freeze)
-            # The client's own timeouts are 30 s for each request, and none for a commit.
+            # A bound of ours ended the run: the client's own timeouts are 30 s for each request, and none for a commit.
             assert CLOCK.monotonic() - frozen_at[0] < 25
         finally:
             own.resume()

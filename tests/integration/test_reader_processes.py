@@ -1,4 +1,4 @@
-"""Start and end of the processes that read pages, while jobs come and go faster."""
+"""Start and end of the processes that read pages, while jobs come and go faster than processes start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hostile name server on a real UDP socket: the guard judges its last answer, and no other lookup waits for it."""
+"""A hostile name server on a UDP socket: the guard judges its last answer, and its silence delays no other lookup."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address
 
 
 async def test_a_name_is_asked_for_once_for_each_connection() -> None:
-    """Rebinding would get past a check that resolves the name by itself before the connection does."""
+    """Rebinding would get past a check that resolves the name first and lets the connection resolve it again."""
     answers = {NAME: [["127.0.0.1"], ["127.0.0.2"]]}
     async with name_server(answers) as names, serving("127.0.0.1") as public, poster(FIRST, names) as sender:
         await post(sender, public.url(NAME))
@@ -148,7 +148,7 @@ async def test_a_name_made_of_a_private_address_is_refused_for_where_it_leads(
     async with name_server({name: [[name.removesuffix(".nip.io")]]}) as names, serving("127.0.0.2") as internal:
         policy = open_port(internal)
         called = URL(url).with_scheme(scheme).with_port(internal.port)
-        assert check_url(called, policy)  # the URL's text is allowed
+        assert check_url(called, policy)  # a check of the URL's text alone allows it
         answers = names.resolver()
         if seen == "on the socket":
             monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", answers.resolve)

@@ -77,7 +77,7 @@ def test_a_denied_topic_is_reported_as_denied_and_not_as_an_absent_broker(there:
 
 
 def test_a_letter_that_an_acl_keeps_from_its_lane_is_not_marked_as_put_back(there: KafkaSettings) -> None:
-    """If no code checks the letter's own write, the client commits the mark alone."""
+    """Without a check of the letter's own write, the client would commit the mark without the letter."""
     headers = {"webhook-id": "msg_1", "job-id": "job_1", "callback-url": "https://hooks.example/", "reason": "timeout"}
     source = {"source-topic": there.topics.results, "source-partition": "0", "source-offset": "0"}
     producer = Producer(there.client_config())

@@ -230,7 +230,7 @@ def way_out(host: str) -> str:
 async def test_no_script_of_a_page_reaches_an_internal_server(
     name: str, policy: EgressPolicy, chromium: Chromium
 ) -> None:
-    """This also holds if jobs may read that server, as the first policy allows."""
+    """No script reaches the server even if jobs may read it, as the first policy allows."""
     names = name_server({name: [["127.0.0.1"]]})
     async with front(chromium) as service, canary() as internal, names as found:
         host = f"127.0.0.1:{internal.port}"
@@ -249,7 +249,7 @@ async def test_no_script_reads_a_metadata_address(chromium: Chromium) -> None:
 
 
 async def test_a_public_page_loads_from_public_addresses_only(chromium: Chromium) -> None:
-    """Jobs may read 127.0.0.1 here, and the page's own name leads there at its second lookup."""
+    """Jobs may read 127.0.0.1 here, but the script of a public page does not reach it, by address or by name."""
     lookups = {"app.example": [[PUBLIC]], "api.example": [[PUBLIC]], "inside.example": [["127.0.0.1"]]}
     read = "fetch('http://{}:8080/fact').then(r => r.text(), () => '').then(t => document.body.append(t)).then(() => "
     script = read.format("inside.example") + read.format("127.0.0.1") + read.format("api.example") + "0)))"

@@ -89,7 +89,7 @@ def quoted(choice: Choice) -> str:
 
 
 def processes(parent: int | None = None) -> list[psutil.Process]:
-    """Child processes, of this process or another, that hold a model."""
+    """Child processes of this process, or of `parent`, that hold a model."""
     return [one for one in psutil.Process(parent).children() if has_model(one)]
 
 

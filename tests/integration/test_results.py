@@ -208,7 +208,7 @@ def test_after_a_redrive_the_newest_result_of_each_job_counts_and_has_the_one_li
     fleet: KafkaSettings, tmp_path: Path
 ) -> None:
     jobs = [f"r{number}" for number in range(6)]
-    for number, job in enumerate(jobs):  # the partition that is read last has old results in any case
+    for number, job in enumerate(jobs):  # both partitions get old results, also the one read last
         settle(fleet, job, outcome=Outcome.REJECTED, partition=number % 2)
     for number, job in enumerate(jobs):
         settle(fleet, job, partition=1 - number % 2)

@@ -117,7 +117,7 @@ async def test_the_threshold_decides_which_texts_have_the_same_meaning() -> None
 
 
 async def test_any_two_texts_are_compared(meaning: Meaning) -> None:
-    """Both texts come from models that strangers' prompts steer."""
+    """Both texts come from models that strangers' prompts steer, so they may contain anything."""
     loop = asyncio.get_running_loop()
 
     @settings(max_examples=drawn(60), deadline=None)

@@ -23,9 +23,9 @@ LOADING = 600.0
 """Seconds that vLLM may take to load on a busy machine."""
 DECIDING = 600.0
 BURST = 50
-"""Jobs between two looks at a rollout, which then decides soon."""
+"""Jobs between two looks at a rollout: so many that the rollout decides soon."""
 LANE = "candidate"
-# Models that share two cores with the rest of the test run take their turns, so an answer's time shows nothing.
+# Models share two cores with the rest of the test run: an answer's time shows nothing, so it must not decide.
 START = (
     *("start", "--alias", "assistant", "--sample", "1", "--canary-jobs", "3"),
     *("--per-second", "10000", "--slower", "1000"),

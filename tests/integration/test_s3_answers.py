@@ -24,7 +24,7 @@ from workers.enrichment.fetching.s3 import S3Objects
 from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
-"""botocore leaves the connection of an answer that it cannot read to the garbage collector."""
+"""botocore leaves the connection of an answer that it cannot read to the garbage collector, which warns."""
 
 STATUSES = (200, 204, 206, 301, 302, 304, 307, 400, 403, 404, 416, 500, 503, 999)
 CODES = ("NoSuchKey", "AccessDenied", "AuthorizationHeaderMalformed", "PermanentRedirect", "InvalidRange", "SlowDown")
@@ -88,7 +88,7 @@ class Answer(socketserver.StreamRequestHandler):
         with suppress(ConnectionError):
             self.rfile.readline()
             headers = parse_headers(self.rfile)
-            if "Expect" not in headers:  # the client sends a body only after the answer
+            if "Expect" not in headers:  # with Expect, the client sends its body only after an answer
                 self.rfile.read(int(headers.get("Content-Length", 0)))
             self.server.asked += 1
             self.wfile.write(self.server.said)
@@ -100,7 +100,7 @@ def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))  # between its tries
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))  # no pauses between tries
     monkeypatch.setattr(s3, "PART_BYTES", 4)
     with Storage(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

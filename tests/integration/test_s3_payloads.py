@@ -124,7 +124,7 @@ async def test_a_storage_that_answers_with_a_wrong_header_fails_the_job() -> Non
     async with speaking(saying(b"{}", "Last-Modified: soon")) as origin, loading(**settings(origin)) as worker:
         result = await worker.answer("s3://uploads/acme/q.json", "acme")
     assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
-    gc.collect()  # botocore leaves the socket of an answer that it cannot parse to the garbage collector
+    gc.collect()  # closes the socket that botocore leaves open after an answer that it cannot parse
 
 
 async def test_a_storage_that_redirects_for_ever_fails_the_job() -> None:

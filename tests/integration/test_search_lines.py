@@ -24,7 +24,7 @@ FOREVER = 30.0
 RARELY = 0.005
 """Requests per second, so few that a second request gets no turn within a test."""
 PATIENCE_SECONDS = 60
-"""Timeout for work with a budget of a second, on any machine."""
+"""Timeout of a test whose jobs have a budget of a second: enough on any machine."""
 
 
 def about(number: int) -> str:
@@ -74,7 +74,7 @@ async def test_a_job_that_is_cancelled_in_line_ends_at_once_and_leaves_its_place
 
 @in_jumping_time
 async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> None:
-    """The wait exceeds the budget, yet choosing passages gets its share of time."""
+    """The search waits longer than the job's budget, yet choosing passages gets its share of time."""
     clock, papers = HandClock(), atom(paper("2305.12345v1", "Aspirin", "Aspirin lowered the risk of stroke."))
     search = {"provider": "arxiv", "query": "aspirin"}
     async with (

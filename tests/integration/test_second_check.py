@@ -23,7 +23,7 @@ ANSWER = "Tarnby has a mill [1]. Analysts expect the mill to grow [1]."
 
 
 class Model:
-    """A model that answers a job with `ANSWER`, and a check with `verdict` if the question has `about`."""
+    """A model that answers a job with `ANSWER`, and a check with `verdict` if the sentence has `about`, else `No.`."""
 
     def __init__(self, verdict: str, about: str = "", status: int = 200) -> None:
         self.verdict, self.about, self.status = verdict, about, status
@@ -65,7 +65,7 @@ async def supports(model: Model, checks: int, **sources: Any) -> tuple[list[str]
     async with worker_with(model, checks) as worker:
         result = await worker.result({**SOURCES, **sources}, "Name the mill of Tarnby.")
         assert result.outcome == "succeeded"
-        notes = [note for note in result.notes if not note.startswith("source 1")]  # a note on steering
+        notes = [note for note in result.notes if not note.startswith("source 1")]  # without notes on steering
         return [one.support for one in result.citations], notes, worker.tokens("check")
 
 

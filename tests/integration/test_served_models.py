@@ -58,13 +58,13 @@ async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> N
     ):
         served = (await engine.generate(ASKED)).served_by
         assert served is not None
-        assert served.cost == pytest.approx(0.009)  # 5 tokens and 2 tokens
+        assert served.cost == pytest.approx(0.009)  # 5 tokens of the prompt and 2 of the answer
         assert served.currency == "EUR"
         assert around.sample("postback_model_cost_total", model="m1", currency="EUR") == pytest.approx(0.009)
 
 
 async def test_failures_of_a_server_that_answers_nothing_are_not_the_requests_fault(tmp_path: Path) -> None:
-    """Otherwise such a job would be given up as soon as another model's server answers."""
+    """If they were the request's fault, its job would be given up as soon as another model's server answers."""
     broken, good = Server(answers(500, {})), Server(says("yes"))
     text = """
 [engines.a]

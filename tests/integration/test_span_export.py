@@ -103,7 +103,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
             for name, options in (("by-command", ()), ("by-gateway", ("--gateway", gateway.url))):
                 sent = postback("submit", "-", *options, env=env, given=json.dumps(jobs[name]).encode())
                 assert sent.returncode == 0, sent.stderr
-            # The producer's sampler decides for the whole path.
+            # The producer's sampler decides for the whole path, so this job has no spans.
             sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
             left_out = {**jobs["by-command"], "job_id": "left-out"}
             sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(left_out).encode())

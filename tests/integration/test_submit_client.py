@@ -36,7 +36,7 @@ def test_jobs_arrive_stamped_and_spread_over_the_tenants_shard(fleet: KafkaSetti
     received = [read_job(r.value, r.headers, Origin("t", r.partition, r.offset), r.timestamp) for r in records]
     assert {job.tenant for job in received} == {"acme"}
     assert {job.job_id for job in received} == set(receipt.job_ids)
-    # Without a collector no span is exported, so that the workers begin the traces.
+    # The client, which has no collector, adds no trace header: the workers begin the traces.
     assert {name for record in records for name, _ in record.headers} == {"tenant"}
 
 

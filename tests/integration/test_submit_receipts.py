@@ -84,7 +84,7 @@ def test_a_job_of_unknown_acceptance_is_looked_up_before_it_is_sent_again(fleet:
     nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
     assert postback_here(*arguments, env=environment_of(nowhere)).returncode == 1
     ids = [json.loads(line)["job_id"] for line in receipt.read_text().splitlines()]
-    with Client(fleet) as client:  # two jobs arrived, in different lanes, and one of another tenant
+    with Client(fleet) as client:  # two of the jobs arrive in different lanes, and a third only for another tenant
         client.submit([Job(prompt="q1", job_id=ids[1])], tenant="acme")
         client.submit([Job(prompt="q3", job_id=ids[3])], tenant="acme", lane="bulk")
         client.submit([Job(prompt="q0", job_id=ids[0])], tenant="globex")
@@ -105,7 +105,7 @@ def test_of_two_runs_with_one_receipt_at_once_the_second_sends_nothing_until_the
     jobs, receipt = tmp_path / "jobs.jsonl", tmp_path / "receipt.jsonl"
     jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     arguments, env = ("submit", str(jobs), "--receipt", str(receipt)), environment_of(fleet)
-    first = started(*arguments, "--wait", env=env)  # no worker answers, so it keeps waiting
+    first = started(*arguments, "--wait", env=env)  # no worker answers, so this run keeps waiting
     try:
         ids = [line_of(first.stdout), line_of(first.stdout)]
         second = postback_here(*arguments, env=env)

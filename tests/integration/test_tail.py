@@ -31,7 +31,7 @@ def put(fleet: KafkaSettings, *records: Record) -> None:
     producer = Producer(fleet.client_config())
     for topic, value, headers in records:
         producer.produce(topic, value, headers=[(name, said.encode()) for name, said in headers.items()])
-        assert producer.flush(20) == 0  # one batch each, so that their times are in order
+        assert producer.flush(20) == 0  # one batch for each record, so that their times are in order
 
 
 def result(fleet: KafkaSettings, job_id: str, outcome: Outcome, model: str, tenant: str) -> Record:

@@ -102,7 +102,7 @@ class MetricsPage(BaseHTTPRequestHandler):
         self.wfile.write(body if self.path == "/metrics" else b"\xff" * len(body))
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_events_count_for_a_minute_and_the_number_of_names_is_bounded() -> None:
     clock = HandClock()
     recent, now_ms = RecentEvents(clock), int(clock.time() * 1000)
     recent.add(step(now_ms, "timeout"))
-    recent.add(step(2**62, "timeout"))  # by a wrong clock
+    recent.add(step(2**62, "timeout"))  # the time of a wrong clock
     assert recent.counts() == {("attempt", "timeout"): 2}
     for number in range(1000):
         recent.add(step(now_ms, f"{number} " * 100))

@@ -65,7 +65,8 @@ def test_missing_topics_are_created_with_their_layout_and_a_second_run_changes_n
     counts = partition_counts(bare, [bare.topics.requests(), bare.topics.results, bare.topics.control])
     assert list(counts.values()) == [2, 2, 1]
     policies = [config_of(bare, topic)["cleanup.policy"] for topic in (bare.topics.endpoints, bare.topics.control)]
-    assert policies == ["compact", "compact,delete"]  # endpoints stay disabled; cancellations outlive their jobs
+    # Records of disabled endpoints are kept for ever, and cancellations for longer than their jobs.
+    assert policies == ["compact", "compact,delete"]
 
 
 def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: KafkaSettings) -> None:
@@ -87,7 +88,7 @@ def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: Ka
 def test_on_three_brokers_each_topic_has_three_copies_and_a_write_is_two_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The brokers have Kafka's default here, which is one copy."""
+    """The brokers have Kafka's default of one copy here, so the copies come from the topics' settings."""
     ours, said_by_us = cluster.node_properties, ("default.replication.factor", "min.insync.replicas")
     monkeypatch.setattr(
         cluster,

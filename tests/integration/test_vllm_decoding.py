@@ -174,7 +174,10 @@ def test_a_character_that_is_cut_off_is_left_out(kind: str, prompt: str, tail: s
 @pytest.mark.parametrize("kind", ["sentencepiece", "metaspace"])
 @pytest.mark.parametrize("specials", [0, 1, 9, 50])
 def test_an_answer_keeps_the_space_of_its_first_word(kind: str, specials: int) -> None:
-    """The decoder removes the first word's space, and a prompt may end with many tokens that have no text."""
+    """A decoder removes the space before the first word that it sees, so it must also see a word of the prompt.
+
+    A prompt may end with many tokens that have no text.
+    """
     the = tokenizer_of(kind).convert_tokens_to_ids("▁the")
     assert decoding_of(kind).text([the, the], [1, the, *[2] * specials], params_of(skips=True)) == " the the"
     assert decoding_of(kind).text([the, the], [1] * specials, params_of(skips=True)) == "the the"
@@ -182,7 +185,7 @@ def test_an_answer_keeps_the_space_of_its_first_word(kind: str, specials: int) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_that_ends_with_a_replacement_character_is_not_repeated(kind: str) -> None:
-    """vLLM's steps repeat the whole prompt in the answer."""
+    """vLLM's own steps repeat the whole prompt in such an answer."""
     known = tokenizer_of(kind).get_vocab()
     odd = spelled(kind, ODD) if kind in ("bytes", "sentencepiece", "gemma") else [known[ODD]]
     the = spelled(kind, "the") if kind == "bytes" else [known["the"]]

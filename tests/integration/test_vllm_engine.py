@@ -52,7 +52,7 @@ async def test_a_chat_and_a_prompt_are_rendered_by_the_models_template_and_a_raw
 
 
 async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(vllm_engine: VllmEngine) -> None:
-    """DeepSeek V3.2 has no template in its files, so its chats went to the model as plain text."""
+    """DeepSeek V3.2 has no template in its files. An earlier version sent its chats to the model as plain text."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers import renderer_from_config
 
@@ -267,7 +267,7 @@ async def test_preemptions_and_each_rank_s_requests_are_counted(vllm_engine: Vll
     assert value(metrics, "preemptions_total") == 4
     states = [(rank, state) for rank in "01" for state in ("running", "waiting")]
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 5, 4]
-    Figures(metrics, [0, 1])  # the engine that is loaded after a death
+    Figures(metrics, [0, 1])  # as for the engine that is loaded after a death
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 0, 0]
 
 
@@ -293,7 +293,7 @@ async def test_a_higher_priority_runs_first(vllm_engine: VllmEngine) -> None:
 
 
 async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache(vllm_engine: VllmEngine) -> None:
-    """With marks that are random in each request, vLLM finds 0 % of the tokens in its cache, instead of 81 %."""
+    """With random marks around the page in each request, vLLM would find 0 % of the tokens in its cache, not 81 %."""
     page = NumberedSource(
         1, "u", "u", "A page", tuple(f"Line {n} of the long page that all ask about." for n in range(24))
     )
@@ -329,7 +329,7 @@ async def test_each_adapter_changes_the_answer_though_its_folder_is_gone(
 async def test_an_adapter_that_cannot_be_loaded_ends_its_own_jobs_only(
     vllm_engine: VllmEngine, adapter: str, reason: str
 ) -> None:
-    """vLLM loads an adapter at its first request; an adapter without a folder then ended the engine for all jobs."""
+    """vLLM loads an adapter at its first request. In an earlier version, one without a folder ended the engine."""
     with pytest.raises(RequestRejected, match=reason) as rejected:
         await vllm_engine.generate(request(adapter=adapter))
     assert rejected.value.field == "adapter"

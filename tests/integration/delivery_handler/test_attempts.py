@@ -73,7 +73,7 @@ async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
 
 async def test_the_official_library_verifies_a_callback(make: Maker, consumer: Consumer, keyring: Keyring) -> None:
     handler = make()
-    # The library compares the timestamp with the machine's clock.
+    # The library compares the timestamp with the machine's clock, so the handler's clock has to agree with it.
     make.clock.ms = int(SystemClock().time() * 1000)
     await handler.handle(result_record(consumer.url))
     [(headers, body)] = consumer.requests

@@ -57,7 +57,7 @@ async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_def
 
     await begin(gates[0])
     await begin(gates[1])
-    await handler.handle(result_record(consumer.url))  # starts the estimate of the queue
+    await handler.handle(result_record(consumer.url))  # a record that is turned away starts the estimate
     clock.ms += 6_000
     gates[0].set()
     await running[0]  # one callback takes six seconds, so the turn of the fiftieth comes in five minutes
@@ -74,7 +74,7 @@ async def test_without_free_file_descriptors_callbacks_are_deferred_untried_and_
     make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))
-    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # loads imports
+    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # imports modules first
     with no_files_left():
         for said in (1, 1, 2):
             [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
@@ -121,7 +121,7 @@ async def test_a_record_that_waited_too_long_for_its_destination_is_deferred(mak
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.tier(5)]
     consumer.gate.set()
     await first
-    # The place that the deferred record waited for is not lost.
+    # The place goes to the next record, although the deferred one had waited for it.
     assert topics_of(await handler.handle(result_record(consumer.url))) == [TOPICS.attempts]
     assert len(handler.destinations) == 0
 
@@ -131,7 +131,7 @@ async def test_cancelled_records_give_their_places_at_a_destination_to_others(ma
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
-    # The running callback hands its place to one that is cancelled at the same moment; the third must get that place.
+    # The first callback hands its place to the second, which is cancelled at the same moment; the third must get it.
     tasks[0].cancel()
     await asyncio.sleep(0)
     tasks[1].cancel()

@@ -74,7 +74,7 @@ class CountingConsumer:
         return web.Response(status=await told)
 
     async def holds(self, number: int) -> None:
-        """Wait for this number of requests at a time; fail if there are more, or fewer for 20 s."""
+        """Wait until this many requests are held; fail if there are more, or if there are fewer for 20 s."""
         async with asyncio.timeout(20):
             while len(self.held) < number:
                 await asyncio.sleep(0.005)

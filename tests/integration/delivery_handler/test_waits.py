@@ -28,7 +28,7 @@ from workers.delivery.settings import DeliverySettings
 async def test_retries_of_simultaneous_failures_are_spread_over_a_tenth_of_the_wait_in_each_process_differently(
     make: Maker, consumer: Consumer
 ) -> None:
-    """The handler uses the random source of real processes."""
+    """Without `make.rng`, each handler has a random source of its own, like a real process."""
     consumer.statuses, make.rng, waits = [500], None, []
     for _ in range(2):
         handler = make(DeliverySettings(breaker_failures=10_000))
@@ -116,7 +116,7 @@ async def test_the_age_counts_from_the_result_whatever_waits_and_hops_lie_betwee
     consumer.headers = {"Retry-After": "70"}
     record = result_record(consumer.url)
     while len(consumer.requests) < 5:
-        clock.ms += 60_000  # a busy process
+        clock.ms += 60_000  # the process is busy, and comes to the record a minute late
         [*_, left] = await handler.handle(record)
         record = delivered_from(left, record.offset + 1, clock.ms)
         clock.ms = handler.due_ms(record) or clock.ms

@@ -40,7 +40,7 @@ COUNT = "counted-results"
 
 
 def count(connection: Connection, results: Sequence[StoredResult]) -> None:
-    """Count each job's first result in the store, as the view counts the results of batches."""
+    """Add the first results of jobs to a count in the store, as the view counts the results of batches."""
     firsts = sum(each.first for each in results)
     set_value(connection, COUNT, str(int(value_of(connection, COUNT) or 0) + firsts))
 

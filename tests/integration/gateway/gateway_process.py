@@ -104,7 +104,7 @@ def start_gateway(
     replica: str = "door",
     **settings: str,
 ) -> Gateway:
-    """Start `postback gateway` on a free port, and return at once. The product ends the process.
+    """Start `postback gateway` on a free port, and return at once. The process ends with `product`.
 
     `store` is the database's URL; by default a new SQLite file. `settings` are variables of the environment.
     """
@@ -116,7 +116,7 @@ def start_gateway(
 
 
 def _pepper(product: Product, store: str) -> dict[str, str]:
-    """The setting of the pepper's file; by default, only an SQLite database has such a file beside it."""
+    """The setting of the pepper's file; none for SQLite, whose default is a file beside the database."""
     return {} if store.startswith("sqlite") else {"POSTBACK_ACCESS__PEPPER_FILE": str(product.folder / "pepper")}
 
 

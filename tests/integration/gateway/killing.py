@@ -76,7 +76,7 @@ class Load:
         process.hearing.start()
 
     def ask(self, count: int) -> None:
-        """Make new keys, and hand each key that no living process holds to the processes in turn."""
+        """Make new keys. Hand all keys that have no answer and that no process holds to the processes in turn."""
         with self._lock:
             new = {f"key{number}" for number in range(self._made, self._made + count)}
             self._made += count
@@ -156,7 +156,7 @@ def torment(load: Load, rounds: int, keys: int, disturb: Callable[[int], None] =
         load.kill_one()
         disturb(number)
         if number == rounds // 2:
-            load.stop_one(7.0)  # longer than a transaction's timeout
+            load.stop_one(7.0)  # longer than the timeout of the process's transaction
 
 
 def counted(url: str) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def test_each_series_that_a_rule_asks_for_exists_in_a_fleet_that_answered_one_jo
     ]
     product.submit(
         [{"prompt": "Why?", "callback_url": product.callbacks.url}, {"prompt": "[[sleep 300]]"}]
-    )  # the second keeps waiting
+    )  # the second job is unfinished until the end
     gateway.wait_until_ready()
     gateway.get("/v1/models", gateway.key())
     product.wait_for_callbacks(1, 90)

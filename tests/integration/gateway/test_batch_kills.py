@@ -58,7 +58,7 @@ def killed(product: Product) -> Iterator[Killed]:
 
 
 def cut_off_upload(gateway: Gateway, key: str) -> Iterator[bytes]:
-    """Begin to send a form, and kill the gateway in the middle of it."""
+    """Send the start of a form, kill the gateway, and send more of the form."""
     yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     for _ in range(20):
         yield b"x" * 65_536

@@ -62,7 +62,7 @@ def site() -> Iterator[str]:
             self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with handling(Handler) as url:
         yield f"{url}/kell"
@@ -89,7 +89,7 @@ def work(tls_gateway: Gateway) -> Iterator[Work]:
     endpoint = {"name": "Mine", "url": fleet.callbacks.url, "event_types": ["batch.completed"]}
     assert tls_gateway.post("/v1/webhook_endpoints", key, json=endpoint).status_code == 200
     with site() as url:
-        # The echo engine answers with the prompt: the page supports the last sentence of the question.
+        # The echo engine answers with the question, whose last sentence the page supports.
         prompt = {"prompt": f"Is this right?\n\n{FACT.removesuffix('.')} [1].", "sources": {"urls": [url]}}
         sent = tls_gateway.post("/v1/jobs", key, json={**prompt, "callback_url": fleet.callbacks.url})
         made.job = sent.json()["id"]
@@ -219,7 +219,7 @@ def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
     with signed_in(chromium, tls_gateway, Work(tls_gateway.key("stranger"))) as page:
         fleet.put([b"{}"], [("tenant", TENANT.encode())])
         for number, key in enumerate((work.key, tls_gateway.key("ops", scopes="admin")), 1):
-            # The worker rejects the job again after each redrive.
+            # The worker rejects the job again after each redrive, which makes one more dead letter.
             eventually(lambda letters=number: rejected() == letters, SECONDS, fleet.last_lines)  # type: ignore[misc]
             page.goto("/console/letters")
             expect(page.locator("main")).to_contain_text("No job and no callback was given up")

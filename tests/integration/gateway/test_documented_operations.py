@@ -26,7 +26,7 @@ def documented(module_product: Product) -> Iterator[Gateway]:
 def test_no_documented_operation_gives_a_5xx(documented: Gateway) -> None:
     key = documented.key("acme", "admin")
     document = documented.get("/openapi.json").json()
-    operations = schemathesis.openapi.from_dict(document).exclude(path="/v1/events")  # its responses have no end
+    operations = schemathesis.openapi.from_dict(document).exclude(path="/v1/events")  # a stream of events has no end
 
     @given(operations.as_strategy())
     @settings(max_examples=REQUESTS, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -130,7 +130,7 @@ def answered(gateway: Gateway, path: str, key: str, status: str) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def owned(gateway: Gateway) -> dict[str, str]:
-    """The ids of one tenant's objects of every kind, which the worker has answered."""
+    """The ids of one tenant's objects of every kind; the worker has answered the jobs."""
     key = gateway.key("acme")
     job = gateway.post("/v1/jobs", key, json={"prompt": "Hello"}, headers={"idempotency-key": "shared"}).json()["id"]
     response = gateway.post("/v1/responses", key, json={"model": "echo", "input": "Hello", "background": True}).json()

@@ -164,7 +164,7 @@ def pdf(pages: int) -> bytes:
 
 
 def with_robots(robots: Script) -> Script:
-    """A server whose first request is for robots.txt."""
+    """A server that answers its first request, for robots.txt, by `robots`, and all others with a page."""
     asked = itertools.count()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -39,7 +39,7 @@ async def enricher() -> AsyncIterator[Enricher]:
 @pytest.mark.parametrize("shape", PAGES)
 async def test_a_hostile_page_is_read(shape: str, enricher: Enricher) -> None:
     async with speaking(saying(page(), HTML)) as origin:
-        await enriched(enricher, origin)  # a reader process is ready before the memory is measured
+        await enriched(enricher, origin)  # starts a reader process before the memory is measured
     before = memory_bytes()
     async with speaking(saying(page(PAGES[shape]), HTML)) as origin:
         evidence = await enriched(enricher, origin)

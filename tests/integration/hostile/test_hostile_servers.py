@@ -69,7 +69,7 @@ def beginning(start: str, again: bytes, pause_seconds: float = 0.0) -> Script:
 
 
 def chunks(*parts: bytes) -> Script:
-    """A chunked answer of these parts, which carry their own framing and may get it wrong."""
+    """A chunked answer of these raw parts: each part contains its own framing, right or wrong."""
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED.encode())

@@ -87,7 +87,7 @@ async def working(
 
 
 async def written() -> None:
-    """Wait for pending cache writes: a job does not wait until a shared level has its page."""
+    """Wait for pending writes to the cache's shared levels, for which no job waits."""
     while any(task.get_name() == "cache-put" for task in asyncio.all_tasks()):
         await asyncio.sleep(0.005)
 

@@ -102,7 +102,7 @@ async def test_requests_keep_the_pace_in_the_order_in_which_they_came() -> None:
 
     waiting = [asyncio.create_task(one(number)) for number in range(4)]
     await asyncio.sleep(0)
-    waiting[1].cancel()  # the next one gets its place
+    waiting[1].cancel()  # request 2 gets the place of request 1
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [number for number, _ in turns] == [0, 2, 3]
     assert all(later - earlier >= 0.05 for (_, earlier), (_, later) in pairwise(turns))
