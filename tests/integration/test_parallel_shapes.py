@@ -1,4 +1,4 @@
-"""The shapes of docs/howto/gpus.md, read by the installed vLLM, whose configuration alone is built: no GPU is needed."""
+"""The shapes of docs/howto/gpus.md, read by the installed vLLM, which builds only its configuration, without a GPU."""
 
 from __future__ import annotations
 
