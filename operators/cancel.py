@@ -35,9 +35,10 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
 
 
 def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
-    """Withdraw cancellations: jobs with these ids are answered again, new ones too. Returns once Kafka has the records.
+    """Withdraw cancellations: workers again answer jobs with these ids, new jobs too.
 
-    A job that has already ended as `cancelled` keeps that result. Raises ProducerError.
+    Returns once Kafka has the records. A job that has already ended as `cancelled` keeps that result.
+    Raises ProducerError.
     """
     put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])
 

@@ -96,7 +96,7 @@ class FleetBench:
         self._came: dict[str, tuple[float, str]] = {}
 
     def work(self, plan: BenchPlan) -> Iterator[Job]:
-        """Yield the jobs, each when it is due. The time of a job begins when it is yielded."""
+        """Yield the jobs, each when it is due. A job's time begins when the job is yielded."""
         began = self._clock.monotonic()
         for number in range(plan.jobs):
             if plan.rate is not None:

@@ -60,7 +60,7 @@ class Returning:
 class PutBack(Connection):
     """A transactional producer.
 
-    A later producer with an equal `identity` fences this one and ends this one's open transaction.
+    A later producer with an equal `identity` fences this producer and ends its open transaction.
 
     All methods raise ProducerError.
     """
@@ -125,7 +125,7 @@ class PutBack(Connection):
             raise kafka_errors.KafkaTimeoutError("no answer in time")
 
     def _sent(self, each: Returning) -> Any:
-        headers = [(name, value or b"") for name, value in each.headers]  # the client refuses a header without a value
+        headers = [(name, value or b"") for name, value in each.headers]  # the client refuses None as a header's value
         return self._producer.send(each.topic, each.value, each.key, headers, each.partition)
 
     def close(self) -> None:

@@ -139,5 +139,5 @@ def judged(settings: KafkaSettings, rollout: Rollout) -> JudgedRollout:
 
 
 def model_of(rollout: Rollout) -> str | None:
-    """Return the model that the alias stands for after this rollout; None if no rollout has given it a model."""
+    """Return the model that the alias stands for after this rollout; None if no rollout has given the alias a model."""
     return rollout.order.candidate if rollout.step is Step.PROMOTED else rollout.order.primary

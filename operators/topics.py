@@ -21,7 +21,7 @@ SESSION_TIMEOUT_MS = 6000
 
 HEARTBEAT_INTERVAL_MS = 1000
 REPLICAS = 3
-"""Default number of copies, if there are at least three brokers: one broker with its disk may be lost."""
+"""Default number of copies, if there are at least three brokers: then one broker may be lost with its disk."""
 
 _HEARTBEATS_PER_SESSION = 3
 _KNOWN_SECONDS = 10.0
@@ -61,13 +61,13 @@ class TopicsReport:
     raised: list[PartitionDifference] = field(default_factory=list)
     """Topics that got more partitions."""
     differences: list[PartitionDifference] = field(default_factory=list)
-    """Topics whose number of partitions still differs."""
+    """Topics whose number of partitions still differs from the settings."""
     thin: list[ReplicaDifference] = field(default_factory=list)
     """Topics with too few copies. Only a reassignment of the partitions can add copies."""
     fixed: list[ConfigDifference] = field(default_factory=list)
     """Topic properties that were corrected."""
     misconfigured: list[ConfigDifference] = field(default_factory=list)
-    """Topic properties that still differ."""
+    """Topic properties that still differ from the wanted ones."""
     unseen: list[str] = field(default_factory=list)
     """Topics whose configuration the broker does not show."""
 

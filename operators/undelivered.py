@@ -3,8 +3,8 @@
 The fleet's topics are the only source, and are read in this order:
 
     delivery's progress          records of `model_results` and of the tiers at or after a base are still being tried
-    the transactions before it   one transaction advances a base and writes the outcomes of the records below it; the
-                                 reading waits until all of these are visible
+    delivery's transactions      the transaction that advances a base also writes the outcomes of the records below it;
+                                 the reading waits until the outcomes below all bases are visible
     `dead_letters`, `dead_letters.redriven`   given-up callbacks are not tried any more; an open letter is marked when
                                  its result is put back, so that no redrive repeats the callback
     the tiers                    waiting callbacks
@@ -85,7 +85,7 @@ class Undelivered:
     def standing(self, result: Stored) -> CallbackStanding:
         """Return the state of one of the given results."""
         event = event_of(result)
-        # A redriven job has a second result with the same event; an attempt for the first result does not count for it.
+        # A redriven job has a second result with the same event; an attempt for the first counts only for the first.
         if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return CallbackStanding.DELIVERED
         if event in self._waiting or self._is_ahead(result):

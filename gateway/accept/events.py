@@ -1,4 +1,4 @@
-"""Events for `GET /v1/events`, numbered in the order of their commits, so that `number > last` skips none."""
+"""Events for `GET /v1/events`, numbered in the order of their commits, so that `number > last` misses no event."""
 
 from __future__ import annotations
 

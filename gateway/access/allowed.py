@@ -11,7 +11,7 @@ from workers.egress import EgressRefused, connected_host
 
 
 class FieldNames(NamedTuple):
-    """The names of the model's and the callback's fields in one kind of request, as problems show them."""
+    """The names of two fields in one kind of request: the model's and the callback's. Problems show these names."""
 
     model: str
     callback: str
@@ -19,9 +19,9 @@ class FieldNames(NamedTuple):
 
 OF_A_JOB = FieldNames("model_id", "callback_url")
 OF_A_BODY = FieldNames("model", "metadata.webhook_url")
-"""A body to one of OpenAI's URLs."""
+"""The names in a body to one of OpenAI's URLs."""
 OF_A_LINE = FieldNames("body.model", "body.metadata.webhook_url")
-"""A line of an OpenAI Batch."""
+"""The names in a line of an OpenAI Batch."""
 
 
 def check_job(settings: TenantSettings, job: Job, names: FieldNames = OF_A_JOB) -> tuple[Problem, ...]:

@@ -21,8 +21,8 @@ class ClientCertificates:
     def principal(self, der: bytes) -> Principal | None:
         """Return the principal of a certificate (DER), or None for one that names no tenant.
 
-        A certificate without scopes, such as another authority's, gets the scopes of a new API key. Raises
-        CredentialRefused for a certificate that expired or was revoked while its connection was open.
+        A certificate without scopes, such as one of an authority that is not Postback's, gets the scopes of a new API
+        key. Raises CredentialRefused for a certificate that expired or was revoked while its connection was open.
         """
         try:
             peer = _read(der)

@@ -12,7 +12,7 @@ class CredentialRefused(Exception):  # noqa: N818 - named after the refusal
 
 
 class Scope(StrEnum):
-    """A permission of a credential. `admin` includes all others; it also reaches the endpoints of every tenant."""
+    """A permission of a credential. `admin` includes all other scopes, and reaches the endpoints of every tenant."""
 
     SUBMIT = "submit"
     """Submit jobs, upload files, create batches."""

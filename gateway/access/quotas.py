@@ -3,7 +3,7 @@
 Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
 and each batch keeps its own reservation in its row, so that a repeated
 result gives nothing back twice.
-Only tenants with a quota reserve anything: others cost no write.
+Only tenants with a quota reserve work: requests of other tenants cost no write for it.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class RateWindows:
 
 
 class Rates:
-    """Counts requests. Counts in memory, each gateway for itself, while there is no Redis or Redis does not answer."""
+    """Counts requests. Each gateway counts for itself in memory without Redis, and while Redis does not answer."""
 
     def __init__(self, redis_url: str | None, clock: Clock) -> None:
         self._memory = RateWindows(clock)

@@ -42,7 +42,7 @@ _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 BatchRow = Row[Any]
 OnEnded = Callable[[Connection, BatchRow], None]
-"""A function that is called with a batch's last row, in the transaction that ends the batch."""
+"""A function that is called with an ended batch's row, in the transaction that ends the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int,
 
 
 def step(connection: Connection, identifier: str, status: str, following: str, **values: Any) -> bool:
-    """Change the status if it is still `status`, and let other processes claim the batch. False if it is not."""
+    """Change the status if it is still `status`, and let other processes claim the batch. False if it has changed."""
     changed = batches.update().where(batches.c.id == identifier, batches.c.status == status)
     return connection.execute(changed.values(status=following, claimed_until=0, **values)).rowcount == 1
 

@@ -30,7 +30,9 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""The most requests that may wait behind the running one. Once so many wait, the connection ends after them."""
+"""The most requests that may wait behind the running one. Once so many wait, later input is ignored, and the
+connection ends after their answers.
+"""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024

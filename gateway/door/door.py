@@ -40,7 +40,7 @@ its client certificate with requests from any site's page, as it sends cookies (
 
 
 def nothing() -> None:
-    """Do nothing: the clerk of another process finds changed batches by itself."""
+    """Do nothing. Without a clerk in this process, the clerk of another process finds changed batches by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ _HEARTBEAT = b": heartbeat\n\n"
 
 
 class EventStream:
-    """A response that ends with its client, or with the server. `ended` is called at the end of the stream."""
+    """A response that ends when its client leaves or the server stops. `ended` is called at the end of the stream."""
 
     def __init__(self, door: Door, tenant: str, after: int, types: Sequence[str], ended: Callable[[], None]) -> None:
         self._door = door

@@ -18,7 +18,7 @@ class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
 
 
 class FleetModels:
-    """Asks in a thread, once for all requests that wait. While Kafka is away, the last answer is valid for a while."""
+    """Asks Kafka in a thread, once for waiting requests. While Kafka is away, its last answer counts for a while."""
 
     def __init__(self, ask: Ask, clock: Clock) -> None:
         self._ask = ask

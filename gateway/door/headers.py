@@ -16,5 +16,5 @@ SECURITY: tuple[tuple[bytes, bytes], ...] = (
 
 
 def new_request_id() -> str:
-    """Return an id for a request. A client's own `x-request-id` is never taken: it could forge another's log lines."""
+    """Return an id for a request. A client's `x-request-id` is never taken: it could forge log lines of others."""
     return f"req_{secrets.token_hex(12)}"

@@ -34,8 +34,8 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Time for the responses of requests that were cancelled at the stop."""
 _SHUTDOWN_SECONDS = 3600.0
-"""Longest time for the end of TLS. uvloop counts it from the close, even while bytes are sent, so it is an hour. The
-connection itself ends slow peers.
+"""Longest time for the end of TLS. uvloop counts this time from the close, even while bytes are still sent, so it is an
+hour. `DoorConnection` ends the connections of slow peers much sooner.
 """
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1

@@ -1,4 +1,4 @@
-"""An answer's text in pieces, so that a page can mark the places that rest on sources."""
+"""An answer's text in pieces, so that a page can mark the text that rests on sources."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pieces(result: Result) -> Iterator[Piece]:
 
 
 def _edges(citations: Sequence[Citation], length: int) -> tuple[dict[int, list[Citation]], dict[int, list[Citation]]]:
-    """Return the citations by their first and by their last place within the text; leave empty places out."""
+    """Return the citations by the start and by the end of their cited places; leave out citations of no text."""
     begins: dict[int, list[Citation]] = {}
     ends: dict[int, list[Citation]] = {}
     for each in citations:

@@ -19,7 +19,7 @@ log = get_logger()
 
 
 class KafkaSearches:
-    """The searches of all pages of one process."""
+    """Runs the searches of all pages of one process, at most _AT_ONCE at a time."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -33,7 +33,7 @@ class KafkaSearches:
                 return await asyncio.to_thread(search)
             except RequestRefused as error:
                 raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
-            except ProducerError as error:  # its text names Kafka's address and settings: only for the log
+            except ProducerError as error:  # its text names Kafka's address and settings, so only the log gets it
                 log.warning(
                     "A page could not read Kafka; the visitor is told to try again.",
                     action="page-search-failed",

@@ -38,7 +38,7 @@ class _Prepared:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite database; None for one in memory, and for another database."""
+    """Return the file of an SQLite database; None for one in memory, and for PostgreSQL."""
     parts = make_url(url)
     in_a_file = parts.get_backend_name() == "sqlite" and parts.database not in (None, "", ":memory:")
     return Path(str(parts.database)) if in_a_file else None

@@ -29,7 +29,7 @@ _POSTGRES = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    # A gateway that is stopped in its transaction must not hold the others' lock for ever.
+    # Otherwise a gateway that hangs in a write transaction would keep the lock, and block all other gateways for ever.
     "options": "-c idle_in_transaction_session_timeout=10s -c lock_timeout=20s -c statement_timeout=120s",
 }
 

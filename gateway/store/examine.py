@@ -26,7 +26,7 @@ class StoreState:
 
 
 def examine_store(url: str) -> StoreState:
-    """Return a store's schema, and change nothing. Raises StoreAway, also for a missing SQLite file's folder."""
+    """Return a store's schema, and change nothing. Raises StoreAway, also if an SQLite file's folder is missing."""
     engine = open_engine(url)
     try:
         if engine.dialect.name == "sqlite":

@@ -1,4 +1,4 @@
-"""Keeps this process from adding to the outbox: until its next number is known to be unused, and while it is full."""
+"""Keeps this process from adding to the outbox until the next row's number is known, and while the outbox is full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTION = "postback_hold"
 
 @dataclass(slots=True)
 class Hold:
-    """The reasons for a hold, as phrases; None if there is none."""
+    """The reasons why this process may not add to the outbox, as phrases; None for a reason that does not apply."""
 
     unknown: str | None = None
     """The reason for which no record may enter the outbox."""

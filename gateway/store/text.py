@@ -34,11 +34,11 @@ class Name(TypeDecorator[str]):
         self._most = length
 
     def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
-        """Return the value for a statement."""
+        """Return the value as a statement takes it: storable, and cut to the length."""
         return None if value is None else storable(value)[: self._most]
 
 
 def to_json(value: Any) -> str:
-    """Return compact JSON in which both databases find every member."""
+    """Return compact JSON without NULs and lone surrogates, which the databases cannot store or search."""
     text = storable(_ENCODER.encode(value))
     return text.replace("\\u0000", _REPLACEMENT)

@@ -17,7 +17,7 @@ class TopicPlace(NamedTuple):
 
     topic: str
     topic_id: str
-    """The topic's UUID: a topic that was deleted and created again has another one, and is read from its beginning."""
+    """The topic's UUID: a topic that was deleted and created again has a new UUID, and is read from its beginning."""
     partition: int
 
 

@@ -74,7 +74,7 @@ def _begin(results_since: int, attempts_since: int, connection: Connection) -> d
 
 
 def _read(store: Store, reader: TopicReader, ends: dict[TopicPlace, int], results: str) -> int:
-    """Write all records below the ends."""
+    """Write all records below the offsets in `ends`, and return their number."""
     by_partition = {(place.topic, place.partition): place for place in ends}
     reader.begin(dict.fromkeys(ends, 0))
     left, count = set(ends), 0

@@ -12,7 +12,7 @@ from workers.delivery.post import Poster, PostOutcome
 
 
 class Sending:
-    """The keys of webhook endpoints, and a poster behind the egress guard."""
+    """Derives the secrets of webhook endpoints from the keyring, and sends test events through the egress guard."""
 
     def __init__(self, keyring: Keyring, poster: Poster, clock: Clock) -> None:
         self._keyring = keyring
@@ -26,7 +26,7 @@ class Sending:
         return self._keyring.endpoint_secret(row.tenant, row.id, row.secret_version, now)
 
     async def test(self, row: EndpointRow, kind: str) -> PostOutcome:
-        """POST a sample event of this type, signed as a real one. Raises Exhausted."""
+        """POST a sample event of this type, signed as a real event is. Raises Exhausted."""
         now = self._clock.time()
         sample = f"{kind.split('.')[0]}_test_{secrets.token_hex(8)}"
         event = object_event(row.tenant, kind, sample, sample, int(now * 1000))

@@ -79,7 +79,7 @@ class Exporter:
             except ProducerError as error:
                 self._fail(str(error))
             except Exception as error:
-                # An exporter that ends tells an autoscaler nothing, so it goes on after any error.
+                # An exporter that ends tells an autoscaler nothing, so the loop goes on after any error.
                 log.exception("A reading of Kafka raised; reading again.", action="exporter-reading-raised")
                 self._fail(f"The reading raised {type(error).__name__}; see the log.")
             stop.wait(self._settings.interval_seconds)
@@ -140,7 +140,7 @@ class Exporter:
         return Readiness()
 
     def backlog(self, _: str) -> HealthPage:
-        """Return the page `/backlog`. Stale figures have status 503, so that an autoscaler keeps the replicas."""
+        """Return the page `/backlog`. Stale figures have status 503, so that an autoscaler keeps its replicas."""
         readiness, figures = self.readiness(), self._figures
         said = figures.document(stale=not readiness.ready) if figures is not None else {"stale": True}
         body = json.dumps({**said, "reasons": list(readiness.reasons)}).encode() + b"\n"

@@ -47,7 +47,7 @@ class OpenJobs:
                 setattr(self, name, array("q", (column[index] for index in kept)))
 
     def add(self, record: Stored) -> None:
-        """Take in the next record, a valid job or not, unless it is done."""
+        """Take in the next record, a valid job or not; skip a record that is done."""
         offset = record.place.offset
         if offset < self.position:
             return

@@ -41,7 +41,7 @@ class WaitingJobs:
     passed.
     """
     unread: int = 0
-    """Further jobs, which arrived after the known ones."""
+    """Number of further jobs, which arrived after the known ones."""
 
     @property
     def jobs(self) -> int:
@@ -85,7 +85,7 @@ class Hysteresis:
     def __init__(self, down_seconds: float) -> None:
         self._down_seconds = down_seconds
         self._peaks: deque[tuple[float, int]] = deque()
-        """Times and numbers of the window; each number is above all later ones."""
+        """Times and numbers of the last `down_seconds`, only those numbers that are above all later numbers."""
 
     def follow(self, at: float, number: int) -> int:
         """Return the highest number of the last `down_seconds`, including `number`. Times never run backwards."""

@@ -142,7 +142,7 @@ def _job_id(request: Request) -> str:
 
 
 def _kept(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the members of the body that are stored, with a note about those that have no effect."""
+    """Return the members of the body that are stored, with a note about members that have no effect."""
     kept, note = kept_members(body), ignored_members(RESPONSES, dict(body))
     return {**kept, NOTES: [note]} if kept is not None and note is not None else kept
 
