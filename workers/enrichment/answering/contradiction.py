@@ -109,9 +109,10 @@ class Source:
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
     def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
-        """Return the clauses that share most words besides the subject, if they share twice as many as `nearest` do.
+        """Return the clauses that share most words besides the subject.
 
-        A clause with another subject, or with "it", may still deny the sentence.
+        Such a clause must share at least twice as many of these words as the clauses in `nearest`. A clause
+        with another subject, or with "it", may still deny the sentence.
         """
         rest = said.content.difference(_subject(said))
         shared = Counter(at for word in rest for at in self._holding.get(word, ()))

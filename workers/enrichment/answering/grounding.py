@@ -137,7 +137,7 @@ def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
 
 
 def _without_markers(text: str, sources: int) -> str:
-    """Drop citation marks such as footnotes; write an index or interval that looks like one in round brackets."""
+    """Drop citation marks such as footnotes; put an index or interval that looks like a citation in round brackets."""
     kept: list[str] = []
     position, dropped = 0, -1
     for found in _MARKER.finditer(text):

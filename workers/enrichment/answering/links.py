@@ -92,7 +92,7 @@ class _Given:
 
     @cached_property
     def _lengths(self) -> tuple[list[int], list[int]]:
-        """For each given URL, the length of the part that the pattern `URL` finds, ascending, and the whole length.
+        """The lengths of the parts of given URLs that the pattern `URL` finds, ascending, and the whole URLs' lengths.
 
         The two lengths differ if a source's URL has characters at which the pattern stops.
         """
@@ -149,7 +149,7 @@ class _Given:
         return "".join([*kept, text[position:]])
 
     def _end_of_given(self, text: str, start: int, most: int) -> int | None:
-        """Return the end of the given URL that begins at `start`, with closing marks; None if none begins there.
+        """Return the end of the given URL at `start`, with closing marks; None if no given URL begins there.
 
         `most` is the end of the URL that the pattern `URL` found at `start`.
         """
@@ -225,7 +225,7 @@ def _ends(text: str, position: int) -> bool:
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """True if the URL is the text of a Markdown link: programs do not look for URLs there."""
+    """True if the URL is the text of a Markdown link: programs do not look for URLs in such a text."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 

@@ -1,7 +1,7 @@
 """Finds the words of a source on which a sentence rests. Pure.
 
 A quote names its place by the words before and after it, as a TextQuoteSelector does (W3C, "Web Annotation Data Model",
-section 4.2.4). An offset would hold only for one version of the page and of this program.
+section 4.2.4). An offset would be right only for one version of the page and of this program.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class RedisLevel:
             timeout=settings.answer_seconds,
             socket_timeout=settings.answer_seconds,
             socket_connect_timeout=settings.answer_seconds,
-            retry=Retry(NoBackoff(), 1),  # a pooled connection is broken after a restart of the server
+            retry=Retry(NoBackoff(), 1),  # one retry, since a restart of Redis breaks the pooled connections
         )
         self._redis: Redis = Redis.from_pool(self._pool)
 

@@ -1,7 +1,9 @@
 """The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
 The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
-be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
+be loaded, the first answer is `refused` with the reason; else the answer lists the fences that this kernel lacks
+(`missing`).
+
 A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
 or `failed`.
 
@@ -29,7 +31,7 @@ from cachetools import LRUCache
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
 
-if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports its absence
+if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missing numpy
     import numpy as np
     from numpy.typing import NDArray
 

@@ -51,7 +51,7 @@ _ROW_CHARS = 50
 """A line that is shorter than this, and is not the last one, is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
-"""Question words: they are rare in answers, so BM25 would weigh them too much. "WHO" is not matched."""
+"""Question words: they are rare in answers, so BM25 would weigh them too much. "WHO", a name, is not matched."""
 _STEMMER = Stemmer.Stemmer("english")
 
 

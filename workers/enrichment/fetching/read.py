@@ -119,7 +119,7 @@ class Reader:
     async def extracted(self, page: Page, asker: Asker, deadline: Deadline) -> dict[str, Any]:
         """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable.
 
-        With OCR, pictures of text are read too; `unfinished` marks an answer without the text of all of them.
+        With OCR, pictures of text are read too; `unfinished` marks an answer without the text of all pictures.
         """
         recognition = self._pool.recognition
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}

@@ -39,7 +39,7 @@ def main_lines(page: str, visible: str) -> str:
         etree.strip_attributes(tree, *_SPANS)
         # "Recall" takes two thirds of the usual mode's time, since the usual mode extracts short texts twice.
         found = trafilatura.extract(tree, include_comments=False, favor_recall=True)
-    except Exception:  # a defect of lxml or trafilatura, or too little memory; the page still has another main text
+    except Exception:  # a defect of lxml or trafilatura, or too little memory; resiliparse's main text is used
         return ""
     return _lines_in(visible, found) if found else ""
 

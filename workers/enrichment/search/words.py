@@ -119,7 +119,7 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
         if _WORD.search(_LABEL.sub("", part[at])):
             return part, at
         if at + 1 < len(part):
-            return part, at + 1  # the label has a line of its own
+            return part, at + 1  # the label has a line of its own; the question is the next line
     return None
 
 
