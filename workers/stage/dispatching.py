@@ -84,7 +84,7 @@ class Dispatching:
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records that must wait in the later place to `Sharing.defer`, unless it still works on earlier ones."""
+        """Pass records that must wait in the later place to `Sharing.defer`, unless it still defers earlier records."""
         surplus = [] if self.is_deferring else self.window.surplus(MOST_DEFERRED)
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())
@@ -107,7 +107,7 @@ class Dispatching:
         self.isolation.end_first_window(partition)
 
     def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:
-        """Note records that were running in a crash. `dispatch` suspects them."""
+        """Note records that were running when their engine died, so that `dispatch` suspects them."""
         self._casualties += casualties
 
     def dispatch(self, waiting: int) -> int:
@@ -168,9 +168,9 @@ class Dispatching:
     def _free(self, waiting: int) -> int:
         """Return how many further records the handler may have at once.
 
-        If more than one window of handled records waits to be settled, each record beyond the window takes a place. So
-        while transactions fail, the stage soon stops beginning records: their outputs would be in memory only, and lost
-        with the process.
+        If more handled records wait to be settled than the window has places, each record above that number takes a
+        place. So while transactions fail, the stage soon stops beginning records: their outputs would be in memory
+        only, and lost with the process.
         """
         records = self.window.limits.records
         return records - self._held.load.running - max(0, waiting - records)
@@ -231,5 +231,5 @@ class Dispatching:
 
 
 def _may_begin(partition: Partition, records: Sequence[Record], most: int) -> int:
-    """Return how many of the first `most` records may run now, leaving due times aside."""
+    """Return how many of the first `most` records may run now. Records of a stage with a `Sharing` have no due time."""
     return partition.horizon.allowed(records, most) if partition.dispatchable else 0

@@ -80,7 +80,7 @@ class Fetching:
         now, reached = self._clock.monotonic(), []
         for partition, offset in ends:
             if partition.phase is not Phase.OPEN or partition.rewind_to is not None:
-                continue  # offsets missing before this end are no gap: their records are fetched again
+                continue  # no gap: records missing before this end are fetched again
             if partition.ledger.fits(offset):
                 if offset > partition.ledger.next_offset:
                     self._watch.gap(partition, offset)
@@ -146,7 +146,7 @@ class Fetching:
         """
         if offset <= partition.ledger.next_offset:
             return True
-        for cached in (True, False):  # a successful fetch also returns the partition's end; otherwise ask the broker
+        for cached in (True, False):  # first the end that the last fetch brought, then the broker's
             marks = self._intake.watermarks(partition.id, cached=cached)
             if marks is not None and offset < marks[1]:
                 return True

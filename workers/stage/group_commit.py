@@ -5,8 +5,8 @@ one: a wait of a small part of these seconds adds little latency, and saves most
 not wait, unless `group_commit_seconds` sets a least wait, for outputs that no reader waits for.
 
 Composing a transaction holds the interpreter lock for a millisecond or two. The event loop needs less time to begin a
-few records, so these go first: after a round that handed over a few records, the transaction waits for one more round,
-once.
+few records, so the records go first: after a round that handed over a few records, the transaction waits for one more
+round, once.
 
 Lingering records wait longer, to share a transaction with other lingering records. Each transaction with a lingering
 record writes to one more topic and leaves an end marker there. Each marker costs readers of that topic a fetch before
@@ -20,18 +20,19 @@ from workers.stage.runner import Handled
 SHARE = 0.02
 """The wait, as a fraction of the handling time."""
 MOST_SECONDS = 0.025
-"""The longest wait."""
+"""The longest wait that follows from handling times."""
 _WEIGHT = 0.05
 """The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
 """The most new records for which a transaction waits a round.
 
-With more records, the wait would save each of them little.
+The more records there are, the less time the wait saves each of them.
 """
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100
 LINGER_BYTES = 4 * 1024 * 1024
-"""A quarter of the smallest window. Lingering records must not fill the window, since a full window stops fetching."""
+"""A quarter of the bytes of the smallest window. Lingering records must not fill the window, since a full window stops
+fetching."""
 
 
 class GroupCommit:

@@ -110,7 +110,7 @@ class Held:
             self.load.let_go(partition, record)
 
     def drop(self, partition: Partition, *, suspected: bool) -> None:
-        """Stop holding a partition. `suspected` means that its next records may have killed a worker."""
+        """Stop holding a partition. `suspected` means that the partition's next records may have killed a worker."""
         if not suspected:
             self._left[partition.id] = partition
         self.load.forget(partition)

@@ -36,7 +36,7 @@ class Horizon:
         self._limit: int | None = None
         """Only records below this offset may begin. The value is None before the first commit."""
         self.held_back = False
-        """True if a record that could begin waits for the next commit."""
+        """True if only the limit keeps a record from beginning, so that a commit is needed."""
 
     def allowed(self, records: Sequence[Record], most: int) -> int:
         """Return how many of the first `most` records may begin now. `records` are in the order of their offsets."""

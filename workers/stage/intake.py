@@ -117,9 +117,9 @@ class GroupIntake:
         self._on_error = on_error
         self._consumer = make_consumer(
             {
-                "fetch.wait.max.ms": 100,  # a resumed partition waits for the present fetch
-                "fetch.queue.backoff.ms": 2,  # how long the next fetch is delayed once enough records are prefetched
-                "queued.min.messages": prefetch_records,  # all partitions share one queue
+                "fetch.wait.max.ms": 100,  # short: a resumed partition waits until the present fetch ends
+                "fetch.queue.backoff.ms": 2,  # the pause between fetches while enough records are prefetched
+                "queued.min.messages": prefetch_records,  # for all partitions together, which share one queue
                 "queued.max.messages.kbytes": 16_384,
                 **config,
                 "group.id": group,
@@ -199,7 +199,7 @@ class GroupIntake:
             if resume:
                 self._consumer.resume([TopicPartition(topic, number) for topic, number, _ in resume])
         except KafkaException:
-            return False  # the client cannot seek while it sets up a fetch
+            return False  # the client is still setting up a fetch, and cannot seek yet
         return True
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:

@@ -59,7 +59,8 @@ class Isolation:
 
     def __init__(self) -> None:
         self._narrow: deque[tuple[Partition, Record]] = deque()
-        """Suspects that were running in a crash. One cohort of these runs at a time, and nothing else."""
+        """Suspects that were running in a crash. Their cohorts run one at a time, and no other record runs
+        meanwhile."""
         self._wide: dict[Partition, deque[Record]] = {}
         """The first windows of partitions that were left open. Cohorts of first windows run beside all other records.
 
@@ -194,7 +195,7 @@ class Isolation:
         if self._last and self._healthy and not self.exclusive:
             self._try_last()
         if self.cohorts and self.exclusive:
-            return None  # nothing runs beside suspects that were running in a crash, not even other suspects
+            return None  # suspects that were running in a crash run with no other record
         narrow = bool(self._narrow)
         members = self._draw_narrow() if narrow else self._draw_wide(room)
         if not members:
@@ -324,5 +325,5 @@ def _counts(attempts: int, *, healthy: bool) -> bool:
 
 
 def _has_room(partition: Partition, attempts: int) -> bool:
-    """Return whether the partition's commits have room for one more attempt of a record with `attempts`."""
+    """Return whether the partition's commits have room for one more attempt of a record that has `attempts` so far."""
     return attempts > 0 or sum(suspect.attempts > 0 for suspect in partition.suspects.values()) < MAX_ATTEMPTED

@@ -114,7 +114,7 @@ class Ledger:
         if offset <= self.next_offset:
             return
         if self._base == self.next_offset:
-            self._move(offset, self._done >> (offset - self._base))  # nothing below is undone: a gap of any width fits
+            self._move(offset, self._done >> (offset - self._base))  # no hole: base may pass a gap of any width
         else:
             skipped = (1 << (offset - self.next_offset)) - 1
             self._move(self._base, self._done | skipped << (self.next_offset - self._base))
@@ -153,13 +153,13 @@ class Ledger:
 
     @property
     def _width(self) -> int:
-        """The span's width, or the bitmap's if the last owner had seen more offsets."""
+        """The span's width, or the bitmap's width if the last owner had seen more offsets."""
         return max(self.span, self._done.bit_length())
 
     def _move(self, base: int, done: int) -> None:
         """Set base and bitmap. Base may pass every seen offset, since an earlier owner may have done more."""
         self._base, self._done = _advance(base, done)
-        self._done_count = self._done.bit_count()  # stored, since `fits` may need the count for every record
+        self._done_count = self._done.bit_count()  # stored: `fits` may need it for every record
         self.next_offset = max(self.next_offset, self._base)
 
 

@@ -26,7 +26,7 @@ quick records make room sooner than a resumed partition delivers."""
 SLOW_SECONDS = 2.0
 """A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
 STILL_SECONDS = 10.0
-"""A lot that neither gives out nor holds back a record for this time does not count as slow: the engine is away."""
+"""A lot that neither gives out nor holds back a record for this time is not slow: the engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon.
@@ -40,7 +40,7 @@ MOST_FORMER = 10_000
 
 
 class Lot:
-    """The parked records of the first places or of the later place, bounded in records and bytes with hysteresis.
+    """The parked records of one place, bounded in records and bytes with hysteresis.
 
     If several parties wait, the lot overflows instead of becoming full: see `surplus`.
     """
@@ -74,7 +74,7 @@ class Lot:
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
         """Partitions whose records are put off; True if the partition's first record is due soon. `parked` and `bytes`
-        exclude put-off records, since these would leave no room for other records until they are due."""
+        exclude put-off records, since put-off records would leave no room for other records until they are due."""
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
@@ -172,7 +172,7 @@ class Lot:
         return drawn
 
     def held_back(self) -> None:
-        """Note that the handler had room for a record that may not begin yet: so the engine is not away."""
+        """Note that the handler had room for a record that may not begin yet. So the engine is not away."""
         self._holds_back = True
 
     def correct(self, party: Party, cost: float) -> None:
@@ -247,7 +247,7 @@ class Lot:
         return found
 
     def _heaviest_put_off(self) -> Partition | None:
-        """Return the heaviest put-off partition that is not due soon, or else the heaviest above an equal share.
+        """Return the heaviest put-off partition that is not due soon, or else the heaviest that exceeds an equal share.
 
         Partitions with only one record do not count. Returns None if no partition is left.
         """

@@ -166,7 +166,7 @@ class Partition:
         """Mark these offsets as done: Kafka has committed `committed`, the value of `progress(offsets)`."""
         self.open_committed = committed.open
         self.ledger.settle(offsets)
-        # The client may have delivered a new gap during the commit.
+        # A gap that the client delivered during the commit still needs a commit.
         self.ledger.gaps_unsettled = not committed.includes(self.ledger.progress)
         self.confirmed = committed
         self.horizon.committed(committed.limit)
@@ -220,4 +220,4 @@ class Partition:
         if self.rewind_to is not None:
             self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
-        self.last_seen = now  # the silence during a pause does not count
+        self.last_seen = now  # a pause is no silence, so that no seek follows

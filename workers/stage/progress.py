@@ -15,8 +15,8 @@ versions 1 and 2; their progress counts for the present topic. Earlier releases 
 `begun`.
 
 A hole is an offset that is not done. While a wide span has few holes, an owner can go on with the records after a slow
-one. The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest. So
-the code takes at most six bits for each hole and one bit for each 32 offsets, for any distribution of the holes.
+record. The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest.
+So the code takes at most six bits for each hole and one bit for each 32 offsets, for any distribution of the holes.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Progress:
     def includes(self, earlier: Progress) -> bool:
         """Return whether every offset that is done in `earlier` is also done in this progress."""
         if earlier.base > self.base:
-            return False  # `self.base` is not done here, but in `earlier`
+            return False  # offset `self.base` is done in `earlier`, but not here
         return not earlier.done >> (self.base - earlier.base) & ~self.done
 
     def given_back(self) -> Progress:

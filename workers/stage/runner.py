@@ -21,8 +21,8 @@ AT_A_TIME_SECONDS = 0.001
 """The time for which records run, or are deferred, one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
 """The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
-so another stage's records get four times as much of the loop. A callback takes only one and a half milliseconds in all,
-so another millisecond in the queue would delay it much."""
+so the records of an unpaced stage get four times as much of the loop. A callback takes only one and a half milliseconds
+in all, so one more millisecond in the queue would delay a callback much."""
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Runner:
         """The number of surplus records that are deferred or were cancelled. The Kafka thread reads this too."""
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
-        """Keeps the newest task alive until it has begun: the loop keeps no reference."""
+        """Keeps the newest task alive until it has begun: the event loop holds only a weak reference to a task."""
         self._tasks: dict[Partition, dict[int, asyncio.Task[None] | None]] = defaultdict(dict)
         """Records whose handlers have begun, by offset."""
 
@@ -130,7 +130,7 @@ class Runner:
                 task.cancel()
 
     def _defer_some(self) -> None:
-        """Defer records for a while, and the rest after the loop's other tasks: handling goes before deferring."""
+        """Defer records for a while, and the rest after the loop's other tasks, so that handling goes first."""
         began = time.perf_counter()
         while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
             partition, record, since = self._surplus.popleft()

@@ -27,9 +27,9 @@ so it never commits a dead predecessor's leftovers. A topic without a leader is 
 only batches with outputs for this topic wait.
 
 A sweep may roll back records that Kafka had confirmed to this process; REREADING notices this by the offsets. REREADING
-does not notice rolled-back outputs whose offsets stay committed. This would take a coordinator that writes the marker
-for the offsets and skips the marker for the outputs. A single broker does not do this, and with three copies it cannot
-happen.
+does not notice rolled-back outputs whose offsets stay committed. For such a rollback, a coordinator must write the
+marker for the offsets and skip the marker for the outputs. A single broker does not do this, and with three copies of
+each partition it cannot happen.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ log = get_logger()
 class Stage:
     """One thread owns Kafka, and one event loop runs the handler. Two queues connect this thread with the event loop.
 
-    The stage runs the rounds and handles rebalances. The state has four parts, and each part knows only earlier ones:
-    `held` (partitions and their load), `fetching`, `dispatching` (window and suspects), `transactions` (complete
-    records). A process calls `run` and `stop`; a test calls the steps of a round one by one.
+    The stage runs the rounds and handles rebalances. The state has four parts, and each part knows only the parts
+    before it: `held` (partitions and their load), `fetching`, `dispatching` (window and suspects), `transactions`
+    (complete records). A process calls `run` and `stop`; a test calls the steps of a round one by one.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Stage:
     def drain(self) -> None:
         """Drain and release all partitions after `stop`.
 
-        The time limit counts from the call of `stop`, not from now: a drain for a rebalance may have come between.
+        The time limit counts from the call of `stop`, not from now: a drain for a rebalance may have come in between.
         """
         assert self.stopping is not None, "stop() comes first"  # noqa: S101 - an invariant, not a check of input
         self._give_away(list(self.held.partitions.values()), self.stopping)
@@ -287,7 +287,7 @@ class Stage:
 
 def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
     if ended.done():
-        return  # the caller of run() was cancelled
+        return  # the caller of run() was cancelled, and waits no more
     if error is None:
         ended.set_result(None)
     else:

@@ -67,7 +67,7 @@ class Transactions:
 
     @property
     def handled(self) -> int:
-        """The number of handled records that wait to be settled. Deferred records were never handled."""
+        """The number of records that the handler has handled, not deferred, and that wait to be settled."""
         return sum([not completion.deferred for completion in self.pending])
 
     def collect(self) -> list[tuple[Partition, Record]]:
@@ -81,7 +81,7 @@ class Transactions:
                 break
             partition = completion.partition
             if not partition.owned:
-                continue  # a late completion of an assignment that has ended
+                continue  # late: the assignment has ended, so the outputs are dropped
             if not completion.deferred:
                 ended += 1
                 self._held.load.end(partition, completion.record)

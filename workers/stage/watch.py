@@ -108,7 +108,7 @@ class Watch:
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
         due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
-        if due or not self._contact.member:  # readiness must turn true before the first job is answered
+        if due or not self._contact.member:  # each round until joined: readiness must not lag
             self._contact = self._intake.contact()
         if not due:
             return

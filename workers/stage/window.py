@@ -18,7 +18,8 @@ NARROW = MAX_BITMAP * 3 // 4
 """In offsets. A span below this may have any number of holes."""
 SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
 HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
-"""Bounds on a span above NARROW and on its holes: fetching pauses at a high bound, and resumes below low bounds.
+"""Bounds on a span above NARROW and on its holes: fetching pauses at either high bound, and resumes below both low
+bounds.
 
 Records beyond the bounds of a commit are fetched again, which is slow but does no harm."""
 LEAST_PARKED = 512
@@ -39,7 +40,7 @@ class Limits:
     records: int = 1024
     """The most running records. `max(records, LEAST_PARKED)` further records may be parked.
 
-    Each further place may park the same number of records.
+    Each further place of a `Sharing` may park the same number of records.
     """
     bytes: int = 256 * 1024 * 1024
     """The most bytes of the values of taken, unsettled records, without put-off records."""
@@ -69,7 +70,7 @@ class Window:
 
     @property
     def parked(self) -> int:
-        """The number of parked records that wait for a place, without put-off records."""
+        """The number of parked records, without put-off records."""
         return sum(lot.parked for lot in self._lots)
 
     def look(self, now: float) -> None:
@@ -81,8 +82,8 @@ class Window:
     def tight(self) -> bool:
         """True if the stage should skip fetching because a lot lacks room.
 
-        Fetching is skipped so briefly that no rebalance is missed. A first lot that gives way does not count: it
-        overflows, and fetching goes on. Other lots never overflow.
+        Fetching is skipped so briefly that no rebalance is missed. The first place's lot does not count while it gives
+        way: it overflows, and fetching goes on. Other lots never overflow.
         """
         return any(lot.tight and not self._overflows(lot) for lot in self._lots)
 
@@ -98,7 +99,7 @@ class Window:
     def batch(self) -> int:
         """The number of records to fetch in a round; at least one, since fetching also brings rebalances.
 
-        With several places, the number is always MOST_AT_ONCE, since the first lot may overflow.
+        With several places, the number is always MOST_AT_ONCE, since the first place's lot may overflow.
         """
         if len(self._lots) > 1:
             return MOST_AT_ONCE
@@ -117,7 +118,7 @@ class Window:
         self._lot_of(partition).correct(party, cost)
 
     def draw(self, room: int, ready: Ready) -> list[Parked]:
-        """Remove and return up to `room` ready records: the later place's share, then place by place."""
+        """Remove and return up to `room` ready records: the later place's share, then each place in order."""
         drawn = self._later_due(room, ready)
         for place, lot in enumerate(self._lots):
             if place != Place.SPARE or not any(other.parked for other in self._lots[: Place.SPARE]):

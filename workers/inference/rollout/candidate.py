@@ -111,7 +111,7 @@ class ShadowHandler:
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """Return a comparison with a failed candidate.
 
-        The sample killed its worker, or the handler has a defect.
+        The stage calls this if the sample killed its worker, or if the handler has a defect.
         """
         try:
             sample = read_sample(record.value)

@@ -20,7 +20,7 @@ class Rollouts:
         self._registry = registry
         self._table = RolloutTable()
         self._unknown: set[str] = set()
-        """Candidates that were logged as unknown."""
+        """Candidates that were logged as unknown, so that each is logged once."""
         self.on_change: list[Callable[[Rollout], object]] = []
         """Called with each rollout that is new or has a new step."""
 
