@@ -1,1 +1,1 @@
-"""Measurements: each run compares the project with a bare loop or another setting. See docs/EVIDENCE.md."""
+"""Measurements of Postback, many of them beside a bare loop or with two values of a setting. See docs/EVIDENCE.md."""

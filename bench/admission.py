@@ -1,15 +1,15 @@
 """Compares the adaptive queue before an engine with fixed ones, in simulated time: `python -m bench.admission`.
 
 The engine is simulated: it has a number of places, and each request takes a place for a drawn time. The worker's own
-`EnginePace` looks at the engine and decides how many jobs to hand over. The looks are 5 to 50 ms apart, like the rounds
-of the stage. A job arrives at the engine some milliseconds after the look that handed it over.
+`EnginePace` looks at the engine every 5 to 50 ms, as in the rounds of the stage, and decides how many jobs to hand
+over. The engine gets a job some milliseconds after `EnginePace` has handed the job over.
 
-The last two engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
-learns from the counts how many requests run at once. One engine's KV cache holds fewer than `max_num_seqs`; another
-engine has several data-parallel ranks, each with `max_num_seqs`.
+Some engines run in steps, as vLLM does, and count their requests after each step. The worker's own `Places`
+learns from the counts how many requests run at once. In two of these engines, the KV cache holds fewer requests than
+`max_num_seqs`; the third has several data-parallel ranks, each with `max_num_seqs`.
 
 *Busy* is the share of places that are occupied while jobs are left. *Wait* is the time from a job's arrival in the
-engine's queue to its start: for this time, a newer and more urgent job would wait behind the job.
+engine's queue to its start: a more urgent job that arrives right behind the job would wait as long.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workers.inference.pace import EnginePace
 
 FIXED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FORMER = 256
-"""The former default length of the queue, which was fixed."""
+"""The queue's default length in earlier versions, in which it was fixed."""
 SECONDS = 300.0
 WARM_SECONDS = 60.0
 LOOK_SECONDS = (0.005, 0.05)
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(slots=True)
 class SimulatedEngine:
-    """Places, the ends of the requests in them, and the queue before them."""
+    """A simulated engine: its places, the end time of each request in a place, and the queue before the places."""
 
     places: int
     draw: Draw
@@ -96,8 +96,8 @@ class SimulatedEngine:
 class SteppingEngine:
     """Ranks of vLLM that start and end requests between two steps only, and `Places` that learns from their counts.
 
-    Each rank takes up to `max_num_seqs` requests, but its KV cache has room for only `held`. A new request goes to the
-    rank with the fewest requests.
+    Each rank takes up to `max_num_seqs` requests, but its KV cache has room for only `held` of them. A new request goes
+    to the rank with the fewest requests.
     """
 
     def __init__(self, ranks: int, max_num_seqs: int, held: int, draw: Draw, chance: random.Random) -> None:
@@ -108,7 +108,7 @@ class SteppingEngine:
         self._learnt = Places(None)
         self._learnt.loaded(max_num_seqs, range(ranks))
         self._left = [0] * ranks
-        """The requests that each rank's last step left waiting; vLLM counts later ones from the next step on."""
+        """Number of requests that each rank's last step left waiting; the next step counts newer requests."""
         self._count = 0
 
     @property
@@ -122,7 +122,7 @@ class SteppingEngine:
         return self._steps[0][0]
 
     def load(self) -> EngineLoad:
-        """Return the load as `VllmEngine.load` does: by its own count of requests, and the places learnt so far."""
+        """Return the load as `VllmEngine.load` does: from its count of open requests, and the places learnt so far."""
         running = min(self._count, self._learnt.number)
         return EngineLoad(running, waiting=self._count - running, free=self._learnt.number - running)
 
@@ -132,7 +132,7 @@ class SteppingEngine:
         min(self._ranks, key=lambda rank: rank.running + len(rank.queue)).queue.append(now)
 
     def happen(self, now: float) -> int:
-        """End one step of a rank: end requests, count, answer, and start requests. Return the number of answers."""
+        """End one step of a rank: end and count its requests, then start waiting ones. Return the number of answers."""
         number = self._steps[0][1]
         heapq.heapreplace(self._steps, (now + self._chance.uniform(*STEP_SECONDS), number))
         rank, answers = self._ranks[number], 0
@@ -170,7 +170,7 @@ ENGINES: dict[str, Callable[[random.Random], SimulatedEngine | SteppingEngine]] 
 
 
 class Simulation:
-    """One engine, its pace, and an endless supply of jobs, in simulated time. `fixed` None is the adaptive queue."""
+    """One engine, its pace, and an endless supply of jobs, in simulated time. With `fixed` None, the queue adapts."""
 
     def __init__(self, engine: str, fixed: int | None) -> None:
         self._chance = random.Random(7)
@@ -201,7 +201,7 @@ class Simulation:
             self._happen(now)
 
     def _happen(self, now: float) -> None:
-        """Let the engine do something, a job arrive, or the worker look at the engine."""
+        """Simulate the next event: an end in the engine, a job's arrival there, or the worker's look at the engine."""
         if self._engine.next_at <= now:
             for _ in range(self._engine.happen(now)):
                 self._pace.answered(0.0)

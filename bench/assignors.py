@@ -2,8 +2,8 @@
 
 Members of a KIP-848 group join and leave, one at a time. The group reads a worker's topics (two lanes) or a delivery
 process's (results and tiers). After each step, the bench compares each partition's owner with the owner before. A move
-is *needed* if the owner left, or if the newcomer would otherwise have less than its share. All other moves only cost
-a drain.
+is *needed* if the owner left, or if the newcomer would otherwise have less than its share. Any other move is useless,
+and costs a drain of the partition.
 
 *Largest part* is the largest part of one topic that a single member has, as a multiple of an equal part. At 2.0, one of
 two members has the whole topic, which matters if this topic is busy and another is empty.
@@ -71,7 +71,7 @@ class Members:
         self._joined += 1
 
     def leave(self) -> None:
-        """Close the member in the middle."""
+        """Close the member in the middle of the list."""
         names = sorted(self._consumers)
         self._consumers.pop(names[len(names) // 2]).close()
 

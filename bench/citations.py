@@ -1,7 +1,8 @@
 """Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.citations`.
 
-Each pair of the eight tables has a passage and a sentence that cites it. The real `cited` judges the sentence, with the
-passage as the only source. The bench uses no clock and no random numbers, so the results are equal on every machine.
+The eight tables `evaluation/support*.toml` hold pairs of a passage and a sentence that cites it. The real `cited`
+judges the sentence, with the passage as the only source. The bench uses no clock and no random numbers, so the results
+are equal on every machine.
 
 `--data FILE…` judges files of these public sets instead, which are not part of this project:
 

@@ -1,10 +1,10 @@
 """Signed callbacks against a bare aiohttp loop, and healthy endpoints beside sick ones: `python -m bench.delivery`.
 
-Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes its records. The bare loop is
-aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each callback
-shows the cost of the two signatures. The three sides run in this process in turn, a slice each, so that other load on
-the machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process that
-starts with a full topic, and fleets with sick endpoints.
+Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes the records of the attempt. The
+bare loop is aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each
+callback shows the cost of the two signatures. The three sides run in this process in turn, a slice each, so that other
+load on the machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process
+that starts with a full topic, and fleets with sick endpoints.
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--callbacks", type=int, default=1000, help="of each slice")
-    parser.add_argument("--slices", type=int, default=30, help="of each side")
+    parser.add_argument("--callbacks", type=int, default=1000, help="callbacks of each slice")
+    parser.add_argument("--slices", type=int, default=30, help="slices of each side")
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--queued", type=int, default=30_000, help="results that a whole process finds")
+    parser.add_argument("--queued", type=int, default=30_000, help="results that wait when a whole process starts")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--turn", type=float, default=10.1, help="seconds; a wait of 30 s takes three turns")
+    parser.add_argument("--turn", type=float, default=10.1, help="seconds of a turn; a wait of 30 s is three turns")
     parser.add_argument("--rounds", type=int, default=14, help="turns of each fleet in an outage; four are not counted")
-    parser.add_argument("--runs", type=int, default=5, help="of a whole process that finds results")
-    parser.add_argument("--outages", type=int, default=7, help="seven minutes each, and one to end")
+    parser.add_argument("--runs", type=int, default=5, help="runs of a whole process with queued results")
+    parser.add_argument("--outages", type=int, default=7, help="outages; each takes about seven minutes")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     options = parser.parse_args()
     if options.rounds < sick_endpoints.BEGINNING_ROUNDS + 2:
@@ -167,7 +167,7 @@ async def _bare(url: str, keyring: Keyring, *, signs: bool) -> AsyncIterator[Pos
 
 @asynccontextmanager
 async def _delivery(url: str, keyring: Keyring, options: argparse.Namespace) -> AsyncIterator[Post]:
-    """Yield the work of a delivery process on one result, without Kafka."""
+    """Yield a function that handles one result as a delivery process does, but without Kafka."""
     settings, metrics = DeliverySettings(destination_concurrency=options.in_flight), Metrics()
     handler = DeliveryHandler(Topics("b."), keyring, Poster(settings, LOOPBACK, CLOCK), CLOCK, metrics, settings)
     records = [_record(number, url) for number in range(options.callbacks)]

@@ -51,7 +51,7 @@ class Drawn:
 
 
 class DrawnJobs:
-    """Draws jobs. Callbacks that the guard lets pass go to the origin `receiver`; `pool` limits each field's values."""
+    """Draws jobs. Callbacks that the guard permits go to the origin `receiver`. Each field has up to `pool` values."""
 
     def __init__(self, receiver: str, pool: int, seed: int) -> None:
         self._receiver = receiver
@@ -64,9 +64,9 @@ class DrawnJobs:
         self._urls: list[str] = [url for url in self._pools["callback_url"] if url is not None]
         self._noise = _drawn(_JSON, pool, seed)
         self._kinds: list[Json] = document["oneOf"]
-        """The kinds of jobs. Each requires one member, the question, and fixes the values of others."""
+        """The kinds of jobs. Each kind requires one member as its question, and fixes the values of other members."""
         self._together = Draft202012Validator({name: document[name] for name in ("oneOf", "allOf")})
-        """The rules for members that go together. A drawn value fulfils the rules of its own member."""
+        """The rules for members that go together. A drawn value is valid by itself, but may break these rules."""
 
     def jobs(self, count: int) -> Iterator[Drawn]:
         """Yield jobs that the schema accepts."""
@@ -87,7 +87,7 @@ class DrawnJobs:
         while not self._together.is_valid(job):
             job = self._members()
         if self._rng.random() < 0.8:
-            job.pop("response_format", None)  # the schema does not state which of its fields go together
+            job.pop("response_format", None)  # seldom valid: the schema does not state which of its fields go together
         if self._rng.random() < 0.8:
             job.pop("model_id", None)  # a drawn name has no engine, so the job would only be rejected
             job.pop("adapter", None)
@@ -113,7 +113,7 @@ class DrawnJobs:
         return {question: choose([value for value in pools[question] if value is not None]), **job}
 
     def _url(self) -> str:
-        """Combine one drawn URL's scheme and authority with another one's rest: the schema accepts any combination."""
+        """Combine one drawn URL's scheme and authority with the rest of another: the schema accepts any combination."""
         one, other = self._rng.choice(self._urls), self._rng.choice(self._urls)
         url = str(_AUTHORITY.findall(one)[0]) + _AUTHORITY.sub("", other, count=1)
         return url[:2048]
@@ -181,7 +181,7 @@ _JSON: SearchStrategy[Any] = st.recursive(
 
 
 class _Shapes:
-    """Hypothesis strategies for the keywords of the published schema. Raises KeyError for other types."""
+    """Hypothesis strategies for the keywords of the published schema. Raises KeyError for a type that has none."""
 
     def __init__(self, definitions: Json) -> None:
         self._definitions = definitions

@@ -72,9 +72,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[1, 2], help="how many processes, one run after another"
+        "--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes, measured one after the other"
     )
-    parser.add_argument("--runs", type=int, default=2, help="runs of each")
+    parser.add_argument("--runs", type=int, default=2, help="runs with each number of processes")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 
@@ -117,8 +117,9 @@ def wait_until_finished(
 ) -> tuple[list[Sample], float]:
     """Wait for every job's result. Return the workers' samples and Kafka's CPU seconds when all jobs were settled.
 
-    The results decide, since a record may be settled without a result: a deferred job is settled into a later place.
-    Raises RuntimeError if no record is settled for STILL_SECONDS while results are missing.
+    The results decide, since a record may be settled without a result: a deferred job's record is settled when the job
+    is written again behind other jobs. Raises RuntimeError if no record is settled for STILL_SECONDS while results are
+    missing.
     """
     last: tuple[list[Sample], float] | None = None
     most, moved_at, answered = 0.0, time.monotonic(), 0
@@ -145,7 +146,7 @@ def answered_jobs(kafka: KafkaSettings) -> list[str]:
 
 
 def _done(sample: Sample) -> float:
-    """Return the number of answered jobs. Deferrals are subtracted, since a deferred job is settled twice."""
+    """Return the number of answered jobs. Deferrals are subtracted: each settles a record without a result."""
     return sample[SETTLED] - sample[DEFERRED]
 
 

@@ -186,7 +186,7 @@ async def _worker(used: Kafka, work: Workload, engine: VllmEngine) -> Speed:
 
 
 async def _timed(metrics: Metrics, running: asyncio.Task[None], jobs: int) -> tuple[float, float]:
-    """Return the seconds from the first dispatch to the last settle, and the CPU seconds of this process in them."""
+    """Return the seconds from the first dispatch to the last settle, and this process's CPU seconds in that time."""
     started, cpu = time.monotonic(), time.process_time()
     while (settled := value_of(metrics, SETTLED)) < jobs:
         if not settled and not value_of(metrics, IN_FLIGHT):

@@ -5,9 +5,9 @@ DIR holds one or both of these sets, which are not part of this project:
     zyte/   `html/ID.html.gz` and `ground-truth.json` of https://github.com/scrapinghub/article-extraction-benchmark
     wcxb/   `html/ID.html.gz` and `ground-truth/ID.json` of the Web Content Extraction Benchmark
 
-The score of a page is that of the set's authors: shared runs of four words for zyte, shared words for wcxb. Ours runs
-with each extractor of POSTBACK_ENRICHMENT__EXTRACTOR; readability takes part if it is installed. CPU times of one run
-are comparable on a busy machine, wall times are not.
+The score of a page is that of the set's authors: shared runs of four words for zyte, shared words for wcxb. Our
+extraction runs with each extractor of POSTBACK_ENRICHMENT__EXTRACTOR; readability takes part if it is installed. CPU
+times of one run are comparable on a busy machine, wall times are not.
 """
 
 from __future__ import annotations
@@ -246,13 +246,13 @@ def _extracted(body: bytes, extractor: Extractor) -> Extracted:
 
 
 def _chosen(question: str, documents: Sequence[Extracted]) -> list[str]:
-    """Return the passages that are quoted of the first document."""
+    """Return the passages that are quoted from the first document."""
     titled = [(one.title or "", one.text, one.rest) for one in documents]
     return Ranking(question, titled, PASSAGE_CHARS).chosen(Budget(EVIDENCE_CHARS))[0]
 
 
 def _says(text: str, sentence: str) -> bool:
-    """True if the text has nearly all of the sentence's runs of three words: gold text joins parts of a page."""
+    """True if the text has nearly all of the sentence's runs of three words: some span parts that gold text joins."""
     runs = _runs(sentence)
     return len(runs & _runs(text)) >= _NEARLY * len(runs)
 

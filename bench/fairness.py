@@ -48,9 +48,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flood", type=int, default=10_000, help="the other tenant's jobs")
+    parser.add_argument("--flood", type=int, default=10_000, help="number of the other tenant's jobs")
     parser.add_argument("--latency", type=float, default=3.0, help="seconds that the engine takes for each job")
-    parser.add_argument("--rounds", type=int, default=3, help="times of ten jobs while the flood waits, and alone")
+    parser.add_argument("--rounds", type=int, default=3, help="batches of ten jobs, beside the flood and alone")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 
@@ -73,7 +73,7 @@ def _flooded(used: Kafka, options: argparse.Namespace) -> tuple[list[float], lis
         behind = _ten(kafka, "behind", options.latency)
         wait_for(lambda: _is_still(worker), WAIT_SECONDS)
         beside = [each for number in range(options.rounds) for each in _ten(kafka, f"beside-{number}", options.latency)]
-        worker.kill()  # the flood would take long
+        worker.kill()  # ending in order would take long: the flood still waits
     return behind, beside
 
 
@@ -88,7 +88,7 @@ def _ten(kafka: KafkaSettings, name: str, latency: float) -> list[float]:
 
 
 def _send(kafka: KafkaSettings, tenant: str, name: str, count: int, latency: float) -> dict[str, float]:
-    """Put a tenant's jobs on all partitions in turn; return the Unix time of each."""
+    """Put a tenant's jobs on all partitions in turn; return the Unix time at which each was sent."""
     producer = Producer({**kafka.client_config(), "linger.ms": 5, "queue.buffering.max.messages": 1_000_000})
     sent = {}
     for number in range(count):
@@ -104,14 +104,14 @@ def _send(kafka: KafkaSettings, tenant: str, name: str, count: int, latency: flo
 def _prompt(number: int, latency: float) -> str:
     """Return a job's question.
 
-    The job's number alone sets the time to its answer, so each ten jobs take the same times.
+    The job's number alone sets the time to its answer, so the ten jobs take the same times in every round.
     """
     case = f"Where is case {number} of the cases that the court of this city has seen lately?"
     return f"{sleep_of(number, latency)} {case}"
 
 
 def _times(kafka: KafkaSettings, sent: dict[str, float]) -> list[float]:
-    """Wait for the results of all sent jobs; return the seconds until each."""
+    """Wait for the results of all sent jobs; return the seconds from each job's submission to its result."""
     found: dict[str, float] = {}
 
     def all_there() -> bool:

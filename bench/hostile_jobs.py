@@ -71,11 +71,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=20_000, help="drawn from the schema")
-    parser.add_argument("--broken", type=int, default=20_000, help="with one thing wrong")
-    parser.add_argument("--pool", type=int, default=POOL, help="values that are drawn of each field")
+    parser.add_argument("--jobs", type=int, default=20_000, help="number of jobs drawn from the schema")
+    parser.add_argument("--broken", type=int, default=20_000, help="number of jobs with one fault")
+    parser.add_argument("--pool", type=int, default=POOL, help="number of values drawn for each field")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same records")
-    parser.add_argument("--bootstrap-servers", help="a Kafka to use; else one is started")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use; by default the bench starts one")
     return parser.parse_args()
 
 

@@ -1,9 +1,10 @@
 """Measures the engine's idle time while jobs wait for slow pages: `python -m bench.overlap`.
 
 The engine has a known rate, given by its number of places and the time for each answer, and counts its idle time. The
-parts of `postback worker` run around this engine, with a real Kafka and a real site whose pages take 1 to 3 s. Three
-runs follow: jobs without sources, jobs with a slow page each, and such jobs with a window as small as the engine. In
-that small window, a job that waits for its page holds one of the engine's places.
+parts of `postback worker` run around this engine, with a real Kafka and a real site whose pages take 1 to 3 s. The
+bench measures three runs: jobs without sources, jobs with a slow page each, and the same jobs with a window of only as
+many jobs as the engine has places. With that window, each job that waits for its page leaves one of the engine's places
+idle.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=3_000)
     parser.add_argument("--sequential-jobs", type=int, default=300, help="jobs of the slow run, with the small window")
     parser.add_argument("--places", type=int, default=20, help="answers that the engine generates at once")
-    parser.add_argument("--seconds", type=float, default=0.2, help="that one of them takes")
-    parser.add_argument("--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="least and most of a page")
+    parser.add_argument("--seconds", type=float, default=0.2, help="seconds that one answer takes")
+    parser.add_argument("--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="least and most for a page")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

@@ -36,7 +36,7 @@ PAGES = 8
 COLD_TARGET_MS = 60
 WARM_TARGET_MS = 5
 PATIENCE_SECONDS = 60.0
-"""The time that a page or the model may take before the bench ends, on a busy machine too."""
+"""Limit for a page or the model, beyond which the bench ends: not reached on a busy machine either."""
 QUESTION = "Who is the captain of the ferry Astrelle?"
 
 

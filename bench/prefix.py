@@ -97,7 +97,7 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
         for _ in range(options.rounds):
             for name, some in {"ceiling": cached, **ours}.items():
                 await engine._llm.reset_prefix_cache()
-                await _answered(engine, some[: len(some) // 4])  # a worker that runs for a while has a warm cache
+                await _answered(engine, some[: len(some) // 4])  # warms the cache, as a long run does
                 runs[name].append(await _answered(engine, some))
         return runs
     finally:
@@ -105,7 +105,7 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
 
 
 def _blocks(options: argparse.Namespace) -> int:
-    """Return the cache's size in blocks: 1.5 times one worker's part of the documents, and the running requests."""
+    """Return the cache's size in blocks: room for 1.5 times one worker's documents and for the running requests."""
     a_document: int = math.ceil(options.words * WORD_TOKENS / BLOCK_TOKENS)
     kept: int = options.documents * 3 // 2 // WORKERS + AT_ONCE
     return a_document * kept
@@ -117,7 +117,7 @@ def _document(number: int, words: int) -> str:
 
 
 def _jobs(documents: Sequence[str], count: int) -> list[Job]:
-    """Return jobs about documents in turn, in the same random order in each run."""
+    """Return jobs, equally many about each document, in a random order that is the same in each run."""
     jobs = [
         Job(
             messages=[

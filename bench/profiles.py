@@ -55,7 +55,7 @@ class Fate(StrEnum):
     WITHHELD = "withheld"
     """The job fails with `unsupported`: the profile gives no answer without support."""
     FLAGGED = "flagged"
-    """The result has the answer, and names no source or a citation without support."""
+    """The result has the answer, but no citation, or a citation without support."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes, one of which is killed")
     parser.add_argument("--job-seconds", type=float, default=4.0)
     parser.add_argument("--before", type=float, default=30.0, help="seconds that count before the kill")
-    parser.add_argument("--after", type=float, default=60.0, help="seconds that count after it")
+    parser.add_argument("--after", type=float, default=60.0, help="seconds that count after the kill")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
@@ -91,7 +91,7 @@ def _measure(used: Kafka, options: argparse.Namespace) -> Measured:
     with ExitStack() as stack:
         workers = [worker(number) for number in range(options.workers)]
         wait_for(lambda: all(one.sample()[SETTLED] for one in workers), START_SECONDS)
-        time.sleep(3 * options.job_seconds)  # now every window is full
+        time.sleep(3 * options.job_seconds)  # every window is full by the end of this pause
         time.sleep(options.before)
         workers[0].kill()
         killed_at = time.time()
@@ -121,7 +121,7 @@ def _number(message: Message) -> int:
 
 
 def measured(answered: Answered, killed_at: float, before: float, after: float, under_way: int) -> Measured:
-    """Return the rates and the oldest jobs' delay. Partition n modulo PARTITIONS has job n; its jobs are in order."""
+    """Return the rates and the oldest jobs' delay. Job n is in partition n modulo PARTITIONS, in order."""
     early = sum(killed_at - before <= at < killed_at for _, at in answered)
     late = sum(killed_at <= at < killed_at + after for _, at in answered)
     when = dict(answered)

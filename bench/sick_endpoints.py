@@ -13,8 +13,8 @@ origin's first wait is 30 s here instead of 5 s, so that its records wait for on
 returning records count: the first rounds have few, and an outage ends after seven minutes, since later waits grow.
 Work that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
 
-An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A first outage
-does not count: its higher rate of results lets Kafka's JVM compile frequently used code.
+An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A warm-up outage
+comes first and does not count: its higher rate of results lets Kafka's JVM compile frequently used code.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _settings() -> CacheSettings:
 
 
 async def _tell(settings: CacheSettings, target: str) -> list[str]:
-    """Invalidate the target in each shared level. Return a problem for each level that failed."""
+    """Invalidate the target in each shared level of the cache. Return a problem for each level that failed."""
     from telemetry.clock import SystemClock
     from workers.enrichment.cache.cache import longest_kept_seconds, shared_levels
     from workers.enrichment.cache.levels import LevelFailed

@@ -24,7 +24,7 @@ def told_of_change(counted: int, found: int) -> None:
 
 
 def limited(counted: int, limit: int | None) -> int:
-    """Return the number to put back, at most `limit`. Print how many are left out."""
+    """Return the number of records to put back, at most `limit`. Print the number of those left out."""
     if limit is None or counted <= limit:
         return counted
     say(f"--limit: {limit} of them are put back, and {counted - limit} are left as they are")

@@ -128,7 +128,7 @@ def redrive(
                 acted = _put_back(act, expected)
                 done = acted.count
                 if limit is None:
-                    tally = acted  # with a limit, the redrive read only a part of the letters
+                    tally = acted  # with a limit, `acted` has only the letters that were read
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))

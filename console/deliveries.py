@@ -76,7 +76,7 @@ def _attempt(said: dict[str, Any]) -> str:
 
 
 def _attempt_number(said: dict[str, Any]) -> str:
-    """Return the number, as in `attempt 2 of 10`; without this shell's maximum if the number is above it."""
+    """Return an attempt's number, as in `attempt 2 of 10`; without the maximum if the number is above the maximum."""
     number, most = said["attempt"], said["most_attempts"]
     return f"attempt {number} of {most}" if isinstance(number, int) and number <= most else f"attempt {number}"
 

@@ -112,7 +112,7 @@ def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
     """True if both are the same file, even under two names, so that emptying the output would empty the input."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
-    except UnsupportedOperation:  # input in memory, as in tests
+    except UnsupportedOperation:  # input in memory, as in tests, is no file
         return False
 
 

@@ -50,7 +50,7 @@ from console.roles import ROLES, begin_logs
 from console.variables import complaints
 from workers.system.secrecy import keep_secrets
 
-if "--multiprocessing-fork" in sys.orig_argv:  # a process that multiprocessing spawned: it imports this module first
+if "--multiprocessing-fork" in sys.orig_argv:  # a process that multiprocessing spawned imports this module first
     from workers.engines.vllm import process_log
 
     process_log.begin()
@@ -127,6 +127,6 @@ def begin(
 
 
 def run() -> None:
-    """Run the command line. Every command may hold secrets: keys, passwords of Kafka, prompts."""
+    """Run the command line. First protect the process's memory: it may hold keys, passwords of Kafka and prompts."""
     keep_secrets()
     app()

@@ -110,7 +110,7 @@ def replay(
                 act = partial(chosen.run, back, rate, limit=limit)
                 acted = _run(act, expected, undelivered=undelivered)
                 if limit is None:
-                    counts = acted  # with a limit, the run read only a part of the results
+                    counts = acted  # with a limit, `acted` has only the results that were read
     _end(selection, counts)
 
 

@@ -30,7 +30,7 @@ KEY: Any = typer.Option(
     "POSTBACK_GATEWAY_KEY_FILE. Other users can read a command's arguments.",
 )
 TOGETHER = 500
-"""Jobs in one request."""
+"""The most jobs in one request."""
 _LONGEST_KEY = 4096
 _NEEDS_CLIENT = "this command needs {}: install the wheel of producers/postback_client"
 

@@ -198,12 +198,12 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that adds a line of evidence to the run's summary, which pytest shows despite capturing."""
-    # A property travels with the test's report, also from another process.
+    # A property arrives with the test's report, even if the test ran in another process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show the lines of `show`."""
+    """Print the lines of evidence that tests gave to `show`."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, line in report.user_properties:
             if name == _SHOWN:

@@ -9,5 +9,5 @@ _USUAL = 100
 
 
 def drawn(examples: int) -> int:
-    """Return this number of examples for the whole suite, and its part under a smaller profile such as `fast`."""
+    """Return this number of examples for the whole suite; fewer, in proportion, under a profile such as `fast`."""
     return max(1, examples * settings().max_examples // _USUAL)

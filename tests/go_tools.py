@@ -36,9 +36,9 @@ class GoTool:
     package: str
     version: str
     module: str = ""
-    """The package's module, where `replaced` is given."""
+    """The package's module; needed only with `replaced`."""
     replaced: tuple[str, ...] = ()
-    """`replace` lines that the module's own go.mod has: Go ignores them in `go install`."""
+    """`replace` lines of the module's own go.mod, repeated here because `go install` ignores them there."""
 
     @property
     def file_name(self) -> str:

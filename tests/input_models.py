@@ -14,10 +14,10 @@ PACKAGES: Final = ("schemas", "screening", "workers", "producers", "operators", 
 NOT_IMPORTED: Final = (
     "workers.engines.vllm",  # needs a GPU
     "workers.engines.vllm.cpu_worker",
-    "workers.enrichment.reading.by_trafilatura",  # only processes that read pages import the optional package
-    "workers.enrichment.reading.scans",  # only processes that read pictures import the optional package
+    "workers.enrichment.reading.by_trafilatura",  # imports a package that only reading processes load
+    "workers.enrichment.reading.scans",  # imports a package that only OCR processes load
     "workers.enrichment.processes.ocr",
-    "gateway.store.migrations.env",  # Alembic runs it
+    "gateway.store.migrations.env",  # works only when Alembic runs it
 )
 
 

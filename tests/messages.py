@@ -10,7 +10,7 @@ Pairs = Iterable[tuple[str, bytes | None]]
 
 
 def headers_of(message: Message) -> dict[str, bytes]:
-    """A message's headers by name, each with a value; the last of a name counts."""
+    """A message's headers by name, each with a value; of headers with the same name, the last counts."""
     return _present(pairs_of(message))
 
 

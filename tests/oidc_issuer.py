@@ -56,12 +56,12 @@ class Issuer:
         return made
 
     def publish(self, keys: object) -> None:
-        """Answer with this JWK set, and with the configuration."""
+        """From now on, serve this JWK set, and the configuration that names its URL."""
         self.says(KEYS, {"keys": keys})
         self.says(CONFIGURATION, {"issuer": self.url, "jwks_uri": f"{self.url}{KEYS}"})
 
     def says(self, path: str, document: object, status: int = 200) -> None:
-        """Answer with this JSON."""
+        """From now on, answer requests for this path with this JSON."""
         content = json.dumps(document).encode()
         self.pages[path] = lambda: (status, content)
 
@@ -88,6 +88,6 @@ def _handler(issuer: Issuer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
         def log_message(self, *_said: Any) -> None:
-            """Write nothing."""
+            """Write no log line."""
 
     return Handler

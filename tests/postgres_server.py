@@ -31,7 +31,7 @@ _OPTIONS = {
 class PostgresServer:
     """A context manager of a PostgreSQL on a free loopback port. PostgreSQL refuses root, and then runs as `nobody`.
 
-    The role `postback` needs no password; others do.
+    The role `postback` needs no password; other roles need one.
     """
 
     def __init__(self) -> None:

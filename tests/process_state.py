@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from console.errors import say_in_log
 
 _UNWATCHED = {
-    signal.SIGALRM,  # pytest-timeout's
-    signal.SIGINT,  # asyncio never gives back a handler that ignores the signal
+    signal.SIGALRM,  # pytest-timeout sets its handler
+    signal.SIGINT,  # if SIGINT was ignored, asyncio does not restore that
     signal.SIGKILL,
     signal.SIGSTOP,
 }
 _WATCHED = sorted(set(signal.Signals) - _UNWATCHED)
 _QUIETED = ("aiohttp.access", "alembic", "asyncio", "confluent_kafka", "kafka", "urllib3")
 _LOGGERS = [logging.getLogger(name) for name in (None, "postback", *_QUIETED)]
-"""The root logger, ours, and the loggers that our processes quiet. Modules quiet others when they are imported."""
+"""The root logger, ours, and the loggers that our processes quiet. Loggers that an import quiets are left out."""
 
 
 @contextmanager

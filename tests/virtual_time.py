@@ -1,4 +1,4 @@
-"""Event loops with clocks for tests: a `VirtualLoop` moves its clock itself, a `JumpingLoop` when a test jumps."""
+"""Event loops with clocks for tests: a `VirtualLoop` skips all waits, and a `JumpingLoop` those that a test skips."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     """An event loop for code with I/O: its clock is the machine's, plus the jumps so far."""
 
     jumped = 0.0
-    """Seconds."""
+    """Seconds that all jumps have skipped."""
 
     def time(self) -> float:
-        """Seconds."""
+        """Seconds of the machine's clock, plus the jumps."""
         return super().time() + self.jumped
 
 

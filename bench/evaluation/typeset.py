@@ -37,7 +37,7 @@ def typeset(text: str) -> bytes:
 
 
 def _pages(chapter: str, columns: int) -> Iterator[str]:
-    """Yield the content of each of the chapter's pages."""
+    """Yield the content of each page that the text up to the next `#page` fills."""
     lines = [line for paragraph in chapter.splitlines() for line in textwrap.wrap(paragraph, _CHARS[columns]) or [""]]
     for start in range(0, len(lines), _LINES * columns):
         page = lines[start : start + _LINES * columns]

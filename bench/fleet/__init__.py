@@ -139,7 +139,7 @@ class Command:
             "POSTBACK_ENV": "development",
             "POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.0/8",
         }
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="postback-bench-", suffix=".log")  # noqa: SIM115 - lives as long as this
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="postback-bench-", suffix=".log")  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(
             [POSTBACK, *arguments], env=kept | environment | variables, stdout=self._log, stderr=self._log
         )
@@ -219,7 +219,7 @@ class Command:
 
 
 def sleep_of(number: int, latency: float) -> str:
-    """Return the words after which the echo engine takes 0.5 to 1.5 times `latency` seconds for job `number`.
+    """Return words for the prompt of job `number`: the echo engine then takes 0.5 to 1.5 times `latency` seconds.
 
     The times of successive numbers are spread evenly.
     """

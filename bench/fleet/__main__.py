@@ -1,11 +1,12 @@
-"""Jobs a second by the number of replicas, and the effect of a new and a killed one: `python -m bench.fleet`.
+"""Jobs a second by the number of replicas, and the effect of a new or killed replica: `python -m bench.fleet`.
 
 Real `postback worker --engine echo` processes share one Kafka. The engine sleeps like a GPU: PLACES jobs run at once,
 and a job takes half to one and a half times `--latency` seconds. Sleeping engines let many replicas fit on few cores.
-*Linear* is the rate of the smallest fleet of the same run, times the number of replicas.
+*Linear* is the rate per replica in the smallest fleet of the same run, times the number of replicas.
 
-Then a replica joins a fleet under load, and one is killed with SIGKILL. A partition's move is *needed* if its owner is
-gone, or if the newcomer would otherwise have less than its share. Each job of each fleet has exactly one result.
+Then a replica joins a fleet under load, and a replica is killed with SIGKILL. A partition's move is *needed* if its
+owner is gone, or if the newcomer would otherwise have less than its share. Each job of each fleet has exactly one
+result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ OVERLOAD = 1.2
 WAIT_SECONDS = 300.0
 
 Start = Callable[[int], Command]
-"""Starts the replica of this number."""
+"""Starts the replica with this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8], help="fleets, the smallest first")
-    parser.add_argument("--changing", type=int, default=4, help="replicas before one more joins; 0 leaves this out")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8], help="sizes of fleets, ascending")
+    parser.add_argument("--changing", type=int, default=4, help="replicas before another joins; 0: none joins")
     parser.add_argument("--latency", type=float, default=4.0, help="mean seconds that the engine takes for a job")
     parser.add_argument("--seconds", type=float, default=40.0, help="seconds that count for each fleet")
-    parser.add_argument("--warm-up", type=float, default=12.0, help="seconds before, which do not count")
+    parser.add_argument("--warm-up", type=float, default=12.0, help="seconds before those that count")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 
@@ -172,7 +173,7 @@ def _all_answer(commands: Sequence[Command]) -> bool:
 
 @contextmanager
 def _load(kafka: KafkaSettings, per_second: float, latency: float) -> Iterator[list[int]]:
-    """Send a little more than the fleet answers until the block ends. The list has the jobs of each second."""
+    """Send a little more than the fleet answers until the block ends. The list gets each second's number of jobs."""
     jobs, ended, sent = _jobs(latency), threading.Event(), list[int]()
 
     def send() -> None:

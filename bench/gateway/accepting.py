@@ -91,7 +91,7 @@ class _Side:
         return statistics.median(self._costs)
 
     def measure(self, sizes: Sizes) -> None:
-        """Measure one slice; the first one only warms up."""
+        """Measure one slice; the first slice only warms up."""
         before, seconds = self._spent(), sizes.slice_seconds
         found = uvloop.run(rate(self.port, self.tls, self._make, 202, sizes.connections, seconds))
         if self._warm:

@@ -29,7 +29,7 @@ _STEPS = ("upload", "checked", "answered", "ended", "read")
 
 
 def main(servers: str | None, sizes: Sizes) -> None:
-    """Measure a file of short lines, for the rate, and a large one, for the memory; print both."""
+    """Measure a file of short lines, for the rate, and a file of long lines, for the memory; print both."""
     title(f"A batch of {sizes.lines:,} lines over HTTP, engine echo, one gateway and one worker")
     with broker(servers) as used, TemporaryDirectory() as name:
         kafka, folder = new_fleet(used, PARTITIONS), Path(name)
@@ -58,7 +58,7 @@ _SPENDERS = ("gateway", "worker", "Kafka", "client")
 
 
 def _spent(gateway: Command, worker: Command, used: Kafka) -> list[float]:
-    """Return the seconds of CPU so far, in the order of _SPENDERS."""
+    """Return the seconds of CPU that each of _SPENDERS has used so far."""
     return [gateway.cpu_seconds(), worker.cpu_seconds(), used.cpu_seconds(), time.process_time()]
 
 

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client on an event loop: it costs less than the servers that it measures."""
+"""A small HTTP/1.1 client on an event loop: it needs less CPU time than the servers that it measures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HttpAnswer(NamedTuple):
 
 
 class LoadConnection(asyncio.Protocol):
-    """One connection, with one request at a time. Responses have a length."""
+    """One connection, with one request at a time. Responses must state their length."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport

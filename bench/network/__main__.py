@@ -75,7 +75,7 @@ def congestion(link: EmulatedLink) -> None:
 
 
 def pauses(link: EmulatedLink) -> None:
-    """A body of 1 MB on a kept connection after a pause, with and without a slow start after it."""
+    """A body of 1 MB on a kept connection after a pause, with and without a slow start after the pause."""
     rows = []
     link.conditions = Conditions()
     for value in (1, 0):

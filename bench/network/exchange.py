@@ -1,4 +1,4 @@
-"""A TLS server that takes bodies and answers a byte, and a client that times requests to it. Each runs in a namespace.
+"""A TLS server that takes bodies and answers a byte, and a client that times requests to it. Each has a namespace.
 
 A request is its body's length as eight bytes, then the body. The answer is one byte. Nagle's algorithm is off.
 """

@@ -66,7 +66,7 @@ class Direction:
             os.write(self.device, self.under_way.popleft()[1])
 
     def due_seconds(self, now: float) -> float:
-        """Return the time until the next packet arrives; half a second without one."""
+        """Return the time until the next packet arrives; half a second if none is under way."""
         return max(0.0, self.under_way[0][0] - now) if self.under_way else 0.5
 
 

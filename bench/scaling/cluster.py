@@ -147,7 +147,7 @@ class Fleet:
                 heapq.heappush(self._ends, (at + self._jobs[number].service_seconds, number, worker))
 
     def _take(self, at: float) -> int | None:
-        """Take the next job. Workers let an expired job end at once."""
+        """Return the number of the next job, without expired jobs: workers end these at once."""
         while any(self._queues):
             self._taken += 1
             is_bulk = not self._queues[0] or (bool(self._queues[1]) and self._taken % BULK_EVERY == 0)

@@ -57,7 +57,7 @@ def _bursts(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
 
 
 def _floods(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """Batches of up to 9,000 jobs with hours of time in the bulk lane, beside jobs that are due in 20 minutes."""
+    """Batches of up to 9,000 jobs in the bulk lane, due in hours, beside jobs that are due in 20 minutes."""
     jobs = [
         SimulatedJob(at, _answer_seconds(chance), at + 1200) for at in _arrivals(chance, seconds, lambda _: 0.2, 0.2)
     ]

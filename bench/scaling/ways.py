@@ -17,11 +17,11 @@ def by_lag(records: int) -> Wish:
 
 
 def by_deadlines(*, measured: bool = True) -> Wish:
-    """Want the number of workers that the exporter wants, from the same parts and with its settings.
+    """Want the number of workers that the exporter wants, by the exporter's own code and settings.
 
-    The settings have their defaults, unless `POSTBACK_EXPORTER__…` is set. The bounds and the time of a worker's start
-    are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the assumed 1.
-    Without `measured`, the answers' times are left out of the margin before the deadlines.
+    The settings have their defaults, unless `POSTBACK_EXPORTER__…` is set. The least and most workers and a worker's
+    start time are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the
+    assumed 1. Without `measured`, the answers' times are left out of the margin before the deadlines.
     """
     settings = ExporterSettings()
     throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)

@@ -151,7 +151,7 @@ def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
         "POSTBACK_KEYRING": str(keyring),
         "POSTBACK_EGRESS__ALLOW_CALLBACKS": LOOPBACK,
         "POSTBACK_EGRESS__ALLOW_FETCH": LOOPBACK,
-        # A small machine that has just loaded a model reads its first pages slowly; the demo can wait.
+        # A small machine that has just loaded a model reads its first pages slowly, so these limits are generous.
         "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "30",
         "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "10",
         # A base model goes on after its answer with a question of its own, so generation stops at the end of the line.

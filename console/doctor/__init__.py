@@ -1,1 +1,1 @@
-"""`postback doctor`: the checks of `operators/doctor/`, and those that import packages of higher floors."""
+"""`postback doctor`: the checks of `operators/doctor/`, and checks that import packages above `operators`."""

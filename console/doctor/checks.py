@@ -46,7 +46,7 @@ def checks(asked: Asked) -> list[Check]:
     try:
         read = read_settings(FleetSettings)
     except SettingsRefused:
-        return found  # the check of settings reports the variables
+        return found  # the check of settings reports the refused variables
     found.append(Check("keyring", partial(keyring.check_keyring, read.keyring, required="deliver" in asked.roles)))
     found += [
         Check(f"callback-{number}", partial(egress.check_callback, url, read))

@@ -77,7 +77,7 @@ def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
 def certificate_files(environment: Mapping[str, str]) -> dict[str, Path]:
     """Return the paths of the files of certificates, by variable."""
     named = _named(environment, _CERTIFICATES) | _client_certificates()
-    # "probe" lets librdkafka search for a file.
+    # "probe" names no file: with it, librdkafka searches for one.
     return {name: path for name, path in named.items() if str(path) != "probe"}
 
 

@@ -60,7 +60,7 @@ class Consumer:
             connection.close()
 
     def line(self) -> str:
-        """The next line of its output."""
+        """The next line of the program's output."""
         return self.printed.readline().rstrip("\n")
 
 

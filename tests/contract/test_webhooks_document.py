@@ -294,7 +294,7 @@ def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
     path = fleet.product.keyring.path
     whole = path.read_text()
     before = published(fleet)
-    fleet.product.keyring.refresh()  # now, since the receiver cannot read the broken file
+    fleet.product.keyring.refresh()  # before the break: the receiver cannot read a broken file
     path.write_text('{"format": 1, "master": "hush')
     try:
         eventually(lambda: "keyring-reload-failed" in said(fleet), 60, "the log does not say it")

@@ -30,17 +30,17 @@ CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}
 TO = "\N{EN DASH}"
 ROWS = re.findall(r"^\| ([0-9, \u2013]+) \| \*\*([A-Za-z ]+)[.*]", DOCUMENT, re.MULTILINE)
-"""The statuses of each row of the table, with the first words about them."""
+"""The first two columns of the table: the statuses of each row, and the bold words on their meaning."""
 UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 
 
 def statuses_of(cell: str) -> list[int]:
-    """The statuses at the ends of each range."""
+    """The first and the last status of each range in a cell; a single status once."""
     return [int(end) for span in cell.split(", ") for end in span.split(TO)]
 
 
 def meaning_of(status: int) -> str:
-    """The table's entry for a status."""
+    """The meaning that the table gives to a status."""
     for cell, meaning in ROWS:
         for span in cell.split(", "):
             first, _, last = span.partition(TO)

@@ -155,7 +155,7 @@ class Ledgers:
         eventually(lambda: len(self.results()) >= jobs, seconds, lambda: f"fewer than {jobs} results: {self.state()}")
 
     def state(self) -> str:
-        """Return the number of results, the lag, and records that an open transaction may hide from readers."""
+        """Return as text the number of results, the lag, and how far an open transaction hides results from readers."""
         results, topic = len(self.results()), self.kafka.topics.results
         with admin_client(self.kafka) as admin:
             places = [partition["partition_index"] for partition in admin.describe_topics([topic])[0]["partitions"]]

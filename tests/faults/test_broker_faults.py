@@ -71,9 +71,9 @@ def test_the_only_broker_freezes_and_is_killed_and_nothing_is_lost(
 def test_each_of_three_brokers_dies_in_turn_and_every_job_is_answered_while_it_is_away(
     own_broker: Broker, own_ledgers: Ledgers, own_processes: StageProcesses
 ) -> None:
-    """Each broker leads partitions, and coordinates the group or some transactions.
+    """Each death matters: every broker leads partitions, and coordinates the group or some transactions.
 
-    The first broker freezes as well.
+    Before the deaths, the first broker also freezes.
     """
     own_processes.start("a", "b")
     jobs = 0

@@ -23,7 +23,7 @@ CHANGES = 4
 
 
 def raise_partitions(ledgers: Ledgers, count: int) -> None:
-    """Add partitions to the requests topic alone, so that the results topic has fewer."""
+    """Add partitions to the requests topic alone, so that the results topic has fewer partitions."""
     admin, topic = AdminClient(ledgers.kafka.client_config()), ledgers.kafka.topics.requests()
     for raised in admin.create_partitions([NewPartitions(topic, count)]).values():
         raised.result(60)
@@ -52,7 +52,7 @@ def test_eight_workers_that_come_and_go_answer_every_job_once(ledgers: Ledgers, 
     jobs, changing = 0, cycle(names)
     for _ in range(CHANGES):
         jobs += ledgers.submit(({"id": jobs + n, "ms": 50 + n % 400} for n in range(400)), partitions=12)
-        ledgers.wait_for_results(jobs - 250, 240)  # leaves jobs in flight
+        ledgers.wait_for_results(jobs - 250, 240)  # jobs are still in flight at the kill
         killed, stopped = next(changing), next(changing)
         processes.kill(killed)
         assert processes.terminate(stopped) == 0

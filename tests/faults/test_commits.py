@@ -23,7 +23,7 @@ def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers,
         if turn % 3:
             producer.commit_transaction(20)
         else:
-            producer.flush(20)  # otherwise aborted records may never reach the log; also librdkafka's issue 4849
+            producer.flush(20)  # unsent records would never reach the log; also avoids librdkafka's issue 4849
             producer.abort_transaction(20)
     processes.start("a", "b")
     ledgers.wait_for_results(number, 60)

@@ -210,7 +210,7 @@ def _ignores_termination(process: psutil.Process) -> bool:
 def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process for all of it, since loading takes a minute: the engine is killed, then the worker.
+    """One process serves the whole test, since loading takes a minute: its engine is killed, then the worker.
 
     The worker's TMPDIR is too long for a socket's path. Such a TMPDIR once kept vLLM from starting, and killed
     processes left sockets there.

@@ -1,4 +1,7 @@
-"""Flow under obstacles: a slow job blocks no other job, a rebalance few, and one of two equal replicas ends."""
+"""Flow under obstacles: a slow job stops no other job, a rebalance stops only the partitions that move.
+
+Of two processes with the same replica id, one ends.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,12 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     def two_stand_still_while_two_go_on() -> bool:
         nonlocal before, jobs
         results = ledgers.results()
-        if jobs - len(results) < 200:  # partitions without work would also stand still
+        if jobs - len(results) < 200:  # else the partitions stand still for lack of work
             jobs += ledgers.submit(more(200))
         now = Counter(int(job) % 4 for job in results)
         grown = sorted(now[partition] - before[partition] for partition in range(4))
         if grown[1] > 0:
-            before = now  # not yet: drained partitions have no new results
+            before = now  # not yet: the two revoked partitions still get results
         return grown[1] == 0 and grown[2] >= 15
 
     eventually(two_stand_still_while_two_go_on, 90, "the partitions that stay stand still while the others are drained")

@@ -1,4 +1,4 @@
-"""A record that kills its process or engine is given up after three attempts alone, and no neighbour is blamed."""
+"""A record that kills its process or engine is given up after it ran alone three times; no neighbour is blamed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     processes.window = 60
     processes.start("a", "b")
     time.sleep(4)
-    processes.start("c")  # joins
+    processes.start("c")  # a third member joins
     time.sleep(3)
     processes.send("b", signal.SIGSTOP)  # freezes for longer than its session and its transaction timeout
     time.sleep(2)
@@ -26,7 +26,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     processes.start("a")  # the same replica again
     time.sleep(2)
     eventually(lambda: "partitions-assigned" in processes.log("c"), 60, "the newcomer does not join")
-    assert processes.terminate("c") == 0  # leaves
+    assert processes.terminate("c") == 0  # the third member leaves
     time.sleep(10)
     processes.send("b", signal.SIGCONT)
     processes.start("d")
@@ -39,7 +39,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
 def test_a_worker_that_was_paused_past_its_session_suspects_nothing_of_its_own(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
-    """The worker knows that it did not die. An earlier version tried the backlog in small groups, as after a crash."""
+    """A paused worker did not die. An earlier version still ran the backlog in small groups, as after a crash."""
     ledgers.submit({"id": number, "ms": 50} for number in range(2_000))
     processes.window = 20
     processes.start("a")

@@ -1,4 +1,4 @@
-"""A receiver asks for ten seconds while delivery processes die and join: no process calls it sooner."""
+"""A receiver asks for a wait of ten seconds, and delivery processes die and join: none calls it sooner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.product import PARTITIONS, Product, eventually
 pytestmark = pytest.mark.broker
 
 TIERS = (1.0, 4.0, 14.0)
-"""The time asked for lies between two tiers, so a record changes its tier while it waits."""
+"""The receiver's ten seconds lie between two tiers, so a record changes its tier while it waits."""
 ASKED_SECONDS = 10
 """Long enough to kill a process between the first and the second attempts; a later kill would repeat the second."""
 EVENTS = 40
@@ -61,7 +61,7 @@ def test_a_retry_after_is_met_in_full_by_any_process_that_makes_the_next_attempt
     ]
     for first, second in zip(said[::2], said[1::2], strict=True):
         answered = first["at"] + first["duration_ms"]
-        assert second["at"] - answered >= 1000 * ASKED_SECONDS - 2  # times are whole milliseconds
+        assert second["at"] - answered >= 1000 * ASKED_SECONDS - 2  # two times, each rounded to milliseconds
     assert {name: [one.status for one in got] for name, got in patient.callbacks.events.items()} == {
         name: [429, 204] for name in names
     }

@@ -72,13 +72,13 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
     product.wait_for_callbacks(len(names), 60)
     product.wait_until_nothing_is_left()
     product.assert_each_is_answered_once_and_called_back(names)
-    assert '"partition-left-open"' in heir.said()  # tells an operator why the first records run in small groups
+    assert '"partition-left-open"' in heir.said()  # tells why the first records run in small groups
     assert "partition-left-open" not in doomed.said()
     assert max(len(repeats) for repeats in product.callbacks.events.values()) >= 2
 
 
 def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
-    """Otherwise one engine has all the work while the other watches an empty lane."""
+    """If each worker had one lane, one engine would have all the work while the other lane is empty."""
 
     def lanes_of(worker: Role) -> Counter[str]:
         held = [name for name in worker.metrics() if name.startswith("postback_backlog_records")]

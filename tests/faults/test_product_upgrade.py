@@ -26,11 +26,11 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 OUTSTANDING = 60
 NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
 PATIENT = {"POSTBACK_DELIVERY__BREAKER_FAILURES": "10000", "POSTBACK_DELIVERY__BREAKER_FAILURE_SHARE": "1"}
-"""The receiver fails each callback once; no breaker opens for that."""
+"""The receiver fails each callback once; with these settings, no breaker opens for such failures."""
 
 
 class JobsUnderWay:
-    """Jobs that are sent while others are under way."""
+    """Sends jobs until a condition holds, so that some are always under way."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
@@ -75,7 +75,7 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     jobs.until(lambda: counted(worker, "postback_jobs_total{succeeded}") > 0)
     jobs.until(lambda: counted(delivery, "postback_callbacks_total{delivered}") > 0)
 
-    # Killed processes leave open ledgers, which the other program goes on with.
+    # Killed processes leave open ledgers, from which the other program's processes go on.
     kill(last)
     jobs.goes_on()
     last = pair(product, "1", old)

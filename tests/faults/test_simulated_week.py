@@ -34,7 +34,7 @@ BREAKER = {
 }
 """The breaker stays open for up to several of the smallest waits, so events for its origin are deferred untried."""
 DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
-"""Settings of delivery at the end of the week: earlier, they would end events before their last attempt."""
+"""Settings of delivery at the week's end: set earlier, they would end events before the last attempt."""
 KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
 """Rate of the redrive: slow enough that delivery is killed while it runs."""
@@ -53,7 +53,7 @@ class Killed:
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
         self.kills: Counter[str] = Counter()
-        """Number of kills by the argument `meanwhile` of `now_and_then`."""
+        """Number of kills by phase: the argument `meanwhile` of `now_and_then`."""
 
     def now_and_then(self, meanwhile: str) -> None:
         """Kill one process after each KILL_EVERY_RECORDS more attempts and dead letters."""
@@ -164,7 +164,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     def all_attempts_are_made() -> bool:
         delivery.now_and_then("away")
-        kept = set(reasons(product))  # on a slow machine some of `delayed` too
+        kept = set(reasons(product))  # on a slow machine, some of `delayed` become dead letters too
         return set(missed) <= kept and set(delayed) <= kept | taken(back_after_a_day)
 
     eventually(all_attempts_are_made, 120, "an event is neither delivered nor a dead letter")

@@ -13,7 +13,7 @@ def job(number: int) -> dict[str, int]:
 
 
 def test_a_record_that_states_another_offset_hides_no_other_record(ledgers: Ledgers, processes: StageProcesses) -> None:
-    """In an earlier version, a stated offset beyond the partition's end kept all its later jobs from beginning."""
+    """In an earlier version, a stated offset beyond the partition's end kept all later jobs there from starting."""
 
     def stated(*deltas: int) -> bytes:
         """A batch of jobs with these offsets, relative to the batch's base offset."""

@@ -36,7 +36,7 @@ def make_anew(kafka: KafkaSettings, topic: str) -> None:
 def test_each_new_job_is_answered_once_however_long_the_old_partitions_were(
     fleet: KafkaSettings, ledgers: Ledgers, processes: StageProcesses
 ) -> None:
-    """Two partitions had fewer records than they have after the change, and two had none."""
+    """Before the change, two partitions have fewer records than after it, and two have none."""
     ledgers.submit(({"id": number, "ms": 1} for number in range(60)), partitions=2)
     processes.start("a")
     ledgers.wait_for_results(60, 60)

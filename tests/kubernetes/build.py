@@ -115,7 +115,7 @@ def _copy_keda(module: Path, copy: Path) -> None:
 
 
 def _keep_constants(azure: Path) -> None:
-    """Reduce a package to the names of secrets, which other packages use."""
+    """Reduce a package of KEDA to its constants, the names of secrets: other packages need only these."""
     text = (azure / "azure_service_principal.go").read_text()
     [constants] = re.findall(r"^const \(.*?^\)", text, re.MULTILINE | re.DOTALL)
     for file in azure.glob("*.go"):

@@ -60,7 +60,7 @@ def product(broker: Broker | ExternalBroker, tmp_path: Path) -> Iterator[Product
 
 @pytest.fixture
 def jobs(product: Product) -> Jobs:
-    """No jobs yet."""
+    """A sender of jobs that has sent none yet."""
     return Jobs(product)
 
 

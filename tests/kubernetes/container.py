@@ -61,10 +61,10 @@ class Container:
         self._process: subprocess.Popen[bytes] | None = None
         self._restart_at, self._restarts = 0.0, 0
         self.exit_code: int | None = None
-        """The status of a process that has ended."""
+        """The exit status of the last process that has ended."""
         self._startup: Probe | None = None
         self._probes: dict[str, Probe] = {}
-        """Liveness and readiness, once the startup probe is met."""
+        """The probes of liveness and readiness; empty until the startup probe is met."""
 
     @property
     def runs(self) -> bool:
@@ -72,7 +72,7 @@ class Container:
 
     @property
     def is_over(self) -> bool:
-        """True if it has ended and is not started again."""
+        """True if the container has ended and is not started again."""
         return self.exit_code is not None and (
             self._restart_policy == "Never" or (self._restart_policy == "OnFailure" and self.exit_code == 0)
         )

@@ -1,7 +1,7 @@
 """A Kubernetes control plane on loopback: etcd, the API server, the controllers and the scheduler.
 
 The controllers look more often than in a cluster, so that tests wait less: each second for the autoscaler and for
-nodes, and a node is lost after 30 seconds. Everything else has Kubernetes' own defaults.
+nodes, and a silent node counts as lost after 30 seconds. Everything else has Kubernetes' own defaults.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOKEN = "administrator"
 
 
 class ControlPlane:
-    """A context manager of the four programs. The data in the folder is not used again."""
+    """A context manager of the four programs. `folder` gets their data, which no later run uses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

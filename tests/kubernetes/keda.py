@@ -54,7 +54,7 @@ class Keda:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Without its server, this API would hold up the deletion of every namespace.
+        # Remove the metrics API before its server ends: it would hold up the deletion of every namespace.
         self._api.delete(f"{_SERVICES}/{_SERVICE}")
         self._programs.kill()
         self._stack.close()

@@ -25,7 +25,7 @@ _LAST_OCTETS = itertools.count(1)
 
 
 def _address() -> str:
-    """A loopback address of its own for a pod; other test runs of this machine have other addresses."""
+    """A loopback address for one pod alone; its middle parts come from this test run's process id."""
     number = next(_LAST_OCTETS)
     assert number < 255, "this test run has too many pods"
     return f"127.{16 + (os.getpid() >> 8) % 230}.{os.getpid() & 255}.{number}"

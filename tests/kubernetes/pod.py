@@ -83,7 +83,7 @@ class Pod(threading.Thread):
         return str(self.manifest["metadata"]["uid"])
 
     def _publish(self) -> None:
-        """Write the pod's status where it has changed."""
+        """Write the pod's status if it has changed."""
         status = self._status()
         # With the uid, the server refuses a status for a later pod of the same name.
         body = {"metadata": {"uid": self.uid}, "status": status}

@@ -36,7 +36,7 @@ class Programs:
         eventually(met, seconds, lambda: f"{what}\n{self.last_lines()}")
 
     def kill(self) -> None:
-        """Kill them all: their data is of no further use."""
+        """Kill all processes: their data is of no further use."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():

@@ -65,5 +65,5 @@ def _crashes(release: Release) -> list[str]:
 
 
 def _careless_pod() -> Manifest:
-    """A pod that may run as root."""
+    """A pod that may run as root, which a `restricted` namespace refuses."""
     return {"metadata": {"name": "careless"}, "spec": {"containers": [{"name": "c", "image": "postback"}]}}

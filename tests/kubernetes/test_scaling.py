@@ -28,9 +28,9 @@ _BACKLOG = 400
 _BEHIND = 200
 _LONGEST_SECONDS, _DRAIN_SECONDS = 1, 15
 _FALLBACK_LOOKS = 3
-"""Failed looks for figures before the chart's fallback applies."""
+"""Number of KEDA's failed reads of the exporter before the chart's fallback applies."""
 _HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
-"""Further failed looks, one a second: they go on for longer than the autoscaler's stabilisation window."""
+"""Number of further failed reads, one a second: more seconds than in the autoscaler's window for scaling down."""
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         workers_are(_MOST)
         eventually(lambda: shared_evenly(product.kafka, "inference", _MOST), WAIT_SECONDS, said)
 
-        # Without figures the workers stay, also after the last job.
+        # Without the exporter's figures no worker is removed, not even after the last job.
         _set_exporters(release, 0)
         eventually(lambda: _failures(release) > _FALLBACK_LOOKS, WAIT_SECONDS, said)
         engine.seconds = 0.0
@@ -132,7 +132,7 @@ def _holds(release: Release) -> bool:
 
 
 def _failures(release: Release) -> int:
-    """How often in a row a trigger of KEDA has got no figures."""
+    """The number of reads in a row in which KEDA's trigger got no figures."""
     path = f"/apis/keda.sh/v1alpha1/namespaces/{release.namespace}/scaledobjects/fleet-postback-worker"
     health: dict[str, Any] = release.api.get(path)["status"].get("health", {})
     return max((each.get("numberOfFailures") or 0 for each in health.values()), default=0)
