@@ -117,7 +117,7 @@ class Broker:
         """
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
-        while process.alive and not process.frozen:  # the kernel stops a JVM's threads one by one
+        while process.alive and not process.frozen:  # until the last of the JVM's threads has stopped
             self._clock.sleep(_POLL_SECONDS)
 
     def resume(self, index: int = 0) -> None:
@@ -161,9 +161,9 @@ def start_detached(
 ) -> RunningBroker:
     """Start brokers that outlive this process, and return when all of them serve. Running brokers are kept.
 
-    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. If `brokers` is None, the
-    number is that of the folder's data, or 1 without data. A failed start ends the brokers that it started, and raises
-    an error of `devkit.kafka.errors`.
+    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. If `brokers` is None, as
+    many brokers start as have data in the folder, or 1 without data. A failed start ends the brokers that it started,
+    and raises an error of `devkit.kafka.errors`.
     """
     home = (data or default_data()).resolve()
     with _one_at_a_time(home):
@@ -212,7 +212,7 @@ def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> Non
     remaining = list(processes)
     if gently:
         for process in remaining:
-            process.signal(signal.SIGCONT)  # a stopped process handles no SIGTERM
+            process.signal(signal.SIGCONT)  # a frozen process would not handle the SIGTERM
             process.signal(signal.SIGTERM)
         remaining = _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
     for process in remaining:

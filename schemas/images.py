@@ -44,7 +44,7 @@ DataUrl = Annotated[str, StringConstraints(pattern=DATA_URL)]
 
 
 def media_type_of(image: bytes) -> str | None:
-    """Return the media type that the first bytes tell; None for another format."""
+    """Return the media type that the first bytes tell; None for an unknown format."""
     return next((name for name, first in _FIRST_BYTES.items() if first.match(image)), None)
 
 

@@ -168,7 +168,7 @@ class Job(WireModel):
     logprobs: bool = False
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    """For each place, the number of likeliest tokens whose log-probabilities the result has; goes with `logprobs`."""
+    """The number of likeliest tokens that the result lists at each place of the answer; goes with `logprobs`."""
     response_format: ResponseFormat | None = None
     """The answer's form; free text where absent."""
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
@@ -281,7 +281,7 @@ class Job(WireModel):
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens of each answer: more answers, and more log-probabilities of each token, leave fewer."""
+        """The most tokens of each answer; fewer with more answers, or with more log-probabilities of each token."""
         return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
 
 

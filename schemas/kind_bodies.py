@@ -34,9 +34,9 @@ class TextEndpoint:
     input: str | None = None
     """The body's member with the texts; None if the body itself has the members of the job's field."""
     synonyms: Mapping[str, str] = field(default_factory=dict)
-    """A second name of a member, by its first name. The second counts in a body without the first."""
+    """A second name of a member, by its first name. The second name counts in a body without the first."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """The names by which other endpoints call a member, each with its name at this endpoint."""
+    """The names by which other endpoints call a member, each with the member's name at this endpoint."""
 
     def place(self, path: Sequence[str], body: Mapping[str, Any]) -> tuple[str, ...]:
         """Translate the path of a member in the job's field to the member's path in the body."""
@@ -69,7 +69,7 @@ def _compared(endpoint: TextEndpoint, body: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _texts(value: object) -> object:
-    """Return one text as a list, and the texts of Jina's and Cohere's documents, `{"text": …}`; else the value."""
+    """Return one text as a list, documents `{"text": …}` (Jina, Cohere) as texts, and any other value unchanged."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):

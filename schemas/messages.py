@@ -13,7 +13,7 @@ from schemas.tools import MAX_TOOL_CALLS, ToolCall
 from schemas.urls import Url
 
 UNKNOWN_PART: Final = "unknown_part"
-"""The type of pydantic's error for a part of another kind."""
+"""The type of pydantic's error for a part that is neither a text nor an image."""
 
 
 class TextPart(WireModel):

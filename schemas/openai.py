@@ -176,7 +176,7 @@ def problem_in_line(problem: Problem, line: dict[str, Any]) -> Problem:
         return dataclasses.replace(problem, field=".".join(("body", *endpoint.place(rest, line["body"]))))
     names = _PLACES | _PLACES_BY_URL.get(line["url"], {})
     if first == "messages" and rest and line["url"] == RESPONSES and line["body"].get("instructions") is not None:
-        # Instructions became the first message, so each of the input's own messages moved by one.
+        # The instructions became the job's first message, so a message's number in the input is one less.
         first, rest = ("instructions", []) if rest[0] == "0" else (first, [str(int(rest[0]) - 1), *rest[1:]])
     if first == "reasoning" and rest and line["url"] == CHAT_COMPLETIONS:
         first, rest = _REASONING_PLACES[rest[0]], []
@@ -215,7 +215,7 @@ def _metadata(metadata: object) -> object:
 
 
 def _stop(stop: object) -> object:
-    """Return a single text as a list of one; an empty text sets nothing."""
+    """Return a single text as a list of one, and an empty text as None."""
     if isinstance(stop, str):
         return [stop] if stop else None
     return stop
@@ -237,7 +237,7 @@ def _chat_question(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tools(body: dict[str, Any], tools: object, choice: object) -> dict[str, Any]:
-    """Return the fields for tools; without tools, a choice and its bound change nothing."""
+    """Return the fields for tools; without tools, `tool_choice` and `parallel_tool_calls` change nothing."""
     if tools in (None, []):
         return {}
     return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": body.get("parallel_tool_calls")}

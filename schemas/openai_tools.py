@@ -39,7 +39,7 @@ def called_message(item: object) -> dict[str, Any] | None:
 def response_place(path: Sequence[str]) -> list[str]:
     """Translate a place in a job to the place in a Responses body.
 
-    Tools, calls and images have their members one level higher there.
+    In that body, tools, calls and images have their members one level higher.
     """
     if [*path[4:5]] == ["image_url"]:
         return [*path[:4], "detail" if [*path[5:]] == ["detail"] else "image_url"]

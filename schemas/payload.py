@@ -54,7 +54,7 @@ def with_payload(job: Job, payload: bytes) -> AskedJob:
     unknown = taken_from(asked)
     stated, given = _stated(job), _stated(asked)
     _check_places(stated, given)
-    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # the set has ignored members too
+    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # without ignored members
     fields = {name: getattr(job, name) for name in own} | {name: getattr(asked, name) for name in given}
     try:
         return AskedJob(Job.model_validate(fields), unknown)

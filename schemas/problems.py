@@ -100,7 +100,7 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _field_of_rule(reason: str) -> str:
-    """Return the field with which the reason of a whole job's problem begins, else `prompt`."""
+    """Return the field that begins the reason of a rule about the whole job; `prompt` if no field does."""
     named = re.match(r"`(\w+)`", reason)
     return named[1] if named is not None and named[1] in _FIELDS else "prompt"
 

@@ -57,7 +57,7 @@ def one_question() -> list[dict[str, Any]]:
     choices = []
     for asked in QUESTIONS:
         absent = [name for name in QUESTIONS if name != asked]
-        if asked != BY_REFERENCE:  # the worker checks a document's question
+        if asked != BY_REFERENCE:  # a document's question is checked by the worker that reads it
             absent += [option for option, field in options.items() if field != asked]
             absent += OF_A_QUESTION if asked not in ("prompt", "messages") else ()
             absent += ["raw"] if asked != "prompt" else []

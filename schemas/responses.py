@@ -22,7 +22,7 @@ NOTES: Final = "notes"
 """The member of a stored request for the notes about the request; OpenAI's bodies have no member of this name."""
 
 _ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "text", "user", "safety_identifier")
-"""Members of the request that the object repeats."""
+"""Members of the request that the Response object repeats."""
 _KEPT = ("input", "background", "store", *_ECHOED)
 _ERROR_CODES = {Outcome.REJECTED: "invalid_prompt"}
 _STATUSES = {

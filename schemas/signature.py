@@ -173,7 +173,7 @@ def _digest(keyed: hmac.HMAC, content: bytes) -> bytes:
 
 
 def _was_signed(key: bytes, signature: bytes, content: bytes) -> bool:
-    # libsodium reads signature and content as one text: the content would complete a short signature.
+    # libsodium reads signature and content as one text, and would complete a short signature from the content.
     if len(signature) != crypto_sign_BYTES:
         return False
     try:

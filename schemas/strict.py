@@ -165,5 +165,5 @@ def _meant(url: str, name: str, members: frozenset[str]) -> str | None:
 
 
 def _unframed(problem: Problem) -> Problem:
-    """Return the problem with its place in the body, without the line around the body."""
+    """Return the problem with its place in the body, without the Batch line around the body."""
     return Problem(problem.field.removeprefix(_BODY), problem.reason)

@@ -34,7 +34,8 @@ SCREENING = "screening"
 beside those of the worker's own filter."""
 CALLBACK_URL = "callback-url"
 WEBHOOK_ENDPOINT = "webhook-endpoint"
-"""On an event of `callback_events`: the id of the tenant's webhook endpoint. The value is sent as it stands."""
+"""On an event of `callback_events`: the id of the tenant's webhook endpoint. The record's value is sent as it
+stands."""
 WEBHOOK_ENDPOINT_VERSIONS = "webhook-endpoint-versions"
 """Versions of the endpoint's secret that sign the event, newest first, separated by commas."""
 WEBHOOK_HTTP_HEADER = "webhook-http-header"
@@ -187,7 +188,7 @@ class Topics:
 
     @property
     def attempts(self) -> str:
-        """One record per POST."""
+        """One record per POST to a callback's URL."""
         return f"{self.prefix}callback_attempts"
 
     @property
@@ -197,7 +198,10 @@ class Topics:
 
     @property
     def control(self) -> str:
-        """Cancellations, compacted by tenant and job. Kept as long as dead letters, whose jobs may be cancelled."""
+        """Cancellations, compacted by tenant and job.
+
+        Kept as long as dead letters, since a redrive looks up cancelled jobs.
+        """
         return f"{self.prefix}job_control"
 
     @property
@@ -222,7 +226,7 @@ class Topics:
 
     @property
     def shadow(self) -> str:
-        """Samples that a candidate model answers again."""
+        """Copies of sampled jobs, which a candidate model answers again."""
         return f"{self.prefix}model_requests.shadow"
 
     @property
@@ -255,15 +259,15 @@ class Topics:
         # Retention by age alone, whatever the brokers' defaults are.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
-        # The broker sets these timestamps. With the writers' own, the broker would refuse whole transactions of a
-        # machine whose clock is an hour ahead, and a tier would have no single clock to order it.
+        # The broker sets these timestamps. With the writers' timestamps, the broker would refuse whole transactions of
+        # a machine whose clock is an hour ahead, and several clocks would order the records of a tier.
         stamped = {**week, "message.timestamp.type": "LogAppendTime"}
         month = {**stamped, "retention.ms": str(30 * _DAY_MS)}
         day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
-        # Kafka removes superseded records within about a day. With its defaults, these records could take up to a
-        # gigabyte.
+        # Kafka removes superseded records within about a day. With Kafka's defaults, superseded records could take up
+        # to a gigabyte.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
             "max.compaction.lag.ms": str(_DAY_MS),

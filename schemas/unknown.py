@@ -156,7 +156,7 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    # A field of another URL's body can be both in `known` and unknown at this URL.
+    # `known` also has fields of other URLs' bodies, so an unknown field may be in it: no field is suggested for itself.
     meant = nearest(own, (field for field in known if field != own))
     return f"{place}{dot}{meant}" if meant else None
 

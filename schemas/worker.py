@@ -16,7 +16,7 @@ from schemas.job import Identifier
 
 MAX_MODELS = 256
 LONGEST_ANSWER_SECONDS = 604_800.0
-"""A week, which no answer exceeds: a job expires after six days at most, and its answer with it."""
+"""A week. No answer takes longer, since its job expires after six days at most."""
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 

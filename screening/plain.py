@@ -24,7 +24,8 @@ _INVISIBLE: Final = (
 _MOST_MARKS: Final = 15
 """The most marks of one character, since Python's normalisation takes quadratic time for a long run of marks."""
 _LONGEST_EXPANSION: Final = 4
-"""The most characters that folding makes of one character; a few ligatures of whole sentences stay as they are."""
+"""The most characters that folding makes of one character; a few ligatures that stand for whole sentences stay as they
+are."""
 
 _mark = re.compile(f"[{_MARKS}]+")
 _control = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -32,7 +33,7 @@ _invisible = re.compile(f"[{_INVISIBLE}\U000e0000-\U000e0fff]+")
 
 
 class Plain:
-    """A folded text. `text` is for matching; `original` maps a range of it to the text that was given."""
+    """A folded text. `text` is for matching; `original` maps a range of `text` to a range of the given text."""
 
     __slots__ = ("_ends", "_starts", "text")
 

@@ -101,7 +101,7 @@ def _reasons(error: ValidationError) -> Iterator[str]:
     for details in found:
         place = details["loc"]
         if any(len(place) < len(other["loc"]) and other["loc"][: len(place)] == place for other in found):
-            continue  # a deeper error names the wrong part of this value
+            continue  # another error names the faulty part of this value
         kind, message = details["type"], details["msg"].removeprefix("Value error, ")
         path = [str(part) for part in place[1:]]  # the first part is the rule's kind
         if kind == "union_tag_not_found":

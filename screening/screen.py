@@ -26,7 +26,7 @@ from screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
 """The most passes over a text: after a pass has put in a marker, the text beside the marker may match for the first
-time. Two are usual.
+time. Two passes are usual.
 """
 _TENANTS_KEPT = 1024
 _UNAVAILABLE = "unavailable"
@@ -42,11 +42,11 @@ class Screened:
     verdict: Verdict
     """The strictest verdict of the rules that match."""
     findings: tuple[ScreeningFinding, ...]
-    """One for each rule, kind and field with matches, in the file's order."""
+    """One finding for each rule, kind and field with matches, in the file's order."""
     job: Job
     """The job with markers in place of redacted matches; the given job if the verdict is `reject`.
 
-    Markers can make a job larger, so a caller with a limit checks it afterwards.
+    Markers can make a job larger, so a caller with a size limit checks the job's size afterwards.
     """
 
     @property

@@ -89,7 +89,7 @@ def _texts_of_sources(sources: Sources) -> Iterator[JobText]:
 
 
 def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
-    """Return the job with other texts. A tuple has the text parts of a message."""
+    """Return the job with the changed texts. The change of a message with text parts is a tuple of its parts."""
     update: dict[str, Any] = {}
     prompt = changed.get(("prompt", 0))
     if prompt is not None:

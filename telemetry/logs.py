@@ -178,7 +178,7 @@ def _ascii_host(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except UnicodeError:
-        return host.encode("idna").decode()  # IDNA of 2003, as in yarl, also allows emoji
+        return host.encode("idna").decode()  # IDNA of 2003, which yarl uses too, also allows emoji
 
 
 def redact(value: Any, name: str = "") -> Any:

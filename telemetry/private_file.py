@@ -42,7 +42,7 @@ class PrivateFileRefused(Exception):  # noqa: N818 - named after the refusal
 
 
 def read_private(path: Path, most_bytes: int, *, by_root: bool = False) -> bytes:
-    """Return the content of a file with secrets, up to one byte more than `most_bytes`, which shows a larger file.
+    """Return the content of a file with secrets: at most `most_bytes`, and one byte more if the file is larger.
 
     A file with an `access_problem` is refused. Raises PrivateFileRefused and OSError.
     """

@@ -14,7 +14,7 @@ class _Kind:
 
 
 class LogThrottle:
-    """Admits one line of each kind in `seconds`, and counts the lines that it holds back. Any thread may call it.
+    """Admits one line of each kind per `seconds`, and counts the lines that it holds back. Any thread may call it.
 
     The throttle remembers at most `most_kinds` kinds. A further kind makes the throttle forget all kinds, so some lines
     are logged more often.

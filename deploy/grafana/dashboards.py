@@ -1,7 +1,7 @@
 """Writes the Grafana dashboards beside this file: `python deploy/grafana/dashboards.py`.
 
-A dashboard is a table of panels, so that a changed metric is one changed line. The JSON is Grafana's dashboard model
-(https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/).
+Each panel is one row of a table in this file, so a renamed metric changes one line. The JSON is Grafana's dashboard
+model (https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _RATE = "[$__rate_interval]"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One graph. `queries` are PromQL by legend; a legend in braces names a label, as Grafana fills it in."""
+    """One graph.
+
+    `queries` maps each legend to its PromQL; Grafana replaces `{{label}}` in a legend by the label's value.
+    """
 
     title: str
     unit: str

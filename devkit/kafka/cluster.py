@@ -26,7 +26,7 @@ from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
 from devkit.kafka.jars import ensure_jars, java
 
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
-"""A small heap, and few compiler and collector threads: more would slow the start on a machine with two cores."""
+"""A small heap, and few compiler and collector threads: more threads would slow the start on two cores."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
 """A collector that pauses for at most about a millisecond, and enough memory that the collector seldom runs, since each
 run needs a core."""
@@ -45,15 +45,15 @@ SERVER_PROPERTIES = {
     "transaction.state.log.num.partitions": _INTERNAL_PARTITIONS,
     "share.coordinator.state.topic.num.partitions": _INTERNAL_PARTITIONS,
     "group.initial.rebalance.delay.ms": "0",
-    # With these, the group notices a dead member after 6 s instead of 45 s.
+    # With these timeouts, a group notices a dead member after 6 s instead of 45 s.
     "group.consumer.min.session.timeout.ms": "6000",
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
-    # A killed broker may register again only after its old session expires: with this, after 4 s instead of 9 s.
+    # A killed broker may register again once its old session has expired: here after 4 s instead of 9 s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
-    # A dead process's open transaction blocks readers until its timeout, and for at most this interval more.
+    # A dead process's open transaction blocks readers until the transaction's timeout, then for up to this interval.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     # As long as the longest retention of our topics: a group's committed offsets must not expire before the records.
     "offsets.retention.minutes": "43200",
@@ -74,7 +74,10 @@ class Node:
 
     @property
     def properties_file(self) -> Path:
-        """The file that `kafka.Kafka` starts with. A process with this path in its command line is the node's."""
+        """The properties file that `kafka.Kafka` gets.
+
+        A process with this path in its command line is this node's process.
+        """
         return self.home / "server.properties"
 
     @property
@@ -120,9 +123,9 @@ def load(data: Path) -> Cluster | None:
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
     """Prepare the folder for a start: existing data stays, and ports are chosen again.
 
-    If `brokers` is None, the number is that of the folder's data, or 1 without data. `port` is the first broker's port,
-    and the others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse, MissingPrerequisite,
-    DownloadFailed.
+    If `brokers` is None, the cluster has as many brokers as have data in the folder, or 1 without data. `port` is the
+    first broker's port, and the others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse,
+    MissingPrerequisite, DownloadFailed.
     """
     kept = load(data)
     if kept and brokers not in (None, len(kept.nodes)):
@@ -146,7 +149,7 @@ def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like Kafka, ignores connections that are closing
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in Kafka, closing connections do not count
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -156,9 +159,8 @@ def check_free(port: int) -> None:
 def free_ports(count: int) -> list[int]:
     """Choose ports without a listener, below the range from which the kernel gives ports to clients.
 
-    Otherwise a client that reconnects to a dead broker could get the dead broker's port from the kernel. The client
-    would then be connected to itself, and keep the broker from restarting. So brokers take no ports from the kernel's
-    range.
+    From that range, the kernel could give a dead broker's port to a client that reconnects to the broker. The client
+    would then be connected to itself, and keep the broker from restarting.
     """
     limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
     chosen: list[int] = []

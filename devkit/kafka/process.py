@@ -16,8 +16,8 @@ from devkit.kafka.errors import MissingPrerequisite
 
 _LEASH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-leash")
 """The thread that starts leashed processes. The kernel sends the parent-death signal when the *thread* that forked ends
-(prctl(2), PR_SET_PDEATHSIG). So this thread must live as long as the process; threads that call `Broker.start` may end
-earlier."""
+(prctl(2), PR_SET_PDEATHSIG). So this thread must live as long as the JVMs that it started; threads that call
+`Broker.start` may end earlier."""
 
 
 class NodeProcess(Protocol):

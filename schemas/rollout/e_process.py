@@ -13,7 +13,7 @@ DECIDED = 20.0
 inequality).
 """
 _MOST_OF_CAPITAL = 0.75
-"""The largest part of its capital that a bet may lose at once."""
+"""The largest part of the capital that one bet may lose."""
 _LONGEST = 700.0
 """The logarithm of the largest e-value that is shown: a float holds no larger one."""
 _PRIOR_VARIANCE = 0.25
@@ -23,8 +23,8 @@ _PRIOR_VARIANCE = 0.25
 class EProcess:
     """Evidence that the mean of values from -1 to 1 lies below `bound`, and evidence that the mean lies above.
 
-    `below` is the e-value against "the mean is at least the bound", `above` that against "the mean is at most the
-    bound". Raises ValueError for a bound outside of -1 to 1.
+    `below` is the e-value against "the mean is at least the bound", and `above` the e-value against "the mean is at
+    most the bound". Raises ValueError for a bound outside of -1 to 1.
     """
 
     def __init__(self, bound: float) -> None:

@@ -56,7 +56,7 @@ class Step(StrEnum):
 
     @property
     def next(self) -> Step:
-        """The step that follows if this one ends well."""
+        """The step that follows if this step ends well."""
         return self if self.is_over else _WAY[_WAY.index(self) + 1]
 
 
@@ -91,7 +91,7 @@ class RolloutOrder(WireModel):
     per_second: float = Field(default=20.0, gt=0, le=10_000)
     """The most jobs that each worker copies or reports in a second."""
     slower: float = Field(default=1.5, ge=1, le=1000)
-    """A slow answer takes more than this multiple of the primary's 95th percentile, and over 250 ms more than it."""
+    """An answer is slow if it takes longer than the primary's 95th percentile by this factor, and by over 250 ms."""
     at: int
     """Time of the order, Unix milliseconds."""
 

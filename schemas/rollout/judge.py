@@ -28,7 +28,7 @@ _SLOWER_MS = 250.0
 """A slow answer also exceeds the primary's 95th percentile by this time: multiples of short times are noise."""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
-"""Number of the primary's jobs that the judgement of the candidate's latency needs."""
+"""The candidate's latency is judged only after this many jobs of the primary."""
 _LATENCIES = 1000
 _BOUNDS: Final = {"latency": MOST_DIFFERENT, "tokens": 0.2, **dict.fromkeys(FLAGS, MOST_DIFFERENT)}
 """For each guard, the allowed mean excess over the primary."""
@@ -132,7 +132,7 @@ class Judge:
         self.profiles: dict[str, ProfileJudge] = {}
         self.compared = 0
         self.canary = dict.fromkeys(Step, 0)
-        """The candidate's reported jobs at each step."""
+        """Number of the candidate's reported jobs at each step."""
 
     def take(self, said: Comparison) -> None:
         """Add a record of this rollout."""
@@ -160,7 +160,7 @@ class Judge:
         )
 
     def _against(self) -> str | None:
-        """Return the reason against the candidate, by profile; None if there is none."""
+        """Return the first reason against the candidate, with its profile; None if there is none."""
         for name, profile in self.profiles.items():
             for guard in profile.tripped:
                 return f"profile {name}: more {_NAMES[guard]} than the primary has"

@@ -32,7 +32,7 @@ _MOST_REASON_CHARS: Final = 200
 
 
 class _Late(Exception):  # noqa: N818 - private
-    """The request's seconds are over."""
+    """The request's time is up."""
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ PAUSE_SECONDS: Final = 10.0
 _MOST_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _MOST_CONFIG_BYTES: Final = 1024 * 1024
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "OMP_NUM_THREADS")
-"""The only variables that are passed on, because this process's environment holds secrets."""
+"""The only variables that the classifier's process gets, because this process's environment holds secrets."""
 _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

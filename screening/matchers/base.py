@@ -12,7 +12,7 @@ class Match(NamedTuple):
     start: int
     end: int
     kind: str
-    """The matcher, as in a finding."""
+    """The matcher's name, as a finding has it."""
 
 
 class Matcher(Protocol):

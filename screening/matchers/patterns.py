@@ -69,7 +69,7 @@ def _reason(error: Exception) -> str:
 
 
 def _spans(pattern: Any, data: bytes) -> Iterator[tuple[int, int]]:
-    """Return the byte offsets of the matches. Each step reads at most two windows, and ends or moves forward."""
+    """Return the byte offsets of the matches. Each step reads at most two windows, and moves forward."""
     place = 0
     while place < len(data):
         found = pattern.search(data, place, min(len(data), place + 2 * WINDOW))
@@ -81,7 +81,7 @@ def _spans(pattern: Any, data: bytes) -> Iterator[tuple[int, int]]:
         else:
             yield start, end
             place = end
-        while place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
+        while place < len(data) and data[place] & 0xC0 == 0x80:  # the next search begins at a whole character
             place += 1
 
 

@@ -18,7 +18,7 @@ from screening.matchers.base import Match
 _SEPARATORS: Final = dict.fromkeys("\t\n\v\f\r-_\u2010\u2011\u2012\u2013\u2014\u3000", " ")
 """Characters read as a space, so that `blow-job` is `blow job`."""
 _AS_LETTERS: Final = dict(zip("@4831!|l09$57+", "aabeiiiiogsstt", strict=True))
-"""Digits and symbols with the letter that each replaces. `l` is read as `i`, as `1` stands for both."""
+"""Digits and symbols with the letter that each replaces. `l` is read as `i`, since `1` stands for both letters."""
 _SUBSTITUTES: Final = frozenset("@4831!|09$57+")
 _LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
 """Cyrillic and Greek letters that look like Latin ones, read as the Latin letters in a word that also has Latin
@@ -56,7 +56,7 @@ class WordLists:
             yield Match(start, end, "words")
 
     def _words(self, automaton: Any, view: str, lowered: str) -> Iterator[tuple[int, int]]:
-        """Return the places in `view` that are whole words of the text."""
+        """Return the places of listed words in `view` that are whole words of the text."""
         if not len(automaton):
             return
         for last, length in automaton.iter(view):
@@ -119,7 +119,7 @@ def _automaton(words: Iterable[str]) -> Any:
 def _is_whole(text: str, start: int, end: int) -> bool:
     """True if no letter or digit continues the word on either side.
 
-    A side on which the word itself has a symbol, such as an emoji, is whole beside any character.
+    Where the word itself begins or ends with a symbol, such as an emoji, any character may stand beside it.
     """
     before = text[start - 1 : start] if text[start].isalnum() else ""
     after = text[end : end + 1] if text[end - 1].isalnum() else ""

@@ -16,7 +16,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The name of a role's objects. Takes a dict of root, component and pool. A StatefulSet's label ends in a hash of 10 characters. */}}
+{{/* The name of a role's objects. Takes a dict of root, component and pool. A StatefulSet's label adds a hash to the name: at most 52 characters. */}}
 {{- define "postback.roleName" -}}
 {{- $name := printf "%s-%s%s" (include "postback.fullname" .root) .component (ternary "" (printf "-%s" .pool) (empty .pool)) }}
 {{- if gt (len $name) 52 }}
@@ -25,7 +25,7 @@
 {{- $name }}
 {{- end }}
 
-{{/* Takes a dict of root and image, the values that replace the chart's. A replaced repository or tag ends the chart's digest. */}}
+{{/* Takes a dict of root and image, the values that replace the chart's. If the repository or the tag is replaced, the chart's digest is not used. */}}
 {{- define "postback.image" -}}
 {{- $own := default dict .image }}
 {{- $shared := .root.Values.image }}

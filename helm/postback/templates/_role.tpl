@@ -1,6 +1,6 @@
-{{/* A StatefulSet, since a replica's identity has to outlive its pod, its headless Service and its disruption budget.
-     Takes a dict of root, component, pool, role (the role's values), args, and of lines of YAML: env, ports, mounts,
-     volumes and claims. */}}
+{{/* A StatefulSet with its headless Service and its disruption budget. A replica's identity has to outlive its pod, so
+     it is no Deployment. Takes a dict of root, component, pool, role (the role's values), args, and of lines of YAML:
+     env, ports, mounts, volumes and claims. */}}
 {{- define "postback.role" -}}
 {{- $name := include "postback.roleName" . }}
 apiVersion: v1

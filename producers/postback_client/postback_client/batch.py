@@ -11,7 +11,7 @@ _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class LineCounts:
-    """Numbers of a batch's lines."""
+    """The number of a batch's lines, and of those that were completed or have failed."""
 
     total: int = 0
     completed: int = 0

@@ -124,7 +124,7 @@ def _ed25519(text: str) -> Matches:
         raise UnusableKey(message) from None
 
     def matches(content: bytes, signature: bytes) -> bool:
-        # libsodium reads signature and content as one text: the content would complete a short signature.
+        # libsodium reads signature and content as one text, and would complete a short signature from the content.
         if len(signature) != _SIGNATURE_BYTES:
             return False
         try:
@@ -142,7 +142,7 @@ def _key_bytes(text: str, prefix: str) -> bytes:
     try:
         return base64.b64decode(text.removeprefix(prefix), validate=True)
     except ValueError:
-        raise UnusableKey(f"the text after {prefix} is not base64") from None  # the decoder's error quotes the key
+        raise UnusableKey(f"the text after {prefix} is not base64") from None  # the decoder's error would show the key
 
 
 def _decoded(encoded: str) -> bytes:

@@ -109,7 +109,7 @@ class HttpClient:
         if not awaited:
             return
         with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
-            feed.open()  # first, so that no result falls between the question for a job and the events
+            feed.open()  # opened first: a result that comes after the question for its job is then an event
             for job_id in list(awaited):
                 if (result := self.result(job_id)) is not None:
                     del awaited[job_id]
@@ -156,7 +156,10 @@ class HttpClient:
             )
 
     def _parts(self, jobs: Iterable[NamedJob]) -> Iterator[list[NamedJob]]:
-        """Divide jobs into requests. The jobs alone decide how, so that a repeat sends the same requests."""
+        """Divide jobs into requests.
+
+        The jobs alone decide how they are divided, so that a repeat sends the same requests.
+        """
         part, size = list[NamedJob](), 0
         for job in jobs:
             if part and (len(part) >= self._jobs_together or size + len(job.body) > BYTES_TOGETHER):
@@ -173,7 +176,7 @@ def _path(job_id: str) -> str:
 
 
 def _result_of(data: str) -> Result | None:
-    """Return the result of an event; None for an event of another form, which a newer gateway may send."""
+    """Return the result of an event; None for an event in an unknown form, which a newer gateway may send."""
     try:
         event = parsed(data)
         return read(Result, event.get("data")) if isinstance(event, dict) else None

@@ -69,7 +69,7 @@ class HttpSession:
         silence_seconds: float = ANSWER_SECONDS,
         limit: TimeLimit | None = None,
     ) -> requests.Response:
-        """Send a request and return its answer; repeat the request until the patience or the limit ends.
+        """Send a request and return its answer; repeat the request until the client's patience or `limit` ends.
 
         Callers use this method for requests that may be repeated: with an idempotency key, or without effect when
         repeated. A request with an iterable body is sent once. Raises GatewayRefused and Unreachable.

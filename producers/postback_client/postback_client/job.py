@@ -69,7 +69,7 @@ class Job:
     logprobs: bool | None = None
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = None
-    """For each place, the number of likeliest tokens whose log-probabilities the result has; goes with `logprobs`."""
+    """The number of likeliest tokens that the result lists at each place of the answer; goes with `logprobs`."""
     response_format: Mapping[str, Any] | None = None
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None

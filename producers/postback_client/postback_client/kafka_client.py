@@ -33,7 +33,8 @@ ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
 _IN_FLIGHT = 10_000
 _MOST_OWN = 200_000
-"""The most jobs that a client remembers until it has given out their results. Older jobs count as another client's."""
+"""The most jobs that a client remembers until it has given out their results. For older jobs, `stream` reads results
+again."""
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
 _CLOCK = MachineClock()

@@ -15,7 +15,7 @@ from postback_client.http_session import HttpSession
 
 EVENTS = "/v1/events"
 SILENCE_SECONDS = 45.0
-"""Three of the gateway's heartbeats. A connection that is silent for longer is given up, and opened again."""
+"""The time of three heartbeats of the gateway. A connection that is silent for longer is given up, and opened again."""
 _LIMITED_SILENCE_SECONDS = 2.0
 """Under a time limit, a connection that is silent for this long is opened again, so that the wait exceeds the limit by
 at most this time."""
@@ -25,7 +25,10 @@ _AGAIN_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ServerSent:
-    """One block. Without an event, `data` is empty, and the block states the position or the time to reconnect."""
+    """One block of the stream.
+
+    A block without an event has empty `data`, and states the position or the time to reconnect.
+    """
 
     id: str
     data: str
@@ -79,7 +82,7 @@ class EventFeed:
         self._first: ServerSent | None = None
 
     def open(self) -> None:
-        """Return once the feed's position is fixed: the feed then has every later event. Raises PostbackError."""
+        """Return once the feed's position is fixed: no event after that moment is missed. Raises PostbackError."""
         self._first = next(self._blocks, None)
 
     def events(self) -> Iterator[ServerSent]:
@@ -105,7 +108,7 @@ class EventFeed:
         chunked = "chunked" in response.headers.get("transfer-encoding", "")
         pieces = response.iter_content(
             _PIECE_BYTES if chunked else 1
-        )  # without chunks, a longer read waits for all bytes
+        )  # without chunks, a read of more bytes would wait until all of them have come
         while not self._limit.passed:
             try:
                 piece = next(pieces, None)

@@ -16,7 +16,7 @@ validation, because such a text lists phone numbers.
 """
 _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
-"""Digits of a number (E.164)."""
+"""The most digits of a phone number (E.164)."""
 
 # Nothing that can fail follows an unbounded repetition in these patterns, so that no text causes long backtracking.
 _international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")
@@ -45,7 +45,7 @@ def phones(text: str, regions: tuple[str, ...]) -> Iterator[tuple[int, int]]:
 def _ends(text: str, found: re.Match[str], *, international: bool) -> list[int]:
     """Return the ends of the groups of digits at which a number may end; the longest first.
 
-    A number may be followed by another one, as in `+49 30 1234567 2 times`.
+    Digits after a phone number may look like a part of it, as in `+49 30 1234567 2 times`.
     """
     digits = last = 0
     ends: list[int] = []
@@ -57,7 +57,7 @@ def _ends(text: str, found: re.Match[str], *, international: bool) -> list[int]:
         if digits >= _LEAST_DIGITS and (international or not _no_phone.fullmatch(found[0][:last])):
             ends.append(found.start() + last)
     if ends and _goes_on.match(text, ends[-1]):
-        ends.pop()  # a word, an address or an amount goes on here
+        ends.pop()  # the last group belongs to a word, an address or an amount
     return ends[::-1]
 
 
