@@ -32,7 +32,7 @@ class NameServer(asyncio.DatagramProtocol):
     _transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # The class of asyncio's own datagram transport is not derived from DatagramTransport.
+        # asyncio's own datagram transport is not derived from DatagramTransport, so an assertion would fail.
         self._transport = cast(asyncio.DatagramTransport, transport)
         self.port = transport.get_extra_info("sockname")[1]
 

@@ -23,7 +23,7 @@ ETAG = '"the-shell-never-changes"'
 
 @dataclass
 class Application:
-    """A server with a shell, its script and its data."""
+    """A server of an application: a page without the fact, its script, and the data that the script loads."""
 
     origin: str = ""
     fact: str = FACT
@@ -78,7 +78,7 @@ class Canary(asyncio.DatagramProtocol):
         self.signs.append("datagram")
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Give a secret to every script."""
+        """Record the connection, and answer with a secret that any script may read."""
         self.signs.append("connection")
         head = b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/html\r\n"
         writer.write(head + b"Content-Length: 15\r\nConnection: close\r\n\r\ninternal secret")

@@ -128,7 +128,7 @@ class Fleet:
 
 
 class Walk(RuleBasedStateMachine):
-    """Submits, cancels, takes back, starts and stops in a random order."""
+    """Submits jobs, cancels them, takes cancellations back, and starts and stops the worker, in a random order."""
 
     fleet: ClassVar[Fleet]
     wasted: ClassVar[float]

@@ -1,4 +1,4 @@
-"""An authority whose command was killed with SIGKILL before one of its file operations, or that two commands use."""
+"""An authority whose command was killed before a file operation, and one that several commands use at once."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_the_fleet_goes_on_despite_defects_of_handlers_and_a_redrive_after_an_up
 
 
 def dead_letters(product: Product, *arguments: str) -> Any:
-    """The JSON that the command prints."""
+    """The JSON that `postback dead-letters` prints with these arguments."""
     done = postback("dead-letters", *arguments, env=environment_of(product.kafka))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -97,7 +97,7 @@ async def test_a_question_larger_than_any_record_is_answered_with_the_records_op
 async def test_of_a_question_larger_than_any_record_the_start_and_the_end_are_read_for_sources_and_links(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The event loop reads the question, and 8 MiB of it would stop all other jobs for seconds."""
+    """Reading 8 MiB of a question would block the event loop, and with it all other jobs, for seconds."""
     read: list[str] = []
 
     async def enriched(self: Enricher, sources: Sources, question: str, **more: Any) -> Evidence:

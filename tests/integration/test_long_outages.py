@@ -1,4 +1,4 @@
-"""Outages of days on a hand-set clock: how often events for a dead origin go round, and how they end."""
+"""Outages of days on a hand-set clock: how often events for a dead origin go through the tiers, and how they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New weights for a running vLLM, from the model registry's file: no request is lost, and none sees a mixture."""
+"""New weights for a running vLLM, from the model registry's file: no request is lost or sees mixed weights."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def end_group(leader: subprocess.Popen[str]) -> None:
 
 
 def objects_of(lines: IO[str]) -> list[dict[str, Any]]:
-    """The JSON objects, one a line, up to the line `end` after all commands; waits for at least one."""
+    """Read lines until `end`, which follows all commands, and until an object has come; return the JSON objects."""
     found, ended = [], False
     for line in lines:
         ended = ended or line == "end\n"

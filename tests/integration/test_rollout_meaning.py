@@ -97,7 +97,10 @@ async def test_texts_in_other_words_are_the_same_if_each_sentence_has_its_counte
 async def test_texts_that_say_something_else_or_are_too_long_are_not_the_same(
     meaning: Meaning, one: str, other: str
 ) -> None:
-    """Most of these pairs have a cosine above the threshold: 0.98 for the negation, 0.996 for the exchanged names."""
+    """Most of these pairs have a cosine above the threshold, which therefore does not suffice.
+
+    The cosine is 0.98 for the negation, and 0.996 for the exchanged names.
+    """
     assert not await meaning.is_same(one, other, LEAST)
     assert not await meaning.is_same(other, one, LEAST)
 

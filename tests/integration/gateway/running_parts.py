@@ -13,7 +13,7 @@ from workers.system.side_task import SideTask
 
 @contextmanager
 def running_parts(*parts: SideTask) -> Iterator[None]:
-    """Run side tasks until the block ends; raises the error of a part that ended."""
+    """Run these side tasks until the block ends; raises the error of a task that has ended before."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

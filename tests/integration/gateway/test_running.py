@@ -61,7 +61,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(tls_gateway: Gateway, a
 
 
 def certificate_of(gateway: Gateway, authority: Authority, most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> object:
-    """The serial number of the server's certificate, with a client of at most this TLS version."""
+    """The serial number of the certificate that the server shows to a client of at most this TLS version."""
     context = ssl.create_default_context(cafile=str(authority.ca_file))
     context.maximum_version = most
     plain = socket.create_connection(("127.0.0.1", gateway.port), 30)

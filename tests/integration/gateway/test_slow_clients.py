@@ -35,7 +35,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def serves_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Assert after each test that the server still answers, and keeps none of the test's connections."""
+    """Assert after each test that the server still answers, and has closed all of the test's connections."""
     yield
     if "served" in request.fixturenames:
         served: Served = request.getfixturevalue("served")

@@ -37,7 +37,7 @@ async def test_an_address_in_another_spelling_is_not_connected_to(
 
 
 class Rebinding(AbstractResolver):
-    """A resolver whose name leads to us first, and to a forbidden address from then on."""
+    """A resolver whose first answer is this process's address; all later answers are a forbidden address."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -47,7 +47,7 @@ def letter(number: str, patient: str, title: str, date: str, media_type: str, da
 
 @dataclass(slots=True)
 class FhirServer:
-    """The server's records and requests. `most` is the server's own cap on a page."""
+    """The server's records and requests. `most` is the server's own cap on the records of a page."""
 
     records: list[Resource]
     most: int = 50

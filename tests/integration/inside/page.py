@@ -43,7 +43,7 @@ def job_of_the_page() -> dict[str, Any]:
 
 
 class Asking:
-    """A worker's searches, without a worker."""
+    """The searches as a worker runs them, called directly."""
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches

@@ -35,7 +35,7 @@ async def service(models: Server, server: Server) -> AsyncIterator[str]:
 
 
 async def started(kind: OnlineKind, models: Respond, *responses: Respond, **options: Any) -> tuple[int | None, Server]:
-    """The window after the start, and the server with its first requests."""
+    """The model's context window after the engine's start, and the server with the engine's first requests."""
     server = Server(*responses)
     async with service(Server(models), server) as url:
         engine = engine_of(kind.name, url, **options)

@@ -35,7 +35,7 @@ class Refusing:
         self.places = places
         self.in_flight = self.answered = self.refused = 0
         self.seen: list[int] = []
-        """The requests in flight at each answer."""
+        """For each answered request, the number of requests in flight just before its answer."""
 
     async def respond(self, asked: web.Request) -> web.StreamResponse:
         await asked.read()
