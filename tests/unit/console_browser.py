@@ -64,7 +64,7 @@ class Browser:
         return found.attributes["value"] or ""
 
     def send(self, path: str, fields: Mapping[str, str], token: str | None = None) -> httpx.Response:
-        """Send a form with the session's token, or another one."""
+        """Send a form with `token`, or with the session's token if `token` is None."""
         return self.ask("POST", path, data={"form_token": self.token() if token is None else token, **fields})
 
 

@@ -83,7 +83,7 @@ def _empty_store() -> bytes:
 def gateway_rig(
     folder: Path, limits: AccessSettings = UNLIMITED, store_url: str | None = None, **settings: Any
 ) -> Iterator[Rig]:
-    """Yield a door, on SQLite unless `store_url` is given; `settings` are those of files."""
+    """Yield a door, on SQLite unless `store_url` is given; `settings` are fields of `FilesSettings`."""
     clock = HandClock(NOW)
     file = folder / "store.db"
     if not file.exists():

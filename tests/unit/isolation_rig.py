@@ -48,7 +48,7 @@ def dispatched(isolation: Isolation) -> list[int]:
 
 
 def acquitted(isolation: Isolation, partition: Partition) -> None:
-    """Settle all records under trial."""
+    """Settle all records of the cohorts under trial."""
     offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:

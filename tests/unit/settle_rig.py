@@ -1,4 +1,4 @@
-"""A settler whose client obeys and records its calls."""
+"""A settler with a client that fails no call and records all calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Client:
     """A transactional producer that records its calls in order."""
 
     sizes: dict[str, list[int]]
-    """The leaders of each topic's partitions."""
+    """The leader of each partition, by topic."""
     copies = 1
 
     def __init__(self, config: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Handler:
 
 
 class Desk:
-    """A pace whose room is constant, since its handler begins no record; by default no record is early."""
+    """A pace with constant room, as its handler begins no record. Unless `due_at_ms` is set, no record is early."""
 
     def __init__(self, room: int = 10) -> None:
         self._room = room

@@ -186,7 +186,7 @@ async def test_an_adapter_whose_load_fails_at_the_start_keeps_no_place_and_its_j
 
 
 async def test_the_folder_of_an_unknown_user_is_refused_like_a_missing_one(engine: Engine) -> None:
-    """For such a path Python raises a RuntimeError, which would end the worker if it were not caught."""
+    """For an unknown user's path, Python raises a RuntimeError, which would end the worker if it were not caught."""
     nowhere = "~no-such-user/law"
     await engine.start(bad=nowhere, a=engine.made("a"))
     assert engine.adapters.names == ("a",)
@@ -211,7 +211,10 @@ async def test_an_engine_without_room_for_adapters_says_that_a_restart_is_needed
 
 
 async def test_vllm_s_memory_holds_each_adapter_and_is_not_exceeded(engine: Engine) -> None:
-    """If its memory for adapters is full, vLLM evicts one, and reads that one's folder again at its next request."""
+    """If vLLM's memory for adapters is full, vLLM evicts one of them.
+
+    At the next request for an evicted adapter, vLLM reads the adapter's folder again.
+    """
     engine.llm = Llm(max_cpu_loras=3)
     await engine.start(a=engine.made("a"), b=engine.made("b"))
     with engine.adapters.in_use("a"):

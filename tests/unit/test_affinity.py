@@ -1,4 +1,4 @@
-"""Affinity: jobs whose prompts begin alike meet in one place, and no place gets much more than its part."""
+"""Affinity: jobs whose prompts begin alike go to one place, and no place gets many more jobs than the mean."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ WHOLE = st.lists(NAMED, max_size=4).map(
         *more,
     ]
 )
-"""Headers of a callback, with any other headers."""
+"""The headers that every callback has, beside further headers of any content."""
 TIMES = st.sampled_from([-1, 0, 1, 2**62]) | st.integers(1_700_000_000_000, 2_000_000_000_000)
 RESULTS = st.builds(
     lambda job_id, text: Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text=text, created_at=1).model_dump_json(),

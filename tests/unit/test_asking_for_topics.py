@@ -19,7 +19,7 @@ TIMED_OUT = KafkaError(KafkaError._TIMED_OUT)
 
 
 class Cluster:
-    """A cluster that answers for topics by name: with a UUID, with an error, or never if it has neither."""
+    """A cluster that answers for a topic with the UUID or error in `answers`, or never if `answers` lacks the topic."""
 
     def __init__(self, **answers: str | KafkaError) -> None:
         self._answers = answers

@@ -28,7 +28,7 @@ class Worker:
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of results at each look; the last number repeats."""
+    """The number of results that the bench finds at each look; the last number repeats."""
     counts: list[int] = []
 
     def found(kafka: KafkaSettings) -> Iterator[str]:

@@ -14,7 +14,7 @@ SETTINGS = DeliverySettings(
 
 
 def breaker_that_saw(text: str, now: float = 0.0) -> Breaker:
-    """A breaker after these attempts: `o` is an answer, `x` a failure, `-` neither."""
+    """A breaker after these attempts: `o` is an answer, `x` a failure, and `-` counts as neither."""
     breaker = Breaker(SETTINGS)
     verdicts = {"o": OriginSignal.ANSWERS, "x": OriginSignal.FAILS, "-": OriginSignal.NOTHING}
     for letter in text:
@@ -167,7 +167,7 @@ def test_an_origin_is_dead_once_failed_probes_have_raised_the_open_time_to_its_m
     assert not breaker.is_dead(14.9)
     probe(breaker, 15.0, OriginSignal.FAILS)
     assert breaker.is_dead(32.9)
-    assert not breaker.is_dead(33.0)  # the next probe may find it healthy
+    assert not breaker.is_dead(33.0)  # a probe is due, and may find the origin healthy
     probe(breaker, 33.0, OriginSignal.FAILS)
     assert breaker.is_dead(33.0)
     probe(breaker, 51.0, OriginSignal.ANSWERS)

@@ -136,7 +136,7 @@ async def test_a_job_that_runs_when_it_is_cancelled_is_cut_off() -> None:
 
 
 async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ended_it_is_answered() -> None:
-    """Both records may arrive at once.
+    """The cancellation and the record that takes it back may arrive at once.
 
     In an earlier version the result was `expired`, hours before the job's deadline.
     """
@@ -153,7 +153,7 @@ async def test_a_job_whose_cancellation_is_taken_back_before_the_engine_has_ende
 async def test_sources_are_read_again_if_a_cancellation_is_taken_back_while_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In an earlier version the result was a failure, `no_sources`."""
+    """In an earlier version the sources were not read again, and the job failed with `no_sources`."""
     async with working() as worker:
         read, hangs = list[str](), asyncio.Event()
 
@@ -174,7 +174,7 @@ async def test_sources_are_read_again_if_a_cancellation_is_taken_back_while_they
 
 
 class AwayEngine(EchoEngine):
-    """An engine that never comes back."""
+    """An engine that answers every try with 503."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
         raise EngineUnavailable("the server answered 503")
@@ -182,7 +182,7 @@ class AwayEngine(EchoEngine):
 
 @in_virtual_time
 async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cancelled() -> None:
-    """The pauses between tries grow to 30 s. In an earlier version, a cancelled job ended only after its pause."""
+    """The pauses between tries grow to 30 s. In an earlier version, a cancelled job ended only after such a pause."""
     metrics = Metrics()
     enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
     handler = inference_handler(AwayEngine(EchoSettings(), metrics), enricher, metrics)

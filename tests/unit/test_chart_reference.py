@@ -25,7 +25,7 @@ from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = (CHART / "values.yaml").read_text()
 FREE = ("global",)
-"""Values of Helm itself."""
+"""Values that Helm itself defines, which values.yaml need not contain."""
 
 
 def names_of(schema: dict[str, Any]) -> set[str]:

@@ -58,7 +58,7 @@ RESULT = FleetResult(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Rayleigh",
 def scripted(
     *answers: tuple[int, dict[str, str], bytes],
 ) -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
-    """The URL of a server, and its requests; it gives these answers in turn, and repeats the last one."""
+    """The URL of a server and the requests it got; the server gives these answers in turn, and repeats the last."""
     got: list[tuple[str, dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Uploads of the client library in parts: repeats, uploads that ended, and states of earlier runs of any content."""
+"""Uploads of the client library in parts: repeats, ended uploads, and earlier runs' state files of any content."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Killed(BaseException):
 
 
 def cut_off(client: HttpClient, source: Path, state: Path, after: int) -> None:
-    """Upload until a number of bytes is sent; then the process ends."""
+    """Upload until `after` bytes are sent, and then raise as if the process were killed."""
 
     def on_bytes(sent: int) -> None:
         if sent >= after:

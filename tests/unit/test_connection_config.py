@@ -81,13 +81,13 @@ def test_each_property_of_librdkafka_is_mapped_ignored_or_listed_here_as_refused
     """A new version of librdkafka may add properties; each has to be mapped, ignored, or listed here as refused."""
     refused = set()
     for name in librdkafka_properties(tmp_path / "properties"):
-        with contextlib.suppress(UnusableProperty):  # known, with another kind of value
+        with contextlib.suppress(UnusableProperty):  # the name is mapped, but its value may not be 1
             try:
                 config_of(**{name.replace(".", "_"): "1"})
             except UnmappedProperty:
                 refused.add(name)
     assert {name for name in refused if not name.startswith(("sasl.oauthbearer.", "https.ca."))} == {
-        # identity and trust
+        # identity and trust, in forms that kafka-python does not take
         *("ssl.ca.certificate.stores", "ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem"),
         *("ssl.keystore.location", "ssl.keystore.password"),
         *("ssl.cipher.suites", "ssl.curves.list", "ssl.sigalgs.list"),
@@ -96,13 +96,13 @@ def test_each_property_of_librdkafka_is_mapped_ignored_or_listed_here_as_refused
         *("sasl.kerberos.min.time.before.relogin", "sasl.kerberos.principal"),
         # alias of bootstrap.servers, which has its own setting
         "metadata.broker.list",
-        # code, not values
+        # callbacks, objects and libraries to load
         *("interceptors", "opaque", "plugin.library.paths"),
     }
 
 
 def librdkafka_properties(scratch: Path) -> list[str]:
-    """The names that fit an environment variable, listed by confluent-kafka's bundled librdkafka."""
+    """The property names of confluent-kafka's bundled librdkafka that an environment variable can state."""
     (library,) = Path(confluent_kafka.__file__).parent.with_name("confluent_kafka.libs").glob("librdkafka-*")
     c, librdkafka = ctypes.CDLL(None), ctypes.CDLL(str(library))
     c.fopen.restype = ctypes.c_void_p
@@ -111,7 +111,7 @@ def librdkafka_properties(scratch: Path) -> list[str]:
     c.fclose(file)
     names = re.findall(r"^([a-z][a-z._]+?) +\| +[*CP] +\|", scratch.read_text(), re.MULTILINE)
     assert len(names) > 150
-    return [name for name in names if "_" not in name]  # the others need a callback or an object
+    return [name for name in names if "_" not in name]  # a name with `_` takes a callback or an object
 
 
 def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:

@@ -76,7 +76,7 @@ def test_any_query_is_answered(rig: Rig, path: str, said: list[tuple[str, str]])
 
 
 def signed_in_once(rig: Rig) -> Browser:
-    """One browser for all examples of a property."""
+    """The browser that all examples of a property share."""
     if rig.folder not in _SIGNED_IN:
         _SIGNED_IN[rig.folder] = signed_in(rig, "noisy")
     return _SIGNED_IN[rig.folder]

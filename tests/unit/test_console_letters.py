@@ -97,7 +97,7 @@ def job_letter(offset: int, value: bytes = b"{}", job_id: str = "job_1", tenant:
 
 
 class Letters:
-    """A scanner of letters in memory; all other topics are empty. Reading a record takes `seconds` of the clock."""
+    """A scanner of letters in memory; all other topics are empty. Reading a record moves `clock` by `seconds`."""
 
     def __init__(self, *records: Stored, clock: HandClock | None = None, seconds: float = 0.0) -> None:
         self._records, self._clock, self._seconds = records, clock, seconds
@@ -126,7 +126,7 @@ class Letters:
 
 
 def test_a_click_puts_one_letter_back_and_reads_no_other_one() -> None:
-    """A stranger may give a job the id of another letter."""
+    """A stranger may give a job the id of another letter, so a click finds its letter by place."""
     letters = Letters(job_letter(4), job_letter(5), job_letter(6, job_id="0:5"), job_letter(7, tenant="globex"))
     sent: list[Returning] = []
     back: Any = MagicMock()

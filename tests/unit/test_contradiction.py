@@ -215,7 +215,7 @@ def test_any_text_is_survived(sentence: str, passage: str) -> None:
     "part", ["not ", "bridge, not open, ", "the bridge and the river and not ", "a-", "a", "from 3 to 4 ", "A b "]
 )
 def test_a_long_answer_is_judged(part: str) -> None:
-    """Each part once made a pattern or a loop slow; a quadratic cost takes minutes here."""
+    """Each of these parts once made a pattern or a loop slow; with a quadratic cost this test takes minutes."""
     assert support(part * (200_000 // len(part)), part * (8000 // len(part))) in Support
 
 

@@ -1,4 +1,4 @@
-"""Places at origins: granted and refused ones, and those left for others."""
+"""Places at origins: granted places, refused places, and places left free for later tenants and origins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Desk:
             place.outcome = outcome
 
     async def places(self, stack: ExitStack, destination: Destination = HERE, size: int = SIZE) -> int:
-        """Take all free places until the stack closes; return their number."""
+        """Take all free places, and keep them until the stack closes; return their number."""
         taken = 0
         while True:
             try:
@@ -72,7 +72,7 @@ async def test_equal_hung_origins_of_a_tenant_share_half_the_window_with_those_t
     desk = Desk(window_records=120, destination_concurrency=64)
     with ExitStack() as stack:
         held = dict.fromkeys(range(6), 0)
-        for _ in range(64):  # the six ask in turn
+        for _ in range(64):  # the six origins ask in turn
             for number in held:
                 with suppress(TurnedAway):
                     stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example"), SIZE))
@@ -142,7 +142,7 @@ async def test_all_records_together_have_no_more_than_half_of_the_bytes() -> Non
 
 
 Step = tuple[str, str, PostOutcome | None]
-"""A tenant and an origin that ask for a place, and the outcome of a place that is held already."""
+"""A tenant and an origin that ask for a place, and the outcome of the earlier place that this step may end."""
 
 STEPS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("123456789"), st.sampled_from([OK, DOWN, SLOW_DOWN, None])),
@@ -168,7 +168,7 @@ def test_each_tenant_leaves_a_third_of_the_free_window_to_the_next(
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
             # By induction over the tenants, from the last admitted one: each tenant leaves at least a third of the
-            # places that were free when it came, apart from one record at the border.
+            # places that were free when it came, give or take one record.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:
             with place:
@@ -217,7 +217,7 @@ async def test_probes_run_one_at_a_time_and_a_success_admits_more_and_more_attem
     with await desk.destinations.place(HERE, SIZE) as probe:
         with pytest.raises(OriginLeftAlone) as busy:
             await desk.attempt(OK)
-        assert busy.value.wait_seconds == 5  # independent of the probe, which may hang
+        assert busy.value.wait_seconds == 5  # the breaker's time, however long the probe hangs
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [BreakerState.OPEN, BreakerState.CLOSED]
     for allowed in (2, 3, 4, 4):
@@ -250,7 +250,8 @@ async def test_an_origin_that_has_answered_for_long_is_left_alone_as_soon_as_any
 ) -> None:
     desk = Desk(breaker_failures=20)
     with ExitStack() as stack:
-        stack.enter_context(await desk.destinations.place(HERE, SIZE))  # one place stays taken, so nothing is forgotten
+        # This place stays taken, so the origin's state is not forgotten.
+        stack.enter_context(await desk.destinations.place(HERE, SIZE))
         for _ in range(200):
             await desk.attempt(OK)
         attempts = 0

@@ -25,7 +25,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NAMES = st.from_regex(r"x_[a-z_]{1,12}", fullmatch=True)
-"""Names of keyword arguments, as our own calls have them."""
+"""Names of the keyword arguments of a log call, in the form that our own calls use."""
 
 FAILING = """
 import logging, sys, threading, warnings

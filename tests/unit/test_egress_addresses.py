@@ -123,7 +123,7 @@ OTHER_REASONS = {
     "http://user:pass@127.0.0.1/": Refusal.USERINFO,
     "http://example.com:22/": Refusal.PORT,
 }
-"""The reasons for URLs that are refused for something else than their address."""
+"""Why a URL is refused, for the URLs that are not refused for their address."""
 
 
 @pytest.mark.parametrize("url", DENIED_URLS)

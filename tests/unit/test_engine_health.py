@@ -45,7 +45,7 @@ async def test_an_engine_that_answers_or_is_dead_does_not_hang() -> None:
 
 
 async def test_an_engine_does_not_hang_because_its_caller_was_paused_for_longer_than_the_bound() -> None:
-    """After a pause of the machine or of the worker, timers fire first, and the answer is read some steps later."""
+    """After a pause of the machine or the worker, the timeout fires first, and the answer is read some steps later."""
 
     async def after_a_pause() -> bool:
         time.sleep(2 * BOUND)  # stands for a process that is paused

@@ -13,7 +13,7 @@ from workers.engines.vllm.loading import LOADS, load_again
 
 
 class Machine:
-    """A machine on which an engine loads after this many failures; records the pause before each retry."""
+    """A machine on which an engine loads after `failures` failed loads; records the pause before each retry."""
 
     def __init__(self, failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.closing = asyncio.Event()

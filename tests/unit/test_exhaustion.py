@@ -1,4 +1,4 @@
-"""Exhausted resources of this machine are told apart from failures of the other side."""
+"""Exhausted resources of this machine are told apart from failures of the server that it calls."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     ("answer_seconds", "wanted"),
     [
         (0, 11),
-        (50, 11),  # as long as the fixed margin
+        (50, 11),  # the measured time is no longer than the fixed margin
         (300, 15),  # the jobs fill half of the 700 s left after the start and this time
         (500, 20),
         (501, 20),  # half of the 1,000 s after the start is kept for the waiting jobs
@@ -81,7 +81,7 @@ def test_any_jobs_give_a_number_of_workers_within_the_bounds(
 
 
 def unbounded(lanes: list[WaitingJobs], answer_seconds: float) -> int:
-    """The workers wanted if answers are slow: with faster workers, one would do for a few jobs of any deadline."""
+    """The wanted workers, if each is slow: of fast workers, one would do for a few jobs of any deadline."""
     return wanted_replicas(lanes, 1e-4, Plan(max_replicas=10**15, answer_seconds=answer_seconds))
 
 
@@ -173,7 +173,7 @@ def test_workers_without_enough_jobs_do_not_count_as_slow() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ((0, 0, 500, 2), (5, 500, 500, 3)),  # a worker came
+        ((0, 0, 500, 2), (5, 500, 500, 3)),  # a worker came between the readings
         ((0, 900, 500, 2), (5, 500, 500, 2)),  # progress was lost
         ((5, 0, 500, 2), (5, 500, 500, 2)),  # no time passed
         ((0, 0, 500, 0), (5, 500, 500, 0)),  # no worker is known

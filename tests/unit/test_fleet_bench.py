@@ -1,4 +1,4 @@
-"""The figures that `postback bench-fleet` computes from any events, on a clock that the test sets."""
+"""The figures that `postback bench-fleet` computes from callbacks of any content, on a clock that the test sets."""
 
 from __future__ import annotations
 

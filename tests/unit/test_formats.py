@@ -32,7 +32,7 @@ def text(body: bytes | str, media_type: str = "") -> str:
 
 
 def survives(body: bytes, media_type: str) -> None:
-    """Reading ends with a text, or with a reason."""
+    """Assert that reading ends with a bounded text, or with the reason why the body is unreadable."""
     try:
         assert len(text(body, media_type)) <= MAX_TEXT_CHARS
     except Unreadable as reason:

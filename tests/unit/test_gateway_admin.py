@@ -1,4 +1,4 @@
-"""`/v1/admin`: keys and settings of tenants, for admins only; and requests that the settings refuse."""
+"""`/v1/admin`: keys and settings of tenants, for admins only; and requests that a tenant's settings refuse."""
 
 from __future__ import annotations
 

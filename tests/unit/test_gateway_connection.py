@@ -1,4 +1,4 @@
-"""The parts of a connection that need no socket: the rules of a head, the pace of a transfer, and the free places."""
+"""The parts of a connection without a socket: a head's rules, a transfer's pace, and the places for connections."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ NUMBERS = count()
 
 
 class Asked(NamedTuple):
-    """One request. Its work writes a row, and then fails or answers; some answers are known before the work."""
+    """One request. Its work writes a row, and then fails or answers. If `is_known`, the answer precedes the work."""
 
     tenant: str
     key: str | None
@@ -73,13 +73,13 @@ def submitted(store: Store, asked: Asked, example: int, number: int) -> Future[S
 
 
 def said(future: Future[StoredAnswer]) -> str:
-    """The number of the work that gave the answer, or the error's name."""
+    """The number of the request whose work gave this answer, or the error's name."""
     error = future.exception(60)
     return type(error).__name__ if error is not None else future.result().body.decode()
 
 
 def made(store: Store, example: int) -> set[str]:
-    """The numbers of the requests whose rows remained."""
+    """The numbers of the example's requests whose rows were committed."""
     rows = store.read_now(lambda connection: connection.scalars(select(tenants.c.tenant)).all())
     return {row.partition("-")[2] for row in rows if row.startswith(f"{example}-")}
 
@@ -110,7 +110,10 @@ def test_each_key_has_one_answer_and_one_work(stores: list[Store], requests: lis
 
 
 def allowed(asked: Asked, requests: list[Asked], winners: set[str]) -> set[str]:
-    """The answers that a request with a key may get. A failing request may come before the winner, or after it."""
+    """The answers that a request with a key may get.
+
+    A failing request that comes before the winner fails; after the winner, it is answered like any other request.
+    """
     of_its_own = {"ZeroDivisionError"} if asked.fails else set[str]()
     for winner in winners:
         same = requests[int(winner)].fingerprint == asked.fingerprint

@@ -169,7 +169,8 @@ async def test_the_last_use_is_written_seldom(store: Store, access: Access, cloc
     for seconds in (0, 299, 1):
         clock.now += seconds
         await principal(access, key.key)
-        store.submit(lambda connection: None).result()  # wait: the writer makes changes in order
+        # The writer makes changes in order: once this empty change is made, the use is written.
+        store.submit(lambda connection: None).result()
         uses.append(last_use(store, key))
     start = 1_700_000_000_000
     assert uses == [start, start, start + 300_000]

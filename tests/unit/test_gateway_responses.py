@@ -84,7 +84,7 @@ def known(rig: Rig) -> set[str]:
 
 
 async def asked(rig: Rig, key: str, url: str, **arguments: Any) -> tuple[asyncio.Task[httpx.Response], str]:
-    """Send a request that waits; return it and its job's id."""
+    """Send a request that waits for its job's result; return the request's task and the job's id."""
     before = known(rig)
     asking = asyncio.create_task(rig.request("POST", url, key, **{"json": BODIES[url], **arguments}))
     while not (made := known(rig) - before):

@@ -61,7 +61,7 @@ def post(rig: Rig, path: str, body: Any) -> httpx.Response:
 
 
 def stored(rig: Rig) -> tuple[int, str]:
-    """The number of jobs, and all that the store keeps of a request or has ready for Kafka."""
+    """The number of stored jobs, and the text of all stored requests and of all records on their way to Kafka."""
     count = rig.store.read_now(
         lambda connection: connection.execute(select(func.count()).select_from(jobs)).scalar_one()
     )

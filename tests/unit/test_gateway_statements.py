@@ -109,7 +109,7 @@ def record(job_id: str) -> ResultRecord:
 
 
 FEW = ("SCAN writers", "VIRTUAL TABLE", "CONSTANT ROW")
-"""Tables with few rows, and parameters that are read as a table."""
+"""Scans that a plan may contain: of tables with few rows, and of parameters that SQLite reads as a table."""
 
 
 def test_neither_a_page_of_results_nor_the_retention_reads_a_whole_table(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A tenant's jobs and events as they are read, on SQLite and on PostgreSQL."""
+"""A tenant's jobs and events as the gateway reads them, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

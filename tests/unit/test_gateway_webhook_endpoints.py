@@ -191,7 +191,7 @@ def stored(tenant: str, job_id: str, outcome: Outcome = Outcome.FAILED, **change
 
 
 def announced(rig: Rig, tenant: str, *results: StoredResult) -> list[tuple[str, str]]:
-    """The types of the events that are put on their way, each with its endpoint."""
+    """The endpoint and the type of each event that the fan-out puts into the outbox."""
     fan_out = fanning_out(TOPICS, rig.clock)
     rig.store.submit(lambda connection: fan_out(connection, results)).result()
     rows = rig.store.read_now(lambda connection: connection.execute(select(outbox)).all())

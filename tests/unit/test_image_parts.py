@@ -69,7 +69,7 @@ def test_each_data_url_of_the_pattern_is_a_jobs_image_of_the_type_that_it_states
 @given(st.binary(max_size=64), st.sampled_from(sorted(IMAGES)))
 @example(PNG, "image/jpeg")
 def test_a_data_url_is_taken_exactly_if_its_bytes_are_of_the_type(image: bytes, media_type: str) -> None:
-    """For PNG, the pattern needs a ninth byte after the eight that show the format; every real image has it."""
+    """For PNG, the schema's pattern needs a ninth byte after the eight that show the format; every real PNG has it."""
     is_image = media_type_of(image) == media_type and len(image) > 8
     is_taken = re.search(DATA_URL, data_url(media_type, image)) is not None
     assert is_taken == is_image or len(image) <= 12

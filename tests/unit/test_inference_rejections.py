@@ -92,7 +92,7 @@ async def test_the_log_leaves_out_the_words_of_an_engine_that_refuses_a_job_sinc
 
 
 async def test_a_letter_has_the_ids_of_its_result_and_the_records_own_ids_beside_them() -> None:
-    """A letter is found by its tenant and id, so neither may be the value for which the record was rejected."""
+    """A letter is found by its tenant and job id, so neither may be the hostile value that caused the rejection."""
     hostile = (("tenant", b"\x1b]0;p\x07"), ("job-id", b"b"), ("traceparent", b"none"), ("said-tenant", b"acme"))
     async with working() as worker:
         rejected, letter = await worker.outputs(record(None, *hostile, job_id="a"))

@@ -96,7 +96,7 @@ async def test_a_rejected_job_ends_with_its_own_code_and_echoes_no_input(screen:
 
 
 async def test_a_search_is_redacted_before_it_leaves(screen: Screen) -> None:
-    """An unknown provider's error would come after the search, and a rejection of the query comes before it."""
+    """The unknown provider's error would come with the search, so the rejection shows that the filter came first."""
     async with working(screen=screen) as worker:
         sources = {"search": {"provider": "none", "query": "falcon"}}
         output, _ = await worker.outputs(record(prompt="hello", sources=sources))
@@ -125,7 +125,7 @@ async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> N
 
 @pytest.fixture
 def reading(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A filter that reads each job until the event is set."""
+    """The event until which the filter goes on reading each job."""
     check, may_end = screen.check, threading.Event()
 
     def checked(tenant: str, job: Job) -> Screened:
@@ -144,10 +144,10 @@ LONG = "lorem ipsum" * LONG_JOB_BYTES
 async def test_a_job_that_expires_in_the_filter_ends_at_its_deadline_without_its_metadata(
     screen: Screen, reading: threading.Event, before: int
 ) -> None:
-    """The filter has two threads, so that a third job waits for a thread."""
+    """The filter has two threads. If `before` is 2, both are taken, and the job waits for a thread."""
     async with working(screen=screen) as worker, asyncio.timeout(120):
         others = [asyncio.ensure_future(worker.result(record(prompt=LONG))) for _ in range(before)]
-        await asyncio.sleep(0)  # the others have joined the queue
+        await asyncio.sleep(0)  # the other jobs reach the filter first
         result = await worker.result(record(prompt=LONG, metadata={"card": CARD}, custom_id="row-1", ttl_seconds=0.3))
         reading.set()
         ended = await asyncio.gather(*others, worker.result(record(prompt=LONG)))

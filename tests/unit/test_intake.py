@@ -38,7 +38,7 @@ def test_a_refused_pause_is_reported_and_pauses_nothing() -> None:
 
 
 class Ended:
-    """A consumer whose client gave up: librdkafka reports that once, with its own code and without the fatal flag."""
+    """A consumer whose client gave up: librdkafka reports this error once, with a code of its own and no fatal flag."""
 
     def poll(self, timeout: float) -> Any:
         return self
@@ -51,7 +51,7 @@ class Ended:
 
 
 def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
-    """Such a client returns nothing for ever. An earlier worker kept polling in vain."""
+    """A client that gave up returns no more records. An earlier version of the worker kept polling in vain."""
     consumer: Any = Ended()
     intake = intake_over(consumer)
     with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:

@@ -59,7 +59,7 @@ def test_a_slow_suspect_of_a_first_window_delays_no_record_behind_it() -> None:
 
 
 def test_each_partition_that_was_left_open_has_places_of_its_own() -> None:
-    """Earlier, all partitions shared their places, and a backlog of twelve partitions ran at a twelfth of the pace."""
+    """In an earlier version all partitions shared the places for suspects, so twelve ran at a twelfth of the pace."""
     isolation = Isolation()
     partitions = [opened(number, Progress(0, open=True)) for number in range(12)]
     for partition in partitions:
@@ -223,7 +223,7 @@ def test_isolation_is_not_idle_until_a_condemned_record_is_given_up(way: str) ->
     isolation.opened(partition)
     taken(isolation, partition, [0])
     if way == "engine":
-        isolation.completed()  # another record completes
+        isolation.completed()  # an unsuspected record completes, so the suspect may be tried
         assert dispatched(isolation) == [0]
         crashed(isolation, partition, [0])
     assert len(isolation.condemned) == 1
@@ -231,7 +231,7 @@ def test_isolation_is_not_idle_until_a_condemned_record_is_given_up(way: str) ->
 
 
 def test_partitions_that_open_together_are_halved_together() -> None:
-    """Otherwise the next opening forgets each halving, and the same cohort kills one worker after another."""
+    """If each partition's opening reset the halved size, the same cohort would kill one worker after another."""
     isolation = Isolation()
     partitions = []
     for number, killed in enumerate((2, 8)):

@@ -51,7 +51,7 @@ def test_a_machine_that_kills_at_every_record_is_sick_and_condemns_no_record() -
     while not isolation.sick:
         crashed(isolation, partition, dispatched(isolation))
         deaths += 1
-    assert deaths == 5 + DEATHS_IN_A_ROW  # cohorts of 20, 10, 5, 3, 2, and then one record alone
+    assert deaths == 5 + DEATHS_IN_A_ROW  # after cohorts of 20, 10, 5, 3 and 2, each cohort is one record
     assert isolation.condemned == []
 
 
@@ -61,7 +61,7 @@ def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
     for _ in range(2):
         crashed(isolation, partition, dispatched(isolation))
     assert isolation.needs_others
-    isolation.try_anyway()  # no other record has come for a while
+    isolation.try_anyway()  # as the stage does if no other record comes for a while
     sick_before = isolation.sick
     crashed(isolation, partition, dispatched(isolation))
     assert (sick_before, isolation.sick) == (False, True)
@@ -140,7 +140,7 @@ def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
 
 @pytest.mark.parametrize("formed", ["first window", "after a crash"])
 def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
-    """The cohort waits for its commit or for running records; a running record may kill the engine meanwhile."""
+    """A cohort waits for its commit or for the running records to end; one of these may kill the engine meanwhile."""
     left_open = formed == "first window"
     isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
     isolation.opened(partition)
@@ -168,7 +168,7 @@ def test_suspicion_starts_over_once_all_suspects_are_settled() -> None:
 
 @pytest.mark.parametrize("casualties", [MAX_SUSPECTS + 1, 100, 300])
 def test_progress_after_a_crash_can_be_read_however_many_records_ran(casualties: int) -> None:
-    """With undecodable metadata nothing above base counts as done, so every record there would be answered twice."""
+    """With undecodable metadata no record above base counts as done, so each done record there would run twice."""
     isolation = Isolation()
     partitions = [opened(0), opened(1)]
     for partition in partitions:

@@ -1,4 +1,4 @@
-"""Crash isolation across successive workers: every killer is given up, and no other record."""
+"""Crash isolation across successive workers: every record that kills is given up, and no other record is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Fleet:
     delay: int
     """Turns from a killer's dispatch until it kills."""
     slow: set[tuple[int, int]]
-    """Records that run until nothing else can run, or until a killer kills."""
+    """Records that run until no other record can run, or until a killer kills the process."""
     window: int
     kills: Literal["worker", "engine"]
     committed: dict[int, Progress] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Fleet:
             if isolation.needs_others and not (batch or running or parked):
                 self.passers_by += 1
                 assert self.passers_by <= 2 * len(self.killers), "others complete, and a suspect goes on waiting"
-                isolation.completed()  # a new job comes and is answered
+                isolation.completed()  # stands for a new job that comes and is answered
                 continue
             assert not isolation.sick
             assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
@@ -83,7 +83,7 @@ class Fleet:
     def _batch(
         self, isolation: Isolation, parked: list[tuple[Partition, Record]], beside: int
     ) -> list[tuple[Partition, Record]]:
-        """Give up condemned records, then return the records to dispatch. `beside` is the number already running."""
+        """Give up condemned records, then return the records to dispatch. `beside` records run already."""
         batch: list[tuple[Partition, Record]] = []
         if not isolation.idle:
             condemned, isolation.condemned = isolation.condemned, []

@@ -62,7 +62,7 @@ VALUES = st.sampled_from([JOB, JOB + b" ", b'{"prompt": 5}', b"", b"{", b'{"prom
 
 @st.composite
 def forged(draw: st.DrawFn) -> Headers:
-    """Forged headers: noise, another job's own, and mixtures of several jobs' headers in any order."""
+    """Forged headers: noise, headers of another job, and mixtures of several jobs' headers in any order."""
     noise = st.binary(max_size=80)
     theirs = st.builds(moved, VALUES, ORIGINS).flatmap(st.sampled_from)
     named = st.tuples(st.sampled_from(["webhook-id", "job-origin", "job-id", "tenant", "deadline"]), noise | st.none())
@@ -90,7 +90,7 @@ def test_an_identity_from_headers_is_one_that_a_worker_would_have_written_for_th
 
 
 async def test_a_record_with_another_job_s_identity_neither_ends_that_job_nor_speaks_for_it() -> None:
-    """The stranger's record has all of the victim's headers and a deadline of 50 ms; both run in the engine at once."""
+    """The stranger's record has the victim's headers and a deadline of 50 ms; the engine runs both records at once."""
     async with working() as worker:
         victim = record({"prompt": "[[sleep 0.4]] the answer", "job_id": "victim"})
         answering = asyncio.create_task(worker.outputs(victim))
@@ -110,7 +110,7 @@ async def test_a_record_with_another_job_s_identity_neither_ends_that_job_nor_sp
 
 
 async def test_a_record_that_runs_twice_at_once_is_two_requests_for_the_engine() -> None:
-    """A lost partition may come back, and its record start again, while the engine still ends the cancelled run."""
+    """A lost partition may come back, and its record run again, while the engine still ends the first request."""
     async with working() as worker:
         given = record({"prompt": "[[sleep 30]]"})
         first, second = (asyncio.create_task(worker.outputs(given)) for _ in range(2))
@@ -143,7 +143,7 @@ def _put_back(letter: Output, as_new_event: bool) -> Record:
     """The record that a redrive writes for a dead letter, at its new place."""
     headers = [(name, value or b"") for name, value in letter.headers or ()]
     stored = Stored(letter.topic, StoredPlace(0, 0), NOW_MS, letter.key, letter.value, headers)
-    partitions: _Partitions = {letter_topic(headers): 4}  # type: ignore[assignment]  # it is only asked for counts
+    partitions: _Partitions = {letter_topic(headers): 4}  # type: ignore[assignment]  # only its counts are read
     back = returning(Letter(stored, "job", None), KafkaSettings(), NOW_MS, partitions, as_new_event)
     return Record(back.topic, 3, 1234, back.value or b"", back.key, back.headers, NOW_MS)
 

@@ -42,7 +42,7 @@ def test_a_line_is_a_job_or_a_line_of_an_openai_batch() -> None:
 
 def test_ignored_fields_are_listed_with_their_lines_also_for_lines_that_are_no_jobs() -> None:
     def with_body(number: int, **more: object) -> bytes:
-        body = {**BATCH_LINE["body"], **more}  # type: ignore[dict-item] # it is a dict
+        body = {**BATCH_LINE["body"], **more}  # type: ignore[dict-item] # `body` is a dict
         return json.dumps({**BATCH_LINE, "custom_id": f"request-{number}", "body": body}).encode()
 
     taken = {"temperature": 1, "top_p": 0.5, "stop": "x", "n": 1, "user": "u", "logit_bias": None}

@@ -52,7 +52,7 @@ def test_a_name_that_is_no_tenants_has_no_page(keyring: Keyring, name: str) -> N
 def test_every_valid_name_has_a_page_of_the_same_form_and_no_other_text_has_one(
     keyring: Keyring, tenant: str, text: str
 ) -> None:
-    """Every valid name has such a page, so the answers do not reveal which tenants exist."""
+    """Every valid name has a page, whether the tenant exists or not, so the pages do not reveal which tenants exist."""
     page = tenant_jwks_page(keyring, CLOCK, f"{tenant}.json")
     assert page is not None
     [key] = json.loads(page.body)["keys"]

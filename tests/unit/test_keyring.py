@@ -112,7 +112,7 @@ def test_a_leaked_key_stops_signing_at_once_when_no_overlap_is_asked_for(keyring
 
 
 def test_a_rotation_for_a_leak_ends_the_keys_that_retire_already_too(keyring: Keyring, path: Path) -> None:
-    """Often the old key has leaked, and the operator rotated before learning of it."""
+    """Often it is the old key that leaked, and the operator has already rotated it before learning of the leak."""
     keyring.rotate("acme", NOW)
     keyring.rotate("acme", NOW + 60, overlap_seconds=0)
     assert len(keyring.secrets("acme", NOW)) == 1
@@ -242,7 +242,7 @@ def test_no_reader_ever_meets_half_a_rotation(keyring: Keyring, path: Path) -> N
     finally:
         rotated.set()
         reader.join()
-    # An error in the thread fails the test: pytest turns it into a warning, and warnings are errors here.
+    # If the thread raises, pytest warns, and the warning fails the test, since warnings are errors here.
     assert found == sorted(found)
     assert len(Keyring.load(path).secrets("acme", NOW)) == 21
 

@@ -259,7 +259,7 @@ def test_a_job_with_the_members_of_a_batch_line_is_no_line(fields: dict[str, Any
 
 
 async def test_a_worker_answers_a_line_of_each_endpoint_in_its_own_form() -> None:
-    """The echo engine scores a document by the part of the query's words that the document has."""
+    """The echo engine's score of a document is the share of the query's words that occur in the document."""
     query, documents = "a river", ["the house", "a river", "a house"]
     async with working() as worker:
         embedded = await worker.result(record(line("embed", input=["one", "two", "one"], dimensions=4)))

@@ -130,7 +130,7 @@ def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: 
 
 def test_records_that_retention_removes_do_not_move_done_ones() -> None:
     ledger = Ledger(Progress(0, 0b1010))
-    ledger.reach(2)  # the record at 0 is gone
+    ledger.reach(2)  # retention removed the record at 0; the one at 1 was done
     assert (ledger.base, ledger.next_offset) == (2, 2)
     assert [ledger.take(offset) for offset in (2, 3, 4)] == [True, False, True]
     far = Ledger(Progress(0, 0b1010))
@@ -143,7 +143,7 @@ def test_a_settled_record_moves_base_over_unseen_offsets_that_an_earlier_owner_h
     ledger.take(0)
     ledger.settle([0])
     assert (ledger.base, ledger.span) == (7, 0)
-    assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # the skipped offsets were a gap
+    assert [ledger.take(offset) for offset in (3, 9)] == [False, True]  # Kafka skips 7 and 8, so these are a gap
     assert (ledger.base, ledger.taken) == (9, frozenset({9}))
 
 
@@ -163,7 +163,7 @@ def test_a_progress_includes_another_if_it_has_all_offsets_that_are_done_there(o
 
 def test_a_commit_unknown_to_us_is_adopted() -> None:
     ledger = ledger_of("oooo")
-    known = ledger.adopt(Progress(1, 0b10))  # 0 and 2 are done
+    known = ledger.adopt(Progress(1, 0b10))  # 0 and 2 are done in this commit
     assert known == {0, 2}
     assert ledger.taken == {1, 3}
     ledger.settle([1, 3])
@@ -182,7 +182,7 @@ UNDECODABLE = [
         b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
         b"\x02\x00\x00\x08",  # half a width
         b"\x02\x00\x00\x02\x00\x00",  # done offsets directly at base
-        b"\x02\x00\x00\x02\x00\x00\x07",  # the same before a hole
+        b"\x02\x00\x00\x02\x00\x00\x07",  # the same, with a hole after the done offsets
         b"\x02\x00\x00\x01\x00\x00\x03",  # a hole with nothing done after it
         b"\x02\x00\x00\x08\x00\x00\x03\x80",  # half a number
         b"\x02\x00\x00\x01\x00\x02\x03",  # more offsets than allowed
@@ -261,7 +261,7 @@ def test_progress_without_a_topic_s_mark_counts_for_the_present_topic(
 
 
 class LedgerAgainstNaiveSets(RuleBasedStateMachine):
-    """A log with gaps is delivered, settled in any order, committed, lost and reopened; the model is sets.
+    """A log with gaps is delivered, settled in any order, committed, lost and reopened; the naive model uses sets.
 
     `seen` is the offset up to which the present owner has got records. A new owner knows the committed progress, and
     nothing of the log.

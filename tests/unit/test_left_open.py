@@ -15,7 +15,7 @@ PARTITIONS = 156
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[object, object, object]]:
-    """The topic, the partitions and the suspects of each line."""
+    """The topic, the partitions and the suspects in each line about partitions that were left open."""
     said = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
     ours = [line for line in said if line["action"] == "partition-left-open"]
     return [(line["topic"], line["partitions"], line["suspects"]) for line in ours]

@@ -1,4 +1,4 @@
-"""Dead letters on a terminal: a table with reasons, for headers of any content; a pipe gets lines as before."""
+"""Dead letters on a terminal: a table with reasons, whatever the headers contain; a pipe gets one line a letter."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ def repeated(unit: str, chars: int) -> str:
 
 
 def seconds(text: str, evidence: Evidence) -> float:
-    """The least CPU time of some runs: other threads and processes do not count."""
-    without_unknown_links("", evidence)  # finds the job's own URLs
+    """The shortest of three runs in CPU time of this thread, so that other threads and processes do not count."""
+    without_unknown_links("", evidence)  # finds the job's own URLs outside of the measured time
     times = []
     for _ in range(3):
         before = time.thread_time()
@@ -65,7 +65,7 @@ def test_no_text_takes_many_times_as_long_as_prose(unit: str) -> None:
 
 
 def test_the_number_of_the_jobs_own_urls_hardly_matters() -> None:
-    """A question may name URLs of a thousand lengths, and an answer thousands of URLs."""
+    """A question may name URLs of a thousand different lengths, and an answer may contain thousands of URLs."""
     one, many = ("\n".join(f"https://{'a' * length}" for length in lengths) for lengths in ([1], range(1, 1000)))
     answer = repeated("ab://c\n", CHARS)
     assert seconds(answer, Evidence((), question=many)) < 5 * seconds(answer, Evidence((), question=one))
@@ -112,5 +112,5 @@ def test_the_urls_that_are_compared_are_enough(urls: list[str], data: st.DataObj
     "url", ["HTTP://b.example/", "WwW.b.example", "http\u017f://b.example/", "\u212aind://b.example/"]
 )
 def test_an_address_in_any_case_is_removed(url: str) -> None:
-    """U+017F and U+212A are letters of ASCII where case is ignored."""
+    """Without regard to case, U+017F equals the letter s, and U+212A equals the letter k."""
     assert without_unknown_links(f"See {url} there", Evidence(())) == f"See {LINK_REMOVED} there"

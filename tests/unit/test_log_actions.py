@@ -35,7 +35,7 @@ def say(action): log.error("It raised.", action=action)
 def logged_in(source: str) -> Iterator[tuple[str, str | None]]:
     """Each action that this source logs, with its level where the call shows it.
 
-    A call may pass its action as a variable. Then each hyphenated constant of the module counts as an action.
+    If a call passes its action as a variable, each hyphenated constant of the module counts as an action.
     """
     tree = ast.parse(source)
     is_indirect = False

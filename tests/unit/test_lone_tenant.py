@@ -94,7 +94,7 @@ class Log:
 
 
 class Settler:
-    """A settler that has committed each batch by the next call; while `stuck`, it commits none."""
+    """A settler that has committed a batch by the call after it; while `stuck`, it commits no batch."""
 
     state = SettlerState.READY
     stuck = False
@@ -175,7 +175,7 @@ PACES = st.lists(
 
 @settings(
     max_examples=drawn(20), deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
-)  # no shrinking, which takes too long
+)  # without the shrinking of a failed example, which takes too long
 @given(PACES)
 def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
     flood = Flood()

@@ -25,7 +25,7 @@ def system(root: Path, groups: str, limits: dict[str, str]) -> Path:
     [
         (UNIFIED, {"sys/fs/cgroup/a/b/memory.max": f"{GIB}\n"}, GIB),
         (UNIFIED, {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": f"{GIB}\n"}, GIB),
-        (UNIFIED, {"sys/fs/cgroup/memory.max": f"{GIB}\n"}, GIB),  # a container, whose own group is the root
+        (UNIFIED, {"sys/fs/cgroup/memory.max": f"{GIB}\n"}, GIB),  # in a container, the process's own group is the root
         (MIXED, {"sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
         (MIXED, {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
         (MIXED, {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, None),

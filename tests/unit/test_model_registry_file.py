@@ -73,7 +73,7 @@ MISTAKES = {
     'default = "k"\n' + GOOD: 'line 1: default: must be the name of a model; there are: "m"',
     '[engines.e]\nkind = "vllm"\n' + MODEL + OTHER: "line 6: models.n.engine: is the second vLLM model in one worker",
 }
-"""A file's text, and a part of its error. The text with a character beyond ASCII is written as Latin-1."""
+"""A file's text, and a part of its error. The test writes the text with a character beyond ASCII as Latin-1."""
 
 FULL = """
 default = "small"
@@ -126,7 +126,7 @@ def read(path: Path, text: str | bytes, environment: Mapping[str, str] = ENVIRON
     [("", None), ("images = true\n", True), ("images = false\n", False), ('family = "claude"\n', True)],
 )
 def test_a_models_table_may_say_whether_it_reads_images(tmp_path: Path, option: str, images: bool | None) -> None:
-    """A family without images leaves the choice to the engine's own setting."""
+    """If a model's table has no `images` and its family reads no images, the engine's own setting decides."""
     for settings_of_engine, kept in (("", images), ("images = true\n", True if images is None else images)):
         registry = read(tmp_path, ENGINES + settings_of_engine + MODEL + option)
         [section] = registry.models["m"].sections
@@ -249,7 +249,7 @@ family = "x"
 engine = "local"
 lane = "batch"
 """
-"""More than ten kinds of mistakes. Those within a table must not hide those between tables."""
+"""More than ten kinds of mistakes. Mistakes within one table must not hide mistakes between two tables."""
 
 
 def test_no_mistake_of_a_table_hides_another_mistake(tmp_path: Path) -> None:

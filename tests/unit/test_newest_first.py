@@ -1,4 +1,4 @@
-"""The queue for the embedding model: the newest request is next, and the oldest are evicted if time is short."""
+"""The queue for the embedding model: the newest request is next, and if time is short, the oldest are evicted."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_in_one_partition_the_later_record_is_newer_though_the_broker_s_clock_wa
     moments = Moments()
     first, second = moments.of(5_000, StoredPlace(0, 1)), moments.of(4_000, StoredPlace(0, 2))
     assert second > first
-    # The corrected time of partition 0 does not apply to partition 1.
+    # Partition 0's clock was set back, so its times are raised; a time in partition 1 stays as it is.
     assert moments.of(4_500, StoredPlace(1, 9)) < first
 
 

@@ -58,7 +58,7 @@ def test_a_letters_kind_follows_from_its_source_topic(source: str, kind: str) ->
 
 
 def test_a_redriven_job_has_its_stated_headers_and_is_judged_by_them_again() -> None:
-    """If a refused tenant became `default` on the way back, the answer would belong to another tenant."""
+    """If a job with an invalid tenant were put back as the tenant `default`, its answer would belong to that tenant."""
     given = letter(tenant="default", said_tenant="a b", job_id="a", said_job_id="b", webhook_id="msg_1", reason="why")
     back = returning(given, KAFKA, 0, _Partitions(KAFKA, CLOCK), as_new_event=False)
     assert sorted(back.headers) == [("job-id", b"b"), ("tenant", b"a b"), ("webhook-id", b"msg_1")]

@@ -18,7 +18,7 @@ FAR = 1_000_000
 
 
 class Log(Intake):
-    """A log as librdkafka reads it from a position on: batches of stated offsets, with None for a marker.
+    """A log as librdkafka reads it from a position on: batches with their stated offsets; a marker has None.
 
     A fetch returns whole batches without offsets below the position, and moves the position past the highest offset.
     A position beyond the log's end is reset to its start.
@@ -52,7 +52,7 @@ class Log(Intake):
 def read_to_end(log: Log, per_fetch: int, given_back: set[int]) -> Partition:
     """The partition of a stage that has taken this whole log and settled nothing.
 
-    After each round in `given_back` the stage gives its first record back, as when the window is full.
+    After each round in `given_back` the stage gives the first record of that round back, as when the window is full.
     """
     stage, _, partition = stage_with(log, HandClock())
     partition.open(Progress(0), 0)

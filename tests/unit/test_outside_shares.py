@@ -76,7 +76,7 @@ class Rig:
         return sum(each.outside == party for _, each in self.running)
 
     def _may_begin(self, party: bytes | None) -> bool:
-        """The rule, computed from nothing but the list of running records."""
+        """The rule of the shares, computed from nothing but the list of running records."""
         free, records = self.window.limits.records - len(self.running), self.window.limits.records
         left = records - records // KEPT // 2 - sum(each.outside is not None for _, each in self.running)
         return party is None or (left > 0 and (self.held(party) < min(free, left) or free > records // KEPT))
@@ -108,7 +108,7 @@ def test_a_hung_partys_own_records_that_wait_for_no_server_run_too() -> None:
     rig = Rig(8)
     rig.send(HUNG, 20)
     rig.begin()
-    rig.where = opened()  # records of one partition begin in its order
+    rig.where = opened()  # another partition: in the first one, these records would wait behind the earlier ones
     rig.send(HUNG, 20, outside=False)
     assert rig.begin() == {HUNG: 2}
 
@@ -165,7 +165,7 @@ def test_a_lot_full_of_held_back_records_is_read_on_for_as_long_as_the_handler_h
 
 
 class Outside(OneParty):
-    """All records may wait for servers."""
+    """A sharing in which every record belongs to one party and may wait for servers."""
 
     def party(self, headers: Headers | None) -> bytes:
         return HUNG

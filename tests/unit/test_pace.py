@@ -1,4 +1,4 @@
-"""The number of jobs to hand over: for free places, for the engine's queue, and for enrichment."""
+"""The number of jobs that the stage hands over: for free places, for the engine's queue, and for enrichment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_enrichment_has_as_many_jobs_as_littles_law_wants() -> None:
     lead = EnrichmentLead(clock, 0.25, memory_seconds=2.0)
     assert lead.jobs() == 0
     for _ in range(60):
-        for _ in range(10):  # forty answers a second, each 3 s after its job
+        for _ in range(10):  # forty answers a second, each after 3 s of enrichment
             lead.answered(3.0)
         clock.sleep(0.25)
         lead.jobs()
@@ -38,7 +38,7 @@ def test_a_batch_that_ends_at_once_moves_the_number_by_its_share() -> None:
 
 
 def looked(refill: Refill, clock: HandClock, *steps: tuple[int, float], running: int = 64) -> int:
-    """Give answers and let seconds pass, step by step; return the last look."""
+    """Step by step, count answers and let seconds pass; return the number of jobs at the last look."""
     seen = 0
     for count, seconds in steps:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""A page's cache entry: its content, lifetime and memory. tests/integration has the levels' tests."""
+"""A page's cache entry: its content, lifetime and memory. The tests of the cache's levels are in tests/integration."""
 
 from __future__ import annotations
 

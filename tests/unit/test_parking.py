@@ -58,7 +58,7 @@ def always(partition: Partition, records: Sequence[Record], most: int) -> int:
 
 
 def parties(drawn: list[Parked], lines: dict[Party, list[Parked]]) -> list[Party]:
-    """The party of each record."""
+    """The party of each drawn record."""
     owners = {id(record): party for party, records in lines.items() for _, record in records}
     return [owners[id(record)] for _, record in drawn]
 
@@ -105,7 +105,7 @@ def test_a_queue_without_a_ready_record_saves_up_no_service_and_delays_no_other(
     lot = lot_with(lines)
     assert parties(lot.draw(8, lambda where, _, most: most if where is ready else 0), lines) == [B] * 8
     later = parties(lot.draw(3, always), lines)
-    assert sorted(filter(None, later)) == [A, B, B]  # without the rule, A would have three turns first
+    assert sorted(filter(None, later)) == [A, B, B]  # if A's queue had saved up service, A would have three turns first
 
 
 def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -> None:
@@ -242,7 +242,7 @@ def shared(records: int = LEAST_PARKED, later_share: float = 0.1) -> Window:
 
 
 def park(window: Window, records: list[Parked], party: Party) -> list[Parked]:
-    """Park the records one by one; return the records that went beyond a share."""
+    """Park the records one by one; return the surplus: records beyond a party's share."""
     surplus = []
     for where, record in records:
         where.ledger.take(record.offset)
@@ -265,7 +265,7 @@ def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_
     assert window.surplus(MANY) == []
     window.draw(LEAST_PARKED - 1, always)
     park(window, Sender(where).send(2 * LEAST_PARKED), A)
-    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # less was drawn
+    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # less than a whole lot was drawn
     assert len(window.surplus(7)) == 7
 
 
@@ -297,10 +297,10 @@ def test_the_largest_party_yields_to_a_newcomer_until_both_have_as_much() -> Non
     sender = Sender(where)
     flood = sender.send(LEAST_PARKED)
     assert park(window, flood, A) == []
-    assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest are removed
-    assert not window.wants_pause(where)  # nor does the flood keep later records out
+    assert park(window, sender.send(20), B) == flood[:-21:-1]  # the newest of the flood are removed
+    assert not window.wants_pause(where)  # the flood does not keep later records out
     more = sender.send(100)
-    assert park(window, more, A) == more  # one record is removed for each that comes
+    assert park(window, more, A) == more  # for each record of A that comes, one of A's is removed
     others = sender.send(1000)
     beyond = park(window, others, B)
     assert sum(one in others for one in beyond) == 1000 + 20 - LEAST_PARKED // 2

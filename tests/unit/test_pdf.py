@@ -20,7 +20,7 @@ def read(body: bytes, media_type: str = "application/pdf") -> Extracted:
 
 
 def text_of(*operators: str, objects: tuple[bytes, ...] = (), resources: str = "") -> str:
-    """The extracted text of a page that shows the fact, followed by these operators."""
+    """The extracted text of a page that first shows the text SEEN and then has these operators."""
     return read(pdf([" ".join([line(SEEN), *operators])], objects=objects, resources=resources)).text
 
 

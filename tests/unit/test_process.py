@@ -70,7 +70,7 @@ class Draining:
 def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # its setting would apply to the test process
+    )  # the collector's setting would apply to the whole test process
 
 
 async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:
@@ -181,7 +181,7 @@ async def test_a_stuck_event_loop_is_noticed_and_counts_as_alive_once_it_runs_ag
     await asyncio.sleep(0)
     clock.now += 59.0
     assert alive([], [beat])
-    clock.now += 2.0  # as when a handler blocks the loop
+    clock.now += 2.0  # the task has not run meanwhile, as when a handler blocks the loop
     assert not alive([], [beat])
     beating.cancel()
     again = asyncio.create_task(beat.ended())

@@ -1,4 +1,4 @@
-"""The check that fails a test which leaves the process changed for later tests."""
+"""The check that fails any test that leaves the process changed for later tests."""
 
 from __future__ import annotations
 

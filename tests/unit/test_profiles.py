@@ -1,4 +1,4 @@
-"""Profiles: built-in ones, and an operator's."""
+"""Profiles: the built-in profiles, and those of an operator."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_jobs_own_search_stays_and_only_the_question_of_a_long_prompt_is_searc
 
 
 def test_a_question_that_no_profile_searches_for_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a long question takes the event loop seconds."""
+    """Reading a long question blocks the event loop for seconds, so unneeded questions are not read."""
     monkeypatch.setattr(profile_module, "question_in", pytest.fail)
     profiles = Profiles.load()
     assert profiles["default"].applied(Sources(), "Why?").search is None

@@ -18,7 +18,7 @@ FIELDS = st.lists(st.tuples(st.from_regex(r"[A-Za-z-]{1,20}", fullmatch=True), P
 
 
 def head(status: int, phrase: str, fields: list[tuple[str, str]]) -> bytes:
-    """An answer's head as RFC 9112 writes it."""
+    """The head of an answer with this status and these fields, by RFC 9112."""
     lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {value}" for name, value in fields), "", ""]
     return "\r\n".join(lines).encode()
 

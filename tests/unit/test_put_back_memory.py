@@ -49,8 +49,8 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
     ("marked_ms", "value", "counts"),
     [
         (AT_MS + 5, b'{"letter_at":%d}' % AT_MS, True),
-        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # marked on another broker, whose clock is behind
-        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the mark of an earlier letter
+        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # the clock of the mark's broker is behind
+        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the mark of an earlier letter at this place
         (AT_MS - 70_000, b'{"letter_at":%d}' % AT_MS, False),
         (AT_MS + 5, b"{}", True),  # a mark of an earlier release
         (AT_MS - 70_000, b"{}", False),
@@ -64,7 +64,7 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
 def test_a_mark_of_an_earlier_letter_at_the_same_place_counts_for_nothing(
     marked_ms: int, value: bytes | None, counts: bool
 ) -> None:
-    """`dead_letters` was deleted and recreated, so another letter has the old one's place."""
+    """`dead_letters` was deleted and recreated, so a new letter has an old letter's partition and offset."""
     marks = RedriveMarks([Range("letters", 0, 0, 1)])
     marks.add(marked(0, 0, marked_ms, value))
     assert marks.of(letter(0, 0)) == (marked_ms if counts else None)

@@ -1,4 +1,4 @@
-"""The estimated wait in the queue of callbacks that a destination turns away, as a table."""
+"""The estimated wait of a callback that a busy destination turns away, as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workers.delivery.queue_estimate import QueueEstimate
 def crowd_of(
     away_each_second: int, served_each_second: int, seconds: int, start: int = 0
 ) -> tuple[QueueEstimate, list[float]]:
-    """The estimate, and the wait given to the last callback of each second."""
+    """The estimate, and the wait that the last turned-away callback of each second gets."""
     crowd, told = QueueEstimate(), []
     for second in range(start, start + seconds):
         for _ in range(served_each_second):

@@ -111,7 +111,7 @@ def test_a_long_quote_ends_at_a_word_and_is_found_again() -> None:
 
 
 def test_quotes_are_looked_for_up_to_a_bound() -> None:
-    """Without a bound, an answer that cites all sources everywhere would delay others. Later ones have no quote."""
+    """An answer that cites all sources everywhere would delay others, so citations beyond a bound get no quote."""
     page = NumberedSource(1, "a", "a", None, ("alpha beta gamma delta. " * 1000,))
     _, _, citations = cited("Alpha delta beta gamma [1]. " * 100, Evidence((page,)))
     within = MAX_COMPARED // 4000

@@ -196,7 +196,7 @@ def test_the_model_cannot_place_a_fourth_passage_before_the_first_one_of_an_equa
     data: st.DataObject,
 ) -> None:
     texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
-    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # equal lengths: each fits or none
+    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # equal lengths: each passage fits or none
     candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 18)))]
     order = data.draw(st.permutations(candidates))
     budget = data.draw(st.integers(0, 600))

@@ -42,7 +42,7 @@ def test_reading_ranking_and_judging_pages_imports_nothing(extractor: str) -> No
 
 
 def work(extractor: Extractor) -> None:
-    """Do the members' work, with pages of many formats, scripts and charsets."""
+    """Do the work of the pool's members, on pages of many formats, scripts and charsets."""
     from devkit.pdf_files import line, pdf
     from tests.unit.office_files import document, paragraph, row, workbook
     from workers.enrichment.processes import member
@@ -80,7 +80,7 @@ def main() -> None:
     extractor = cast("Extractor", sys.argv[1])
     member.import_all(extractor)
     before = set(sys.modules)
-    import tests.unit.office_files  # noqa: F401 - the test's own
+    import tests.unit.office_files  # noqa: F401 - not part of the reader
 
     work(extractor)
     json.dump(

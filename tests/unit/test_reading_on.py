@@ -12,7 +12,7 @@ from workers.kafka.topics import BrokerAway
 
 
 async def wait_while(comes: list[int]) -> float:
-    """Catch up while these numbers of records come in the first periods, and none later; return the periods waited."""
+    """Catch up on a topic from which `comes[n]` records come in period n; return the number of periods waited."""
     loop, caught_up, total, left = asyncio.get_running_loop(), asyncio.Event(), 0, iter([0, *comes])
     began = loop.time()
 

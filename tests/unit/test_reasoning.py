@@ -65,7 +65,7 @@ def test_a_prompt_that_opened_the_reasoning_is_continued(output: str, reasoning:
 def own_letters(text: str) -> list[str]:
     """The letters that occur in no mark.
 
-    A mark's letters may vanish: two pieces of a mark form a whole mark when another mark between them is removed.
+    Letters of a mark may vanish from the answer: if a mark is removed, the pieces around it may form another mark.
     """
     return sorted(each for each in text if each.isalpha() and each not in OPEN)
 

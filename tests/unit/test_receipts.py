@@ -23,7 +23,7 @@ def test_a_receipt_belongs_to_one_run_at_a_time_even_before_its_file_exists(tmp_
             pass
         begun = receipt_of(read_jobs(LINES), "default", SetClock(1.0), read_receipt(receipt))
         write_receipt(receipt, begun.entries)
-        with pytest.raises(ReceiptRefused), held(receipt):  # the file was replaced, and its lock still holds
+        with pytest.raises(ReceiptRefused), held(receipt):  # the receipt was replaced, and the lock still holds
             pass
     with held(receipt):
         assert read_receipt(receipt) == begun.entries
@@ -46,7 +46,7 @@ def test_a_lock_file_that_its_former_holder_removed_is_no_lock(tmp_path: Path, m
     receipt, lock = tmp_path / "receipt.jsonl", fcntl.flock
 
     def late(descriptor: int, how: int) -> None:
-        """Between opening and locking, the run with the lock ends and another begins."""
+        """Between this run's opening and locking of the file, the run with the lock ends and another run begins."""
         monkeypatch.undo()
         (tmp_path / ".receipt.jsonl.lock").unlink()
         others.enter_context(held(receipt))

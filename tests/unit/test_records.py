@@ -65,7 +65,7 @@ def test_a_header_whose_name_is_not_utf_8_is_none_of_ours(noise: bytes) -> None:
     for name in (noise + b"tenant", b"tenant" + noise, noise):
         (found,) = read(batch([record(b"v", [(name, b"acme")])]))
         assert found.headers[0][0] != "tenant"
-        assert found.headers[0][0].encode()  # the name can be written again
+        assert found.headers[0][0].encode()  # the name can be encoded as UTF-8 again
 
 
 def test_bits_that_do_not_count_in_a_length_are_passed_over() -> None:
@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_read_is_warned_of_once(caplog: pytest.LogCapture
     written = batch([record(b"v"), b"\x00"]) + batch([b"\x00"]) + batch([AFTER])
     for _ in range(2):
         assert [one.value for one in read(written, TopicPartition("warned", 3))] == [b"v", b"after"]
-    assert len(warnings_in(caplog)) == 2  # one for each of the two batches
+    assert len(warnings_in(caplog)) == 2  # one warning for each unreadable batch, not for each read
 
 
 def test_a_batch_of_an_unknown_codec_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +121,7 @@ def test_a_wrong_checksum_is_an_error() -> None:
 
 
 def test_the_consumer_parses_what_it_fetches_with_this_parser() -> None:
-    """A version of kafka-python with another code path would bypass the hook."""
+    """If a new version of kafka-python parsed fetched batches by other functions, our parser would be bypassed."""
     fetcher: Any = MagicMock(config=dict(Fetcher.DEFAULT_CONFIG))
     fetcher._subscriptions.assignment = {PLACE: MagicMock(position=MagicMock(offset=0))}
     with patch.object(KafkaConsumer, "__init__", lambda self: setattr(self, "_fetcher", fetcher)):

@@ -69,7 +69,7 @@ def test_a_job_that_arrives_after_many_forwards_is_still_answered_here() -> None
 
 @pytest.mark.parametrize("header", ["", "-1", "1.5", "x", "²", "9" * 5000])
 def test_a_count_that_is_no_number_of_ours_does_not_end_the_worker(header: str) -> None:
-    """Any producer can write the header; an absurd number counts as too many forwards."""
+    """Any producer can write the header with the number of forwards; an absurd number counts as too many."""
     try:
         assert SHARED.route("big", header) == Forward("gpu", 1)
     except UnknownModel:

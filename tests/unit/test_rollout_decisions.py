@@ -40,7 +40,7 @@ def reported(step: Step, **candidate: Any) -> Comparison:
 
 
 def decided(judge: Judge, said: Comparison, most: int, step: Step = Step.SHADOW) -> tuple[str, int]:
-    """Repeat a comparison until the judge decides; give the step and the number of comparisons."""
+    """Repeat a comparison until the judge decides; return the decided step and the number of comparisons."""
     for number in range(1, most + 1):
         judge.take(said)
         if (decision := judge.decision(step)) is not None:
@@ -64,7 +64,7 @@ def test_e_values_are_never_negative_and_begin_at_one(bound: float, values: list
 
 @given(st.floats(-0.9, 0.9), st.lists(st.floats(-1, 1), max_size=60), st.floats(0, 1))
 def test_a_fair_game_gains_nothing_on_average(bound: float, values: list[float], up: float) -> None:
-    """The property behind Ville's inequality: at a mean of `bound` a bet keeps the expected e-value."""
+    """The property behind Ville's inequality: if the values' mean is `bound`, no bet changes the expected e-value."""
     evidence = EProcess(bound)
     for value in values:
         evidence.take(value)
@@ -95,7 +95,10 @@ def test_a_bound_out_of_range_is_refused(bound: float) -> None:
 
 
 def first_crossing(values: np.ndarray[Any, Any], bound: float) -> tuple[list[str], list[int]]:
-    """Each rollout's first decided claim, and its number of values. A row is a rollout; bets are as in `EProcess`."""
+    """The first decided claim of each rollout, and the number of its values until then.
+
+    A row of `values` is a rollout. The bets are those of `EProcess`.
+    """
     runs, most = values.shape
     total, squares = np.zeros(runs), np.full(runs, 0.25)
     logs = {"promote": np.zeros(runs), "abort": np.zeros(runs)}
@@ -116,7 +119,7 @@ def first_crossing(values: np.ndarray[Any, Any], bound: float) -> tuple[list[str
 
 
 def simulated(differs: float, noise: float, runs: int = 1000, most: int = 2000) -> tuple[Counter[str], float]:
-    """The ends of rollouts, and the median number of jobs until the decision."""
+    """The number of simulated rollouts by their end, and the median number of jobs until the decision."""
     rng = np.random.default_rng(20_240_501)
     once, again = rng.random((runs, most)) < differs + noise, rng.random((runs, most)) < noise
     ends, at = first_crossing(once.astype(float) - again.astype(float), MOST_DIFFERENT)

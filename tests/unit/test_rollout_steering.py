@@ -1,4 +1,4 @@
-"""The steering of a rollout in a worker: comparisons lead to the next step."""
+"""The steering of a rollout in a worker: enough comparisons make the worker write the next step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.inference.rollout.steering import Steering
 
 
 class Steered:
-    """A worker's steering, which reads its own steps back at once."""
+    """A worker's steering; each step that it writes is read back at once."""
 
     def __init__(self) -> None:
         self.rollouts = Rollouts(Registry(("small",), None, {}))

@@ -96,7 +96,7 @@ async def test_a_job_that_was_forwarded_is_not_sent_in_a_circle_by_workers_that_
         begin(primary, Step.CANARY_100)
         assert (await primary.outputs(job(moved)))[0].topic == TOPICS.results
     async with working({"assistant": "small", "next": None}) as candidate:
-        begin(candidate)  # has not read the canary's step yet
+        begin(candidate)  # this worker has not read the step to the canary yet
         assert (await candidate.outputs(job(moved)))[0].topic == TOPICS.results
         begin(candidate, Step.ABORTED)
         assert (await candidate.outputs(job(moved)))[0].topic == TOPICS.requests("small")
@@ -131,7 +131,7 @@ async def test_a_sampled_job_is_answered_twice_and_copied_beside_its_result() ->
 
 
 async def test_a_job_with_a_temperature_is_answered_twice_more_greedily() -> None:
-    """Random answers always differ, so that any candidate would seem to differ no more than the primary does."""
+    """Random answers always differ, so any candidate would seem to differ no more than the primary from itself."""
     async with working(MODELS) as worker:
         begin(worker)
         outputs = await worker.outputs(job(temperature=0.7))
@@ -234,7 +234,7 @@ async def test_the_canary_reports_a_candidate_that_reads_no_images(monkeypatch: 
 
 
 class Candidate(EchoEngine):
-    """An engine that answers with the text `says` if it is set, or refuses if `refuses` is; `moves` scales numbers."""
+    """An engine that answers `says` if set, or refuses if `refuses` is true; `moves` scales embeddings and scores."""
 
     says: str | None = None
     moves = 1.0
@@ -354,4 +354,4 @@ def test_any_bytes_on_the_shadow_topic_give_a_comparison_or_nothing(value: bytes
     try:
         read_sample(value)
     except InvalidSample as invalid:
-        assert str(invalid) == "the value is not a sample of a rollout"  # quotes no part of the record
+        assert str(invalid) == "the value is not a sample of a rollout"  # the error quotes no part of the record

@@ -50,11 +50,11 @@ class Handler:
 
 
 Resort = Sequence[Output] | Exception | None
-"""The stage's last resort: its outputs, its error, or None if the stage has none."""
+"""The outputs of the stage's last resort, or its error; None stands for a stage without a last resort."""
 
 
 async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], dict[str, float]]:
-    """The completions of one record, and the number of counted defects by call."""
+    """The completions of one record, and the number of counted defects by the call that had them."""
     completions: SimpleQueue[Handled] = SimpleQueue()
     metrics, before = Metrics(), asyncio.all_tasks()
 
@@ -181,7 +181,7 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
 
 
 class SlowSharing(OneParty):
-    """A sharing in which each deferral takes longer than a turn of the event loop."""
+    """A sharing in which each deferral takes longer than the runner's turn on the event loop may take."""
 
     def defer(self, record: Record) -> Sequence[Output]:
         time.sleep(2 * AT_A_TIME_SECONDS)
@@ -212,11 +212,11 @@ async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() ->
     assert runner.deferred == 6
     *earlier, last = [completions.get().partition for _ in range(completions.qsize())]
     assert last is kept
-    assert earlier in ([], [going])  # none if the machine paused for a turn's time at the start of the first turn
+    assert earlier in ([], [going])  # empty if the machine paused for longer than a turn at the first turn's start
 
 
 class Waiting:
-    """A handler that remembers the task of each record; records with an odd offset wait for the gate."""
+    """A handler that remembers the task of each record; records with an odd offset wait until `gate` is set."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -255,7 +255,7 @@ async def settled() -> None:
 async def test_records_that_need_not_wait_share_a_task_and_others_have_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers.stage.runner, "AT_A_TIME_SECONDS", 60.0)  # enough on a busy machine
+    monkeypatch.setattr(workers.stage.runner, "AT_A_TIME_SECONDS", 60.0)  # no turn ends early even on a busy machine
     runner, handler, completions = waiting_runner()
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 1, 4, 3, 6), 0.0)
     await settled()

@@ -1,4 +1,4 @@
-"""The form of pictures for OCR: gray, upright, bounded; and the pages that a late program has finished."""
+"""Pictures for OCR are gray, upright and bounded; if tesseract is late, the pages that it has finished are kept."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_reader_of_pages_says_which_pages_have_pictures_and_reads_none() -> No
 
 @contextmanager
 def reading(script: str, seconds: float = 0.2) -> Iterator[PictureReader]:
-    """A reader with a shell script in tesseract's place."""
+    """A picture reader that runs a shell script in place of tesseract."""
     command = [shutil.which("sh") or "sh", "-c", f"cat > /dev/null; {script}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
         yield PictureReader(shell, 9, Deadline.after(SystemClock(), seconds))
@@ -155,7 +155,7 @@ def test_a_page_of_any_size_becomes_a_picture_of_bounded_size(wide: float, high:
     body = pdf(["0 0 0 rg"]).replace(b"/MediaBox [0 0 595 842]", box.encode())
     with closing(PdfDocument(body)) as document:
         image = page_image(document, 0)
-    assert max(image.size) < 2**15  # tesseract refuses a longer side, and all pages after it
+    assert max(image.size) < 2**15  # tesseract refuses a page with a longer side, and all later pages
     assert image.width * image.height < 11_000_000
 
 

@@ -54,8 +54,8 @@ IS_NOT_FOUND = [
     "0.4111111111111111",
     "sha 4111111111111111abcdef",
     "invoice 2024-11-27 17:30:00",
-    "DE89 3704 0044 0532 0130 01",  # no remainder of 1
-    "DE89 3704 0044 0532 0130",  # too short
+    "DE89 3704 0044 0532 0130 01",  # the checksum's remainder is not 1
+    "DE89 3704 0044 0532 0130",  # two digits too short
     "DE44 words that follow",
     "@decorator and @media queries",
     "user@localhost",
@@ -102,7 +102,7 @@ def test_a_national_phone_number_needs_its_region(tmp_path: Path) -> None:
 
 
 def test_phone_numbers_beyond_the_checked_ones_count_unchecked(tmp_path: Path) -> None:
-    """A long list costs bounded time, and hides no number behind many others."""
+    """A bounded number of candidates is checked; the others count as numbers, so a long list hides no number."""
     no_numbers = "; ".join(["+1 000 0000"] * 20_010)
 
     assert redacted(screen_of(tmp_path, pii()), no_numbers).count("[redacted:phone]") == 10

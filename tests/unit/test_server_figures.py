@@ -1,4 +1,4 @@
-"""The counts on a vLLM server's page of metrics, and on any other bytes."""
+"""The counts read from a vLLM server's page of metrics, and from any other bytes."""
 
 from __future__ import annotations
 

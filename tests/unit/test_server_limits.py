@@ -34,7 +34,7 @@ def settled() -> AnswerLimit:
 
 
 def told(limits: Limits, *looks: tuple[int, int], in_flight: int = MOST) -> tuple[int, int]:
-    """Take (running, waiting) of each look; return the places and the limit."""
+    """Take the counts (running, waiting) of each look at the server; return the places and the limit."""
     for running, waiting in looks:
         limits.told(ServerLoad(running, waiting), in_flight)
     return limits.places, limits.number
@@ -82,7 +82,7 @@ def test_the_refusals_of_one_round_trip_halve_the_limit_once() -> None:
 
 
 def test_a_refusal_says_nothing_while_the_requests_of_a_halved_limit_are_still_in_flight() -> None:
-    """The refused requests are sent again while the server is as full as before."""
+    """The refused requests are sent again while the server is as full as before, so a refusal shows nothing new."""
     limit = settled()
     assert [refused(limit, in_flight) for in_flight in (16, 12, 9)] == [8, 8, 8]
     assert refused(limit, 8) == 4
@@ -229,7 +229,7 @@ def test_after_any_counts_and_refusals_the_limit_is_between_one_and_the_setting(
 
 
 async def test_the_cookies_of_a_server_are_not_kept() -> None:
-    """A server can send another cookie with each answer, for as long as the worker runs."""
+    """A server can send a new cookie with each answer, and kept cookies would fill the worker's memory."""
     async with new_session({}, 1) as session:
         for number in range(3):
             session.cookie_jar.update_cookies({f"cookie{number}": "x"}, URL("http://models.example/v1"))

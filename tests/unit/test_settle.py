@@ -1,4 +1,4 @@
-"""Commits, sweeps and failures of the settler, against a client that obeys."""
+"""Commits, sweeps and failures of the settler, against a client whose calls succeed unless a test says otherwise."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
 
 
 def test_a_missing_topic_is_a_failure_with_a_pause_after_it(partition: Partition) -> None:
-    settler = WatchedSettler(clock=HandClock())  # on a busy machine a rest of 10 ms would be over too soon
+    settler = WatchedSettler(clock=HandClock())  # by a real clock, the pause may end before the assert
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
     repaired(settler, partition)
@@ -228,7 +228,7 @@ LAYOUTS = st.builds(Layout, st.sampled_from([0, 1, 3, SWEEP_PARTITIONS + 3]), st
 
 
 class Sweeping(RuleBasedStateMachine):
-    """Sweeps against a naive model; `rests` are partitions that may hold a transaction without its end marker."""
+    """Sweeps compared with a naive model; `rests` are partitions that may hold a transaction without its end marker."""
 
     @initialize(
         layouts=st.fixed_dictionaries(dict.fromkeys(TOPICS, LAYOUTS)), at_start=st.sets(st.sampled_from(TOPICS))

@@ -26,7 +26,7 @@ def held() -> Partition:
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """The event for which hanging calls wait, at most until the test's end."""
+    """The event for which hanging calls wait; it is set at the test's end at the latest."""
     event = threading.Event()
     yield event
     event.set()
@@ -76,7 +76,7 @@ def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, ne
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
     held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """librdkafka's own timeouts do not always hold. An earlier version heard no rebalance while such a call hung."""
+    """A call may hang beyond librdkafka's own timeout. An earlier version heard no rebalance while a call hung."""
 
     class Hanging(Client):
         def abort_transaction(self, timeout: float) -> None:
@@ -92,7 +92,7 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
 
 
 def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) -> None:
-    """The broker refuses progress of an expelled member, so two owners of a partition never both settle."""
+    """The broker refuses an expelled member's progress, so a partition's old owner cannot settle beside the new one."""
     members = []
 
     class Noting(Client):
@@ -105,7 +105,7 @@ def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) ->
 
 
 def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> None:
-    """An abort drops unsent records, and their partitions get no marker."""
+    """An abort drops the sweep's unsent records, so their partitions would get no end marker."""
     unsent = []
 
     class Noting(Client):

@@ -351,7 +351,7 @@ TOPS = b",".join([b'{"candidates":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
     ],
 )
 def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: bytes, response: bytes) -> None:
-    """A pydantic model for each token took 1.1 kB: an answer of 8 MiB became 2.3 GB in a minute."""
+    """In an earlier version each token became a pydantic model of 1.1 kB: 8 MiB of answer took 2.3 GB and a minute."""
     asked = replace(ASKED, n=1)
     tracemalloc.start()
     answers = (

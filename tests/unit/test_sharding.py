@@ -1,4 +1,4 @@
-"""Shuffle sharding: one tenant's flood fills few partitions, and other tenants have others."""
+"""Shuffle sharding: one tenant's flood fills few partitions, and each other tenant has further partitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from producers.sharding import shard_of
 
 
 def test_a_tenants_shard_never_changes() -> None:
-    # Known answers: code that chose other shards would move every tenant's queue.
+    # Known shards: if a new version chose other shards, every tenant's queue would move.
     assert shard_of("acme", 12) == (0, 1, 3, 10)
     assert shard_of("globex", 12) == (0, 2, 3, 9)
 

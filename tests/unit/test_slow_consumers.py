@@ -16,7 +16,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.stage.group_commit import LINGER_SECONDS
 
 WAITS = Schedule(TIER_DELAYS_SECONDS).waits
-# With 1/32 of the usual limits, 1/32 of a backlog takes as long as the whole one, and is faster to simulate.
+# With 1/32 of the usual limits, 1/32 of a backlog takes as long as the whole backlog, and is faster to simulate.
 SETTINGS = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
 A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
 HERE: Destination = ("acme", "https://a.example")
@@ -24,7 +24,7 @@ DOWN = FailedDelivery(FailureReason.CONNECT_FAILED, 0.1)
 
 
 class LoopClock:
-    """A clock that shows the running loop's time."""
+    """A clock that shows the virtual time of the running event loop."""
 
     def time(self) -> float:
         return self.monotonic()
@@ -38,7 +38,7 @@ class LoopClock:
 
 @dataclass
 class Consumer:
-    """A consumer that takes a constant time for each event; events without a place go round through the tiers."""
+    """A consumer that takes a constant time for each event; events that get no place wait in a tier and ask again."""
 
     takes_seconds: float
     settings: DeliverySettings = SETTINGS
@@ -82,7 +82,7 @@ class Consumer:
         async def all_of_them() -> None:
             if after_an_outage:
                 await self.be_away()
-            # Events held up by an outage were deferred often.
+            # After an outage the waiting events have been deferred nine times each.
             await asyncio.gather(*(self.deliver(9 if after_an_outage else 0) for _ in range(backlog)))
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -106,7 +106,7 @@ def test_a_slow_consumer_is_kept_busy_and_no_event_is_rewritten_every_few_second
     ideal = backlog / consumer.a_second
     assert len(consumer.delivered) == backlog
     assert consumer.delivered[backlog * 9 // 10] < 0.9 * ideal * 1.15 + takes_seconds + 10
-    assert consumer.delivered[-1] < ideal + 310  # the last one may have the longest wait
+    assert consumer.delivered[-1] < ideal + 310  # the last event may wait up to 300 s in a tier
     assert consumer.writes < writes_each * backlog
 
 

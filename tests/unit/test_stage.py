@@ -83,7 +83,7 @@ def test_a_long_drain_does_not_look_like_a_thread_that_hangs() -> None:
 def test_no_record_begins_while_too_many_wait_to_be_settled() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=3_000, pace=Desk(1 << 30))
     window = stage.dispatching.window.limits.records
-    for start in (0, window, 2 * window):  # the handler is quick each time, and nothing is settled
+    for start in (0, window, 2 * window):  # the handler answers a window at once each time, and nothing is settled
         stage.dispatch()
         ended(stage, partition, *range(start, start + stage.held.load.running))
     assert sum(len(batch) for batch, _ in loop.calls) == 2 * window
@@ -116,7 +116,7 @@ def test_an_end_after_refetched_records_marks_none_of_them_as_done() -> None:
     new.paused, intake.away = False, True
     stage.take([Record("requests", 1, 0, b"")], [])
     intake.away = False
-    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # before the pause took effect
+    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # fetched before the pause took effect
     assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
 
 
@@ -168,7 +168,7 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     stage.dispatch()
     stage.stop()
     assert stage.stopping is not None
-    clock.now += 29.0  # as long as a drain for a rebalance
+    clock.now += 29.0  # almost all of the drain's 30 s have passed
     stage.drain()
     assert partition.phase is Phase.GONE
     assert clock.now <= 100.0 + 36.0  # the remaining second, and the farewell's five

@@ -22,7 +22,7 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     stage.dispatch()
     stage.regulate()
     assert (loop.calls, partition.parked, stage.patience()) == ([], 5, IDLE_SECONDS)
-    pace.due_at_ms = 0  # as after a clock was set: the records are due now
+    pace.due_at_ms = 0  # as if the wall clock had been set forward: the records are due
     clock.now += LOOK_AGAIN_SECONDS
     stage.dispatch()
     assert [len(batch) for batch, _ in loop.calls] == [5]
@@ -40,7 +40,7 @@ def appended(offset: int, at: float) -> Record:
 
 
 def test_records_of_a_tier_are_fetched_once() -> None:
-    """Ten records a second come and go, and about fifty wait."""
+    """Each record waits five seconds and ten come each second, so about fifty wait."""
     clock, intake = HandClock(), Intake()
     stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     for offset in range(300):
@@ -77,7 +77,7 @@ def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_returned_records_are_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
-    """Earlier, no code fetched the records again, and the partition stalled until another process got it."""
+    """In an earlier version such records were not fetched again, and the partition stalled for this process."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here

@@ -32,7 +32,7 @@ def test_a_record_that_is_not_due_is_no_suspect_and_goes_on_waiting() -> None:
 
 
 def regained(stage: Stage, intake: Intake, progress: Progress | None) -> Partition:
-    """The partition after another assignment, with this committed progress and its first records."""
+    """The partition after it was assigned again, with this committed progress; its first four records are taken."""
     stage.assigned([("requests", 0)])
     intake.progress = progress
     stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])
@@ -47,7 +47,7 @@ def committed(stage: Stage, partition: Partition, *offsets: int) -> Progress:
 
 
 def test_a_partition_that_comes_back_as_this_process_left_it_is_not_suspected() -> None:
-    """In an earlier version, a pause of nine seconds was enough to try a backlog 32 records at a time."""
+    """In an earlier version, a process that had paused for nine seconds tried its backlog 32 records at a time."""
     intake = Intake()
     stage, _, partition = stage_with(intake, HandClock(), parked=4)
     left = committed(stage, partition, 0, 2)
@@ -87,7 +87,7 @@ def test_a_partition_that_another_owner_left_open_is_suspected_also_by_its_forme
 
 
 def test_a_partition_whose_first_window_was_not_settled_is_suspected_again() -> None:
-    """This process is alive, but the process that left the partition open is dead."""
+    """This process settled no record of the partition, so the death of the owner before this process still counts."""
     intake = Intake()
     stage, _ = bare_stage(intake, HandClock())
     found = Progress(0, open=True)

@@ -1,4 +1,4 @@
-"""Jobs as the gateway takes them: unknown fields are refused by name, and any input gives a job or a refusal."""
+"""Jobs as the gateway reads them: unknown fields are refused by name, and any input gives a job or a refusal."""
 
 from __future__ import annotations
 

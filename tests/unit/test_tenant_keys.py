@@ -93,7 +93,7 @@ def test_a_stranger_who_asks_for_many_sets_takes_a_bounded_part_of_the_cache_and
 ) -> None:
     signer = keyring.signer("acme", NOW)
     sets = [keyring.jwks(f"t{number}", NOW) for number in range(2_500)]
-    # A set that is still kept is the same object; the newest are asked for first, since each new set evicts others.
+    # A kept set is returned as the same object. The newest sets are asked for first: a set made anew evicts old ones.
     kept = [number for number in reversed(range(2_500)) if keyring.jwks(f"t{number}", NOW) is sets[number]]
     assert 0 < len(kept) <= 1_000
     assert keyring.signer("acme", NOW) is signer
@@ -129,7 +129,7 @@ STEPS = st.lists(
 def test_the_keys_that_sign_are_those_that_were_current_once_and_have_not_ended(
     steps: list[tuple[str, int, int]], later: int
 ) -> None:
-    """The naive model holds each pair of a master and a version that was ever current, with its end."""
+    """The naive model keeps the end of each master and tenant's version, and each pair of these that was current."""
     data, now = KeyringData.generate(NOW), NOW
     place = {"master": 1, "tenant": 1}
     ends: dict[tuple[str, int], float] = {}

@@ -1,4 +1,4 @@
-"""The cache of tenants' entries: bounded, and it evicts entries of the tenant that has the most."""
+"""The cache of tenants' entries: a full cache evicts an entry of the tenant that has the most entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A throttled log line comes once in a period, with the number of suppressed lines."""
+"""A throttled log line is written once in a period, with the number of lines suppressed since the last one."""
 
 from __future__ import annotations
 

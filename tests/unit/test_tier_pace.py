@@ -17,7 +17,7 @@ HOUR = 3_600_000
 
 @dataclass
 class TwoClocks:
-    """A wall clock that a test can set, and a steady clock that only runs."""
+    """A wall clock that a test can set, and a steady clock that setting does not change."""
 
     wall_ms: int = NOW
     steady_ms: int = 77_000
@@ -60,7 +60,7 @@ def test_records_from_a_clock_that_is_ahead_wait_their_delay_and_not_each_others
     assert pace.due_ms(waiting(2, NOW + HOUR + 1_000)) == NOW + 6_000
     assert pace.due_ms(waiting(9, NOW - 1_000, partition=1)) == NOW + 4_000
     clock.run(1_000)
-    # The broker's clock was corrected meanwhile.
+    # The broker's clock was corrected before the third record.
     assert pace.due_ms(waiting(3, NOW + 2_000)) == NOW + 7_000
 
 
@@ -76,7 +76,7 @@ def test_records_from_a_clock_that_is_behind_wait_their_delay_from_when_they_wer
 @pytest.mark.parametrize(
     ("written", "later_ms"),
     [
-        (NOW - HOUR, 0),  # the writer's clock was behind, and the broker's stamp is right
+        (NOW - HOUR, 0),  # the writer's clock was behind; the broker's timestamp is right
         (NOW + HOUR, 60_000),  # the writer's clock was ahead: a fleet's clocks may differ by a minute
         ("soon", 0),
         ("9" * 16, 0),

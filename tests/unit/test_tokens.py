@@ -1,4 +1,4 @@
-"""A prompt's share for sources: the job's window, the model's window, and everything else that has to fit."""
+"""The tokens left for sources in a prompt, by the job's window, the model's window, and all else that must fit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_letters_and_blanks_share_tokens_and_all_other_characters_have_their_own
 
 
 def test_an_estimate_makes_no_object_for_each_digit_of_a_long_text() -> None:
-    """The estimate is made on the event loop, and a payload may be 8 MiB of digits."""
+    """The estimate is made on the event loop, and a payload of 8 MiB of digits must not block the loop."""
     text = "1" * 1_000_000
     tracemalloc.start()
     try:

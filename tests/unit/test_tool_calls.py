@@ -313,7 +313,7 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
 
 
 def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_results() -> None:
-    """A job that does not name `strict` is not strict, but this API is strict unless the request says otherwise."""
+    """A job without `strict` is not strict, but the Responses API is strict unless the request says otherwise."""
     named = job(tool_choice=NAMED).tool_choice
     body = ResponsesApi("m").body(request(tool_choice=named, parallel_tool_calls=False), with_temperature=False)
     function = {"type": "function", "name": "clock", "description": "The time.", "parameters": SCHEMA, "strict": False}

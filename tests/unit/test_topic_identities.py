@@ -26,7 +26,7 @@ OLD, NEW = topic_mark("old"), topic_mark("new")
 
 
 class Cluster:
-    """A cluster with topics by UUID; None stands for a broker that does not answer."""
+    """A cluster that knows each topic's UUID; if `ids` is None, no broker answers."""
 
     def __init__(self, **ids: str) -> None:
         self.ids: dict[str, str] | None = ids
@@ -102,7 +102,7 @@ def test_a_topic_that_the_process_knew_by_another_uuid_ends_the_process_before_a
 
 
 def test_a_record_after_a_silence_asks_for_the_uuid_although_its_offset_goes_on() -> None:
-    """The new topic may have more records than the old one had."""
+    """A new topic may already have more records than the old one had, so its offsets need not go back."""
     cluster, clock = Cluster(requests="old"), HandClock()
     stage, partition = stage_of(cluster, Intake(), clock=clock)
     stage.take(records(7, 8), [("requests", 0, 9)])
@@ -126,7 +126,7 @@ def test_a_partition_that_goes_back_without_a_seek_asks_for_the_uuid(delivered: 
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])
     asked = cluster.asked
-    stage.take(*delivered)  # a truncated log is still the same topic
+    stage.take(*delivered)  # a truncated log: the topic's UUID is the same, so the stage goes on
     assert (cluster.asked, stage.stopping) == (asked + 1, None)
     stage.take(records(9), [])
     cluster.ids = {"requests": "new"}

@@ -136,7 +136,7 @@ def test_an_unread_job_is_still_in_its_lane_a_day_after_its_time_is_up() -> None
 
 
 def test_marks_of_put_back_letters_are_kept_longer_than_any_letter() -> None:
-    """Kafka deletes a letter only with its whole segment, which is filled for `segment.ms`, by default 7 days."""
+    """Kafka deletes a letter only with its whole segment, which fills for `segment.ms`, by default 7 days."""
     topics = Topics()
     kept = {spec.name: int(spec.config.get("retention.ms", 0)) for spec in topics.specs(3)}
 

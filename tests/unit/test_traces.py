@@ -1,4 +1,4 @@
-"""traceparent: W3C Trace Context level 1, section 3.2 and its examples."""
+"""`traceparent` as section 3.2 of W3C Trace Context level 1 defines it, with the examples there."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_a_span_without_a_collector_passes_its_parent_on() -> None:
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """The spans that end in this test. A process can set OpenTelemetry's provider once, so it is patched here."""
+    """The spans that end in this test.
+
+    A process can set OpenTelemetry's provider only once, so this fixture patches the provider's getter.
+    """
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)

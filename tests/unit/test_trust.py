@@ -107,7 +107,7 @@ def test_a_file_of_unusable_secrets_is_refused_by_its_variable(
 def test_the_file_of_secrets_is_read_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "secrets"
     monkeypatch.setenv("POSTBACK_TRUST__SECRET_FILE", str(file))
-    trust = FleetSettings().trust  # delivery has no such file and starts all the same
+    trust = FleetSettings().trust  # delivery starts without the file, since it never reads the secrets
     with pytest.raises(SettingsRefused, match="cannot be read"):
         _ = trust.secrets
     file.write_text(f"{NEW}\r\n\n  {OLD}  \n")

@@ -12,7 +12,7 @@ from workers.enrichment.turns import Asker, Turns
 
 
 class Work:
-    """Named pieces of work that each hold a place until a test ends them: `a1` is the first of job a."""
+    """Named pieces of work that each hold a place until a test ends them: `a1` is the first piece of job `a`."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -148,6 +148,6 @@ async def test_a_waiter_cancelled_at_its_turn_loses_no_place() -> None:
     async with turns.place(one):
         waiting = asyncio.create_task(turns.place(two).__aenter__())
         await settled()
-    waiting.cancel()  # the waiter owns the place already, but has not run since
+    waiting.cancel()  # the waiter was given the place, but has not run since
     await asyncio.gather(waiting, return_exceptions=True)
     assert turns.is_idle

@@ -41,7 +41,7 @@ def altered(name: str, value: bytes) -> Record:
 
 
 def moved(output: Output) -> Record:
-    """The record that a worker reads after another worker moved the job."""
+    """The moved job of this output, as the next worker reads it."""
     return Record(output.topic, 0, 99, output.value or b"", output.key, output.headers, int(CLOCK.time() * 1000))
 
 

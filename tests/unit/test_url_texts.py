@@ -1,4 +1,4 @@
-"""Any text as a URL: every function that parses it answers, or raises its own refusal."""
+"""Any text as a URL: every function that parses the text returns a value, or raises the function's own refusal."""
 
 from __future__ import annotations
 

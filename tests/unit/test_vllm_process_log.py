@@ -36,7 +36,7 @@ class MainModule:
 
 
 def speak(_imported: object) -> None:
-    """Write in each of the ways in which vLLM's processes do."""
+    """Write a line in each of the ways in which vLLM's processes write lines."""
     logging.getLogger("vllm.v1.engine").warning("The cache\nis %d MiB.", 3)
     logging.getLogger("vllm.v1.engine").info("Left out.")
     warnings.warn("A library warns.", stacklevel=1)
@@ -80,7 +80,7 @@ def test_each_line_of_a_process_that_crashes_is_an_ecs_line_of_the_worker(
 
     assert process.exitcode is not None
     assert process.exitcode < 0
-    lines[1]["message"] = lines[1]["message"].splitlines()[0].rpartition(": ")[2]  # without the place in the source
+    lines[1]["message"] = lines[1]["message"].splitlines()[0].rpartition(": ")[2]  # cut off file and line number
     assert [(line["log.logger"], line["message"]) for line in lines] == [
         ("vllm.v1.engine", "The cache\nis 3 MiB."),
         ("py.warnings", "A library warns."),

@@ -1,4 +1,4 @@
-"""Attempts at steering and the cost of finding them. tests/integration has whole pages."""
+"""Attempts at steering and the cost of finding them. Tests with whole pages are in tests/integration."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def test_each_way_of_steering_is_named(text: str, way: str) -> None:
 
 @pytest.mark.parametrize("part", ["ignore ", "<|", "source [", "![[", "?a=", "<script", "<a title='", "insert http "])
 def test_a_page_made_to_be_slow_is_looked_at_up_to_a_bound(part: str) -> None:
-    """Patterns that start often and reach far would take quadratic time in the page's size."""
+    """On a page of many such parts, the patterns would take quadratic time; the bound limits this time."""
     text = part * (2 * SCANNED_CHARS // len(part))
     assert steering(text) is not None

@@ -47,7 +47,7 @@ def test_the_signature_by_the_secret_is_the_hmac_of_the_content() -> None:
     digest = hmac.new(decoded(ROWS["secret"], "whsec_"), CONTENT, hashlib.sha256).digest()
     assert f"v1,{base64.b64encode(digest).decode()}" == V1
     assert Signer([ROWS["secret"]]).sign(ROWS["webhook-id"], int(ROWS["webhook-timestamp"]), BODY) == V1
-    # The library would refuse the old timestamp in a verification, so its own signature is compared.
+    # The library's `verify` would refuse the old timestamp, so the signature that its `sign` makes is compared.
     assert Webhook(ROWS["secret"]).sign(ROWS["webhook-id"], AT, TEXT) == V1
 
 

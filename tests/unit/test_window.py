@@ -1,4 +1,4 @@
-"""The window: a full one, and the partitions that it pauses and resumes."""
+"""The window: its bounds, and the partitions that it pauses and resumes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def partition(
 
 
 HOLDER = Partition("requests", 9, 1, 0.0)
-"""The partition whose records fill a window."""
+"""The partition to which all records of a filled window belong."""
 
 
 def changes(window: Window, *partitions: Partition) -> tuple[list[Partition], list[Partition]]:
@@ -207,7 +207,7 @@ def test_a_span_with_many_holes_is_paused_when_it_comes_near_what_a_bitmap_holds
 
 
 def test_a_span_is_paused_before_it_is_at_its_bound() -> None:
-    """Records fetched before the pause still come in, and are given back if they do not fit."""
+    """Records fetched before the pause still come in, so the pause begins while the span has room for them."""
     assert MAX_SPAN > SPAN_HIGH > SPAN_LOW > MAX_BITMAP > NARROW
     assert MAX_HOLES > HOLES_HIGH > HOLES_LOW > 0
 
@@ -247,7 +247,7 @@ def test_a_tier_whose_first_record_is_not_due_for_long_is_paused_and_the_others_
 
 
 def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_record_is_due_soon() -> None:
-    """Otherwise, if a tier's records are due some time apart, all are fetched again for each that becomes due."""
+    """Otherwise, if a tier's records come due one by one, all of them are fetched again for each due record."""
     window = Window(Limits())
     tier = put_off(window, 0, AHEAD_RECORDS + 100, soon=False)
     assert cut(window) == [(0, [*range(AHEAD_RECORDS + 99, AHEAD_RECORDS - 1, -1)])]
@@ -326,7 +326,7 @@ def test_due_records_without_room_are_parked_as_soon_as_there_is_room() -> None:
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_no_room_however_many_tiers_there_are(way: str) -> None:
-    """Otherwise nothing is fetched until these records are due, which takes a day in the longest tier."""
+    """Otherwise the longest tier's records would fill the window for a day, and no other record would be fetched."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
     assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1

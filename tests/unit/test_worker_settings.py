@@ -10,7 +10,7 @@ from workers.inference.settings import WorkerSettings
 
 @pytest.mark.parametrize("lane", ["batch", "shadow", "a.b", ""])
 def test_a_lane_that_is_another_topic_is_refused_where_it_is_read_and_where_jobs_are_sent(lane: str) -> None:
-    """`model_requests.batch` is the shared bulk lane: a worker of a lane `batch` would take the whole fleet's jobs."""
+    """`model_requests.batch` is the shared bulk lane, so a lane `batch` would get the bulk jobs of the whole fleet."""
     with pytest.raises(ValidationError, match="lane"):
         WorkerSettings(lane=lane)
     with pytest.raises(ValidationError, match="models"):

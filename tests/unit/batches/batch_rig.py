@@ -102,7 +102,7 @@ class BatchRig:
 
     @asynccontextmanager
     async def clerk(self, **arguments: Any) -> AsyncIterator[Clerk]:
-        """A running clerk, as one process has it."""
+        """A running clerk; each process of the door has one."""
 
         def on_ended(_connection: Connection, row: Row[Any]) -> None:
             self.ended.append(row.status)
@@ -128,7 +128,7 @@ class BatchRig:
         return self.door.store.read_now(lambda connection: connection.execute(statement).all())
 
     async def expand(self) -> list[Output]:
-        """The outputs of the stage for all records so far."""
+        """The expansion's outputs for all records of `batch_requests` so far."""
         return [output for record in self.requested() for output in await self.expansion.handle(record)]
 
     def answer(
@@ -149,7 +149,7 @@ class BatchRig:
         self.door.store.submit(change).result()
 
     async def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
-        """The lines of an output file; none for no file."""
+        """The lines of an output file; an empty list if `file_id` is None."""
         if file_id is None:
             return []
         answer = await self.door.request("GET", f"/v1/files/{file_id}/content", self.key)
