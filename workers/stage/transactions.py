@@ -81,7 +81,7 @@ class Transactions:
                 break
             partition = completion.partition
             if not partition.owned:
-                continue  # late: the assignment has ended, so the outputs are dropped
+                continue  # a late completion of an assignment that has ended
             if not completion.deferred:
                 ended += 1
                 self._held.load.end(partition, completion.record)
