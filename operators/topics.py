@@ -228,7 +228,7 @@ def _why(topic: dict[str, Any]) -> str:
 
 def _broker_config(admin: Any) -> dict[str, str]:
     some = admin.describe_cluster()["brokers"][0]
-    # The broker's id has one of two names, by the version of the answer.
+    # The version of the answer decides whether the field with the broker's id is `broker_id` or `node_id`.
     broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])
     answer = admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
     return {name: entry["value"] for name, entry in answer["broker"][broker].items()}

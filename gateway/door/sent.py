@@ -22,7 +22,7 @@ def unacknowledged_bytes(connection: socket.socket) -> int:
     try:
         return int(struct.unpack("=i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except (OSError, ValueError):
-        return 0  # the socket is closed
+        return 0  # the socket is closed, and holds no bytes
 
 
 def acknowledged_bytes(connection: socket.socket) -> int:

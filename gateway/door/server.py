@@ -114,7 +114,7 @@ class DoorServer(SideTask):
             try:
                 accepted, address = await loop.sock_accept(self._socket)
             except OSError as error:
-                # The process is out of file descriptors, or the client is gone already.
+                # The client is gone already, or the process is out of file descriptors: pause until some may be free.
                 self._warn("accept", f"A connection could not be accepted ({error.strerror}); going on.")
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue

@@ -23,7 +23,7 @@ _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
 _POSTGRES = {
-    "client_encoding": "utf8",  # overrides PGCLIENTENCODING of the environment
+    "client_encoding": "utf8",  # else PGCLIENTENCODING in the environment decides
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,

@@ -65,7 +65,7 @@ class TopicReader:
         return found[0].timestamp()[1] if found else None
 
     def _watermarks(self, partition: TopicPartition) -> tuple[int, int]:
-        """Ask for the first and the next offset, again while a partition has no leader for a moment."""
+        """Ask for the first and the next offset; ask again while a partition has no leader for a moment."""
         deadline = Deadline.after(_CLOCK, ASK_SECONDS)
         while True:
             try:

@@ -73,7 +73,7 @@ def attempt_of(message: Any) -> AttemptRecord | None:
     if len(value) > _MOST_ATTEMPT_BYTES:
         return None
     try:
-        said = from_json(value, allow_inf_nan=False)  # PostgreSQL's JSON has no infinity and no NaN
+        said = from_json(value, allow_inf_nan=False)  # PostgreSQL's JSON stores no infinity and no NaN
         tenant, job_id, webhook_id, at_ms = (said.pop(name) for name in ("tenant", "job_id", "webhook_id", "at"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

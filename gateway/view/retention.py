@@ -51,7 +51,7 @@ class Retention(SideThread):
 
     def _run(self) -> None:
         while self._goes_on():
-            with suppress(StoreAway):  # the next round removes more
+            with suppress(StoreAway):  # the next round removes the rest
                 self.remove_old()
             self._rest(LOOK_SECONDS)
 
