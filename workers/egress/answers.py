@@ -34,8 +34,8 @@ Servers send one or two interim responses, to show progress or to hint at resour
 OLDEST_SECONDS = 120.0
 """Age after which a connection serves one last request.
 
-Otherwise a connection with steady traffic would never end, and the process would not notice a server's new address or
-certificate."""
+Without this limit, a connection with steady traffic would never end, and the process would not notice a server's new
+address or certificate."""
 _YOUNGEST_SHARE = 0.75
 """Lower bound of the random factor on OLDEST_SECONDS, so that connections opened together end at different times."""
 

@@ -32,7 +32,7 @@ _named: ContextVar[bool] = ContextVar("named", default=False)
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
-    """An address was refused while its URL is unknown. No OSError or RuntimeError: aiohttp would swallow these."""
+    """An address was refused while its URL is unknown. This is no OSError or RuntimeError, which aiohttp swallows."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class _AddressRefused(Exception):  # noqa: N818 - named after the event
 
 
 def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool) -> None:
-    """Raise _AddressRefused if the policy refuses a socket address (host, port[, flow, scope]) or it has a scope."""
+    """Raise _AddressRefused if the policy refuses a socket address (host, port[, flow, scope]) or the scope is set."""
     address, port = target[0], target[1]
     if is_denied(address, policy):
         raise _AddressRefused(Refusal.DENIED)

@@ -80,7 +80,7 @@ def is_listed(address: str | IPv4Address | IPv6Address, policy: EgressPolicy) ->
 
 
 def is_named(host: str, policy: EgressPolicy) -> bool:
-    """True if the host is one of the policy's names, in any case and with or without the dot at its end.
+    """True if the host is one of the policy's names, in upper or lower case, with or without a final dot.
 
     An address is never a name here; `is_listed` checks addresses.
     """

@@ -15,14 +15,14 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""Other words for each FinishReason: of TGI, Mistral, Anthropic, Gemini and Cohere, and of OpenAI's responses."""
+"""For each FinishReason, the words of TGI, Mistral, Anthropic, Gemini, Cohere and OpenAI's Responses API."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))
 
 
 def is_failure(said: str | None) -> bool:
-    """True if the word means a temporary failure: `error` (vLLM, Mistral, OpenRouter) or DeepSeek's word."""
+    """True for a temporary failure: `error` (vLLM, Mistral, OpenRouter), `insufficient_system_resource` (DeepSeek)."""
     return said is not None and said.lower() in _FAILURES
 
 

@@ -51,7 +51,7 @@ def prompt_room(request: GenerationRequest, max_model_len: int | None) -> int | 
 
 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
-    """Return the arguments of a call in the chat, as an object. Raises RequestRejected for any other text."""
+    """Return the arguments of a call in the chat, as an object. Raises RequestRejected for a text that is no object."""
     try:
         arguments = from_json(call.function.arguments or "{}", allow_inf_nan=False)
     except ValueError:  # also raised for a lone surrogate and for deep nesting, which no tokenizer or encoder takes

@@ -1,7 +1,7 @@
 """Checks of the registry's tables against each other.
 
-They read the raw tables, so that a mistake inside a table hides no mistake between that table and others. Values of a
-wrong type are skipped here, since the table's own check reports them.
+They read the raw tables, so that a mistake inside a table hides no mistake between that table and other tables. Values
+of a wrong type are skipped here, since the table's own check reports them.
 """
 
 from __future__ import annotations

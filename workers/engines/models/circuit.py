@@ -1,4 +1,4 @@
-"""The circuit breaker of one address: failures in a row stop its requests for a while, then one trial is allowed."""
+"""The circuit breaker of one address: failures in a row stop its requests for a while, then one request is tried."""
 
 from __future__ import annotations
 

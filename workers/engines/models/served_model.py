@@ -109,7 +109,7 @@ class ServedModel:
         return self._addresses[0].engine.takes_images(None)
 
     async def start(self) -> None:
-        """Return when one address can answer; the others join later. Raises EngineError if no address can answer."""
+        """Return when one address can answer; other addresses join later. Raises EngineError if none can answer."""
         tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
         self._starting = {*tasks}
         try:
@@ -178,7 +178,7 @@ class ServedModel:
     # -- one request ---------------------------------------------------------------------------------------------
 
     async def _turn(self, request: GenerationRequest, tokens: int) -> bool:
-        """Wait for the request's turn. False if the request is aborted meanwhile."""
+        """Wait for the request's turn. Return False if the request is aborted during the wait."""
         seconds = self._gate.reserve(tokens)
         if not seconds:
             return True

@@ -211,7 +211,7 @@ def _failed(error: _Error, usage: _Usage, request: GenerationRequest) -> Complet
 
 
 def _reasoning(answer: ResponsesAnswer) -> str | None:
-    """Return the reasoning itself, or else its summary; None without both."""
+    """Return the reasoning itself, or else its summary; None if the response has neither."""
     thoughts = [item for item in answer.output if isinstance(item, _Thought)]
     parts = [part for thought in thoughts for part in (thought.content or thought.summary)]
     return "\n\n".join(part.text for part in parts if isinstance(part, _Text)) or None

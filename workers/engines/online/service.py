@@ -1,7 +1,7 @@
 """HTTP to an online service: POSTs, the outcomes of its errors, and the check of key and model at the start.
 
-Statuses follow the services' own pages: Anthropic's "Errors", Gemini's "Troubleshooting guide" and OpenAI's "Error
-codes".
+The meanings of statuses are from the services' pages: Anthropic's "Errors", Gemini's "Troubleshooting guide" and
+OpenAI's "Error codes".
 """
 
 from __future__ import annotations

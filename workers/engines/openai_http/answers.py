@@ -121,7 +121,7 @@ def outcome(
         if request.is_raw:
             raise RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
         raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
-    if status == 404 or problem.param == "model":  # the settings give path and model: no job is at fault
+    if status == 404 or problem.param == "model":  # path and model are of the settings: no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL must end where its "
             "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL must name one of its models"

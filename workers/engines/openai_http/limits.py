@@ -71,9 +71,9 @@ class AnswerLimit:
     def refused(self, number: int, in_flight: int) -> None:
         """Note a refusal of request `number` while this many requests are in flight.
 
-        A refusal says nothing about a halved limit if the request was sent before the halving, or if more requests than
-        the limit are still in flight. A server that was away refuses all requests; the goal then stays, so that the
-        limit is soon back.
+        A refusal halves the limit unless it concerns the former limit: the request was sent before the last halving,
+        or more requests than the limit are still in flight. A server that was away refuses all requests; `_goal` then
+        stays, so that the limit is soon back.
         """
         if number > self._halved_at and in_flight <= self.number:
             self._limit = max(1.0, self._limit / 2)

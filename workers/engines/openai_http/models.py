@@ -25,7 +25,7 @@ class ServerModels(BoundedModel):
 
     @property
     def names(self) -> list[str]:
-        """The names of the models; vLLM's servers list LoRA adapters among them."""
+        """The names of the models; vLLM's servers list LoRA adapters as models too."""
         return [model.id for model in self.data]
 
     def window_of(self, name: str) -> int | None:

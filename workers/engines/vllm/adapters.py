@@ -241,7 +241,7 @@ async def _unloaded(llm: Any, version: _Version) -> None:
     while version.jobs:
         version.idle.clear()
         await version.idle.wait()
-    with suppress(Exception):  # a dead engine has no adapters
+    with suppress(Exception):  # a dead engine has no adapter to remove
         await while_alive(llm, llm.remove_lora(version.number))
 
 

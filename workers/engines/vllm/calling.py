@@ -22,7 +22,7 @@ This parser reads a whole output with reasoning and channels, rather than the an
 
 
 class Calling:
-    """The tools of one loaded model. `parser` is vLLM's class for its family, None if it has none."""
+    """The tools of one loaded model. `parser` is vLLM's parser class for the model's family, if vLLM has one."""
 
     def __init__(self, parser: Any, tokenizer: Any, model_config: Any = None) -> None:
         self._parser = parser
@@ -40,7 +40,7 @@ class Calling:
         return cls(parser_named(found) if found not in (None, _WHOLE_OUTPUT) else None, tokenizer, model_config)
 
     def wanted(self, request: GenerationRequest) -> ToolsOfRequest | None:
-        """Return the request's tools; None if it has none. Raises RequestRejected if the model has no parser."""
+        """Return the request's tools; None if it may call none. Raises RequestRejected if the model has no parser."""
         if not request.tools or request.tool_choice == "none":
             return None
         if self._parser is None:
@@ -102,5 +102,5 @@ def calls_of(found: Sequence[Any]) -> list[ToolCall]:
 
 def _call(call: Any, number: int) -> ToolCall:
     made = numbered_call(call.id, call.name, call.arguments, number)
-    made.function.arguments.encode()  # a lone surrogate, which the model can write in JSON, has no UTF-8
+    made.function.arguments.encode()  # refuses a lone surrogate, which JSON can spell but UTF-8 cannot
     return made

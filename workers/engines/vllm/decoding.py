@@ -87,7 +87,7 @@ class Decoding:
             size *= 4
 
     def _by_steps(self, ids: Sequence[int], context: Sequence[int], params: Any) -> str:
-        """Return the text by vLLM's own steps.
+        """Return the text, decoded step by step by vLLM's own code.
 
         The steps are needed if tokens are single bytes: one byte too many would spoil all neighbouring characters that
         are spelled in bytes.

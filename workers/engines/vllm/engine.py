@@ -3,10 +3,10 @@
 The engine imports vLLM only when it starts, since the import takes half a minute and much memory. A program that starts
 this engine needs a main guard, since vLLM spawns processes. When the engine's processes die, every request in flight
 raises EngineDied, and the engine is loaded again; new requests wait for the load. After a few failed loads all requests
-raise EngineLost. The processes of a hung engine are killed, and the same steps follow.
+raise EngineLost. The processes of a hung engine are killed, and the engine is loaded again likewise.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
-abort. Lower priorities run first, but only under the priority policy. `max_tokens` defaults to 16.
+abort. vLLM runs lower priorities first, but only with its scheduling policy `priority`. `max_tokens` defaults to 16.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ guardian is a process of some 10 MB that waits for the worker's end and then kil
 The guardian knows an engine process by a *mark*, a random word that the worker puts into the environment while it
 starts the engine (`marked_environment`). Children and their children inherit the mark, and keep it when a parent dies.
 The mark's variable is `VLLM_PROCESS_NAME_PREFIX`. vLLM's processes write their title over the memory where `/proc`
-shows the environment, and the title begins with that variable. Three other ways do not work. A list of pids misses a
-process that started a moment ago. A process group would have to be made by vLLM. PR_SET_PDEATHSIG depends on the thread
-that started the engine, not on the worker.
+shows the environment, and the title begins with that variable. Three other ways to find or end the processes do not
+work. A list of pids misses a process that started a moment ago. A process group would have to be made by vLLM.
+PR_SET_PDEATHSIG depends on the thread that started the engine, not on the worker.
 
 The guardian also removes the folder of the engine's sockets. The folder's path is short even if the worker's TMPDIR is
 long, since a socket's path has at most 107 characters.
@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 """Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Sweeps without a marked process after which the search ends: a dying process may still start another one."""
+"""Sweeps without a marked process after which the search ends: a dying process may still start a new process."""
 
 
 class Guardian:
@@ -135,7 +135,7 @@ def end_marked(mark: str) -> None:
 
 
 def _short_base(usual: str) -> str:
-    """Return the usual base folder if its path is short enough for sockets, else another folder for temporary files."""
+    """Return the folder `usual` if its path is short enough for sockets, else another folder for temporary files."""
     for base in (usual, "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private folder is made in it
         if len(base) <= LONGEST_BASE and os.access(base, os.W_OK | os.X_OK):
             return base

@@ -30,7 +30,7 @@ async def answers(llm: Any, seconds: float) -> bool:
         for _ in range(LOOKS):
             await asyncio.wait({call}, timeout=seconds / LOOKS)
             if call.done():
-                call.exception()  # a dead engine raises here, and `errored` reports it
+                call.exception()  # reads the error of a dead engine, which `errored` reports
                 return True
     finally:
         call.cancel()

@@ -78,7 +78,7 @@ class PoolingModel:
         return PoolingPrompts(asked, processor, [processor.render(each) for each in factory()])
 
     async def pooled(self, request: GenerationRequest, prompts: PoolingPrompts, lora: Any) -> Completion:
-        """Pool the prompts concurrently; cancelling aborts all of them. vLLM raises its own errors."""
+        """Pool the prompts concurrently; cancelling aborts all prompts. Raises vLLM's errors."""
         running = [
             asyncio.create_task(self._encoded(each, f"{request.request_id}-{number}", -request.priority, lora))
             for number, each in enumerate(prompts.inputs)
@@ -137,7 +137,7 @@ class PoolingModel:
         return ", ".join(kind.answer for kind in KINDS if self._processor(kind) is not None) or "none that jobs ask for"
 
     def _require_dimensions(self, wanted: int) -> None:
-        """Raise RequestRejected for dimensions that the model lacks. vLLM's own error would show the path."""
+        """Raise RequestRejected for dimensions that the model lacks. vLLM's own error would show the model's path."""
         config = self._config
         if not config.is_matryoshka:
             raise RequestRejected("dimensions", "this model's embeddings have one length; remove the field")

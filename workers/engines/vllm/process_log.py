@@ -104,7 +104,7 @@ def _log(text: str) -> None:
 
 
 def _ecs_line(text: str) -> dict[str, Any] | None:
-    """Return the fields of a line that a logger of `begin`'s process wrote; None for another text."""
+    """Return the fields of a line that a logger of `begin`'s process wrote; None for a plain line."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

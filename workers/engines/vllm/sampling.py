@@ -235,7 +235,8 @@ def _structure(request: GenerationRequest, tools: ToolsOfRequest | None) -> Any:
 def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
     """Return the error for an answer that vLLM ended with an error.
 
-    With a response format, vLLM found no allowed next token, and another try would end in the same way.
+    If the request has a response format, vLLM found no next token that the format allows. Another try of this request
+    would end in the same way.
     """
     if request.response_format is not None and request.response_format.type != "text":
         return RequestRejected("response_format", "no answer can go on in the form that the field asks for")
