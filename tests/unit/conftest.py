@@ -1,4 +1,4 @@
-"""A check of all unit tests, most of which run in one process."""
+"""A check after each unit test, since most unit tests share one process."""
 
 from __future__ import annotations
 

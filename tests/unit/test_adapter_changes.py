@@ -57,7 +57,7 @@ def _plain_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Engine:
-    """The adapters of an engine; a test starts it with some of them."""
+    """The adapters of an engine; a test starts the engine with some adapters and then changes them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

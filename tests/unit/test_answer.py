@@ -231,7 +231,7 @@ def test_evidence_that_no_source_supports_gets_a_note() -> None:
     assert answer.notes == ("the answer rests on no source: no source supports any item of its evidence",)
 
 
-# -- on nothing ----------------------------------------------------------------------------------------------------
+# -- without a source ----------------------------------------------------------------------------------------------
 
 NOTHING = Evidence((), question="How much does the bank owe?")
 NOTICE = "No source could be used: this answer rests on no source."

@@ -1,4 +1,4 @@
-"""Stored records of any content, read as commands read them: none raises, and all of the output is printable."""
+"""Stored records of any content, read as commands read them: no command raises, and all output is printable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that change keys and tenants leave an audit line, and change nothing where it cannot be written."""
+"""Commands that change keys and tenants write an audit line, and change nothing if this line cannot be written."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def probe(breaker: Breaker, now: float, verdict: OriginSignal) -> None:
         ("xxoxx", BreakerState.CLOSED),
         ("xx-x", BreakerState.OPEN),
         ("xx" + "-" * 99, BreakerState.CLOSED),
-        ("xxo" * 10, BreakerState.CLOSED),  # two thirds of thirty: too few attempts to judge
+        ("xxo" * 10, BreakerState.CLOSED),  # 20 of 30 fail: the share counts only from 64 attempts on
         ("ox" * 31, BreakerState.CLOSED),
         ("ox" * 32, BreakerState.OPEN),
         ("oox" * 40, BreakerState.CLOSED),

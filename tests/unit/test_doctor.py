@@ -189,7 +189,7 @@ class Models(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Write no line for a request."""
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ class Elsewhere(BaseHTTPRequestHandler):
             self.wfile.write(b"no status line\r\n")
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Write no line for a request."""
 
 
 def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_finding() -> None:

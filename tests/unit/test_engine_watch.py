@@ -1,4 +1,4 @@
-"""A worker's reports of an unavailable engine, and the time at which it ends."""
+"""A worker's reports of an unavailable engine: when such a report begins, and when it ends."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def take(stage: Stage, *offsets: int) -> None:
 
 
 def counted(metrics: Metrics) -> tuple[float | None, float | None]:
-    """The numbers of skipped offsets and of lost ones."""
+    """The number of skipped offsets, and the number of lost offsets."""
     value = metrics.registry.get_sample_value
     return value("postback_gap_offsets_total"), value("postback_retention_loss_total")
 

@@ -1,4 +1,4 @@
-"""`/v1/events` and `/v1/models`: streams that lose nothing, and the models of a tenant."""
+"""`/v1/events` and `/v1/models`: streams that lose no event, and the models that a tenant may use."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parsed(content: bytes) -> list[dict[str, str]]:
 
 @dataclass
 class Reader:
-    """A client of a stream, as the server sees it."""
+    """A client of a stream, and the answer that the server has sent it so far."""
 
     status: int = 0
     content: bytes = b""

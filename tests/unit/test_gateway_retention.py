@@ -1,4 +1,4 @@
-"""Retention: old rows go, in steps, and younger ones stay."""
+"""Retention: old rows are deleted in steps, and younger rows stay."""
 
 from __future__ import annotations
 

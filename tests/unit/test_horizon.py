@@ -90,7 +90,7 @@ def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_b
 @settings(max_examples=drawn(60), deadline=None)
 @given(st.data())
 def test_begun_records_are_always_among_the_first_undone_ones_of_the_last_commit(data: st.DataObject) -> None:
-    """Records begin and end in any order, commits return or do not, and the owner dies at any point."""
+    """Records begin and end in any order, some commits never return, and the owner dies at any point."""
     partition = opened()
     committed = partition.confirmed
     taken, ran, ended, waiting = 0, set[int](), set[int](), list[Record]()

@@ -80,7 +80,7 @@ def test_a_completion_before_a_death_proves_nothing_about_the_time_after_it() ->
 
 
 def test_the_last_attempt_is_no_attempt_where_the_process_had_completed_nothing_since_it_began() -> None:
-    """Attempts count across restarts: otherwise a machine on which every worker dies would condemn all records."""
+    """Attempts count across restarts, so a machine on which every worker dies would otherwise condemn all records."""
     isolation = Isolation()
     partition = opened(progress=Progress(0, open=True, suspects={0: Suspect(2)}), window=0)
     for healthy, attempts in ((False, 2), (False, 2), (True, 3)):
@@ -148,7 +148,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
         taken(isolation, partition, range(3))
     else:
         crashed(isolation, partition, range(3))
-    assert isolation.next_cohort(NO_BOUND) is not None  # formed, but not dispatched
+    assert isolation.next_cohort(NO_BOUND) is not None  # the cohort is formed, but not dispatched
     crashed(isolation, partition, [10, 11])
     tried: set[int] = set()
     while cohort := dispatched(isolation):
@@ -207,7 +207,7 @@ def test_a_partition_that_goes_takes_its_untried_suspects_with_it_and_leaves_the
 def test_a_cohort_dispatched_when_its_partition_goes_is_not_given_back_and_delays_no_other() -> None:
     isolation, going, staying = Isolation(), opened(0), opened(1)
     isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
-    assert dispatched(isolation) == [0, 1]  # both of the revoked partition
+    assert dispatched(isolation) == [0, 1]  # both records are of the revoked partition
     assert isolation.forget(going) == []
     assert dispatched(isolation) == [0, 1]
     assert {owner for cohort in isolation.cohorts for owner, _ in cohort.members} == {staying}

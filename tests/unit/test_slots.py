@@ -1,4 +1,4 @@
-"""The slots of a server: turns in order, a limit that moves, and cancelled waits."""
+"""The slots of a server: slots given in the order of requests, a limit that changes, and cancelled waits."""
 
 from __future__ import annotations
 

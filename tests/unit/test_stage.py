@@ -138,7 +138,7 @@ def test_a_partition_starts_over_if_kafka_has_undone_confirmed_progress() -> Non
     assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
     stage.take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
     assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, frozenset({1, 2, 3}))
-    assert (anew.careful_records, anew.suspects) == (0, {})  # no process died
+    assert (anew.careful_records, anew.suspects) == (0, {})  # no process died, so no record is suspected
 
 
 def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_later_one() -> None:
