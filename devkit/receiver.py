@@ -1,8 +1,8 @@
 """A webhook consumer that verifies signatures, for development, the demo and tests of delivery; not for production.
 
 The receiver answers 200 to requests signed with a known key and 401 to all others. The receiver passes each request on
-as a `Received`. To test a sender's retries, the receiver can answer with another status, answer late, succeed only from
-the n-th attempt on, and send a `Retry-After`.
+as a `Received`. To test a sender's retries, the receiver can answer with a status other than 200, answer late, succeed
+only from the n-th attempt on, and send a `Retry-After`.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _check_files(connection: dict[str, Any]) -> None:
 
 @contextmanager
 def kafka_errors_translated(settings: KafkaSettings) -> Iterator[None]:
-    """Translate kafka-python's errors to those of `producers.errors`; no other code does."""
+    """Translate kafka-python's errors to those of `producers.errors`; no other code translates them."""
     try:
         yield
     except (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError) as error:

@@ -37,7 +37,7 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """Gives records their moments, which rise with the offsets of a partition even if the clock was set back."""
+    """Gives records their moments, which rise with the offsets of a partition even if a broker's clock was set back."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}

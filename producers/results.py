@@ -36,7 +36,7 @@ class Settled(NamedTuple):
 
 
 class ResultsReader(CommittedReader):
-    """Yields every result that is settled after its construction, so it should be constructed before jobs are sent.
+    """Yields every result that is settled after the reader's construction: construct the reader before jobs are sent.
 
     With `since_ms`, Unix milliseconds, the reader also yields the newest result of each job that was settled after
     about that time.

@@ -58,7 +58,8 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
     "max.compaction.lag.ms": _at_most,
     "segment.bytes": _at_most,
 }
-"""Properties that may have other values; every other property has to be equal."""
+"""Properties that may differ from the wanted values, with the check of the value; all other properties have to be
+equal."""
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ _CLOCK = SystemClock()
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """All models that the workers of the fleet's lanes announce, and the adapters of all workers."""
+    """All models that the workers of the shared lanes announce, and the adapters of all workers."""
 
     models: tuple[str, ...]
     more: bool

@@ -71,7 +71,7 @@ class Origin(NamedTuple):
         return self._hashed()
 
     def webhook_id(self, value: bytes | None) -> str:
-        """Return the `webhook-id` of a job that was first written here with this value.
+        """Return the `webhook-id` of a job that was first written at this place with this value.
 
         Headers can be forged, and a place can be guessed. The hash covers the value too, so only a copy of the same job
         (same prompt, same callback URL) has the same `webhook-id`.

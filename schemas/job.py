@@ -69,7 +69,7 @@ class JsonSchemaFormat(WireModel):
     schema_: dict[str, Any] = Field(alias="schema")
     """The JSON Schema that the answer follows."""
     strict: bool = True
-    """OpenAI's flag, passed on to a server. vLLM in the worker holds every answer to the schema."""
+    """OpenAI's flag, passed on to a server. vLLM in the worker always enforces the schema."""
 
     _is_json = field_validator("schema_")(require_json)
 

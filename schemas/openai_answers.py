@@ -57,7 +57,7 @@ def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
     if choice.tool_calls is not None:
         message |= {"content": choice.text or None, "tool_calls": [call.model_dump() for call in choice.tool_calls]}
     if choice.reasoning is not None:
-        # OpenAI shows no reasoning. vLLM calls it `reasoning`, and DeepSeek and many clients `reasoning_content`.
+        # OpenAI shows no reasoning. vLLM calls it `reasoning`, others `reasoning_content` (DeepSeek): set both names.
         message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
     return {
         "index": choice.index,

@@ -71,7 +71,7 @@ def _patterns(rule: RegexRule) -> Patterns:
 
 
 def _words(rule: WordsRule, folder: Path) -> Iterator[str]:
-    """Return the words that count, folded as texts are. Raises RuleRefused if no words are left."""
+    """Return the rule's words less its exceptions, folded as texts are. Raises RuleRefused if no words are left."""
     skipped = _folded(rule.except_words)
     if not rule.everyday:
         skipped |= _folded(_lines(_LISTS / f"{_EVERYDAY}.txt"))

@@ -32,7 +32,7 @@ class PlacedRule:
 
 
 def read_rules(path: Path) -> tuple[list[PlacedRule], list[str]]:
-    """Return the rules without mistakes, and all mistakes. Raises RulesRefused for a file that is no list of rules."""
+    """Return the valid rules, and all mistakes in the file. Raises RulesRefused for a file that is no list of rules."""
     text = _text(path)
     try:
         document = tomllib.loads(text)

@@ -56,7 +56,7 @@ class Screened:
 
 
 class Screen:
-    """The rules of an operator's file. Threads may share it."""
+    """The rules of an operator's file. Threads may share a Screen."""
 
     def __init__(self, rules: Sequence[CompiledRule], classifiers: Sequence[tuple[ClassifierRule, Classifier]]) -> None:
         self._rules = rules

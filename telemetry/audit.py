@@ -1,4 +1,4 @@
-"""The audit: one ECS line for each request of a tenant or an operator, apart from the log; never a prompt or an answer.
+"""The audit: one ECS line for each request of a tenant or an operator, apart from the log, without prompts and answers.
 
 A line names the credential, the tenant, the action, its objects and its outcome. The file is opened again after a
 rename, for example by `logrotate`. Each line is one write, so lines of several processes never mix.

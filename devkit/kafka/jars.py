@@ -44,7 +44,7 @@ def ensure_jars() -> Path:
     target = cache_home() / "postback" / RELEASE
     if target.is_dir():
         return target
-    java()  # Maven needs Java: if none can be installed, this call names it as missing
+    java()  # Maven needs Java: if no Java can be installed, this call says so
     maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,8 @@ class RolloutOrder(WireModel):
     alias: Identifier
     """The name in jobs' `model_id`; `default` for jobs without one."""
     primary: Identifier | None = None
-    """The model that an earlier rollout gave the alias; if absent, the alias means the same as without rollouts."""
+    """The model that an earlier rollout gave the alias; if absent, the alias means the same model as without
+    rollouts."""
     candidate: Identifier
     """The model that may replace the primary."""
     sample: float = Field(default=0.1, gt=0, le=1)

@@ -6,7 +6,7 @@ reads each byte once. RE2 has no look-around and no back-references; the reader 
 these.
 
 One scan is linear, but a pattern such as `x.*y|x` scans to the end of the text for each of its matches. So a match is
-sought within a window, and a longer match may be cut or missed.
+sought within a window, and a match that is longer than the window may be cut or missed.
 """
 
 from __future__ import annotations
