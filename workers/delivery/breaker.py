@@ -133,7 +133,7 @@ class Breaker:
         return True
 
     def give_back_probe(self) -> None:
-        """Release the probe without a verdict, so that another attempt may take it."""
+        """Release the probe without a verdict, so that another attempt may take the probe."""
         self._probing_since = None
 
     def judge(

@@ -84,7 +84,7 @@ class _Share:
     strangers: int = 0
     """Units that strangers hold: origins whose last attempt was not answered."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
-    """Queue estimate for the tenant's origins that hold no units because the tenant has none left."""
+    """Queue estimate for the tenant's origins that hold no units because the tenant may take no more."""
 
 
 _NOTHING = _Share()

@@ -215,7 +215,7 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
-        """Return the outcome of a status. Only a 2xx needs a complete body; any other status counts without one."""
+        """Return the outcome of a status. Only a 2xx needs a complete body: other statuses count without one."""
         if _is_success(status):
             return Delivered(status, duration, excerpt_of(answer))
         wait = None

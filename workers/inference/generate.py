@@ -175,7 +175,8 @@ def _prefix_key(job: Job) -> bytes | None:
 def _temperature(job: Job, asked: GroundedRequest) -> float | None:
     """Return the job's temperature, or else the profile's; None means the model's default.
 
-    A job for several answers ignores a temperature of 0 from the profile or registry: all answers would be the same.
+    A job for several answers ignores a temperature of 0 from the profile or registry, at which all answers would be the
+    same.
     """
     temperature = job.temperature if job.temperature is not None else asked.temperature
     return None if job.n > 1 and temperature == 0 else temperature

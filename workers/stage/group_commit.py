@@ -47,7 +47,7 @@ class GroupCommit:
 
     @property
     def seconds(self) -> float:
-        """The longest time that a complete record waits for others."""
+        """The longest time that a complete record waits for other records."""
         return max(self._least_seconds, self._average)
 
     def came(self, took_seconds: float, now: float) -> None:
@@ -61,7 +61,7 @@ class GroupCommit:
         self._since, self.made_way = None, False
 
     def expects(self, now: float) -> bool:
-        """Return whether the first complete record still waits for others."""
+        """Return whether the first complete record still waits for other records."""
         return self._since is not None and now - self._since < self.seconds
 
     def makes_way(self, handed_over: int) -> bool:

@@ -15,9 +15,9 @@ from itertools import takewhile
 from workers.stage.record import Record
 
 LEAST_MARGIN = 32
-"""In offsets."""
+"""The least margin, in offsets."""
 MOST_MARGIN = 8_192
-"""In offsets: the size of the largest window."""
+"""The largest margin, in offsets: the size of the largest window."""
 _DECAY = 7 / 8
 """The margin's factor at a commit that did not need the whole margin; near 1, so that a lull does not limit the next
 burst."""

@@ -2,7 +2,7 @@
 
 A lot serves the party that has been served least (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996; with
 tokens as cost it is the virtual token counter of Sheng et al., OSDI 2024). A party that comes back after a while begins
-at the others' level: it cannot save up service. Within a party the most urgent record is first.
+at the other parties' level: it cannot save up service. Within a party the most urgent record is first.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Partition:
         self.sent: Progress | None = None
         """The progress that was sent last. The commit may have succeeded although no answer came."""
 
-        # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these.
+        # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these fields.
         self.paused = True
         """True until the first resume: in the client, a partition that was lost and regained may still be paused."""
         self.begun = False
@@ -102,7 +102,8 @@ class Partition:
         self.look_again = 0.0
         """The monotonic time at which to check again if the first parked record is due."""
 
-        # Written by `Isolation`; `open` reads these from the committed progress, and `settle` drops settled suspects.
+        # Written by `Isolation`; `open` reads these fields from the committed progress, and `settle` drops settled
+        # suspects.
         self.suspects: dict[int, Suspect] = {}
         self.alone = False
         """True if the suspect that is being tried runs alone in the worker."""

@@ -15,7 +15,7 @@ from workers.stage.record import Record
 from workers.stage.sharing import Party, Place
 
 NARROW = MAX_BITMAP * 3 // 4
-"""In offsets. A span below this may have any number of holes."""
+"""A span of fewer offsets than this may have any number of holes."""
 SPAN_HIGH, SPAN_LOW = MAX_SPAN * 3 // 4, MAX_SPAN // 2
 HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
 """Bounds on a span above NARROW and on its holes: fetching pauses at either high bound, and resumes below both low

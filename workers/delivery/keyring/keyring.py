@@ -265,7 +265,7 @@ class Keyring:
         return until if migrated else None
 
     def add_secret(self, tenant: str, secret: str, now: float) -> None:
-        """Import another sender's `whsec_…`: it signs beside the tenant's derived keys until the next `rotate`.
+        """Import another sender's `whsec_…`, which signs beside the tenant's derived keys until the next `rotate`.
 
         Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused if another tenant has the
         secret.

@@ -39,7 +39,7 @@ class MeaningUnknown(Exception):  # noqa: N818 - named after the event
 
 
 class Meaning:
-    """Compares answers with `embedder`, one pair at a time, since many requests at once would evict each other."""
+    """Compares answers with `embedder`, one pair at a time: many requests would evict each other from its queue."""
 
     def __init__(self, embedder: Embedder, clock: Clock, seconds: float = MODEL_SECONDS) -> None:
         self._embedder = embedder
