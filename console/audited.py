@@ -1,6 +1,6 @@
 """Audit lines of commands that change keys, tenants, jobs or dead letters, appended to POSTBACK_GATEWAY__AUDIT_FILE.
 
-Without that setting, a command writes no line: its standard output is for data.
+Without that setting, a command writes no audit line, since its standard output is for data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from telemetry.audit import Audit, Type
 
 MOST_OBJECTS = 1_000
-"""The most ids in one line."""
+"""The most ids in one audit line."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def audited(action: str, kind: Type, tenant: str | None, objects: Sequence[str] 
 
 
 def _opened() -> Audit | None:
-    """Return the audit; None without a file. Ends the command if the file cannot be opened."""
+    """Return the audit log; None if no file is set for it. Ends the command if the file cannot be opened."""
     from gateway.door.settings import GatewaySettings
     from telemetry.audit import Audit
     from telemetry.clock import SystemClock

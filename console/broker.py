@@ -59,6 +59,6 @@ def stop(data: Data = None) -> None:
 
 
 def _command(name: str, data: Path | None, *options: str) -> str:
-    """Return a command of this group, quoted for a shell, which works in any folder."""
+    """Return a command of this group, quoted for a shell. The command works in any folder."""
     chosen = ("--data", str(data.resolve())) if data is not None else ()
     return shlex.join(["postback", "broker", name, *chosen, *options])

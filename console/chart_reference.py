@@ -19,7 +19,7 @@ CHART = ROOT / "helm" / "postback"
 DASHBOARDS = ROOT / "deploy" / "grafana"
 
 NOT_GLOBAL_UNICAST = ("::/3", "4000::/2", "8000::/1")
-"""The parts of IPv6 from which no global unicast address is handed out (RFC 4291, section 2.5.4)."""
+"""The parts of IPv6 that have no global unicast addresses (RFC 4291, section 2.5.4)."""
 
 _PAGE = """# Chart values
 

@@ -25,7 +25,7 @@ _SKIPPING = "--skip-invalid"
 
 
 def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped: Path | None) -> JobFile:
-    """Read and check every line, and print the problems. End the command if no job may be sent.
+    """Read and check every line, and print the problems. End the command if no job can be sent.
 
     Invalid lines go to the file `skipped`, each with its reasons; without that file one invalid line ends the command.
     """

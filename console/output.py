@@ -39,12 +39,12 @@ def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
             raise
         raise fail(f"{option} {path}: {error.strerror}", FAILED) from None
     finally:
-        with suppress(OSError):  # closing repeats the error, since the buffer is still full
+        with suppress(OSError):  # closing repeats the error, since the buffer still has the unwritten lines
             opened.close()
 
 
 def begin_anew(out: TextIO | None) -> None:
-    """Remove the lines of an earlier run from a file. A pipe or a terminal keeps no lines."""
+    """Remove the lines of an earlier run from a file. A pipe or a terminal is left alone."""
     if out is not None and _is_file(out):
         out.truncate(0)
 

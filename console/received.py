@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_SHOWN_CHARACTERS = 8_000
 """The most characters shown of one event; the file of `--out` has the whole event."""
 MAX_SHOWN_IN_LINE = 200
-"""The most characters shown of one untrusted text in a line."""
+"""The most characters that a line shows of one untrusted text."""
 
 
 class View:

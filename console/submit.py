@@ -230,7 +230,7 @@ def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:
 
 
 def _send(request: Request, progress: Progress) -> None:
-    """Send the jobs that are not known to be accepted, and print the ids of all accepted jobs."""
+    """Send all jobs except those known to be accepted, and print the ids of all accepted jobs."""
     from producers.client import Client, SubmitError
 
     receipt, left = request.receipt, request.receipt.left
@@ -261,7 +261,7 @@ def _send(request: Request, progress: Progress) -> None:
 
 
 def _hint(request: Request) -> None:
-    """Print how to find the results of jobs whose generated ids are not printed."""
+    """Print how to find the results of jobs with generated ids that are not printed."""
     lost = sum(bool(request.receipt.entries[index].accepted) for index in request.unnamed)
     if lost and request.kept_in is None and sys.stdout.isatty():
         say(
@@ -277,7 +277,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     with ExitStack() as stack:
         reader: ResultsReader | None = None
         if request.gateway is None:
-            # The reader exists before the first job is sent, so it misses no result.
+            # Made before the first job is sent, so that the reader misses no result.
             reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
         for_a_person = out is None and sys.stdout.isatty()
         progress = stack.enter_context(bars(above=for_a_person))

@@ -60,7 +60,7 @@ def gateway_client(url: str, key: str | None) -> Iterator[HttpClient]:
 
 
 def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, lane: Lane, on_answer: OnAnswer) -> None:
-    """Submit jobs of a receipt, and call `on_answer` for each. A refused request does not stop the others."""
+    """Submit jobs of a receipt, and call `on_answer` for each job. A refused request does not stop later requests."""
     from postback_client import InvalidRequest, SubmitFailed
     from producers.client import SubmitError
     from schemas.codec import write_job

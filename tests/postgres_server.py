@@ -70,7 +70,7 @@ class PostgresServer:
         return f"postgresql+psycopg://postback@127.0.0.1:{self.port}/{name}"
 
     def command(self, *statements: str, database: str = "postgres") -> object:
-        """Run statements; return the first value of the last one's answer."""
+        """Run statements; return the first value of the last statement's answer."""
         with psycopg.connect(self._dsn(database), autocommit=True) as connection:
             for statement in statements:
                 found = connection.execute(statement.encode())

@@ -113,7 +113,7 @@ class Callbacks:
         self._loop.close()
 
     def _bound(self) -> socket.socket:
-        """A socket bound to the port, beside another bound socket that does not listen."""
+        """A socket bound to the port, even if another socket that does not listen is bound to it."""
         bound = socket.socket()
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", self.port))

@@ -50,12 +50,12 @@ class RolloutFleet:
         )
 
     def until(self, step: str, seconds: float = 120) -> dict[str, Any]:
-        """Send jobs until the rollout has this step."""
+        """Keep sending jobs until the rollout has this step."""
 
         return self.awaited(step, seconds, jobs=100)
 
     def awaited(self, step: str, seconds: float, jobs: int = 0) -> dict[str, Any]:
-        """Wait until the rollout has this step; between two looks, send this number of jobs."""
+        """Wait until the rollout has this step; before each check, send this number of jobs."""
 
         def reached() -> bool:
             self.jobs(jobs)

@@ -24,7 +24,7 @@ _EXCHANGE = (sys.executable, "-m", "bench.network.exchange")
 
 
 def main() -> None:
-    """Print one table for each question."""
+    """Print a table for each measurement: new and kept connections, congestion controls, pauses."""
     title("Requests over a slow link of 50 Mbit/s, both ends with the kernel's TCP")
     with tempfile.TemporaryDirectory() as folder, slow_link() as link, serving(Path(folder)):
         connections(link)
@@ -34,7 +34,7 @@ def main() -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[None]:
-    """A server in its namespace."""
+    """Run a server in the server's namespace for a block."""
     command = ("ip", "netns", "exec", SERVER, *_EXCHANGE, "serve", SERVER_ADDRESS, str(certificate(folder)))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         if server.stdout is None or server.stdout.readline() != "ready\n":

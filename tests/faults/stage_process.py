@@ -1,8 +1,8 @@
-"""A worker process of the kernel alone, for tests that stop and kill it. A program that takes settings as JSON.
+"""A worker process of the kernel alone, for tests that stop and kill it. Its argument is its settings as JSON.
 
-A record's JSON directs its handler. The handler waits for the file `until` to exist and for `ms`, and then writes `id`
-to the output. `kill` kills the process, and `crash` kills the imagined engine process. With the setting `sick` every
-record kills the engine.
+A record's JSON directs the handler. The handler waits until the file `until` exists, then for `ms` milliseconds, and
+then writes `id` to the output. `kill` kills the process, and `crash` kills an imagined engine process. With the setting
+`sick` every record kills the engine.
 """
 
 from __future__ import annotations

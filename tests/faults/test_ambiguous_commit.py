@@ -21,7 +21,7 @@ END_TXN = 26
 
 
 class Link:
-    """A proxy that clients cannot bypass: it puts its own port into every answer that names the broker's.
+    """A proxy that clients cannot bypass: it puts its own port into every answer that names the broker's port.
 
     Once armed, the proxy forwards the next EndTxn, drops its answer, and then passes nothing for a while.
     """

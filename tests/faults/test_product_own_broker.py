@@ -63,7 +63,7 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
     producer.close()
     eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
-    # Delivery is idle, so no work of its own fails. An earlier version noticed only after a request's timeout of 60 s.
+    # Delivery is idle, so no call of its own fails. An earlier version noticed the frozen broker only after 60 s.
     eventually(
         lambda: not worker.ready()[0] and not delivery.ready()[0],
         20,

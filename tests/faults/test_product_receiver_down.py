@@ -25,7 +25,7 @@ def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_lette
     patient: Product,
 ) -> None:
     patient.callbacks.up()
-    patient.callbacks.down()  # the port is reserved now, and refuses connections
+    patient.callbacks.down()  # from here on the port is reserved, and refuses connections
     worker = patient.worker("w1", "--engine", "echo", "--with-delivery")
     missed, lost = [f"missed-{n}" for n in range(12)], [f"lost-{n}" for n in range(4)]
     patient.submit({"job_id": name, "prompt": name, "callback_url": patient.callbacks.url} for name in missed)

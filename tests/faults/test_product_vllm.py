@@ -84,7 +84,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     assert second != []
     with frozen(second):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LATE} for name in late)
-        # Wait for all jobs: a stopped worker leaves jobs that it has not begun to other workers.
+        # Wait until all jobs are begun: a stopped worker leaves the others to other workers.
         eventually(lambda: worker.metrics()["postback_in_flight"] == len(late), 60, "not every job is taken")
         worker.process.terminate()
     assert worker.process.wait(90) == 0  # the worker finishes the jobs that it has begun
@@ -96,13 +96,13 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
 
 
 def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product: Product) -> None:
-    """Both workers run at once, since vLLM takes half a minute to import."""
+    """Both workers run at once to save time, since vLLM takes half a minute to import."""
     model = ("--engine", "vllm", "--model", str(tiny_model()))
     asked, killed = product.worker("asked", *model), product.worker("killed", *model)
     eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
     for worker in (asked, killed):
         assert worker.ready() == (False, ["the process is starting"])
-        assert not worker.alive()  # a startup probe ends a load that hangs
+        assert not worker.alive()  # not alive yet, so that a startup probe ends a load that hangs
     loading = [*engine_of(asked), *engine_of(killed)]
     killed.kill()
     assert asked.terminate() == 0

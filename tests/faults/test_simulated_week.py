@@ -141,7 +141,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
     away, env = product.callbacks, environment_of(product.kafka)
     for callbacks in (away, back_after_a_day):
         callbacks.up()
-        callbacks.down()  # the ports are reserved now, and refuse connections
+        callbacks.down()  # from here on the ports are reserved, and refuse connections
     product.worker("w1")
     delivery = Killed(product)
     missed, delayed = [f"missed-{n}" for n in range(2)], [f"delayed-{n}" for n in range(12)]

@@ -17,7 +17,7 @@ from tests.go_tools import cache, downloaded, go, one_build_at_a_time, run
 
 KUBERNETES, KEDA, ETCD = "v1.36.3", "v2.21.0", "v3.7.3"
 BUILD_SECONDS = 3000.0
-"""The timeout of a build: about three times what it takes on two busy cores."""
+"""The timeout of a build: about three times its duration on two busy cores."""
 TEST_SECONDS = BUILD_SECONDS + 2400.0
 """The timeout of a test, which may have to build first."""
 _SOURCES = Path(__file__).with_name("go")
@@ -52,7 +52,7 @@ def keda_definitions() -> Path:
 
 
 def _inputs() -> str:
-    """Digest of this file and the Go files: another executable needs another name."""
+    """Digest of this file and the Go files, for the executable's name: a change to them gives a new name."""
     files = [Path(__file__), *sorted(_SOURCES.iterdir())]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
@@ -78,7 +78,7 @@ def _build(target: Path) -> None:
 
 
 def _go_mod() -> str:
-    """The module's requirements. Kubernetes' own parts have the versions that its release has."""
+    """The module's requirements. Kubernetes' own parts have the versions of the same Kubernetes release."""
     kubernetes = Path(downloaded(f"k8s.io/kubernetes@{KUBERNETES}")["GoMod"]).read_text()
     part = KUBERNETES.replace("v1.", "v0.")
     [language] = re.findall(r"^go (\S+)", kubernetes, re.MULTILINE)

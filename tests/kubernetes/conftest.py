@@ -1,7 +1,7 @@
 """Fixtures: one control plane with a node, and a release of the chart that runs the real roles.
 
-Control plane and node end with the last test of this package, since the node's threads allocate memory and read the
-environment, which unit tests measure and replace.
+Control plane and node end with the last test of this package, since the node's threads disturb unit tests that measure
+memory or replace the environment.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _TTL_SECONDS = 3600
 
 
 class Jobs:
-    """Jobs with ids of their own. Only one thread submits at a time."""
+    """Sends jobs with unique ids. Only one thread may submit at a time."""
 
     def __init__(self, product: Product) -> None:
         self._product = product

@@ -77,7 +77,7 @@ class Keda:
             self._api.apply(f"{_DEFINITIONS}/{definition['metadata']['name']}", definition)
 
     def _publish_metrics(self) -> None:
-        """Let the API server find the adapter: outside the cluster, by a Service that is a DNS name."""
+        """Let the API server find the adapter, which runs outside the cluster, by a Service of type ExternalName."""
         self._api.create("/api/v1/namespaces", {"metadata": {"name": "keda"}})
         service: dict[str, Any] = {"metadata": {"name": "keda-metrics-apiserver"}}
         service["spec"] = {"type": "ExternalName", "externalName": "localhost"}

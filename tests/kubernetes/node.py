@@ -88,7 +88,7 @@ class Node:
                 self._look()
 
     def _look(self) -> None:
-        """Take the node's pods, then follow their changes for a while."""
+        """Start the node's new pods, stop its deleted ones, then follow changes of its pods for a while."""
         ours = {"fieldSelector": f"spec.nodeName={self.name}"}
         listed = self._api.get("/api/v1/pods", **ours)
         for manifest in listed["items"]:

@@ -1,8 +1,9 @@
-"""One pod of a test node, in a thread: its containers are processes, with the probes and the grace of its spec.
+"""One pod of a test node, in a thread: its containers are processes, with the pod's probes and grace period.
 
 The thread does the kubelet's work by the Pod API (kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle). A pod
-has a loopback address of its own, which stands in for 0.0.0.0 in arguments. A mount is a folder, whose path stands in
-for the mount's path in arguments and environment. Init containers, requests and limits are not simulated.
+has a loopback address of its own, which stands in for 0.0.0.0 in arguments. Each mount is a folder of this machine,
+whose path stands in for the mount's path in arguments and environment. Init containers, requests and limits are not
+simulated.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Programs:
             )
 
     def wait_until_alive_and(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait until the function answers True; fail if it does not, or if one of the processes ends."""
+        """Wait until `condition` is true; fail if it is not in time, or if one of the processes ends."""
 
         def met() -> bool:
             ended = [name for name, process in self._processes.items() if process.poll() is not None]

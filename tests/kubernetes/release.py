@@ -59,7 +59,7 @@ class Release:
         )
 
     def pods(self, role: str = "") -> list[Object]:
-        """The release's pods by name, those of one role if it is named."""
+        """The release's pods, sorted by name; only one role's pods if `role` is given."""
         chosen = {"labelSelector": f"app.kubernetes.io/component={role}"} if role else {}
         return sorted(self.api.items(f"{self.path}/pods", **chosen), key=name_of)
 
@@ -124,7 +124,7 @@ def _values(product: Product) -> Manifest:
 
 
 def _merged(first: Manifest, *others: Manifest) -> Manifest:
-    """Return the values with others over them, section by section."""
+    """Return the first values, overridden by the other values section by section."""
     merged: Manifest = json.loads(json.dumps(first))
     for other in others:
         for name, value in other.items():

@@ -18,10 +18,10 @@ class Volumes:
         self._namespace = f"/api/v1/namespaces/{manifest['metadata']['namespace']}"
 
     def local(self, text: str) -> str:
-        """Replace each whole path of a mount, and the address that stands for all of a pod's addresses."""
+        """Replace the paths of mounts by their folders, and 0.0.0.0 by the pod's address."""
         paths = {mount: str(folder) for mount, folder in self._paths.items()}
         longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-        # In one pass, since a folder's own path may begin like a mount's, with /tmp.
+        # In one pass: a folder's own path may begin with a mount's, /tmp, and must not be replaced again.
         changed = re.sub(rf"(?<![\w/])({longest_first})(?=/|$)", lambda found: paths[found[1]], text) if paths else text
         return changed.replace("0.0.0.0", self.address)
 
