@@ -80,7 +80,7 @@ def test_every_refused_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_secret_of_kafka_s_clients_may_stand_in_a_file(
     ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Both clients get the secret, since the producers' properties are made from the same settings."""
+    """librdkafka gets the secret from the file; kafka-python's properties are translated from the same settings."""
     file = tmp_path / "password"
     file.write_bytes(f" s3cret\u00e4{ending}".encode())
     monkeypatch.setenv("POSTBACK_KAFKA__EXTRA__SASL_PASSWORD_FILE", str(file))
