@@ -31,7 +31,7 @@ _ASKS_AFTER = 0.25
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""For a record with a short wait so far: the most seconds by which a tier may exceed the breaker's time."""
+"""For a record with a short wait so far: the most seconds by which a tier may exceed the breaker's open time."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest expected difference between the clocks of one fleet's processes and brokers."""
 _FIRST_FEW = 3
@@ -83,7 +83,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Wait in the tier of `tier_delay` seconds; try again at `not_before_ms` (Unix), or up to the slack before."""
+    """Wait in the tier of `tier_delay` seconds; try again at `not_before_ms` (Unix), or earlier by up to the slack."""
 
     tier_delay: float
     not_before_ms: int

@@ -53,7 +53,7 @@ class DeliverySettings(BaseSettings):
 
     Records that wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256
     MiB, divided by four, from 16 to 256 MiB. A worker that also delivers first subtracts the memory of its processes
-    that read web pages."""
+    that read and rank web pages."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row that open the breaker of a tenant's origin.
 

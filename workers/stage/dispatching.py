@@ -103,7 +103,7 @@ class Dispatching:
             self.window.correct(partition, self._party_of(record), record.spent - record.cost)
 
     def caught_up(self, partition: Partition) -> None:
-        """Suspect no further record of a partition whose end was reached: later records are new."""
+        """Suspect no further record of a partition whose end was reached: the records after the end are new."""
         self.isolation.end_first_window(partition)
 
     def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:

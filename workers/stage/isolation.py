@@ -144,7 +144,7 @@ class Isolation:
         return True
 
     def end_first_window(self, partition: Partition) -> None:
-        """Suspect no further record of the partition: its last owner cannot have begun the later records."""
+        """Suspect no further record of the partition: its last owner cannot have begun any record from here on."""
         partition.careful_records = 0
 
     def completed(self) -> None:

@@ -114,7 +114,7 @@ class Sampler:
         if step.is_over:
             return None
         by_candidate = received.job.model_id == order.candidate
-        # The candidate's jobs are few at first, so all of them are reported.
+        # The candidate's jobs are few at first, so a larger part of them is reported, up to all.
         part = min(1.0, order.sample / step.share) if by_candidate and step.share else order.sample
         if by_candidate and step is Step.SHADOW:
             return None
