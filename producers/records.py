@@ -1,4 +1,4 @@
-"""A consumer that reads every record that a broker accepts; kafka-python's own raises errors at some records.
+"""A consumer that reads every record that a broker accepts; kafka-python's own consumer raises errors at some records.
 
 A broker checks the lengths in a record and little else (Kafka's `DefaultRecord.readFrom`). So any producer may write a
 header's name that is not UTF-8, or set a record's attributes, which are unused. A producer may also write a number with

@@ -88,8 +88,8 @@ class ResultsReader(CommittedReader):
     def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
         """Yield the results of each `poll` until the deadline.
 
-        Results that were settled before construction are yielded even after the deadline. Raises RequestRefused if
-        Kafka delivers none of its existing records for too long.
+        Results that were settled before the reader's construction are yielded even after the deadline. Raises
+        RequestRefused if Kafka delivers none of its existing records for too long.
         """
         at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
         while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):

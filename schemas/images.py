@@ -18,7 +18,7 @@ MAX_IMAGES: Final = 16
 IMAGE_TOKENS: Final = 1000
 """The estimated tokens of an image, before an engine has counted them.
 
-An image of 1,024 by 1,024 pixels takes 258 to 1,400 tokens, by the model.
+An image of 1,024 by 1,024 pixels takes 258 to 1,400 tokens, depending on the model.
 """
 
 _FIRST_BYTES: Final[Mapping[str, re.Pattern[bytes]]] = {

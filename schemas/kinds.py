@@ -99,7 +99,7 @@ def texts_in(asked: Sequence[str] | WireModel) -> Iterator[tuple[TextKey, str]]:
 
 
 def with_texts_in(asked: Any, changed: Mapping[TextKey, str]) -> Any:
-    """Return a kind's field with other texts at these places."""
+    """Return a kind's field with the changed texts at their places."""
     if not isinstance(asked, WireModel):
         return [changed.get(number, text) for number, text in enumerate(asked)]
     update: dict[str, object] = {}

@@ -26,7 +26,7 @@ class TextPart(WireModel):
 
 
 class ImageUrl(WireModel):
-    """The URL of an image, and the detail in which the model looks at it."""
+    """The URL of an image, and the detail in which the model looks at the image."""
 
     url: DataUrl | Url
     """An https URL, which the worker fetches, or a data URL of a png, jpeg, gif or webp image in base64."""

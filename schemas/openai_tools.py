@@ -1,7 +1,7 @@
 """Tools in the shapes of OpenAI's Responses API, converted to those of chat completions, and calls converted back.
 
 Source: OpenAI API reference, "Create a model response": `tools`, `tool_choice`, and the items `function_call` and
-`function_call_output`. A value of another shape is left as it is, for the job's own check to refuse.
+`function_call_output`. A value of any other shape stays unchanged, so that the job's own check refuses it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ JSON Schema cannot state the bound on a product, nor forbid two functions of the
 
 
 def one_question() -> list[dict[str, Any]]:
-    """Return Job's validator as JSON Schema: one of QUESTIONS is set, and texts go with few other fields."""
+    """Return Job's validator as JSON Schema: one of QUESTIONS is set, and a job with texts sets few other fields."""
     properties = Job.model_json_schema()["properties"]
     options = {option: kind.field for kind in KINDS for option in kind.options} | {"payload_sha256": BY_REFERENCE}
     choices = []

@@ -74,7 +74,7 @@ def write_findings(findings: Sequence[ScreeningFinding]) -> bytes:
 
 
 def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
-    """Read a header's value. Any producer can write the header, so a text of another form counts as no findings."""
+    """Read a header's value. Any producer can write the header, so a malformed value counts as no findings."""
     try:
         return tuple(_FINDINGS.validate_json(text))
     except ValidationError:

@@ -84,9 +84,9 @@ def redacted(text: str, cuts: Sequence[Cut]) -> str:
 
 
 def redacted_parts(parts: Sequence[str], cuts: Sequence[Cut]) -> tuple[str, ...]:
-    """Return a message's parts after the cuts. The cuts' places are offsets in the parts' joined text.
+    """Return a message's parts with each cut's marker in its place.
 
-    A cut over several parts leaves one marker.
+    The cuts' places are offsets in the parts' joined text. A cut over several parts leaves one marker.
     """
     changed: list[str] = []
     start = first = 0

@@ -24,7 +24,7 @@ _header = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 
 
 class PlacedRule:
-    """A rule with its place in the file, for mistakes that are found later."""
+    """A rule with its place in the file, so that a mistake found later can name the place."""
 
     def __init__(self, rule: Rule, place: str) -> None:
         self.rule = rule

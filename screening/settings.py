@@ -19,5 +19,5 @@ class ScreeningSettings(BaseSettings):
     )
 
     rules: Path | None = None
-    """Path of a TOML file with the filter's rules; no job is screened if it is absent. A process reads the file at its
-    start and refuses to start with a mistake in it. The filter needs the extra `screening`."""
+    """Path of a TOML file with the filter's rules; no job is screened without this path. A process reads the file at
+    its start, and refuses to start if the file has a mistake. The filter needs the extra `screening`."""

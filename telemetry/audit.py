@@ -69,7 +69,7 @@ class Audit:
         self._throttle = LogThrottle(_SAY_SECONDS)
 
     def record(self, event: AuditEvent) -> None:
-        """Write one line. A line that cannot be written is reported in the log, and the action goes on."""
+        """Write one line. A line that cannot be written is reported in the log, and the request goes on."""
         line = json.dumps(self._fields(event), ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:

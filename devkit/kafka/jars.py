@@ -90,7 +90,7 @@ def _may_install() -> bool:
 
 
 def _apt_install(package: str) -> str:
-    """Install a package. Return the end of apt-get's output if that failed, else an empty text."""
+    """Install a package. Return the end of apt-get's output if the installation failed, else an empty text."""
     sys.stderr.write(f"Installing {package} with apt-get\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):

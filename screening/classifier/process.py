@@ -41,7 +41,7 @@ _ENVIRONMENT: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Keeps the libraries off the network and the GPU, which is the engine's."""
+"""Keeps the libraries off the network and off the GPU, which the engine uses."""
 
 
 class ModelRefused(Exception):  # noqa: N818 - named after the event

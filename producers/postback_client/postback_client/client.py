@@ -20,7 +20,8 @@ class PostbackClient(Protocol):
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
         """Submit jobs, and return their ids in the same order once all are accepted durably.
 
-        If one call repeats a request, no job is doubled. A job without a `job_id` gets one. Raises SubmitFailed.
+        If this call repeats a request, each job is still accepted once. A job without a `job_id` gets one. Raises
+        SubmitFailed.
         """
         ...
 

@@ -90,7 +90,7 @@ class NotFound(GatewayRefused):
 
 
 class Conflict(GatewayRefused):
-    """The object's state does not allow the request, or the idempotency key came with another request before."""
+    """The object's state does not allow the request, or another request has used the idempotency key."""
 
 
 class RateLimited(GatewayRefused):

@@ -1,4 +1,4 @@
-"""Requests to the gateway: one connection pool, a limit for each answer, and repeats of requests where this is safe.
+"""Requests to the gateway: one connection pool, a limit for each answer, and repeats of requests that allow it.
 
 A request is repeated after a lost connection and after 408, 429 and 5xx, unless the answer's `x-should-retry` forbids
 it. A `Retry-After` is honoured up to `MOST_PAUSE_SECONDS`.
@@ -135,7 +135,7 @@ def _may_repeat(failure: PostbackError) -> bool:
 
 
 def _refusal(response: requests.Response) -> GatewayRefused:
-    """Return the error of an answer in OpenAI's shape; any other body gives an error too."""
+    """Return the error of an answer: from a body in OpenAI's shape, or else from the status."""
     status, error = response.status_code, {}
     try:
         document = parsed(response.content)

@@ -75,7 +75,7 @@ def _value(hint: Any, value: Any) -> Any:
             raise _Unfit("is not an object")
         return {name: _value(get_args(hint)[1], each) for name, each in value.items()}
     if dataclasses.is_dataclass(hint):
-        return _instance(hint, value)  # type: ignore[arg-type]  # mypy takes it for an instance
+        return _instance(hint, value)  # type: ignore[arg-type]  # mypy takes the class for an instance
     if hint is float and type(value) in (int, float):
         return _number(value)
     if hint is not Any and type(value) is not hint:

@@ -50,7 +50,7 @@ class Submitted:
 
 @contextmanager
 def submission(job_id: str | None) -> Iterator[Submitted]:
-    """Run a block as a submission's span. An exception marks the span as an error; its text is left out."""
+    """Run a block as a submission's span. An exception marks the span as an error; the exception's text is left out."""
     submitted, failed = Submitted(job_id), True
     try:
         yield submitted
