@@ -27,7 +27,7 @@ LAST_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """One run."""
+    """The speed and the cost of one run."""
 
     per_second: float
     """Callbacks a second, from the first callback to the last."""

@@ -80,7 +80,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The sides of one round."""
+    """The speed of each side in one round."""
 
     without: Speed
     """AsyncLLM alone, without log-probabilities."""

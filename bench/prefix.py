@@ -34,16 +34,16 @@ TARGET = 2.0
 PARTITIONS = 12
 WORKERS = 4
 AT_ONCE = 4
-"""Requests at the engine at once."""
+"""Number of requests that the engine has at once."""
 BLOCK_TOKENS = 128
 WORD_TOKENS = 1.75
-"""Tokens of a word of WORDS, on average."""
+"""Tokens that a word of WORDS has on average."""
 WORDS = ("river", "city", "book", "train", "word", "house", "king", "machine", "letter", "morning", "tree", "page")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of the worker's jobs."""
+    """The speed of one run through all jobs of the worker."""
 
     jobs_per_second: float
     cached: float

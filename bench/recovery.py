@@ -38,7 +38,7 @@ Answered = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run."""
+    """The rates of one run before and after the kill, and the delay of the oldest jobs."""
 
     before: float
     """Jobs a second before the kill."""

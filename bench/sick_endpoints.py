@@ -89,12 +89,12 @@ class Load:
 
     @property
     def turns(self) -> int:
-        """Number of turns."""
+        """Number of turns of all fleets."""
         return len(Side) * self.rounds
 
     @property
     def total(self) -> int:
-        """Number of results."""
+        """Number of results for all fleets."""
         return self.per_turn * self.turns
 
     @property
@@ -103,7 +103,7 @@ class Load:
         return len(Side) * BEGINNING_ROUNDS
 
     def counts(self, number: int) -> bool:
-        """True if this result's callback counts, provided that its turn does."""
+        """True if this result's callback counts, if the result's turn counts at all."""
         return number % self.per_turn >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
 
 

@@ -158,7 +158,7 @@ class PostgresServer:
 
 def _programs() -> Path:
     """Return the folder of `initdb` and `postgres`: installed, or unpacked before, or unpacked now."""
-    # `nobody` cannot enter root's home.
+    # Not in root's home, which `nobody` cannot enter.
     home = Path("/var/cache") if os.geteuid() == 0 else cache_home()
     unpacked = home / "postback" / "postgresql"
     for root in (Path("/"), unpacked):

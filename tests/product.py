@@ -226,7 +226,7 @@ class Product:
         return self._start("deliver", replica, (), settings)
 
     def gateway(self, replica: str, *arguments: str, **settings: str) -> Role:
-        """Start `postback gateway`; tests/integration/gateway/gateway_process.py says more."""
+        """Start `postback gateway`; see also tests/integration/gateway/gateway_process.py."""
         return self._start("gateway", replica, arguments, settings)
 
     def exporter(self, replica: str, **settings: str) -> Role:

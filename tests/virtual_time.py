@@ -19,7 +19,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._selector_of_ours)
 
     def time(self) -> float:
-        """Virtual seconds."""
+        """Virtual seconds since the loop was made."""
         return self._selector_of_ours.now
 
 

@@ -33,7 +33,7 @@ class Page:
     file: str
     make: str
     language: str
-    """A tag of BCP 47."""
+    """The page's language, as a tag of BCP 47."""
     subject: str
     """The page's subject; other pages may have it too."""
     questions: tuple[Question, ...]

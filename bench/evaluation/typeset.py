@@ -14,7 +14,7 @@ _LEADING: Final = 15
 _LINES: Final = 48
 """Number of lines in a column."""
 _CHARS: Final = {1: 84, 2: 42}
-"""Number of characters that about fill a line, by the number of columns."""
+"""Number of characters that fill about one line, by the number of columns."""
 _COLUMN: Final = 245
 _SIZE: Final = {1: 11, 2: 10}
 

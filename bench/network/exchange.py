@@ -1,6 +1,7 @@
-"""A TLS server that takes bodies and answers a byte, and a client that times requests to it. Each has a namespace.
+"""A TLS server that takes bodies and answers a byte, and a client that times requests to it.
 
-A request is its body's length as eight bytes, then the body. The answer is one byte. Nagle's algorithm is off.
+Server and client have a network namespace each. A request is its body's length as eight bytes, then the body. The
+answer is one byte. Nagle's algorithm is off.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Runs each trace under each way of scaling: `python -m bench.scaling`. The bench takes minutes and does no I/O.
 
-*Lag* is the usual rule: one worker for every N records after the committed offsets. The smallest N is the number of
-jobs that one worker answers at once; a larger N needs fewer workers, but jobs may miss their deadlines. *Deadlines* is
-the number of workers that `postback exporter` wants, once with the margin from the measured answers, and once with the
-fixed margin alone. The same simulated autoscaler, with the same bounds, applies each rule.
+*Lag* is the usual rule: one worker for every N records after the committed offsets. The smallest N of the bench is the
+number of jobs that one worker answers at once; a larger N needs fewer workers, but jobs may miss their deadlines.
+*Deadlines* is the number of workers that `postback exporter` wants, once with the margin from the measured answers, and
+once with the fixed margin alone. The same simulated autoscaler, with the same bounds, applies each rule.
 """
 
 from __future__ import annotations

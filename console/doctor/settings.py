@@ -28,7 +28,7 @@ ROOMS = (
     "workers.enrichment.settings:EnrichmentSettings",
     "workers.inference.settings:WorkerSettings",
 )
-"""Every settings class, or the function that makes it, by name: `console.catalogue` would import all extras."""
+"""Each settings class, or the function that makes it. Only named: importing them needs the packages of all extras."""
 
 _KAFKA = "POSTBACK_KAFKA__EXTRA__"
 _SECRET_FILES = (

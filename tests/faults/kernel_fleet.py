@@ -74,7 +74,7 @@ class StageProcesses:
         return (self.logs / f"{replica}.log").read_text()
 
     def keep_alive(self, replica: str) -> bool:
-        """Restart a replica if it has died, as an orchestrator would; True if it had died."""
+        """Restart a replica if it has died, as an orchestrator would. True if the replica had died."""
         if self.running[replica].poll() is None:
             return False
         self.start(replica)

@@ -79,7 +79,7 @@ async def main() -> None:
         Metrics(),
     )
     with stop_signal() as stop:
-        Path(told["listening"]).touch()  # before this, SIGTERM ends the process at once
+        Path(told["listening"]).touch()  # from now on, SIGTERM drains; before, it ends the process at once
         await run_stages([stage], stop)
 
 

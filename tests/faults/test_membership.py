@@ -23,7 +23,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     processes.send("b", signal.SIGSTOP)  # freezes for longer than its session and its transaction timeout
     time.sleep(2)
     processes.kill("a")
-    processes.start("a")  # the same replica again
+    processes.start("a")  # the killed replica comes back
     time.sleep(2)
     eventually(lambda: "partitions-assigned" in processes.log("c"), 60, "the newcomer does not join")
     assert processes.terminate("c") == 0  # the third member leaves

@@ -32,7 +32,7 @@ class Probe:
         self._next, self._answered = 0.0, _CLOCK.monotonic()
         self.met = False
         self.failed = False
-        """True once the container has not answered for the time that the spec allows."""
+        """True once no probe has succeeded for the time that the spec allows."""
 
     def look(self) -> None:
         """Probe the container, if a probe is due."""

@@ -39,7 +39,7 @@ class Keda:
         env = {
             **os.environ,
             "KUBECONFIG": str(self._plane.kubeconfig),
-            "HTTP_PROXY": proxy,  # Go asks no proxy for loopback addresses
+            "HTTP_PROXY": proxy,  # used for Services only: Go asks no proxy for loopback addresses
             "POD_NAMESPACE": "keda",
             "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda",
             "WATCH_NAMESPACE": "",

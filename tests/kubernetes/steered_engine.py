@@ -21,7 +21,7 @@ class SteeredEngine:
         self.asked: list[str] = []
         """The prompt of each request."""
         self.seconds = 0.0
-        """The time of each answer."""
+        """The seconds that each answer takes, unless it is held."""
         self.held = "Ponder"
         """The beginning of prompts that get no answer before `release`."""
         self.release = threading.Event()

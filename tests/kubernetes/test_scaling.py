@@ -69,7 +69,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         looked = _failures(release)
         eventually(lambda: _holds(release) and _failures(release) >= looked + _HOLDING_LOOKS, WAIT_SECONDS, said)
 
-        # A slow job at the head of each partition: Kafka's lag counts all jobs behind it, which are done.
+        # A slow job at the head of each partition: Kafka's lag counts all jobs behind it, although they are done.
         jobs.submit(PARTITIONS, engine.held)
         jobs.are_called_back(jobs.submit(_BEHIND), said)
         assert _lag(product) > _BEHIND
@@ -84,7 +84,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
 
 
 def _scaled(engine_url: str) -> Manifest:
-    """Values with which the backlog needs all three workers, and a job for each partition needs one."""
+    """Values with which the backlog needs all three workers, and one job per partition needs a single worker."""
     autoscaling = {
         "enabled": True,
         "minReplicas": 0,
