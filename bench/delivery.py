@@ -76,9 +76,9 @@ def main() -> None:
     with broker(options.bootstrap_servers) as kafka:
         title(f"A whole process that finds {options.queued:,} results")
         drain.compare(kafka, options.queued, options.runs, statistics.median(bare.per_second for bare, _, _ in rounds))
-    # A small JVM's garbage collector stops Kafka for 40 ms every 2.5 s, which would be the p99 of all sides. The steady
-    # JVM's collector does not stop Kafka, but needs a core. Even one collection a minute would set the p99 of the turn
-    # that it falls into, so the steady JVM has enough memory to collect less often.
+    # A small JVM's garbage collector stops Kafka for 40 ms every 2.5 s, and these pauses would set the p99 of all
+    # sides. STEADY_JVM has a collector that does not stop Kafka, but needs a core. Even one collection a minute would
+    # set the p99 of the turn that it falls into, so STEADY_JVM also has enough memory to collect less often.
     with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
         title(
             f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "

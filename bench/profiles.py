@@ -33,7 +33,7 @@ from workers.enrichment.evidence import Evidence, NumberedSource
 FOLDER: Final = Path(__file__).parent / "evaluation"
 PROFILES: Final = ("medical", "finance")
 MODEL_TOKENS: Final = {"medical": 64, "finance": 400}
-"""Cap on the tokens of the small model's answers: it follows no instruction reliably, and would fill any length."""
+"""Cap on the tokens of the small model's answers: the model often ignores instructions, and would fill any length."""
 _HEAD: Final = ("profile", "answers", "number", "supported", "withheld", "flagged")
 
 

@@ -60,7 +60,7 @@ def check_values() -> Iterator[Finding]:
         try:
             made = getattr(import_module(module), name)
         except ModuleNotFoundError:
-            continue  # the class's extra is not installed, so no role here reads it
+            continue  # without the class's extra, no role on this machine reads the class
         try:
             settings = read_settings(made if isinstance(made, type) else made())
             if isinstance(settings, FleetSettings):
