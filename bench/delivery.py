@@ -94,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--queued", type=int, default=30_000, help="results that wait when a whole process starts")
     parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--turn", type=float, default=10.1, help="seconds of a turn; a wait of 30 s is three turns")
+    parser.add_argument("--turn", type=float, default=10.1, help="seconds of one fleet's turn; three take about 30 s")
     parser.add_argument("--rounds", type=int, default=14, help="turns of each fleet in an outage; four are not counted")
     parser.add_argument("--runs", type=int, default=5, help="runs of a whole process with queued results")
     parser.add_argument("--outages", type=int, default=7, help="outages; each takes about seven minutes")

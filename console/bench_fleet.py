@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.05
 
 
 def bench_fleet(
-    model: Annotated[str, typer.Option(metavar="NAME", help="The model that answers, such as one of an echo worker.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model that the jobs name, such as `echo`.")],
     jobs: Annotated[int, typer.Option(min=1, max=MOST_JOBS, help="The number of jobs.")] = 1_000,
     rate: Annotated[
         float | None, typer.Option(min=0.1, help="Jobs a second; by default as many as Kafka takes.")

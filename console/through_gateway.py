@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from schemas.topics import Lane
 
 GATEWAY: Any = typer.Option(
-    "--gateway", metavar="URL", help="Work through the gateway at this URL, not through Kafka. The key's tenant counts."
+    "--gateway",
+    metavar="URL",
+    help="Work through the gateway at this URL, not through Kafka. Jobs are the key's tenant's.",
 )
 KEY: Any = typer.Option(
     "--key",

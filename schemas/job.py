@@ -210,9 +210,9 @@ class Job(WireModel):
     def prompt_sha256(self) -> str:
         """SHA-256 of the question, 64 hexadecimal digits: of `prompt` in UTF-8, or of the messages' texts and images.
 
-        Messages are hashed as a JSON array of `[role, text]`, with the URLs of a message's images after its text,
-        without spaces. The texts of another kind of job are hashed as the JSON of its field, without spaces and absent
-        members. A question at `payload_url` has the hash `payload_sha256`, or else the hash of the URL.
+        Messages are hashed as JSON without spaces: an array with `[role, text, image URL, …]` for each message. The
+        texts of another kind of job are hashed as the JSON of its field, without spaces and absent members. A question
+        at `payload_url` has the hash `payload_sha256`, or else the hash of the URL.
         """
         if self.payload_url is not None:
             return (self.payload_sha256 or hashlib.sha256(self.payload_url.encode()).hexdigest()).lower()

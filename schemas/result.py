@@ -198,9 +198,9 @@ class Result(WireModel):
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     """exp(mean log-probability of the answer's tokens): the geometric mean of the tokens' probabilities.
 
-    If the job asked for sources, the mean is multiplied by (1 + s) / 2. Here s is the part of the answer's sentences,
-    or of its evidence chain's items, that a citation with support exact, fuzzy or lexical covers. With no support, the
-    confidence is half the mean.
+    If the job asked for sources, the mean is multiplied by (1 + s) / 2. Here s is the share of the answer's sentences,
+    or of the items in its evidence chain, that have a citation with the support `exact`, `fuzzy` or `lexical`. With no
+    support, the confidence is half the mean.
     """
     sources: list[str] = Field(default_factory=list)
     """Identifiers of the sources that the answer used, in the order of their first use."""

@@ -18,7 +18,10 @@ class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
 
 
 class FleetModels:
-    """Asks Kafka in a thread, once for waiting requests. While Kafka is away, its last answer counts for a while."""
+    """Asks Kafka in a thread; requests that come meanwhile share the answer.
+
+    While Kafka is away, the last answer counts for a while.
+    """
 
     def __init__(self, ask: Ask, clock: Clock) -> None:
         self._ask = ask

@@ -25,7 +25,7 @@ class PoolFigures:
     answer_seconds: float
     """The 99th percentile of the answers' times; 0 before a worker has announced one."""
     wanted_replicas: int
-    """Workers that answer all waiting jobs before their deadlines."""
+    """Number of workers that are needed to answer all waiting jobs before their deadlines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ Resort = Sequence[Output] | Exception | None
 
 
 async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], dict[str, float]]:
-    """The completions of one record, and the number of counted defects by the call that had them."""
+    """The completions of one record, and the number of defects for each call of the handler that raised."""
     completions: SimpleQueue[Handled] = SimpleQueue()
     metrics, before = Metrics(), asyncio.all_tasks()
 

@@ -1,8 +1,8 @@
 """Shares of the window for records that may wait for servers outside the fleet, so that no party fills the window.
 
 The handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
-other parties. So a quarter of the window is kept free of these records. A party may use the kept places while it runs
-fewer such records than there are free places (dynamic thresholds, Choudhury and Hahne 1998).
+other parties. So a quarter of the window is kept free of these records. This quarter is a reserve: a party may use it
+only while it runs fewer such records than the window has free places (dynamic thresholds, Choudhury and Hahne 1998).
 
 Many parties with few such records each could still fill the kept places. So all these records together leave half of
 the kept places to records that wait for no server. Within this bound, a sole party gets three quarters of the window,

@@ -224,9 +224,9 @@ class SourceTexts:
 def cited(text: str, evidence: Evidence) -> tuple[str, list[str], list[Citation]]:
     """Return the answer without unknown links, the sources that the answer uses, and its citations.
 
-    Used sources support at least one sentence; they are named by id, in the order of first use. If no citation of the
-    answer has support, each sentence without a citation is attributed to the source that supports it best. Spans count
-    code points of the returned text.
+    A source is used if it supports at least one sentence. Sources are named by id, in the order of first use. If no
+    citation of the answer has support, each sentence without a citation is attributed to the source that supports it
+    best. Spans count code points of the returned text.
     """
     text = without_unknown_links(text, evidence)
     sources = SourceTexts(evidence)
