@@ -16,8 +16,8 @@ _DIRECTIONS: Final = frozenset({"from", "to"})
 def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if sentence and source have different numbers or names at the same place.
 
-    The word before or the word after the place must be equal. If the source has the sentence's value elsewhere, both
-    words must be equal.
+    A place is the same if the word before it, or the word after it, is equal in both texts. If the source has the
+    sentence's value elsewhere, both words must be equal.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}
@@ -72,7 +72,7 @@ def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
 
 
 def other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
-    """True if a number has a unit in the sentence, and only other units in the source."""
+    """True if a number of the sentence has a unit, and the source gives the same number only with other units."""
     units: dict[str, set[str]] = defaultdict(set)
     for token in told:
         if token.is_number:

@@ -1,4 +1,4 @@
-"""Turns the model's text into a result's answer: cited, checked against its profile, with the sources' details."""
+"""Turns the model's text into a result's answer: checked by its profile, with citations and the sources' details."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
 
 Claim = tuple[int, int, str]
-"""A citation without its level of support: start, end and source."""
+"""The start, end and source of a citation, without its level of support."""
 
 
 class Unsupported(Exception):  # noqa: N818 - named after the event
@@ -46,7 +46,7 @@ class Answer:
 
 
 def claim_of(citation: Citation) -> Claim:
-    """Return the claim of a citation."""
+    """Return the start, end and source of a citation."""
     return citation.start, citation.end, citation.source
 
 
@@ -146,7 +146,7 @@ def _chain_share(citations: Sequence[Citation]) -> float:
 
 
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
-    """Return a citation for each item: the level at which the item's source supports the item's quote.
+    """Return a citation for each item, with the level at which the item's source supports the item's quote.
 
     An item without a known source is dangling. An item is unsupported if its source contradicts its `claim`: a model
     may copy a quote exactly and still misread it.
@@ -170,14 +170,14 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
 
 
 def _number(source: object) -> int:
-    """Read a source's number from an integer or a string; return 0, which no source has, for any other value."""
+    """Return the source's number in an integer or a string. For any other value, return 0, which no source has."""
     if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
         return int(digits.group(1))
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0
 
 
 def _place(text: str, quote: str, behind: int) -> tuple[int, int] | None:
-    """Find the quote's span in the JSON, in code points; None if the JSON escapes the quote in an unusual way.
+    """Return the quote's span in the JSON, in code points; None if the JSON escapes the quote in an unusual way.
 
     The search starts at `behind`, the end of the previous quote, since two items may quote the same words.
     """

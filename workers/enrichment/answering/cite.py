@@ -1,6 +1,6 @@
 """Finds the sources that support an answer's sentences, and grades the support.
 
-Support, from the strongest:
+The levels of support, from the strongest:
 
     exact        a passage contains the sentence's words unchanged and in order
     fuzzy        a passage contains four fifths of the sentence's words, close together, and every number
@@ -38,9 +38,10 @@ MAX_SENTENCES: Final = 500
 """Cap on the sentences that are compared with sources, since an answer may have any number of sentences."""
 _MAX_FUZZY_WORDS: Final = 120
 MAX_ALIGNED: Final = 500_000
-"""Budget of one answer for aligning sentences with passages, in words of a sentence times words of a passage.
+"""Budget of one answer for aligning sentences with passages.
 
-Spending the whole budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
+An alignment costs the number of the sentence's words times the number of the passage's words. Spending the whole
+budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
 
 CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -58,7 +59,7 @@ _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[
 _QUOTE_WORDS: Final = 4
 _AS_QUOTED: Final = (Support.EXACT, Support.FUZZY)
 _NAME_LETTERS: Final = 4
-"""Number of first letters that a name shares with a word of the source; more letters would rule out other endings."""
+"""Names are compared by this many first letters, because a source may write a name with another ending."""
 _DATE_LETTERS: Final = 3
 """Number of first letters that identify a month or a day, in full or abbreviated."""
 _STRENGTH: Final = (Support.EXACT, Support.FUZZY, Support.LEXICAL, Support.UNSUPPORTED, Support.DANGLING)
@@ -110,7 +111,7 @@ class _SourceWords:
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
     beginnings: frozenset[str]
-    """The first letters of each word: `_DATE_LETTERS` of them for dates, and `_NAME_LETTERS` for names."""
+    """The beginning of each word: its first `_DATE_LETTERS` letters for dates, and `_NAME_LETTERS` for names."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:
@@ -140,7 +141,7 @@ class SourceTexts:
         self._exchanges: Exchanges = {}
         self._quoter = Quoter({number: source.texts for number, source in self._sources.items()}, _COMMON)
         self._said: tuple[str, list[Clause]] = ("", [])
-        """The last compared text and its clauses, kept because each text is compared with every source in turn."""
+        """The last compared text and its clauses, cached because each text is compared with every source in turn."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -176,7 +177,7 @@ class SourceTexts:
         return self._clauses_of[number].denies(self._clauses(text))
 
     def quoted(self, citation: Citation, text: str, number: int) -> Citation:
-        """Return the citation, with the nearest words of source `number` if the citation has support."""
+        """Return the citation. If it has support, add the words of source `number` that are nearest to `text`."""
         if citation.support not in BEARING:
             return citation
         found = self._quoter.quote(words(text), number)
@@ -246,7 +247,7 @@ def used(citations: Sequence[Citation]) -> list[str]:
 def supported_share(text: str, citations: Sequence[Citation]) -> float:
     """Return the share, from 0 to 1, of the answer's sentences that a citation with support covers.
 
-    A sentence counts if it has a number or an uncommon word. If no sentence counts, the share is 1.
+    Sentences with only common words are left out. If no sentence remains, the share is 1.
     """
     sentences = _first_sentences(text)
     saying = [one for one in sentences if any(word not in _COMMON for word in one.words)]
@@ -275,7 +276,8 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
     """Grade the sentence.
 
-    The source must contain the sentence's quotations exactly or nearly; a quotation may raise the level.
+    The source must contain the sentence's quotations exactly or nearly. If it does, the level is the sentence's own or
+    that of its weakest quotation, whichever is stronger.
     """
     level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:
@@ -314,7 +316,7 @@ def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
 
 
 def _sentences(text: str, numbers: Collection[int] | None) -> Iterator[_Sentence]:
-    """Yield sentences without surrounding blanks. Markers after a full stop belong to the sentence before the stop."""
+    """Yield the text's sentences, stripped. Markers after a full stop belong to the sentence before the stop."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     plain = CITATION.sub(lambda found: found[0] if is_citation(found, numbers) else f"({found[0][1:-1]})", plain)
     start = 0
@@ -343,9 +345,9 @@ def _line(some: Sequence[str]) -> str:
 
 
 def _is_close(sentence: Sequence[str], passage: Sequence[str]) -> bool:
-    """True if a window of the passage has all numbers of the sentence, and four fifths of its words in order.
+    """True if a part of the passage has all numbers of the sentence, and four fifths of the sentence's words in order.
 
-    The window has at most twice as many words as the sentence.
+    The part has at most twice as many words as the sentence.
     """
     best = partial_ratio_alignment(sentence, passage)
     if best is None:

@@ -1,4 +1,4 @@
-"""Splits a text into clauses: words in order, negations, numbers with units, and names. Pure.
+"""Splits a text into clauses, and each clause into words, negations, numbers with units, and names. Pure.
 
 A clause ends at a mark such as a comma, and at a word such as "but". An "and" also ends a clause if two or more content
 words stand on each side.
@@ -88,7 +88,7 @@ _STEMMER: Final = Stemmer.Stemmer("english")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One word, number or name. `text` is the case-folded word, `stem` its form for comparison."""
+    """One word, number or name. `text` is the case-folded word; `stem` is the form in which words are compared."""
 
     text: str
     stem: str
@@ -96,9 +96,9 @@ class Token:
     is_name: bool = False
     is_common: bool = False
     unit: str = ""
-    """The known unit of a number, with `per` and a second unit if the text has one."""
+    """The number's unit if it is a known one, such as "mg", or two units such as "mg per day"; else empty."""
     starts: bool = False
-    """True for a capitalised word that begins a sentence: its capital does not mark a name."""
+    """True for a capitalised word that begins a sentence, so its capital does not mark a name."""
     is_date: bool = False
     """True for an English month or day of the week that is capitalised within a sentence."""
 
@@ -113,7 +113,7 @@ class Clause:
     """False if the most common words of German, French or Spanish show that the text is in that language."""
 
     content: frozenset[str] = frozenset()
-    """Stems of the content words, which are neither common words nor negations."""
+    """Stems of the content words. A content word is neither a common word nor a negation."""
     plain: frozenset[str] = frozenset()
     """The stems in `content` that are neither numbers nor names."""
 
@@ -147,7 +147,7 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
 
 
 def negations_at(tokens: Sequence[Token], at: int) -> int:
-    """Return the number of tokens of the negation that begins at `at`; 0 without a negation there."""
+    """Return the number of tokens of the negation that begins at `at`; 0 if no negation begins there."""
     token = tokens[at]
     if token.is_common and token.text not in NEGATING_PHRASES and not token.text.endswith(_SHORT_NOT):
         return 0
@@ -271,5 +271,5 @@ def _until_mark(behind: Sequence[Token | str]) -> list[Token]:
 
 
 def _says_enough(part: Sequence[Token]) -> bool:
-    """True if the part has two content words: with fewer words, "and" joins two things rather than two statements."""
+    """True if the part has two content words. With fewer words, "and" joins two things rather than two statements."""
     return sum(says_something(token) for token in part) > 1

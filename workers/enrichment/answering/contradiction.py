@@ -1,7 +1,7 @@
 """Finds sources that contradict a sentence although they have its words. Pure; uses no model.
 
-Each clause of the sentence is compared with its nearest clauses: the clauses of the source that share most words with
-it. The source contradicts a clause if each nearest clause differs from it by one of three rules.
+Each clause of the sentence is compared with its nearest clauses, the clauses of the source that share the largest
+number of words with it. The source contradicts a clause if each nearest clause differs from it by one of three rules.
 
     negation   one clause negates words that the other clause asserts ("not", "no", "never", "without", "fails to"), has
                "unsafe" instead of "safe", or has the opposite of a word
@@ -42,14 +42,14 @@ _MAX_COMPARED: Final = 4
 _BESIDE: Final = 6
 """Cap on the neighbouring clauses, on each side of a clause in its sentence, that are searched for negations, too."""
 _REACH: Final = 4
-"""Number of content words after a negation that count as negated."""
+"""A negation negates at most this many content words after it."""
 _MIN_SHARED: Final = 0.5
-"""Least share of a clause's words that a nearest clause must have. With less, the clauses differ in subject."""
+"""Least share of a clause's words that a nearest clause must have. Below it, the clauses have different subjects."""
 _FEWEST_IN_PREFIXED: Final = 4
 _SUBJECT_WORDS: Final = 2
 _FEWEST_IN_REST: Final = 2
 _MOST_OF_REST: Final = 0.5
-"""Least share of the words besides the subject that a nearest clause with another subject must have."""
+"""Least share of a clause's words, the subject's not counted, that a nearest clause with another subject must have."""
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
@@ -69,7 +69,7 @@ class Source:
         """All sources of an answer share `exchanges`, so that MAX_EXCHANGES bounds the time of the answer."""
         self._clauses: list[Clause] = []
         self._beside: list[list[Clause]] = []
-        """The nearest neighbours of each clause in the clause's sentence."""
+        """For each clause, the nearest other clauses of the same sentence."""
         self._sentence_of: list[list[Token]] = []
         """The tokens of each clause's sentence."""
         self._holding: dict[str, list[int]] = defaultdict(list)
@@ -99,9 +99,9 @@ class Source:
         return any(near and all(self._denies_here(said, beside, whole, at) for at in near) for near in nearest)
 
     def _nearest(self, said: Clause) -> list[int]:
-        """Return the indices of the clauses that share most words with `said`; shared plain words break a tie.
+        """Return the indices of the clauses that share the largest number of words with `said`.
 
-        The first content words count twice, since they name the subject.
+        Shared plain words break a tie. The first content words are counted twice, because they name the subject.
         """
         words = [*said.content, *_subject(said)]
         shared = Counter(at for word in words for at in self._holding.get(word, ()))
@@ -109,9 +109,9 @@ class Source:
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
     def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
-        """Return the clauses that share most words besides the subject.
+        """Return the clauses that share the largest number of words with `said`, the subject's words not counted.
 
-        Such a clause must share at least twice as many of these words as the clauses in `nearest`. A clause
+        Such a clause must share at least twice as many of these words as each of the clauses in `nearest`. A clause
         with another subject, or with "it", may still deny the sentence.
         """
         rest = said.content.difference(_subject(said))
@@ -128,7 +128,7 @@ class Source:
         return sorted(at for at, count in best.items() if count == plainest)[:_MAX_COMPARED]
 
     def _denies_here(self, said: Clause, beside: Sequence[Clause], whole: Sequence[Token], at: int) -> bool:
-        """True if clause `at` contradicts `said`; `whole` has the tokens of the sentence of `said`."""
+        """True if clause `at` contradicts `said`; `whole` holds the tokens of the sentence that contains `said`."""
         mine, its = _named(said.tokens, self._names), _named(self._clauses[at].tokens, self._names)
         sentence = self._sentence_of[at]
         is_other = other_value(mine, its) or self._is_mixed(said, mine, at)
@@ -183,7 +183,7 @@ def _is_negated(frame: frozenset[str], said: Clause, told: Clause) -> bool:
 def _is_uncertain(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if the source only expects or allows for a word ("expected to fall", "could fall") that the sentence states.
 
-    The word follows "to" or a modal verb in the source.
+    In the source, the word follows "to" or a modal verb.
     """
     if any(token.stem in UNCERTAIN or _is_modal(said, at) for at, token in enumerate(said)):
         return False
@@ -225,8 +225,8 @@ def _negates_otherwise(
 ) -> bool:
     """True if one clause negates words that the other clause asserts.
 
-    `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. `beside`
-    may hold the counterpart of the source's negation. A negation in `around` may refer to `said`.
+    `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. A negation in
+    `beside` may be the counterpart of a negation in the source. A negation in `around` may refer to `said`.
     """
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
@@ -279,7 +279,7 @@ _IsPair = Callable[[_Negation, _Negation], bool]
 def _unpaired(
     mine: Sequence[_Negation], its: Sequence[_Negation], *tests: _IsPair
 ) -> tuple[list[_Negation], list[_Negation]]:
-    """Return the negations of each side for which no test finds a partner on the other side; tests run in order."""
+    """Pair the negations of both sides by each test in turn, and return each side's negations without a partner."""
     left, right = list(mine), list(its)
     for is_pair in tests:
         for one in list(left):

@@ -1,9 +1,9 @@
 """Writes numbered sources and the question as one prompt, and keeps pages inside quotations.
 
 A page cannot end its quotation, since it cannot foresee the marks around the quotation (`marks`). In pages, tokens of
-chat templates are replaced, and invisible characters are removed. Each further line of a passage begins with `>`, as in
-e-mails, so that no line looks like a question, an answer or another source. Text that looks like a citation of one of
-the job's sources is removed or changed.
+chat templates are replaced, and invisible characters are removed. Each line of a passage except the first begins with
+`>`, as in e-mails. So no line looks like a question, an answer or another source. Text that looks like a citation of
+one of the job's sources is removed or changed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GroundedPrompt:
 
 
 def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
-    """Put the evidence before the question in the job's prompt or messages, in the words of the template.
+    """Put the evidence before the question in the job's prompt or messages, with the template's wording.
 
     By default, `mark` is derived from the evidence. Raises TemplateRefused.
     """
@@ -118,7 +118,7 @@ def _quoted(shown: _Shown, template: Template, mark: str) -> str:
 
 
 def _lines(passage: str, sources: int) -> str:
-    """Join the passage's lines and mark each further line as quoted, so that rows of a table or of code stay rows."""
+    """Join the passage's lines with `>` before each line but the first, so that rows of a table or code stay rows."""
     lines = (harmless(line, sources) for line in passage.split("\n"))
     return _NEXT_LINE.join(line for line in lines if line)
 

@@ -1,11 +1,11 @@
 """Keeps only the job's own links and its sources' addresses in an answer, and only the job's own images. Pure.
 
 A page could otherwise make the model write an image URL that carries the prompt to the page's author. Even the choice
-among several URLs could tell that author the prompt's subject. The answer's renderer is unknown: Markdown with HTML or
-without, HTML alone, or a program that looks for URLs in plain text. So this module does not search for bad links. The
-opening marks of a link, an image or a tag stay only in forms that are known to be harmless. In any other form, a space
-separates the marks: every renderer then shows plain text (CommonMark 0.31, the tokenizer of HTML), and no word is lost.
-The harmless forms:
+among several URLs could tell that author the prompt's subject. The program that will show the answer is unknown. It may
+render Markdown, with or without HTML, or HTML alone, or only look for URLs in plain text. So this module does not
+search for bad links. The opening marks of a link, an image or a tag stay only in forms that are known to be harmless.
+In any other form, a space is put between the marks. Then every renderer shows plain text (CommonMark 0.31, the
+tokenizer of HTML), and no word is lost. The harmless forms:
 
     ](  ]:      the target of a Markdown link: good before a given URL, and before a relative URL that stays in the
                 folder of the reader's page
@@ -43,7 +43,7 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""Characters before which this module ends a given URL, although another program may add them to the URL."""
+"""This module ends a given URL before these characters, although another program may add them to the URL."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
@@ -92,7 +92,7 @@ class _Given:
 
     @cached_property
     def _lengths(self) -> tuple[list[int], list[int]]:
-        """The lengths of the parts of given URLs that the pattern `URL` finds, ascending, and the whole URLs' lengths.
+        """Return two lists, sorted together: the length of each given URL's match of `URL`, and its whole length.
 
         The two lengths differ if a source's URL has characters at which the pattern stops.
         """
@@ -105,7 +105,8 @@ class _Given:
         """Return the lengths of given URLs that a found URL of length `most` may begin with, the longest first.
 
         In the text, the pattern `URL` finds at least the part that it finds in the given URL itself. So a given URL
-        with a part longer than `most` is left out. This saves time: a job may have URLs of a thousand lengths.
+        with a part longer than `most` is left out. This saves time, because the URLs of one job may have a thousand
+        different lengths.
         """
         parts, wholes = self._lengths
         return sorted(set(wholes[: bisect_right(parts, most)]), reverse=True)

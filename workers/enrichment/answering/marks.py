@@ -24,7 +24,8 @@ def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
     """Return the mark for these sources. The text `shown` does not contain the mark, in small or in capital letters.
 
     `sources` is any encoding of the sources. Without `secret`, the mark comes from a random secret of this process. A
-    page's author may have learned a mark from many jobs. If the text contains a mark, the next MAC gives another mark.
+    page's author may have learned the mark from earlier jobs. So if `shown` contains the mark, the next MAC gives
+    another mark.
     """
     key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
     digest = hashlib.sha256(sources).digest()
@@ -34,6 +35,6 @@ def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
 
 
 def _letters(mac: bytes) -> str:
-    """Return letters from the MAC's beginning, one for each two bytes."""
+    """Return the letters for the MAC's beginning: one letter for every two bytes."""
     numbers = (int.from_bytes(mac[at : at + 2], "big") for at in range(0, 2 * _LENGTH, 2))
     return "".join(_LETTERS[number % len(_LETTERS)] for number in numbers)

@@ -20,7 +20,7 @@ NEGATING_PHRASES: Final = {
     "advis": "against", "argu": "against", "decid": "against", "recommend": "against", "vote": "against",
     "warn": "against", "instead": "of", "rather": "than", "lack": "", "absenc": "", "absent": "",
 }  # fmt: skip
-"""Stems that negate the words after them; the value is the word that must follow, or empty."""
+"""Stems that negate the words after them. The value is the word that must follow; if empty, any word may follow."""
 
 NO_NEGATIONS: Final = frozenset(
     [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
@@ -78,7 +78,7 @@ threw:throw thrown:throw told:tell took:take undergone:undergo underwent:undergo
 withdrew:withdraw woke:wake woken:wake won:win wore:wear worn:wear written:write wrote:write
 """
 IRREGULAR: Final = dict(form.split(":") for form in _IRREGULAR.split())
-"""Irregular verb forms, each with its verb, whose stem differs."""
+"""Irregular verb forms and their verbs: the stem of such a form is not the stem of its verb."""
 
 ENDINGS: Final = ("ful", "less")
 """A word with the first ending is the opposite of the same word with the second ending: "useful", "useless"."""

@@ -18,7 +18,7 @@ from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
 _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
-"""Syntax of the search services' query languages; a query from a question must not contain it."""
+"""Syntax of the search services' query languages. A query made from a question must not contain this syntax."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
 """The fields whose name in a profile's file differs, each with its name in the file."""

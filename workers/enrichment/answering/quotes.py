@@ -29,10 +29,10 @@ Without a budget, an answer that cites 20 sources in each sentence would delay a
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return words and numbers, with compatibility forms and case folded; in scripts without spaces, single characters.
+    """Return the text's words and numbers, with compatibility forms and case folded.
 
-    Links are left out, since most links are removed from an answer but remain in its sources. Invisible characters are
-    left out, since the model does not see them.
+    In scripts without spaces, each character is one word. Links are left out, since most links are removed from an
+    answer but remain in its sources. Invisible characters are left out, since the model does not see them.
     """
     return tuple(WORD.findall(unicodedata.normalize("NFKC", without_links(visible(text))).casefold()))
 
@@ -43,7 +43,7 @@ def without_links(text: str) -> str:
 
 
 def contains(text: str, quoted: str) -> bool:
-    """Return whether the text has the quoted words in one run; case, punctuation and links do not count."""
+    """Return whether the text has the quoted words in one run. Case, punctuation and links are ignored."""
     wanted = words(quoted)
     return bool(wanted) and f" {' '.join(wanted)} " in _line(text)
 
@@ -69,8 +69,8 @@ class Quoter:
     def quote(self, said: Sequence[str], number: int) -> Quote | None:
         """Return the part of source `number` that is nearest to the words `said`.
 
-        The part is the first run of exactly these words, or else the part that has most of the uncommon words close
-        together. None if no passage has an uncommon word, or if the answer's budget is spent.
+        The part is the first run of exactly these words, or else the short part that has the largest number of uncommon
+        words of `said`. None if no passage has an uncommon word, or if the answer's budget is spent.
         """
         if number not in self._placed:
             self._placed[number] = [_Placed.of(passage) for passage in self._sources[number]]
@@ -131,7 +131,7 @@ class _Placed:
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
 
     def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
-        """Find the part of at most `width` words that has most wanted words.
+        """Find the part of at most `width` words that has the largest number of wanted words.
 
         Return the number of wanted words in the part, and the part's start and end.
         """

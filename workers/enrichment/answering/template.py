@@ -47,7 +47,7 @@ class Template(BaseModel):
 
 @lru_cache(maxsize=64)
 def load_template(name: str) -> Template:
-    """Load the template of this name in `templates/`, or a file whose path ends in `.toml`. Raises TemplateRefused."""
+    """Load the file `name` if it ends in `.toml`, else the template `name` in `templates/`. Raises TemplateRefused."""
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
     try:
         return Template.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

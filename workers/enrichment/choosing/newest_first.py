@@ -1,8 +1,8 @@
 """A queue of requests with short deadlines, for a server that may be too slow for all requests.
 
-The newest request is next. If the oldest were next, a long queue would make each request just too late (Maurer, "Fail
-at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a request's
-time, so that hopeless requests are evicted at once.
+The newest request is served next. If the oldest were served next, a long queue would make each request just too late
+(Maurer, "Fail at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a
+request's time, so that hopeless requests are evicted at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NewestFirst(Generic[T]):
         self._one_seconds = before + _NEWEST_WEIGHT * (seconds - before)
 
     def leave(self, request: T) -> None:
-        """Remove the request if it still waits."""
+        """Remove the request if it is still in the queue."""
         if request in self._waiting:
             self._waiting.remove(request)
 

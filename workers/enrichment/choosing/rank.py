@@ -71,7 +71,7 @@ class _RankedPassage:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits on all passages together: code points, and tokens unless None."""
+    """Limits on the length of all passages together: `chars` code points, and `tokens` if it is not None."""
 
     chars: int
     tokens: int | None = None
@@ -79,7 +79,10 @@ class Budget:
     """Tokens of the prompt's wording around the passages of each document."""
 
     def without(self, text: str, *, is_first: bool) -> Budget | None:
-        """Return the budget left after this text; None if it does not fit. `is_first` marks a document's first text."""
+        """Return the budget left after this text; None if the text does not fit.
+
+        `is_first` is True for a document's first text.
+        """
         chars, tokens = self.chars - len(text), self.tokens
         if tokens is not None:
             rows = text.count("\n")  # in the prompt, each row gets a mark of two tokens

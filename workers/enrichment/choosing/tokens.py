@@ -27,9 +27,9 @@ def estimated_tokens(text: str) -> int:
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
-    """Return the tokens left for sources beside question, profile's instructions, answer and chat template.
+    """Return how many tokens remain for sources beside the question, the instructions, the answer and the template.
 
-    The smaller of the job's `context_window` and the model's own window counts. None means no limit.
+    The limit is the smaller of the job's `context_window` and the model's own window. None means no limit.
     """
     windows = [window for window in (job.context_window, context_tokens) if window is not None]
     if not windows:

@@ -28,7 +28,7 @@ jt_stoplist_init()  # reads its word lists now: a confined process cannot open t
 
 
 def main_lines(page: str, visible: str) -> str:
-    """Return the lines of the page's visible text that are its main text by trafilatura, without readers' comments.
+    """Return the visible lines that trafilatura takes for the page's main text, without readers' comments.
 
     Empty if trafilatura finds none or fails, and for a page above the caps.
     """
@@ -47,7 +47,7 @@ def main_lines(page: str, visible: str) -> str:
 def _lines_in(visible: str, found: str) -> str:
     """Return the visible lines that have at least half of their word runs in the found text.
 
-    Each run of the found text counts for one line only. A line with too few words for a run must equal a found line.
+    Each run of the found text is matched to one line only. A line with too few words for a run must equal a found line.
     """
     runs = Counter(_runs(_words(found)))
     short = Counter(tuple(_words(line)) for line in found.splitlines())

@@ -25,7 +25,7 @@ from workers.enrichment.reading.values import from_json, from_json_lines
 MAX_TEXT_CHARS = MAX_JOB_BYTES
 """Cap on a text's code points: the largest document that a job can carry is read whole."""
 _THIN_CHARS = 200
-"""A main text shorter than this gives way to the whole page, if the page has far more text."""
+"""A main text shorter than this is replaced by the whole page's text, if the page has far more text."""
 
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
@@ -223,10 +223,7 @@ def _title(tree: LexborHTMLParser) -> str | None:
 
 
 def depth_exceeds(html: str, limit: int) -> bool:
-    """True if more than `limit` elements are open at once.
-
-    One pass over the text; for a broken page, the count may be too high.
-    """
+    """True if more than `limit` elements are open at once. For a broken page, the count may be too high."""
     opened: Counter[str] = Counter()
     depth = position = 0
     while (tag := _TAG.search(html, position)) is not None:

@@ -191,10 +191,10 @@ class _Text:
         self._is_text = False
 
     def data(self, text: str) -> None:
-        """Take text between elements."""
+        """Receive the text between two tags."""
         if self._is_text:
             self._written.append(text)
             self._left_chars -= len(text)
 
     def close(self) -> Any:
-        """End the part."""
+        """Called by the parser at the end of the part; does nothing."""

@@ -34,7 +34,7 @@ MIN_SIZE: Final = 1.5
 _DOI_CHARS: Final = 3000
 """The first characters of the first page that may contain the paper's own DOI; later DOIs belong to references."""
 _PALE: Final = 240
-"""The least value, out of 255, of each channel in a colour that counts as white."""
+"""A colour counts as white if each of its channels has at least this value, out of 255."""
 _FAINT: Final = 13
 """The highest opacity, out of 255, that counts as transparent: about a twentieth."""
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")

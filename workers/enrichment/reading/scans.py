@@ -63,7 +63,10 @@ def _too_large() -> Unreadable:
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """Return the image upright and in gray, transparent areas in white. Raises Unreadable before a bomb is decoded."""
+    """Return the image upright and in gray, transparent areas in white.
+
+    Raises Unreadable for a decompression bomb, before decoding it.
+    """
     if image.width * image.height > MAX_PIXELS:
         raise _too_large()
     upright = ImageOps.exif_transpose(image)

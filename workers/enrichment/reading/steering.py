@@ -22,7 +22,7 @@ SCANNED_CHARS: Final = 200_000
 
 _BEFORE_CHARS: Final = 60
 _BEHIND_CHARS: Final = 250
-"""Searched characters before and behind the start of a telltale word; no pattern reaches further."""
+"""Characters that are searched before and behind the start of a telltale word; no pattern reaches further."""
 
 _SPACES: Final = re.compile(r"\s+")
 _FORMAT: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")

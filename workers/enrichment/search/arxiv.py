@@ -52,7 +52,10 @@ class Arxiv:
 
 
 def _terms(query: str) -> dict[str, str]:
-    """Return the query's parameters. Plain words match by OR, since papers with all words of a question are rare."""
+    """Return the query's parameters.
+
+    Plain words are joined by OR, because papers with all words of a question are rare.
+    """
     if (identifier := _AN_ID.fullmatch(query.strip())) is not None:
         return {"id_list": identifier.group(1)}
     if _SYNTAX.search(query):

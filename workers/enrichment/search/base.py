@@ -59,9 +59,10 @@ class SearchProvider(Protocol):
     """
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """Return at most `query.limit` results, the best first; an empty list if there are none. Runs until cancelled.
+        """Return at most `query.limit` results, the best first; an empty list if there are none.
 
-        Raises Unreadable. The error's text is for the result's reader and quotes neither the query nor the answer.
+        The provider needs no time limit, because the caller cancels a late search. Raises Unreadable. The error's text
+        is for the result's reader and quotes neither the query nor the answer.
         """
         ...
 

@@ -105,8 +105,8 @@ def _explained(refused: Refused) -> Unreadable:
 def _overloaded(answer: ServiceAnswer) -> float | None:
     """Return the seconds that an overloaded service asks to wait; None if the service is not overloaded.
 
-    Without `Retry-After`, the longest reset of an exhausted window counts. The headers `X-RateLimit-…` have one number
-    for each window (second, month). A limit of 0 means no limit.
+    If `Retry-After` is absent, return the longest time until one of the exhausted windows resets. The headers
+    `X-RateLimit-…` have one number for each window (second, month). A limit of 0 means no limit.
     """
     wait = asked_to_wait(answer)
     if wait is None or "Retry-After" in answer.headers:

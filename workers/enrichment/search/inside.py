@@ -124,7 +124,7 @@ class Items:
         self._fields = {name: jmespath.compile(text) for name, text in expressions.items()}
 
     def of(self, answer: object) -> list[dict[str, Any]]:
-        """Return the fields of each item; leave out items that an expression does not suit. Raises Unreadable."""
+        """Return the fields of each item; leave out items for which an expression fails. Raises Unreadable."""
         found = evaluated(self._items, answer)
         items = found if isinstance(found, list) else [] if found is None else [found]
         if len(items) > MOST_RESULTS:
@@ -139,7 +139,7 @@ class Items:
 
 
 def evaluated(expression: Any, value: object) -> Any:
-    """Return the value of a JMESPath expression. Raises Unreadable if the expression does not suit the value."""
+    """Apply a JMESPath expression to the value, and return the result. Raises Unreadable if the expression fails."""
     try:
         return expression.search(value)
     except (jmespath.exceptions.JMESPathError, ArithmeticError, TypeError, ValueError, KeyError, RecursionError):

@@ -1,4 +1,4 @@
-"""Paces requests to a service, and limits a search's time. Waits for a turn do not count.
+"""Paces requests to a service, and limits a search's time, not counting the waits for its turns.
 
 A service limits the operator's key or address, so all jobs share one queue.
 """
@@ -85,7 +85,7 @@ def current_allowance() -> Allowance:
 
 
 class RequestPace:
-    """Grants one request per `interval_seconds` in order of arrival, but begun searches go before new searches.
+    """Grants one request per `interval_seconds` in order of arrival, except that searches already begun go first.
 
     Otherwise many concurrent searches would all send a first request, and no search could send its second request in
     time.
@@ -95,13 +95,13 @@ class RequestPace:
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._door, self._queue = asyncio.Lock(), asyncio.Lock()
-        """A new search holds the door while it is in the queue, so at most one new search is in the queue."""
+        """A new search holds the lock `_door` while it is in the queue, so at most one new search is in the queue."""
         self._next = self._rest_ends = clock.monotonic()
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for the next turn, and first let up to `behind` new searches go ahead. A cancelled waiter takes no turn.
+        """Wait for the next turn, and first let up to `behind` new searches go ahead.
 
-        Raises Unreadable during a service's long pause.
+        A waiter that is cancelled uses up no turn. Raises Unreadable during a service's long pause.
         """
         self._check_rest()
         allowance = current_allowance()

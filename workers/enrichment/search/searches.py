@@ -26,7 +26,7 @@ log = get_logger()
 _KEPT_CHARS: Final = 8_000_000
 """Cap on the characters of all cached searches."""
 _ENTRY_CHARS: Final = 500
-"""Characters that count for each cached search and for each result, in addition to the text."""
+"""Characters that are added to the text's size for each cached search and for each result."""
 
 UNKNOWN = "no search provider of that name is configured"
 _Key = tuple[str, SearchQuery]
@@ -77,11 +77,12 @@ class Searches:
     async def find(
         self, wanted: Search, tenant: str, seconds: float | None = None, max_age_seconds: float = inf
     ) -> Findings:
-        """Return the provider's results for a job of this tenant. Only the caller limits the wait for a turn.
+        """Return the provider's results for a job of this tenant.
 
-        `seconds` replaces the time limit; cached results older than `max_age_seconds` are not used. Raises
-        Unreadable, also for an unknown provider, and TimeoutError beyond the time limit. A source that the tenant may
-        not use counts as unknown, so that a job cannot learn of its existence.
+        The time limit does not include the wait for a turn; only the caller limits that wait. `seconds` replaces the
+        time limit; cached results older than `max_age_seconds` are not used. Raises Unreadable, also for an unknown
+        provider, and TimeoutError beyond the time limit. A source that the tenant may not use is treated as unknown, so
+        that a job cannot learn of the source's existence.
         """
         provider = self._providers.get(wanted.provider)
         if provider is None:

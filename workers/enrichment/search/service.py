@@ -76,7 +76,7 @@ class ServiceAnswer:
             raise Unreadable("the search service's answer has another form than its documentation says") from None
 
     def json(self) -> Any:
-        """Parse the JSON body. Raises Unreadable: some services send HTML with status 200."""
+        """Parse the JSON body. Raises Unreadable, for example for the HTML that some services send with status 200."""
         try:
             return json.loads(self.body, strict=False)  # PubMed's JSON has control characters in strings
         except (ValueError, RecursionError):
@@ -105,7 +105,7 @@ class Web:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the session; nothing is connected yet."""
+        """Open the session. Connections are opened later, for the first requests."""
         self._session = aiohttp.ClientSession(
             connector=bounded_connector(self._proxy),
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "gzip, deflate"},

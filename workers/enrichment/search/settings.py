@@ -14,7 +14,7 @@ PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""Requests a second, of this worker alone.
+"""The most requests that this worker sends in a second.
 
 If workers share a key or an address, give each worker a part of the limit.
 """
@@ -28,9 +28,9 @@ class SearxngSettings(_SearchSection):
     """A SearXNG instance with `json` among its `search.formats`."""
 
     base_url: BaseUrl | None = None
-    """The instance's URL, without `/search`; absent, jobs cannot use SearXNG."""
+    """The instance's URL, without `/search`; if absent, jobs cannot use SearXNG."""
     per_second: PerSecond = 10.0
-    """Requests a second, of this worker alone."""
+    """The most requests that this worker sends in a second."""
 
 
 class WikipediaSettings(_SearchSection):
@@ -39,7 +39,7 @@ class WikipediaSettings(_SearchSection):
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
     """URL of the wiki's `api.php`; the language is part of the URL."""
     per_second: PerSecond = 5.0
-    """Requests a second, of this worker alone."""
+    """The most requests that this worker sends in a second."""
 
 
 class PubmedSettings(_SearchSection):
@@ -50,9 +50,9 @@ class PubmedSettings(_SearchSection):
     api_key: SecretStr | None = None
     """An API key from NCBI."""
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """The e-mail address to which NCBI writes before it blocks a caller; absent, enrichment's `contact` is used."""
+    """The e-mail address to which NCBI writes before it blocks a caller; if absent, enrichment's `contact` is used."""
     per_second: PerSecond | None = None
-    """Requests a second, of this worker alone; absent, NCBI's limit: 3, or 10 with a key."""
+    """The most requests that this worker sends in a second; if absent, NCBI's limit: 3, or 10 with a key."""
 
 
 class ArxivSettings(_SearchSection):
@@ -61,7 +61,7 @@ class ArxivSettings(_SearchSection):
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
     """The API's URL."""
     per_second: PerSecond = 1 / 3
-    """Requests a second, of this worker alone; arXiv's terms of use allow one in three seconds."""
+    """The most requests that this worker sends in a second; arXiv's terms of use allow one in three seconds."""
 
 
 class BraveSettings(_SearchSection):
@@ -70,9 +70,9 @@ class BraveSettings(_SearchSection):
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
     """The search's URL."""
     api_key: SecretStr | None = None
-    """An API key from Brave; absent, jobs cannot use Brave."""
+    """An API key from Brave; if absent, jobs cannot use Brave."""
     per_second: PerSecond = 1.0
-    """Requests a second, of this worker alone."""
+    """The most requests that this worker sends in a second."""
 
 
 def _names(value: object) -> object:

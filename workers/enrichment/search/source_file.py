@@ -1,6 +1,7 @@
 """The file of an operator's own source: TOML in the folder `POSTBACK_SEARCH__PROVIDERS`, named after the source.
 
-At the start, an error names every mistake of a file, with the field and the fix. The error quotes no value of the file.
+When the process starts, one error names all mistakes of a file, each with the field and the fix. The error quotes no
+value of the file.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from workers.enrichment.search.source_file import SqlFile
 _CONTENTS: Final = frozenset({"text", "content", "link"})
 _SQLITE: Final = "sqlite:///"
 _STEPS: Final = 10_000
-"""Instructions of SQLite's virtual machine between two checks of the time limit."""
+"""Number of instructions that SQLite's virtual machine runs between two checks of the time limit."""
 
 
 class SqlSource(InsideSource):
@@ -71,7 +71,7 @@ class SqlSource(InsideSource):
         return rows
 
     def _engine(self, url: str) -> Engine:
-        """Return an engine with a new connection for each search, so that a changed secret applies at once."""
+        """Return an engine that opens a new connection for each search, so that a changed secret applies at once."""
         seconds = self._file.timeout_seconds
         if not url.startswith(_SQLITE):
             readonly = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": max(2, ceil(seconds))})

@@ -1,7 +1,8 @@
 """Finds the question in a prompt, and the words of a query that a search service has to match. Pure.
 
 A prompt may be long: instructions like a system prompt's, pasted documents, and a question at the start, in the middle
-or at the end. Marked pasted parts and instructions are left out. In the remaining text, the first of these counts:
+or at the end. Marked pasted parts and instructions are left out. In the remaining text, the question is the first of
+these that exists:
 
     a labelled question
     a question in a paragraph of only questions and instructions
@@ -105,7 +106,7 @@ def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
 
 
 def _before(paragraphs: Sequence[Sequence[str]], part: Sequence[str]) -> list[str]:
-    """Return the first sentence outside the paragraph `part` that is not an instruction."""
+    """Return the first sentence that is no instruction and stands outside the paragraph `part`."""
     others = (one for other in paragraphs if other is not part for one in other)
     return [one for one in others if not _INSTRUCTION.search(one)][:1]
 
