@@ -4,10 +4,10 @@ Errors:
 
     EngineError
     ├── RequestRejected     the request can never work on this engine; names the field
-    ├── PromptTooLong       the prompt exceeds the window and may not be cut; less evidence may fit
+    ├── PromptTooLong       the prompt exceeds the window and may not be cut; a prompt with less evidence may fit
     ├── EngineUnavailable   the engine is away or overloaded; the request is worth another try
     │   ├── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
-    │   └── EngineAway      the engine is being loaded, and takes no change of its model
+    │   └── EngineAway      the engine is being loaded, and cannot change its model yet
     ├── EngineDied          the engine's process died with every request in flight; any of these may be to blame
     ├── EngineRefused       the engine cannot start with these settings; names the setting to mend
     └── EngineLost          the engine will not come back in this process, so the process should end
@@ -96,7 +96,7 @@ FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls"
 
 @dataclass(frozen=True, slots=True)
 class ServedBy:
-    """The registry's model that answered, its engine's name, and the price of the answer if the registry has one."""
+    """The registry's model that answered, its engine's name, and the answer's price if the registry lists prices."""
 
     model: str
     engine: str
@@ -173,7 +173,7 @@ def numbered_call(call_id: str | None, name: str, arguments: str, number: int) -
 
 
 def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
-    """Return the completion with these calls, and `tool_calls` in place of the finish reason `stop`.
+    """Return the completion with these calls. A finish reason `stop` becomes `tool_calls`.
 
     Some servers give the reason `stop` for a call that the job demanded.
     """
@@ -184,7 +184,7 @@ def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
 
 
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:
-    """Return a token's log-probability in the form of results; `top` has the likeliest tokens at its place."""
+    """Return a token's log-probability in the form of results; `top` lists the likeliest tokens at that place."""
     others = [Logprob(token=text, logprob=_rounded(each)) for text, each in top] if top else None
     return TokenLogprob(token=token, logprob=_rounded(value), top_logprobs=others)
 
@@ -207,14 +207,14 @@ NO_IMAGES = "the model takes text alone; name a model that takes images"
 
 
 def require_question(request: GenerationRequest) -> None:
-    """Raise RequestRejected for a request without a question: this engine only generates text."""
+    """Raise RequestRejected for a request without a question, because this engine only generates text."""
     if request.pooling is not None:
         kind = request.pooling.kind
         raise RequestRejected(kind.field, f"this engine gives no {kind.answer}; name a model that gives them")
 
 
 def require_texts(request: GenerationRequest, reason: str) -> None:
-    """Raise RequestRejected if the request has images, with this reason and the first image as the field."""
+    """Raise RequestRejected if the request has images. The error has this reason, and the first image as its field."""
     for place, _ in images_in(request.messages or ()):
         raise RequestRejected(place, reason)
 
@@ -222,7 +222,7 @@ def require_texts(request: GenerationRequest, reason: str) -> None:
 def inline(image: ImageUrl) -> tuple[str, str]:
     """Return an image's media type and its bytes in base64.
 
-    Raises RequestRejected for a URL: an engine fetches no images. The worker fetches them, through the egress guard.
+    Raises RequestRejected for a URL, because not the engine but the worker fetches images, through the egress guard.
     """
     if not is_data_url(image.url):
         raise RequestRejected("messages", "an image was not fetched before the request; report this defect")
@@ -230,7 +230,7 @@ def inline(image: ImageUrl) -> tuple[str, str]:
 
 
 class PromptTooLong(EngineError):  # noqa: N818
-    """The prompt does not fit into the window beside the answer.
+    """The prompt and the answer together exceed the model's window.
 
     `fits` estimates the fraction of the prompt that would fit.
     """
@@ -245,7 +245,7 @@ class EngineUnavailable(EngineError):  # noqa: N818
 
 
 class EngineAway(EngineUnavailable):
-    """The engine is being loaded, and takes no change until it is back."""
+    """The engine is being loaded, and cannot change its model until the load has ended."""
 
 
 class EngineFailed(EngineUnavailable):
@@ -290,7 +290,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the engine's model that a job may use, first the name in results; empty without a model."""
+        """The names by which a job may ask for the engine's model; empty without a model. Results show the first."""
         ...
 
     @property
@@ -314,7 +314,10 @@ class Engine(Protocol):
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Stop a request: `generate` returns the text so far, with `finish_reason` abort. Unknown ids are ignored."""
+        """Stop a request. Its `generate` call then returns the text so far, with `finish_reason` abort.
+
+        Unknown ids are ignored.
+        """
         ...
 
     def load(self) -> EngineLoad:

@@ -87,14 +87,17 @@ class EchoEngine:
         """Requests that wait for a place, each with its latency in seconds; some of these requests may have ended."""
 
     def takes_images(self, model_id: str | None) -> bool:
-        """True: the answer names each image's media type and bytes."""
+        """Return True, because the answer names each image's media type and size in bytes."""
         return True
 
     async def start(self) -> None:
-        """Do nothing: this engine loads no model."""
+        """Do nothing, because this engine loads no model."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer at once, or after the latency or `[[sleep]]`. Raises EngineError; EngineDied at `[[crash-engine]]`."""
+        """Answer one request, at once or after the latency or `[[sleep]]`.
+
+        Raises EngineError; EngineDied at `[[crash-engine]]`.
+        """
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
         if request.reasoning is not None and request.reasoning.is_wanted:
@@ -179,7 +182,7 @@ def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine
 
 
 def _images(request: GenerationRequest) -> Iterator[str]:
-    """Yield words for each image. Raises RequestRejected for an image that was not fetched."""
+    """Yield each image's media type and size as words. Raises RequestRejected for an image that was not fetched."""
     for message in request.messages or ():
         for image in message.images:
             media_type, text = inline(image)
@@ -223,7 +226,7 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
 
 
 def _call(text: str, request: GenerationRequest) -> ToolCall:
-    """Return the call that the job demands: of the named tool or the first tool, with the text as the argument."""
+    """Return the call that the job demands: to the named tool, or else to the first tool. The argument is the text."""
     choice = request.tool_choice
     name = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
     arguments = json.dumps({"text": text}, ensure_ascii=False)
@@ -247,7 +250,7 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
             raise RequestRejected("response_format", "this engine cannot follow a JSON Schema")
         text = json.dumps({"text": text}, ensure_ascii=False)
     logprobs = None
-    if request.top_logprobs is not None:  # each word is certain, and has no alternatives
+    if request.top_logprobs is not None:  # each word has the probability 1, so there are no alternatives
         words_said = _TOKEN.findall(text)
         logprobs = tuple(token_logprob(word, 0.0, [(word, 0.0)][: request.top_logprobs]) for word in words_said)
     if request.tools and request.tool_choice not in (None, "auto", "none"):

@@ -1,6 +1,6 @@
 """Finish reasons of servers and of vLLM, mapped to `FinishReason`.
 
-Without calls, a text is an answer only after `stop` or `length`.
+The text of a completion without calls is an answer only if the finish reason is `stop` or `length`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The KV cache may hold fewer requests than `max_num_seqs`, and the token budget of one step may start fewer. The number
 depends on the requests, so it is learnt from the scheduler's own counts. While requests wait in a rank, its places are
-the most requests that ran in one of its last steps. If more requests run while none waits, the places rise to that
-number. The pace keeps a few jobs waiting, so that more requests run if there is room for them.
+the largest number of requests that ran in one of its last steps. If more requests run while none waits, the places rise
+to that number. The worker's pace keeps a few jobs waiting, so that more requests run if there is room for them.
 
 vLLM counts after a step, without the requests that the step ended: if a whole batch ends at once, the count has none of
 its requests. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Final
 
 STEPS: Final = 32
-"""The number of steps that are remembered: the last ones of the steps that left requests waiting.
+"""The number of steps to remember. Only steps that left requests waiting are remembered.
 
-A rank's places are the most requests that ran in one of these steps.
+A rank's places are the largest number of requests that ran in one of these steps.
 """
 MARGIN: Final = 8
 """Cap on the reserve: the least number of jobs that the worker keeps waiting in the engine.

@@ -27,9 +27,9 @@ def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Part
     """Separate the reasoning from the answer in a whole output.
 
     `is_open` is true if the prompt ended with the opening mark. Reasoning without its closing mark lasts to the end. A
-    closing mark without an opening mark ends reasoning that began with the output: some prompts open the reasoning, and
-    models nest marks. An opening mark without a closing mark counts only at the start of the output, since an answer
-    may mention the mark.
+    closing mark without an opening mark ends reasoning that began with the output, because some prompts open the
+    reasoning, and models nest marks. An opening mark without a closing mark begins reasoning only at the start of the
+    output, because an answer may mention the mark.
     """
     found = re.compile(f"({re.escape(marks.opening)})|{re.escape(marks.closing)}")
     reasoning: list[str] = []

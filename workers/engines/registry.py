@@ -36,9 +36,10 @@ class EngineModule(Protocol):
 def create(
     name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None
 ) -> FamilyEngine:
-    """Make an engine without starting it. `model` overrides the model in the settings, whose name tells the family.
+    """Make an engine without starting it. `model` overrides the model in the settings.
 
-    Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
+    The family is found by the model's name. Raises KeyError for a name that is not registered, and ValueError if the
+    engine needs a model and has none.
     """
     section = settings.section(name)
     chosen = model or section.model

@@ -66,7 +66,7 @@ def families() -> Mapping[str, Family]:
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
     """Return the family of a model by its name, else by its architectures; None if neither matches exactly one family.
 
-    If architectures are given, a name counts only if the family has one of these architectures.
+    If architectures are given, a family that fits the name is returned only if it has one of these architectures.
     """
     given = frozenset(architectures)
     name = _folded(model)

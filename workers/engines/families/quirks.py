@@ -1,4 +1,7 @@
-"""Works around a family's quirks: changes requests that its models would refuse, and answers that they spoil."""
+"""Works around the quirks of a model family.
+
+Changes requests that its models would refuse, and mends answers that its models spoil.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class FamilyEngine:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the engine's model that a job may use."""
+        """The names by which a job may ask for the engine's model."""
         return self.inner.models
 
     @property
@@ -68,7 +71,10 @@ class FamilyEngine:
 
 
 def with_quirks(request: GenerationRequest, family: Family | None) -> GenerationRequest:
-    """Return the request. If the family takes no system messages, the first user message begins with their texts."""
+    """Return the request in the form that the family takes.
+
+    If the family takes no system messages, their texts move to the start of the first user message.
+    """
     if family is None or family.system or request.messages is None:
         return request
     of_system = [message.text for message in request.messages if message.role in ("system", "developer")]

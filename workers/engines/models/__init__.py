@@ -1,9 +1,9 @@
 """The model registry: one file that says which models a fleet has, and which engine answers for each model.
 
-`registry_file` reads the file, `entries` has its shapes, `mistakes` and `toml_lines` name each mistake with its line,
-and `secret_references` finds keys. The file is TOML:
+`registry_file` reads the file, `entries` defines its tables, `mistakes` and `toml_lines` name each mistake with its
+line, and `secret_references` finds keys. The file is TOML:
 
-    default = "small"                     # the model of jobs without `model_id`; absent: the first one
+    default = "small"                     # the model of jobs without `model_id`; if absent, the first model
 
     [engines.hosted]
     kind = "openai"                       # an engine as for `postback worker --engine`
@@ -14,7 +14,7 @@ and `secret_references` finds keys. The file is TOML:
     [models.small]
     aliases = ["gpt-4o-mini"]
     engine = "hosted"
-    model = "acme/small-8b"               # the engine's name for the model; absent: `small`
+    model = "acme/small-8b"               # the engine's name for the model; if absent, `small`
     cost = { prompt = 0.15, completion = 0.6, currency = "USD" }   # prices of a million tokens
     limits = { requests_per_second = 20, tokens_per_minute = 200000 }
     escalate = { to = "large", on = ["not_json", "low_confidence"], below = 0.4 }

@@ -26,7 +26,7 @@ def mistakes_between(
 ) -> Iterator[Found]:
     """Yield each mistake between the values of `[engines]` and those of `[models]`.
 
-    `profiles` are the known profiles, if they are to be checked.
+    `profiles` are the known profiles; with None, the tables' profiles are not checked.
     """
     tables = {name: table for name, table in models.items() if isinstance(table, dict)}
     for name, table in tables.items():
@@ -71,7 +71,7 @@ def _escalation(name: str, table: Mapping[str, Any], models: Mapping[str, Any]) 
 
 
 def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
-    """Find names that two models claim."""
+    """Yield a mistake for each name that several models claim."""
     claims: defaultdict[str, list[str]] = defaultdict(list)
     for name, table in tables.items():
         aliases = table.get("aliases")
@@ -85,7 +85,10 @@ def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
 
 
 def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping[str, Any]) -> Iterator[Found]:
-    """Find vLLM models after the first of a lane: all would run in one worker's process, and share its GPU."""
+    """Yield a mistake for each vLLM model after the first of its lane.
+
+    All of them would run in one worker's process, and share its GPU.
+    """
     first: dict[str | None, str] = {}
     for name, table in tables.items():
         lane = table.get("lane")

@@ -32,21 +32,21 @@ class AddressCircuit:
         return self._trying is None and self._clock.monotonic() >= self._open_until
 
     def begin(self) -> int:
-        """Count a request and return its number. On an open circuit, this request is the trial."""
+        """Count a request and return its number. If the circuit is open, this request is the trial."""
         self._begun += 1
         if self.is_open:
             self._trying = self._begun
         return self._begun
 
     def answered(self, number: int) -> None:
-        """Close the circuit: the address answered this request, or refused only this request."""
+        """Close the circuit, because the address answered this request or refused only this request."""
         self._newest_answered = max(self._newest_answered, number)
         self._answered_since_failure = True
         self._failures = 0
         self._open_until = None
 
     def failed(self, number: int, *, took_too_long: bool = False) -> bool:
-        """Count a failure. Return True if the request may be to blame, since the address answers other requests.
+        """Count a failure. Return True if the request may be to blame, because the address answers other requests.
 
         A timeout may be the request's fault only if the address answered a request that began later: a merely slow
         address answers earlier requests first.

@@ -89,14 +89,14 @@ class ModelEntry(RegistryPart):
 
     engine: Name
     model: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
-    """The engine's name for the model, or a folder; absent: the table's name."""
+    """The engine's name for the model, or a folder; if absent, the table's name."""
     aliases: list[Identifier] = Field(default_factory=list, max_length=64)
     lane: str | None = None
     """The engine lane whose workers serve the model; absent for the shared lane."""
     revision: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     family: str | None = None
     images: bool | None = None
-    """True if the model reads images, false if it does not; absent: its family decides by the model's name."""
+    """True if the model reads images, false if not; if absent, the model's family decides by the model's name."""
     context_tokens: int | None = Field(default=None, ge=16, le=10_000_000)
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     """Default of jobs without `max_tokens`."""

@@ -7,7 +7,7 @@ from workers.engines.models.entries import RateLimits
 
 _REQUEST_BURST_SECONDS = 1.0
 _TOKEN_BURST_SECONDS = 6.0
-"""The burst after a pause: requests may use up the limit of this many seconds at once."""
+"""After a pause, a burst of requests may use up the limit of this many seconds at once."""
 
 
 class RateLimit:
@@ -46,6 +46,6 @@ class RateGate:
         return max(by_requests, by_tokens)
 
     def settle(self, reserved: int, used: int) -> None:
-        """Correct a turn by the tokens that the request really used, 0 for a request that was never sent."""
+        """Correct a turn from the `reserved` tokens to those that the request used, 0 if the request was never sent."""
         if self._tokens is not None:
             self._tokens.settle(used - reserved)

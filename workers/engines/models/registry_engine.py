@@ -66,9 +66,10 @@ class RegistryEngine:
         return self._model(model_id).takes_images
 
     async def change(self, registry: ModelRegistry) -> None:
-        """Use all of a changed file or nothing: aliases, defaults, prices, limits, escalations, weights and adapters.
+        """Apply a changed file as a whole or not at all.
 
-        New weights wait until the engine's running requests have ended. Raises NeedsRestart and NotYet.
+        Aliases, defaults, prices, limits, escalations, weights and adapters may change. New weights wait until the
+        engine's running requests have ended. Raises NeedsRestart and NotYet.
         """
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
@@ -115,7 +116,7 @@ class RegistryEngine:
     def load(self) -> EngineLoad:
         """Return the running requests of all models together, and the shortest queue among the busy models.
 
-        With the shortest queue, the worker goes on taking jobs for a fast model while another model has a queue.
+        By the shortest queue, the worker still takes jobs for a fast model while requests wait for another model.
         """
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]
@@ -160,7 +161,7 @@ def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:
 
 
 async def _started(served: ServedModel) -> Exception | None:
-    """Start a model and return its error: a TaskGroup would wrap a raised error, and hide the error's text."""
+    """Start a model, and return its error or None. A TaskGroup would wrap a raised error, and hide the error's text."""
     try:
         await served.start()
     except Exception as error:

@@ -94,7 +94,8 @@ def read_registry(
     """Read and check the file. Raises RegistryRefused with all mistakes.
 
     `settings` has the engines' settings of the environment; a setting in the file replaces the environment's.
-    `profiles` are the known profiles, if they are to be checked. Without `with_secrets`, keys are not looked up.
+    `profiles` are the known profiles; with None, the tables' profiles are not checked. Without `with_secrets`, keys are
+    not looked up.
     """
     text, document = _document(path)
     reader = _Reader(settings, profiles, environment if with_secrets else None)
@@ -124,7 +125,7 @@ def _document(path: Path) -> tuple[str, dict[str, Any]]:
         reason = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
         reason = f"is not TOML: {error}"
-    except (RecursionError, ValueError):  # a ValueError: an integer with thousands of digits
+    except (RecursionError, ValueError):  # ValueError is raised for an integer with thousands of digits
         reason = "is not TOML that can be read: a value is nested too deeply or too long; write it shorter"
     raise RegistryRefused(path, [Mistake(None, "", reason)])
 

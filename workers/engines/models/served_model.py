@@ -30,7 +30,7 @@ from workers.engines.models.pacing import RateGate
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
-"""A rough estimate: rate limits count a request by it until the answer tells the real number of tokens."""
+"""A rough estimate. The rate limits use it for a request until the answer reports the real number of tokens."""
 _START_AGAIN_SECONDS = 5.0
 
 log = get_logger()
@@ -71,7 +71,7 @@ class ServedModel:
         self._gate = RateGate(model.entry.limits, clock)
 
     def change(self, model: RegistryModel) -> None:
-        """Use the limits, prices and circuit of a changed file. The engine's own settings must be the same."""
+        """Use the limits, prices and circuit of a changed file. The engine's own settings must be unchanged."""
         if model.entry.limits != self.model.entry.limits:
             self._gate = RateGate(model.entry.limits, self._clock)
         for address in self._addresses:
@@ -109,7 +109,10 @@ class ServedModel:
         return self._addresses[0].engine.takes_images(None)
 
     async def start(self) -> None:
-        """Return when one address can answer; other addresses join later. Raises EngineError if none can answer."""
+        """Start all addresses' engines, and return when one address can answer. Other addresses join later.
+
+        Raises EngineError if no address can answer.
+        """
         tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
         self._starting = {*tasks}
         try:
@@ -126,7 +129,7 @@ class ServedModel:
             task.add_done_callback(_report)
 
     async def _bring_up(self, address: _Address) -> None:
-        """Start an address's engine. Once another address answers, try again without a time limit."""
+        """Start an address's engine. If another address already answers, try again without a time limit."""
         while True:
             try:
                 await address.engine.start()
@@ -140,7 +143,7 @@ class ServedModel:
                 return
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer one request, after its turn by the rate limits. Raises EngineError."""
+        """Wait for the request's turn by the rate limits, and then answer the request. Raises EngineError."""
         tokens = _estimate(request)
         if not await self._turn(request, tokens):
             self._gate.settle(tokens, 0)

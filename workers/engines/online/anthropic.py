@@ -143,7 +143,10 @@ class MessagesApi:
         return with_calls(completion, [_call(block) for block in called]) if request.tools else completion
 
     def window(self, body: bytes) -> int | None:
-        """Return the most tokens of a prompt, if the description has them. Raises ValidationError."""
+        """Return the largest number of tokens of a prompt; None if the description has no number.
+
+        Raises ValidationError.
+        """
         return AnthropicModel.model_validate_json(body).max_input_tokens
 
 

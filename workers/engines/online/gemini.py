@@ -69,7 +69,10 @@ class _Content(BoundedModel):
 
 
 class _LogprobCandidate(TypedDict, total=False):
-    """A dictionary, since the two million candidates of a large answer would take gigabytes as pydantic models."""
+    """A token as a dictionary.
+
+    The two million candidates of a large answer would take gigabytes if they were pydantic models.
+    """
 
     token: str
     value: Annotated[float, Field(alias="logProbability")]
@@ -196,7 +199,10 @@ class GenerateContentApi:
         )
 
     def window(self, body: bytes) -> int | None:
-        """Return the tokens of prompt and answer together, if the description has them. Raises ValidationError."""
+        """Return the largest number of tokens of prompt and answer together; None if the description has no number.
+
+        Raises ValidationError.
+        """
         model = GeminiModel.model_validate_json(body)
         return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
 

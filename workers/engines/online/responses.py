@@ -53,7 +53,7 @@ class ResponsesApi:
 
     generation_path = "responses"
     model_path = "models"
-    """The list of models, since servers other than OpenAI's describe no single model.
+    """The path of the list of models, because servers other than OpenAI's describe no single model.
 
     A vLLM server lists the window too.
     """
@@ -106,7 +106,10 @@ class ResponsesApi:
         return completion_of(body, request)
 
     def window(self, body: bytes) -> int | None:
-        """Return the window from the list of models; OpenAI's list has none. Raises ValidationError and LookupError."""
+        """Return the model's window from the list of models; None for OpenAI's list, which has no windows.
+
+        Raises ValidationError and LookupError.
+        """
         models = ServerModels.model_validate_json(body)
         if self._model not in models.names:
             raise LookupError(models.lacks(self._model))
@@ -161,8 +164,8 @@ def _format(form: ResponseFormat) -> dict[str, Any]:
 def _tools(request: GenerationRequest) -> dict[str, Any]:
     """Return the parameters for tools.
 
-    `strict` is always sent: by default this API is strict, and chat completions are not. An object without
-    `properties` is refused by the service.
+    `strict` is always sent, because this API is strict by default, unlike chat completions. The service refuses an
+    object without `properties`.
     """
     tools = []
     for tool in request.tools:

@@ -1,6 +1,6 @@
-"""A response of OpenAI's Responses API as a completion.
+"""Turns a response of OpenAI's Responses API into a completion.
 
-Items and parts of types that this module does not know are left out, since newer versions of the API add types.
+Items and parts whose type this module does not know are left out, because newer versions of the API add types.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KNOWN: Final = frozenset(
     ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")
 )
 _OF_THE_ACCOUNT: Final = frozenset(("insufficient_quota", "rate_limit_exceeded"))
-"""Codes of failures that no job causes: they do not count as failed tries of the job."""
+"""Codes of failures that no job causes. Such a failure is not counted as a failed try of the job."""
 
 
 def _unknown(kind: str) -> str:
@@ -54,7 +54,10 @@ def _unknown(kind: str) -> str:
 
 
 class _Alternative(TypedDict, total=False):
-    """A dictionary, since the alternatives of a large answer would take gigabytes as pydantic models."""
+    """A token as a dictionary.
+
+    The alternatives of a large answer would take gigabytes if they were pydantic models.
+    """
 
     token: str
     logprob: float
@@ -197,7 +200,7 @@ def completion_of(body: bytes, request: GenerationRequest) -> Completion:
 
 
 def _failed(error: _Error, usage: _Usage, request: GenerationRequest) -> Completion:
-    """Return an empty completion if the service's policy held the answer back; else raise the failure's EngineError."""
+    """Return an empty completion if the service's policy withheld the answer; else raise the failure's EngineError."""
     code = error.code or ""
     if "policy" in code:
         return Completion("", "content_filter", usage.input_tokens, usage.output_tokens)

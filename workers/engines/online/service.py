@@ -55,7 +55,10 @@ _OF_LENGTH: Final = (
     "exceeds the context window",
 )
 _LESS: Final = 0.6
-"""The fraction of a too long prompt to try next. The services state the fitting length in too many forms to parse."""
+"""If a prompt is too long, the fraction of it to try next.
+
+The services state the fitting length in too many forms to parse.
+"""
 
 _FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)[:1]
 """The first request is a question only: these services do not embed, score, rank or classify texts."""
@@ -123,7 +126,7 @@ class OnlineService:
         return origin_of(self._base)
 
     def open(self) -> None:
-        """Make the session, without a request."""
+        """Make the HTTP session; send no request."""
         key = self._settings.api_key
         headers = self._api.headers(key.get_secret_value() if key is not None else "")
         self._session = new_session(headers, self._settings.max_concurrency)
@@ -155,7 +158,10 @@ class OnlineService:
         return await once_answered(self._window)
 
     async def _window(self) -> int | None:
-        """Ask the service once. Raises EngineRefused, or EngineUnavailable or a ClientError if the service is away."""
+        """Ask the service once, and return the model's window. Raises EngineRefused.
+
+        Raises EngineUnavailable or a ClientError if the service is away.
+        """
         path = self._api.model_path
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:

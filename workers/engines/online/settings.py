@@ -25,7 +25,7 @@ class OnlineSettings(EngineSection):
     images: bool | None = None
     """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
-    """The most requests at the service at once; further requests wait in the worker.
+    """Cap on the requests at the service at once; further requests wait in the worker.
 
     The worker begins with 16, and sends fewer after a 408, 429, 503, 529 or timeout.
     """

@@ -77,7 +77,7 @@ _FIELDS["max_completion_tokens"] = "max_tokens"
 _FIELDS["dimensions"] = "dimensions"
 _FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
-"""The fraction of a too long prompt to try next, since servers do not report how many tokens fit."""
+"""If a prompt is too long, the fraction of it to try next, because servers do not report how many tokens fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,9 @@ def outcome(
     is_usual: bool = True,
     marks: ReasoningMarks | None = None,
 ) -> Completion | TryAgain:
-    """Return the outcome of a request, from the response to its POST to `path`. `now`: Unix seconds.
+    """Return the outcome of a request, from the response to its POST to `path`. `now` is in Unix seconds.
 
-    Raises EngineError. `is_usual` is false if the job, not the settings, chose the path.
+    Raises EngineError. `is_usual` is False if the job, not the settings, chose the path.
     """
     if status == 504:
         raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
@@ -121,7 +121,7 @@ def outcome(
         if request.is_raw:
             raise RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
         raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
-    if status == 404 or problem.param == "model":  # path and model are of the settings: no job is at fault
+    if status == 404 or problem.param == "model":  # path and model come from the settings, so no job is at fault
         raise EngineUnavailable(
             f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL must end where its "
             "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL must name one of its models"
@@ -143,7 +143,10 @@ def outcome(
 
 
 class _Alternative(TypedDict, total=False):
-    """A dictionary, since the two million alternatives of a large answer would take gigabytes as pydantic models."""
+    """A token as a dictionary.
+
+    The two million alternatives of a large answer would take gigabytes if they were pydantic models.
+    """
 
     token: str
     logprob: float | None
@@ -212,7 +215,7 @@ class _Call(BoundedModel):
     function: _CalledFunction
 
     def named(self, number: int) -> ToolCall:
-        """Return the call, see `numbered_call`."""
+        """Return the call; see `numbered_call`."""
         said = self.function.arguments
         arguments = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
         return numbered_call(self.id, self.function.name, arguments, number)
@@ -344,7 +347,7 @@ def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) ->
 
 
 def _question(request: GenerationRequest) -> str:
-    """Return the job's field with its question or texts."""
+    """Return the name of the job's field that has the question or the texts."""
     if request.pooling is not None:
         return request.pooling.kind.field
     return "messages" if request.messages is not None else "prompt"

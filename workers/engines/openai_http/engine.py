@@ -47,7 +47,7 @@ class HttpServer(Protocol):
         ...
 
     def open(self) -> None:
-        """Make the session, without a request."""
+        """Make the HTTP session; send no request."""
         ...
 
     async def close(self) -> None:

@@ -26,8 +26,8 @@ QUEUE_LOOKS: Final = 3
 """Looks in a row that must find requests waiting before the limit may fall.
 
 After a burst, the first steps leave requests waiting even if the server has a place for each request. If the limit
-followed one look at such a step, a fast server would be idle for half a minute. Of these looks, the one with the most
-running requests counts, since vLLM's counts lack the requests that the last step ended.
+followed one look at such a step, a fast server would be idle for half a minute. The limit follows the look that found
+the largest number of running requests, because vLLM's counts lack the requests that the last step ended.
 """
 
 
@@ -62,7 +62,7 @@ class AnswerLimit:
         return self._begun
 
     def answered(self, in_flight: int) -> None:
-        """Note an answer. The limit rises only if the requests in flight, with the answered one, use all slots."""
+        """Note an answer. The limit rises only if the requests in flight, including the answered one, use all slots."""
         self._has_answered = True
         if in_flight >= self.number:
             step = 1.0 if self._limit < self._goal else 1 / self._limit
@@ -71,9 +71,9 @@ class AnswerLimit:
     def refused(self, number: int, in_flight: int) -> None:
         """Note a refusal of request `number` while this many requests are in flight.
 
-        A refusal halves the limit unless it concerns the former limit: the request was sent before the last halving,
-        or more requests than the limit are still in flight. A server that was away refuses all requests; `_goal` then
-        stays, so that the limit is soon back.
+        A refusal halves the limit. It does not if the request was sent before the last halving, or if more requests
+        than the limit are still in flight: such a refusal concerns the former limit. A server that was away refuses all
+        requests; `_goal` then stays, so that the limit is soon back.
         """
         if number > self._halved_at and in_flight <= self.number:
             self._limit = max(1.0, self._limit / 2)

@@ -65,7 +65,7 @@ class OpenAIServer:
         return origin_of(self._base)
 
     def open(self) -> None:
-        """Make the session, without a request."""
+        """Make the HTTP session; send no request."""
         key = self._settings.api_key
         headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
         # One more connection to read the server's counts, so that the reading does not wait behind requests.
@@ -126,13 +126,16 @@ class OpenAIServer:
     async def window(self) -> int | None:
         """Wait until the server answers for the worker's model.
 
-        Return the tokens of the model's window, None if not listed. Raises EngineRefused if the server refuses the
-        worker's key, or fails a first request with the model's name.
+        Return the tokens of the model's window; None if the server lists no window. Raises EngineRefused if the server
+        refuses the worker's key, or fails a first request with the model's name.
         """
         return await once_answered(self._window)
 
     async def _window(self) -> int | None:
-        """Ask the server once. Raises EngineRefused, or EngineUnavailable or a ClientError while the server starts."""
+        """Ask the server once, and return the model's window. Raises EngineRefused.
+
+        Raises EngineUnavailable or a ClientError while the server starts.
+        """
         async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
             if response.status == 401:
                 raise self._refused(response.status)
@@ -182,9 +185,9 @@ class OpenAIServer:
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
     """Return a session without a timeout, since each request has its own.
 
-    A connection ends at an answer without a request, and at a certain age: see `workers.egress.answers`. The
-    environment's proxies are ignored. Cookies are ignored too: a server could send new ones for ever, and each would be
-    kept.
+    A connection is closed at a certain age, and if an answer comes without a request: see `workers.egress.answers`. The
+    environment's proxies are ignored. Cookies are ignored too, because a server could send new ones for ever, and each
+    would be kept.
     """
     return aiohttp.ClientSession(
         headers=headers,

@@ -29,7 +29,7 @@ class OpenAISettings(EngineSection):
     images: bool | None = None
     """True if the model reads images, false if it does not; where absent, the model's family decides by its name."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
-    """The most requests at the server at once; further requests wait in the worker. The default is vLLM's
+    """Cap on the requests at the server at once; further requests wait in the worker. The default is vLLM's
     `max_num_seqs` on most devices.
 
     The worker sends fewer if the server's `/metrics` counts waiting requests, as vLLM's does. At any other server the

@@ -1,4 +1,4 @@
-"""The slots of one server: a request holds a slot while the server has it, and waits for a slot in the worker."""
+"""The slots of one server: a request waits for a slot in the worker, and keeps the slot until its answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Slots:
         self._shown = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.taken = 0
-        """The number of requests that have a slot. For a while after the limit has fallen, the number exceeds it."""
+        """The number of requests that have a slot.
+
+        After the limit has fallen, this number exceeds the limit for a while.
+        """
         self.busy = asyncio.Event()
         """Set while a request has a slot."""
 

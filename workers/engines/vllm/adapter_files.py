@@ -23,7 +23,7 @@ MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _MAX_CONFIG_BYTES: Final = 1024 * 1024
 _TENSOR: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _PLAIN: Final = ("F32", "F16", "BF16")
-"""Types of weights that are stored in the shape in which they are used; quantized weights are not."""
+"""Types of weights whose stored shape is the shape in use; quantized weights are stored in other shapes."""
 
 
 class AdapterRefused(Exception):  # noqa: N818 - named after the event

@@ -34,7 +34,7 @@ MOST_IN_A_BATCH: Final = 8
 Requests for further adapters wait for the next batch.
 """
 MOST_IN_MEMORY: Final = 128
-"""The least room for adapters in the engine: 64 of the registry's file, and 64 removed ones that still run jobs.
+"""The least room for adapters in the engine: 64 of the registry's file, and 64 removed ones whose jobs still run.
 
 Unused room takes no memory. Beyond the room, vLLM would evict an adapter, and read its folder again later.
 """
@@ -179,12 +179,12 @@ class Adapters:
         )
 
     async def all_left(self) -> None:
-        """Wait until no removed adapter runs a job."""
+        """Wait until all jobs with removed adapters have ended."""
         if self._leaving:
             await asyncio.wait({*self._leaving})
 
     def close(self) -> None:
-        """Stop waiting to unload removed adapters: the engine ends, and its adapters with it."""
+        """Stop waiting to unload removed adapters, because the engine ends, and its adapters with it."""
         for task in self._leaving:
             task.cancel()
 
@@ -228,16 +228,16 @@ async def _loaded(llm: Any, version: _Version) -> None:
     """Load an adapter. Raises AdapterRefused, and EngineRefused if the engine died."""
     try:
         await llm.add_lora(version.request())
-    except Exception as error:  # of any type: vLLM's process sends only the error's text
+    except Exception as error:  # of any type, because vLLM's process sends only the error's text
         if llm.errored:
             raise EngineRefused(f"the engine died while it loaded the adapter {version.name}") from error
         with suppress(Exception):
-            await llm.remove_lora(version.number)  # an adapter whose load failed late still takes a place
+            await llm.remove_lora(version.number)  # an adapter that failed late in its load would keep a place
         raise AdapterRefused(version.reason(error)) from error
 
 
 async def _unloaded(llm: Any, version: _Version) -> None:
-    """Remove an adapter once no job uses it: if removed sooner, vLLM would read its folder again for a running job."""
+    """Remove an adapter after its last job. If removed sooner, vLLM would read its folder again for a running job."""
     while version.jobs:
         version.idle.clear()
         await version.idle.wait()

@@ -13,7 +13,10 @@ DEATH_LOOK_SECONDS: Final = 0.5
 
 
 async def while_alive(llm: Any, call: Coroutine[Any, Any, None]) -> None:
-    """Await a call of the engine. Raises EngineUnavailable if its process ends: vLLM 0.32 then never answers."""
+    """Await a call of the engine.
+
+    Raises EngineUnavailable if vLLM's process ends, because a call of vLLM 0.32 would then never end.
+    """
     task = asyncio.ensure_future(call)
     try:
         while not task.done():

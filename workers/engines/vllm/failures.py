@@ -11,7 +11,10 @@ from workers.engines.vllm.sampling import refusal
 
 @contextmanager
 def as_engine_errors(request: GenerationRequest, died: Callable[[], None]) -> Iterator[None]:
-    """Raise EngineError for vLLM's errors about this request. `died` is called first if the engine's process died."""
+    """Turn vLLM's errors of the block into EngineErrors about this request.
+
+    `died` is called first if the engine's process died.
+    """
     from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMServerError
     from vllm.v1.engine.exceptions import EngineDeadError
 

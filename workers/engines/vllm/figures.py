@@ -13,11 +13,11 @@ from workers.engines.places import Places
 
 
 def counted_llm(config: Any, usage: Any, arguments: Any, places: Places, metrics: Metrics | None) -> Any:
-    """Make the AsyncLLM of a configuration, whose scheduler's counts go to `places`. Blocks during the load.
+    """Return a new AsyncLLM of this configuration; its scheduler's counts go to `places`. Blocks during the load.
 
     With a stat logger, vLLM also measures each request in each step. These measurements cost CPU time, and only the
-    metrics need them. The AsyncLLM first reads its `log_stats` at the first request, so the measurements can be turned
-    off before.
+    metrics need them. The AsyncLLM does not read its `log_stats` before the first request, so the measurements can be
+    turned off here.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -44,7 +44,7 @@ def stat_logger(places: Places, metrics: Metrics | None) -> type[Any]:
         """Reads each step's statistics. vLLM calls the methods on the event loop."""
 
         def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            """Begin with an engine's ranks. The base class is not called: it would register metrics."""
+            """Begin with an engine's ranks. The base class is not called, because it would register metrics."""
             ranks = engine_indexes or [0]
             scheduler = vllm_config.scheduler_config
             places.loaded(scheduler.max_num_active_seqs or scheduler.max_num_seqs, ranks)

@@ -38,7 +38,10 @@ POLL_SECONDS = 1.0
 """Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1
 CLEAN_SWEEPS = 5
-"""Sweeps without a marked process after which the search ends: a dying process may still start a new process."""
+"""The search ends after this many sweeps that find no marked process.
+
+One sweep is too few, because a dying process may still start a new process.
+"""
 
 
 class Guardian:

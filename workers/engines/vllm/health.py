@@ -21,7 +21,7 @@ WARM_UP_SECONDS: Final = 600.0
 
 
 async def answers(llm: Any, seconds: float) -> bool:
-    """Call vLLM's engine processes. False if no answer comes within `seconds` of this process's running time.
+    """Call vLLM's engine processes. Return False if no answer comes within `seconds` of this process's running time.
 
     The wait is cut into slices: after a suspension of this process or machine, the answer still has time to arrive.
     """
@@ -38,7 +38,7 @@ async def answers(llm: Any, seconds: float) -> bool:
 
 
 async def warm(llm: Any) -> None:
-    """Generate one token. The first request takes many seconds on some machines, and no job should wait for that."""
+    """Generate one token before the first job, because the first request takes many seconds on some machines."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 

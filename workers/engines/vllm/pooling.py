@@ -52,7 +52,7 @@ class PoolingModel:
         return cls(llm, await llm.get_supported_tasks()) if llm.model_config.runner_type == "pooling" else None
 
     async def warm(self) -> None:
-        """Pool one token. The first request takes many seconds on some machines, and no job should wait for that."""
+        """Pool one token before the first job, because the first request takes many seconds on some machines."""
         from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
 

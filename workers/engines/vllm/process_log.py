@@ -2,7 +2,7 @@
 
 A process that vLLM spawns imports the worker's main module before vLLM, and so calls `begin`. From then on its standard
 output and standard error go into a named pipe, which the worker reads. Python's loggers write ECS JSON there; C++
-libraries, crashes and `print` write plain lines. The worker logs each line, so a process that dies loses none.
+libraries, crashes and `print` write plain lines. The worker logs each line, so no line is lost if a process dies.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def begin() -> None:
 
 @contextmanager
 def shutdown_unlogged() -> Iterator[None]:
-    """Log nothing of vLLM during the block, since it logs its own shutdown as a failure.
+    """Log nothing of vLLM during the block, because vLLM logs its own shutdown as a failure.
 
     The logs of other vLLM engines in this process are off too.
     """

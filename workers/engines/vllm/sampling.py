@@ -66,7 +66,7 @@ def sampling_params(
         stop=stop,
         detokenize=bool(stop) or request.top_logprobs is not None or not decodes_at_end,
         logprobs=_logprobs(request, settings),
-        flat_logprobs=True,  # takes a third less CPU time than a dictionary for each token
+        flat_logprobs=True,  # a flat list takes a third less CPU time than a dictionary for each token
         structured_outputs=_structure(request, tools),
         thinking_token_budget=_budget(request),
         skip_special_tokens=not (marks_are_special or (tools is not None and tools.keeps_special_tokens)),

@@ -18,7 +18,7 @@ from workers.engines.families import ReasoningMarks, family_of
 from workers.engines.reasoning import Parted, parted
 
 _PROMPT_END = 32
-"""The number of tokens at the prompt's end in which the opening mark is searched."""
+"""The number of tokens at the prompt's end among which the opening mark is searched for."""
 
 log = get_logger()
 
