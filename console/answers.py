@@ -33,23 +33,23 @@ class Answers:
     """The results received so far."""
 
     entries: Mapping[str, ReceiptEntry | None] | None
-    """The wanted jobs by id, with their entries in a receipt; None if all jobs are wanted."""
+    """Maps the id of each wanted job to the job's entry in a receipt; None if all jobs are wanted."""
     out: TextIO | None
     write: Callable[[Result, ReceiptEntry | None], str]
     """Formats a result as a line."""
     errors: TextIO | None = None
-    """The file for results that are no success; None if `out` gets them too."""
+    """The file for results of jobs that did not succeed; None if those results also go to `out`."""
     ordered: OrderedLines | None = None
     """Keeps the lines until `settle` writes them in the order of `entries`."""
     most: int | None = None
-    """The most results to write; None for all."""
+    """The largest number of results to write; None to write all."""
     unwritten: int = 0
     """The number of results that were not written because of `most`."""
     outcomes: dict[str, str] = field(default_factory=dict)
     """Outcomes of the named jobs, by job id."""
     failures: Failures = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
-    """The number of jobs by outcome, also if all jobs are wanted; `outcomes` would then not fit into memory."""
+    """The number of jobs with each outcome. It is filled even if all jobs are wanted, when `outcomes` stays empty."""
     _newest: dict[str, Moment] = field(default_factory=dict)
     """The moment of each job's newest result among those that `take` was given, by job id."""
     _lines: dict[str, _Line] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Answers:
             self.outcomes[result.job_id] = outcome
         self.counts[outcome] += 1
         if earlier is not None:
-            self.counts -= Counter({earlier: 1})  # this subtraction removes counts of 0
+            self.counts -= Counter({earlier: 1})  # `-=` also removes an outcome whose count becomes 0
         self.failures.discard(result.job_id)
         if outcome != "succeeded":
             self.failures.add(result.job_id, f"{outcome}: {result.error.message}" if result.error else outcome)
@@ -103,7 +103,7 @@ class Answers:
     def take(self, came: Iterable[Settled], tenant: str) -> int:
         """Add the tenant's results, but skip any that is older than an earlier result of its job.
 
-        Return the number of results that are the first of their job.
+        Return the number of added results that replace no earlier one.
         """
         first = 0
         for owner, result, moment in came:
@@ -116,7 +116,7 @@ class Answers:
         return first
 
     def settle(self) -> None:
-        """Write the lines that `ordered` kept, or else remove the lines of superseded results.
+        """If `ordered` is set, write its lines in order; else remove the lines of superseded results from the files.
 
         Call this once at the end, also after Ctrl-C.
         """
@@ -145,7 +145,7 @@ class Answers:
         self._numbers[out] += 1
 
     def flush(self) -> None:
-        """Make the lines visible to other readers of the files."""
+        """Flush both output files, so that other processes can read the lines written so far."""
         for out in (self.out, self.errors):
             if out is not None:
                 out.flush()
@@ -163,7 +163,7 @@ class Answers:
 
     @property
     def summary(self) -> list[str]:
-        """The counts by outcome, as texts."""
+        """The number of jobs with each outcome, as texts such as `3 succeeded`."""
         counts = [f"{count} {outcome}" for outcome, count in sorted(self.counts.items(), reverse=True)]
         return [*counts, *([f"{self.open} without a result"] if self.open else [])]
 
@@ -178,7 +178,8 @@ def as_line(result: Result, entry: ReceiptEntry | None) -> str:
 def as_openai_line(result: Result, entry: ReceiptEntry | None) -> str:
     """Return the result as a line of an OpenAI Batch's output file.
 
-    The format is that of the endpoint in the job's input line, or of chat completions if the endpoint is unknown.
+    The answer has the format of the endpoint that the job's input line names, or of chat completions if the endpoint is
+    unknown.
     """
     from schemas.openai import CHAT_COMPLETIONS
     from schemas.openai_answers import output_line

@@ -1,4 +1,4 @@
-"""Audit lines of commands that change keys, tenants, jobs or dead letters, appended to POSTBACK_GATEWAY__AUDIT_FILE.
+"""Appends a line to POSTBACK_GATEWAY__AUDIT_FILE for each command that changes keys, tenants, jobs or dead letters.
 
 Without that setting, a command writes no audit line, since its standard output is for data.
 """
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from telemetry.audit import Audit, Type
 
 MOST_OBJECTS = 1_000
-"""The most ids in one audit line."""
+"""The largest number of ids in one audit line."""
 
 
 @contextmanager
 def audited(action: str, kind: Type, tenant: str | None, objects: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Write one audit line about the block, as a failure if the block raises.
+    """Write one audit line when the block ends. The line records a failure if the block raises.
 
     The block may append further ids of objects to the yielded list. The audit file is opened before the block runs, so
     a command whose line cannot be written changes nothing.
@@ -58,7 +58,7 @@ def _opened() -> Audit | None:
 
 
 def _user() -> str:
-    """Return the name of the process's user, as the audit names credentials."""
+    """Return the name of the process's user, as the audit names a credential: `os:` and the name or the number."""
     try:
         return f"os:{pwd.getpwuid(os.getuid()).pw_name}"
     except KeyError:

@@ -1,4 +1,4 @@
-"""`postback backlog`: jobs and callbacks that wait in Kafka, also while no worker or delivery runs."""
+"""`postback backlog`: counts the jobs and callbacks that wait in Kafka, also while no worker or delivery runs."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
 
 
 def _waiting(standing: GroupProgress) -> int:
-    """Return the number of records that are not done: all from the base on, except those marked done in the ledger."""
+    """Return the number of records that are not done: all from the base on, less those marked done in the ledger."""
     done = done_offsets(standing.base, standing.metadata).bit_count()
     return max(0, standing.end - standing.base - done)

@@ -18,13 +18,13 @@ class FailedColumn(ProgressColumn):
 
 
 class OutlookColumn(ProgressColumn):
-    """Shows `ETA 0:01:40`, or after five seconds without progress `waiting for …` with the task's field `awaits`."""
+    """Shows `ETA 0:01:40` or, after five seconds without progress, `waiting for` and the task's field `awaits`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._remaining = TimeRemainingColumn()
         self._moved: dict[TaskID, tuple[float, float]] = {}
-        """Each task's completed amount, and the last change of that amount in seconds since the task's start."""
+        """For each task the completed amount, and when that amount last changed, in seconds since the task's start."""
 
     def render(self, task: Task) -> Text:
         """Return the column's text."""

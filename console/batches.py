@@ -110,7 +110,7 @@ def cancel(
 def _finish(
     client: HttpClient, batch_id: str, timeout: float | None, output: Path | None, errors: Path | None, *, as_json: bool
 ) -> None:
-    """Wait for the batch's end, download its files, and exit with 1 unless every line succeeded."""
+    """Wait until the batch has ended, download its files, and exit with 1 unless every line succeeded."""
     if output is not None and errors is not None and output.resolve() == errors.resolve():
         raise fail("--errors: needs another file than --output", BAD_INPUT)
     batch = _ended(client, batch_id, timeout)

@@ -1,4 +1,4 @@
-"""`postback bench-fleet`: measures a running fleet with jobs of its own, from their submission to their callbacks."""
+"""`postback bench-fleet`: sends its own jobs to a running fleet, and measures the time from submission to callback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def bench_fleet(
 
 
 def _check(plan: BenchPlan, fleet: FleetSettings) -> None:
-    """End the command if the options make no job. Warn of a model or a URL that the fleet would refuse."""
+    """End the command if the options make no valid job. Warn if the fleet would refuse the model or the URL."""
     from pydantic import ValidationError
 
     from schemas.job import Job
@@ -101,7 +101,7 @@ def _check(plan: BenchPlan, fleet: FleetSettings) -> None:
 
 
 def _await(bench: FleetBench, accepted: int, deadline: Deadline, clock: Clock) -> None:
-    """Wait until each accepted job is called back, the time is up, or Ctrl-C comes."""
+    """Wait until each accepted job has its callback, the time is up, or the user presses Ctrl-C."""
     with suppress(KeyboardInterrupt), counting("called back", accepted, awaits="callbacks") as bar:
         while bench.called_back < accepted and not deadline.passed:
             bar(bench.called_back)

@@ -1,4 +1,4 @@
-"""`postback cache`: the pages that workers have kept."""
+"""`postback cache`: invalidates pages that workers have cached."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _is_read(read: Callable[[], URL]) -> bool:
     """True if `read` returns a URL with a host."""
     try:
         return bool(read().host)
-    except (ValueError, TypeError, LookupError):  # yarl: IndexError for https://a[]@/
+    except (ValueError, TypeError, LookupError):  # yarl raises IndexError for https://a[]@/
         return False
 
 

@@ -1,4 +1,4 @@
-"""Warnings of callbacks that workers would refuse, by the egress rules of the command's own environment."""
+"""Warns of callback URLs that workers would refuse if they had the egress rules of the command's own environment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FIXES = {
     "the address is not public": f"use a public address, or list its network in {_LISTS[0]}",
     "the operator denies it": "take it out of POSTBACK_EGRESS__DENY",
 }
-"""The fix of each refusal by the guard, by its reason."""
+"""Maps each reason for which the egress guard refuses a URL to the fix."""
 
 
 def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> None:
-    """Print the lines whose jobs would be rejected by workers with this environment, because of their callback URLs.
+    """Print the lines whose jobs would be rejected, for their callback URLs, by workers with this environment.
 
     `jobs` are pairs of line number and job. The command goes on, since the workers may have other settings.
     """
@@ -54,7 +54,7 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
 
 
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
-    """Return a function that gives the refusal of a URL, with origin, reason and fix; None if the URL is allowed.
+    """Return a function that says why workers would refuse a URL: origin, reason and fix; None for an allowed URL.
 
     In a base install, which lacks the workers' rules, the function refuses only unreadable URLs, and http URLs where
     this environment cannot allow http.

@@ -53,7 +53,7 @@ def rooms() -> dict[type[BaseSettings], str]:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One variable of the environment."""
+    """An environment variable that Postback reads."""
 
     name: str
     """The variable's name; it ends in `__*` where any name may follow."""
@@ -80,7 +80,7 @@ LOG_LEVEL = Variable(
     "INFO",
     "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`",
 )
-"""The only variable that no settings class reads: logs begin before settings are read."""
+"""The only variable that no settings class reads, because logs begin before settings are read."""
 
 
 def sections() -> list[Section]:
@@ -122,7 +122,7 @@ def _one_line(text: str | None) -> str:
 
 
 def _shown(default: Any) -> str:
-    """Return the default as an environment variable's text; empty for None and for empty defaults."""
+    """Return the default as the text of an environment variable, or an empty text if the default is None or empty."""
     match default:
         case None | () | "":
             return ""

@@ -164,7 +164,7 @@ def list_certificates(directory: Directory, as_json: AsJson = False) -> None:
 
 
 def _scopes(text: str | None) -> str:
-    """Return the scopes of a client's certificate. End the command on a scope that the gateway lacks."""
+    """Return the scopes of a client's certificate. End the command if `text` names an unknown scope."""
     from gateway.access import Scope
     from gateway.access.principal import DEFAULT_SCOPES
 
@@ -182,7 +182,7 @@ def _scopes(text: str | None) -> str:
 
 @contextmanager
 def _telling() -> Iterator[None]:
-    """End the command on an error of certificates, with status 2 if an argument is wrong."""
+    """End the command if the block raises CertificatesError; the exit status is 2 if an argument is wrong."""
     from operators.certificates import CertificatesError, InputRefused
 
     try:
@@ -192,7 +192,7 @@ def _telling() -> Iterator[None]:
 
 
 def _warn(directory: Path) -> None:
-    """Warn of an authority, a revocation list and certificates that are expired or expire soon."""
+    """Warn if the authority, the revocation list or a certificate is expired or expires soon."""
     from operators.certificates import contents, warnings_of
 
     with _telling():

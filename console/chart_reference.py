@@ -38,7 +38,7 @@ class ValueUnexplained(Exception):  # noqa: N818 - named after the file's fault
 
 @dataclass(frozen=True, slots=True)
 class ChartValue:
-    """A value or a section of values. `default` is the value as YAML holds it."""
+    """A value or a section of values. `default` is the value that YAML's parser returns."""
 
     path: tuple[str, ...]
     meaning: str
@@ -90,7 +90,7 @@ def chart_values(text: str) -> Iterator[ChartValue]:
 
 
 def _commented(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield each name's path with the comment right above it."""
+    """Yield the path of each name in values.yaml, with the comment right above the name."""
     path: list[str] = []
     comment: list[str] = []
     for line in text.splitlines():

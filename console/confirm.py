@@ -18,13 +18,13 @@ def confirmed(question: str, *, yes: bool) -> None:
 
 
 def told_of_change(counted: int, found: int) -> None:
-    """Print both numbers if the command found another number of records than it had counted before the question."""
+    """Print both numbers if `found`, counted after the question, differs from `counted`."""
     if found != counted:
         say(f"{counted} were counted before the question, and {found} after it: another process has acted meanwhile")
 
 
 def limited(counted: int, limit: int | None) -> int:
-    """Return the number of records to put back, at most `limit`. Print the number of those left out."""
+    """Return how many of `counted` records to put back: at most `limit`. Print how many are left out."""
     if limit is None or counted <= limit:
         return counted
     say(f"--limit: {limit} of them are put back, and {counted - limit} are left as they are")

@@ -122,13 +122,13 @@ def redrive(
         expected = limited(tally.count, limit)
         if expected and not dry_run:
             confirmed(f"Put these {expected} back?", yes=yes)
-            # The producer is made last: a new producer fences a redrive that is under way.
+            # The producer is made only after the answer, because a new producer fences a redrive that is under way.
             with audited("redriveDeadLetter", "change", tenant, sorted(wanted.ids)), _producer() as back:
                 act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
                 acted = _put_back(act, expected)
                 done = acted.count
                 if limit is None:
-                    tally = acted  # with a limit, `acted` has only the letters that were read
+                    tally = acted  # with a limit, `acted` counts only the letters that were read
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
@@ -136,7 +136,7 @@ def redrive(
 
 
 def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
-    """End with status 1 if a named letter is held or missing."""
+    """Exit with status 1 if a letter that the user named is held or missing."""
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):
@@ -206,7 +206,7 @@ def _put_back(act: Callable[[Callable[[int], None]], LetterCounts], expected: in
 
 
 def report_counts(tally: LetterCounts) -> None:
-    """Say how many letters a redrive would put back, by reason, and how many it would not, by obstacle."""
+    """Print how many letters a redrive would put back, by reason, and how many it would not, by obstacle."""
     say(f"{tally.count} dead letters can be put back")
     for (kind, reason), count in tally.open.most_common():
         say(f"  {count} {kind}: {reason}")
@@ -230,14 +230,14 @@ def write_lines(summaries: Iterable[dict[str, Any]]) -> int:
     for one in summaries:
         state = ("redriven",) if one["redriven_at"] else ()
         said = (one["id"], one["at"], one["kind"], one["reason"], one["tenant"], one["job_id"], one["origin"], *state)
-        # A header may hold anything, such as escape sequences.
+        # A header may contain anything, such as escape sequences.
         typer.echo(harmless("  ".join("-" if value is None else str(value) for value in said)))
         count += 1
     return count
 
 
 def _write_array(values: Iterable[dict[str, Any]]) -> int:
-    """Write a JSON array with one element per line, element by element. Return the number of elements."""
+    """Write the elements as a JSON array, one per line, each as soon as it is read. Return the number of elements."""
     count = 0
     for value in values:
         typer.echo(("[\n" if count == 0 else ",\n") + json.dumps(value), nl=False)

@@ -50,9 +50,9 @@ def deliveries(
 
 
 def timeline(steps: list[CallbackStep], *, named: bool = False) -> list[str]:
-    """Return one line per step, with the job if the steps belong to several. Control characters are escaped.
+    """Return one line per step. Control characters are escaped.
 
-    With `named`, each line has its job.
+    Each line names its job if the steps belong to several jobs, or if `named` is set.
     """
     several = named or len({(step.tenant, step.job_id) for step in steps}) > 1
     lines = []
@@ -76,7 +76,7 @@ def _attempt(said: dict[str, Any]) -> str:
 
 
 def _attempt_number(said: dict[str, Any]) -> str:
-    """Return an attempt's number, as in `attempt 2 of 10`; without the maximum if the number is above the maximum."""
+    """Return text such as `attempt 2 of 10`, or only `attempt 12` if the number is above the maximum."""
     number, most = said["attempt"], said["most_attempts"]
     return f"attempt {number} of {most}" if isinstance(number, int) and number <= most else f"attempt {number}"
 
@@ -96,7 +96,7 @@ _DEFERRED_BECAUSE = {
     "origin_left_alone": "the endpoint's origin failed too often, or asked for a pause",
     "resources_exhausted": "delivery could open no more connections",
 }
-"""Sentences for the codes of `deferred-reason`."""
+"""Maps each code in the header `deferred-reason` to the text that is shown."""
 
 
 def _given_up(said: dict[str, Any]) -> str:

@@ -131,5 +131,5 @@ def _write_line(record: EndpointRecord) -> None:
     """Write one line per endpoint, with two spaces between fields."""
     said = endpoint_summary(record)
     fields = (said[name] for name in ("state", "reason", "since", "tenant", "url"))
-    # A URL may hold anything that a producer wrote, such as escape sequences.
+    # A URL may contain anything that a producer wrote, such as escape sequences.
     typer.echo(harmless("  ".join("-" if value is None else str(value) for value in fields)))

@@ -1,4 +1,4 @@
-"""The end of a command that cannot do its work: one line with the fix, and the exit status.
+"""Ends a command that cannot do its work, with one line that names the fix, and with an exit status.
 
 Status 0 is success. Status 1 means that the work could not be done, 2 that options or settings are wrong and nothing
 was done.
@@ -19,7 +19,7 @@ FAILED = 1
 BAD_INPUT = 2
 _NAMED = 10
 _OF_LOGS = "\n\t"
-"""Control characters that `say` keeps, for texts that end with the last lines of a log."""
+"""Control characters that `say` does not escape, because some texts end with the last lines of a log."""
 
 _logs: list[Callable[[str, str | None], None]] = []
 """The writer of a role's log lines, from `say_in_log`; empty in every other command."""
@@ -32,9 +32,9 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 
 
 def say_in_log(write: Callable[[str, str | None], None] | None) -> None:
-    """Let `say` pass each message, with its log action, to `write`: a role on a pipe prints no plain lines.
+    """Make `say` pass messages and their log actions to `write`, since a role on a pipe writes log lines only.
 
-    With None, `say` prints again.
+    If `write` is None, `say` prints messages again.
     """
     _logs[:] = [] if write is None else [write]
 
@@ -42,12 +42,12 @@ def say_in_log(write: Callable[[str, str | None], None] | None) -> None:
 def say(message: str, *, action: str | None = None) -> None:
     """Print a line on standard error; standard output is for data. Control characters are escaped.
 
-    In a role on a pipe, the line is a log line with this action instead.
+    If a role writes to a pipe, the message becomes a log line with `action` instead.
     """
     if _logs:
         _logs[0](message, action)
         return
-    print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - this is the command's voice
+    print(f"postback: {harmless(message, kept=_OF_LOGS)}", file=sys.stderr)  # noqa: T201 - all commands print here
 
 
 def named(names: Sequence[str]) -> str:
@@ -67,7 +67,7 @@ def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """End the command if an import within the block is missing, and name the extra that installs it."""
+    """If a package that the block imports is missing, end the command and name the extra that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -75,6 +75,6 @@ def needing(extra: str) -> Iterator[None]:
 
 
 def quiet_clients() -> None:
-    """Silence the Kafka clients, which log every refused connection: a command reports it once."""
+    """Silence the logs of the Kafka clients: they log every refused connection, which a command reports only once."""
     for name in ("kafka", "confluent_kafka"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -51,7 +51,7 @@ def exporter(
     with server:
         announce(server.port)
         # A reading may wait for a silent broker for a minute. A reading changes nothing, so the process ends without
-        # waiting for it.
+        # waiting for the reading.
         Thread(target=role.run, args=(stop,), name="exporter", daemon=True).start()
         stop.wait()
     get_logger().info("Stopped.", action="stopped")

@@ -34,7 +34,7 @@ class JobGroup:
             self.first.append(job_id)
 
     def named(self, entries: Entries, verb: str) -> str:
-        """Name the jobs by line if a receipt has the lines, else by id; name a single job by both, and add `verb`."""
+        """Return text that names jobs by line if a receipt has the lines, else by id; one job by both, with `verb`."""
         known = [entry for job_id in self.first if (entry := entries.get(job_id)) is not None]
         if self.count == 1:
             single = f"{self.first[0]} {verb}" if verb else self.first[0]

@@ -58,5 +58,5 @@ def gateway(
 
 
 def _announce_api(url: str) -> None:
-    """Print the gateway's address. The message names the paths outside the URL, since logs keep only a URL's origin."""
+    """Print the gateway's address. The paths stand apart from the URL, since logs keep only a URL's origin."""
     say(f"the API is at {url} under /v1, the console page under /console", action="api-served")

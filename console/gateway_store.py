@@ -63,7 +63,7 @@ class OpenStore:
 
 @contextmanager
 def opened_store(url: str | None) -> Iterator[OpenStore]:
-    """Open the store for the body of a `with`. A store that is away, or an unusable pepper, ends the command."""
+    """Open the store for the body of a `with`. End the command if the store is away or its pepper is unusable."""
     with needing("gateway"):
         from gateway.access.pepper import PepperProblem
         from gateway.store.store import StoreAway

@@ -1,4 +1,4 @@
-"""Messages about many lines or jobs: one for each reason, with the first places and a count."""
+"""Messages about many lines or jobs: one for each reason, which names the first lines or jobs and counts the others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from console.errors import say
 
 SHOWN = 20
-"""The most messages of one kind that a command shows; the command counts the rest."""
+"""A command shows at most this many messages of one kind, and counts the rest."""
 
 PLACES = 3
-"""The most lines or jobs that a message names; the message counts the rest."""
+"""A message names at most this many lines or jobs, and counts the rest."""
 
 
 def counted(first: Sequence[object], count: int) -> str:
@@ -20,7 +20,7 @@ def counted(first: Sequence[object], count: int) -> str:
 
 
 def lines_named(numbers: Sequence[int], count: int | None = None) -> str:
-    """Name the first few lines of a file, and count the others. `count` is the total, if `numbers` has only a part."""
+    """Name the first few lines of a file, and count the others. `count` is the total if `numbers` has only some."""
     count = len(numbers) if count is None else count
     return f"line{'s' if count > 1 else ''} {counted(numbers, count)}"
 

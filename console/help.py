@@ -149,5 +149,5 @@ def _complete(app: typer.Typer, prefix: str) -> None:
 
 
 def _flowing(docstring: str) -> str:
-    """Join each paragraph into one line: typer keeps line breaks, and a terminal may be narrower than the source."""
+    """Join each paragraph into one line, since typer keeps line breaks, and a terminal may be narrow."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))

@@ -55,7 +55,7 @@ SAMPLING = {
     "logprobs": True,
     "top_logprobs": 2,
 }
-"""A job for two answers with log-probabilities."""
+"""A job that asks for two answers with log-probabilities."""
 CALLING = {
     "messages": [
         {"role": "user", "content": "Is the pharmacy open?"},
@@ -226,7 +226,7 @@ CALLED = {
 }
 """The result of a job with tools."""
 CALLED_CHOICE = {"choices": [{"tool_calls": CALLED["tool_calls"]}]}
-"""A call in one of several answers."""
+"""Part of a result: one of several answers, which has a tool call."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",

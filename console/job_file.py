@@ -81,7 +81,7 @@ class _InvalidLines:
             self._out.write(json.dumps(written_as, ensure_ascii=False) + "\n")
 
     def flush(self) -> None:
-        """Write the buffer, so that every invalid line is kept before the first job is sent."""
+        """Flush the buffer to the file, so that every invalid line is saved before the first job is sent."""
         with self._told():
             self._out.flush()
 
@@ -95,7 +95,7 @@ class _InvalidLines:
 
 @contextmanager
 def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines | None]:
-    """Empty the file for invalid lines and yield its writer; yield None without a path."""
+    """Empty the file for invalid lines, and yield a writer to it; yield None if there is no path."""
     with written(_SKIPPING, path) as out:
         if path is None or out is None:
             yield None
@@ -112,7 +112,7 @@ def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
     """True if both are the same file, even under two names, so that emptying the output would empty the input."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
-    except UnsupportedOperation:  # input in memory, as in tests, is no file
+    except UnsupportedOperation:  # input in memory, as in tests, has no file to compare
         return False
 
 

@@ -77,7 +77,7 @@ _PATTERNS = {
     TypeAdapter(Language).json_schema()["pattern"]: "two letters of ISO 639-1",
     f"^{TENANT_PATTERN}$": "1 to 63 letters, digits, `_` or `-`, a letter or digit first",
 }
-"""The schema's patterns, in words. An unknown pattern raises KeyError."""
+"""Maps each pattern in the schema to a description of it. A pattern that is missing here raises KeyError."""
 
 _HEAD = f"""# Jobs, results and events
 

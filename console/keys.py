@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, show and rotate the keys tha
 
 Tenant = Annotated[str, typer.Option(help="The tenant of the keys.")]
 _LONGEST_SECRET = 1024
-"""The most characters read of a secret; a secret of 64 bytes has 95."""
+"""The largest number of characters read of a secret. A secret of 64 bytes has 95 characters."""
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The answers of jobs without a question as texts for a terminal: a row for each kind."""
+"""Formats the answers of jobs without a question for a terminal; a table has one row for each kind of job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples of the kinds of job without a question, for the reference of jobs: a row for each kind."""
+"""Examples of jobs without a question, for the reference of jobs; a table has one row for each kind of job."""
 
 from __future__ import annotations
 

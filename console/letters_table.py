@@ -15,9 +15,10 @@ from rich.text import Text
 from console.terminal import harmless
 
 ROWS_AT_ONCE = 500
-"""Rows of one table. The widest row sets a column's width, so all rows must be read before the first is shown."""
+"""A table has at most this many rows. All are read before the first is shown, since the widest sets a column's width.
+"""
 MAX_SHOWN_CHARACTERS = 300
-"""The most characters shown of one text; `postback dead-letters show` shows the whole text."""
+"""The largest number of characters shown of one text; `postback dead-letters show` shows the whole text."""
 _TO_THE_MINUTE = len("2026-11-27T07:33")
 
 

@@ -57,7 +57,7 @@ if "--multiprocessing-fork" in sys.orig_argv:  # a process that multiprocessing 
 
 RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
 OPERATE, DEVELOP = "Operate a fleet", "Develop"
-"""Groups of commands in the help. The help lists a group where the group's first command is registered."""
+"""Groups of commands in the help, which lists the groups in the order in which their first commands are registered."""
 
 app = typer.Typer(
     name="postback",
@@ -127,6 +127,6 @@ def begin(
 
 
 def run() -> None:
-    """Run the command line. First protect the process's memory: it may hold keys, passwords of Kafka and prompts."""
+    """Run the command line. First protect the process's memory, which may hold keys, Kafka's password and prompts."""
     keep_secrets()
     app()

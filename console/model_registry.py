@@ -134,12 +134,12 @@ def _described(registry: ModelRegistry, model: RegistryModel) -> dict[str, Any]:
 
 
 def _family(model: RegistryModel) -> dict[str, Any] | None:
-    """Return the facts of the model's family, None for no known family."""
+    """Return the facts of the model's family, or None if the family is unknown."""
     return model.family.model_dump(mode="json", exclude={"ids"}) if model.family is not None else None
 
 
 def _lines(described: dict[str, Any], indent: str = "") -> list[str]:
-    """Return the fields as lines, with the fields of a part below its name. Absent values are left out."""
+    """Return the fields as lines, with the fields of a nested object below its name. Absent values are left out."""
     lines: list[str] = []
     for name, value in described.items():
         if isinstance(value, dict):

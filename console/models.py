@@ -1,4 +1,4 @@
-"""Warnings of models and adapters that no worker announces: a job that names one of them ends as `rejected`."""
+"""Warns of models and adapters that no worker announces, because a job that names one of them ends as `rejected`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 Lines = defaultdict[str, list[int]]
-"""For each name of a model or adapter, the numbers of the lines that have it."""
+"""Maps each name of a model or adapter to the numbers of the lines that use it."""
 
 
 def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:
@@ -46,7 +46,7 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
 
 
 def _announced(kafka: KafkaSettings) -> Announced | str:
-    """Return the names that workers announce, or the reason why they are not known."""
+    """Return the names that workers announce, or the reason why the names cannot be read."""
     from producers.errors import ProducerError
     from producers.workers import announced_models
 

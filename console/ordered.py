@@ -20,7 +20,7 @@ class _Place(NamedTuple):
 class OrderedLines:
     """Keeps lines in a temporary file until all have arrived. Each job takes some 200 bytes of memory.
 
-    If a job has several lines, the last one counts.
+    If a job has several lines, only the last one is written.
     """
 
     def __init__(self, job_ids: Iterable[str]) -> None:
@@ -30,7 +30,7 @@ class OrderedLines:
         self._places: dict[str, _Place] = {}
 
     def put(self, out: TextIO, line: str, job_id: str) -> None:
-        """Keep a job's line for `out`."""
+        """Store a job's line, which `write` later writes to `out`."""
         content = line.encode()
         with _told():
             self._file.write(content)
@@ -38,7 +38,7 @@ class OrderedLines:
         self._end += len(content)
 
     def write(self) -> None:
-        """Write the kept lines in the order of their jobs, and forget them."""
+        """Write the stored lines in the order of their jobs, and forget them."""
         with _told():
             self._file.flush()
         for job_id in self._job_ids:

@@ -14,7 +14,7 @@ from typing import TextIO
 from console.errors import BAD_INPUT, FAILED, fail
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Errors of a disk; other OSErrors may come from sockets to Kafka."""
+"""The `errno` values of a disk's errors; an OSError with another value may come from a socket to Kafka."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def begin_anew(out: TextIO | None) -> None:
 
 
 def without_lines(out: TextIO, numbers: Container[int]) -> bool:
-    """Remove the lines with these numbers, from 0, from a file of `written`. Return False for a pipe or a terminal.
+    """Remove lines by number, counted from 0, from a file that `written` opened. Return False for a pipe or a terminal.
 
     The file is rewritten in place, line by line, so memory use does not depend on its size.
     """
@@ -60,7 +60,7 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     with Path(out.name).open("rb") as lines, Path(out.name).open("r+b") as kept:
         for number, line in enumerate(lines):
             if number not in numbers:
-                kept.write(line)  # the writer never overtakes the reader: it writes no more lines than were read
+                kept.write(line)  # never overtakes the reader, because it writes no more lines than were read
         kept.truncate()
     return True
 

@@ -16,27 +16,27 @@ INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Counting:
-    """A callback that takes the number of steps done so far, keeps the number, and moves the bar."""
+    """A callback that takes the number of steps done so far, stores it as `done`, and moves the bar."""
 
     bar: Progress
     task: TaskID
     done: int = 0
 
     def __call__(self, done: int) -> None:
-        """Keep the number of steps done, and show it."""
+        """Store the number of steps done, and show it."""
         self.done = done
         self.bar.update(self.task, completed=done)
 
 
 @contextmanager
 def counting(what: str, total: int, *, awaits: str = "Kafka") -> Iterator[Counting]:
-    """Show a bar for `total` steps; `awaits` names the cause of a standstill."""
+    """Show a bar for `total` steps, and yield the callback that moves it. `awaits` names the cause of a standstill."""
     with bars() as bar:
         yield Counting(bar, bar.add_task(what, total=total, awaits=awaits))
 
 
 def bars(*, hidden: bool = False, above: bool = False) -> Progress:
-    """Return bars for standard error, with the failures so far, and the time left or the cause of a standstill.
+    """Return bars for standard error, which show the failures so far, and the time left or the cause of a standstill.
 
     A task's field `failed` is the number of failures; `awaits` names the cause of a standstill, by default Kafka.
     `hidden` hides the bars, for output that they would garble on the same terminal. With `above`, lines on standard

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 REFERENCE = ROOT / "docs" / "reference"
 RULES = ROOT / "deploy" / "prometheus" / "postback.rules.yml"
-"""Prometheus' rules, which are copied into the chart: Helm reads no file outside it."""
+"""Prometheus' rules, which are copied into the chart because Helm reads no file outside the chart."""
 
 _GENERATED = "`python -m console.publish` writes this page; a test compares it with the code."
 

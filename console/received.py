@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from devkit.receiver import Received
 
 MAX_SHOWN_CHARACTERS = 8_000
-"""The most characters shown of one event; the file of `--out` has the whole event."""
+"""The largest number of characters shown of one event; the file of `--out` has the whole event."""
 MAX_SHOWN_IN_LINE = 200
-"""The most characters that a line shows of one untrusted text."""
+"""The largest number of characters that a line shows of one untrusted text."""
 
 
 class View:
@@ -72,7 +72,7 @@ class Summary:
         self._refused = 0
 
     def add(self, received: Received) -> None:
-        """Count one callback. A repeated event counts once."""
+        """Count one callback. A repeated event is counted once."""
         self._statuses[received.status] += 1
         if not received.verified:
             self._refused += 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
 
 _SHOWN = 10
-"""The most origins that the report names; the report counts the others."""
+"""The report names at most this many origins, and counts the others."""
 _RUN_ANEW = {True: "another run goes on with the rest", False: "another run sends them again"}
 _LEFT = {
     "delivered": "were delivered",
@@ -105,12 +105,12 @@ def replay(
         expected = limited(counts.matching, limit)
         if expected and not dry_run:
             confirmed(f"Call these {expected} back again?", yes=yes)
-            # The producer is made last: a new producer with the same identity fences a run that is under way.
+            # Made only after the answer, because a new producer with the same identity fences a run that is under way.
             with _producer(kafka, marking=undelivered) as back:
                 act = partial(chosen.run, back, rate, limit=limit)
                 acted = _run(act, expected, undelivered=undelivered)
                 if limit is None:
-                    counts = acted  # with a limit, `acted` has only the results that were read
+                    counts = acted  # with a limit, `acted` counts only the results that were read
     _end(selection, counts)
 
 
@@ -124,10 +124,10 @@ def _place(text: str) -> StoredPlace:
 
 
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
-    """Make a producer with a new identity, since two people may replay at once for different tenants.
+    """Make a producer. Its identity is new, since two people may replay at once for different tenants.
 
-    With `marking`, the producer has the one identity of redrives, which mark dead letters too: a later run fences an
-    earlier one.
+    With `marking`, it has the same identity as every redrive, since redrives mark dead letters too; a later run then
+    fences an earlier one.
     """
     import secrets
 
@@ -164,7 +164,7 @@ def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undel
 
 
 def _end(selection: Selection, counts: Counts) -> None:
-    """End with status 1 if a named result is held or missing. A delivered result does not count as held."""
+    """End with status 1 if a named result is held or missing. A delivered result is not held."""
     held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
     if held:

@@ -50,7 +50,7 @@ def begin_logs(service: str) -> None:
 def starting() -> FleetSettings:
     """Read the fleet's settings.
 
-    Until the role handles SIGTERM itself, the signal ends the process at once: there is nothing to drain.
+    Until the role handles SIGTERM itself, the signal ends the process at once, because there is nothing to drain.
     """
     signal.signal(signal.SIGTERM, _nothing_to_drain)
     return fleet_settings()
@@ -68,7 +68,7 @@ def announce(port: int) -> None:
 def run(service: str, role: Coroutine[None, None, None]) -> None:
     """Run a role on uvloop. An error that an operator can mend ends the command with one line.
 
-    Spans go to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it is set.
+    Spans go to the collector at OTEL_EXPORTER_OTLP_ENDPOINT, if that variable is set.
     """
     with needing("worker"):
         import uvloop

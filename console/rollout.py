@@ -139,7 +139,10 @@ def _rollouts(kafka: KafkaSettings) -> dict[str, Rollout]:
 
 
 def _named(found: dict[str, Rollout], alias: str | None) -> Rollout:
-    """Return the alias's rollout; without an alias, the only running or only known rollout. Else end the command."""
+    """Return the alias's rollout or, without an alias, the only one that runs, else the only one known.
+
+    End the command if there is no such rollout.
+    """
     if alias is not None:
         if alias not in found:
             raise fail(f"{alias} has no rollout; `postback rollout start` begins one")

@@ -16,7 +16,7 @@ from schemas.rollout.judge import ProfileJudge
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 40, 24
 _SHOWN_WORDS: Final = 200
-"""Differences are marked in this many first words of an answer: the comparison takes quadratic time."""
+"""Differences are marked only in this many words at an answer's start, because comparing takes quadratic time."""
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }
 h2 { margin-top: 2.5rem; } table { border-collapse: collapse; width: 100%; }
@@ -27,7 +27,7 @@ mark { background: #ffe08a; } svg { max-width: 100%; height: auto; } svg text { 
 
 
 def page(found: Sequence[JudgedRollout]) -> str:
-    """Return the page: for each rollout its steps and their reasons, a chart for each profile, differing answers."""
+    """Return a page with each rollout's steps and their reasons, a chart for each profile, and differing answers."""
     parts = "\n".join(_rollout(each) for each in found) or "<p>There is no rollout.</p>"
     # The policy keeps a browser from loading anything, even if an answer's text were ever taken for markup.
     return (
@@ -71,7 +71,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _chart(profile: ProfileJudge) -> str:
-    """Return the e-values of both claims over the compared jobs, on a logarithmic scale, with the deciding value."""
+    """Return a chart of both claims' e-values over the compared jobs, on a log scale, with the deciding value."""
     lowest, highest = -2.0, max(2.0, *(max(pair) for pair in profile.path))
 
     def line(values: Sequence[float], colour: str) -> str:
@@ -109,7 +109,7 @@ def _differences(different: Sequence[Comparison]) -> str:
 
 
 def _marked(one: str, other: str) -> tuple[str, str]:
-    """Return two texts as HTML, with the words marked that differ."""
+    """Return two texts as HTML, with their differing words marked."""
     ours, theirs = one.split(" "), other.split(" ")
     shown: tuple[list[str], list[str]] = ([], [])
     blocks = SequenceMatcher(None, ours[:_SHOWN_WORDS], theirs[:_SHOWN_WORDS], autojunk=False).get_opcodes()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 BULK_FROM = 1_000
-"""The largest file that uses the default lane without an option. A larger one would delay interactive jobs."""
+"""The most jobs in a file that uses the default lane without an option. More would delay interactive jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Request:
     skipped: int
     """The number of invalid lines that were left out."""
     trust: TrustSecrets | None
-    """The secrets that sign the tenant, if the fleet has any."""
+    """The secrets that make each job's `tenant-signature`, if the fleet has any."""
     gateway: HttpClient | None = None
     """The gateway that takes the jobs, if they do not go to Kafka."""
 
@@ -307,14 +307,14 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
 def _collect(
     tenant: str, reader: ResultsReader, answers: Answers, progress: Progress, deadline: Deadline | None
 ) -> None:
-    """Take results until every job has one, or the time is up."""
+    """Read results from Kafka until every job has one, or the time is up."""
     bar = progress.add_task("answered", total=answers.open, awaits="answers")
     while answers.open and not (deadline and deadline.passed):
         progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
 
 
 def _collect_through(gateway: HttpClient, answers: Answers, progress: Progress, timeout: float | None) -> None:
-    """Take results from the gateway until every job has one, or the time is up."""
+    """Read results from the gateway until every job has one, or the time is up."""
     bar = progress.add_task("answered", total=answers.open, awaits="answers")
     for result in through_gateway.streamed(gateway, list(answers.entries or ()), timeout):
         progress.update(bar, advance=answers.add(result), failed=answers.failed)
@@ -340,7 +340,7 @@ def _end(request: Request, answers: Answers | None = None) -> None:
 
 
 def _say_left(receipt: Receipt) -> None:
-    """Print the jobs that were not accepted, or are not known to be, grouped by reason."""
+    """Print the jobs that were not accepted or whose acceptance is unknown, grouped by reason."""
     entries: dict[str, ReceiptEntry | None] = {entry.job_id: entry for entry in receipt.entries}
     refused, doubtful = Failures(entries, verb="was"), Failures(entries, verb="is")
     for index in receipt.left:

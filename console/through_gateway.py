@@ -32,7 +32,7 @@ KEY: Any = typer.Option(
     "POSTBACK_GATEWAY_KEY_FILE. Other users can read a command's arguments.",
 )
 TOGETHER = 500
-"""The most jobs in one request."""
+"""The largest number of jobs in one request."""
 _LONGEST_KEY = 4096
 _NEEDS_CLIENT = "this command needs {}: install the wheel of producers/postback_client"
 
@@ -118,7 +118,7 @@ def streamed(client: HttpClient, job_ids: Sequence[str], timeout: float | None) 
 def stored(client: HttpClient, job_ids: Sequence[str]) -> Iterator[Result]:
     """Yield the results that the gateway has now.
 
-    A job that the gateway does not know counts as one without a result.
+    A job that the gateway does not know is treated as a job without a result.
     """
     from postback_client import NotFound
     from schemas.codec import read_result

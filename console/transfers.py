@@ -18,7 +18,7 @@ GATEWAY_NAME = "the gateway"
 
 @contextmanager
 def uploading(file: Path, purpose: str) -> Iterator[tuple[Path | None, Counting]]:
-    """Yield the place of the upload's state, and a bar that counts bytes. Raises OSError for a file that is not there.
+    """Yield the place of the upload's state, and a bar that counts bytes. Raises OSError if the file is missing.
 
     Ctrl-C ends the command, and leaves the state to the next run.
     """

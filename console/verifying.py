@@ -53,7 +53,10 @@ class KeyringKeys:
             self._keyring = Keyring.load(path)
 
     def current(self) -> Keys:
-        """Return the keys that are valid now. Reads the file if it has changed, so that a rotation counts at once."""
+        """Return the keys that are valid now.
+
+        Reads the file if it has changed, so that a rotation takes effect at once.
+        """
         try:
             self._keyring.refresh()
         except KeyringError as error:

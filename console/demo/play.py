@@ -138,7 +138,7 @@ def _model() -> Path:
 
 
 def _environment(kafka: KafkaSettings, keyring: Path) -> dict[str, str]:
-    """Return the children's environment: the demo's settings, and the shell's settings of a Kafka if it names one."""
+    """Return the children's environment: the demo's settings and, if the shell names a Kafka, its settings of Kafka."""
     kept = ("POSTBACK_KAFKA__",) if _is_kafka_named() else ()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_") or name.startswith(kept)

@@ -73,7 +73,7 @@ def _outcome_problems(kind: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def has_answer(text: str, answer: str) -> bool:
-    """True if the text has the answer, ignoring case. A number inside a longer number does not count."""
+    """True if the text has the answer, ignoring case. A number inside a longer number is no match."""
     return _found(text, answer) is not None
 
 
@@ -101,7 +101,7 @@ class DemoTally:
     verdicts: dict[str, DemoVerdict] = field(default_factory=dict)
     webhook_ids: dict[str, str | None] = field(default_factory=dict)
     repeats: int = 0
-    """Verified callbacks for a job that already had one: delivery by HTTP is at least once."""
+    """The number of verified callbacks for jobs that already had one, which at-least-once delivery permits."""
     problems: list[str] = field(default_factory=list)
     """Problems that belong to no single answer."""
 
@@ -174,5 +174,5 @@ _ECHO_NOTE = (
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the nearest rank: the smallest value that at least `share` of all values do not exceed."""
+    """Return the percentile by nearest rank: the smallest value with at least `share` of all values at or below it."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,4 +1,4 @@
-"""The list of all checks, from the fleet's settings, this process's environment and the command's options."""
+"""Makes the list of all checks from the fleet's settings, this process's environment and the command's options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Asked:
 
 
 def checks(asked: Asked) -> list[Check]:
-    """Return the checks. Without readable fleet settings, only checks that need no fleet settings are made."""
+    """Return the checks. If the fleet's settings cannot be read, return only the checks that do not need them."""
     environment = {name.upper(): value for name, value in os.environ.items()}
     found = [
         Check("settings-names", partial(settings.check_names, os.environ)),

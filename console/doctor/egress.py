@@ -1,4 +1,4 @@
-"""The way to a callback URL: its text, its name's addresses, the guard's rule, and the route to the port."""
+"""Checks that delivery can reach a callback URL: the guard's rules, the host's addresses, a connection to the port."""
 
 from __future__ import annotations
 

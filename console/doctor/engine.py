@@ -1,4 +1,4 @@
-"""The engine of a worker on this machine: its packages, its model's files, or the server that it asks."""
+"""Checks the engine of a worker on this machine: its packages, its model's files, or the server that it asks."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def _folder_findings(folder: Path, whose: str, variable: str) -> Iterator[Findin
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects, as the engine does: urllib would send the key to the other server too."""
+    """Refuses redirects, as the engine does, because urllib would also send the key to the other server."""
 
     def redirect_request(self, *_args: Any) -> None:
-        """Return no further request, so that the status becomes an HTTPError."""
+        """Return None instead of a request, so that urllib raises HTTPError for the redirect."""
 
 
 def server_findings(base_url: str, key: str | None, model: str | None) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The keyring: missing, unreadable, open to others, without keys, or of the first format."""
+"""Checks the keyring, which may be missing, unreadable, open to other users, without keys, or of the first format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of this machine: open files, memory, and space on the disks that processes write to."""
+"""Checks the limits of this machine: open files, memory, and space on the disks that processes write to."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from operators.doctor.findings import Finding, fault, warning
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
 
 LEAST_FILES = 4096
-"""Each callback in flight and each idle connection uses a file. Roles raise the soft limit to the hard one."""
+"""The least hard limit of open files that is no fault: each callback in flight and each idle connection uses a file."""
 LEAST_MEMORY = BESIDE_WINDOW + COPIES * SMALLEST_WINDOW
 FAULT_DISK = 256 * MIB
 WARN_DISK = 2 * 1024 * MIB
 
 
 def check_files_limit() -> Iterator[Finding]:
-    """Yield the fault of a low hard limit of open files."""
+    """Yield a fault if the hard limit of open files is too low. Roles raise the soft limit to the hard one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
         yield fault(
@@ -28,7 +28,7 @@ def check_files_limit() -> Iterator[Finding]:
 
 
 def check_memory(root: Path = Path("/")) -> Iterator[Finding]:
-    """Yield the fault of a memory limit that leaves no room for delivery's smallest window."""
+    """Yield a fault if the memory limit leaves no room for delivery's smallest window."""
     limit = memory_limit_bytes(root)
     if limit < LEAST_MEMORY:
         yield fault(
@@ -40,7 +40,7 @@ def check_memory(root: Path = Path("/")) -> Iterator[Finding]:
 def check_disk(
     folders: Mapping[str, Path], free_of: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 ) -> Iterator[Finding]:
-    """Yield the disks with little space. `folders` maps a setting to its folder.
+    """Yield a fault or a warning for each disk with little space. `folders` maps a setting to its folder.
 
     For a missing folder, the disk of its nearest existing parent is checked.
     """

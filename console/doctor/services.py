@@ -1,4 +1,4 @@
-"""Services beside Kafka: the gateway's store and Redis, and the packages of a role."""
+"""Checks the services beside Kafka (the gateway's store, and Redis), and the packages that a role needs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from operators.doctor.findings import Finding, fault
 from schemas.settings import read_settings
 
 ROLES = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
-"""Each role that needs more than the base install, with the extra that installs its packages."""
+"""Maps each role that needs more than the base install to the extra that installs the role's packages."""
 _PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "sqlalchemy", "starlette")}
 _REDIS_SECONDS = 3.0
 
 
 def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
-    """Yield the roles whose packages are not installed."""
+    """Yield a fault for each role whose packages are not installed."""
     for role in roles:
         extra = ROLES.get(role)
         absent = [name for name in _PACKAGES.get(extra or "", ()) if find_spec(name) is None]
@@ -50,7 +50,7 @@ def check_store() -> Iterator[Finding]:
 
 
 def check_ocr(languages: str) -> Iterator[Finding]:
-    """Yield the fault of a missing tesseract, or of a missing language."""
+    """Yield a fault if tesseract or one of the languages is missing."""
     from workers.enrichment.processes.tesseract import Tesseract
     from workers.system.errors import ProcessError
 
@@ -62,7 +62,7 @@ def check_ocr(languages: str) -> Iterator[Finding]:
 
 
 def check_redis(variable: str, url: str) -> Iterator[Finding]:
-    """Yield the fault of a Redis that a setting names. The URL, which may hold a password, is not shown."""
+    """Yield a fault if the Redis at `url` cannot be used. The URL, which may contain a password, is not shown."""
     if find_spec("redis") is None:
         yield fault(
             f"{variable} is set, and the package redis is not installed", "run `pip install 'postback[worker]'`"

@@ -1,4 +1,4 @@
-"""Settings: variables that no process reads, values that are refused, and files that the variables name."""
+"""Checks the settings: variables that no process reads, values that are refused, and files that the variables name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOMS = (
     "workers.enrichment.settings:EnrichmentSettings",
     "workers.inference.settings:WorkerSettings",
 )
-"""Each settings class, or the function that makes it. Only named: importing them needs the packages of all extras."""
+"""Names each settings class, or the function that makes it. Importing them all needs the packages of all extras."""
 
 _KAFKA = "POSTBACK_KAFKA__EXTRA__"
 _SECRET_FILES = (
@@ -70,14 +70,14 @@ def check_values() -> Iterator[Finding]:
 
 
 def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
-    """Return the paths of the files of secrets, by variable. The keyring has a check of its own."""
+    """Return the paths of the files of secrets, by variable; the keyring is left out, as it has its own check."""
     return _named(environment, _SECRET_FILES) | _client_certificates()
 
 
 def certificate_files(environment: Mapping[str, str]) -> dict[str, Path]:
     """Return the paths of the files of certificates, by variable."""
     named = _named(environment, _CERTIFICATES) | _client_certificates()
-    # "probe" names no file: with it, librdkafka searches for one.
+    # "probe" is no path but tells librdkafka to search for a file.
     return {name: path for name, path in named.items() if str(path) != "probe"}
 
 
