@@ -22,17 +22,19 @@ from schemas.problems import UnusableLine
 MOST_LOAD = 1.25
 """Cap on a place's load, relative to the mean. A larger cap keeps more jobs together, and spreads loads less evenly."""
 SLACK = 8
-"""Jobs that a place may get beyond MOST_LOAD: every engine answers this many at once."""
+"""Jobs that a place may get beyond MOST_LOAD, because every engine answers this many at once."""
 _RANKINGS = 4096
 _DEFAULTS = {"limit": 5, "profile": "default"}
-"""Defaults of sources and searches: a member with its default counts as absent."""
+"""Defaults of sources and searches. A member that equals its default is treated like an absent one."""
 _IGNORED = ("required",)
 """Members of `sources` that do not change the evidence."""
 _ABSENT: tuple[object, ...] = (None, [], {})
 
 
 def prefix_key(value: bytes | None) -> bytes | None:
-    """Return the key of a job's record, a job's JSON or a line of an OpenAI Batch. Any bytes may be given.
+    """Return the affinity key of the job in `value`, which is a job's JSON or a line of an OpenAI Batch.
+
+    Any bytes may be given.
 
     Jobs with equal keys share a prompt prefix. None means that the job has no system message, no sources and no
     `payload_url`.
@@ -46,7 +48,7 @@ def prefix_key(value: bytes | None) -> bytes | None:
 
 
 def prefix_of(job: Mapping[str, Any]) -> bytes | None:
-    """Return the key of a job's fields, as `prefix_key` does. Fields of any type may be given."""
+    """Return the same key as `prefix_key`, but from the job's fields, which may have any types."""
     system, sources, payload = _system(job.get("messages")), job.get("sources"), _payload(job)
     if not system and not isinstance(sources, dict) and not payload:
         return None
@@ -58,9 +60,10 @@ def prefix_of(job: Mapping[str, Any]) -> bytes | None:
 def place_of(key: bytes | None, places: Sequence[object], loads: Sequence[float]) -> int:
     """Return the index of the place for a job with this key.
 
-    `loads` has the load of each place; there is at least one place.
+    `loads` lists the load of each of `places`, in the same order. Neither may be empty.
 
-    The first place in the key's own order with a load below the cap is chosen; without a key, the least loaded one.
+    Each key has its own order of the places: the first place whose load is below the cap is chosen. If `key` is None,
+    the least loaded place is chosen.
     """
     if key is None:
         return min(range(len(loads)), key=loads.__getitem__)
@@ -79,7 +82,7 @@ def _ranking(key: bytes, places: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _system(messages: object) -> list[str]:
-    """Return the texts of the system messages at the start."""
+    """Return the texts of the system messages with which the chat begins."""
     texts: list[str] = []
     for message in messages if isinstance(messages, list) else ():
         if not isinstance(message, dict) or message.get("role") not in ("system", "developer"):
@@ -105,7 +108,10 @@ def _text(content: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return JSON in a canonical form: members sorted by name, without absent ones, defaults and `_IGNORED`."""
+    """Return JSON in a canonical form.
+
+    Members are sorted by name. Absent members, defaults and `_IGNORED` are left out.
+    """
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):

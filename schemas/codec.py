@@ -5,7 +5,7 @@
     │   └── UntrustedJob    a record whose tenant is not signed by the fleet
     └── InvalidResult   a record of `model_results` that no worker wrote
 
-If a field is absent from the body, its header counts. If header and body disagree, the job is rejected.
+If a field is absent from the body, its value is read from the header. If header and body disagree, the job is rejected.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ReceivedJob:
     job_id: str
     tenant: str
     webhook_id: str
-    """The event's id, derived from `origin` and the value, so that consumers do not take another job's event for a
+    """The event's id, derived from `origin` and the value, so that consumers do not mistake another job's event for a
     repeat."""
     place: Origin
     """The record's current place, which no other record has."""
@@ -110,10 +110,11 @@ class ReceivedJob:
     unknown: UnknownFields | None = None
     """Ignored fields, which are not part of the job's schema."""
     screening: tuple[ScreeningFinding, ...] = ()
-    """The findings of the gateway's input filter; once the worker has screened the job, also those of the worker's
-    filter.
+    """The findings of the gateway's input filter, and also of the worker's filter after the worker has screened the
+    job.
 
-    `job` has the markers of redacted matches."""
+    In `job`, markers stand in place of the redacted matches.
+    """
     alias: str | None = None
     """The alias that the job named; None without a rollout. The rollout may have put a model's name into `job`."""
 
@@ -219,26 +220,26 @@ def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
-    """Read a record's tenant and callback for a rejection, from any bytes.
+    """Return the error for a record that is to be rejected, with the tenant and callback read from it.
 
-    The result names no problem; nothing is raised.
+    The returned error has an empty list of problems. Never raises, whatever the bytes.
     """
     said, _ = read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
 def write_job(job: Job) -> bytes:
-    """Write compact JSON of the fields that were set; a reader fills in the defaults."""
+    """Return compact JSON of the fields that were set; a reader fills in the defaults."""
     return Job.__pydantic_serializer__.to_json(job, exclude_unset=True, exclude_none=True, by_alias=True)
 
 
 def write_result(result: Result) -> bytes:
-    """Write compact JSON without fields that are None. Equal results always give equal bytes."""
+    """Return compact JSON without fields that are None. Equal results always give equal bytes."""
     return Result.__pydantic_serializer__.to_json(result, exclude_none=True)
 
 
 def read_result(value: bytes | None) -> Result:
-    """Read the result in a record of `model_results`. Raises InvalidResult."""
+    """Return the result in the value of a record of `model_results`. Raises InvalidResult."""
     try:
         result: Result = Result.__pydantic_validator__.validate_json(value or b"")
     except ValidationError as error:
@@ -290,7 +291,10 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
 
 
 def _document(value: bytes) -> object:
-    """Return the parsed JSON, or None for bytes that are not JSON. The last of equal keys counts, as in the model."""
+    """Return the parsed JSON; None for bytes that are not JSON, and for too many bytes.
+
+    If a key occurs more than once, the last one is used, as by the model.
+    """
     if len(value) > _READABLE_BYTES:
         return None
     try:
@@ -302,7 +306,7 @@ def _document(value: bytes) -> object:
 def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
     """Return a problem for each header that disagrees with the body.
 
-    A deadline beside the body's TTL is no conflict, since the deadline is derived from that TTL.
+    A deadline in the headers never conflicts with the body's TTL, because the deadline is derived from that TTL.
     """
     body = {topics.JOB_ID: job.job_id}
     if "priority" in job.model_fields_set:

@@ -1,4 +1,4 @@
-"""Keys and values of the topics in which the last record of each key counts: `job_control`, `callback_endpoints`."""
+"""Converts the keys and values of compacted topics, such as `job_control` and `callback_endpoints`."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class CompactedCodec(Generic[Fact]):
         self._value_is = value_is
 
     def key_bytes(self, key: tuple[str, str]) -> bytes:
-        """Write a key."""
+        """Return the key as bytes."""
         return to_json(list(key))
 
     def read_key(self, key: bytes | None) -> tuple[str, str]:
-        """Read a key. Raises `invalid`."""
+        """Return the key in these bytes. Raises `invalid`."""
         try:
             return self._key.validate_json(key or b"")
         except ValidationError:
             raise self._invalid(f"the key is not {self._key_is}") from None
 
     def write(self, fact: Fact) -> bytes:
-        """Write a value."""
+        """Return the fact as a record's value."""
         return fact.model_dump_json(exclude_none=True).encode()
 
     def read(self, value: bytes) -> Fact:
-        """Read a value. Raises `invalid`."""
+        """Return the fact in a record's value. Raises `invalid`."""
         try:
             return self._fact.model_validate_json(value)
         except ValidationError:

@@ -1,6 +1,6 @@
 """Records of `job_control`, by tenant and the id of a job or a batch.
 
-The topic is compacted: the last record of each key counts.
+The topic is compacted: each record replaces the earlier ones with its key.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class ControlState(StrEnum):
 
 
 class JobControl(WireModel):
-    """A record's value. A tombstone (no value) takes the order back, for workers that have not read the job yet."""
+    """A record's value.
+
+    A tombstone (no value) withdraws the order, so workers that have not read the job yet will run it.
+    """
 
     tenant: Tenant
     job_id: Identifier

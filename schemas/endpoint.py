@@ -1,6 +1,6 @@
 """Records of `callback_endpoints`, by tenant and full URL.
 
-The topic is compacted: the last record of each endpoint counts.
+The topic is compacted: each record replaces the earlier ones of its endpoint.
 """
 
 from __future__ import annotations

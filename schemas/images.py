@@ -16,7 +16,7 @@ from pydantic import StringConstraints
 MAX_IMAGES: Final = 16
 """The most images of one job."""
 IMAGE_TOKENS: Final = 1000
-"""The estimated tokens of an image, before an engine has counted them.
+"""The estimated number of tokens of an image, used until an engine has counted them.
 
 An image of 1,024 by 1,024 pixels takes 258 to 1,400 tokens, depending on the model.
 """
@@ -44,7 +44,7 @@ DataUrl = Annotated[str, StringConstraints(pattern=DATA_URL)]
 
 
 def media_type_of(image: bytes) -> str | None:
-    """Return the media type that the first bytes tell; None for an unknown format."""
+    """Return the media type of an image, recognised by its first bytes; None for an unknown format."""
     return next((name for name, first in _FIRST_BYTES.items() if first.match(image)), None)
 
 

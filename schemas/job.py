@@ -143,9 +143,9 @@ class Job(WireModel):
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
     """The most tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    """The randomness of sampling; 0 is greedy. Where absent, the profile's value counts, which is 0 in Postback's own
-    profiles. Without a profile's value, the model's own counts: vLLM reads it from `generation_config.json`, or takes 0
-    if that file has none.
+    """The randomness of sampling; 0 is greedy. Where absent, the profile's value is used, which is 0 in Postback's own
+    profiles. If the profile has none, the model's own value is used: vLLM reads it from `generation_config.json`, or
+    uses 0 if that file has none.
     """
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
@@ -281,7 +281,7 @@ class Job(WireModel):
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens of each answer; fewer with more answers, or with more log-probabilities of each token."""
+        """The most tokens that each answer may have. This number falls as `n` or `top_logprobs` rises."""
         return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
 
 
@@ -293,5 +293,8 @@ OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logpro
 
 @cache
 def _default_of(name: str) -> Any:
-    """Return a field's default, cached: each call of pydantic's `get_default` for a factory copies `sys.modules`."""
+    """Return a field's default.
+
+    The default is cached, because each call of pydantic's `get_default` for a factory copies `sys.modules`.
+    """
     return Job.model_fields[name].get_default(call_default_factory=True)

@@ -11,13 +11,13 @@ from schemas.job import TENANT_PATTERN
 from schemas.problems import Problem
 
 Headers = Sequence[tuple[str, bytes | None]]
-"""Kafka record headers. A name may occur more than once; the last one counts."""
+"""Kafka record headers. If a name occurs more than once, its last value is used."""
 
 
 class _HeaderRule(NamedTuple):
     pattern: re.Pattern[str]
     reason: str | None
-    """The problem to report. If the reason is None, a value that does not match counts as absent."""
+    """The problem to report. If the reason is None, a value that does not match is treated as absent."""
 
 
 def _rule(pattern: str, reason: str | None) -> _HeaderRule:
@@ -40,7 +40,7 @@ _HEADER_RULES = {
     topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
     topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a known version of the job's schema: only version 1 is known"),
     topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
-    # Any producer can write headers: these two count only if the `webhook-id` can be derived from the `job-origin`.
+    # Any producer can write headers, so these two are used only if the `webhook-id` is derived from the `job-origin`.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
     topics.JOB_ORIGIN: _rule(PLACE, None),
     # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.

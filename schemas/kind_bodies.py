@@ -34,7 +34,7 @@ class TextEndpoint:
     input: str | None = None
     """The body's member with the texts; None if the body itself has the members of the job's field."""
     synonyms: Mapping[str, str] = field(default_factory=dict)
-    """A second name of a member, by its first name. The second name counts in a body without the first."""
+    """Maps a member's first name to its second name, which is read from a body that lacks the first."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """The names by which other endpoints call a member, each with the member's name at this endpoint."""
 

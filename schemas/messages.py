@@ -100,7 +100,7 @@ _MESSAGE_FORMS: list[JsonValue] = [
         },
     },
 ]
-"""Message's validator as JSON Schema."""
+"""The rules of Message's validator, written as JSON Schema."""
 
 
 class Message(WireModel):

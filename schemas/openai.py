@@ -80,12 +80,12 @@ _TAKEN_BY_URL = {
     **{endpoint.url: endpoint.members for endpoint in ENDPOINTS.values()},
 }
 _OF_SEVERAL_ANSWERS = (CHAT_COMPLETIONS, COMPLETIONS)
-"""The URLs that take `n`."""
+"""The URLs whose bodies may have `n`."""
 _TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
 
 _MEMBERS_BY_URL = {url: _TAKEN.union(names) for url, names in _TAKEN_BY_URL.items()}
 MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
-"""Members that at least one of the URLs takes without reporting them as ignored."""
+"""Members that at least one of the URLs accepts and does not report as ignored."""
 NOT_TAKEN: Final = frozenset(
     (
         *("access_programs", "audio", "background_options", "context_management", "frequency_penalty"),
@@ -95,7 +95,7 @@ NOT_TAKEN: Final = frozenset(
         *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
     )
 )
-"""OpenAI's members that not every URL takes. Each is a correct name, so no similar name is suggested for it."""
+"""OpenAI's members that some URLs do not accept. Each is a correct name, so no similar name is suggested for it."""
 
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {
@@ -152,7 +152,10 @@ def _fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def members_of(url: str) -> frozenset[str]:
-    """Return the members of a body for this URL that a job has fields for, or that change nothing."""
+    """Return the members that a body for this URL may have.
+
+    Each of these members either has a field in a job or changes nothing.
+    """
     return _MEMBERS_BY_URL[url]
 
 

@@ -1,8 +1,8 @@
 """The document at a job's `payload_url`: a JSON object with the question, and the job with this question.
 
 A document may be many times larger than a record, and anyone may have written it. So its values are counted before the
-JSON is parsed: an empty list of two bytes takes some hundred bytes once it is parsed. The parser itself refuses
-nesting of 200 levels.
+JSON is parsed, because an empty list of two bytes takes some hundred bytes of memory when it is parsed. The parser
+itself refuses nesting of 200 levels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.unknown import UnknownFields, taken_from
 PAYLOAD_FIELDS: Final = (*ASKED, "tools", "tool_choice", "parallel_tool_calls", "sources", "response_format")
 """The fields that a document may have. All others, such as the model and the callback, stay in the record."""
 MAX_VALUES: Final = 50_000
-"""The most values of a document: members of objects and items of lists, at all levels together."""
+"""The most values of a document. Members of objects and items of lists are counted, at all levels together."""
 
 _DIGEST: Final = "payload_sha256"
 
@@ -63,12 +63,12 @@ def with_payload(job: Job, payload: bytes) -> AskedJob:
 
 
 def _stated(job: Job) -> list[str]:
-    """Return the fields that are set, in the order of the schema; null counts as absent."""
+    """Return the names of the fields that are set to a value other than null, in the order of the schema."""
     return [name for name in Job.model_fields if name in job.model_fields_set and getattr(job, name) is not None]
 
 
 def _check_places(stated: list[str], given: list[str]) -> None:
-    """Check that each field is in the right one of document and record, and not in both. Raises UnusablePayload."""
+    """Check the document's fields. Raises UnusablePayload for fields that belong in the record or that both have."""
     if BY_REFERENCE in given:
         raise UnusablePayload(f"it has `{BY_REFERENCE}`, and a document cannot name another one")
     if misplaced := [name for name in given if name not in PAYLOAD_FIELDS]:

@@ -100,13 +100,16 @@ def _reason(place: str, kind: str, message: str) -> str:
 
 
 def _field_of_rule(reason: str) -> str:
-    """Return the field that begins the reason of a rule about the whole job; `prompt` if no field does."""
+    """Return the field for a problem of the whole job: the field with which `reason` begins, or else `prompt`."""
     named = re.match(r"`(\w+)`", reason)
     return named[1] if named is not None and named[1] in _FIELDS else "prompt"
 
 
 def _innermost(found: dict[str, str]) -> dict[str, str]:
-    """Drop `content: should be a string` if the content is a list with a problem in one of its items."""
+    """Return the problems, without those of a value that has a problem further inside.
+
+    For example, `content: should be a string` is left out if the content is a list with a problem in one of its items.
+    """
     return {
         place: reason for place, reason in found.items() if not any(other.startswith(f"{place}.") for other in found)
     }

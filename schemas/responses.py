@@ -19,7 +19,7 @@ PREFIX: Final = "resp_"
 CANCELLING: Final = "cancelling"
 """The status of a job that is to be cancelled and has no result yet."""
 NOTES: Final = "notes"
-"""The member of a stored request for the notes about the request; OpenAI's bodies have no member of this name."""
+"""The member with the notes about the request, in a stored request. OpenAI's bodies have no member of this name."""
 
 _ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "text", "user", "safety_identifier")
 """Members of the request that the Response object repeats."""
@@ -137,7 +137,7 @@ def _item(identifier: str, item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _OF_THE_JOB = ("no_image", "no_sources", "not_json", "result_too_large", "unfinished", "unsupported")
-"""Codes of failures that the same job would meet again. Other codes are failures of the fleet."""
+"""Codes of failures that would happen again if the same job were sent again. Other codes are failures of the fleet."""
 _OUTCOME_STATUS = {Outcome.REJECTED: 400, Outcome.CANCELLED: 409, Outcome.EXPIRED: 504}
 
 

@@ -43,7 +43,7 @@ FieldName = Literal[
 
 
 class ScreeningFinding(WireModel):
-    """Matches of one rule in one field. The matched text is in no finding."""
+    """Matches of one rule in one field. No finding contains the matched text."""
 
     rule: str
     """The rule's name in the operator's file."""
@@ -74,7 +74,7 @@ def write_findings(findings: Sequence[ScreeningFinding]) -> bytes:
 
 
 def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
-    """Read a header's value. Any producer can write the header, so a malformed value counts as no findings."""
+    """Read a header's value. Any producer can write the header, so a malformed value is read as an empty list."""
     try:
         return tuple(_FINDINGS.validate_json(text))
     except ValidationError:

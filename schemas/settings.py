@@ -57,7 +57,8 @@ class KafkaSettings(BaseModel):
     """Partitions of each topic that `postback topics create` makes. At most this number of workers work at once."""
     replication_factor: int | None = Field(default=None, ge=1, le=10)
     """Copies of each topic that `postback topics create` makes. By default three, or one on each broker if there are
-    fewer than three. With three copies, a record counts as written once two copies have it (`min.insync.replicas`)."""
+    fewer than three. With three copies, brokers acknowledge a record when two copies have it (`min.insync.replicas`).
+    """
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """Waits between a callback's attempts, in seconds, as JSON. `postback topics create` makes a topic for each wait,
     and for 30 seconds and two minutes if they lie between the shortest and the longest. Callbacks in the topics of an
@@ -110,9 +111,9 @@ class TrustSettings(BaseModel):
     secret_file: Path | None = None
     """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify the
     signature. Each line has one secret of 32 characters or more. The first secret signs and each secret verifies, so a
-    new secret goes on top. An old secret is removed once its jobs are done. `openssl rand -hex 32` makes a secret.
-    Without the file, no job is signed. The marks around sources in prompts are derived from the first secret; without a
-    secret, each worker makes its own marks.
+    new secret goes on top. Remove an old secret when the jobs that it signed are done. `openssl rand -hex 32` makes a
+    secret. Without the file, no job is signed. The marks around sources in prompts are derived from the first secret;
+    without a secret, each worker makes its own marks.
     """
 
     @property
@@ -147,7 +148,8 @@ class FleetSettings(BaseSettings):
     replica: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
     """This process's identity, unchanged over restarts; random where absent."""
     keyring: str | None = None
-    """Path of the keyring file that `postback keys init` makes; for delivery, `receive` and `keys`."""
+    """Path of the keyring file that `postback keys init` makes. Delivery, `postback receive` and `postback keys` use
+    it."""
 
 
 class SettingsRefused(Exception):  # noqa: N818 - named after the refusal

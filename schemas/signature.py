@@ -117,9 +117,9 @@ def verify(
     now: float,
     tolerance_seconds: float = DEFAULT_TOLERANCE_SECONDS,
 ) -> None:
-    """Return if one of the keys signed the request within the tolerance of `now` (Unix seconds).
+    """Check that one of the keys signed the request within the tolerance of `now` (Unix seconds).
 
-    Otherwise raise VerificationError.
+    Raises VerificationError if none did.
 
     Header names may be in any case. Raises MalformedKey for malformed keys.
     """
@@ -162,7 +162,7 @@ def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
 
 
 def _mac(secret: str) -> hmac.HMAC:
-    """Return a keyed HMAC, to be copied for each content: keying it again costs as much as hashing a small body."""
+    """Return an HMAC with its key. Copy it for each content: setting the key costs as much as hashing a small body."""
     return hmac.new(secret_bytes(secret), digestmod=hashlib.sha256)
 
 

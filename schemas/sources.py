@@ -94,7 +94,7 @@ class Sources(WireModel):
     urls: list[Url] = Field(default_factory=list, max_length=20)
     """Pages to fetch."""
     documents: list[SourceDocument] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
-    """Documents of the job itself. Of documents with the same `id`, the first one counts."""
+    """Documents of the job itself. Of documents with the same `id`, only the first one is used."""
     search: Search | None = None
     """A search whose results become sources too."""
     searches: list[Search] = Field(default_factory=list, max_length=MAX_SEARCHES)

@@ -1,4 +1,4 @@
-"""Jobs read strictly, as the gateway takes them: an unknown field is refused, with the nearest known name.
+"""Reads jobs strictly, as the gateway does: an unknown field is refused, with the nearest known name.
 
 A worker ignores the unknown fields of a record, so that an older worker can read a newer producer's jobs.
 """
@@ -140,7 +140,7 @@ def _whole(job: Job, *problems: Problem) -> Job:
 
 
 def _misspelt(document: object) -> tuple[Problem, ...]:
-    """Return problems for the unknown fields of an invalid job: the field `promt` explains a missing `prompt`."""
+    """Return problems for the unknown fields of an invalid job, because a field `promt` explains a missing `prompt`."""
     if not isinstance(document, dict):
         return ()
     return refused(unknown_fields(name for name in document if name not in Job.model_fields))

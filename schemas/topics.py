@@ -76,7 +76,7 @@ TIER_DELAYS_SECONDS: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 5040
 dead letter."""
 BETWEEN_SECONDS = (30, 120)
 """Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls. These waits
-fill the gap between five seconds and five minutes: each return from a tier rewrites the record, and repeated waits of
+fill the gap between five seconds and five minutes. Each return from a tier rewrites the record, so repeated waits of
 five seconds would rewrite it often."""
 
 _DAY_MS = 24 * 3600 * 1000
@@ -216,7 +216,7 @@ class Topics:
 
     @property
     def redriven(self) -> str:
-        """Marks of the dead letters that were put back, keyed by the letter's place: no letter is put back twice."""
+        """Marks of dead letters that were put back, keyed by the letter's place. No letter is put back twice."""
         return f"{self.prefix}dead_letters.redriven"
 
     @property
@@ -249,7 +249,7 @@ class Topics:
         return {delay: self.tier(delay) for delay in tiers_of(self.tier_delays_seconds)}
 
     def former_tiers(self, existing: Iterable[str]) -> dict[str, float]:
-        """Delays in seconds by topic, of the existing tiers that the schedule no longer has."""
+        """Map those `existing` topics that are tiers, but no longer of the schedule, to their delays in seconds."""
         start, current = f"{self.prefix}callback_retries.", set(self.tiers.values())
         found = {name: tier_delay(name.removeprefix(start)) for name in existing if name.startswith(start)}
         return {name: delay for name, delay in found.items() if delay is not None and name not in current}

@@ -38,7 +38,7 @@ class TrustSecrets:
 
     @classmethod
     def parse(cls, text: str) -> TrustSecrets:
-        """Read one secret a line, the newest first. Raises MalformedSecrets."""
+        """Return the secrets in a text that has one secret on each line, the newest first. Raises MalformedSecrets."""
         secrets = tuple(line.strip().encode() for line in text.splitlines() if line.strip())
         if not 1 <= len(secrets) <= MOST_SECRETS:
             raise MalformedSecrets(f"has {len(secrets)} secrets; write 1 to {MOST_SECRETS}, one a line, newest first")
@@ -58,7 +58,7 @@ class TrustSecrets:
         ]
 
     def is_signed(self, tenant: str, job_id: str, value: bytes | None, signature: bytes | None) -> bool:
-        """True if one of the secrets signed this tenant, job id and value. Takes any bytes, and raises nothing."""
+        """True if one of the secrets signed this tenant, job id and value. Accepts any bytes. Never raises."""
         if value is None or signature is None:
             return False
         stated = hashlib.sha256(signature).digest()  # equal lengths, so that the comparison takes constant time
@@ -78,7 +78,7 @@ def tenant_headers(secrets: TrustSecrets | None, tenant: str, job_id: str, value
 
 
 def signature_of(headers: Sequence[tuple[str, bytes | None]] | None) -> bytes | None:
-    """Return the record's `tenant-signature`; None if it has none. The last of several such headers counts."""
+    """Return the record's `tenant-signature`, the last one if there are several; None if there is none."""
     return dict(headers or ()).get(topics.TENANT_SIGNATURE)
 
 

@@ -66,7 +66,7 @@ class UnknownFields:
 
 
 def taken_from(job: Job) -> UnknownFields | None:
-    """Remove the unknown members that a job was read with (`extra="allow"`), and return their names; None without any.
+    """Remove the unknown members that a job was read with (`extra="allow"`). Return their names, or None without any.
 
     The members' values could take many times the record's size. Unknown members of messages are removed without
     being named: `role` and `content` are required, so a misspelt one already makes the job invalid.
@@ -119,7 +119,7 @@ def unknown_fields(names: Iterable[str]) -> UnknownFields | None:
 
 
 def joined(first: UnknownFields | None, second: UnknownFields | None) -> UnknownFields | None:
-    """Return the unknown fields of both; None if there are none."""
+    """Return the unknown fields of `first` and of `second` together; None if both are None."""
     if first is None or second is None:
         return first or second
     return UnknownFields((*first.names, *second.names)[:MAX_NAMES], first.count + second.count)
@@ -156,7 +156,7 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    # `known` also has fields of other URLs' bodies, so an unknown field may be in it: no field is suggested for itself.
+    # `known` has fields of other URLs' bodies, so it may have the unknown field: never suggest a field for itself.
     meant = nearest(own, (field for field in known if field != own))
     return f"{place}{dot}{meant}" if meant else None
 

@@ -17,6 +17,6 @@ Url = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=rf
 PayloadUrl = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=rf"^(?:{_WEB}|{_OBJECT})$")]
 """An http or https URL as above, or `s3://BUCKET/KEY`.
 
-The bucket has a name by Amazon S3's rules ("General purpose bucket naming rules"). The key is taken literally:
+The bucket has a name by Amazon S3's rules ("General purpose bucket naming rules"). The key is used as it is written:
 percent-encoding and a question mark are part of it.
 """

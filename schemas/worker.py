@@ -1,6 +1,6 @@
 """Records of `fleet_workers`: the models and adapters that each worker answers for, and how long an answer takes.
 
-The topic is compacted: the last record of each worker counts.
+The topic is compacted: each record replaces the earlier ones of its worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from schemas.job import Identifier
 
 MAX_MODELS = 256
 LONGEST_ANSWER_SECONDS = 604_800.0
-"""A week. No answer takes longer, since its job expires after six days at most."""
+"""A week. No answer takes longer, because every job expires after at most six days."""
 _NAME = re.compile(r"[\x21-\x7e]{1,256}")
 
 

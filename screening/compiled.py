@@ -71,7 +71,7 @@ def _patterns(rule: RegexRule) -> Patterns:
 
 
 def _words(rule: WordsRule, folder: Path) -> Iterator[str]:
-    """Return the rule's words less its exceptions, folded as texts are. Raises RuleRefused if no words are left."""
+    """Yield the rule's words without its exceptions, folded as texts are. Raises RuleRefused if no words are left."""
     skipped = _folded(rule.except_words)
     if not rule.everyday:
         skipped |= _folded(_lines(_LISTS / f"{_EVERYDAY}.txt"))
@@ -88,7 +88,7 @@ def _folded(words: Iterable[str]) -> set[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return a file's words, one a line. Raises RuleRefused."""
+    """Return the words of a file that has one word on each line. Raises RuleRefused."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)

@@ -68,7 +68,7 @@ class RegexRule(_Rule):
     kind: Literal["regex"]
     """The kind of rule."""
     patterns: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
-    """The expressions; a match of any one counts."""
+    """The expressions. The rule matches if any one of them does."""
     ignore_case: bool = False
     """True for expressions that match in upper and lower case."""
 
@@ -81,7 +81,7 @@ class PiiRule(_Rule):
     find: Annotated[tuple[PiiKind, ...], Field(min_length=1)]
     """The kinds of data: `card`, `iban`, `email`, `phone`, `ip`, `ssn`."""
     regions: Annotated[tuple[str, ...], Field(max_length=8)] = ()
-    """Countries (ISO 3166-1, such as `DE`) whose phone numbers also count without `+` and the country's code."""
+    """Countries (ISO 3166-1, such as `DE`) whose phone numbers are also found without `+` and the country's code."""
 
     @field_validator("regions")
     @classmethod
@@ -106,9 +106,9 @@ class WordsRule(_Rule):
     words: Annotated[tuple[Text, ...], Field(max_length=4096)] = ()
     """Words in the rule itself."""
     except_words: Annotated[tuple[Text, ...], Field(max_length=4096)] = ()
-    """Words of the lists that do not count."""
+    """Words that the rule ignores, although they are in its lists."""
     everyday: bool = False
-    """True to count the lists' words that medical, legal and everyday texts use without offence."""
+    """True to find also the lists' words that medical, legal and everyday texts use without offence."""
 
     @model_validator(mode="after")
     def _some_words(self) -> Self:
@@ -125,7 +125,7 @@ class ClassifierRule(_Rule):
     folder: FilePath
     """The folder of a transformers model for sequence classification, with safetensors weights."""
     labels: Annotated[dict[str, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=64)]
-    """The labels that count as a match, each with its least score from 0 to 1."""
+    """The labels that the rule looks for, each with the least score, from 0 to 1, that is a match."""
     seconds: float = Field(default=10.0, ge=0.1, le=300)
     """Seconds within which the model reads a job's text."""
     on_failure: Literal["pass", "reject"] = "pass"

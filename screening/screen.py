@@ -25,7 +25,7 @@ from screening.rules_file import PlacedRule, read_rules
 from screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
-"""The most passes over a text: after a pass has put in a marker, the text beside the marker may match for the first
+"""The most passes over a text. After a pass has inserted a marker, the text beside the marker may match for the first
 time. Two passes are usual.
 """
 _TENANTS_KEPT = 1024
@@ -80,7 +80,7 @@ class Screen:
 
     @property
     def waits(self) -> bool:
-        """True if a check may wait for a classifier's process, so that an event loop must not call it."""
+        """True if `check` may wait for a classifier's process. An event loop must not call `check` then."""
         return bool(self._classifiers)
 
     def start(self) -> None:
@@ -98,9 +98,10 @@ class Screen:
             classifier.close()
 
     def check(self, tenant: str, job: Job) -> Screened:
-        """Apply the tenant's rules to a job. Each rule sees the job as it was given; the strictest verdict counts.
+        """Apply the tenant's rules to a job, and return the strictest verdict, the findings and the changed job.
 
-        Checking `Screened.job` again gives the same job, the same verdict, and the same markers in the findings.
+        Each rule sees the job as it was given. Checking `Screened.job` again gives the same job, the same verdict, and
+        the same markers in the findings.
         """
         rules, classifiers = self._rules_for(tenant)
         counts: _Counts = Counter()
@@ -125,7 +126,7 @@ class Screen:
         )
 
     def _read(self, text: JobText, rules: Sequence[CompiledRule], counts: _Counts) -> str | tuple[str, ...] | None:
-        """Count the matches in one text; return the text, or its parts, with markers; None without new markers."""
+        """Count the matches in one text. Return the text, or its parts, with markers; None if no marker is new."""
         redacting = [rule for rule in rules if rule.redacts]
         cuts = self._matched(text.text, rules, text.field, counts)
         current, parts = text.text, text.parts

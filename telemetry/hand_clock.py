@@ -16,7 +16,7 @@ class HandClock:
         return self.now
 
     def monotonic(self) -> float:
-        """`now`, as in `time`."""
+        """The same value as `time`."""
         return self.now
 
     def sleep(self, seconds: float) -> None:

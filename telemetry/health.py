@@ -88,7 +88,7 @@ def _yes() -> bool:
 
 
 class HealthServer:
-    """The small HTTP server of every process. `port` 0 takes any free port; the property `port` returns it.
+    """The small HTTP server of every process. If `port` is 0, any free port is used.
 
     Each request looks its page up in `pages`, so a role may add pages later. The constructor binds the port, and raises
     OSError if the port is taken, before any work begins; `start` serves.
@@ -110,7 +110,7 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The port that the server listens on."""
+        """The port on which the server listens, also if the constructor's `port` was 0."""
         return self._server.server_port
 
     def start(self) -> Self:

@@ -42,7 +42,7 @@ class PrivateFileRefused(Exception):  # noqa: N818 - named after the refusal
 
 
 def read_private(path: Path, most_bytes: int, *, by_root: bool = False) -> bytes:
-    """Return the content of a file with secrets: at most `most_bytes`, and one byte more if the file is larger.
+    """Return the content of a file with secrets. A file of more than `most_bytes` is cut after one byte more.
 
     A file with an `access_problem` is refused. Raises PrivateFileRefused and OSError.
     """
@@ -58,8 +58,8 @@ def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False)
 
     The owner must be this process's user or root: another owner could put other keys into the file at any time. With
     `by_root`, root may act on another user's file, for example to rotate a service user's keys. Only the owner may use
-    the file, but the group may read a file of root's. Kubernetes mounts Secrets in this way for pods that do not run as
-    root. libpq has the same rules for private keys (PostgreSQL's documentation, section 34.19.1).
+    the file, but its group may read a file that root owns. Kubernetes mounts Secrets in this way for pods that do not
+    run as root. libpq has the same rules for private keys (PostgreSQL's documentation, section 34.19.1).
     """
     user = os.geteuid()
     if status.st_uid not in (_ROOT, user) and not (by_root and user == _ROOT):
@@ -71,7 +71,7 @@ def access_problem(status: os.stat_result, path: Path, *, by_root: bool = False)
 
 
 def is_open_to_others(mode: int, owner: int) -> bool:
-    """True if the mode lets users besides the owner use the file. The group may read a file of root's."""
+    """True if the mode lets users besides the owner use the file. The group may read a file that root owns."""
     allowed = stat.S_IRGRP if owner == _ROOT else 0
     return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)
 

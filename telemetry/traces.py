@@ -90,7 +90,7 @@ def span(
     """Run a block as a span, and yield the context to pass on in headers. An exception's class becomes `error.type`.
 
     Without a `parent`, the current span is the parent, or a new trace begins. Without a collector, the yielded context
-    is the parent, so the trace still reaches the consumer. The rule for log lines also applies to attributes: no
+    is that of `parent`, so the trace still reaches the consumer. The rule for log lines also applies to attributes: no
     prompts, no secrets, and only the origin of a URL.
     """
     # The SDK would export the text of an exception, which may repeat a prompt.
@@ -143,7 +143,7 @@ def past_span(
     *,
     kind: Kind = Kind.INTERNAL,
 ) -> TraceContext | None:
-    """Export a span that is over, under the rules of `span`. `seconds` are the span's first and last Unix time."""
+    """Export a span that has ended, under the rules of `span`. `seconds` are the span's first and last Unix time."""
     began, ended = (round(each * 1e9) for each in seconds)
     past = _tracer().start_span(
         name, context=_under(parent), kind=kind.value, attributes=attributes, start_time=min(began, ended)

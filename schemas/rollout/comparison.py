@@ -66,12 +66,12 @@ class InvalidComparison(Exception):  # noqa: N818 - named after the record
 
 
 def write_comparison(said: Comparison) -> bytes:
-    """Write a record's value."""
+    """Return the comparison as a record's value."""
     return said.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
 
 
 def read_comparison(key: bytes | None, value: bytes | None) -> Comparison:
-    """Read a record. Raises InvalidComparison, also if key and value name different rollouts."""
+    """Return the comparison in a record. Raises InvalidComparison, also if key and value name different rollouts."""
     try:
         said = Comparison.model_validate_json(value or b"")
     except ValidationError:

@@ -1,6 +1,6 @@
-"""Records of `model_rollouts`: orders of rollouts, and the steps that each rollout has reached. Compacted.
+"""Records of `model_rollouts`: orders of rollouts, and the steps that each rollout has reached.
 
-An order's key is [alias, "order"], so that an alias has one rollout at a time. A step's key is
+The topic is compacted. An order's key is [alias, "order"], so that an alias has one rollout at a time. A step's key is
 [alias, "<rollout>.<step>"]: several workers may write the same step, and none overwrites another step. The state
 follows from the set of steps alone, whatever their order: a rollout with the step `aborted` is aborted for good.
 """
@@ -149,11 +149,11 @@ class Rollout:
         return self.steps[-1].step if self.steps else Step.SHADOW
 
     def takes(self, tenant: str, job_id: str) -> bool:
-        """True if the candidate answers this job: a hash of the job's id is below the present share."""
+        """True if the candidate answers this job. A hash of the job's id decides, with the present step's share."""
         return share_of(self.order.id, "canary", tenant, job_id) < self.step.share
 
     def samples(self, tenant: str, job_id: str) -> bool:
-        """True if this job belongs to the sample."""
+        """True if this job belongs to the sample of jobs that are compared."""
         return share_of(self.order.id, "sample", tenant, job_id) < self.order.sample
 
 

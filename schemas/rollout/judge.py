@@ -16,7 +16,7 @@ from schemas.rollout.e_process import DECIDED, EProcess
 from schemas.rollout.facts import RolloutOrder, Step
 
 MOST_DIFFERENT: Final = 0.03
-"""The least mean difference, without the noise, that counts against a candidate."""
+"""The smallest mean difference, after the noise is subtracted, that decides against a candidate."""
 FLAGS: Final = {
     "failed": "failures",
     "not_json": "answers that are not JSON",
@@ -25,7 +25,10 @@ FLAGS: Final = {
     "unsupported": "unsupported citations",
 }
 _SLOWER_MS = 250.0
-"""A slow answer also exceeds the primary's 95th percentile by this time: multiples of short times are noise."""
+"""An answer is slow only if it also exceeds the primary's 95th percentile by this time.
+
+Short times may exceed the order's factor `slower` by noise alone.
+"""
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
 """The candidate's latency is judged only after this many jobs of the primary."""
@@ -76,7 +79,7 @@ class Baseline:
     def excess(self, seen: ObservedAnswer, beside: ObservedAnswer | None, slower: float) -> dict[str, float]:
         """Return, for each guard, the value of the candidate's answer minus the primary's, from -1 to 1.
 
-        `beside` is the primary's answer to the same job; without it, the primary's mean so far counts. `slower` is
+        `beside` is the primary's answer to the same job; if it is None, the primary's mean so far is used. `slower` is
         the order's field of that name.
         """
         found: dict[str, float] = {}

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Tokens of a window: a model's cost grows with the square of their number."""
+"""The most tokens of a window. Windows are small, because a model's cost grows with the square of their tokens."""
 _OVERLAP_TOKENS: Final = 64
 _WINDOWS_AT_ONCE: Final = 8
 _PIECE_CHARS: Final = 16_384
@@ -109,7 +109,7 @@ class _ClassifierModel:
         return best
 
     def _batches(self, text: str) -> Iterator[Any]:
-        """Return the text as tokens in overlapping windows, a few windows at a time."""
+        """Yield the text's tokens in overlapping windows, a few windows at a time."""
         for start in range(0, max(1, len(text)), _PIECE_CHARS):
             piece = text[max(0, start - _OVERLAP_TOKENS) : start + _PIECE_CHARS].encode("utf-8", "replace").decode()
             windows = self._tokenizer(

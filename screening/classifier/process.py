@@ -80,7 +80,7 @@ class Classifier:
     def __init__(self, folder: Path, clock: Clock | None = None, *, grace_seconds: float = GRACE_SECONDS) -> None:
         self.folder = folder
         self.labels: tuple[str, ...] = ()
-        """The model's labels, once the model has been loaded."""
+        """The model's labels; empty until the model has been loaded."""
         self._clock = clock or SystemClock()
         self._grace_seconds = grace_seconds
         self._turn = Lock()
@@ -105,7 +105,7 @@ class Classifier:
         _check_labels(labels, self.labels)
 
     def close(self) -> None:
-        """End the process. A job that is being read gets no answer."""
+        """End the process. A call of `scores` that is waiting for the process raises ClassifierAway."""
         self._closed = True
         process = self._process
         if process is not None:

@@ -16,7 +16,7 @@ class Match(NamedTuple):
 
 
 class Matcher(Protocol):
-    """Finds matches in a text that `screening.plain` has folded. Raises nothing for any text."""
+    """Finds matches in a text that `screening.plain` has folded. Never raises, whatever the text."""
 
     def matches(self, text: str) -> Iterator[Match]:
         """Return the matches in any order; they may overlap."""

@@ -1,9 +1,8 @@
 r"""Regular expressions of the operator, run by RE2.
 
-Python's `re` backtracks: an innocent pattern such as `(\w+\s?)+:` takes hours at a hostile prompt. Meanwhile the match
-holds the interpreter's lock, so that no timer of the process could end the match. RE2 compiles to an automaton and
-reads each byte once. RE2 has no look-around and no back-references; the reader of the rules' file reports patterns with
-these.
+Python's `re` backtracks: an innocent pattern such as `(\w+\s?)+:` takes hours at a hostile prompt. Meanwhile no other
+thread can run, so that no timer of the process could end the match. RE2 compiles to an automaton and reads each byte
+once. RE2 has no look-around and no back-references; the reader of the rules' file reports patterns with these.
 
 One scan is linear, but a pattern such as `x.*y|x` scans to the end of the text for each of its matches. So a match is
 sought within a window, and a match that is longer than the window may be cut or missed.
@@ -32,13 +31,13 @@ class PatternRefused(Exception):  # noqa: N818 - named after the event
 
 
 class Patterns:
-    """Finds the matches of each pattern. Raises PatternRefused for a pattern that RE2 does not take."""
+    """Finds the matches of each pattern. Raises PatternRefused for a pattern that RE2 does not accept."""
 
     def __init__(self, patterns: Sequence[str], *, ignore_case: bool = False) -> None:
         self._patterns = [_compiled(pattern, ignore_case) for pattern in patterns]
 
     def matches(self, text: str) -> Iterator[Match]:
-        """Return the matches of all patterns. A match of no characters does not count."""
+        """Yield the matches of all patterns, without empty matches."""
         data = text.encode("utf-8", "replace")
         for pattern in self._patterns:
             spans = _spans(pattern, data)

@@ -27,7 +27,7 @@ letters.
 _MOST_AROUND: Final = 64
 """The most letters that are read on each side of a run of equal letters."""
 _PLURAL_FROM: Final = 4
-"""Length from which a word may have a plural `s`: `as` + `s` is no plural."""
+"""The least length of a word that may have a plural `s`, because `as` + `s` is no plural."""
 
 _latin, _lookalike = re.compile("[a-z]"), re.compile("[\u03b1-\u03c9\u0430-\u052f]")
 _word_with_lookalike = re.compile(r"\b\w*?[\u03b1-\u03c9\u0430-\u052f]\w*")

@@ -19,7 +19,7 @@ Spans = Callable[[str], Iterator[tuple[int, int]]]
 
 
 class Pii:
-    """Finds personal data of the given kinds. `regions` are the countries whose phone numbers count without `+`."""
+    """Finds personal data of the given kinds. `regions` are countries whose phone numbers need no `+`."""
 
     def __init__(self, kinds: tuple[PiiKind, ...], regions: tuple[str, ...] = ()) -> None:
         finders: dict[PiiKind, Spans] = {
@@ -33,7 +33,7 @@ class Pii:
         self._finders = [(kind, finders[kind]) for kind in kinds]
 
     def matches(self, text: str) -> Iterator[Match]:
-        """Return the places of the data."""
+        """Yield the places of personal data in the text."""
         for kind, finder in self._finders:
             for start, end in finder(text):
                 yield Match(start, end, kind)
