@@ -55,8 +55,8 @@ def signal_of(outcome: PostOutcome) -> OriginSignal:
 def asked_to_wait(outcome: PostOutcome) -> float:
     """Return the seconds for which a Retry-After stops attempts at the whole origin: an hour at most.
 
-    Only a 429 or a 5xx counts; any other outcome gives 0. The event itself waits for the full Retry-After. The cap
-    protects the origin's other URLs, since the answer may not concern them.
+    Return 0 unless the outcome is a 429 or a 5xx. The event itself waits for the full Retry-After. The cap protects the
+    origin's other URLs, since the answer may not concern them.
     """
     if isinstance(outcome, Delivered) or outcome.reason not in _TELLS_WHEN:
         return 0.0
@@ -91,7 +91,7 @@ class Breaker:
         return BreakerState.OPEN if now < self._until else BreakerState.HALF_OPEN
 
     def seconds_left(self, now: float) -> float:
-        """Return the seconds for which the breaker stays open."""
+        """Return the seconds until the breaker's open time ends; 0 if it has ended, or if the breaker is closed."""
         return max(0.0, self._until - now) if self._open else 0.0
 
     def leaves_alone(self, now: float) -> bool:
@@ -126,7 +126,10 @@ class Breaker:
         return self._counted == _RECENT and self.pristine
 
     def take_probe(self, now: float) -> bool:
-        """Return True if the caller may make the probe. The caller must then call `judge` or `give_back_probe`."""
+        """Reserve the probe for the caller, and return True; return False if no probe may start now.
+
+        After True, the caller must call `judge` or `give_back_probe`.
+        """
         if self._probing_since is not None or self.state(now) is not BreakerState.HALF_OPEN:
             return False
         self._probing_since = now
@@ -147,7 +150,7 @@ class Breaker:
             self._judge_probe(verdict, now)
         elif not self._open:
             self._judge_usual(verdict, now)
-        # else the attempt began before the breaker opened: its result does not count
+        # Otherwise the attempt began before the breaker opened, so its verdict is ignored.
         if wait_seconds > self.seconds_left(now):
             self._open_for(wait_seconds, now)
             self._asked = True

@@ -1,7 +1,7 @@
 """One timer for the deadlines of all running attempts.
 
 All attempts have the same timeout, so the oldest attempt expires first, and one alarm for this attempt is enough. A
-timer for each attempt, as `asyncio.timeout` sets, would take a twentieth of a callback's cost on a warm connection.
+timer for each attempt, as `asyncio.timeout` makes it, would cost a twentieth of a callback on a warm connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Deadlines:
         self._alarm: asyncio.TimerHandle | None = None
 
     def begin(self) -> asyncio.Timeout:
-        """Return a timeout that counts from now. The caller must enter it at once, and pass it to `end`."""
+        """Return a timeout whose time starts now. The caller must enter it at once, and pass it to `end`."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         timeout = asyncio.Timeout(None)
         self._running[timeout] = at = loop.time() + self._seconds

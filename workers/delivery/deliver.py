@@ -71,7 +71,10 @@ log = get_logger()
 
 
 class DeliveryHandler(TierPace):
-    """The delivery stage's handler and pace, on the stage's event loop. Close the handler after the stage."""
+    """Handles the delivery stage's records and sets their pace, on the stage's event loop.
+
+    Call `close` when the stage has ended.
+    """
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class DeliveryHandler(TierPace):
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """Handle one record, with one of the endings in the module's docstring."""
+        """Handle one record. The module's docstring lists the possible endings."""
         try:
             pending = read_pending(record)
             return await self._deliver(record, pending) if pending is not None else ()
@@ -150,7 +153,7 @@ class DeliveryHandler(TierPace):
         await self._poster.close()
 
     def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
-        """Return the milliseconds that an early record still has to wait; None for a due record."""
+        """Return the milliseconds that an early record still has to wait; None if the record is due."""
         if pending.not_before_ms is None:
             return None
         left = left_ms(pending.not_before_ms, self._now_ms(), pending.left_ms, self.tier_ms(record))

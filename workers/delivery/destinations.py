@@ -62,7 +62,7 @@ class DestinationBusy(TurnedAway):
     def __init__(self, turn_seconds: float) -> None:
         super().__init__()
         self.turn_seconds = turn_seconds
-        """Estimated seconds until this record's turn, behind all recently turned-away records; 0 if unknown."""
+        """Estimated seconds until this record's turn comes, after all recently turned-away records; 0 if unknown."""
 
 
 class OriginLeftAlone(TurnedAway):
@@ -96,9 +96,9 @@ class _Load:
 
     breaker: Breaker
     allowed: int
-    """Present limit on attempts at once."""
+    """The current limit on attempts at once."""
     answers: bool
-    """True if the last attempt was answered. If False, also before the first attempt, the origin is a stranger."""
+    """True if the last attempt was answered; False before the first attempt. If False, the origin is a stranger."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
@@ -132,7 +132,7 @@ class AttemptSlot:
 class Destinations:
     """Gives out places, each for one attempt.
 
-    `on_change` gets a destination, its breaker's new state, and the state's length in seconds.
+    `on_change` is called with a destination, its breaker's new state, and the state's length in seconds.
 
     A destination's state is kept only while the destination holds units or after recent failures. For a destination
     that answered, only the name is kept.
@@ -175,7 +175,10 @@ class Destinations:
         return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))
 
     def _load_of(self, destination: Destination) -> _Load:
-        """Return the destination's load, or a new load. A new load is kept only once it holds units."""
+        """Return the destination's load, or a new load if there is none.
+
+        A new load is stored only when it takes units.
+        """
         load = self._loads.get(destination) or self._idle.get(destination)
         if load is None:
             breaker, answers = Breaker(self._settings), destination in self._answering
@@ -197,7 +200,10 @@ class Destinations:
         return load.breaker.take_probe(now)
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
-        """Return the error with the seconds until the record's turn: 0, unknown, if the tenant holds no units."""
+        """Return the error with the estimated seconds until the record's turn.
+
+        If the tenant holds no units, the time is unknown, and the error has 0.
+        """
         share = self._shares.get(destination[0])
         if share is None:
             return DestinationBusy(0.0)
@@ -213,7 +219,7 @@ class Destinations:
         return left > 0 and (load.held < left or load.held == 0)
 
     def _hold(self, destination: Destination, load: _Load, units: int) -> None:
-        """Count these units as the destination's."""
+        """Add these units to the units that the destination holds."""
         if load.held == 0:
             self._idle.pop(destination)
             self._loads[destination] = load
@@ -227,7 +233,7 @@ class Destinations:
             share.strangers += units
 
     def _let_go(self, destination: Destination, load: _Load, units: int) -> None:
-        """Subtract these units from the destination's."""
+        """Subtract these units from the units that the destination holds."""
         share = self._shares[destination[0]]
         self._held -= units
         share.held -= units
@@ -277,7 +283,7 @@ class Destinations:
                 load.running += 1
 
     def _weight(self, load: _Load) -> float:
-        """Return the attempts that one finished attempt counts for in the estimate: above 1 while the limit is growing.
+        """Return the weight of one finished attempt in the estimate of the queue: above 1 while the limit is growing.
 
         The estimate of the queue assumes the full limit. Each answer raises the limit by one, so a growing limit
         doubles in the time of an attempt. The finished attempt therefore ran under half of the present limit. Under the

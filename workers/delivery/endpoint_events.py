@@ -1,7 +1,7 @@
 """Events for a tenant's webhook endpoints, from the topic `callback_events`.
 
 The gateway writes these events. A record's value is the event's body, which is sent unchanged. The record's headers
-name the endpoint, the versions of the endpoint's secret that sign, and the endpoint's own HTTP headers.
+state the endpoint, the versions of the endpoint's secret that sign the event, and the endpoint's own HTTP headers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EndpointEvent(NamedTuple):
 
 
 def read_endpoint_event(headers: Headers) -> EndpointEvent:
-    """Return the endpoint that the headers of an event name. Raises UnusableRecord."""
+    """Return the endpoint that is named in an event's headers. Raises UnusableRecord."""
     said = dict(headers)
     endpoint, versions = (said.get(name) or b"" for name in (names.WEBHOOK_ENDPOINT, names.WEBHOOK_ENDPOINT_VERSIONS))
     if not _ENDPOINT.fullmatch(endpoint.decode("latin-1")):

@@ -10,16 +10,16 @@ The fleet shares the states through the compacted topic `callback_endpoints`:
     failing, enabled ── no change for days ──────────────────────────► (unknown): a tombstone
 
 "Failing" is shared so that a restart does not reset the count of days, and so that a success in any process ends the
-state. A process writes a decision with the attempt, in one transaction. Every process, the writer included, applies the
-decision when it reads the record. Meanwhile an operator or another process may have disabled the endpoint. So neither a
-tombstone nor "failing" enables a disabled endpoint: a process that reads either record for a disabled endpoint writes
-"disabled" again.
+state. A process writes a decision in the same transaction as the attempt's record. Every process, the writer included,
+applies the decision when it reads the record. Meanwhile an operator or another process may have disabled the endpoint.
+So neither a tombstone nor "failing" enables a disabled endpoint: a process that reads either record for a disabled
+endpoint writes "disabled" again.
 
-Each tenant's states are bounded, whatever URLs its jobs name. A URL that only one event names is never written as
-failing: disabling the URL would spare no other event, and the one event's schedule ends by itself. At MOST_FAILING, no
-further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at MOST_DISABLED no further
-endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with 410 is given up as usual.
-If the table of failure counts is full, the tenant with the most entries loses one entry.
+The number of a tenant's states is bounded, whatever URLs its jobs name. A URL that only one event names is never
+written as failing: disabling the URL would spare no other event, and the one event's schedule ends by itself. At
+MOST_FAILING, no further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at
+MOST_DISABLED no further endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with
+410 is given up as usual. If the table of failure counts is full, the tenant with the most entries loses one entry.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ MOST_FAILING = 1_000
 IDLE_MS = 2 * 86_400_000
 """Milliseconds past `disable_after_seconds` after which a failing or enabled state is forgotten.
 
-Longer than the longest wait between two attempts, so all attempts at a failing endpoint are over.
+This time is longer than the longest wait between two attempts, so no attempt at a failing endpoint is left by then.
 """
 
 _FAILURES = 3
-"""Failures in a row before an endpoint can be failing.
+"""An endpoint can be failing only after this number of failures in a row.
 
-With little traffic, a single failure might otherwise count as days of failures.
+With little traffic, a single failure might
+otherwise be taken for days of failures.
 """
 _FAILING_MS = 300_000
 """Milliseconds of failures after which a process writes "failing". Most outages end sooner, and need no record."""
@@ -95,7 +96,7 @@ Change = EndpointRecord | Forget
 
 
 class EndpointStates:
-    """The known states of endpoints. Belongs to the event loop."""
+    """The known states of endpoints. Use this object on the event loop only."""
 
     def __init__(self, settings: DeliverySettings, metrics: Metrics) -> None:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
@@ -105,7 +106,10 @@ class EndpointStates:
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
         """Disabled endpoints, with the time and reason of the disabling."""
         self._again: list[EndpointKey] = []
-        """Disabled endpoints whose newest record in the topic is not "disabled": this record is written again."""
+        """Disabled endpoints whose newest record in the topic is not "disabled".
+
+        The record "disabled" is written again.
+        """
         self._disabled_of: Counter[str] = Counter()
         """Number of disabled endpoints by tenant."""
         self._failing_of: Counter[str] = Counter()
@@ -143,16 +147,16 @@ class EndpointStates:
             self.show()
 
     def show(self) -> None:
-        """Show the number of disabled endpoints from now on. Call this once all present records are applied.
+        """Publish the number of disabled endpoints from now on. Call this after all present records are applied.
 
-        The number grows while the records are read. Showing it earlier would fire the alert on its growth at each
-        start.
+        The
+        number grows while the records are read, and an alert on its growth would fire at each start.
         """
         self._is_shown = True
         self._metrics.disabled_endpoints.set(len(self._disabled))
 
     def is_disabled(self, endpoint: EndpointKey) -> bool:
-        """True if the endpoint may get no event."""
+        """True if no event may be sent to the endpoint."""
         return endpoint in self._disabled
 
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
@@ -242,7 +246,10 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Replace a state's time, which is in the future, by now, so that `_overdue` can forget the state in time."""
+        """Replace a state's time, found to be in the future, by now.
+
+        Otherwise `_overdue` would forget the state too late.
+        """
         self._passing[endpoint] = self._passing[endpoint][0], now_ms
         self._passing.move_to_end(endpoint)
 
@@ -278,12 +285,15 @@ class EndpointStates:
     # -- decisions and their logs --------------------------------------------------------------------------------------
 
     def _is_full(self, pending: PendingDelivery) -> bool:
-        """True if the tenant has reached MOST_DISABLED, counting decisions that are not read back yet."""
+        """True if the tenant has reached MOST_DISABLED; decisions that are not read back yet are included."""
         decided = self._disabled_of[pending.tenant] + self._said_of[pending.tenant]
         return decided >= MOST_DISABLED and (pending.tenant, pending.url) not in self._said
 
     def _is_new(self, what: EndpointKey, now_ms: int) -> bool:
-        """Note a decision to disable the endpoint. Return False if a decision was noted within the last minute."""
+        """Note a decision to disable the endpoint.
+
+        Return False if a decision about it was noted within the last minute.
+        """
         if what in self._said:
             return False
         self._said[what] = now_ms

@@ -82,7 +82,10 @@ class Exchanges:
         await self._connector.close()
 
     async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
-        """Read the answer. Return True if the whole body was read: the connection can serve the next request."""
+        """Read the answer.
+
+        Return True if the whole body was read, so that the connection can serve the next request.
+        """
         message, payload = await protocol.read()  # the final response: `OneAnswerEach` has dropped 1xx
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")

@@ -31,7 +31,7 @@ _FILE = re.compile(rf"({TENANT_PATTERN})\.json")
 
 
 def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
-    """Return the page `TENANT.json`: the keys that verify the tenant's events now. None if `name` is not of this form.
+    """Return the page `TENANT.json`, the keys that verify the tenant's events now; None if `name` has another form.
 
     If the keyring's file is broken, the page has the keys that were read before.
     """
@@ -46,8 +46,8 @@ def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | 
 def fleet_jwks_page(keyring: Keyring, clock: Clock, _: str) -> HealthPage:
     """Return the page of the keys that verify every tenant's events now.
 
-    In format 2 the set is empty once a migration's overlap is over. An empty set, unlike a missing page, makes a reader
-    drop its cached keys and refuse every event.
+    In format 2 the set is empty after a migration's overlap. An empty set, unlike a missing page, makes a reader drop
+    its cached keys and refuse every event.
     """
     now = clock.time()
     keyring.follow(now)

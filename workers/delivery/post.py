@@ -34,7 +34,7 @@ from workers.egress.retry_after import parse_retry_after
 _CHECKED_URLS = 4096
 
 _SAY_SECONDS = 60.0
-"""Least seconds between two log lines about exhausted resources: every callback meets the same lack of resources."""
+"""The least seconds between two log lines about exhausted resources, because all callbacks meet the same lack."""
 
 _THROTTLING = frozenset({429, 502, 504})
 
@@ -84,7 +84,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class FailedDelivery:
-    """The attempt failed: any outcome but a whole 2xx."""
+    """The attempt failed: any outcome other than a 2xx that was read in full."""
 
     reason: FailureReason
     duration_seconds: float
@@ -182,7 +182,7 @@ class Poster:
     async def _exchange(
         self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: CallbackAnswer
     ) -> FailureReason | None:
-        """Fill in the answer, and return the reason for a foreign error; only this method maps foreign errors.
+        """Fill in the answer. If a library raises an error, return the reason; only this method maps such errors.
 
         Raises EgressRefused and Exhausted. The deadline's cancellation passes through.
         """
@@ -215,7 +215,7 @@ class Poster:
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
     def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
-        """Return the outcome of a status. Only a 2xx needs a complete body: other statuses count without one."""
+        """Return the outcome of a status. Only a 2xx needs a complete body; other statuses alone decide the outcome."""
         if _is_success(status):
             return Delivered(status, duration, excerpt_of(answer))
         wait = None

@@ -27,11 +27,11 @@ GONE = "endpoint_gone"
 
 _SLACK = 0.02
 _ASKS_AFTER = 0.25
-"""Next wait of a record whose origin gets no attempts, as a share of the record's wait so far."""
+"""The next wait of a record whose origin gets no attempts, as a share of the record's wait so far."""
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""For a record with a short wait so far: the most seconds by which a tier may exceed the breaker's open time."""
+"""The most seconds by which a tier may exceed the breaker's open time, for a record that has waited only briefly."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest expected difference between the clocks of one fleet's processes and brokers."""
 _FIRST_FEW = 3
@@ -39,7 +39,10 @@ _FIRST_FEW = 3
 _LONGEST_BUSY_SECONDS = 300.0
 """Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
-"""Least slack, as a share of the smallest tier: for less time left, a round through that tier is not worth its cost."""
+"""The least slack, as a share of the smallest tier.
+
+If less time is left, a round through the smallest tier is not worth its cost.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +140,9 @@ def left_ms(not_before_ms: int, now_ms: int, left_when_written_ms: int | None, t
 
 
 def is_early(left_ms: int, attempt: int, schedule: Schedule) -> bool:
-    """True if the `left_ms` that are left of a record's wait, after `attempt` attempts, are more than the slack.
+    """True if `left_ms`, the time left of a record's wait after `attempt` attempts, is longer than the slack.
 
-    A time left beyond the longest possible wait counts as zero: the clock is wrong now, or was wrong when the record
+    False if `left_ms` exceeds the longest possible wait, because then the clock is wrong, or was wrong when the record
     was written.
     """
     return schedule.slack_ms(attempt) < left_ms <= schedule.longest_wait_ms

@@ -4,8 +4,8 @@ An endpoint must show a certificate for its name from an authority of the system
 (OpenSSL takes the newer version if both sides support it). A tenant may have a client certificate, for endpoints that
 ask for one (mutual TLS). The module refuses the certificate's file if a stranger may read or replace the key. The
 module reads `ca_file` and certificates again after they are replaced. The system's authorities are read at the
-process's start, and again with each replaced file. The pool keeps each context's connections apart, so a connection
-with one tenant's certificate never serves another tenant.
+process's start, and again whenever a certificate file is replaced. The pool keeps each context's connections apart, so
+a connection with one tenant's certificate never serves another tenant.
 """
 
 from __future__ import annotations

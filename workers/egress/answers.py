@@ -42,7 +42,10 @@ _YOUNGEST_SHARE = 0.75
 MOST_BESIDES = 512 * 1024
 """Limit on the bytes of one answer outside its body: heads, chunk headers, trailers."""
 MOST_PER_BODY_BYTE = 8
-"""Bytes on the wire, beside MOST_BESIDES, allowed per byte of the body; a chunk with one byte of the body takes six."""
+"""Bytes on the wire that are allowed for each byte of the body, in addition to MOST_BESIDES.
+
+A chunk that contains one byte of the body takes six bytes.
+"""
 
 _SWITCHING_PROTOCOLS = 101
 _HEAD_ENDS = b"\r\n\r\n"
@@ -96,7 +99,10 @@ class OneAnswerEach(ResponseHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
-        """Count and parse arrived bytes. Empty `data` makes aiohttp resume parsing of bytes that it holds."""
+        """Count and parse the bytes that arrived.
+
+        If `data` is empty, aiohttp goes on parsing the bytes that it has kept.
+        """
         self._received += len(data)
         self._parse(data)
         in_body = self._answer.total_bytes if self._answer is not None else 0
@@ -133,7 +139,10 @@ class OneAnswerEach(ResponseHandler):
         return data
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take a message after aiohttp has read its headers. One piece of data may hold thousands of messages."""
+        """Accept or drop a message whose headers aiohttp has read.
+
+        One piece of data may contain thousands of messages.
+        """
         if self.is_eof():
             return
         message, body = data

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 _REMEMBERED: Final = 4096
-"""Number of passed checks that a connector caches: a check costs more than a request over a warm connection."""
+"""Number of passed checks that a connector caches, because a check costs more than a request over a warm connection."""
 
 _named: ContextVar[bool] = ContextVar("named", default=False)
 """True if the policy names the host of this connection. The socket factory gets only the address."""
@@ -64,7 +64,7 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 class GuardedResolver(AbstractResolver):
     """Refuses a whole name if one of its addresses is refused, or if it has public and non-public addresses.
 
-    A name with mixed addresses counts as an attack. The names in the policy may have mixed addresses, since the
+    A name with mixed addresses is treated as an attack. The names in the policy may have mixed addresses, since the
     operator vouches for them.
     """
 

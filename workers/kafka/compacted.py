@@ -1,7 +1,7 @@
 """A compacted topic that a process reads to its end at the start, and follows from then on.
 
-The processes of a fleet share a few facts through compacted topics, without a database. The last record of each key
-counts, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
+The processes of a fleet share a few facts through compacted topics, without a database. The last record of a key is the
+valid one, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
 
 While the broker is away, the process goes on with the known facts: without Kafka, jobs are not settled anyway.
 `reasons` reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a
@@ -32,7 +32,7 @@ START_SECONDS = 60.0
 The open transaction of a killed process delays reading for some seconds. The whole reading has no time limit, since the
 topic may have any length."""
 SILENT_SECONDS = 20.0
-"""The process is not ready once its facts are this old.
+"""The process is not ready when its facts are this old.
 
 The open transaction of a killed process delays records for a shorter time.
 """
@@ -104,7 +104,7 @@ class CompactedTopic(SideTask):
         self._known_at = self._looked_at = self._beat_at = clock.monotonic()
 
     async def start(self) -> None:
-        """Start following, and return once every record is applied that was in the topic at the call.
+        """Start following, and return when every record that was in the topic at the time of the call is applied.
 
         Raises ProcessError: NoSuchTopic, BrokerAway if no record came for START_SECONDS, or FollowingEnded.
         """
@@ -286,7 +286,7 @@ class CompactedTopic(SideTask):
     def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
         """Update the time at which all facts were known, and return the ends to read to.
 
-        These are new ends once the former ones are reached.
+        If the former ends are reached, the method asks Kafka for new ends.
         """
         now = self._clock.monotonic()
         if self._has_reached(ends):

@@ -18,7 +18,7 @@ _MAX_TOKENS = 16
 
 
 async def check_engine(name: str | None, model: str | None, tell: Callable[[str], None]) -> None:
-    """Load the engine and ask each model once. `tell` gets one line for the load and one line for each answer.
+    """Load the engine and ask each model once. `tell` is called with one line for the load and one for each answer.
 
     Raises RegistryRefused, SettingsRefused, and the EngineError of an engine that does not load or does not answer.
     """

@@ -1,6 +1,6 @@
 """The last resort of each role's stage: outputs for a record whose handler raised even in `give_up`.
 
-The functions never raise, and always return outputs that a broker takes: unreadable parts of the record are left out.
+The functions never raise, and always return outputs that a broker accepts: unreadable parts of the record are left out.
 After an upgrade, `postback dead-letters redrive` puts the record back.
 """
 

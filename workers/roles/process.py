@@ -84,7 +84,7 @@ class Process:
         return alive(self.stages, [*self.beside, *self.fronts])
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
-        """Follow a compacted topic: call `apply` for each record, and return once all present records are applied.
+        """Follow a compacted topic: call `apply` for each record, and return when all present records are applied.
 
         Records older than `kept_ms` are skipped. Raises ProcessError.
         """

@@ -36,7 +36,7 @@ async def follow_rollouts(process: Process, rollouts: Rollouts, stack: AsyncExit
     stack.push_async_callback(writer.close)
     steering = Steering(rollouts, process.replica, process.clock, process.metrics, writer.write)
     process.beside += [writer, steering]
-    # The orders are read to their end first: a comparison needs the order of its rollout.
+    # The orders are read to their end first, because a comparison needs the order of its rollout.
     await process.follow(kafka.topics.rollouts, rollouts.apply, stack)
     await process.follow(kafka.topics.comparisons, steering.apply, stack)
 

@@ -23,7 +23,8 @@ class TopicWatch(SideTask):
     """Ends the process when one of its topics was deleted and created again.
 
     A stage checks only the topics that it reads, before the first record of each assignment. A TopicWatch also checks
-    topics that the process only writes to, and compacted topics: facts read from a deleted topic are stale.
+    topics that the process only writes to. It checks compacted topics too, because facts read from a deleted topic are
+    stale.
     """
 
     def __init__(self, kafka: KafkaSettings, ids: Mapping[str, str], look_seconds: float = LOOK_SECONDS) -> None:

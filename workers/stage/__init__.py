@@ -1,7 +1,8 @@
 """The kernel: the stage. The stage knows nothing of inference or webhooks; inference and delivery are handlers.
 
-Begin with `stage.py`, from `round` down. The state has four parts: `held.py` (partitions), `fetching.py` (delivered
-records), `dispatching.py` (records that may run), `transactions.py` (complete records). These parts use:
+Read `stage.py` first, from the method `round` downwards. The state has four parts: `held.py` (partitions),
+`fetching.py` (delivered records), `dispatching.py` (records that may run), `transactions.py` (complete records). These
+parts use:
 
 - `partition.py` and `ledger.py`: done records
 - `isolation.py`: records that kill their worker
@@ -9,7 +10,7 @@ records), `dispatching.py` (records that may run), `transactions.py` (complete r
 - `settle.py`: the transaction and its repair
 - `intake.py`: the consumer group
 
-The words: a record is *taken* when it is consumed, *parked* while it waits for the window, and *dispatched* when the
-handler has the record. A record is *complete* when the handler has returned, and *settled* when outputs and progress
-are committed. A settled record is *done*.
+The words: a record is *taken* when it is consumed, *parked* while it waits for the window, and *dispatched* when it is
+given to the handler. A record is *complete* when the handler has returned, and *settled* when outputs and progress are
+committed. A settled record is *done*.
 """

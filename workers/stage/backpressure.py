@@ -11,13 +11,16 @@ class Backpressure(Protocol):
     """The handler's room for records, and the time at which a record is due. The Kafka thread calls all methods."""
 
     def room(self) -> int:
-        """Return how many further records the handler can use now. The stage calls this every round: be cheap."""
+        """Return how many further records the handler can use now.
+
+        The stage calls this every round, so it must be cheap.
+        """
         ...
 
     def due_ms(self, record: Record) -> int | None:
         """Return the Unix milliseconds before which the record must not be dispatched; None means at once.
 
-        A stage with a `Sharing` never calls this method: records of such a stage wait for their turn only.
+        A stage with a `Sharing` never calls this method: records of such a stage wait only for their turn.
         """
         ...
 

@@ -17,7 +17,7 @@ OUTPUTS_A_HOME = 100
 
 @dataclass(slots=True)
 class Batch:
-    """The outputs of a transaction, and for each partition the offsets that are done once it commits."""
+    """The outputs of a transaction, and for each partition the offsets that are done after its commit."""
 
     offsets: defaultdict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
     outputs: list[Output] = field(default_factory=list)

@@ -40,7 +40,7 @@ class Coordinator:
         broker = found["brokers"].get(_COORDINATOR)
         if broker is None or broker["state"] != "UP" or broker["rxidle"] < 0:
             return
-        # Silence counts only while a request is unanswered: between two heartbeats, a healthy broker is silent too.
+        # Ignore silence unless a request is unanswered, because a healthy broker is also silent between two heartbeats.
         silent = broker["rxidle"] / _MICROSECONDS if broker["waitresp_cnt"] else 0.0
         self._heard_at = self._looked_at - silent
 

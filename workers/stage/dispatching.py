@@ -22,10 +22,10 @@ from workers.stage.sharing import Party, Place, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
-"""The longest that a suspect's last attempt waits for another record to complete, if no other record runs or waits."""
+"""The longest time for which a suspect's last attempt waits for another record to complete, if none runs or waits."""
 
 MOST_DEFERRED = 512
-"""The most records to defer at once: deferring takes time of the event loop, which it could use to handle records."""
+"""The most records to defer at once, because the event loop cannot handle records while it defers records."""
 
 log = get_logger()
 
@@ -103,7 +103,7 @@ class Dispatching:
             self.window.correct(partition, self._party_of(record), record.spent - record.cost)
 
     def caught_up(self, partition: Partition) -> None:
-        """Suspect no further record of a partition whose end was reached: the records after the end are new."""
+        """Suspect no further record of a partition whose end was reached, because the records after the end are new."""
         self.isolation.end_first_window(partition)
 
     def died(self, casualties: Sequence[tuple[Partition, Record]]) -> None:
@@ -191,7 +191,10 @@ class Dispatching:
         self._runner.start(batch, self._clock.monotonic())
 
     def _cohort(self, room: int) -> list[tuple[Partition, Record]]:
-        """Return the next cohort's members once committed as running. An `alone` cohort waits for an idle handler."""
+        """Return the next cohort's members if they are committed as running, else an empty list.
+
+        An `alone` cohort waits until no other record runs.
+        """
         cohort = self.isolation.next_cohort(room)
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []
@@ -201,7 +204,7 @@ class Dispatching:
         return list(cohort.members)
 
     def _wait_for_others(self) -> None:
-        """Begin a suspect's last attempt once no other record has run or waited for OTHERS_SECONDS."""
+        """Begin a suspect's last attempt if no other record has run or waited in the last OTHERS_SECONDS."""
         now = self._clock.monotonic()
         if not self.isolation.needs_others or self._held.load.running or self.window.parked:
             self._alone_since = now

@@ -16,9 +16,11 @@ STALL_SECONDS = 10.0
 """The longest silence of a partition that has records. The stage then seeks the partition again."""
 
 SILENCE_SECONDS = 0.25
-"""The silence after which a partition's next record may be of a new topic: deleting a topic and creating it again takes
-longer. The stage then asks Kafka for the topic's UUID. This takes some milliseconds, and delays only records of nearly
-idle partitions."""
+"""The least silence after which the stage asks Kafka for the topic's UUID.
+
+A partition's next record may then be of a new topic, because deleting a topic and creating it again takes longer than
+this. The question takes some milliseconds, and delays only records of nearly idle partitions.
+"""
 
 log = get_logger()
 
@@ -38,13 +40,13 @@ class Fetching:
     def find(
         self, records: Iterable[Record], ends: Iterable[tuple[str, int, int]]
     ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
-        """Find the partition of each record and each end. Records and ends of partitions not held are left out.
+        """Find the partition of each record and each end. Those of partitions that are not held are left out.
 
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
-        before the group knows of it. The stage asks Kafka for the topic's UUID in three cases: a partition's offsets go
-        back without a seek, the partition's first record arrives only after the partition was opened, or a delivery
-        follows a silence. Offsets alone do not show every new topic: if the new topic has more records than the old
-        one, its offsets seem to go on.
+        before the group coordinator knows about it. The stage asks Kafka for the topic's UUID in three cases: a
+        partition's offsets go back without a seek, the partition's first record arrives only after the partition was
+        opened, or a delivery follows a silence. Offsets alone do not show every new topic: if the new topic has more
+        records than the old one, its offsets seem to go on.
         """
         held, doubtful, now = self._held.partitions, set(), self._clock.monotonic()
         found_ends = []

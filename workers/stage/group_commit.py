@@ -6,10 +6,10 @@ not wait, unless `group_commit_seconds` sets a least wait, for outputs that no r
 
 Composing a transaction holds the interpreter lock for a millisecond or two. The event loop needs less time to begin a
 few records, so the records go first: after a round that handed over a few records, the transaction waits for one more
-round, once.
+round, but only once.
 
 Lingering records wait longer, to share a transaction with other lingering records. Each transaction with a lingering
-record writes to one more topic and leaves an end marker there. Each marker costs readers of that topic a fetch before
+record writes to one more topic and leaves an end marker there. Readers of that topic have to fetch each marker before
 the records that they wait for.
 """
 

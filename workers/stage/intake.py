@@ -75,7 +75,10 @@ class Intake(Protocol):
         ...
 
     def flow(self, pause: Sequence[PartitionId], resume: Sequence[tuple[str, int, int | None]]) -> bool:
-        """Pause and resume partitions, seeking first if an offset is given. False means: try again."""
+        """Pause and resume partitions, seeking first if an offset is given.
+
+        Return False if the caller must try again.
+        """
         ...
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:

@@ -14,10 +14,10 @@ more. New members replace settled members at once, so a callback to a server tha
 records. Records that were running in a crash are tried strictly one cohort after the other.
 
 A sick machine kills its process at every record, and no record is to blame. So the third attempt waits until another
-record has completed since the last death. A death in a third attempt that could not wait does not count. The process is
-`sick` once DEATHS_IN_A_ROW records have died alone while none completed. The process is also `sick` once a record has
-died in a last attempt that did not wait for another record. A sick process ends, and other workers take the records
-from Kafka.
+record has completed since the last death. If the third attempt could not wait, a death in it is not counted as an
+attempt. The process is `sick` once DEATHS_IN_A_ROW records have died alone while none completed. The process is also
+`sick` once a record has died in a last attempt that did not wait for another record. A sick process ends, and other
+workers take the records from Kafka.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Isolation:
         partition.careful_records = 0
 
     def completed(self) -> None:
-        """Note that a record has completed: the engine works."""
+        """Note that a record has completed, which shows that the engine works."""
         self._healthy, self._for_lack_of_others = True, False
         self._died_alone.clear()
 
@@ -177,7 +177,7 @@ class Isolation:
             self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
 
     def try_anyway(self) -> None:
-        """Start a suspect's last attempt although no other record has completed: none may arrive for days."""
+        """Start a suspect's last attempt although no other record has completed: the next one may be days away."""
         self._for_lack_of_others = True
         self._try_last()
 
@@ -317,9 +317,9 @@ class Isolation:
 
 
 def _counts(attempts: int, *, healthy: bool) -> bool:
-    """Return whether the death of a record that ran alone counts as an attempt.
+    """Return whether the death of a record that ran alone is counted as an attempt.
 
-    The last attempt counts only if `healthy`.
+    The last attempt is counted only if `healthy`.
     """
     return healthy or attempts < ATTEMPTS_ALLOWED - 1
 

@@ -98,7 +98,7 @@ class Ledger:
         return offset in self._taken
 
     def take(self, offset: int) -> bool:
-        """Take a delivered record that `fits`, and mark the skipped offsets before the record as done.
+        """Take a delivered record for which `fits` is True, and mark the skipped offsets before the record as done.
 
         Returns False if the record is done or taken already.
         """

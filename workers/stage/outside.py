@@ -28,7 +28,7 @@ class OutsideTurns:
     """Tells for one draw from the window's lots which records may begin. Only the Kafka thread calls the methods."""
 
     def __init__(self, window: Window, ready: Ready) -> None:
-        """`ready` tells which records may begin if the shares are left aside."""
+        """`ready` tells which records may begin if the shares are ignored."""
         self._window = window
         self._ready = ready
         self._kept = window.limits.records // KEPT

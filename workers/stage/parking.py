@@ -36,7 +36,7 @@ PUT_OFF_SHARE = 4
 """Put-off records may take PUT_OFF_SHARE times the lot's capacity in units, and 1/PUT_OFF_SHARE of the lot's bytes."""
 
 MOST_FORMER = 10_000
-"""Cap on the parties without parked records whose `served` is kept."""
+"""Cap on the number of parties that have no parked record, and whose `served` is kept."""
 
 
 class Lot:

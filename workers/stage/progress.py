@@ -11,8 +11,8 @@ are written in base85. The versions differ in the done offsets and the mark:
 
 The mark is four bytes of a hash of the topic's UUID. When a topic is deleted and created again under the same name, a
 group may keep its offsets. The old topic's offsets mean nothing in the new topic. Releases before the mark wrote
-versions 1 and 2; their progress counts for the present topic. Earlier releases wrote 0 in the flags' four bits for
-`begun`.
+versions 1 and 2; their progress is read as progress in the present topic. Earlier releases wrote 0 in the flags' four
+bits for `begun`.
 
 A hole is an offset that is not done. While a wide span has few holes, an owner can go on with the records after a slow
 record. The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest.

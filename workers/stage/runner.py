@@ -130,7 +130,10 @@ class Runner:
                 task.cancel()
 
     def _defer_some(self) -> None:
-        """Defer records for a while, and the rest after the loop's other tasks, so that handling goes first."""
+        """Defer surplus records for a while.
+
+        The rest waits until the loop has served its other tasks: handling goes first.
+        """
         began = time.perf_counter()
         while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
             partition, record, since = self._surplus.popleft()

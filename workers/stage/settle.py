@@ -31,10 +31,10 @@ reader of committed records sees its records."""
 FATAL_ERRORS_ALLOWED = 4
 FATAL_WINDOW_SECONDS = 60.0
 FATAL_PAUSE_SECONDS = 5.0
-"""Fatal errors that follow each other within this time count once.
+"""Fatal errors that follow each other within this time are counted as one.
 
 A broker that was frozen still answers the requests of producers that were replaced meanwhile, and each of these
-requests can fence the present producer. Two processes with one identity fence each other without an end.
+requests can fence the present producer. By contrast, two processes with one identity fence each other without an end.
 """
 
 log = get_logger()

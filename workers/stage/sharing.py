@@ -39,13 +39,17 @@ class Sharing(Protocol):
         ...
 
     def party(self, headers: Headers | None) -> bytes:
-        """Return the party of a record with these headers. The Kafka thread calls this for each record: be cheap."""
+        """Return the party of a record with these headers.
+
+        The Kafka thread calls this for each record, so it must be cheap.
+        """
         ...
 
     def cost(self, record: Record) -> float:
-        """Return the estimated cost of a record, above 0. The Kafka thread calls this for each record: be cheap.
+        """Return the estimated cost of a record, above 0.
 
-        The handler sets `Record.spent` to the real cost.
+        The Kafka thread calls this for each record, so it must be cheap. The handler sets `Record.spent` to the
+        real cost.
         """
         ...
 

@@ -287,7 +287,7 @@ class Stage:
 
 def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
     if ended.done():
-        return  # the caller of run() was cancelled, and waits no more
+        return  # the caller of run() was cancelled, and no longer waits
     if error is None:
         ended.set_result(None)
     else:

@@ -32,7 +32,7 @@ MakeProducer = Callable[[dict[str, Any]], Producer]
 def producer_config(config: dict[str, Any], transactional_id: str) -> dict[str, Any]:
     """Return librdkafka properties of a settling producer.
 
-    `retry.backoff.ms` is low since back-to-back transactions meet CONCURRENT_TRANSACTIONS: with the default of 100,
+    `retry.backoff.ms` is low because back-to-back transactions meet CONCURRENT_TRANSACTIONS: with the default of 100,
     each transaction took 107 ms. `transaction.timeout.ms` bounds how long a killed worker's open transaction holds up
     other workers.
     """

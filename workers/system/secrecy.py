@@ -19,9 +19,8 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 def keep_secrets() -> None:
     """Stop other processes of the user from reading this process, disable core dumps, and gain no privileges by exec.
 
-    On systems other than Linux this only disables core dumps. Other processes can read child programs again, but child
-    programs inherit the limit of core dumps and gain no privileges. A debugger or profiler needs CAP_SYS_PTRACE to
-    attach.
+    On systems other than Linux this only disables core dumps. Child programs are not protected from being read, but
+    they inherit the limit of core dumps and gain no privileges. A debugger or profiler needs CAP_SYS_PTRACE to attach.
     """
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -161,7 +161,7 @@ class KeyringData(FileModel):
         return self.model_copy(update={**masters, "fleet": tuple(key for key in ending if key.signs(now))})
 
     def holder_of(self, secret: bytes, besides: str, now: float) -> str | None:
-        """Return a listed tenant other than `besides` with this secret; None if there is none."""
+        """Return a listed tenant that has this secret and is not `besides`; None if there is none."""
         return next((name for name in self.tenants if name != besides and secret in self.secrets(name, now)), None)
 
     def _with_tenant(self, tenant: str, versions: TenantVersions) -> KeyringData:

@@ -164,7 +164,7 @@ class Keyring:
         )
 
     def fleet_jwks(self, now: float) -> JwkSet:
-        """Return the public keys that verify every tenant's events now; none once a migration's overlap is over."""
+        """Return the public keys that verify every tenant's events now. After a migration's overlap there are none."""
         return _fleet_jwk_set(self._loaded.data, now)
 
     def signer(self, tenant: str, now: float) -> Signer:

@@ -45,7 +45,7 @@ class FileModel(BaseModel):
 
 
 class TimedKey(FileModel):
-    """A key that signs; `until` (Unix seconds) is set once the key retires."""
+    """A key that signs; `until` (Unix seconds) is set when the key retires."""
 
     until: FiniteFloat | None = None
 
@@ -59,7 +59,7 @@ class TimedKey(FileModel):
         return self.ends > now
 
     def retiring(self, until: float) -> Self:
-        """Return the key with the end `until`, or with its own earlier end."""
+        """Return the key with its end set to `until`; if the key ends earlier, its end stays."""
         return self.model_copy(update={"until": min(self.ends, until)})
 
 

@@ -35,7 +35,7 @@ def ed25519_private(seed: bytes) -> bytes:
 
 
 def of_length(encoded: SecretStr, shortest: int, longest: int) -> SecretStr:
-    """Return the key. Raises ValueError, without showing the key, unless it is base64 of an allowed length."""
+    """Return the key if it is base64 of an allowed length. Else raises ValueError, without showing the key."""
     try:
         decoded = base64.b64decode(encoded.get_secret_value(), validate=True)
     except ValueError:
