@@ -1,6 +1,6 @@
-"""A real Apache Kafka, ready in a few seconds: `Broker` or `start_detached`.
+"""Starts a real Apache Kafka in a few seconds, by `Broker` or by `start_detached`.
 
-A `Broker` ends with the calling process; brokers of `start_detached` outlive that process.
+A `Broker` ends with the calling process; the brokers that `start_detached` starts outlive that process.
 
 `devkit.kafka.errors` lists the errors that both raise.
 """
@@ -57,15 +57,16 @@ class Broker:
     ) -> Broker:
         """Start brokers and return when all of them serve.
 
-        `port` is the first broker's port, and the others take the next ones; 0 takes free ports. Without `data`, a
-        temporary folder holds the records. `stop` removes this folder; if this process is killed, the next start
-        removes it. `jvm` holds each broker's JVM flags. Raises the errors that `devkit.kafka.errors` lists.
+        `port` is the first broker's port, and the other brokers get the next ports. If `port` is 0, free ports are
+        chosen. Without `data`, the records are in a temporary folder. `stop` removes this folder; if this process is
+        killed, the next start removes it. `jvm` holds each broker's JVM flags. Raises the errors that
+        `devkit.kafka.errors` lists.
         """
         for attempt in range(1, _PORT_RACES + 1):
             try:
                 return cls._start_once(port, data, brokers, clock, jvm)
             except PortInUse:
-                # Another process may take a chosen port before the JVM listens on it: choose again.
+                # Another process may take a chosen port before the JVM listens on it: choose other ports.
                 if port or attempt == _PORT_RACES:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -96,7 +97,10 @@ class Broker:
 
     @property
     def pids(self) -> list[int]:
-        """The brokers' process ids, by index. A killed broker keeps its last id until it is restarted."""
+        """The brokers' process ids, by index.
+
+        For a killed broker, the list has its last id until the broker is restarted.
+        """
         return [process.pid for process in self._processes]
 
     def kill(self, index: int = 0) -> None:
@@ -104,7 +108,7 @@ class Broker:
         _end([self._processes[index]], self._clock, gently=False)
 
     def restart(self, index: int = 0) -> None:
-        """Kill a broker if it runs, start it again on its data and port, and return when it serves."""
+        """Kill a broker if it runs, start it again with the same data and port, and return when it serves."""
         self.kill(index)
         node = self._cluster.nodes[index]
         self._processes[index] = Leashed(node, self._jvm)
@@ -113,7 +117,7 @@ class Broker:
     def pause(self, index: int = 0) -> None:
         """Freeze a broker (SIGSTOP) and return when it is frozen.
 
-        The broker's connections stay open, without answers.
+        The broker's connections stay open, but the broker sends no answers.
         """
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
@@ -121,11 +125,11 @@ class Broker:
             self._clock.sleep(_POLL_SECONDS)
 
     def resume(self, index: int = 0) -> None:
-        """Let a paused broker go on (SIGCONT)."""
+        """Resume a paused broker (SIGCONT)."""
         self._processes[index].signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End all brokers: gracefully if their data is kept, at once if the data is temporary."""
+        """End all brokers: by an orderly shutdown if their data is kept, at once if the data is temporary."""
         _end(self._processes, self._clock, gently=self._temporary is None)
         if self._temporary:
             self._temporary.remove()
@@ -159,11 +163,12 @@ def default_data() -> Path:
 def start_detached(
     data: Path | None = None, port: int = 9092, brokers: int | None = None, clock: Clock = _CLOCK
 ) -> RunningBroker:
-    """Start brokers that outlive this process, and return when all of them serve. Running brokers are kept.
+    """Start brokers that outlive this process, and return a RunningBroker when all of them serve.
 
-    `port` is the first broker's port, and the others take the next ones; 0 takes free ports. If `brokers` is None, as
-    many brokers start as have data in the folder, or 1 without data. A failed start ends the brokers that it started,
-    and raises an error of `devkit.kafka.errors`.
+    Brokers that already run are left running. `port` is the first broker's port, and the other brokers get the next
+    ports. If `port` is 0, free ports are chosen. If `brokers` is None, as many brokers start as have data in the
+    folder, or 1 if there is no data. If the start fails, this function ends the brokers that it started, and raises an
+    error of `devkit.kafka.errors`.
     """
     home = (data or default_data()).resolve()
     with _one_at_a_time(home):

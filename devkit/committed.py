@@ -1,6 +1,6 @@
 """Reads the committed records of a topic (read_committed).
 
-Tests, benches and the demo count exactly-once results with this function.
+With `read_committed`, tests, benches and the demo check that each result is written exactly once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
-    """Return the records of all partitions. Each partition is read from its start until no further record follows.
+    """Return the records of all partitions. Each partition is read from its start to its end.
 
     `connection` holds librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
     """

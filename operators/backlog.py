@@ -1,4 +1,4 @@
-"""Reads the fleet's backlog from Kafka, which also works while no process with metrics runs."""
+"""Reads the fleet's backlog from Kafka. This works even if no process runs that publishes metrics."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ class GroupProgress:
     topic: str
     partition: int
     base: int
-    """The group's committed offset, below which all records are done. Without a commit, the first record's offset."""
+    """The group's committed offset, below which all records are done. If the group has committed none, the first
+    record's offset."""
     end: int
-    """The offset after the last record. Transaction markers count like records until the group has passed them."""
+    """The offset after the last record. The difference from `base` also counts transaction markers, until the group has
+    passed them."""
     metadata: str
-    """The commit's metadata: the ledger of records above the base that are done."""
+    """The commit's metadata, which is the ledger. It states which records above the base are done."""
     topic_id: str = ""
-    """The topic's UUID, which another topic of the same name does not have."""
+    """The topic's UUID. A topic that was deleted and created again has another UUID."""
 
 
 def standings(settings: KafkaSettings) -> list[GroupProgress]:
-    """Return the progress in every partition that a group of the fleet reads, lanes first. Raises ProducerError.
+    """Return the progress in every partition that a group of the fleet reads; the partitions of lanes come first.
 
-    The result includes all engines' lanes, and tiers of earlier schedules.
+    Raises ProducerError. The result includes the lanes of all engines, and the retry tiers of earlier schedules.
     """
     with admin_client(settings) as admin:
         return standings_by(admin, settings)
 
 
 def standings_by(admin: Any, settings: KafkaSettings) -> list[GroupProgress]:
-    """Return the same as `standings`, by an open admin client. Raises TopicMissing and kafka-python's errors."""
+    """Return the same as `standings`, but use an admin client that is already open.
+
+    Raises TopicMissing and kafka-python's errors.
+    """
     names, existing = settings.topics, admin.list_topics()
     if names.requests() not in existing:  # a missing fleet is an error, not an empty backlog
         raise TopicMissing(names.requests())

@@ -25,7 +25,7 @@ _CLOCK = SystemClock()
 
 
 def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: Clock = _CLOCK) -> None:
-    """Cancel these jobs: each job without a result ends as `cancelled`. Returns once Kafka has the records.
+    """Cancel these jobs: each job without a result ends as `cancelled`. Returns when Kafka has the records.
 
     Raises ProducerError.
     """
@@ -35,10 +35,10 @@ def cancel(settings: KafkaSettings, tenant: str, job_ids: Sequence[str], clock: 
 
 
 def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> None:
-    """Withdraw cancellations: workers again answer jobs with these ids, new jobs too.
+    """Withdraw cancellations: workers again answer jobs with these ids, also jobs that are submitted later.
 
-    Returns once Kafka has the records. A job that has already ended as `cancelled` keeps that result.
-    Raises ProducerError.
+    Returns when Kafka has the records. A job that has already ended as `cancelled` keeps that result. Raises
+    ProducerError.
     """
     put_facts(settings, settings.topics.control, [(job_key_bytes((tenant, job_id)), None) for job_id in job_ids])
 
@@ -46,7 +46,7 @@ def take_back(settings: KafkaSettings, tenant: str, job_ids: Sequence[str]) -> N
 class CancelledJobs:
     """The jobs cancelled in the last thirty days, from the records of `job_control`.
 
-    SQLite's temporary directory holds the list. Workers forget cancellations much sooner.
+    The list is a file in SQLite's temporary directory. Workers forget cancellations much sooner.
     """
 
     def __init__(self, records: Iterable[Stored]) -> None:
@@ -67,6 +67,6 @@ class CancelledJobs:
             self._index.execute(statement, (job,))
 
     def holds(self, tenant: str, job_id: str) -> bool:
-        """True if the job is cancelled, or the batch whose line the job is."""
+        """True if the job is cancelled, or if the job is a line of a cancelled batch."""
         keys = [job_key_bytes((tenant, name)) for name in (job_id, batch_of(job_id) or job_id)]
         return self._index.execute("SELECT 1 FROM cancelled WHERE job IN (?, ?)", keys).fetchone() is not None

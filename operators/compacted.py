@@ -14,9 +14,10 @@ _SENT_SECONDS = 30.0
 
 
 def put_facts(settings: KafkaSettings, topic: str, facts: Sequence[tuple[bytes, bytes | None]]) -> None:
-    """Publish a topic's facts, each a key with a value, to all processes; None as a value withdraws the fact.
+    """Publish facts of a topic to all processes.
 
-    Returns once Kafka has the records. Raises ProducerError.
+    Each fact is a key with a value; the value None withdraws the fact of that key. Returns when Kafka has the records.
+    Raises ProducerError.
     """
     partition_counts(settings, [topic])  # sending to a missing topic would fail only after a minute
     producer: Any = connect(KafkaProducer, settings, acks="all", allow_auto_create_topics=False)

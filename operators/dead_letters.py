@@ -1,9 +1,9 @@
-"""Dead letters: jobs and callbacks that were given up. Commands list dead letters, and put them back (redrive).
+"""Lists dead letters, which are jobs and callbacks that were given up, and puts them back (redrive).
 
 A redrive puts a letter back in one transaction with a mark in `dead_letters.redriven`. All redrives of a fleet share
 one transactional.id, so that even simultaneous redrives put each letter back once. A redrive first ends the open
-transaction of an earlier redrive, then reads the marks of all earlier ones. Marks are kept longer than letters. Kafka
-drops whole segments, so a letter may outlive LETTERS_KEPT_MS; such a letter is not put back.
+transaction of an earlier redrive, and then reads the marks of all earlier redrives. Marks are kept longer than letters.
+Kafka deletes whole segments only, so a letter may still exist after LETTERS_KEPT_MS; such a letter is not put back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from telemetry.clock import Clock, unix_ms
 from telemetry.logs import origin_of
 
 BROKERS_DIFFER_MS = 60_000
-"""Largest difference between the clocks of two brokers. Brokers stamp the records."""
+"""Largest difference between the clocks of two brokers. It matters because brokers set the records' timestamps."""
 REDRIVE = "redrive"
 """The identity of the producer that every redrive uses."""
 
@@ -56,7 +56,7 @@ class Letter:
     disabled: bool = False
     """True if the callback's endpoint is now disabled."""
     expired: bool = False
-    """True if the letter is too old to be put back: if it was put back once, the mark may be gone."""
+    """True if the letter is too old to be put back: the mark of an earlier redrive may have been deleted already."""
     lane_gone: bool = False
     """True for a job whose lane no longer exists."""
     cancelled: bool = False
@@ -69,7 +69,10 @@ class Letter:
 
     @property
     def ids(self) -> set[str]:
-        """The letter's place, job id and webhook id, for selections. An id of the form `P:N` names only a place."""
+        """The ids by which the letter can be selected: its place, job id and webhook id.
+
+        An id of the form `P:N` is always a place.
+        """
         return {str(self.place), *(name for name in self.record.ids if StoredPlace.parse(name) is None)}
 
     @property
@@ -140,7 +143,7 @@ class LetterFilter:
     """Letters' places (`P:N`), job ids and webhook ids. An id of the form `P:N` is always a place."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Only letters given up at `since_ms` or later and before `until_ms`, Unix milliseconds."""
+    """Only letters that were given up at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
     endpoint: str | None = None
     """A callback's URL, or an origin without a path for all URLs of that origin."""
     redriven_too: bool = False
@@ -173,7 +176,7 @@ class LetterCounts:
     held_ids: dict[str, str] = field(default_factory=dict)
     """Requested ids of letters that cannot be put back, with the obstacle."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Tenants by requested job or webhook id, of letters that were put back too."""
+    """Tenants by requested job id or webhook id. Letters that were put back before are included."""
 
     @property
     def count(self) -> int:
@@ -181,12 +184,12 @@ class LetterCounts:
         return self.open.total()
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Note the letter's tenant for each of the requested ids `asked`."""
+        """Record the letter's tenant for each of the requested ids `asked`."""
         for name in (asked & letter.ids) - {str(letter.place)}:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
     def add(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Count a letter, and note its ids among the requested ids `asked`."""
+        """Count a letter, and record which of the requested ids `asked` it has."""
         named = asked & letter.ids
         self.ids |= named
         if letter.obstacle is None:
@@ -197,7 +200,10 @@ class LetterCounts:
 
 
 class DeadLetters:
-    """The fleet's dead letters at its construction, since `since_ms` or at one `place`. Methods raise ProducerError."""
+    """The fleet's dead letters at the time of construction: those since `since_ms`, or the one at `place`.
+
+    Methods raise ProducerError.
+    """
 
     def __init__(
         self,
@@ -245,7 +251,7 @@ class DeadLetters:
         )
 
     def tally(self, wanted: LetterFilter) -> LetterCounts:
-        """Count the letters that a redrive would put back, without a change."""
+        """Count the letters that a redrive would put back. Nothing is changed."""
         tally = LetterCounts()
         for _ in self._counted(wanted, tally):
             pass
@@ -261,11 +267,11 @@ class DeadLetters:
         as_new_events: bool = False,
         limit: int | None = None,
     ) -> LetterCounts:
-        """Put back at most `limit` of the selected letters without an obstacle; return the counts up to the last one.
+        """Put back at most `limit` of the selected letters that have no obstacle; return the counts up to the last one.
 
         Fewer letters may be put back than an earlier `tally` counted: this method reads the marks after `back` has
-        fenced all other redrives. With `as_new_events` a job's next result has a new `webhook-id`. Otherwise a consumer
-        of the job's former result would drop the next result as a repeat.
+        fenced all other redrives. With `as_new_events`, a job's next result has a new `webhook-id`. With the old one, a
+        consumer that has the job's former result would drop the next result as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -291,11 +297,12 @@ class DeadLetters:
 
 
 class RedriveMarks:
-    """Times of redrives of the letters in some ranges, in eight bytes for each offset.
+    """The times at which the letters in some ranges were put back. Each offset takes eight bytes.
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
     mark counts only if it names its letter's time, and the letter is not younger than the mark. To save memory, only a
-    remainder of the named time is kept. Marks of earlier releases name no time, so only the letter's age is checked.
+    remainder of the named time is stored. Marks of earlier releases name no time, so for these marks only the letter's
+    age is checked.
     """
 
     def __init__(self, ranges: list[Range]) -> None:
@@ -311,7 +318,7 @@ class RedriveMarks:
                 at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
 
     def of(self, letter: Stored) -> int | None:
-        """Return the time of the letter's redrive, Unix milliseconds; None without one."""
+        """Return the time of the letter's redrive, Unix milliseconds; None if it was not put back."""
         start, at_ms = self._at_ms[letter.place.partition]
         marked = at_ms[letter.place.offset - start]
         marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
@@ -322,7 +329,8 @@ class RedriveMarks:
 _REMAINDER_BITS = 16
 _NO_MORE = (1 << _REMAINDER_BITS) - 1
 _LATEST_MS = 1 << 46
-"""The latest time that is kept, in the year 4199: later stamps are lowered, since time and remainder share 63 bits."""
+"""The latest time that can be stored, in the year 4199. Later timestamps are replaced by it, because time and remainder
+share 63 bits."""
 
 
 def _remainder(letter_ms: int) -> int:
@@ -345,9 +353,8 @@ def mark(
 ) -> Returning:
     """Return the mark of a letter that is put back.
 
-    The mark prevents a second redrive; its headers name tenant and job.
-
-    `letter_ms` is the letter's timestamp, Unix milliseconds. This time shows if a later letter has got the same place.
+    The mark prevents a second redrive; its headers name tenant and job. `letter_ms` is the letter's timestamp, Unix
+    milliseconds. With this time, the mark is not mistaken for the mark of a later letter at the same place.
     """
     said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
     whose = [(name, value) for name, value in headers if name in _WHOSE]
@@ -381,9 +388,10 @@ def returning(
 ) -> Returning:
     """Return the record that a redrive writes for a letter.
 
-    A callback goes into the smallest tier, without its former attempts. A job goes to its former lane and partition.
-    The job keeps its identity. If a rejected record stated another tenant or job id than its letter, the record written
-    here states it again. A deadline that has passed is left out, so that `ttl_seconds` count from now.
+    A callback goes into the smallest tier, and its count of attempts starts again. A job goes to its former lane and
+    partition. The job keeps its identity. If the rejected record stated a tenant or job id that differs from its
+    letter's, the new record states the same again. A deadline that has passed is left out, so that `ttl_seconds` count
+    from now.
     """
     record = letter.record
     headers = [(name, value) for name, value in record.headers if name not in _WHY]

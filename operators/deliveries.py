@@ -1,9 +1,9 @@
 """The timeline of a job's callback: settled, tried, waiting, given up, put back.
 
-The fleet's topics are the only source. `callback_attempts` has each POST's outcome and never its body. An attempt's
-record has an excerpt of the answer's body if delivery is set to keep one. A tier's record has the time at which the
-callback's wait ends. Each deferral without a try writes a new record, hundreds in an outage; all of these become one
-step.
+It is read from the fleet's topics only. `callback_attempts` has each POST's outcome and never its body. An attempt's
+record has an excerpt of the answer's body if a setting of delivery asks for it. A tier's record has the time at which
+the callback's wait ends. Each deferral without a try writes a new record, hundreds of them in an outage. All of these
+records become one step.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def deliveries(
     tenant: str | None = None,
     since_ms: int | None = None,
 ) -> list[CallbackStep]:
-    """Return the kept steps of a job or of an event, in the order of time.
+    """Return those steps of a job or of an event that the topics still have, in the order of time.
 
-    `wanted` is a job id or a webhook id. Without a `tenant`, the steps may be of several tenants' jobs with one id.
-    Consecutive waits become one step. Raises ProducerError.
+    `wanted` is a job id or a webhook id. Without a `tenant`, the steps may belong to jobs of several tenants that have
+    the same id. Consecutive waits become one step. Raises ProducerError.
     """
     names = settings.topics
 
@@ -74,9 +74,9 @@ def deliveries(
 
 
 def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
-    """Return the time from which to search attempts and waits: no attempt and no wait precedes the job's result.
+    """Return the time from which to search for attempts and waits, which never precede the job's result.
 
-    This limit saves time, since attempts and waits are most of the records. If a dead letter precedes the first kept
+    This limit saves time, because most of the records are attempts and waits. If a dead letter precedes the first kept
     result, an earlier result is missing; then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)

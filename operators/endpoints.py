@@ -40,12 +40,15 @@ def disabled_endpoints(settings: KafkaSettings) -> frozenset[EndpointKey]:
 
 
 def put_endpoints(settings: KafkaSettings, records: Sequence[EndpointRecord]) -> None:
-    """Publish endpoints' states to every delivery process. Returns once Kafka has the records. Raises ProducerError."""
+    """Publish endpoints' states to every delivery process. Returns when Kafka has the records. Raises ProducerError."""
     put_facts(settings, settings.topics.endpoints, [(key_bytes(one.key), write_endpoint(one)) for one in records])
 
 
 def latest_records(records: Iterable[Stored]) -> dict[EndpointKey, EndpointRecord]:
-    """Return the record that counts for each known endpoint: the last one, unless an earlier disabling still holds."""
+    """Return the record in force for each known endpoint.
+
+    It is the last record, unless an earlier record disables the endpoint and the last one does not end that.
+    """
     last: dict[EndpointKey, EndpointRecord] = {}
     for record in records:
         try:

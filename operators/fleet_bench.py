@@ -1,6 +1,6 @@
-"""Measures a fleet with jobs of its own: jobs a second, and the time from a job's submission to its callback.
+"""Measures a fleet by sending jobs to it: jobs a second, and the time from a job's submission to its callback.
 
-One machine sends the jobs and takes the callbacks, so that one clock measures both.
+One machine sends the jobs and receives the callbacks, so that both times are from one clock.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BenchPlan:
     ttl_seconds: float
     """Seconds after which an unanswered job expires, so that a bench leaves no work behind."""
     rate: float | None = None
-    """Jobs a second; None sends as fast as Kafka takes them."""
+    """Jobs a second; if None, jobs are sent as fast as Kafka accepts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class BenchReport:
         return self.called_back / self.seconds if self.seconds > 0 else 0.0
 
     def percentile(self, percent: float) -> float | None:
-        """Return a percentile of the times, by the nearest rank; None without a callback."""
+        """Return a percentile of the times, by the nearest rank; None if there was no callback."""
         if not self.times_ms:
             return None
         return self.times_ms[max(0, math.ceil(percent / 100 * self.called_back) - 1)]
@@ -86,7 +86,7 @@ class BenchReport:
 
 
 class FleetBench:
-    """One run of a bench. One thread takes the jobs from `work`, and another thread may call `arrived`."""
+    """One run of a bench. One thread iterates over `work`, and another thread may call `arrived`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -114,7 +114,7 @@ class FleetBench:
             yield job
 
     def arrived(self, event: Any) -> None:
-        """Take a verified event. Events of other jobs, and repeats, change nothing."""
+        """Record a verified event. Events of other jobs, and repeats, are ignored."""
         now = self._clock.monotonic()
         data = event.get("data") if isinstance(event, dict) else None
         job_id, kind = data.get("id") if isinstance(data, dict) else None, event.get("type") if data else None

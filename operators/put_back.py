@@ -1,4 +1,4 @@
-"""Puts records back into the fleet, at a given rate and in transactions, so that counts are exact."""
+"""Puts records back into the fleet, at a given rate. It uses transactions, so that counts are exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 MAX_RECORD_BYTES = 1_000_000
-"""Largest size of value, key and headers in bytes. A topic takes 1 MiB, and a record's framing needs some of it."""
+"""Largest size of value, key and headers in bytes. A topic accepts 1 MiB, and the record's framing needs some of it."""
 
 _HEADER_BYTES = 10
 """Bytes of a header in addition to its name and value: two lengths of at most five bytes (KIP-82)."""
@@ -94,14 +94,17 @@ class PutBack(Connection):
             raise
 
     def send(self, batch: Sequence[Returning]) -> None:
-        """Write all records of the batch, or none. Raises NotPutBack, also if Kafka does not answer in time."""
+        """Write all records of the batch, or none.
+
+        Raises NotPutBack if this fails, or if Kafka does not answer in time.
+        """
         deadline = Deadline.after(self._clock, self._answer_seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
             sent = [self._sent(each) for each in batch]
-            # The client would commit without a record that it lost: a record for a topic that it may not see, or a
-            # record that was not acknowledged in time. That would leave a letter's mark in Kafka without the letter.
+            # Check each record before the commit, because the client would also commit without a record that it could
+            # not send. Then Kafka might have a letter's mark, but not the letter.
             for each in sent:
                 each.get(timeout=deadline.remaining)
             self._end(self._producer._transaction_manager.begin_commit, deadline.remaining)
@@ -129,7 +132,7 @@ class PutBack(Connection):
         return self._producer.send(each.topic, each.value, each.key, headers, each.partition)
 
     def close(self) -> None:
-        """Disconnect; abort a transaction that is open."""
+        """Disconnect; abort the transaction if one is open."""
         try:
             self._abort()
         finally:
@@ -156,7 +159,7 @@ def put_back(
 ) -> int:
     """Put back groups of records, at `per_second` groups a second, and return the number of groups.
 
-    A group is never split. `on_done` gets the number of groups so far. Raises NotPutBack.
+    A group is never split. `on_done` is called with the number of groups so far. Raises NotPutBack.
     """
     started, done = clock.monotonic(), 0
     for batch in _batches(groups, max(1, min(_BATCH_RECORDS, int(per_second)))):
@@ -170,7 +173,7 @@ def put_back(
 
 
 def _batches(groups: Iterable[Sequence[Returning]], most: int) -> Iterator[list[Sequence[Returning]]]:
-    """Yield batches of up to `most` groups, with fewer if they are large."""
+    """Yield batches of up to `most` groups; large groups make smaller batches."""
     batch: list[Sequence[Returning]] = []
     size = 0
     for group in groups:

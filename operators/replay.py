@@ -1,10 +1,10 @@
 """Replay: put kept results of `model_results` into delivery again, under the same `webhook-id`.
 
 A replayed result goes into the smallest tier, and the count of its attempts starts again. A replayed result is not
-written to `model_results` again, since a reader counts one result for each job there. After two replays a consumer gets
-two callbacks with the same `webhook-id`, and drops the second. A selection of undelivered results leaves out results
-that are still being tried. A replay of undelivered results marks their dead letters, as a redrive does, under the
-identity of redrives. So a replay and a redrive do not both put a result back.
+written to `model_results` again, because readers of that topic expect one result for each job. After two replays a
+consumer gets two callbacks with the same `webhook-id`, and drops the second. A selection of undelivered results does
+not include results that are still being tried. A replay of undelivered results marks their dead letters, as a redrive
+does, under the identity of redrives. So a result is not put back both by a replay and by a redrive.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Counts:
     matching: int = 0
     """Number of results that can be put back."""
     held: Counter[str] = field(default_factory=Counter)
-    """Numbers of selected results that are not put back, by obstacle: NO_CALLBACK, ENDPOINT_DISABLED or, if only
-    undelivered results are selected, a CallbackStanding."""
+    """Numbers of selected results that are not put back, by obstacle: NO_CALLBACK, ENDPOINT_DISABLED, or a
+    CallbackStanding if only undelivered results are selected."""
     letters: int = 0
     """Number of dead letters that get a mark, since their results are put back."""
     origins: Counter[str] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Counts:
     """Selected ids and places whose result is not put back, with the obstacle."""
 
     def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
-        """Count a result, and note its selected ids and places as found."""
+        """Count a result, and record which of the selected ids and places it has."""
         ids, places = selection.ids & record.ids, selection.places & {record.place}
         self.ids |= ids
         for name in ids:
@@ -83,13 +83,13 @@ class Replay:
     def _look(self) -> None:
         """Read the current state of the selected results."""
         self._disabled = disabled_endpoints(self._settings)
-        self._undelivered = None  # frees the former states first, since two copies could take too much memory
+        self._undelivered = None  # frees the former states first, because two copies could take too much memory
         if self._selection.undelivered:
             results = filter(has_callback, self._matching())
             self._undelivered = Undelivered(self._settings, self._scanner, self._clock, results)
 
     def count(self) -> Counts:
-        """Count the results that a replay would put back, without a change."""
+        """Count the results that a replay would put back. Nothing is changed."""
         counts = Counts()
         for _ in self._chosen(counts):
             pass
@@ -131,7 +131,7 @@ class Replay:
         return ENDPOINT_DISABLED if record.endpoint in self._disabled else None
 
     def _standing(self, record: Stored) -> CallbackStanding:
-        """Return the result's state. Unless only undelivered results are selected, all count as undelivered."""
+        """Return the result's state. If delivered results are selected too, every result is treated as undelivered."""
         return self._undelivered.standing(record) if self._undelivered is not None else CallbackStanding.UNDELIVERED
 
     def _marks(self, record: Stored) -> list[Returning]:
@@ -141,7 +141,7 @@ class Replay:
         return filter(self._selection.takes, self._scanner.read(self._ranges))
 
     def _narrowed(self) -> Iterator[Range]:
-        """Yield the partitions' ranges, narrowed to the range of the selected places if there are any."""
+        """Yield the partitions' ranges, narrowed to the range of the selected places if places are selected."""
         selection = self._selection
         for each in self._scanner.ranges(self._settings.topics.results, selection.since_ms, selection.until_ms):
             offsets = [place.offset for place in selection.places if place.partition == each.partition]

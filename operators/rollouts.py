@@ -26,7 +26,7 @@ from telemetry.clock import SystemClock, unix_ms
 
 OPERATOR: Final = "operator"
 EXAMPLES: Final = 50
-"""Cap on the latest differing answers that are kept for the report."""
+"""The report keeps at most this number of comparisons whose answers differ: the latest ones."""
 _CLOCK = SystemClock()
 
 
@@ -67,7 +67,7 @@ def start(
     per_second: float,
     slower: float,
 ) -> Rollout:
-    """Order a rollout. Returns once Kafka has the order. Raises RolloutRefused and ProducerError."""
+    """Order a rollout. Returns when Kafka has the order. Raises RolloutRefused and ProducerError."""
     table = rollouts(settings)
     running = [each for each in table.by_alias.values() if not each.step.is_over]
     if running:
@@ -99,7 +99,7 @@ def start(
 
 
 def end(settings: KafkaSettings, rollout: Rollout, step: Step) -> None:
-    """Write the step `promoted` or `aborted`. Returns once Kafka has the record. Raises RolloutRefused, ProducerError.
+    """Write the step `promoted` or `aborted`. Returns when Kafka has the record. Raises RolloutRefused, ProducerError.
 
     An aborted rollout stays aborted. A promoted rollout can still be aborted, and its alias goes back to the primary.
     """
@@ -121,7 +121,10 @@ def end(settings: KafkaSettings, rollout: Rollout, step: Step) -> None:
 
 
 def judged(settings: KafkaSettings, rollout: Rollout) -> JudgedRollout:
-    """Return the evidence of a rollout, as every worker folds it. Raises ProducerError."""
+    """Return the evidence of a rollout, computed from its comparisons by the same rules as in every worker.
+
+    Raises ProducerError.
+    """
     judge, different = Judge(rollout.order), deque[Comparison](maxlen=EXAMPLES)
     key = rollout.order.id.encode()
     with Scanner(settings) as scanner:

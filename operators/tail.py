@@ -82,9 +82,9 @@ class Tail(CommittedReader):
         return replace(step, facts={**step.facts, "model": _model_of(record)})
 
     def _decided(self, step: CallbackStep) -> list[CallbackStep]:
-        """Given one more step, return the steps to show now.
+        """Process one more step, and return the steps to show now.
 
-        A job's other steps wait for its result: brokers may deliver an attempt's record first.
+        A job's other steps wait for its result, because brokers may deliver an attempt's record before it.
         """
         if not self._wanted.is_by_result:
             return [step]
@@ -102,7 +102,10 @@ class Tail(CommittedReader):
 
 
 def _remember(known: OrderedDict[tuple[str, str], T], job: tuple[str, str], value: T) -> None:
-    """Keep the newest jobs only, so that a command that runs for days takes no more memory."""
+    """Set the job's value, and forget the oldest job if there are too many.
+
+    So memory stays bounded if a command runs for days.
+    """
     known[job] = value
     if len(known) > _REMEMBERED_JOBS:
         known.popitem(last=False)

@@ -42,7 +42,7 @@ class Frame:
 class RecentEvents:
     """Counts of the last minute's events, in buckets of a second.
 
-    Untrusted names are cut, and only a few of them are counted separately.
+    Names that anyone may choose are shortened, and only a few of them are counted separately.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -50,7 +50,10 @@ class RecentEvents:
         self._buckets: dict[int, Counter[tuple[str, str]]] = {}
 
     def add(self, step: CallbackStep) -> None:
-        """Count an event in the second of its time, which is taken to be within the last minute."""
+        """Count an event in the bucket of its second.
+
+        A time outside the last minute is replaced by the nearest time within it.
+        """
         now = int(self._clock.time())
         second = min(max(step.at_ms // 1000, now - RECENT_SECONDS + 1), now)
         bucket = self._buckets.setdefault(second, Counter())
@@ -106,7 +109,7 @@ class FleetWatch:
 def watching(
     kafka: KafkaSettings, settings: ExporterSettings, done_offsets: DoneOffsets, clock: Clock
 ) -> Iterator[FleetWatch]:
-    """Connect to Kafka for a block. Raises ProducerError."""
+    """Connect to Kafka for the duration of a `with` block. Raises ProducerError."""
     since_ms = unix_ms(clock) - RECENT_SECONDS * 1000
     with connected(kafka, settings, done_offsets) as reader, Tail(kafka, EventFilter(), since_ms) as tail:
         exporter = Exporter(kafka.topics, lambda: connected(kafka, settings, done_offsets), settings, Metrics(), clock)

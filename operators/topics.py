@@ -1,4 +1,7 @@
-"""Creates the fleet's topics and sets up its consumer groups. A repeat is harmless: it only adds missing parts."""
+"""Creates the fleet's topics and configures its consumer groups.
+
+A repeated call is harmless: it only adds missing parts.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ _KNOWN_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 0.1
 _LED_MS = 10_000
 _LED_MS_A_PARTITION = 20
-"""Milliseconds by which each new partition extends the longest wait for leaders: a broker sets up one after another."""
+"""Each new partition extends the longest wait for leaders by these milliseconds, because a broker sets up partitions
+one by one."""
 _CLOCK = SystemClock()
 
 
@@ -128,9 +132,9 @@ def create_topics(
 
 
 def wanted_replicas(admin: Any, settings: KafkaSettings) -> int:
-    """Return the number of copies in the settings; if they name none, the number of brokers, at most three.
+    """Return the number of copies in the settings; if they give no number, the number of brokers, but at most three.
 
-    The brokers' own default (KIP-464) is not used, since that default is 1 unless an operator sets it.
+    The brokers' own default (KIP-464) is not used, because that default is 1 unless an operator sets it.
     """
     return settings.replication_factor or min(REPLICAS, len(admin.describe_cluster()["brokers"]))
 
@@ -171,7 +175,7 @@ def _found(admin: Any, names: list[str]) -> dict[str, _Layout]:
 
 
 def _create(admin: Any, specs: list[TopicSpec], report: TopicsReport) -> None:
-    """Create topics, each with a request of its own: Kafka takes at most 10,000 partitions in one request."""
+    """Create topics, each with a request of its own, because Kafka accepts at most 10,000 partitions in one request."""
     for spec in specs:
         layout = {
             "num_partitions": spec.partitions,
@@ -217,7 +221,10 @@ def _partitions_found(admin: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def durability(replicas: int) -> dict[str, str]:
-    """Return the property for topics with three copies: brokers acknowledge a write once two copies have the record."""
+    """Return the property for topics with three copies.
+
+    With it, brokers acknowledge a write when two copies have the record.
+    """
     return {"min.insync.replicas": "2"} if replicas >= REPLICAS else {}
 
 

@@ -1,4 +1,4 @@
-"""Finds the results that are neither delivered nor still being tried: a replay after an outage puts these back.
+"""Finds the results that are neither delivered nor still being tried. A replay puts them back after an outage.
 
 The fleet's topics are the only source, and are read in this order:
 
@@ -34,7 +34,8 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 
 Event = int
-"""A hash of tenant and `webhook-id`, in 128 bits: a number takes less memory than two texts."""
+"""A hash of tenant and `webhook-id`, in 128 bits. The hash is used because a number takes less memory than two
+texts."""
 
 
 class CallbackStanding(StrEnum):
@@ -46,7 +47,7 @@ class CallbackStanding(StrEnum):
     UNKNOWN = "unknown"
     """The result is older than the kept attempts, so it may have been delivered."""
     UNDELIVERED = "undelivered"
-    """The callback was given up, as far as the topics show."""
+    """As far as the topics show, the callback was given up."""
 
 
 class _Open(NamedTuple):
@@ -71,7 +72,7 @@ class Undelivered:
         self._scanner = scanner
         self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
         self._delivered_ms: dict[Event, int] = {}
-        """Time of each event's last answer with 2xx, Unix milliseconds; 0 without one."""
+        """Time of each event's last answer with 2xx, Unix milliseconds; 0 if there is none."""
         since_ms: int | None = None
         for result in results:
             self._delivered_ms[event_of(result)] = 0
@@ -121,7 +122,7 @@ class Undelivered:
         self._kept_from_ms = scanner.kept_from_ms(names.attempts)
 
     def _read_letters(self, letters: DeadLetters) -> Iterator[tuple[str, StoredPlace]]:
-        """Note open letters of the given results; yield the source of each callback that was given up."""
+        """Record the open letters of the given results; yield the source of each callback that was given up."""
         for letter in letters.letters(LetterFilter(redriven_too=True)):
             event = event_of(letter.record)
             if letter.kind != "callback" or event not in self._delivered_ms:

@@ -26,10 +26,11 @@ from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
 from devkit.kafka.jars import ensure_jars, java
 
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
-"""A small heap, and few compiler and collector threads: more threads would slow the start on two cores."""
+"""JVM flags for a small heap and few compiler and collector threads, because more threads would slow the start on two
+cores."""
 STEADY_JVM = ("-XX:+UseZGC", "-XX:-ZProactive", "-Xmx12g")
-"""A collector that pauses for at most about a millisecond, and enough memory that the collector seldom runs, since each
-run needs a core."""
+"""JVM flags for a garbage collector that pauses the broker for at most about a millisecond. The heap is large, so that
+the collector seldom runs, because each of its runs occupies a core."""
 
 _LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -55,7 +56,8 @@ SERVER_PROPERTIES = {
     "broker.heartbeat.interval.ms": "500",
     # A dead process's open transaction blocks readers until the transaction's timeout, then for up to this interval.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # As long as the longest retention of our topics: a group's committed offsets must not expire before the records.
+    # This is the longest retention of our topics, because a group's committed offsets must not expire before the
+    # records.
     "offsets.retention.minutes": "43200",
     # The default, 10 MiB for each partition's sparse index files, is too much for test topics.
     "log.index.size.max.bytes": "1048576",
@@ -121,11 +123,11 @@ def load(data: Path) -> Cluster | None:
 
 
 def prepare(data: Path, brokers: int | None, port: int) -> Cluster:
-    """Prepare the folder for a start: existing data stays, and ports are chosen again.
+    """Prepare the folder for a start, and return its cluster. Existing data stays, and ports are chosen again.
 
-    If `brokers` is None, the cluster has as many brokers as have data in the folder, or 1 without data. `port` is the
-    first broker's port, and the others take the next ones; 0 takes free ports. Raises DataMismatch, PortInUse,
-    MissingPrerequisite, DownloadFailed.
+    If `brokers` is None, the cluster has as many brokers as have data in the folder, or 1 if there is no data. `port`
+    is the first broker's port, and the other brokers get the next ports. If `port` is 0, free ports are chosen. Raises
+    DataMismatch, PortInUse, MissingPrerequisite, DownloadFailed.
     """
     kept = load(data)
     if kept and brokers not in (None, len(kept.nodes)):
@@ -149,7 +151,7 @@ def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in Kafka, closing connections do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in Kafka, ignore closing connections
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -160,7 +162,7 @@ def free_ports(count: int) -> list[int]:
     """Choose ports without a listener, below the range from which the kernel gives ports to clients.
 
     From that range, the kernel could give a dead broker's port to a client that reconnects to the broker. The client
-    would then be connected to itself, and keep the broker from restarting.
+    would then be connected to itself, and the restarted broker would find its port taken.
     """
     limit = int(_EPHEMERAL_RANGE.read_text().split()[0])
     chosen: list[int] = []

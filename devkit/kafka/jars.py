@@ -15,8 +15,8 @@ from pathlib import Path
 from devkit.kafka.errors import BrokerError, DownloadFailed, MissingPrerequisite
 
 RELEASE = "kafka-4.3.1"
-"""The folder's name in the cache. The name changes with the pom, so that an old cache is never taken for the new
-one.
+"""The folder's name in the cache. The name must change whenever the pom changes, so that jars of an earlier pom are
+never used.
 """
 
 _POM = Path(__file__).with_name("pom.xml")
@@ -25,9 +25,10 @@ _INSTALL_TIMEOUT_SECONDS = 900
 
 
 def java() -> str:
-    """Return the path of `java`: from JAVA_HOME, else from PATH, else installed on Debian as root.
+    """Return the path of `java`, found in JAVA_HOME or else in PATH.
 
-    Kafka 4 needs Java 17. Raises MissingPrerequisite.
+    If neither has it, Java is installed on Debian if this process is root. Kafka 4 needs Java 17. Raises
+    MissingPrerequisite.
     """
     home = os.environ.get("JAVA_HOME")
     if home and (found := shutil.which("java", path=Path(home) / "bin")):
@@ -74,7 +75,10 @@ def _copy_dependencies(maven: str, into: Path) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """Return the path of a program; install it on Debian as root if it is missing. Raises MissingPrerequisite."""
+    """Return the path of a program.
+
+    If it is missing, it is installed on Debian if this process is root. Raises MissingPrerequisite.
+    """
     found = shutil.which(name)
     if found:
         return found

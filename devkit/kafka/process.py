@@ -1,4 +1,7 @@
-"""A node's process. A leashed one ends with the process that started it, and a detached one outlives that process."""
+"""A node's process.
+
+A leashed process ends with the process that started it; a detached process outlives its starter.
+"""
 
 from __future__ import annotations
 

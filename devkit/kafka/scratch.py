@@ -39,7 +39,7 @@ def _remove_if_left(folder: Path) -> None:
     try:
         lock = os.open(folder / _OWNED, os.O_RDONLY)
     except OSError:
-        return  # the folder is being made or removed, or is another user's
+        return  # the folder is being made or removed, or belongs to another user
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

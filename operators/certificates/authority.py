@@ -1,4 +1,4 @@
-"""A private certificate authority: an EC key on P-256 and a self-signed certificate that issues leaves only.
+"""A private certificate authority: an EC key on P-256, and a self-signed certificate that may issue leaves only.
 
 The authority's certificate follows RFC 5280: path length 0, `keyCertSign` and `cRLSign`, subject key identifier.
 """
@@ -23,7 +23,7 @@ from operators.certificates.names import common_name
 
 
 class AuthorityMismatch(ValueError):  # noqa: N818 - named after the problem
-    """The certificate and the key do not make an authority; the text names the reason."""
+    """The certificate and the key do not form an authority. The error's text states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Authority:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """Return a new key on P-256, which every TLS library can use and signs fastest."""
+    """Return a new key on P-256, the curve that every TLS library supports and that signs fastest."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -67,7 +67,7 @@ def new_authority(name: str, days: int, now: datetime) -> Authority:
 
 
 def load_authority(certificate_pem: bytes, key_pem: bytes) -> Authority:
-    """Return the authority of these two PEM texts. Raises AuthorityMismatch."""
+    """Return the authority whose certificate and key these two PEM texts are. Raises AuthorityMismatch."""
     certificate, key = load_certificate(certificate_pem), load_key(key_pem)
     if certificate.public_key() != key.public_key():
         raise AuthorityMismatch("the key is not the certificate's")
@@ -94,12 +94,12 @@ def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the private key in PEM (PKCS 8), not encrypted: the file's mode protects it."""
+    """Return the private key in PEM (PKCS 8). The key is not encrypted, because the file's mode protects it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def key_usage(*, signs_certificates: bool = False) -> x509.KeyUsage:
-    """Return the key usage of an authority (signs certificates and lists) or of a leaf (signs handshakes)."""
+    """Return the key usage of an authority, to sign certificates and lists, or of a leaf, to sign handshakes."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         content_commitment=False,

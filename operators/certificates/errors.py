@@ -28,7 +28,7 @@ class AuthorityUnusable(CertificatesError):  # noqa: N818 - named after the prob
 
 
 class CertificateExists(CertificatesError):  # noqa: N818 - named after the certificate
-    """The name is taken by a certificate or by a file."""
+    """A certificate or a file already has this name."""
 
 
 class CertificateUnknown(CertificatesError):  # noqa: N818 - named after the certificate

@@ -27,7 +27,7 @@ from operators.certificates.index import Index
 from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 
 _LARGEST_BYTES = 256 * 1024 * 1024
-"""Limit on the size of a file. A hundred thousand certificates take 40 MB of index."""
+"""Limit on the size of a file. The index of a hundred thousand certificates has 40 MB."""
 _BACKUP = "put the file back from a backup"
 _INIT = "make an authority with `postback certs init`"
 
@@ -52,9 +52,9 @@ class AuthorityFiles:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Make the directory with mode 0700, and hold its lock during the block.
+        """Make the directory with mode 0700, and keep it locked during the block.
 
-        A directory that exists has to be empty, or left by an interrupted `init`.
+        A directory that already exists must be empty, or come from an interrupted `init`.
         """
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class AuthorityFiles:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory's lock during the block."""
+        """Keep the directory locked during the block."""
         try:
             with only_writer(self.directory):
                 yield
@@ -85,7 +85,7 @@ class AuthorityFiles:
             raise AuthorityUnusable(self.directory, _reason(error), _fix_of(error)) from None
 
     def read_authority(self) -> Authority:
-        """Return the authority, after a check that no stranger can read or replace its key."""
+        """Check that no other user can read or replace the authority's key, and return the authority."""
         self._check_directory()
         try:
             return load_authority(self._read(self.ca_certificate), self._read(self.ca_key, private=True))
@@ -130,15 +130,15 @@ class AuthorityFiles:
             raise AuthorityUnusable(self.directory, _reason(error), _fix_of(error)) from None
 
     def new_index(self, index: Index) -> Replacement:
-        """The index's new content."""
+        """Return the index's new content, for `write`."""
         return Replacement(self.index, index.model_dump_json(indent=1).encode() + b"\n")
 
     def new_crl(self, crl: x509.CertificateRevocationList) -> Replacement:
-        """The revocation list's new content."""
+        """Return the revocation list's new content, for `write`."""
         return Replacement(self.crl, crl.public_bytes(Encoding.PEM), private=False)
 
     def new_authority(self, authority: Authority) -> tuple[Replacement, Replacement]:
-        """The authority's key, and then the authority's certificate."""
+        """Return the authority's key, and then the authority's certificate, for `write`."""
         certificate = authority.certificate.public_bytes(Encoding.PEM)
         return (
             Replacement(self.ca_key, key_pem(authority.key)),
@@ -146,7 +146,7 @@ class AuthorityFiles:
         )
 
     def new_leaf(self, name: str, certificate: x509.Certificate, key: bytes) -> tuple[Replacement, Replacement]:
-        """A leaf's key, and then the leaf's certificate."""
+        """Return a leaf's key, and then the leaf's certificate, for `write`."""
         return (
             Replacement(self.key_of(name), key),
             Replacement(self.certificate_of(name), certificate.public_bytes(Encoding.PEM), private=False),

@@ -23,7 +23,7 @@ class IssuedCertificate(Leaf):
     serial: str = Field(pattern=r"^(?:[0-9A-F]{2})+$")
     """The serial number in hexadecimal digits, as `openssl x509 -serial` prints it."""
     days: int
-    """The lifetime that was asked for; the authority's end may have shortened it."""
+    """The lifetime that was requested. The certificate's own lifetime is shorter if the authority ends earlier."""
     not_before: datetime
     not_after: datetime
     revoked_at: datetime | None = None
@@ -39,7 +39,7 @@ class IssuedCertificate(Leaf):
 
     @property
     def leaf(self) -> Leaf:
-        """The certificate's content that a renewal takes over: all but the key and the lifetime."""
+        """The content of the certificate that a renewal copies: all but the key and the lifetime."""
         return Leaf.model_validate(self.model_dump(include=set(Leaf.model_fields)))
 
 

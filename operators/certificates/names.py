@@ -25,7 +25,8 @@ SCOPE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}"
 TENANT_URI = "postback:tenant:"
 SCOPE_URI = "postback:scope:"
 MOST_SANS = 100
-"""Limit on the names of one certificate, and on the scopes: a handshake sends the whole certificate."""
+"""Limit on the number of names in one certificate, and on the number of scopes, because every handshake sends the whole
+certificate."""
 
 _RESERVED = frozenset({"ca", "crl", "index"})
 _SERIAL = re.compile(r"(?:0[xX])?[0-9A-Fa-f]{16,40}")
@@ -39,7 +40,7 @@ class ClientIdentity(NamedTuple):
     """The tenant and the scopes in a client's certificate."""
 
     tenant: str | None
-    """None for a certificate without a tenant, or with several."""
+    """None if the certificate has no tenant, or several tenants."""
     scopes: frozenset[str]
 
 

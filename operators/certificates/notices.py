@@ -26,7 +26,7 @@ class Contents:
 
 
 def crl_problem(crl: x509.CertificateRevocationList | None, index: Index, now: datetime) -> str | None:
-    """Return the reason for which the revocation list has to be signed again, or None."""
+    """Return the reason why the revocation list must be signed again; None if the list is good."""
     if crl is None:
         return "the revocation list is missing or unreadable, and a gateway needs it to start"
     if crl_number(crl) != index.crl_number:
@@ -42,7 +42,7 @@ def crl_problem(crl: x509.CertificateRevocationList | None, index: Index, now: d
 def warnings_of(contents: Contents, directory: Path, now: datetime) -> Iterator[str]:
     """Yield the warnings about an authority's directory at this time.
 
-    An earlier certificate of a name gives no warning once the name has a newer one.
+    If a name has several certificates, only the newest one can cause a warning.
     """
     certificate, where = contents.authority, shlex.quote(str(directory))
     end = certificate.not_valid_after_utc

@@ -47,13 +47,13 @@ class Issued(NamedTuple):
 
     @property
     def is_shortened(self) -> bool:
-        """True if the certificate ends with its authority, before the days that were asked for."""
+        """True if the certificate has fewer days than requested, because it ends with its authority."""
         return (self.entry.not_after - self.entry.not_before).days < self.entry.days - 1
 
 
 @dataclass(slots=True)
 class _Opened:
-    """An authority that is held for writing, and the replacements to make."""
+    """An authority whose directory is locked for writing, and the files to replace."""
 
     authority: Authority
     index: Index
@@ -65,7 +65,8 @@ def init(
 ) -> Authority:
     """Make an authority in a new or empty directory. Raises CertificatesError.
 
-    The certificate is written last; without it, the files are no authority, and `init` may write them again.
+    The certificate is written last. If it is missing, the other files are not an authority, and `init` may write them
+    again.
     """
     name, days = checked_authority_name(name), checked_days("--days", days, "authority")
     files, index = AuthorityFiles(directory), Index(crl_days=checked_days("--crl-days", crl_days, "crl"))
@@ -77,7 +78,7 @@ def init(
 
 
 def issue(directory: Path, leaf: Leaf, now: datetime, days: int = LEAF_DAYS) -> Issued:
-    """Issue a certificate with a new key. Raises CertificatesError, CertificateExists among others."""
+    """Issue a certificate with a new key. Raises CertificatesError, for example CertificateExists."""
     days, files = checked_days("--days", days, leaf.kind), AuthorityFiles(directory)
     with _opened(files, now) as opened:
         earlier = opened.index.of_name(leaf.name)
@@ -101,9 +102,10 @@ def renew(
     keep_key: bool = False,
     revoke_old: bool = False,
 ) -> Issued:
-    """Issue a certificate with the names of the newest one of this name, and as many days. Raises CertificatesError.
+    """Issue a certificate with the content of the newest certificate called `name`.
 
-    Earlier certificates stay valid until their end unless `revoke_old` is given.
+    The new certificate is valid for `days`, or by default for as many days as the newest one. Raises CertificatesError.
+    Earlier certificates stay valid until their end unless `revoke_old` is true.
     """
     files = AuthorityFiles(directory)
     with _opened(files, now) as opened:
@@ -123,9 +125,10 @@ def renew(
 def revoke(
     directory: Path, name_or_serial: str, now: datetime, reason: Reason = Reason.UNSPECIFIED
 ) -> tuple[IssuedCertificate, ...]:
-    """Revoke the certificates of a name that are in use, or one by its serial number. Raises CertificatesError.
+    """Revoke those certificates of a name that are in use, or the certificate with a serial number.
 
-    Returns the revoked certificates, none if all had been revoked or had expired before.
+    Raises CertificatesError. Returns the certificates that this call revoked: none if all were already revoked or
+    expired.
     """
     files = AuthorityFiles(directory)
     with _opened(files, now) as opened:
@@ -140,7 +143,7 @@ def revoke(
 
 
 def renew_crl(directory: Path, now: datetime, days: int | None = None) -> x509.CertificateRevocationList:
-    """Sign the revocation list again, for as many days as before unless given. Raises CertificatesError."""
+    """Sign the revocation list again, for as many days as before unless `days` is given. Raises CertificatesError."""
     days = None if days is None else checked_days("--days", days, "crl")
     files = AuthorityFiles(directory)
     with _opened(files, now) as opened:
@@ -158,7 +161,7 @@ def contents(directory: Path) -> Contents:
 
 @contextmanager
 def _opened(files: AuthorityFiles, now: datetime) -> Iterator[_Opened]:
-    """Hold the authority for an operation that signs, and sign its revocation list again if that is due."""
+    """Keep the authority locked for an operation that signs, and sign its revocation list again if that is due."""
     with files.writing():
         authority, index = files.read_authority(), files.read_index()
         if authority.ends < now:

@@ -56,7 +56,8 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
 def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator[Finding]:
     """Yield the operations that ACLs deny to this user and that one of the roles needs. Raises ProducerError.
 
-    Without a role, each topic that is hidden from this user gives a warning, because no check can read it.
+    If `roles` is empty, the function yields only a warning for each topic that is hidden from this user, because no
+    check can read such a topic.
     """
     names = [spec.name for spec in settings.topics.specs(1)]
     with admin_client(settings) as admin:
@@ -89,7 +90,10 @@ def _needed(topic: str, roles: Sequence[str]) -> frozenset[str]:
 
 
 def _denied(described: Any, needed: frozenset[str]) -> list[str]:
-    """Return the needed operations that are denied. A hidden topic denies all, and Describe even if none is needed."""
+    """Return the needed operations that are denied.
+
+    On a hidden topic all are denied, and Describe is denied even if none is needed.
+    """
     if described["error_code"] == _FORBIDDEN:
         return sorted(needed) or ["DESCRIBE"]
     allowed = described.get("authorized_operations")

@@ -1,7 +1,7 @@
 """The way to the brokers: names, ports, TLS, passwords, versions, and the addresses that brokers hand out.
 
-Clients only say that no broker answers. This check takes the steps of a connection one after another, so that the
-finding names the step that fails.
+A Kafka client only reports that no broker answers. This check does the steps of a connection one by one, so that the
+finding can name the step that fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schemas.topics import LANES_KEPT_MS
 PROBE_SECONDS = 3.0
 """Longest wait for one TCP connection or TLS handshake."""
 OLDEST_KAFKA = (4, 0)
-"""The first version with the consumer groups of KIP-848, which every role joins."""
+"""The first version of Kafka that has the consumer groups of KIP-848. Every role uses such a group."""
 _BOOTSTRAP = "POSTBACK_KAFKA__BOOTSTRAP_SERVERS"
 _EXTRA = "POSTBACK_KAFKA__EXTRA__"
 _PROTOCOL = f"{_EXTRA}SECURITY_PROTOCOL"
@@ -76,7 +76,7 @@ def parsed_addresses(servers: str) -> list[Address] | None:
 
 
 def probe(address: Address) -> str | None:
-    """Return the reason why no TCP connection opens, as a phrase after the address; None if one opens."""
+    """Return the reason why no TCP connection opens, as a phrase to follow the address; None if one opens."""
     try:
         socket.create_connection(address, PROBE_SECONDS).close()
     except (socket.gaierror, UnicodeError):
@@ -105,7 +105,7 @@ def _tls_fault(address: Address, config: dict[str, Any]) -> Finding | None:
 
 
 def _no_answer(address: Address, config: dict[str, Any]) -> Finding:
-    """Return the fault of an open port that gives no answer over the protocol of the settings."""
+    """Return the fault of a port that is open, but does not answer by the protocol in the settings."""
     protocol = config.get("security_protocol", "PLAINTEXT")
     if not protocol.endswith("SSL") and _tls_problem(address, _trusting_anyone()) is None:
         return _other_protocol(address, protocol, "speaks TLS", protocol.replace("PLAINTEXT", "SSL"))
@@ -152,7 +152,8 @@ def _tls_problem(address: Address, context: ssl.SSLContext) -> str | None:
 
 def _answers(admin: Any) -> Iterator[Finding]:
     """Yield the faults that the brokers' own answers show."""
-    # The list comes from the connection's first answer: a new request would go to a broker that may be out of reach.
+    # Use the list in the connection's first answer, because a new request would go to a broker that may be out of
+    # reach.
     brokers = {each.node_id: Address(each.host, each.port) for each in admin._manager.cluster.brokers()}
     away = {broker: found for broker, address in brokers.items() if (found := probe(address)) is not None}
     for broker, problem in away.items():
@@ -179,7 +180,7 @@ def version_finding(broker: int, version: tuple[int, ...]) -> Finding | None:
 
 
 def _config_of(admin: Any, broker: int) -> dict[str, str]:
-    """Return a broker's settings; nothing if the broker does not show them (DescribeConfigs on the cluster)."""
+    """Return a broker's settings; an empty result if the broker does not show them (DescribeConfigs on the cluster)."""
     resource = ConfigResource(ConfigResourceType.BROKER, str(broker))
     shown = admin.describe_configs([resource], config_filter="all")["broker"].get(str(broker), {})
     return {name: entry["value"] for name, entry in shown.items()}

@@ -1,4 +1,7 @@
-"""Clocks of this machine and of the workers, against the brokers' clocks that stamp the records."""
+"""Compares the clocks of this machine and of the workers with the brokers' clocks.
+
+Brokers set the records' timestamps.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from schemas.worker import InvalidAnnouncement, read_announcement
 from telemetry.clock import Clock, SystemClock
 
 WARN_SECONDS = 2.0
-"""Deadlines and times to live are whole seconds, so a smaller difference changes nothing."""
+"""A difference from this size on gives a warning. Deadlines and times to live are whole seconds, so a smaller
+difference has no effect."""
 FAULT_SECONDS = 30.0
 _SENT_SECONDS = 10.0
 _KEY = b" doctor"
-"""The key of the record that asks for the broker's time. No worker has a name with a space."""
+"""The key of the record that asks for the broker's time. The key has a space, so it is no worker's name."""
 _FIX = "let NTP set the clock: `timedatectl set-ntp true`, then look at `timedatectl`"
 _CLOCK = SystemClock()
 
@@ -59,7 +63,8 @@ def check_worker_clocks(settings: KafkaSettings, clock: Clock = _CLOCK) -> Itera
                 continue
             ahead[said.replica] = (said.at - record.at_ms) / 1000
     for replica, seconds in sorted(ahead.items()):
-        # An announcement may wait 30 s for a broker, so a worker's clock seems slow then; only a fast clock is certain.
+        # An announcement may wait 30 s for a broker, and then the worker's clock seems slow. So only a fast clock is
+        # certain.
         if seconds > 0 or seconds < -2 * FAULT_SECONDS:
             yield from skew_findings(f"the clock of worker {replica}", seconds)
 

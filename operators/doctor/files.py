@@ -1,4 +1,4 @@
-"""Files of secrets that others may read, and certificates that expire. No content of a file is shown."""
+"""Files of secrets that others may read, and certificates that expire. No finding shows a file's content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _CLOCK = SystemClock()
 
 
 def check_secret_files(files: Mapping[str, Path]) -> Iterator[Finding]:
-    """Yield the faults of files of secrets: missing, unreadable or open to others. `files` are paths by variable."""
+    """Yield the faults of files of secrets: missing, unreadable or open to others.
+
+    `files` maps each variable's name to a path.
+    """
     for variable, path in files.items():
         try:
             with path.open("rb"):

@@ -1,4 +1,7 @@
-"""Checks and their findings. A check that hangs or raises becomes a finding, and holds up no other check."""
+"""Checks and their findings.
+
+If a check hangs or raises an error, this becomes a finding, and the other checks still run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _CLOCK = SystemClock()
 
 
 class FindingLevel(StrEnum):
-    """The weight of a finding."""
+    """The severity of a finding."""
 
     WARNING = "warning"
     """The fleet works, and an operator should look at it."""
@@ -52,12 +55,13 @@ class Check:
     name: str
     look: Callable[[], Iterable[Finding]]
     needs: str | None = None
-    """A check that must succeed first; else this check is skipped, since it would find the same fault again."""
+    """The name of a check that must succeed first. If that check fails, this one is skipped, because it would find the
+    same fault again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A check's findings; empty if all is well. A skipped check was not made."""
+    """A check's findings; empty if all is well. If `skipped` is true, the check did not run."""
 
     check: str
     findings: tuple[Finding, ...] = ()
@@ -70,7 +74,10 @@ class Examined:
 
 
 def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Clock = _CLOCK) -> list[Examined]:
-    """Make the checks in two rounds, first those that others need. Return the checks' findings in the given order."""
+    """Run the checks in two rounds, those that other checks need in the first.
+
+    Return the checks' findings in the given order.
+    """
     first = _round([check for check in checks if check.needs is None], seconds, clock)
     failed = {name for name, examined in first.items() if examined.has_fault}
     ready = [check for check in checks if check.needs is not None and check.needs not in failed]
@@ -80,7 +87,7 @@ def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Cloc
 
 
 def _round(checks: Sequence[Check], seconds: float, clock: Clock) -> dict[str, Examined]:
-    """Make the checks at the same time, each in a thread of its own, so that a hanging check delays no other."""
+    """Run the checks at the same time, each in a thread of its own, so that a hanging check delays no other check."""
     done: dict[str, Examined] = {}
 
     def make(check: Check) -> None:
@@ -129,7 +136,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Return a length of time with its unit: seconds below a minute, minutes below an hour, and hours."""
+    """Return a length of time with its unit: seconds below a minute, minutes below an hour, otherwise hours."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -14,7 +14,8 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 READ_SECONDS = 10.0
-"""Longest look for a callback among a group's waiting records; a busy fleet keeps millions of results without one."""
+"""Longest search for a callback among a group's waiting records; a busy fleet keeps millions of results without a
+callback."""
 _ROLE = {INFERENCE_GROUP: "postback worker", DELIVERY_GROUP: "postback deliver"}
 _MEMBERLESS = ("empty", "dead")
 _CLOCK = SystemClock()
@@ -25,11 +26,15 @@ def _has_callback(record: Stored) -> bool:
 
 
 _IS_WORK: dict[str, Callable[[Stored], bool]] = {INFERENCE_GROUP: lambda _: True, DELIVERY_GROUP: _has_callback}
-"""True for a record that the group's role has to act on. Results without a callback need no delivery process."""
+"""For each group, a function that returns True for a record that the group's role must process. Results without a
+callback need no delivery process."""
 
 
 def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield the groups without members while jobs or callbacks wait for them. Raises ProducerError."""
+    """Yield a finding for each group that has no members although jobs or callbacks wait for it.
+
+    Raises ProducerError.
+    """
     found = standings(settings)
     with admin_client(settings) as admin:
         states = {each["group_id"]: str(each.get("group_state", "")).lower() for each in admin.list_groups()}
@@ -56,14 +61,15 @@ def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Fin
 def _work(
     settings: KafkaSettings, waiting: Sequence[GroupProgress], is_work: Callable[[Stored], bool], clock: Clock
 ) -> tuple[dict[str, int], bool]:
-    """Return the time of each topic's first work, Unix milliseconds, and whether the search ended in time.
+    """Return the time of each topic's first work, Unix milliseconds, and whether the search was finished in time.
 
-    A topic without work, for example with only transaction markers left, is absent.
+    A topic without work is absent, for example if only transaction markers are left.
     """
     oldest_ms: dict[str, int] = {}
     deadline = Deadline.after(clock, READ_SECONDS)
     with Scanner(settings, clock) as scanner:
-        # Short partitions come first: retry tiers hold only callbacks, but millions of results may have none.
+        # Short partitions come first, because retry tiers have only callbacks, but millions of results may have no
+        # callback.
         for each in sorted(waiting, key=lambda each: each.end - each.base):
             for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
                 if is_work(record):
@@ -75,7 +81,10 @@ def _work(
 
 
 def check_offsets(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield the groups whose offsets Kafka forgot although their work left traces. Raises ProducerError."""
+    """Yield a finding for each group whose offsets Kafka has lost, although its output shows that it had worked.
+
+    Raises ProducerError.
+    """
     names = settings.topics
     with admin_client(settings) as admin:
         committed = {group: group_offsets(admin, f"{settings.topic_prefix}{group}") for group in _ROLE}

@@ -21,7 +21,10 @@ _IN_SYNC = "min.insync.replicas"
 
 
 def check_topics(settings: KafkaSettings, engines: Sequence[str] = ()) -> Iterator[Finding]:
-    """Yield the faults of the fleet's topics. `engines` have lanes of their own. Raises ProducerError."""
+    """Yield the faults of the fleet's topics.
+
+    `engines` are the engines that have lanes of their own. Raises ProducerError.
+    """
     specs = settings.topics.specs(settings.partitions, tuple(engines))
     with admin_client(settings) as admin:
         described = {topic["name"]: topic for topic in admin.describe_topics([spec.name for spec in specs])}
@@ -41,7 +44,7 @@ def _names(specs: Sequence[TopicSpec]) -> list[str]:
 
 
 def _missing(settings: KafkaSettings, missing: list[str], existing: list[str], *, complete: bool) -> Finding:
-    """Return the fault of missing topics. If all are missing, another prefix may be meant."""
+    """Return the fault of missing topics. If all are missing, the topic prefix in the settings may be wrong."""
     own = settings.topics.requests().removeprefix(settings.topic_prefix)
     prefixes = sorted(name.removesuffix(own) for name in existing if name.endswith(own)) if complete else []
     fix = _CREATE

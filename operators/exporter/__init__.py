@@ -1,7 +1,7 @@
-"""The exporter: figures of the whole fleet, read from Kafka, also while no worker runs.
+"""The exporter publishes figures of the whole fleet. It reads them from Kafka, so it works even if no worker runs.
 
-A *reading* takes the state of Kafka once; `figures` are its published numbers, and `gauges` shows them to Prometheus. A
-*pool* is all workers that read the same lanes: those of the whole fleet, or those of one engine.
+A *reading* reads the state of Kafka once; `figures` are its published numbers, and `gauges` exports them to Prometheus.
+A *pool* is all workers that read the same lanes: those of the whole fleet, or those of one engine.
 
     exporter     the loop of readings, and the pages; `reading` is its connection to Kafka
     lanes        the waiting jobs; `open_jobs` are those of one partition

@@ -1,4 +1,4 @@
-"""The time that a pool's answers take, from the announcements of its workers."""
+"""The time that a pool needs for an answer, from the announcements of the pool's workers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from statistics import median_high
 
 
 class AnswerTime:
-    """The 99th percentile of the answers' times in seconds: the median of those that the workers measured.
+    """The 99th percentile of the answers' times in seconds: the median of the percentiles that the workers measured.
 
-    A worker's first answers say little, and one odd worker should not decide for the pool. The last value stays while
-    no worker runs: the next backlog is of the same kind.
+    A worker's first answers say little, and one odd worker should not decide for the pool. While no worker runs, the
+    last value is kept, because the next backlog is probably of the same kind.
     """
 
     def __init__(self) -> None:
@@ -18,6 +18,6 @@ class AnswerTime:
         """0 before the first measurement."""
 
     def observe(self, measured: Sequence[float]) -> None:
-        """Take in the present measurements, one for each worker that has one."""
+        """Update `seconds` from the present measurements, one for each worker that has announced one."""
         if measured:
             self.seconds = median_high(measured)

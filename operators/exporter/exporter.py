@@ -23,13 +23,14 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
 STUCK_SECONDS = 300.0
-"""The longest time between two readings before `/healthz` fails. A silent broker ends a reading within a minute."""
+"""The longest time between two readings before `/healthz` fails. If a broker is silent, the reading fails within a
+minute."""
 
 log = get_logger()
 
 
 class FleetReader(Protocol):
-    """A connection to Kafka and the state that was read over it, see `reading.Connected`."""
+    """A connection to Kafka, and the state that was read through it; see `reading.Connected`."""
 
     @property
     def lanes(self) -> Lanes:
@@ -79,7 +80,7 @@ class Exporter:
             except ProducerError as error:
                 self._fail(str(error))
             except Exception as error:
-                # An exporter that ends tells an autoscaler nothing, so the loop goes on after any error.
+                # If the exporter ended, an autoscaler would get no numbers, so the loop goes on after any error.
                 log.exception("A reading of Kafka raised; reading again.", action="exporter-reading-raised")
                 self._fail(f"The reading raised {type(error).__name__}; see the log.")
             stop.wait(self._settings.interval_seconds)

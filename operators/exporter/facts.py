@@ -1,6 +1,6 @@
 """Facts that the exporter follows in small topics: dead letters, endpoints and workers.
 
-Each topic is read from its start once, and then from the last position on.
+The first reading of a topic begins at its start, and each later reading at the last position.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Facts:
         self._disabled: set[bytes] = set()
         """Digests of the disabled endpoints, since URLs may be long."""
         self._workers: dict[bytes | None, tuple[int, WorkerAnnouncement]] = {}
-        """The last announcement with its time by the broker's clock, by key."""
+        """For each key, the last announcement and its time by the broker's clock."""
 
     @property
     def topics(self) -> list[str]:
@@ -62,7 +62,8 @@ class Facts:
             for (name, partition), (start, stop) in visible.items():
                 if name == topic:
                     position = max(start, self._positions.get((topic, partition), 0))
-                    # A position past the end is of a deleted topic of the same name: the new topic is read anew.
+                    # A position past the end belongs to a deleted topic of the same name: read the new topic from its
+                    # start.
                     ranges.append(Range(topic, partition, position if position <= stop else start, stop))
             unread = [each for each in ranges if each.start < each.stop]
             for record in scanner.read(unread):
@@ -115,7 +116,7 @@ class Facts:
 
     @property
     def dead_letters(self) -> int:
-        """The number of letters that can be put back and were not."""
+        """The number of letters that can still be put back."""
         return len(self._letters)
 
     @property
@@ -124,7 +125,7 @@ class Facts:
         return len(self._disabled)
 
     def workers(self) -> Counter[str | None]:
-        """Count the workers by the engine whose lanes they read; None for the lanes of the whole fleet."""
+        """Count the workers by the engine whose lanes they read; the key None is for the lanes of the whole fleet."""
         return Counter(said.lane for _, said in self._workers.values())
 
     def answers(self) -> dict[str | None, list[float]]:
@@ -141,7 +142,7 @@ class Facts:
         return {"ahead": max([0.0, *ahead]), "behind": max([0.0, *(-seconds for seconds in ahead)])}
 
     def models(self) -> Counter[str]:
-        """Count the workers that answer for each model, of the models with the most workers."""
+        """For each of the models with the most workers, return the number of workers that have the model."""
         found = Counter(model for _, said in self._workers.values() for model in dict.fromkeys(said.models))
         return Counter(dict(found.most_common(MOST_MODELS)))
 

@@ -15,9 +15,10 @@ class PoolFigures:
     """The engine's name; None for the lanes of the whole fleet."""
     jobs: int
     oldest_job_seconds: float
-    """Age of the oldest waiting job; 0 without one."""
+    """Age of the oldest waiting job in seconds; 0 if no job waits."""
     tightest_deadline_seconds: float | None
-    """Seconds until the first deadline of a waiting job, negative if it has passed; None without a known one."""
+    """Seconds until the first deadline of a waiting job, negative if that deadline has passed; None if no deadline is
+    known."""
     workers: int
     """Workers that announced themselves within three minutes and have not withdrawn."""
     jobs_per_second: float
@@ -39,7 +40,7 @@ class FleetFigures:
     callbacks: int
     """Results and callbacks that are not delivered, including those that wait for their next attempt."""
     fresh_callbacks: int
-    """The part of `callbacks` without an attempt, which delivery can make now."""
+    """Those of `callbacks` that had no attempt yet. Delivery can make their first attempts now."""
     dead_letters: int
     disabled_endpoints: int
     models: Mapping[str, int]

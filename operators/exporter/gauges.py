@@ -10,11 +10,14 @@ from operators.exporter.figures import FleetFigures
 from telemetry.metrics import Metrics
 
 WHOLE_FLEET = ""
-"""The label `lane` of the workers of the whole fleet's lanes."""
+"""The value of the label `lane` for workers that read the whole fleet's lanes."""
 
 
 class FigureGauges:
-    """Writes figures into the gauges of the exporter. Before the first figures, only `stale` has a value, 1."""
+    """Writes figures into the gauges of the exporter.
+
+    Until the first figures arrive, only `stale` has a value, which is 1.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -22,7 +25,7 @@ class FigureGauges:
         self.stale(True)
 
     def show(self, figures: FleetFigures) -> None:
-        """Show new figures. Series without a figure are removed."""
+        """Set the gauges to new figures, and remove each series that has no figure now."""
         metrics = self._metrics
         pools = {pool.lane or WHOLE_FLEET: pool for pool in figures.pools}
         self._set(metrics.waiting_records, figures.waiting)
@@ -49,11 +52,11 @@ class FigureGauges:
         self.stale(False)
 
     def stale(self, is_stale: bool) -> None:
-        """Show whether the figures are stale."""
+        """Set the gauge that tells whether the figures are stale."""
         self._metrics.figures_stale.set(is_stale)
 
     def _set(self, gauge: Gauge, values: Mapping[str, float]) -> None:
-        # New values are set before old series are removed: a scrape in between misses no series.
+        # Set new values before removing old series, so that a scrape in between misses no series.
         for label, value in values.items():
             gauge.labels(label).set(value)
         for label in self._labels.get(gauge, set()) - values.keys():

@@ -1,4 +1,7 @@
-"""The waiting jobs of all lanes. Each record is read at most once, and never if it is done before its turn."""
+"""The waiting jobs of all lanes.
+
+Each record is read at most once, and a record that is done before the reader reaches it is never read.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ class Lanes:
         self._partitions: dict[tuple[str, int], OpenJobs] = {}
 
     def advance(self, found: Sequence[GroupProgress]) -> None:
-        """Take in the present ledgers of the lanes' partitions."""
+        """Apply the present ledgers of the lanes' partitions."""
         partitions: dict[tuple[str, int], OpenJobs] = {}
         for each in found:
             place = each.topic, each.partition
             known = self._partitions.get(place)
             if known is None or known.topic_id != each.topic_id or each.base < known.base:
-                # The topic is new, or a commit was undone: the partition is read again.
+                # The topic is new, or the group's offset was set back: read the partition again.
                 known = OpenJobs(each.topic_id, each.base)
             known.advance(each.base, self._done_offsets(each.base, each.metadata), each.end)
             partitions[place] = known

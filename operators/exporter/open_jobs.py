@@ -9,11 +9,12 @@ from producers.scan import Stored
 from schemas.codec import InvalidJob, Origin, read_job
 
 NO_DEADLINE = 2**62
-"""The deadline of an invalid job. A worker rejects an invalid job, so that job can miss no deadline."""
+"""The deadline of an invalid job. A worker rejects an invalid job at once, so an invalid job has no deadline to
+miss."""
 
 
 class OpenJobs:
-    """Knows the jobs from the ledger's base to `position`, as far as they are not done."""
+    """The jobs between the ledger's base and `position` that are not done."""
 
     def __init__(self, topic_id: str, base: int) -> None:
         self.topic_id = topic_id
@@ -27,7 +28,7 @@ class OpenJobs:
         self._offsets, self._arrived_ms, self._deadlines_ms = array("q"), array("q"), array("q")
 
     def advance(self, base: int, done: int, end: int) -> None:
-        """Take in the ledger's present state, and forget the jobs that are done. The base never goes back."""
+        """Apply the ledger's present state, and forget the jobs that are done. The base never moves backwards."""
         same, self.end = (base, done) == (self.base, self.done), end
         if same:
             return
@@ -47,7 +48,7 @@ class OpenJobs:
                 setattr(self, name, array("q", (column[index] for index in kept)))
 
     def add(self, record: Stored) -> None:
-        """Take in the next record, a valid job or not; skip a record that is done."""
+        """Add the next record, even if it is no valid job; skip a record that is done."""
         offset = record.place.offset
         if offset < self.position:
             return

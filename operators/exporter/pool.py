@@ -1,4 +1,4 @@
-"""One pool of workers and its measurements, which last over readings and connections."""
+"""One pool of workers and its measurements. They are kept from one reading to the next, also after a new connection."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class WorkerPool:
     def figures(
         self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
     ) -> PoolFigures:
-        """Take in the partitions of each of the pool's lanes, and return the pool's figures.
+        """Return the pool's figures, computed from the partitions of each of its lanes.
 
-        `answers` has the 99th percentile of the answers' times in seconds, from each worker that has announced one.
+        `answers` has one number for each worker that has announced it: the 99th percentile of its answers' times in
+        seconds.
         """
         self._answers.observe(answers)
         partitions = [each for topic in topics for each in topic]
@@ -64,7 +65,7 @@ class WorkerPool:
 
     def _plan(self, partitions: Sequence[int]) -> Plan:
         settings = self._settings
-        # A worker without a partition would answer nothing.
+        # A worker that gets no partition would have no jobs.
         most = min(settings.max_replicas, max(partitions, default=settings.max_replicas))
         return Plan(
             min(settings.min_replicas, most),
@@ -84,9 +85,10 @@ class _Lane:
 
     @classmethod
     def of(cls, partitions: Sequence[OpenJobs], now_ms: int) -> _Lane:
-        """Put the jobs of a lane's partitions in the order of their arrival.
+        """Return the lane, with the jobs of its partitions in the order of their arrival.
 
-        Producers stamp their jobs. A time outside the lane's retention is replaced by its nearest bound.
+        Producers set the jobs' timestamps, so they may be wrong. A time outside the lane's retention is replaced by the
+        nearest time within it.
         """
         earliest = now_ms - LANES_KEPT_MS
         jobs = sorted(

@@ -20,7 +20,10 @@ from schemas.settings import KafkaSettings
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Reads the fleet's state. A new connection starts over, since a position may belong to a deleted topic."""
+    """Reads the fleet's state.
+
+    A new connection reads all topics from their start, because an old position may belong to a deleted topic.
+    """
 
     settings: KafkaSettings
     admin: Any
@@ -53,7 +56,7 @@ class Connected:
 
 @contextmanager
 def connected(kafka: KafkaSettings, settings: ExporterSettings, done_offsets: DoneOffsets) -> Iterator[Connected]:
-    """Connect to Kafka for a block. Raises ProducerError."""
+    """Connect to Kafka for the duration of a `with` block. Raises ProducerError."""
     lanes = Lanes(kafka.topics, done_offsets, settings.read_records, settings.known_jobs)
     with admin_client(kafka) as admin, Scanner(kafka) as scanner:
         yield Connected(kafka, admin, scanner, lanes, Facts(kafka.topics), done_offsets)

@@ -1,8 +1,8 @@
 """The number of workers that answers all waiting jobs before their deadlines. Pure functions, without clock and I/O.
 
-Kafka gives jobs to workers in the order of their arrival. A job is in time if its workers answer the whole lane up to
-this job in the time that is left. Each job thus demands a rate: its place in its lane, divided by the time left. A lane
-demands the highest rate of its jobs. The rates of one pool's lanes add up.
+Kafka gives jobs to workers in the order of their arrival. A job is in time if the workers answer it, and all jobs
+before it in its lane, within the time that is left. So each job demands a rate: its place in its lane, divided by the
+time left. A lane demands the highest rate of its jobs. The rates of one pool's lanes add up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEAST_HORIZON_SECONDS = 30.0
-"""The least time to assume for a job, even a late one: more workers would not be ready any sooner."""
+"""The least time left that is assumed for a job, even for a late one, because more workers would not be ready any
+sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,10 @@ class Plan:
     start_seconds: float = 120.0
     """Seconds from asking for a worker to its first job."""
     margin_seconds: float = 60.0
-    """Seconds before its deadline at which each job should be answered."""
+    """Each job should be answered this many seconds before its deadline."""
     answer_seconds: float = 0.0
-    """The measured 99th percentile of the answers' times. If it is longer than `margin_seconds`, it is the margin."""
+    """The measured 99th percentile of the answers' times. If it is longer than `margin_seconds`, it is used as the
+    margin instead."""
     time_share: float = 0.25
     """The share of a job's time in which the job should be answered."""
 
@@ -41,7 +43,7 @@ class WaitingJobs:
     passed.
     """
     unread: int = 0
-    """Number of further jobs, which arrived after the known ones."""
+    """Number of further jobs. They arrived after the known jobs."""
 
     @property
     def jobs(self) -> int:
@@ -50,7 +52,7 @@ class WaitingJobs:
 
 
 def wanted_replicas(lanes: Iterable[WaitingJobs], jobs_per_second: float, plan: Plan) -> int:
-    """Return the number of workers for the lanes of one pool, each worker answering `jobs_per_second`.
+    """Return the number of workers that the lanes of one pool need, if each worker answers `jobs_per_second`.
 
     At least one worker is wanted if any job waits. The bounds of the plan are applied last.
     """
@@ -74,18 +76,19 @@ def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
 
 def _horizon(seconds_left: float, plan: Plan) -> float:
     free = seconds_left - plan.start_seconds
-    # The answers' time is a margin up to half of the free time: more workers would not shorten the answers.
+    # As a margin, the answers' time is limited to half of the free time, because more workers would not shorten the
+    # answers.
     margin = max(plan.margin_seconds, min(plan.answer_seconds, free / 2))
     return max(LEAST_HORIZON_SECONDS, (free - margin) * plan.time_share)
 
 
 class Hysteresis:
-    """Follows a number: up at once, and down only once the number has been lower for `down_seconds`."""
+    """Follows a number: upwards at once, but downwards only when the number has been lower for `down_seconds`."""
 
     def __init__(self, down_seconds: float) -> None:
         self._down_seconds = down_seconds
         self._peaks: deque[tuple[float, int]] = deque()
-        """Times and numbers of the last `down_seconds`, only those numbers that are above all later numbers."""
+        """The numbers of the last `down_seconds` that are above all later numbers, each with its time."""
 
     def follow(self, at: float, number: int) -> int:
         """Return the highest number of the last `down_seconds`, including `number`. Times never run backwards."""

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ExporterSettings(BaseSettings):
-    """The exporter's reading of Kafka, and the bounds of the wanted number of workers."""
+    """How the exporter reads Kafka, and the bounds of the wanted number of workers."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_EXPORTER__",
@@ -32,9 +32,9 @@ class ExporterSettings(BaseSettings):
     """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. Further jobs are counted, and
     assumed to be due after the known ones."""
     min_replicas: int = Field(default=0, ge=0, le=10_000)
-    """The least number of wanted workers of a lane, also without jobs."""
+    """The least number of wanted workers of a lane, even if no jobs wait."""
     max_replicas: int = Field(default=100, ge=1, le=10_000)
-    """The largest number of wanted workers of a lane. The partitions of the lane are a bound too."""
+    """The largest number of wanted workers of a lane. The number of the lane's partitions is a limit too."""
     jobs_per_second: float = Field(default=1.0, gt=0, le=100_000)
     """Jobs that one worker answers in a second, until a measurement of busy workers replaces this assumption."""
     busy_jobs: int = Field(default=64, ge=1, le=100_000)
@@ -42,14 +42,14 @@ class ExporterSettings(BaseSettings):
     start_seconds: float = Field(default=120.0, ge=0, le=7200)
     """Seconds from asking for a worker to its first job: for a machine, the image, and loading the model."""
     margin_seconds: float = Field(default=60.0, ge=0, le=7200)
-    """Seconds before its deadline at which each job should be answered. If the 99th percentile of the answers' measured
-    times is longer, that time is the margin, but at most half of the time left after a worker's start.
+    """Each job should be answered this many seconds before its deadline. If the 99th percentile of the answers'
+    measured times is longer, that time is the margin, but at most half of the time left after a worker's start.
     """
     time_share: float = Field(default=0.25, gt=0, le=1)
     """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs
     that arrive meanwhile: with 1, workers start so late that a rush finds a full backlog."""
     down_seconds: float = Field(default=300.0, ge=0, le=3600)
-    """Seconds for which fewer workers must have sufficed before the wanted number of workers falls."""
+    """The wanted number of workers falls only if fewer workers have sufficed for this many seconds."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 
 _MEMORY_SECONDS = 900.0
-"""The time after which a measurement has lost 63 % of its weight."""
+"""The time in seconds after which a measurement has lost 63 % of its weight."""
 _ASSUMED_WEIGHT = 60.0
-"""The weight of the assumption, in seconds of one busy worker."""
+"""The weight of the assumed rate, in seconds of one busy worker."""
 _MOST_AT_ONCE = 4.0
 """The largest rate of one reading, as a multiple of the average. Thousands of jobs may expire or be cancelled within a
 second, which says nothing about a worker's answers."""
 
 
 class Throughput:
-    """An average over the seconds of busy workers. Earlier seconds count less, and the first value is an assumption.
+    """The average rate of busy workers. Earlier seconds have less weight, and the first value is an assumption.
 
-    Workers without enough jobs answer as many as arrive, so their rate counts only if it is above the average.
+    Workers that are not busy answer only as many jobs as arrive, so their rate is used only if it is above the average.
     """
 
     def __init__(self, assumed: float, busy_jobs: int) -> None:
@@ -33,10 +33,10 @@ class Throughput:
         return (self._assumed * weight + self._jobs) / (weight + self._seconds)
 
     def observe(self, at: float, done: int, waiting: int, workers: int) -> None:
-        """Take in a reading: the number of all jobs done so far, and of waiting jobs and workers now.
+        """Update the average by a reading: the number of all jobs done so far, and of waiting jobs and workers now.
 
-        `at` is in seconds and never runs backwards. A reading is ignored if workers came or went, or progress was lost,
-        since the reading before.
+        `at` is in seconds and never runs backwards. A reading is ignored if, since the reading before, the number of
+        workers changed or `done` fell.
         """
         last, self._last = self._last, (at, done, waiting, workers)
         if last is None or at <= last[0] or workers != last[3] or not workers or done < last[1]:

@@ -14,7 +14,10 @@ Visible = Mapping[tuple[str, int], tuple[int, int]]
 
 
 def visible_offsets(admin: Any, topics: Sequence[str]) -> Visible:
-    """Return the offsets of all partitions of these topics, without missing topics. Raises kafka-python's errors."""
+    """Return the offsets of all partitions of these topics.
+
+    Missing topics are left out. Raises kafka-python's errors.
+    """
     described = [topic for topic in admin.describe_topics(list(topics)) if not topic["error_code"]]
     places = [
         TopicPartition(topic["name"], number) for topic in described for number in range(len(topic["partitions"]))
