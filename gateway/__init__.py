@@ -11,5 +11,5 @@
     store     the database: tables, one writer thread with group commit, readers
 
 Kafka keeps the truth about jobs. The store can be rebuilt, except keys, tenants, files, batches and idempotency.
-A room imports only rooms below its line.
+A package imports only the packages below its line.
 """

@@ -201,7 +201,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
 
 
 def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
-    """Add the view, with the functions that follow each result in the transaction of its row."""
+    """Add the view, with the functions that it calls for each result, in the transaction that writes its row."""
     kafka, clock = process.fleet.kafka, process.clock
     hooks: tuple[OnResults, ...] = (counting(clock), release_answered, fanning_out(kafka.topics, clock))
     process.beside.append(TopicView(store, kafka, hooks, waiting, clock, process.metrics))

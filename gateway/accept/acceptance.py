@@ -1,4 +1,4 @@
-"""Decides if this process accepts work now: the outbox's position must be known, and the outbox must have room."""
+"""Decides if this process accepts work now: it does while the outbox's position is known and the outbox has room."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Acceptance(SideThread):
         try:
             rows, size = self._store.read_now(waiting)
         except StoreAway:
-            return  # requests notice the store's failure themselves and answer 503
+            return  # each request notices the store's failure itself, and gets status 503
         self._metrics.outbox_records.set(rows)
         full = rows >= self._settings.outbox_rows or size >= self._settings.outbox_bytes
         if full and self._store.hold.full is None:

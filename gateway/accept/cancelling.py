@@ -1,6 +1,6 @@
-"""Cancelling a job: its row becomes `cancelling`, and a record of `job_control` tells the workers.
+"""Cancels a job: the job's row becomes `cancelling`, and a record of `job_control` tells the workers to stop.
 
-A job that was answered before its worker heard of the cancellation keeps its answer.
+If a job is answered before its worker reads that record, the answer stands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Events for `GET /v1/events`, numbered in the order of their commits, so that `number > last` misses no event."""
+"""Events for `GET /v1/events`, numbered in the order of their commits.
+
+So a query for `number > last` misses no event.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,16 @@ class NewEvent:
     """The id of the job or of the batch."""
     at_ms: int
     data: bytes | None = None
-    """The event's JSON, as in a webhook's body; None if the event's data are the result in the job's row."""
+    """The event's JSON, as in a webhook's body; None if the event's data are the result, which is in the job's row."""
     webhook_id: str | None = None
     """The `webhook-id` of a result's callback."""
 
 
 def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
-    """Store events with the next numbers. Writes of all processes run one after the other, so numbers are in order."""
+    """Store events with the next numbers.
+
+    Write transactions of all processes run one after the other, so numbers are in the order of commits.
+    """
     if not new:
         return
     last = int(value_of(connection, _COUNTER) or 0)

@@ -1,4 +1,4 @@
-"""Idempotency of requests: a repeat with the same `Idempotency-Key` gets the first answer, and does nothing.
+"""Idempotency of requests: a request that repeats an `Idempotency-Key` gets the first answer, and changes nothing.
 
 The key's row and the rows of the work are written in one transaction, so that neither exists without the other.
 Source: IETF draft "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-idempotency-key-header).
@@ -20,7 +20,7 @@ _CLOCK = SystemClock()
 _STORED = select(idempotency.c.fingerprint, idempotency.c.status, idempotency.c.response).where(
     idempotency.c.tenant == bindparam("of"), idempotency.c.key == bindparam("named")
 )
-"""Built once: SQLAlchemy takes longer to build this query than SQLite to answer it."""
+"""Built once, because SQLAlchemy takes longer to build this query than SQLite takes to answer it."""
 
 
 class KeyReused(Exception):  # noqa: N818 - it names what happened
@@ -46,9 +46,10 @@ def once(
 ) -> StoredAnswer:
     """Return the answer stored under the tenant's key; without a stored answer, call `answer` and store its result.
 
-    `fingerprint` is a hash of the method, the path and the body. With `key` None, the work is done for every request.
-    `known` is the value that `answer` will return, if the caller has it already. The key's row is then written first,
-    and a conflict shows a repeat, so a new key needs no query.
+    `fingerprint` is a hash of the method, the path and the body. If `key` is None, `answer` is called for every
+    request.
+    `known` is the value that `answer` will return, if the caller has it already. If `known` is given, the key's row is
+    written first. A conflict of this write shows that the request is a repeat, so a new key needs no query.
     Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
     """
     if key is None:

@@ -1,4 +1,4 @@
-"""Accepting jobs: one transaction writes their rows and their records. The gateway answers 2xx after the commit."""
+"""Accepts jobs: one transaction writes their rows and their records. The gateway answers 2xx after the commit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class NewJob:
 
     @property
     def work(self) -> Work:
-        """The work that the job takes from its tenant's quota."""
+        """The work that the job uses up of its tenant's quota."""
         return Work(1, tokens_of(len(self.value), self.max_tokens))
 
 
@@ -69,8 +69,8 @@ def accept_jobs(
 ) -> None:
     """Write the rows of jobs, and their records into the outbox. No id may occur twice in `new`.
 
-    `settings` are the tenant's, with its quota. Raises JobExists and QuotaExceeded, and StoreAway while no new work is
-    accepted.
+    `settings` are the tenant's settings, which include its quota. Raises JobExists and QuotaExceeded, and StoreAway
+    while no new work is accepted.
     """
     if not new:
         return

@@ -1,6 +1,6 @@
-"""The lease that lets one of several gateways' relays work.
+"""The lease by which only one of several gateways' relays works at a time.
 
-If two relays work at the same time, Kafka fences the older one.
+If two relays nevertheless work at the same time, Kafka fences the older one.
 
 The holder changes its row of `meta` every BEAT_SECONDS. Another relay takes over once the row has not changed for
 STALE_SECONDS by that relay's own clock. A relay that starts takes over at once, since its predecessor has usually just
@@ -40,7 +40,10 @@ class Lease:
         self._beat_at = self._clock.monotonic()
 
     def keep(self) -> bool:
-        """Show, every BEAT_SECONDS, that this relay holds the lease. Returns False if another relay has taken over."""
+        """Renew the lease if BEAT_SECONDS have passed since the last time.
+
+        Returns False if another relay has taken over.
+        """
         if self._clock.monotonic() - self._beat_at < BEAT_SECONDS:
             return True
         self._beat_at = self._clock.monotonic()

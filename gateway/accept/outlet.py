@@ -1,8 +1,8 @@
 """The relay's side of Kafka: a transaction carries the records of some rows and the position after them.
 
 After every error, the relay makes a new producer. The new producer's `init_transactions` fences older relays and ends
-the open transaction; the committed position then shows if Kafka committed that transaction. The relay
-sweeps the topics before it reads the position: an ended transaction may leave records that block readers (see
+the open transaction; the committed position then shows if Kafka committed that transaction. The relay sweeps the topics
+before it reads the position, because an ended transaction may leave records that block readers (see
 `workers.stage.settler_state`).
 """
 
@@ -68,7 +68,7 @@ class RecordOutlet:
 
     def put(self, rows: Sequence[Any], position: int) -> None:
         """Commit the records of rows of `outbox`, and the position after them."""
-        assert self._producer is not None  # noqa: S101 - `open` comes first
+        assert self._producer is not None  # noqa: S101 - `open` is called first
         topics = frozenset(row.topic for row in rows)
         if self._sweeps.need(topics):
             self._sweep(self._producer)
@@ -129,7 +129,10 @@ class RecordOutlet:
             self._sweeps.done(places)
 
     def _partition(self, row: Any) -> int:
-        """Return the partition of a row: by the row's shard or key; without either, the next partition in turn."""
+        """Return the partition for a row.
+
+        It depends on the row's shard or key; a row with neither gets the next in turn.
+        """
         count = self._count(row.topic)
         if row.shard is not None:
             return self._partitioner.partition(row.topic, row.shard, count, row.value)
@@ -139,7 +142,7 @@ class RecordOutlet:
         return next(self._turn) % count
 
     def _count(self, topic: str) -> int:
-        assert self._producer is not None  # noqa: S101 - `open` comes first
+        assert self._producer is not None  # noqa: S101 - `open` is called first
         if topic not in self._partitions:
             count = self._producer.layout(topic).partitions
             if count == 0:

@@ -41,7 +41,7 @@ class PositionReader:
                 **asking_config(kafka),
                 "group.id": self.group,
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # answers wait for open transactions with the group's offsets
+                "isolation.level": "read_committed",  # Kafka answers only when no commit of offsets is pending
             }
         )
 
@@ -57,7 +57,10 @@ class PositionReader:
         return found.offset if found.offset >= 0 else None
 
     def group_metadata(self) -> Any:
-        """Return the identity of the group, which has no members, for a transaction."""
+        """Return the group's identity, which a Kafka transaction needs to commit an offset.
+
+        The group has no members.
+        """
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:
@@ -66,7 +69,7 @@ class PositionReader:
 
 
 def adopt(connection: Connection, position: int | None) -> tuple[int, bool]:
-    """Delete the rows that Kafka has, and raise the counter to the position, in a write transaction.
+    """Delete the rows that Kafka has, and raise the counter to the position. Call this in a write transaction.
 
     Returns the position (the store's copy, if Kafka has none), and True if the store was behind Kafka.
     """

@@ -6,9 +6,10 @@ A relay that dies between two of these steps may leave rows whose records are on
 position and deletes those rows. A relay that resumes after a pause is fenced by Kafka. Rows are accepted while Kafka is
 away.
 
-A transaction's rows are deleted only after a later transaction is committed. The reason: Kafka confirms a transaction
+A transaction's rows are deleted only after a later transaction is committed, because Kafka confirms a transaction
 before all of its markers are written. If a cluster's only broker is killed in between, the confirmed records and
-position may be undone (see `workers.stage.settler_state`). A later transaction begins only after these markers.
+position may be undone (see `workers.stage.settler_state`). A later transaction begins only after these markers are
+written.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MOST_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 0.25
 """Seconds between two searches for rows that other processes wrote; this process's own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
-"""The time between commits of an idle relay, so that Kafka does not forget its position."""
+"""An idle relay commits its position again after this many seconds, so that Kafka does not forget the position."""
 SILENT_SECONDS = 5.0
 """`/readyz` fails once all calls of the relay to Kafka and the store have failed for this time."""
 
@@ -57,7 +58,7 @@ class Relay(SideThread):
     def __init__(
         self, store: Store, kafka: KafkaSettings, clock: Clock, metrics: Metrics, trust: TrustSecrets | None = None
     ) -> None:
-        """With `trust`, the tenants of jobs are signed."""
+        """If `trust` is given, the relay signs the tenant of each job."""
         super().__init__("relay", clock)
         self._trust = trust
         self._store = store
@@ -70,7 +71,7 @@ class Relay(SideThread):
         """The position of the last deletion that was submitted."""
         self._trouble = Trouble(clock, SILENT_SECONDS)
         self._halvings = 0
-        """How often the bounds of a transaction are halved. A failure raises the number, and a success lowers it."""
+        """The number of times that a transaction's bounds are halved. A failure raises it, and a success lowers it."""
         self._committed_at = 0.0
         store.on_commit(self._accepted.set)
 
@@ -99,7 +100,7 @@ class Relay(SideThread):
         self._end()
 
     def _round(self, outlet: RecordOutlet) -> None:
-        """Relay as the holder of the lease, or wait until another relay's lease ends."""
+        """Put rows on Kafka if this relay holds the lease; take the lease if it is stale; otherwise wait."""
         if self._lease.is_mine():
             self._relay(outlet)
         elif self._lease.is_stale():
@@ -109,7 +110,10 @@ class Relay(SideThread):
             self._rest(BEAT_SECONDS)
 
     def _relay(self, outlet: RecordOutlet) -> None:
-        """Relay until the stop, or until another relay has taken over. Raises KafkaException and StoreAway."""
+        """Put rows on Kafka until the stop, or until another relay has taken over.
+
+        Raises KafkaException and StoreAway.
+        """
         found = outlet.open()
         position, _ = self._store.write_now(lambda connection: adopt(connection, found))
         safe, self._committed_at = position, self._clock.monotonic()
@@ -150,7 +154,7 @@ class Relay(SideThread):
         return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
 
     def _relayed(self, rows: Sequence[Any], began: float) -> None:
-        """Count rows of a committed transaction, which began at this Unix time."""
+        """Record in metrics and traces that a transaction, which began at the Unix time `began`, committed rows."""
         if collecting():
             _trace(rows, (began, self._clock.time()))
         self._metrics.relayed_records.inc(len(rows))
@@ -196,7 +200,7 @@ class Relay(SideThread):
 
 
 def _trace(rows: Sequence[Any], seconds: tuple[float, float]) -> None:
-    """Export a span for each row with a trace. `seconds`: first and last Unix time of the transaction on Kafka."""
+    """Export a span for each row with a trace. `seconds` has the Unix times of the transaction's start and end."""
     for row in rows:
         said = dict(unpacked(row.headers)).get(TRACEPARENT, b"").decode("latin-1")
         if (parent := parse_traceparent(said)) is not None:

@@ -1,4 +1,4 @@
-"""A `SideTask` with a thread of its own, for work on Kafka and the store that blocks."""
+"""A `SideTask` with a thread of its own, for blocking work on Kafka and the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from telemetry.clock import Clock
 from telemetry.health import Heartbeat
 
 STUCK_SECONDS = 180.0
-"""A thread without a round for this time is stuck: even a write waits at most a minute for the database."""
+"""A thread that makes no round for this time is stuck, because even a write waits at most a minute for the database."""
 
 
 class SideThread(ABC):
@@ -55,7 +55,7 @@ class SideThread(ABC):
         return not self._stopping.is_set()
 
     def _wake(self) -> None:  # noqa: B027 - most threads wait in `_rest` only
-        """End a wait of the thread."""
+        """Wake the thread if it waits."""
 
     def _rest(self, seconds: float) -> None:
         """Wait; return at once when the thread is stopped."""

@@ -32,13 +32,13 @@ class Credential:
     text: str
     """The credential of a `Bearer` header (RFC 6750, section 2.1); empty without one."""
     key_id: str | None
-    """The id in an API key whose checksum is right."""
+    """The id in the API key; None if the text is no API key, or its checksum is wrong."""
     is_token: bool
-    """True for a text in the form of a signed token, if the gateway takes tokens."""
+    """True if the text has the form of a signed token, and the gateway accepts tokens."""
 
 
 class Access:
-    """Finds the principal of a request. One object a process, on its event loop."""
+    """Finds the principal of a request. Each process has one such object, and uses it on its event loop."""
 
     def __init__(
         self, store: Store, digests: KeyDigests, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
@@ -62,19 +62,21 @@ class Access:
 
         Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
 
-        `tls` refuses client certificates that were revoked while their connections are open.
+        `tls` refuses client certificates that were revoked after their connections began.
         """
         return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
     def parsed(self, authorization: str | None) -> Credential:
-        """Return the parts of an `Authorization` header of any content; None stands for an absent header."""
+        """Parse an `Authorization` header, which may have any content. None stands for an absent header."""
         scheme, _, said = (authorization or "").partition(" ")
         text = said.strip() if scheme.lower() == "bearer" else ""
         takes_tokens = self._settings.oidc.issuer is not None
         return Credential(authorization is not None, text, id_of(text), takes_tokens and is_token(text))
 
     async def principal(self, credential: Credential, peer: bytes | None) -> Principal:
-        """Return the principal of a credential; without a credential, that of a TLS client certificate (DER).
+        """Return the principal of a credential.
+
+        If there is none, return the principal of the TLS client certificate (DER).
 
         Raises CredentialRefused, StoreAway and IssuerAway.
         """
@@ -99,7 +101,10 @@ class Access:
         return await self._tenants.get(tenant)
 
     def knows(self, credential: Credential, peer: bytes | None) -> bool:
-        """True if the credential reads no database: a certificate, a token, or a key whose id was found lately."""
+        """True if no database is read to check the credential.
+
+        This is so for a certificate, a token, or a key whose id was found lately.
+        """
         if credential.is_token or (peer is not None and not credential.is_given):
             return True
         return credential.key_id is not None and self._recent.has(credential.key_id)

@@ -42,7 +42,7 @@ def check_parts(
 
 
 def check_callback(settings: TenantSettings, url: str, name: str) -> tuple[Problem, ...]:
-    """Return the problem of a callback, or of a webhook endpoint, outside the tenant's domains."""
+    """Return a problem if the URL, of a callback or a webhook endpoint, is outside the tenant's domains."""
     if may_call(settings, url):
         return ()
     return (
@@ -64,7 +64,7 @@ def may_call(settings: TenantSettings, url: str) -> bool:
 
 
 def _one_of(problem: str, allowed: list[str], shown: int = 8) -> str:
-    """Return the problem with the first allowed values, which the tenant may see: they are its own settings."""
+    """Return the problem's text, which lists the first allowed values. The tenant may see its own settings."""
     if not allowed:
         return f"{problem}: it has none"
     more = f" and {len(allowed) - shown} more" if len(allowed) > shown else ""

@@ -36,7 +36,7 @@ class ClientCertificates:
 
 
 def agreed(shown: Principal | None, found: Principal) -> Principal:
-    """Return the principal of a request with both credentials.
+    """Return the principal of a request that has a certificate and another credential.
 
     Raises CredentialRefused if the two credentials belong to different tenants.
 

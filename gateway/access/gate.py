@@ -29,7 +29,7 @@ class Admitted:
 
 
 class Gate:
-    """Admits requests. One object a process, on its event loop."""
+    """Admits requests. Each process has one such object, and uses it on its event loop."""
 
     def __init__(self, access: Access, rates: Rates, settings: AccessSettings) -> None:
         self._access = access

@@ -47,7 +47,7 @@ class ApiKey:
 
 
 class KeyDigests:
-    """Digests of keys: HMAC-SHA256 by the pepper.
+    """Makes the digests of keys: HMAC-SHA256 with the pepper as its key.
 
     An attacker who reads or writes the store, but lacks the pepper, gets no usable key.
     """
@@ -100,7 +100,7 @@ def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey 
 def listed_keys(
     connection: Connection, tenant: str | None = None, limit: int = 1000, after: str | None = None
 ) -> list[ApiKey]:
-    """Return keys, the oldest first: one tenant's or all. With `after`, only keys after the key with this id."""
+    """Return keys, the oldest first: one tenant's or all. If `after` is a key's id, return only the keys after it."""
     query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
     if tenant is not None:
         query = query.where(api_keys.c.tenant == tenant)

@@ -1,7 +1,7 @@
 """The pepper: the secret, outside the store, with which the digests of API keys are made.
 
-The store keeps a check of its pepper (a MAC over a constant). So a gateway whose file is lost or wrong does
-not start; otherwise it would refuse clients' valid keys.
+The store keeps a check value of its pepper (a MAC over a constant). So a gateway whose file is lost or wrong does not
+start; otherwise it would refuse clients' valid keys.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _stored_check(connection: Connection) -> bytes | None:
 
 
 def _store_check(connection: Connection, check: bytes) -> bytes:
-    """Write a check if the store has none, and return the stored check."""
+    """Write a check value if the store has none, and return the stored check value."""
     connection.execute(insert(connection, meta).on_conflict_do_nothing(), {"name": _CHECK, "value": check.decode()})
     stored = _stored_check(connection)
     return stored if stored is not None else check

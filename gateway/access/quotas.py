@@ -1,9 +1,8 @@
 """Quotas: work that a tenant has queued, counted in jobs (lines) and tokens.
 
 Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
-and each batch keeps its own reservation in its row, so that a repeated
-result gives nothing back twice.
-Only tenants with a quota reserve work: requests of other tenants cost no write for it.
+and each batch keeps its own reservation in its row, so that a repeated result gives nothing back twice.
+Only tenants with a quota reserve work: a request of a tenant without a quota needs no write for this.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def has_quota(settings: TenantSettings) -> bool:
 def reserve(connection: Connection, tenant: str, settings: TenantSettings, work: Work) -> None:
     """Reserve work for a tenant with a quota. Raises QuotaExceeded.
 
-    The rows of the jobs or of the batch keep the reservation; the caller writes it there in the same transaction.
+    The caller must write the reservation into the rows of the jobs, or of the batch, in the same transaction.
     """
     queued = queued_work(connection, tenant)
     for name, limit, now, more in (
@@ -106,7 +105,10 @@ def queued_work(connection: Connection, tenant: str) -> Work:
 
 
 def release_answered(connection: Connection, answered: Sequence[Answered]) -> None:
-    """Give back the reservations of jobs that have their first result now. The view calls this with each result."""
+    """Give back the reservation of each job in `answered` whose result is its first.
+
+    The view calls this with all results.
+    """
     freed: dict[str, Work] = {}
     first = [each for each in answered if each.first]
     lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
@@ -126,7 +128,10 @@ def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
 
 
 def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Work]]:
-    """Take the reservations of jobs, as (tenant, job id), out of their rows. Most jobs have none."""
+    """Clear the reservations in the rows of the jobs in `keys`, and yield them with their tenants.
+
+    Most jobs have none.
+    """
     if not keys:
         return
     named = pair_in(connection, (jobs.c.tenant, jobs.c.job_id), set(keys))
@@ -138,7 +143,10 @@ def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> Iterato
 
 
 def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | None) -> Work:
-    """Take this number of lines, or all, out of the batch's reservation. Each line has an equal share of the tokens."""
+    """Subtract this number of lines, or all, from the batch's reservation, and return the work that was subtracted.
+
+    Each line has an equal share of the tokens.
+    """
     this = (batches.c.tenant == tenant) & (batches.c.id == batch_id)
     row = connection.execute(select(batches.c.reserved_lines, batches.c.reserved_tokens).where(this)).one_or_none()
     if row is None or not row.reserved_lines:

@@ -17,7 +17,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 
 REDIS_SECONDS = 0.25
-"""Longest wait for Redis; a request waits for up to three answers at once."""
+"""Longest wait for one answer of Redis. A request asks for up to three answers at the same time."""
 AWAY_SECONDS = 5.0
 """Time after a failure in which Redis is not asked."""
 _IPV6_PREFIX = 64
@@ -81,8 +81,8 @@ class RateWindow:
 class RateWindows:
     """Fixed windows in this process's memory.
 
-    The windows of the library `limits` are not used: the library keeps any number of them. While requests come, it also
-    starts a thread every 10 ms, which took a tenth of the event loop's time.
+    The windows of the library `limits` are not used, because the library sets no limit on their number. While requests
+    come, it also starts a thread every 10 ms, which took a tenth of the event loop's time.
     """
 
     def __init__(self, clock: Clock, most: int = MOST_WINDOWS) -> None:
@@ -92,7 +92,7 @@ class RateWindows:
         )
 
     def window(self, key: str, seconds: float) -> RateWindow:
-        """Return the present window, or a new one of this length, which is kept once it counts a request."""
+        """Return the present window. If there is none, return a new one of this length, which `take` will store."""
         return self._windows.get(key) or RateWindow(self._clock.monotonic() + seconds)
 
     def take(self, key: str, window: RateWindow) -> None:

@@ -19,7 +19,7 @@ class Recent(Generic[Key, Value]):
     """A cache on one event loop. A value is at most `seconds` old, counted from the start of its reading.
 
     Requests for one key that come while it is read wait for the same reading (single flight). An absent value, None, is
-    not kept: a stranger could fill the cache with names that do not exist.
+    not kept, because a stranger could otherwise fill the cache with names that do not exist.
     """
 
     def __init__(self, read: Callable[[Key], Awaitable[Value]], seconds: float, clock: Clock) -> None:

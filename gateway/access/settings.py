@@ -24,9 +24,11 @@ class AccessSettings(BaseSettings):
     )
 
     pepper_file: Path | None = None
-    """The file of the pepper, the secret with which the digests of API keys are made. By default the file lies beside
-    an SQLite database, with `.pepper` added to the name; another database needs the setting. A missing file is made
-    while the store has no key. Back the file up with the store: without it, every API key is refused.
+    """The file of the pepper, the secret with which the digests of API keys are made.
+
+    By default the file lies beside an SQLite database, with `.pepper` added to the name; with another database, this
+    setting is required. A missing file is made if the store has no key yet. Back the file up with the store: without
+    it, every API key is refused.
     """
     key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
     """Seconds for which keys and tenants' settings are cached. For at most this time, a gateway still accepts a revoked

@@ -53,5 +53,5 @@ class TenantSettings(BoundedModel):
     queued_tokens: Quota | None = None
     """The most tokens of the jobs and lines that are accepted and not yet answered.
 
-    A job counts its `max_tokens`, plus one token for each four of its bytes.
+    A job is counted as its `max_tokens`, plus one token for each four of its bytes.
     """

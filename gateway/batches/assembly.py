@@ -1,7 +1,7 @@
 """Uploads in parts with their contents: each part is a blob, and completing an upload joins its parts to a file.
 
 The order of writes leaves no blob without a row. Each attempt to join writes a file of its own. The last step is
-compare-and-set on the upload's status: one process wins, and any other process removes its file.
+compare-and-set on the upload's status, so one process wins, and any other process removes its file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from producers.identity import new_hex
 from telemetry.logs import get_logger
 
 _PIECES = 16
-"""Pieces, 4 MiB in all, that a thread copies in one go. Then another request may use the thread."""
+"""The number of pieces, 4 MiB in all, that a thread copies in one go. Then another request may use the thread."""
 
 log = get_logger()
 
@@ -63,7 +63,10 @@ class Assembly:
             raise
 
     async def keep_part(self, upload_id: str, draft: Draft) -> PartRow:
-        """Finish a part: first its blob, then its row. Raises Declined (404, 409, 413), BlobsAway and StoreAway."""
+        """Finish a part: complete its blob, and then its row.
+
+        Raises Declined (404, 409, 413), BlobsAway and StoreAway.
+        """
         await asyncio.to_thread(draft.writer.commit)
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
 
@@ -82,7 +85,7 @@ class Assembly:
     async def complete(
         self, tenant: str, upload_id: str, asked: CompletionTerms, submitted_by: str | None
     ) -> UploadRow:
-        """Join the parts to a file, once: a repeat gets the same upload with the same file.
+        """Join the parts to a file, and return the upload. A repeat gets the same upload with the same file.
 
         Raises Declined (400, 404, 408, 409), BlobsAway, BlobMissing and StoreAway.
         """

@@ -1,6 +1,7 @@
 """Checks every line of a batch's input before the first one runs, so that a bad line is found early and named.
 
-The lines pass one at a time; the memory that grows with the file is 16 bytes of hash for each `custom_id`.
+The lines are read one at a time. Only the hashes of the `custom_id`s, 16 bytes each, take memory that grows with the
+file.
 Source of the errors' form: OpenAI's API reference, "The batch object", `errors`.
 """
 
@@ -24,7 +25,7 @@ MOST_LINES: Final = 50_000
 MOST_BYTES: Final = 200 * 1024 * 1024
 """OpenAI's bounds of a batch's input."""
 MOST_ERRORS: Final = 100
-"""The most errors that a batch lists; the check ends after them."""
+"""The most errors that a batch lists. The check stops when it has found this many."""
 
 CheckJob = Callable[[Job], str | None]
 """Returns the reason why the tenant may not run the job, as a sentence; None if the tenant may."""

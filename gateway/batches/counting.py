@@ -44,7 +44,7 @@ def recounting(clock: Clock) -> Callable[[Connection], None]:
 
 
 def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int, Outcome]]:
-    """Group first results by tenant and batch; further results of a job that an operator put back do not count."""
+    """Group first results by tenant and batch. A second result, of a job that an operator put back, is left out."""
     found: defaultdict[tuple[str, str], dict[int, Outcome]] = defaultdict(dict)
     for one in results:
         if one.first and one.batch_id is not None and one.line is not None:
@@ -53,7 +53,7 @@ def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int
 
 
 def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, Outcome], now_ms: int) -> None:
-    """Add lines with results to a batch's counts, and let the batch be finalised once all lines have results.
+    """Add lines with results to a batch's counts. When all lines have results, let the clerk finalise the batch.
 
     If the batch is another tenant's, change nothing.
     """
@@ -70,7 +70,7 @@ def _count(connection: Connection, tenant: str, batch_id: str, lines: dict[int, 
 
 
 def _end_if_answered(connection: Connection, batch_id: str, now_ms: int) -> None:
-    """Let a batch be finalised once all of its lines have results."""
+    """Let the clerk finalise a batch if all of its lines have results."""
     this = batches.c.id == batch_id
     answered = select(batches.c.id).where(this, batches.c.completed + batches.c.failed >= batches.c.total)
     if connection.execute(answered).first():

@@ -1,4 +1,6 @@
-"""The expansion's handler: a record of `batch_requests` becomes the jobs of its lines, exactly once by the stage.
+"""The expansion's handler: a record of `batch_requests` becomes the jobs of its lines.
+
+The stage makes sure that this happens exactly once.
 
 Each record ends in one of these ways:
 
@@ -84,7 +86,7 @@ class ExpansionHandler:
         self._secrets = secrets
 
     async def handle(self, record: Record) -> Sequence[Output]:
-        """Return the jobs of a range, with one of the endings in the module's docstring."""
+        """Return the jobs of a range, or the output of another ending that the module's docstring lists."""
         try:
             wanted = read_range(record.value)
         except InvalidRange as error:
@@ -145,7 +147,7 @@ class ExpansionHandler:
         lines: dict[int, bytes],
         traceparent: str | None = None,
     ) -> list[Output]:
-        """Return a result for each line of the range that does not run.
+        """Return a result for each line of a range whose lines will not run.
 
         `lines` has the lines whose content could be read.
         """

@@ -111,7 +111,7 @@ def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_by
 def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
     """Make a file visible.
 
-    Raises Declined (408) if the file's row was removed meanwhile, since the write took too long.
+    Raises Declined (408) if the file's row was removed meanwhile because the write took too long.
     """
     expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
     said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
@@ -132,7 +132,7 @@ def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, l
 
 
 def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> RowPage:
-    """Return one page of a tenant's files, of one purpose if given."""
+    """Return one page of a tenant's files; if `purpose` is given, only files of this purpose."""
     chosen = [] if purpose is None else [files.c.purpose == purpose]
     return read_page(connection, files, [*_visible(tenant, now_ms), *chosen], query)
 

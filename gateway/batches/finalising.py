@@ -250,7 +250,10 @@ class InputLines:
         self._last: Line | None = None
 
     def custom_id(self, number: int) -> str | None:
-        """Return the line's `custom_id`; None if the file is missing. Numbers have to rise. Raises BlobsAway."""
+        """Return the line's `custom_id`; None if the file is missing. `number` must rise from call to call.
+
+        Raises BlobsAway.
+        """
         while self._last is None or self._last.number < number:
             self._last = next(self._lines, None)
             if self._last is None:

@@ -42,7 +42,7 @@ _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 BatchRow = Row[Any]
 OnEnded = Callable[[Connection, BatchRow], None]
-"""A function that is called with an ended batch's row, in the transaction that ends the batch."""
+"""A function that is called with the row of a batch, in the transaction that ends this batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
 
 
 def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
-    """Order the end of a batch: one record cancels all of its jobs.
+    """Begin to cancel a batch: write one record that cancels all of its jobs.
 
     Raises Declined (404; 409 for a batch that has ended).
 
@@ -191,9 +191,10 @@ def step(connection: Connection, identifier: str, status: str, following: str, *
 
 
 def due(connection: Connection, now_ms: int, late_ms: int, cancelled_ms: int) -> list[BatchRow]:
-    """Return batches that have something to be done, and that no process has claimed.
+    """Return batches that need a step of the clerk, and that no process has claimed.
 
-    A batch that expires before `late_ms` is late. A batch cancelled before `cancelled_ms` waits for no more results.
+    A running batch needs a step if it expires before `late_ms`. A batch cancelled before `cancelled_ms` waits for no
+    more results.
     """
     answered = batches.c.completed + batches.c.failed >= batches.c.total
     waiting = or_(
@@ -217,7 +218,10 @@ def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -
 
 
 def renew(connection: Connection, row: BatchRow, until_ms: int) -> None:
-    """Extend a claim if the batch still has the status with which it was claimed; 0 releases the claim."""
+    """Extend a claim to `until_ms`, if the batch still has the status that `row` has.
+
+    An `until_ms` of 0 releases the claim.
+    """
     claimed = and_(batches.c.id == row.id, batches.c.status == row.status)
     connection.execute(batches.update().where(claimed).values(claimed_until=until_ms))
 

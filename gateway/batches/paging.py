@@ -1,4 +1,4 @@
-"""Lists in pages, by id. Ids sort by their time of creation.
+"""Pages of a list, whose objects are ordered by id. Ids sort by their time of creation.
 
 So the next page begins after an id even if its object was deleted meanwhile.
 Source: OpenAI's API reference, "List files" and "List batches".

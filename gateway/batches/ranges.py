@@ -13,7 +13,10 @@ from schemas.job import Tenant
 
 MOST_LINES = 500
 MOST_BYTES = 4 * 1024 * 1024
-"""Bytes of a range: its jobs are written in one transaction, and a few ranges are in memory at once."""
+"""The most bytes of a range.
+
+The limit is small, since one transaction writes a range, and several are in memory at once.
+"""
 
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
 BatchId = Annotated[str, StringConstraints(pattern=r"^batch_[0-9a-f]{32}$")]
@@ -71,7 +74,7 @@ class LineCut(WireModel):
 
 
 def cut(lines: Iterable[Line]) -> Iterator[LineCut]:
-    """LineCut adjacent lines into ranges of bounded lines and bytes."""
+    """Yield ranges of adjacent lines. Each range has at most MOST_LINES lines and MOST_BYTES bytes."""
     first: Line | None = None
     last: Line | None = None
     for line in lines:

@@ -49,7 +49,7 @@ class Shelf:
             raise
 
     async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
-        """Finish a file: first its blob, then its row. Raises Declined (408, 413), BlobsAway and StoreAway."""
+        """Finish a file: complete its blob, and then its row. Raises Declined (408, 413), BlobsAway and StoreAway."""
         await asyncio.to_thread(draft.writer.commit)
         now_ms, most = self.now_ms(), self.settings.tenant_bytes
 

@@ -1,4 +1,4 @@
-"""The seam of storage: blobs have a name, are written once, and are read in ranges. All calls block: use a thread.
+"""The interface of storage: blobs have a name, are written once, and are read in ranges. All calls block: use a thread.
 
     BlobError
     ├── BlobMissing   no blob has this name

@@ -68,7 +68,7 @@ class S3Blobs:
 
 
 class S3Writer:
-    """Collects bytes into parts. A blob of one part is put at once; a larger one is a multipart upload."""
+    """Collects bytes into parts. A blob of one part is sent by one `PutObject`; a larger blob is a multipart upload."""
 
     def __init__(self, client: Any, place: dict[str, str]) -> None:
         self._client = client

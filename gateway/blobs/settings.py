@@ -28,13 +28,17 @@ class FilesSettings(BaseSettings):
     """The URL of S3-compatible storage; by default Amazon's. Credentials are `AWS_ACCESS_KEY_ID` and
     `AWS_SECRET_ACCESS_KEY`, or any other source that boto3 reads."""
     most_bytes: int = Field(default=200 * MIB, ge=1024, le=5 * 1024 * MIB)
-    """Bytes of one uploaded file."""
+    """The most bytes of one uploaded file."""
     tenant_bytes: int = Field(default=50 * 1024 * MIB, ge=1024)
-    """Bytes of all files of a tenant, its batches' outputs included. Uploads that would exceed this limit are
-    refused.
+    """The most bytes of all files of a tenant, its batches' outputs included.
+
+    Uploads that would exceed this limit are refused.
     """
     upload_seconds: float = Field(default=3600, gt=0, le=24 * 3600)
-    """Seconds for one upload. The bytes of an upload that was cut off are removed after twice this time at most."""
+    """The most seconds that one upload may take.
+
+    The bytes of an upload that was cut off are removed after twice this time at most.
+    """
     result_days: float = Field(default=30, gt=0)
     """Days after which the output files of a batch expire, unless the batch states `output_expires_after`."""
     cancel_seconds: float = Field(default=600, ge=0)

@@ -1,6 +1,6 @@
-"""Requests that wait for their job's answer, up to a bound.
+"""Requests that wait for their job's answer, for a bounded time.
 
-The job's own time to live has the same bound. So the job also ends if the gateway is killed meanwhile.
+The job's own time to live is bounded by the same time. So the job also ends if the gateway is killed meanwhile.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 def expect_body(request: Request, limit_bytes: int) -> None:
     """Check the headers of a body before it is read. Raises ApiError (413, 415).
 
-    Routes that read `request.stream()` themselves call this. They also count the bytes, since chunked bodies have no
+    Routes that read `request.stream()` themselves call this. They also count the bytes, because chunked bodies have no
     length.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()

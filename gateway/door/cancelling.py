@@ -38,7 +38,7 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
 
 
 async def cancel_batch(door: Door, principal: Principal, batch_id: str) -> BatchRow:
-    """Order the end of a batch, and return its row. Raises Declined: 404, and 409 for a batch that has ended."""
+    """Begin to cancel a batch, and return its row. Raises Declined: 404, and 409 for a batch that has ended."""
     now_ms, topics = unix_ms(door.clock), door.fleet.kafka.topics
     row = await door.store.write(
         lambda connection: orders.cancel(connection, principal.tenant, batch_id, now_ms, topics)

@@ -30,8 +30,9 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""The most requests that may wait behind the running one. Once so many wait, later input is ignored, and the
-connection ends after their answers.
+"""The most requests that may wait behind the running one.
+
+When so many wait, later input is ignored, and the connection ends after the answers to the waiting requests.
 """
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
@@ -93,7 +94,7 @@ class DoorConnection(HttpToolsProtocol):
     # -- the transport's events ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin: the TLS handshake is done, if there is one."""
+        """Begin the connection. With TLS, this is called after the handshake."""
         super().connection_made(transport)
         self.begun = True
         self._outlet = Outlet(transport, self._finish)
@@ -160,13 +161,13 @@ class DoorConnection(HttpToolsProtocol):
             self._head_since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the URL."""
+        """Add this part to the URL. Raises RefusedHeadError."""
         super().on_url(url)
         if len(self.url) > self._limits.url_bytes:
             raise RefusedHeadError(_LONG_URL)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field of the head. A trailer's field is dropped: it must not change a running request."""
+        """Add a field of the head. A trailer's field is dropped, because it must not change a running request."""
         if not self._in_head:
             return
         self._field_bytes += len(name) + len(value) + 4
@@ -216,7 +217,7 @@ class DoorConnection(HttpToolsProtocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Hand a part of the body to its request."""
         self._unseen = 0
         self._body_bytes += len(body)
         if self._linger is None:
@@ -247,7 +248,7 @@ class DoorConnection(HttpToolsProtocol):
             self._idle_since = self.loop.time()
 
     def _refuse(self, error: ApiError) -> None:
-        """Refuse the input from here on. Earlier requests are answered first."""
+        """Refuse all further input. Earlier requests are answered first."""
         already, self._deaf = self._deaf, True
         cycle = cast("Cycle | None", self.cycle)
         if already or self._linger is not None or self.transport.is_closing():

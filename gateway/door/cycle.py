@@ -84,4 +84,4 @@ class Cycle(RequestResponseCycle):
 
 
 def _nothing() -> None:
-    """Do nothing: replaces the callback of a response once the cycle has ended."""
+    """Do nothing. This replaces the callback of a response when the cycle has ended."""

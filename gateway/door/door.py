@@ -34,8 +34,10 @@ ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
 
 _OWN_SITE = ("none", "same-origin")
-"""Values of `Sec-Fetch-Site` for requests that no other site's page has made. Other values are refused: a browser sends
-its client certificate with requests from any site's page, as it sends cookies (W3C, Fetch Metadata Request Headers).
+"""Values of `Sec-Fetch-Site` for requests that no other site's page has made.
+
+Other values are refused, because a browser sends its client certificate with requests from any site's page, as it sends
+cookies (W3C, Fetch Metadata Request Headers).
 """
 
 
@@ -45,7 +47,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Everything that a route needs. One object a process."""
+    """Everything that a route needs. Each process has one such object."""
 
     fleet: FleetSettings
     settings: GatewaySettings

@@ -1,7 +1,7 @@
 """A stream of a tenant's events in the format of server-sent events.
 
 The stream holds few events in memory: it reads a page of events from the store, and the next page once the client has
-taken that page. The server disconnects a client that takes nothing; the client goes on later with `Last-Event-ID`.
+taken that page. The server disconnects a client that reads nothing; this client can go on later with `Last-Event-ID`.
 Source: WHATWG HTML, section 9.2, "Server-sent events".
 """
 

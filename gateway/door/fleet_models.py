@@ -20,7 +20,7 @@ class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
 class FleetModels:
     """Asks Kafka in a thread; requests that come meanwhile share the answer.
 
-    While Kafka is away, the last answer counts for a while.
+    While Kafka is away, the last answer is used for a while.
     """
 
     def __init__(self, ask: Ask, clock: Clock) -> None:

@@ -12,7 +12,10 @@ SECURITY: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
-"""Defaults against misuse by browsers and caches (OWASP REST Security Cheat Sheet); a route's own fields win."""
+"""Defaults against misuse by browsers and caches (OWASP REST Security Cheat Sheet).
+
+Fields that a route sets take precedence.
+"""
 
 
 def new_request_id() -> str:

@@ -1,4 +1,4 @@
-"""Work for a client, which ends when the client leaves."""
+"""Runs work for a client, and cancels the work if the client leaves."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CLIENT_GONE = "499"
 UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
 FRAMES = 8
-"""The innermost frames of a defect that the log shows; the outer ones are the framework's."""
+"""The number of a traceback's innermost frames that the log shows. The outer frames are the framework's."""
 
 log = get_logger()
 
@@ -104,7 +104,10 @@ class _Exchange:
 
 
 def _route(scope: Scope) -> str:
-    """Return the template of the request's route, such as `/v1/jobs/{job_id}`: paths have ids, which are unbounded."""
+    """Return the template of the request's route, such as `/v1/jobs/{job_id}`.
+
+    The paths themselves are too many: they have ids.
+    """
     route: Any = scope.get("route")
     return str(getattr(route, "path", UNMATCHED))
 

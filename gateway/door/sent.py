@@ -1,4 +1,4 @@
-"""A response's progress, read from the kernel: over TLS, buffers below the transport hide that progress from asyncio.
+"""A response's progress, read from the kernel. Over TLS, buffers below the transport hide that progress from asyncio.
 
 Source: Linux, `tcp(7)` (SIOCOUTQ, TCP_INFO) and `struct tcp_info` in `include/uapi/linux/tcp.h`.
 """

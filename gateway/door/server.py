@@ -77,7 +77,7 @@ class DoorServer(SideTask):
         self._clock = clock
         self._look = look
         self._metrics = metrics
-        # Each series begins at 0: Prometheus's `rate` misses the event that creates a series.
+        # Each series begins at 0, because Prometheus's `rate` misses the event that creates a series.
         for reason in (*get_args(Refusal), "handshake"):
             metrics.http_connections_refused.labels(reason)
         self._places = Places(limits.connections, limits.connections_per_address)

@@ -24,8 +24,11 @@ class GatewaySettings(BaseSettings):
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
     """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
     audit_file: Path | None = None
-    """The file to which audit lines are appended; by default standard output. Commands that change keys, tenants, jobs
-    or dead letters append their lines to the file too, and write none without it."""
+    """The file to which audit lines are appended; by default standard output.
+
+    Commands that change keys, tenants, jobs or dead letters append their lines to the file too; if this setting is
+    absent, they write no audit lines.
+    """
     client_certificates: Literal["optional", "required"] = "optional"
     """With `--client-ca`: `optional` also admits clients without a certificate, by an API key or a token."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)
@@ -54,7 +57,7 @@ class GatewaySettings(BaseSettings):
     Behind a proxy or a load balancer, all clients may have one address: raise this limit to `connections`."""
 
     jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
-    """The most jobs in one request to `/v1/jobs`. Batches are for more."""
+    """The most jobs in one request to `/v1/jobs`. For more jobs, use a batch."""
     await_seconds: float = Field(default=120.0, gt=0, le=3600)
     """Seconds that a request waits for its answer: `/v1/chat/completions`, `/v1/completions`, `/v1/responses` without
     `background`, and the endpoints for texts such as `/v1/embeddings`. Then the job is cancelled, and the request gets

@@ -1,4 +1,4 @@
-"""Jobs of request bodies: read strictly, checked, and made ready to be accepted."""
+"""Reads jobs from request bodies strictly, checks them, and makes them ready to be accepted."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ def new_job(
 
 
 def traceparent_of(request: Request) -> str | None:
-    """Return the `traceparent` of the request's span; without a collector, the client's own, if any."""
+    """Return the `traceparent` of the request's span.
+
+    If no collector is set, return the client's `traceparent`, if any.
+    """
     trace = current_trace() or parse_traceparent(request.headers.get(topics.TRACEPARENT))
     return trace.traceparent if trace is not None else None
 

@@ -28,7 +28,7 @@ def new_terms(body: Any, policy: EgressPolicy) -> EndpointTerms:
 
 
 def changed_terms(body: Any, before: EndpointTerms, policy: EgressPolicy) -> EndpointTerms:
-    """Return an endpoint's terms, with the members that the body sets replaced. Raises ApiError (400)."""
+    """Return an endpoint's terms, after replacing the members that the body sets. Raises ApiError (400)."""
     said = _members(body)
     kept = {
         "name": before.name,

@@ -73,7 +73,7 @@ def going_to(address: str) -> Response:
 
 
 def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler, with each refusal answered as a page."""
+    """Return a handler that calls `serve`, and answers each refusal with a page."""
 
     async def answer(request: Request) -> Response:
         try:

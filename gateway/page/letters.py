@@ -120,7 +120,7 @@ def shown_letter(letter: Letter) -> dict[str, Any]:
 
 
 def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> Letter | None:
-    """Return the letter at a place; None if it is another tenant's, absent or put back.
+    """Return the letter at this place; None if the letter is another tenant's, absent or already put back.
 
     Blocks. Raises ProducerError.
     """
@@ -138,7 +138,10 @@ def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, plac
 
 
 def callback_of(letter: Letter) -> str | None:
-    """Return the URL that a redrive leads to: a callback has it in a header, a job in its value."""
+    """Return the URL that is called after a redrive.
+
+    It is in a header of a callback's record, or in the value of a job's record.
+    """
     record = letter.record
     if letter.kind == "callback":
         return record.header(topics.CALLBACK_URL)

@@ -30,7 +30,7 @@ _LONGEST_ID = 28
 
 
 def page(name: str, status: int = 200, **values: Any) -> Response:
-    """Return the response with a template's page. `values` are the template's names."""
+    """Return the response with a template's page. `values` has the values of the template's variables."""
     text = _environment().get_template(f"{name}.html").render(values)
     return Response(text, status, HEADERS, media_type="text/html")
 
@@ -79,7 +79,7 @@ def counted(number: int) -> str:
 
 
 def duration(milliseconds: float) -> str:
-    """Return a duration in milliseconds, seconds, minutes or hours, by its length."""
+    """Return a duration as text, in milliseconds, seconds, minutes or hours: longer durations in larger units."""
     if milliseconds < 1000:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000

@@ -41,7 +41,7 @@ class Visitor:
 
     principal: Principal
     form_token: str
-    """Repeated by each form."""
+    """The token that each form repeats."""
     can_leave: bool
     """True for a session, which can be ended."""
 
@@ -128,7 +128,7 @@ def cookie_name(request: Request) -> str:
 
 
 def set_cookie(request: Request, response: Response, token: str, seconds: int) -> None:
-    """Give the browser a session's token; an empty one with 0 seconds removes it."""
+    """Set the cookie to a session's token. An empty token with 0 seconds removes the cookie."""
     response.set_cookie(
         cookie_name(request),
         token,

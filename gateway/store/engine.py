@@ -100,6 +100,9 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction. A write transaction locks at once: SQLite may refuse to make a reader a writer later."""
+    """Begin a transaction.
+
+    A write transaction locks at once: SQLite may refuse to turn a reader into a writer later.
+    """
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -103,12 +103,15 @@ jobs = Table(
     Index("ix_jobs_finished_at", "finished_at"),
     Index("ix_jobs_tenant_finished", "tenant", "finished_at", "status"),
 )
-"""One row a job. `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
+"""One row for each job.
+
+`status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
 `request` holds the members of a body of `/v1/responses` that are shown again. A deleted response has a `deleted_at`,
 and neither result nor request.
 `url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
-batch has the id `<batch id>.<line>`, and gets its row from its result."""
+batch has the id `<batch id>.<line>`, and gets its row from its result.
+"""
 
 job_attempts = Table(
     "job_attempts",
@@ -124,7 +127,7 @@ job_attempts = Table(
     Index("ix_job_attempts_at", "at"),
     Index("ix_job_attempts_tenant_at", "tenant", "at"),
 )
-"""One row a callback attempt, from `callback_attempts`."""
+"""One row for each callback attempt, from `callback_attempts`."""
 
 events = Table(
     "events",
@@ -232,9 +235,10 @@ batches = Table(
     Index("ix_batches_tenant_id", "tenant", "id"),
     Index("ix_batches_input_file_id", "input_file_id"),
 )
-"""One row a batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
+"""One row for each batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
 
-A process that validates or finalises a batch renews `claimed_until`, so that other processes leave the batch alone."""
+A process that validates or finalises a batch renews `claimed_until`, so that other processes leave the batch alone.
+"""
 
 webhook_endpoints = Table(
     "webhook_endpoints",

@@ -50,7 +50,7 @@ def events_after(connection: Connection, tenant: str, number: int, types: Sequen
     `types` are names, or prefixes with ALL_BELOW; without types, all events match.
     """
     if being_rebuilt(connection):
-        return EventPage((), number)  # the reader waits: results are missing until the rebuild ends
+        return EventPage((), number)  # no events yet, because results are missing until the rebuild ends
     end = last_number(connection, tenant)
     conditions: list[Any] = [events.c.tenant == tenant, events.c.number > number, events.c.number <= end]
     if types:

@@ -95,7 +95,7 @@ def delete_job(connection: Connection, tenant: str, job_id: str, now_ms: int) ->
 def list_jobs(
     connection: Connection, tenant: str, wanted: JobFilter, limit: int, after: str | None, *, ascending: bool
 ) -> tuple[Sequence[StoredJob], bool]:
-    """Return jobs by their time of creation without their results, and True if there are more.
+    """Return jobs without their results, ordered by time of creation, and True if there are more.
 
     Equal times are ordered by the id. Raises NoSuchCursor.
     """

@@ -57,7 +57,7 @@ class TopicView(SideThread):
         self._hooks = hooks
         self._waiting = waiting
         self._metrics = metrics
-        # Each series begins at 0: Prometheus's `rate` misses the event that creates a series.
+        # Each series begins at 0, because Prometheus's `rate` misses the event that creates a series.
         for kind in ("result", "attempt", "unusable"):
             metrics.viewed_records.labels(kind)
         self._next: dict[TopicPlace, int] = {}
@@ -157,7 +157,7 @@ class TopicView(SideThread):
         self._waiting.announce([(each.tenant, each.result.job_id) for each in results])
 
     def _read(self, messages: Sequence[Any]) -> tuple[list[ResultRecord], list[AttemptRecord]]:
-        """Return the records that the fleet wrote, without those of other writers, which delivery reports."""
+        """Return the records that the fleet wrote. Records of other writers are left out; delivery reports them."""
         results = [result_of(each) for each in messages if each.topic() == self._kafka.topics.results]
         attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
         return [each for each in results if each is not None], [each for each in attempts if each is not None]

@@ -28,7 +28,7 @@ _UNFINISHED = (QUEUED, CANCELLING)
 
 
 def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
-    """Write results into their jobs' rows; with `tell`, also an event for each. A job's last result counts.
+    """Write results into their jobs' rows. If `tell`, also store an event for each result. A job's last result stays.
 
     Returns the results in the order of the records.
     """
@@ -82,7 +82,7 @@ def _key(record: ResultRecord) -> tuple[str, str]:
 
 
 def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, bool]]:
-    """Return the url of each job that has a row, and True for a job without a result."""
+    """Return, for each job that has a row, the job's url, and True if the job has no result yet."""
     columns = (jobs.c.tenant, jobs.c.job_id, jobs.c.url, jobs.c.status)
     asked = select(*columns).where(pair_in(connection, (jobs.c.tenant, jobs.c.job_id), keys))
     return {(tenant, job_id): (url, status in _UNFINISHED) for tenant, job_id, url, status in connection.execute(asked)}

@@ -14,7 +14,7 @@ from gateway.store.tables import webhook_endpoints as table
 MOST_ENDPOINTS = 20
 """Limit on a tenant's endpoints: each takes a copy of each event."""
 OVERLAP_MS = 24 * 3600 * 1000
-"""The time for which an old secret signs beside its successor, where the tenant asks for it."""
+"""The time for which an old secret signs beside its successor, if the tenant asks for it."""
 
 EndpointRow = Row[Any]
 

@@ -1,4 +1,4 @@
-"""One record of `callback_events` for each webhook endpoint that takes an event, in the transaction of the event.
+"""Writes one record of `callback_events` for each endpoint that takes an event, in the event's transaction.
 
 An event's id is derived from its tenant, type and object, so a repeat has the same id and consumers drop it.
 """

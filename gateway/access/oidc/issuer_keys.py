@@ -22,7 +22,7 @@ MOST_BYTES = 256 * 1024
 MOST_KEYS = 100
 LEAST_RSA_BITS = 2048
 _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
-"""Keys of other kinds are skipped: any reader of a published symmetric key could sign."""
+"""Keys of other kinds are skipped, because any reader of a published symmetric key could sign."""
 
 log = get_logger()
 
@@ -32,7 +32,7 @@ class IssuerAway(Exception):  # noqa: N818 - it names what happened
 
 
 class IssuerKeys:
-    """The keys of one issuer, by key id. One object a process, on its event loop."""
+    """The keys of one issuer, by key id. Each process has one such object, and uses it on its event loop."""
 
     def __init__(self, settings: OidcSettings, clock: Clock) -> None:
         self._settings = settings

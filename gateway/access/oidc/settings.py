@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]
-"""Signature algorithms that sign with a private key. HMAC is left out: each party that can verify an HMAC can also
-sign.
+"""Signature algorithms that sign with a private key.
+
+HMAC is left out, because each party that can verify an HMAC can also sign.
 """
 
 Claim = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -34,7 +35,7 @@ class OidcSettings(BaseModel):
     tenant_claim: Claim = "tenant"
     """The claim with the tenant's name."""
     scope_claim: Claim = "scope"
-    """The claim with the scopes: a text with spaces between, or a list."""
+    """The claim with the scopes: a list, or a text with a space between two scopes."""
     scope_prefix: str = Field(default="postback:", max_length=64)
     """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Scopes without
     the prefix are ignored."""
@@ -46,7 +47,7 @@ class OidcSettings(BaseModel):
     cooldown_seconds: float = Field(default=30.0, ge=1, le=3600)
     """Shortest time between two requests to the issuer, however many tokens name unknown keys."""
     stale_seconds: float = Field(default=86_400.0, ge=0, le=7 * 86_400)
-    """Time for which the last keys still count while the issuer does not answer, in addition to `keys_seconds`."""
+    """Time for which the last keys stay valid while the issuer does not answer, in addition to `keys_seconds`."""
 
     @model_validator(mode="after")
     def _have_an_audience(self) -> Self:

@@ -113,7 +113,7 @@ def _key_id(header: dict[str, Any]) -> str | None:
 
 
 def _fits(key: Key, algorithm: object) -> bool:
-    """True if the key is for this algorithm, as far as the issuer says (RFC 7517, section 4.4)."""
+    """True unless the issuer says that the key is for another algorithm (RFC 7517, section 4.4)."""
     return key.get("alg") in (None, algorithm)
 
 

@@ -1,1 +1,1 @@
-"""The routes, one file a subject. Each file has `routes(door) -> list[BaseRoute]`."""
+"""The routes, one file for each subject. Each file has `routes(door) -> list[BaseRoute]`."""

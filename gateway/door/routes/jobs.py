@@ -84,7 +84,7 @@ class JobRoutes:
         return Response(to_json(list_body([shown(job) for job in found], has_more=more)), media_type="application/json")
 
     async def cancel(self, request: Request) -> Response:
-        """Ask for a job's cancellation. A job that has ended is a 409 with its state."""
+        """Ask for a job's cancellation. For a job that has ended, the answer is a 409 with the job's state."""
         principal = await self._door.principal(request, Scope.CANCEL)
         job_id = request.path_params["job_id"]
         await cancel(self._door, principal, job_id)
@@ -150,7 +150,7 @@ def _accepted(job: NewJob, now: int) -> dict[str, Any]:
 
 
 def _lane(request: Request) -> Lane:
-    """Return the lane by the parameter `lane` or the header `x-postback-lane`. Raises ApiError (400)."""
+    """Return the lane that the parameter `lane` or the header `x-postback-lane` names. Raises ApiError (400)."""
     said = request.query_params.get(LANE, request.headers.get(LANE_HEADER, "default"))
     for lane in _LANES:
         if said == lane:

@@ -44,7 +44,10 @@ class ResponseRoutes:
         self._door = door
 
     async def create(self, request: Request) -> Response:
-        """Accept a job; answer at once with `background`, else with the job's answer."""
+        """Accept a job.
+
+        If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
+        """
         door = self._door
         principal = await door.principal(request, Scope.SUBMIT)
         content = await read_body(request, door.settings.body_bytes)
