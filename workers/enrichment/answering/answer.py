@@ -41,7 +41,7 @@ class Answer:
     """Share of the answer that its sources support, from 0 to 1; 1 if the job asked for no sources."""
 
     def lowered(self, confidence: float | None) -> float | None:
-        """Scale half of the model's confidence by the supported share of the answer."""
+        """Return the model's confidence after one half of it is multiplied by the answer's supported share."""
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
@@ -53,7 +53,7 @@ def claim_of(citation: Citation) -> Claim:
 def answered(
     text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False, refuted: Collection[Claim] = ()
 ) -> Answer:
-    """Return the answer with citations, in the form of its profile. Raises Unsupported.
+    """Return the answer with citations, in the form that `profile` demands. Raises Unsupported.
 
     A note says if the answer rests on no source. If no source is usable, the profile's notice is put before the text,
     except for JSON (`is_json`).
@@ -148,8 +148,8 @@ def _chain_share(citations: Sequence[Citation]) -> float:
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
     """Return a citation for each item, with the level at which the item's source supports the item's quote.
 
-    An item without a known source is dangling. An item is unsupported if its source contradicts its `claim`: a model
-    may copy a quote exactly and still misread it.
+    An item without a known source is dangling. An item is unsupported if its source contradicts its `claim`, because a
+    model may copy a quote exactly and still misread it.
     """
     citations: list[Citation] = []
     behind = 0

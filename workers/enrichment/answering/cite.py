@@ -274,7 +274,7 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 
 
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
-    """Grade the sentence.
+    """Return the level at which source `number` supports the sentence.
 
     The source must contain the sentence's quotations exactly or nearly. If it does, the level is the sentence's own or
     that of its weakest quotation, whichever is stronger.

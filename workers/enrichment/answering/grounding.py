@@ -25,7 +25,7 @@ MAX_TITLE_CHARS: Final = 120
 _TAG_LIKE: Final = re.compile(r"<(?=[^\s<>]{1,64}>)|(?<=<)<|<(?=\||｜)")  # noqa: RUF001 - DeepSeek's bar
 _TAG_END: Final = re.compile(r"(?<=[|｜/\w\]])>")  # noqa: RUF001 - as above
 _BRACKETED: Final = re.compile(r"\[(/?(?=[a-z0-9]*[A-Z_])[A-Za-z][A-Za-z_0-9]{2,31}|\|[^\[\]|]{1,64}\|)\]")
-"""Mistral's `[INST]` and `[control_8]`, GLM's `[gMASK]`, EXAONE's `[|user|]`."""
+"""Matches template tokens such as Mistral's `[INST]` and `[control_8]`, GLM's `[gMASK]` and EXAONE's `[|user|]`."""
 _MARKER: Final = re.compile(
     r"(?P<open>[\[【]) ?\^?(?P<named>(?:sources?|citations?|webpages?) ?:? ?)?"
     r"(?P<numbers>\^?\d{1,4}(?: ?[,;] ?\^?\d{1,4})*)"
@@ -41,12 +41,12 @@ _DOUBLED: Final = re.compile(r"\[(?=\[)")
 _SPACES: Final = re.compile(r"\s+")
 
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
-"""Invisible categories: control, format (zero width, direction, tags), unassigned, private, surrogate."""
+"""Categories of invisible characters: control, format (zero width, direction, tags), unassigned, private, surrogate."""
 
 _SELECTORS: Final = frozenset(
     [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0]
 )
-"""Variation selectors and fillers: invisible, although their categories are marks and letters."""
+"""Variation selectors and fillers, which are invisible although their categories are marks and letters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def _ends(text: str, position: int) -> bool:
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """True if the URL is the text of a Markdown link: programs do not look for URLs in such a text."""
+    """True if the URL is the text of a Markdown link, since programs do not look for URLs in such a text."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 

@@ -13,7 +13,7 @@ import secrets
 from typing import Final
 
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
-"""Consonants only: a small model could take a mark with vowels or digits for a word or a number of the page."""
+"""Only consonants, since a small model could take a mark with vowels or digits for a word or number of the page."""
 _LENGTH: Final = 8
 _DOMAIN: Final = b"postback sources mark v1"
 """Separates marks from other uses of the secret."""

@@ -21,7 +21,7 @@ _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
 """Syntax of the search services' query languages. A query made from a question must not contain this syntax."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""The fields whose name in a profile's file differs, each with its name in the file."""
+"""The fields that have another name in a profile's file, each with that name."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event

@@ -60,7 +60,8 @@ def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
 def _is_listing(words: Sequence[str], one: int, other: int) -> bool:
     """True if the two places belong to one list, such as "in A and in B".
 
-    In a list, only words such as "and", articles, and words that also stand before the first place are between the two.
+    In a list, only words such as "and", articles, and words that also stand before the first place are between the two
+    places.
     """
     lead = words[max(0, one - _SLACK) : one]
     return all(word in _LISTING or word in _ARTICLES or word in lead for word in words[one + 1 : other])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missi
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""Cap on the tokens of one text: a model's cost grows with their square, and some models accept 8,192."""
+"""Cap on the tokens of one text, since a model's cost grows with their square, and some models accept 8,192."""
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
 _MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024
@@ -72,7 +72,7 @@ def _readable() -> list[str]:
 
 
 def _own_output() -> BinaryIO:
-    """Reserve standard output for answers: a library's print would break their framing."""
+    """Reserve standard output for answers, since a library's print would break the answers' framing."""
     own = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -105,7 +105,7 @@ def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
 
 
 class Texts:
-    """The model, with an LRU cache of vectors: jobs ask about the same pages again and again."""
+    """The model, with an LRU cache of vectors, since jobs ask about the same pages again and again."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

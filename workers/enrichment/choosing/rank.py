@@ -51,7 +51,7 @@ _ROW_CHARS = 50
 """A line that is shorter than this, and is not the last one, is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
-"""Question words: they are rare in answers, so BM25 would weigh them too much. "WHO", a name, is not matched."""
+"""Matches question words: BM25 would weigh them too much, since answers rarely have them. "WHO" is a name."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -127,7 +127,7 @@ class Ranking:
         self._weights = [weight if passage.is_main else REST_WEIGHT * weight for passage, weight in weighed]
 
     def candidates(self, most: int) -> list[tuple[int, str, str]]:
-        """Return number, title and text of the likeliest passages by words, at most `most` passages.
+        """Return number, title and text of at most `most` passages, the likeliest by their words.
 
         Passages without a word of the question fill the remaining room.
         """
@@ -181,7 +181,8 @@ def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
     """Return the score of each passage from its places in two orders: by words and by meaning.
 
-    Passages of equal weight share a place. Passages that the model did not compare rank after all compared passages.
+    Passages of equal weight share a place. Passages that the model did not compare come after all passages that it
+    compared.
     """
     places: dict[float, int] = {}
     for place, weight in enumerate(sorted(by_words, reverse=True), start=1):

@@ -12,7 +12,7 @@ from schemas.job import Job
 _LETTERS_PER_TOKEN: Final = 3.0
 """Assumed letters per token: English has about four; names have fewer."""
 _LETTERS_AND_BLANKS: Final = (string.ascii_letters + string.whitespace).encode()
-"""Every other character counts as one token: many models read digits, marks and characters beyond ASCII one by one."""
+"""Any other character counts as a token, since many models read digits, marks and non-ASCII characters one by one."""
 _FRAME_TOKENS: Final = 64
 """Tokens that a chat template adds to every prompt, such as a default system message and the date."""
 _TURN_TOKENS: Final = 8

@@ -1,6 +1,7 @@
 """Decodes a page's bytes: by a byte order mark, else as UTF-8, by the charset of header or page, or by detection.
 
-A few invalid bytes do not rule a charset out: a single invalid byte must not turn a whole page into another script.
+A few invalid bytes do not rule a charset out. Otherwise a single invalid byte could turn a whole page into another
+script.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser, is_pict
 from workers.enrichment.reading.values import from_json, from_json_lines
 
 MAX_TEXT_CHARS = MAX_JOB_BYTES
-"""Cap on a text's code points: the largest document that a job can carry is read whole."""
+"""Cap on a text's code points, so high that the largest document that a job can carry is read whole."""
 _THIN_CHARS = 200
 """A main text shorter than this is replaced by the whole page's text, if the page has far more text."""
 
@@ -41,7 +41,7 @@ TEXT_TYPES = frozenset(
 )  # fmt: skip
 """Types whose source text is read without parsing.
 
-YAML is among them: people can read it, and its aliases could expand to gigabytes.
+YAML is not parsed either, because people can read its source, and its aliases could expand to gigabytes.
 """
 PDF_TYPES = frozenset({"application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream", ""})
 """Media types under which a PDF is read. Any other type contradicts the content, and the page is refused."""
@@ -57,7 +57,7 @@ _VOID_TAGS = "area base br col embed hr img input link meta param source track w
 _VOID = frozenset(_VOID_TAGS.split())
 _IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp rt tbody td tfoot th thead tr"
 _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
-"""Elements that may lack an end tag. Such elements do not count as nested: a page of a million `<p>` is not deep."""
+"""Elements that may lack an end tag. They are not counted as nested, since a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
 _START_CHARS: Final = 2000

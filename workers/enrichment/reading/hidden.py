@@ -1,10 +1,10 @@
 """Removes elements that a page's reader would not see.
 
 Hidden text is meant for machines, and often tries to mislead models. Attributes, inline styles and conventional class
-names such as "sr-only" show which elements are hidden. Style sheets are not read: a page can hide text in more ways
-than a reader of style sheets knows. On public sets, such a reader removed more visible text than hidden text. The
-answer's safety rests on the marks around the sources, on neutralised tokens and on the removal of unknown links. All
-three apply to visible and hidden text alike.
+names such as "sr-only" show which elements are hidden. Style sheets are not read, because a page can hide text in more
+ways than a reader of style sheets knows. On public sets of pages, such a reader removed more visible text than hidden
+text. The answer's safety rests on the marks around the sources, on neutralised tokens and on the removal of unknown
+links. All three apply to visible and hidden text alike.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that must stay. If less would stay, nothing is removed: a script may show the rest."""
+"""Least share of a page's text that must stay; else nothing is removed, since a script may show the hidden text."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
 """Elements replaced by their content: resiliparse would leave out a `time`, and a single Chinese character in bold."""

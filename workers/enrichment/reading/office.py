@@ -85,7 +85,7 @@ def _up_to(max_chars: int, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _core(archive: zipfile.ZipFile) -> tuple[str | None, Particulars]:
-    """Read title and date of creation, if the file has valid ones."""
+    """Return title and date of creation, if the file has valid ones."""
     try:
         with archive.open(_CORE) as part:
             core = fromstring(part.read(_CORE_BYTES))

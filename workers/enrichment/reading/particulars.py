@@ -44,7 +44,7 @@ _UNTITLED: Final = re.compile(
 
 
 def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) -> Particulars:
-    """Read a page's particulars, before elements are removed from the tree. `linked` is the page's `linked_data`."""
+    """Return a page's particulars. `tree` must still have all its elements. `linked` is the page's `linked_data`."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
         name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
@@ -61,7 +61,7 @@ def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) 
 
 
 def of_json(value: Any) -> tuple[str | None, Particulars]:
-    """Read title and particulars from fields of a JSON document's outermost object."""
+    """Return title and particulars from fields of a JSON document's outermost object."""
     if not isinstance(value, dict):
         return None, Particulars()
     title = next((value[name] for name in _TITLES if isinstance(value.get(name), str)), "")

@@ -32,7 +32,7 @@ MIN_SIZE: Final = 1.5
 """The smallest readable type, in points."""
 
 _DOI_CHARS: Final = 3000
-"""The first characters of the first page that may contain the paper's own DOI; later DOIs belong to references."""
+"""The paper's own DOI is looked for in this many characters of the first page; later DOIs belong to references."""
 _PALE: Final = 240
 """A colour counts as white if each of its channels has at least this value, out of 255."""
 _FAINT: Final = 13
@@ -50,7 +50,7 @@ Box = tuple[float, float, float, float]
 
 
 _FORM_DEPTH: Final = 50
-"""Depth to which nested forms are read: deeper than pdfium itself reads text."""
+"""Depth to which nested forms are read; pdfium itself reads text less deep."""
 _MAX_BEHIND: Final = 300
 """Cap on the dark areas, and on the pictures, that are kept for a page; a page has a few."""
 _MIN_AREA_POINTS: Final = 4.0

@@ -27,7 +27,7 @@ def from_json(text: str, max_chars: int) -> tuple[str | None, str, Particulars]:
 def from_json_lines(text: str, max_chars: int) -> str:
     """Return the text of newline-delimited JSON, a paragraph for each line. Raises Unreadable if no line is JSON.
 
-    Lines that are not JSON are left out: a log may end in the middle of a line.
+    Lines that are not JSON are left out, because a log may end in the middle of a line.
     """
     paragraphs = []
     for line in text.split("\n"):

@@ -25,7 +25,7 @@ def read_articles(body: bytes) -> dict[str, Found]:
 
 
 def _article(element: Element) -> tuple[str, Found] | None:
-    """Read an article or a chapter, and its number; None if it has no abstract or was retracted."""
+    """Return an article or a chapter, and its number; None if it has no abstract or was retracted."""
     record = element.find("BookDocument" if element.tag == "PubmedBookArticle" else "MedlineCitation")
     if record is None:
         return None
@@ -53,7 +53,7 @@ def _abstract(parts: Iterable[Element]) -> str:
 
 
 def _published(article: Element) -> str | None:
-    """Read the date, as exact as known. Months are numbers or English names; some dates are prose ("2000 Spring")."""
+    """Return the date as exactly as it is known. Months are numbers or names; some dates are prose ("2000 Spring")."""
     for place in ("ArticleDate", "Journal/JournalIssue/PubDate", "Book/PubDate"):
         year, month, day = (text_of(article.find(f"{place}/{part}")) for part in ("Year", "Month", "Day"))
         year = year or text_of(article.find(f"{place}/MedlineDate"))[:4]

@@ -80,7 +80,7 @@ def _read(body: bytes) -> list[Found]:
 
 
 def _entry(entry: Element) -> Found | None:
-    """Read one paper; None if the paper lacks an id or an abstract, or was withdrawn."""
+    """Return one paper; None if the paper lacks an id or an abstract, or was withdrawn."""
     place = _ABSTRACT_URL.fullmatch(text_of(entry.find(f"{_ATOM}id")))
     summary = text_of(entry.find(f"{_ATOM}summary"))[:MAX_TEXT_CHARS]
     if place is None or not summary or _WITHDRAWN.match(summary):

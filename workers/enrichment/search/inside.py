@@ -73,10 +73,7 @@ class InsideSource(ABC):
         return {**job, **given, **self._access(query).values, "tenant": query.tenant or ""}
 
     def _with_secrets(self, query: SearchQuery, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the values with the tenant's secrets, read from their files now.
-
-        Raises Unreadable if a file is missing.
-        """
+        """Return the values with the tenant's secrets, read anew. Raises Unreadable if a secret's file is missing."""
         places = {**self._secrets, **self._access(query).secrets}
         try:
             return {**values, **{name: read_secret(self._folder / place) for name, place in places.items()}}

@@ -29,7 +29,7 @@ MOST_RESULTS: Final = 1_000
 REQUEST_SECONDS: Final = 30.0
 """Timeout for a caller without a budget; a job's own budget is usually shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0
-"""Wait after an overload, if the service names none."""
+"""Seconds to wait after an overload, if the service names no time."""
 
 KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Statuses with which services refuse a key."""
@@ -165,7 +165,7 @@ class Service:
         overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
     ) -> ServiceAnswer:
-        """Send a GET to `path` below the service's URL, as `send` does."""
+        """Send a GET request for `path` below the service's URL, and return the answer; see `send`."""
         request = ServiceRequest(self._base_url + path, params, headers or {})
         return await self.send(request, overloaded=overloaded, has_turn=has_turn)
 
@@ -176,7 +176,7 @@ class Service:
         overloaded: Callable[[ServiceAnswer], float | None] = asked_to_wait,
         has_turn: bool = False,
     ) -> ServiceAnswer:
-        """Return the answer with status 200, after a second try if the service asks for a short wait.
+        """Send the request and return the answer with status 200; try again once if the service asks for a short wait.
 
         The request waits for its turn, unless the caller already has one (`has_turn`). If an answer asks
         for a pause, `overloaded` returns the seconds, else None. Raises Refused and other kinds of Unreadable.

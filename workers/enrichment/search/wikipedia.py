@@ -11,7 +11,7 @@ from workers.enrichment.search.service import MOST_RESULTS, Service, ServiceAnsw
 from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 300
-"""Cap on a query's characters: CirrusSearch refuses longer queries."""
+"""Cap on a query's characters, since CirrusSearch refuses longer queries."""
 _SPARE = 3
 """The number of results that are requested beyond the limit, since disambiguation pages are left out."""
 _MAX_RESULTS = 50

@@ -19,7 +19,7 @@ from typing import Final
 MAX_QUESTION_CHARS: Final = 300
 """Cap on the code points of a question to search for."""
 MAX_WORDS: Final = 12
-"""Cap on a query's words for a service that matches any word: in a longer query, common words outweigh the others."""
+"""Cap on a query's words for a service that matches any word; in a longer query, common words outweigh the others."""
 _ENOUGH: Final = 3
 """A question with fewer words to search for ("Is it safe then?") needs another sentence before it."""
 
@@ -74,7 +74,7 @@ _STOPPED: Final = frozenset(_STOP_WORDS.split())
 def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
     """Return at most `most` words of the query's question, each once and in order, without stop words.
 
-    Stop words count if the question has no other words.
+    If the question has only stop words, return these.
     """
     question = question_in(query)
     return (_telling(question) or _once(_WORD.findall(question)))[:most]
@@ -125,9 +125,11 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 
 
 def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
-    """Find the last question of the last paragraph, else of the first paragraph, else the question with most words.
+    """Return the place of the question that is asked.
 
-    Paragraphs of only questions and instructions come first, since other paragraphs may be pasted documents.
+    This is the last question of the last paragraph; if there is none, the last question of the first paragraph; else
+    the question with the most words to search for. Paragraphs of only questions and instructions are searched before
+    all others, since other paragraphs may be pasted documents.
     """
     asking = [part for part in paragraphs if all(_is_question(one) or _INSTRUCTION.search(one) for one in part)]
     for part in (*reversed(asking), paragraphs[-1], paragraphs[0]):
