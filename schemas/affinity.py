@@ -2,7 +2,7 @@
 
 The prefix is the system message and the sources; the question comes last. A place is a partition, or an address of a
 remote engine. The place is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, SODA
-2018), over rendezvous hashing. No place gets much more than its share of the jobs, even if all jobs have one prefix.
+2018), over rendezvous hashing. No place gets many more jobs than the other places, even if all jobs have one prefix.
 """
 
 from __future__ import annotations

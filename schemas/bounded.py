@@ -15,8 +15,7 @@ _COLLECTIONS: Final = ("list", "set", "frozenset", "tuple", "dict")
 def _fail_fast(part: Any) -> None:
     """Make this core schema's collections stop at their first error, except lists with a small `max_length`.
 
-    Pydantic checks a dict's length only after its last item, so a small `max_length` would not keep a dict's errors
-    few.
+    Pydantic checks a dict's length only after its last item, so a small `max_length` would not limit a dict's errors.
     """
     if isinstance(part, dict):
         kind = part.get("type")
@@ -31,7 +30,8 @@ def _fail_fast(part: Any) -> None:
 class BoundedModel(BaseModel):
     """A model whose ValidationError stays small: a collection without a small `max_length` stops at its first error.
 
-    Pydantic otherwise keeps an error for each wrong item: 300,000 for a record of 900 kB, in more than a gigabyte.
+    Pydantic otherwise collects an error for each wrong item. A record of 900 kB may have 300,000 of them, which need
+    more than a gigabyte.
     """
 
     @classmethod

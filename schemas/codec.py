@@ -50,7 +50,7 @@ _READABLE_BYTES = 4 * MAX_JOB_BYTES
 
 
 class Origin(NamedTuple):
-    """A record's place. `topic_id` is the topic's UUID, since a deleted topic's name may be used again."""
+    """A record's place. `topic_id` is the topic's UUID, because a deleted topic's name may be used again."""
 
     topic_id: str
     partition: int
@@ -188,7 +188,7 @@ class InvalidResult(CodecError):  # noqa: N818
 
 
 def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
-    """Read the job in a record: a job's own JSON, or a line of an OpenAI Batch. The only error raised is InvalidJob.
+    """Return the job in a record, whose value is a job's JSON or a line of an OpenAI Batch. Raises only InvalidJob.
 
     `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from it.
     """
@@ -208,7 +208,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
 
 
 def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
-    """Read the job in a line of an OpenAI Batch (`openai.is_batch_line`), and its ignored members.
+    """Return the job in a line of an OpenAI Batch (`openai.is_batch_line`), and the line's ignored members.
 
     Raises UnusableLine, which names the line's own members.
     """

@@ -191,8 +191,8 @@ class Job(WireModel):
     priority: int = Field(default=0, ge=0, le=9)
     """Higher first."""
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
-    """Seconds after the record's timestamp until the job ends as `expired`. At most six days, since lanes keep records
-    for seven."""
+    """Seconds after the record's timestamp until the job ends as `expired`. At most six days, because lanes keep
+    records for seven days."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=MAX_METADATA_CHARS)],

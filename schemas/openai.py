@@ -44,7 +44,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "conversation": (),
 }
-"""Unsupported members. Null and the listed values are accepted, since they change nothing."""
+"""Unsupported members. Null and the listed values are accepted, because they change nothing."""
 
 _INSTEAD = {
     "stream": "; the answer comes whole",
@@ -160,7 +160,7 @@ def members_of(url: str) -> frozenset[str]:
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
-    """Return the names of the set members in a usable line's body that are ignored."""
+    """Return the names of those members of a usable line's body that have a value but are ignored."""
     members = members_of(line["url"])
     body = line["body"]
     passed = {name for name, value in body.items() if value is not None and name not in members}

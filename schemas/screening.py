@@ -35,7 +35,7 @@ _ORDER = tuple(Verdict)
 FieldName = Literal[
     "prompt", "messages", "tools", "embed", "rerank", "score", "classify", "search", "documents", "metadata"
 ]
-"""A job's text that the filter reads.
+"""The name of a job's field whose texts the filter reads.
 
 `search` is the query of each search in `sources`, and the values of its parameters. The filter reads `title` and
 `text` of `sources.documents`, and the values of `metadata`.
@@ -69,12 +69,12 @@ _FINDINGS: TypeAdapter[list[ScreeningFinding]] = TypeAdapter(
 
 
 def write_findings(findings: Sequence[ScreeningFinding]) -> bytes:
-    """Write findings as a header's value, in ASCII; those beyond MOST_FINDINGS are left out."""
+    """Return the findings as a header's value, in ASCII; those beyond MOST_FINDINGS are left out."""
     return json.dumps([finding.model_dump(mode="json") for finding in findings[:MOST_FINDINGS]]).encode()
 
 
 def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
-    """Read a header's value. Any producer can write the header, so a malformed value is read as an empty list."""
+    """Return the findings in a header's value; none if it is malformed, because any producer can write the header."""
     try:
         return tuple(_FINDINGS.validate_json(text))
     except ValidationError:
@@ -82,6 +82,6 @@ def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
 
 
 def joined(first: Sequence[ScreeningFinding], second: Sequence[ScreeningFinding]) -> tuple[ScreeningFinding, ...]:
-    """Return the findings of two filters, one for each rule, kind and field: the second filter's if both have one."""
+    """Return the findings of two filters; `second`'s finding if both have one for a rule, kind and field."""
     found = {(each.rule, each.kind, each.field): each for each in (*first, *second)}
     return tuple(found.values())

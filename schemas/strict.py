@@ -147,7 +147,7 @@ def _misspelt(document: object) -> tuple[Problem, ...]:
 
 
 def _misspelt_members(line: dict[str, Any]) -> tuple[Problem, ...]:
-    """Return problems for the members of a body that OpenAI's API does not have at this URL."""
+    """Return problems for those members of a body that OpenAI's API does not know at this URL."""
     members = openai.members_of(line["url"])
     unknown = unknown_fields(
         name

@@ -18,7 +18,7 @@ MAX_TOOL_CALLS: Final = 64
 """The most calls of one message."""
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""A function's name, with the characters that every engine takes."""
+"""A function's name, of characters that every engine accepts."""
 
 
 def require_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class ToolFunction(WireModel):
     description: str | None = None
     """The function's purpose, in words for the model."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """The JSON Schema of the function's arguments; without one, the function takes none."""
+    """The JSON Schema of the function's arguments; if it is empty, the function has no arguments."""
     strict: bool | None = None
     """OpenAI's flag, passed on to a server: if true, the arguments follow the schema."""
 

@@ -15,7 +15,7 @@ IDEMPOTENCY_KEY = "idempotency-key"
 TRACEPARENT = "traceparent"
 SCHEMA = "schema"
 JOB_ID = "job-id"
-"""The job's identifier. Workers add this header when they move a job or write its result, and keep it from then on."""
+"""The job's identifier. Workers add it when they first move the job or write its result, and never remove it."""
 WEBHOOK_ID = "webhook-id"
 JOB_ORIGIN = "job-origin"
 """A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
@@ -200,7 +200,7 @@ class Topics:
     def control(self) -> str:
         """Cancellations, compacted by tenant and job.
 
-        Kept as long as dead letters, since a redrive looks up cancelled jobs.
+        Kept as long as dead letters, because a redrive looks up cancelled jobs.
         """
         return f"{self.prefix}job_control"
 
@@ -284,7 +284,7 @@ class Topics:
             TopicSpec(self.redriven, 1, marks),
             *(TopicSpec(name, 1, compacted) for name in (self.endpoints, self.rollouts)),
             TopicSpec(self.comparisons, 1, month),
-            # Kept as long as dead letters, since a redrive looks up cancelled jobs. Workers read only the last days.
+            # Kept as long as dead letters, because a redrive looks up cancelled jobs. Workers read only the last days.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
             TopicSpec(self.workers, 1, {**day, **followed, "cleanup.policy": "compact,delete"}),
         ]

@@ -1,6 +1,6 @@
 """The signature of a job's tenant, which shows a worker that the job's headers are genuine.
 
-With `POSTBACK_WORKER__TRUST=signed`, a worker takes only jobs with a valid `tenant-signature`. The signature is
+With `POSTBACK_WORKER__TRUST=signed`, a worker accepts only jobs with a valid `tenant-signature`. The signature is
 HMAC-SHA256 (RFC 2104) over the tenant, the job's id and the SHA-256 of the record's value. The value has the prompt and
 the callback URL, so neither can be replaced in a signed job. Workers move a job with its value unchanged, and so the
 signature stays valid in each lane and after a redrive.

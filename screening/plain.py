@@ -22,7 +22,7 @@ _INVISIBLE: Final = (
 )
 """Control characters, and characters that a reader cannot see (Unicode's Default_Ignorable_Code_Point)."""
 _MOST_MARKS: Final = 15
-"""The most marks of one character, since Python's normalisation takes quadratic time for a long run of marks."""
+"""The most marks of one character, because Python's normalisation takes quadratic time for a long run of marks."""
 _LONGEST_EXPANSION: Final = 4
 """The most characters that folding makes of one character; a few ligatures that stand for whole sentences stay as they
 are."""
@@ -79,7 +79,7 @@ def plain(text: str) -> Plain:
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return a pattern for characters that folding may change, and a pattern that also matches letters with marks.
 
-    All characters beyond U+FFFF count as changed by folding, since `re` would try their ranges one by one.
+    The patterns include all characters beyond U+FFFF, because `re` would try the ranges of those one by one.
     """
     changed = "".join(_ranges(code for code in range(0x80, 0x10000) if _folded(chr(code)) != chr(code)))
     changing = f"[{_MARKS}{_INVISIBLE}{changed}\U00010000-\U0010ffff]"

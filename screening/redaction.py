@@ -1,7 +1,7 @@
 """Puts markers such as `[redacted:card]` in place of matches.
 
-The worker screens a text again that the gateway has redacted. Markers in the text are left as they are, and a match
-inside a marker is ignored. So screening a redacted text changes nothing.
+The worker screens each text again after the gateway has redacted it. Markers in the text are left as they are, and a
+match inside a marker is ignored. So screening a redacted text changes nothing.
 """
 
 from __future__ import annotations

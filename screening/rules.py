@@ -98,7 +98,7 @@ class WordsRule(_Rule):
     kind: Literal["words"]
     """The kind of rule."""
     verdict: Verdict = Verdict.FLAG
-    """The decision about a job with a match; `flag` by default, since a word alone shows no intent."""
+    """The decision about a job with a match; `flag` by default, because a word alone shows no intent."""
     lists: tuple[ListName, ...] = ()
     """Lists that come with Postback: `english`, `french`, `german`, `spanish`."""
     files: Annotated[tuple[FilePath, ...], Field(max_length=16)] = ()

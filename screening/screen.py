@@ -84,7 +84,7 @@ class Screen:
         return bool(self._classifiers)
 
     def start(self) -> None:
-        """Load the models of classifiers, which takes many seconds. Raises RulesRefused."""
+        """Load the models of classifiers, and wait many seconds until they are loaded. Raises RulesRefused."""
         for rule, classifier in self._classifiers:
             try:
                 classifier.start(rule.labels)

@@ -26,7 +26,7 @@ Place = tuple[FieldName, str | int]
 only text."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
-"""Limits of a job's schema that a text with markers must keep too."""
+"""Limits of a job's schema, which a text with markers must not exceed either."""
 _MEMBERS = ("title", "text")
 """The members of a document that the filter reads; the bytes of `base64` are read later, in confined processes."""
 

@@ -43,7 +43,7 @@ class SystemClock:
         """Block the calling thread."""
         time.sleep(seconds)  # noqa: TID251
 
-    # These are the functions themselves, which saves a call: each callback asks for the time several times.
+    # These are the functions themselves: a method would add a call, and each callback asks for the time several times.
     monotonic = staticmethod(_steady)
     """Seconds that never run backwards; on Linux, seconds since the machine's start."""
     time = staticmethod(time.time)  # noqa: TID251

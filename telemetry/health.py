@@ -67,7 +67,7 @@ _NO_PAGES: Pages = MappingProxyType({})
 
 
 class Heartbeat:
-    """A watchdog, which is true if the last `beat` was at most `limit_seconds` ago. Any thread may call `beat`."""
+    """A watchdog. A call returns True if the last `beat` was at most `limit_seconds` ago. Any thread may `beat`."""
 
     def __init__(self, clock: Clock, limit_seconds: float) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class Heartbeat:
         self._last = clock.monotonic()
 
     def beat(self) -> None:
-        """Note that the watched loop is alive."""
+        """Record that the watched loop is alive now."""
         self._last = self._clock.monotonic()
 
     def __call__(self) -> bool:

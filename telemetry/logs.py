@@ -96,7 +96,7 @@ def is_debugging() -> bool:
 
 
 def get_logger(name: str = _OURS) -> structlog.stdlib.BoundLogger:
-    """Return a logger, which is cheap. Before `configure`, the logger's lines go to the standard library's handlers."""
+    """Return a logger. The call is cheap. Before `configure`, lines go to the standard library's handlers."""
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=_OWN_STEPS, wrapper_class=structlog.stdlib.BoundLogger
     )
@@ -184,7 +184,7 @@ def _ascii_host(host: str) -> str:
 def redact(value: Any, name: str = "") -> Any:
     """Return the loggable form of `value`: numbers unchanged, texts scrubbed, fields with a private name redacted.
 
-    For an object of another type, only the type's name is returned, since the object's text may hold a job's prompt.
+    For an object of another type, only the type's name is returned, because the object's text may contain a prompt.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no NaN and no infinity (RFC 8259, section 6)
@@ -245,7 +245,7 @@ def _json_steps(service: str) -> list[Processor]:
         structlog.processors.format_exc_info,
         _redact_all,
         as_ecs,
-        structlog.processors.JSONRenderer(),  # writes ASCII, since the stream may have any encoding
+        structlog.processors.JSONRenderer(),  # writes ASCII, because the stream may have any encoding
     ]
 
 

@@ -1,4 +1,7 @@
-"""Every metric of the fleet, declared once, in base units. Labels hold no tenants and no URLs, which are unbounded."""
+"""Every metric of the fleet, declared once, in base units.
+
+No label is a tenant or a URL, because the number of these is unbounded.
+"""
 
 from __future__ import annotations
 

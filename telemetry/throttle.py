@@ -31,7 +31,7 @@ class LogThrottle:
         return len(self._kinds)
 
     def admit(self, now: float, kind: Hashable = None) -> int | None:
-        """Return the number of lines of this kind held back since the last written one.
+        """Return the number of lines of this kind that were held back after the last written one.
 
         None means that this line is held back too. `now` is in seconds, from any clock that does not run backwards.
         """

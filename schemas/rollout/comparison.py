@@ -16,7 +16,7 @@ from schemas.job import Identifier
 from schemas.rollout.facts import RolloutId, Step
 
 MAX_TEXT_CHARS: Final = 4_000
-"""Characters of each answer that a comparison keeps for the report."""
+"""Number of characters of each answer's text that a comparison contains, for the report."""
 _REFUSAL: Final = re.compile(
     r"\s*(?:(?:i'm|i am|we're)?(?: very| really| so)? ?sorry|i apologi[sz]e|unfortunately)?[\s,.:;!-]*(?:but )?"
     r"(?:as an ai\b|i(?: can't| cannot| can not|'m not able| am not able|'m unable| am unable| won't| will not)\b"

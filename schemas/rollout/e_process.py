@@ -9,13 +9,13 @@ from __future__ import annotations
 from math import exp, log1p
 
 DECIDED = 20.0
-"""The e-value that decides. A wrong claim reaches this e-value with a probability of at most 1/20 (Ville's
-inequality).
+"""The e-value from which the evidence decides. A wrong claim reaches this e-value with a probability of at most 1/20
+(Ville's inequality).
 """
 _MOST_OF_CAPITAL = 0.75
 """The largest part of the capital that one bet may lose."""
 _LONGEST = 700.0
-"""The logarithm of the largest e-value that is shown: a float holds no larger one."""
+"""The logarithm of the largest e-value that is shown, because a float cannot represent a much larger number."""
 _PRIOR_VARIANCE = 0.25
 """A prior: one imagined value with this variance, so that early bets are small."""
 

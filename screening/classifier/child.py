@@ -27,7 +27,7 @@ _WINDOWS_AT_ONCE: Final = 8
 _PIECE_CHARS: Final = 16_384
 """Characters that are tokenised at once, so that a long text can be abandoned when its time is up."""
 _ALARM_SECONDS: Final = 30.0
-"""The process ends by itself this many seconds after a request's time is up, since the parent process may be dead."""
+"""Seconds after a request's time is up until the process ends itself, in case the parent process is dead."""
 _MOST_REASON_CHARS: Final = 200
 
 

@@ -26,7 +26,7 @@ log = get_logger()
 START_SECONDS: Final = 300.0
 """Timeout of loading a model."""
 GRACE_SECONDS: Final = 5.0
-"""A process counts as hung this many seconds after a rule's time is up. A sound process stops reading on time."""
+"""Seconds after a rule's time is up until the process is killed as hung. A sound process stops reading on time."""
 PAUSE_SECONDS: Final = 10.0
 """For this many seconds after a failed start, jobs get no answer, and the start is not tried again."""
 _MOST_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -95,7 +95,7 @@ class Classifier:
         return self._process.pid if self._process is not None else None
 
     def start(self, labels: Iterable[str] = ()) -> None:
-        """Load the model, which takes many seconds.
+        """Load the model, and wait many seconds until it is loaded.
 
         Raises ModelRefused, also for labels that the model does not have.
         """

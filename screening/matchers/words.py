@@ -18,7 +18,7 @@ from screening.matchers.base import Match
 _SEPARATORS: Final = dict.fromkeys("\t\n\v\f\r-_\u2010\u2011\u2012\u2013\u2014\u3000", " ")
 """Characters read as a space, so that `blow-job` is `blow job`."""
 _AS_LETTERS: Final = dict(zip("@4831!|l09$57+", "aabeiiiiogsstt", strict=True))
-"""Digits and symbols with the letter that each replaces. `l` is read as `i`, since `1` stands for both letters."""
+"""Digits and symbols with the letter that each replaces. `l` is read as `i`, because `1` stands for both letters."""
 _SUBSTITUTES: Final = frozenset("@4831!|09$57+")
 _LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
 """Cyrillic and Greek letters that look like Latin ones, read as the Latin letters in a word that also has Latin
@@ -92,7 +92,7 @@ def without_case(text: str) -> str:
 
 
 def _replaced(text: str, characters: Mapping[str, str]) -> str:
-    """Replace characters by others. `str.translate` takes ten times as long for a text that is not ASCII."""
+    """Return the text with other characters. `str.translate` would be ten times slower for a text that is not ASCII."""
     for old, new in characters.items():
         text = text.replace(old, new)
     return text

@@ -11,8 +11,8 @@ from typing import Final
 from phonenumbers import NumberParseException, is_valid_number, parse
 
 _MOST_CHECKS: Final = 20_000
-"""The most candidates of one text that are validated, at 50 µs each. Further candidates count as phone numbers without
-validation, because such a text lists phone numbers.
+"""The most candidates of one text that are validated, at 50 µs each. Further candidates are reported as phone numbers
+without validation, because such a text lists phone numbers.
 """
 _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
