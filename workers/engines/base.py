@@ -30,7 +30,7 @@ from workers.engines.pooling import Pooled, PoolingInput
 from workers.engines.settings import EngineSection
 
 _LEAST_LOGPROB = -9999.0
-"""Stands for the logarithm of 0 in results, as in vLLM's server: JSON has no infinity."""
+"""Stands for the logarithm of 0 in results, as in vLLM's server, because JSON has no infinity."""
 TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A number of tokens in a server's answer.
 
@@ -87,7 +87,10 @@ class GenerationRequest:
     prefix_key: bytes | None = None
     """Requests with equal keys share a prompt prefix: the same system message and sources."""
     is_whole: bool = False
-    """If True, a too long prompt raises PromptTooLong: a cut at its start would remove the rules for sources."""
+    """If True, a too long prompt is not cut but raises PromptTooLong.
+
+    A cut at its start would remove the rules for sources.
+    """
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -106,7 +109,7 @@ class ServedBy:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The engine's output. An aborted request completes too, with `finish_reason` abort.
+    """The engine's output. An aborted request gives a completion too, with `finish_reason` abort.
 
     `text` is an answer only if `finish_reason` is `stop` or `length`, or, in a completion with calls, `tool_calls`. The
     text does not include the reasoning.

@@ -100,7 +100,7 @@ def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping
 
 
 def _kind(table: Mapping[str, Any], engines: Mapping[str, Any]) -> str | None:
-    """Return the kind of the engine that a model's table names; None if the file does not tell."""
+    """Return the kind of the engine that a model's table names; None if the file names no known kind."""
     engine = table.get("engine")
     named = engines.get(engine) if isinstance(engine, str) else None
     kind = named.get("kind") if isinstance(named, dict) else None

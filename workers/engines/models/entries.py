@@ -69,7 +69,7 @@ class Circuit(RegistryPart):
 
 
 class Escalation(RegistryPart):
-    """A second try with another model, at most once a job."""
+    """A second try with another model, at most once per job."""
 
     to: Name
     on: list[Trigger] = Field(min_length=1, max_length=3)
@@ -103,7 +103,7 @@ class ModelEntry(RegistryPart):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Default of jobs without `temperature`."""
     profile: Identifier | None = None
-    """The profile of jobs with sources that name no profile."""
+    """The profile for jobs that have sources but name no profile."""
     adapters: dict[Name, Folder] = Field(default_factory=dict, max_length=64)
     cost: Cost | None = None
     limits: RateLimits = RateLimits()

@@ -22,7 +22,7 @@ Comparing a thousand unknown names with a thousand known ones would take minutes
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One mistake. `field` is the path in the file, `line` is None where the file as a whole is wrong."""
+    """One mistake. `field` is the path in the file, `line` is None if the file as a whole is wrong."""
 
     line: int | None
     field: str

@@ -173,7 +173,10 @@ class _Reader:
         self.found.append((path, reason))
 
     def _tables(self, document: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the values below `engines` or `models`, which are tables unless a mistake was found."""
+        """Return the tables below `engines` or `models`.
+
+        A value that is no table is noted as a mistake, and returned too.
+        """
         tables = document.get(name)
         if not isinstance(tables, dict) or not tables:
             self._wrong((name,), f"has no table; write [{name}.NAME] for each {name.removesuffix('s')}")

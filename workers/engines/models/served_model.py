@@ -48,9 +48,9 @@ class _Address:
 class ServedModel:
     """Answers requests for one model.
 
-    Requests with the same prompt prefix go to one address, whose prefix cache has the prefix. If this address has many
-    more requests per place than the others, the request goes to another address. A request without a shared prefix goes
-    to the address with the fewest requests per place.
+    Requests with the same prompt prefix go to one address, so that this address's cache has the prefix. If this address
+    has many more requests per place than the others, the request goes to another address. A request without a shared
+    prefix goes to the address with the fewest requests per place.
     """
 
     def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:

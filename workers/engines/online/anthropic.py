@@ -172,7 +172,7 @@ def _content(turn: Turn) -> str | list[dict[str, Any]]:
 
 
 def _block(part: ImagePart | TextPart) -> dict[str, Any]:
-    """Return a part of a user's message as a block. The service takes no empty text."""
+    """Return a part of a user's message as a block. The service refuses an empty text."""
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     media_type, data = inline(part.image_url)

@@ -179,7 +179,10 @@ class GenerateContentApi:
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the first candidate, with the others that the request asks for as `further`. Raises ValueError."""
+        """Return the first candidate as a completion; `further` has the others that the request asks for.
+
+        Raises ValueError.
+        """
         answer = GeminiAnswer.model_validate_json(body)
         usage = answer.usage
         tokens = usage.prompt, usage.candidates + usage.thoughts

@@ -43,8 +43,9 @@ class ResponsesSettings(OnlineSettings):
     base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^\s]+$")
     """The service's URL, with the version of its API."""
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = None
-    """The summary of the model's reasoning to ask for; where absent, results have no reasoning. OpenAI gives summaries
-    to verified organizations only, and only its reasoning models take this parameter.
+    """The kind of reasoning summary to ask for; if absent, results have no reasoning.
+
+    OpenAI gives summaries to verified organizations only, and only its reasoning models take this parameter.
     """
 
 

@@ -104,7 +104,7 @@ class _Thought(BoundedModel):
     type: Literal["reasoning"]
     summary: _Parts = Field(default_factory=list)
     content: _Parts | None = None
-    """The reasoning itself, beside its summary; servers of open models give it."""
+    """The reasoning itself, not its summary; servers of open models send it."""
 
 
 class _Call(BoundedModel):

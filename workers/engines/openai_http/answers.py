@@ -282,10 +282,11 @@ class ServerAnswer(_Bill):
 def completion_of(
     answer: ServerAnswer, marks: ReasoningMarks | None = None, request: GenerationRequest | None = None
 ) -> Completion:
-    """Return the first choice, with the other choices as `further`. Raises EngineFailed if a choice is a failure.
+    """Return the first choice as a completion; `further` has the other choices.
 
-    `marks` separate the reasoning from the text if the server does not. Choices and tokens beyond the requested number
-    are left out; without `request`, calls and log-probabilities are left out.
+    Raises EngineFailed if a choice is a failure. `marks` separate the reasoning from the text if the server does not.
+    Choices and tokens beyond the requested number are left out; without `request`, calls and log-probabilities are left
+    out.
     """
     usage = answer.usage or _Usage()
     choices = sorted(answer.choices, key=lambda each: each.index)[: request.n if request is not None else None]

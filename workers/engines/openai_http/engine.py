@@ -151,7 +151,7 @@ class HttpEngine:
             asking.cancel()
 
     def load(self) -> EngineLoad:
-        """Return the numbers of requests in the server's places, and of requests that wait for a place or a slot."""
+        """Return how many requests have a place at the server, and how many wait for a place or a slot."""
         places, count = self._slots.places, len(self._asking)
         running = min(count, places)
         return EngineLoad(running=running, waiting=count - running, free=places - running)

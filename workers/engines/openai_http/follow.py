@@ -13,7 +13,10 @@ LOOK_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 """The longest pause at a server that reports no counts; each pause is twice the one before."""
 FAILED_LOOKS = 3
-"""Failed looks in a row after which the last counts are stale. A busy server may answer one look too late."""
+"""After this many failed looks in a row, the last counts are stale.
+
+One failed look is too few, because a busy server may answer one look too late.
+"""
 
 
 async def follow(look: Callable[[], Awaitable[ServerLoad | None]], slots: Slots) -> None:

@@ -23,7 +23,7 @@ from workers.engines.places import Rank, least_waiting
 FIRST: Final = 16
 """The limit of a server that has neither reported its counts nor answered yet."""
 QUEUE_LOOKS: Final = 3
-"""Looks in a row that must find requests waiting before the limit may fall.
+"""The number of looks in a row that must find waiting requests before the limit may fall.
 
 After a burst, the first steps leave requests waiting even if the server has a place for each request. If the limit
 followed one look at such a step, a fast server would be idle for half a minute. The limit follows the look that found
@@ -83,7 +83,10 @@ class AnswerLimit:
             self._has_answered = False
 
     def timed_out(self, number: int, in_flight: int) -> None:
-        """Note a timeout of request `number`. While slots are free, the request itself is the likelier cause."""
+        """Note a timeout of request `number`, as a refusal if no slot is free.
+
+        While slots are free, do nothing, because the request itself is the likelier cause.
+        """
         if in_flight >= self.number:
             self.refused(number, in_flight)
 
@@ -107,7 +110,7 @@ class CountLimit:
         return self._rank.places
 
     def told(self, load: ServerLoad, in_flight: int) -> None:
-        """Note the server's counts, of which `in_flight` requests are this worker's.
+        """Note the server's counts. This worker has `in_flight` requests at the server.
 
         Only the fraction of running requests in the counts matters, since the server counts a request for several
         answers several times.

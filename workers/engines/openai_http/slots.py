@@ -14,7 +14,10 @@ class Slots:
     """Gives slots in the order of the calls. The event loop calls the methods; any thread may read the numbers."""
 
     def __init__(self, most: int, show: Callable[[float], None]) -> None:
-        """`most` bounds the slots. `show` is called with each change of the number of slots: +1 for one slot more."""
+        """`most` bounds the slots.
+
+        `show` is called with each change of the number of slots, for example with +1 for a new slot.
+        """
         self._limits = Limits(most)
         self._show = show
         self._shown = 0

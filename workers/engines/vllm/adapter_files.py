@@ -89,7 +89,7 @@ def base_tensors(model: str | None) -> Mapping[str, Tensor]:
 def require_fit(folder: Path, base: Mapping[str, Tensor]) -> None:
     """Raise AdapterRefused if a tensor's shape is not that of the same layer of the model. Blocks.
 
-    Layers that `base` lacks, and those with quantized weights, are left to vLLM, as is a folder without `WEIGHTS`.
+    vLLM itself checks layers that `base` lacks, layers with quantized weights, and a folder without `WEIGHTS`.
     """
     try:
         if not base or not (folder / WEIGHTS).is_file():

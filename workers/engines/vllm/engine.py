@@ -156,7 +156,7 @@ class VllmEngine(TextsAlone):
     async def change_model(self, section: EngineSection) -> None:
         """Give the engine other weights or adapters without a restart; see `ChangesModel`.
 
-        If vLLM fails at the weights, its processes are killed, and the former model is loaded again.
+        If vLLM fails to load the weights, its processes are killed, and the former model is loaded again.
         """
         llm = self._llm if self._away() is None else None
         self._settings = await change(llm, self._settings, section, self._adapters, self._guardian, self._asking_health)

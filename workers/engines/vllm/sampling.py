@@ -82,7 +82,7 @@ def completion_of(
     thinking: Thinking | None = None,
     tools: ToolsOfRequest | None = None,
 ) -> Completion:
-    """Return the first answer of the final output, with the other answers as `further`.
+    """Return the first answer of the final output; `further` has the other answers.
 
     The completion is aborted if one of the answers is. Raises EngineError if vLLM ended an answer with an error.
     """

@@ -59,10 +59,10 @@ class VllmSettings(EngineSection):
     rejected.
     """
     max_lora_rank: int | None = Field(default=None, ge=1, le=512)
-    """The largest rank of LoRA adapters, rounded up to a rank of vLLM; if absent, the largest at the worker's start.
+    """The largest rank of LoRA adapters, rounded up to a rank of vLLM.
 
-    Set it if adapters are added to the model registry's file later: a worker that starts without adapters has no room
-    for them otherwise.
+    If absent, the largest rank at the start is used. Set it if adapters are added to the model registry's file later: a
+    worker that starts without adapters has no room for them otherwise.
     """
     max_loras: int | None = Field(default=None, ge=1, le=64)
     """LoRA adapters that one batch may use; each takes memory of the GPU. If absent, as many as the worker starts with.
@@ -74,6 +74,6 @@ class VllmSettings(EngineSection):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model's names. Results show the first: consumers have no use for the operator's path."""
+        """The model's names. Results show the first name, because consumers have no use for the operator's path."""
         folder = Path(self.model or "")
         return (folder.resolve().name, str(self.model)) if folder.is_dir() else (str(self.model),)

@@ -72,7 +72,7 @@ class Thinking:
         return replace(arguments, reasoning_parser=self.parser, structured_outputs_config=structured)
 
     def is_open(self, prompt: Sequence[int]) -> bool:
-        """True if the prompt ends inside the reasoning: its template wrote the opening mark."""
+        """True if the prompt ends inside the reasoning, because the chat template wrote the opening mark."""
         end: str = self._tokenizer.decode([*prompt[-_PROMPT_END:]])
         return end.rstrip().endswith(self._marks.opening)
 
