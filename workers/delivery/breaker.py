@@ -1,6 +1,6 @@
 """A circuit breaker stops attempts at a failing origin for a time, then lets one attempt through, the probe.
 
-No I/O, no clock.
+The module does no I/O and reads no clock.
 
     closed ──── too many failures in a row, too large a share of the last 64 attempts, or a Retry-After ───► open
     open ────── its time is over ───► half-open

@@ -15,7 +15,7 @@ class Deadlines:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._running: dict[asyncio.Timeout, float] = {}
-        """Each timeout's deadline by the loop's clock, the oldest first."""
+        """The timeouts, each with its deadline by the loop's clock. The oldest timeout is first."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.TimerHandle | None = None
 

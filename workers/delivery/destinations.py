@@ -340,7 +340,7 @@ class Destinations:
                 self._answering.pop(destination)
 
     def _turn_away(self, load: _Load, seconds: float) -> None:
-        """End all waits, since the breaker opened. Once the breaker closes, attempts begin one at a time."""
+        """End all waits, because the breaker has opened. When the breaker closes, attempts begin one at a time."""
         load.allowed = 1
         for place in load.waiting:
             if not place.done():

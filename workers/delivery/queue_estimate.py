@@ -1,4 +1,4 @@
-"""Estimate of a busy destination's queue of turned-away records. No I/O; times are monotonic seconds."""
+"""Estimate of a busy destination's queue of turned-away records, without I/O. Times are monotonic seconds."""
 
 from __future__ import annotations
 

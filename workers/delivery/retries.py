@@ -2,10 +2,10 @@
 
 The schedule's n-th wait follows attempt n, and the last attempt follows the last wait. A tier is a topic for waits of
 one length. All records of a tier wait equally long, so the tier is a queue, and its consumer looks at the first record
-only. A wait that is longer than a tier has its end in the header `not-before`. A record that leaves its tier before
-this time hops to the largest tier that fits the time left. A hop is no attempt. Headers state the end of the wait
-twice, as a time and as the duration left. So a clock that is set back, or is behind other processes' clocks, hardly
-lengthens a wait.
+only. If a wait is longer than its tier, the header `not-before` states the end of the wait. A record that leaves its
+tier before this time hops to the largest tier that fits the time left. A hop is no attempt. Headers state the end of
+the wait twice, as a time and as the duration left. So a clock that is set back, or is behind other processes' clocks,
+hardly lengthens a wait.
 
 Jitter spreads callbacks that failed together. Jitter makes a wait up to 10 % longer and never shorter, since a record
 does not leave its tier early. A wait may end 2 % early (the slack): otherwise a record would pass through the smallest
@@ -52,7 +52,7 @@ class Schedule:
     delays_seconds: tuple[float, ...] = TIER_DELAYS_SECONDS
     jitter: float = 0.1
     waits: tuple[float, ...] = field(init=False)
-    """Each distinct wait once, shortest first."""
+    """The distinct waits, the shortest first."""
     tiers: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:

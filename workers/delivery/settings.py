@@ -51,9 +51,9 @@ class DeliverySettings(BaseSettings):
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
     """Bytes of results that are taken and not settled; running attempts have at most half of these bytes.
 
-    Records that wait for their tier's time may have a further eighth. If absent, the container's memory limit less 256
-    MiB, divided by four, from 16 to 256 MiB. A worker that also delivers first subtracts the memory of its processes
-    that read and rank web pages."""
+    Records that wait for their tier's time may have a further eighth. If absent, 256 MiB are subtracted from the
+    container's memory limit, and the value is a quarter of the rest, at least 16 and at most 256 MiB. If a worker also
+    delivers callbacks, it also subtracts the memory of its processes that read and rank web pages."""
     breaker_failures: int = Field(default=20, ge=1, le=10_000)
     """Failures in a row that open the breaker of a tenant's origin.
 

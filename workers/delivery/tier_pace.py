@@ -26,7 +26,9 @@ class _Front:
 
 
 class TierPace:
-    """Tells a stage when the first record of a tier's partition is due. Called on the stage's Kafka thread only.
+    """Tells a stage when the first record of a tier's partition is due.
+
+    Only the stage's Kafka thread calls the methods.
 
     A tier is a queue: later records are due after the first one. Waits follow a jump-free clock: setting the wall clock
     neither delays nor releases records, unless the change lasts for minutes. If the clock of the records' timestamps is

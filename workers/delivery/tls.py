@@ -77,7 +77,7 @@ class TlsContexts:
         return again
 
     def _say(self, error: TlsFileUnusable, loaded: _LoadedTls) -> None:
-        """Log each problem once, since the check repeats every ten seconds."""
+        """Log each problem only once, because the check is repeated every ten seconds."""
         if str(error) == loaded.problem:
             return
         loaded.problem = str(error)

@@ -47,7 +47,7 @@ log = get_logger()
 
 
 class ProxyFailed(aiohttp.ClientConnectionError):
-    """The proxy is away, refuses the credentials or the destination, or is no HTTP proxy.
+    """The proxy cannot be reached, refuses the credentials or the destination, or is no HTTP proxy.
 
     The text quotes no bytes of the proxy.
     """

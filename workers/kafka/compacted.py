@@ -27,7 +27,7 @@ from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
 
 START_SECONDS = 60.0
-"""How long the first reading may go without a record.
+"""The longest time for which the first reading may receive no record.
 
 The open transaction of a killed process delays reading for some seconds. The whole reading has no time limit, since the
 topic may have any length."""
@@ -187,7 +187,8 @@ class CompactedTopic(SideTask):
     def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
         """Return two offsets for each partition: the end to read to, and the start of reading.
 
-        The end counts uncommitted records too, so it includes records committed behind an open transaction.
+        The end is behind uncommitted records too, so records that were committed behind an open transaction are also
+        read.
         """
         consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
         try:

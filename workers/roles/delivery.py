@@ -102,8 +102,8 @@ def stages_of(
 ) -> list[Stage]:
     """Return the stage of results and events, and the stage of the tiers. Each stage may hold half of `window_bytes`.
 
-    Hundreds of records in a tier may become due at once. New results do not wait for these, since the results have a
-    stage of their own.
+    Hundreds of records in a tier may become due at once. New results do not wait for these records, because the results
+    have a stage of their own.
     """
     topics = kafka.topics
     for_results = StageSettings(

@@ -62,7 +62,7 @@ class Process:
         self.metrics_url = ""
         """The URL of the metrics page, set inside the `observed` block."""
         self.prepared = False
-        """True once all parts that the stages and side tasks need are loaded."""
+        """True if all parts that the stages and side tasks need are loaded."""
 
     def readiness(self) -> Readiness:
         """Return the reasons why the process is not ready.

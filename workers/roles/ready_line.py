@@ -15,7 +15,7 @@ log = get_logger()
 
 
 class ReadyLine(SideTask):
-    """Logs once, as soon as `/readyz` would answer 200 for the first time.
+    """Logs one line, as soon as `/readyz` would answer 200 for the first time.
 
     `duties` are phrases such as `answers model "big" from topic model_requests`.
     """

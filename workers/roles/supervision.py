@@ -18,7 +18,10 @@ from workers.system.tuning import collect_garbage_seldom
 log = get_logger()
 
 STUCK_SECONDS = 60.0
-"""How long the event loop may be blocked before `/healthz` fails, so that the orchestrator restarts the process."""
+"""The longest time for which the event loop may be blocked.
+
+After this time `/healthz` fails, so that the orchestrator restarts the process.
+"""
 BEAT_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")

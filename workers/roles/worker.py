@@ -81,7 +81,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     screen = await open_screen(stack)
     enricher = await _enricher(process, egress, stack)
     read = lane, bulk_lane, spare_lane = kafka.topics.requests_of(settings.lane)
-    # `topic_ids` checks the other lanes at the start: one job for a missing topic would hold up all other jobs.
+    # `topic_ids` checks the other lanes at the start, because one job for a missing topic would hold up all other jobs.
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
     others = lanes_of(lanes, settings.lane, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]

@@ -1,4 +1,4 @@
-"""Calls of the Kafka client with a second timeout, since the client's own timeout does not always hold.
+"""Calls of the Kafka client with a second timeout, because the client's own timeout does not always work.
 
 librdkafka's `send_offsets_to_transaction` was seen to ignore its timeout and wait for ever, when the broker died while
 the request was queued. If the Kafka thread waited for ever, the stage would miss rebalances.

@@ -22,8 +22,8 @@ from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
 AHEAD_OF_PACED = 1000
-"""The number of records to prefetch if the stage's records are paced: small, since the stage gives back records that
-are not due, and fetches them again."""
+"""The number of records to prefetch if the stage's records are paced: small, because the stage gives back records that
+are not due and fetches them again."""
 
 
 def group_stage(

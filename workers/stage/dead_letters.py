@@ -8,8 +8,10 @@ from telemetry.metrics import Metrics
 from workers.stage.record import Header, Headers, Output, Record, size_of
 
 MAX_LETTER_BYTES = 960_000
-"""A topic takes records of up to 1 MiB. A record that arrived compressed may be larger, and its dead letter is
-abridged."""
+"""A topic accepts records of up to 1 MiB.
+
+A record that arrived compressed may be larger, and its dead letter is abridged.
+"""
 
 _WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
 _LONGEST_NAME = 256

@@ -169,8 +169,8 @@ class Dispatching:
         """Return how many further records the handler may have at once.
 
         If more handled records wait to be settled than the window has places, each record above that number takes a
-        place. So while transactions fail, the stage soon stops beginning records: their outputs would be in memory
-        only, and lost with the process.
+        place. So while transactions fail, the stage soon stops beginning records: their outputs would exist only in
+        memory, and would be lost with the process.
         """
         records = self.window.limits.records
         return records - self._held.load.running - max(0, waiting - records)

@@ -88,7 +88,10 @@ class Lingering:
         self._bytes += len(completion.record.value)
 
     def over(self, now: float) -> list[Handled]:
-        """Remove and return all completions once the first has waited for LINGER_SECONDS or a bound is reached."""
+        """Remove and return all completions if they may wait no longer, else return an empty list.
+
+        They may wait no longer if the first one has waited for LINGER_SECONDS, or if a bound is reached.
+        """
         much = len(self.completions) >= LINGER_RECORDS or self._bytes >= LINGER_BYTES
         return self.end() if much or now >= self._since + LINGER_SECONDS else []
 

@@ -134,7 +134,7 @@ class Held:
         partition.open(progress, self._window_records, mark)
 
     def _recognise(self, partition: Partition, committed: Progress | None) -> None:
-        """Suspect no record of a partition whose progress this process itself committed: the last owner is alive.
+        """If this process itself committed the partition's progress, suspect no record: the last owner is alive.
 
         The group takes partitions from a process that pauses for longer than the session timeout, and may give them
         back later. Another owner in between would have committed the partition's suspects before dispatching any

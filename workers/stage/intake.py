@@ -235,9 +235,10 @@ class GroupIntake:
 
 
 def _epoch(group_metadata: Any) -> int:
-    """Return the member's epoch: above 0 once the coordinator admits the member, even with no partitions (KIP-848).
+    """Return the member's epoch: above 0 if the coordinator has admitted the member, even with no partitions.
 
-    librdkafka shows the epoch only in the group metadata for transactions: a mark of 7 bytes, then the epoch.
+    The epoch is KIP-848's. librdkafka shows it only in the group metadata for transactions: a mark of 7 bytes, then the
+    epoch.
     """
     (epoch,) = struct.unpack_from("=i", group_metadata, len(b"CGMDv2:"))
     return int(epoch)
@@ -261,7 +262,7 @@ def _record(message: Any) -> Record:
 def headers_of(message: Any) -> tuple[Headers | None, str | None]:
     """Return a message's headers, or None and the reason if the client cannot read the headers.
 
-    A broker takes any bytes as a header's name. The client raises SystemError for a name that is not UTF-8.
+    A broker accepts any bytes as a header's name. The client raises SystemError for a name that is not UTF-8.
     """
     try:
         return message.headers(), None

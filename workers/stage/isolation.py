@@ -15,8 +15,8 @@ records. Records that were running in a crash are tried strictly one cohort afte
 
 A sick machine kills its process at every record, and no record is to blame. So the third attempt waits until another
 record has completed since the last death. If the third attempt could not wait, a death in it is not counted as an
-attempt. The process is `sick` once DEATHS_IN_A_ROW records have died alone while none completed. The process is also
-`sick` once a record has died in a last attempt that did not wait for another record. A sick process ends, and other
+attempt. The process is `sick` when DEATHS_IN_A_ROW records have died alone while none completed. The process is also
+`sick` when a record has died in a last attempt that did not wait for another record. A sick process ends, and other
 workers take the records from Kafka.
 """
 
@@ -31,7 +31,7 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""The machine is to blame once this many different records have died alone and none has completed in between.
+"""The machine is to blame if this many different records have died alone, and none has completed in between.
 
 Three such deaths are still blamed on the records.
 """

@@ -23,7 +23,7 @@ from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
 class Ledger:
     """One partition's offsets during one assignment.
 
-    A ledger changes in two phases: `after` returns the progress to commit, and `settle` adopts this progress once the
+    A ledger changes in two phases: `after` returns the progress to commit, and `settle` adopts this progress after the
     commit has returned. Between the two, the ledger takes records and gaps, and stores nothing about the commit. So a
     failed commit leaves nothing to undo.
     """

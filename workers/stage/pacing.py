@@ -38,7 +38,8 @@ class Pacing:
     def was_never_due(self, record: Record) -> bool:
         """Return whether no owner can have begun the record: the record is not due, and its timestamp is in the past.
 
-        A timestamp in the future proves nothing: each owner counts the wait from the time at which it read the record.
+        A timestamp in the future proves nothing: each owner measures the wait from the time at which it read the
+        record.
         """
         return not self._is_due(record) and record.timestamp_ms <= self._clock.time() * 1000
 

@@ -26,7 +26,7 @@ quick records make room sooner than a resumed partition delivers."""
 SLOW_SECONDS = 2.0
 """A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
 STILL_SECONDS = 10.0
-"""A lot that neither gives out nor holds back a record for this time is not slow: the engine is away."""
+"""A lot that neither gives out nor holds back a record for this time is not called slow, because the engine is away."""
 
 AHEAD_RECORDS = 2048
 """The most put-off records of a partition whose first record is due soon.
@@ -206,7 +206,7 @@ class Lot:
         return found
 
     def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's present and later records, since its first record is not due.
+        """Put off a partition's present and later records, because its first record is not due.
 
         The partition is not fetched from until its first record is due `soon`.
         """
@@ -249,7 +249,7 @@ class Lot:
     def _heaviest_put_off(self) -> Partition | None:
         """Return the heaviest put-off partition that is not due soon, or else the heaviest that exceeds an equal share.
 
-        Partitions with only one record do not count. Returns None if no partition is left.
+        Partitions with only one record are ignored. Returns None if no partition is left.
         """
         most = self._put_off_capacity / len(self._put_off)
         several = [partition for partition in self._put_off if partition.parked > 1]

@@ -182,7 +182,7 @@ class Partition:
         self.open_committed = self.open_committed and committed.open
 
     def trust_last_owner(self) -> None:
-        """Make `open` suspect no record, since the last owner is alive."""
+        """Make `open` suspect no record, because the last owner is alive."""
         self.begins_anew = True
 
     def replace(self, earlier: Partition, base: int) -> None:

@@ -1,6 +1,6 @@
 """A partition's progress: done offsets and suspects, written into the metadata of the committed offset.
 
-A broker takes 4,096 characters of metadata by default, so the formats are bounded. Each format begins with version,
+A broker accepts 4,096 characters of metadata by default, so the formats are bounded. Each format begins with version,
 flags and the number of suspects; the topic's mark and the suspects follow, and the done offsets come last. The bytes
 are written in base85. The versions differ in the done offsets and the mark:
 
@@ -65,7 +65,7 @@ def topic_mark(topic_id: str) -> bytes:
 
 
 class UndecodableLedger(ValueError):  # noqa: N818 - it says what is wrong with the text
-    """The commit's metadata is not in a known format, so no offset above base counts as done."""
+    """The commit's metadata is not in a known format, so every offset above base is treated as not done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ Header = tuple[str, bytes | None]
 """A Kafka record header: a name and an optional value."""
 
 Headers = Sequence[Header]
-"""A record's headers. A name may occur more than once; the last header with a name counts."""
+"""A record's headers. A name may occur more than once; the last header with a name is the valid one."""
 
 HEADER_OVERHEAD_BYTES = 10
-"""A header's bytes beside its name and value: two lengths of at most five bytes each (KIP-82). Even empty headers
-count, since a compressed record may have a million headers."""
+"""A header's bytes beside its name and value: two lengths of at most five bytes each (KIP-82).
+
+These bytes matter even if headers are empty, because a compressed record may have a million headers.
+"""
 
 
 def size_of(headers: Headers) -> int:

@@ -55,7 +55,7 @@ _Dispatched = tuple[Partition, Record, float]
 
 
 class OutputTooLarge(Exception):  # noqa: N818 - it names what is wrong
-    """An output is larger than a broker takes."""
+    """An output is larger than a broker accepts."""
 
 
 class Runner:
@@ -225,7 +225,10 @@ def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
 
 
 def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
-    """Return the outputs if a broker takes all of them. Raises OutputTooLarge, and other errors for wrong types."""
+    """Return the outputs if a broker would accept all of them.
+
+    Raises OutputTooLarge, and other errors for wrong types.
+    """
     if any(map(is_too_large, outputs)):
         raise OutputTooLarge
     return outputs

@@ -26,8 +26,11 @@ from workers.stage.transactional_producer import CommitUnderWay, MakeProducer, T
 REST_SECONDS = 1.0
 """The longest pause after a failure."""
 SWEEP_KEY = b"sweep"
-"""The key of a sweep's records, since a compacted topic refuses records without a key. A sweep aborts at once, so no
-reader of committed records sees its records."""
+"""The key of a sweep's records.
+
+They need a key because a compacted topic refuses records without one. A sweep aborts at once, so no reader of committed
+records sees its records.
+"""
 FATAL_ERRORS_ALLOWED = 4
 FATAL_WINDOW_SECONDS = 60.0
 FATAL_PAUSE_SECONDS = 5.0
@@ -130,7 +133,7 @@ class Settler:
         self.state = SettlerState.SETTLING
 
     def settled(self) -> Batch | None:
-        """Return the batch of the transaction under way once the batch is committed, else None. Raises IdentityShared.
+        """Return the batch of the transaction under way if the batch is committed, else None. Raises IdentityShared.
 
         After a failure the state is neither SETTLING nor READY. In COMMITTING, `repair` returns the batch
         later. Every other state leads to REREADING, which shows if the batch is committed.
@@ -187,7 +190,7 @@ class Settler:
         self.state = SettlerState.SWEEPING
 
     def sweep_again(self) -> None:
-        """Enter SWEEPING if READY or REREADING: the caller cannot read the progress, perhaps because of leftovers."""
+        """If READY or REREADING, enter SWEEPING: the caller cannot read the progress, perhaps because of leftovers."""
         if self.state in (SettlerState.READY, SettlerState.REREADING):
             self._distrust()
             self._rest()

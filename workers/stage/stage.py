@@ -197,7 +197,7 @@ class Stage:
     def drain(self) -> None:
         """Drain and release all partitions after `stop`.
 
-        The time limit counts from the call of `stop`, not from now: a drain for a rebalance may have come in between.
+        The time limit starts at the call of `stop`, not now, because a drain for a rebalance may have come in between.
         """
         assert self.stopping is not None, "stop() comes first"  # noqa: S101 - an invariant, not a check of input
         self._give_away(list(self.held.partitions.values()), self.stopping)

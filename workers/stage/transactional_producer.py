@@ -1,7 +1,7 @@
 """The transactional producer: a client of librdkafka, and the thread that makes its transactional calls.
 
-Each call has two timeouts, one of the client and one of this process, since the client's own timeouts do not always
-hold (see `bounded`). A commit runs while the caller goes on (see `CommitUnderWay`).
+Each call has two timeouts, one of the client and one of this process, because the client's own timeouts do not always
+work (see `bounded`). A commit runs while the caller goes on (see `CommitUnderWay`).
 """
 
 from __future__ import annotations

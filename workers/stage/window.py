@@ -82,8 +82,8 @@ class Window:
     def tight(self) -> bool:
         """True if the stage should skip fetching because a lot lacks room.
 
-        Fetching is skipped so briefly that no rebalance is missed. The first place's lot does not count while it gives
-        way: it overflows, and fetching goes on. Other lots never overflow.
+        Fetching is skipped so briefly that no rebalance is missed. The first place's lot is ignored while it overflows,
+        because fetching then goes on. Other lots never overflow.
         """
         return any(lot.tight and not self._overflows(lot) for lot in self._lots)
 

@@ -22,7 +22,7 @@ OVERLAP_SECONDS = 24 * 3600.0
 MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
 """Seconds for which the fleet's key pair signs beside tenants' own pairs after a migration.
 
-Longer than a rotation's overlap, since a migration makes consumers change a URL.
+This time is longer than a rotation's overlap, because a migration makes consumers change a URL.
 """
 
 _LOOK_SECONDS = 1.0
@@ -302,7 +302,7 @@ class Keyring:
                 )
             self._problem = None
         except KeyringError as error:
-            # Each problem is logged once, since callbacks repeat the check.
+            # Each problem is logged only once, because callbacks repeat the check.
             if str(error) != self._problem:
                 self._problem = str(error)
                 log.error(
