@@ -85,7 +85,7 @@ ENDINGS: Final = ("ful", "less")
 
 _MODAL_WORDS: Final = "may might could would should can"
 MODALS: Final = frozenset(_MODAL_WORDS.split())
-"""Modal verbs: a statement after one of these verbs is not stated as a fact."""
+"""Modal verbs. A statement with one of these verbs is not stated as a fact."""
 
 _BEFORE_MONTHS_WORDS: Final = "after before by during early from in late last next of since this through to until"
 BEFORE_MONTHS: Final = frozenset(_BEFORE_MONTHS_WORDS.split())

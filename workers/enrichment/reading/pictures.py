@@ -1,4 +1,4 @@
-"""Tells pictures of text from other pages, and defines the seam to the program that reads them (OCR)."""
+"""Distinguishes pictures of text from other pages, and defines the seam to the program that reads pictures (OCR)."""
 
 from __future__ import annotations
 

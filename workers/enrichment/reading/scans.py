@@ -1,4 +1,4 @@
-"""Makes pictures of text ready for OCR: gray pages of bounded size, as one TIFF. Runs in the process `ocr`.
+"""Prepares pictures of text for OCR, as gray pages of bounded size in one TIFF. Runs in the process `ocr`.
 
 Pillow decodes the images of strangers here, so that tesseract gets only bytes that this module wrote.
 """

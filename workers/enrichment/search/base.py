@@ -34,13 +34,13 @@ class SearchQuery:
     text: str
     """The search words."""
     limit: int
-    """The most results."""
+    """The largest number of results."""
     tenant: str | None = None
     """The job's tenant; None for a service that all tenants share."""
     parameters: tuple[tuple[str, str], ...] = ()
     """Names and values of the job's parameters, for an operator's own source."""
     domains: tuple[str, ...] = ()
-    """Hosts of the results. A provider may ignore the domains, since `Searches` drops results on other hosts."""
+    """Domains of the wanted results. A provider may ignore these, since `Searches` drops results on other hosts."""
     since: str | None = None
     until: str | None = None
     """First and last day of publication, `YYYY-MM-DD`, for a provider that lists `since` and `until` in `filters`."""

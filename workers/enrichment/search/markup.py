@@ -1,6 +1,7 @@
 """Parses XML of services.
 
-Declared entities, of which a few bytes can expand to gigabytes, and other files are refused.
+Refuses references to other files, and entities that a document declares, since a few bytes of these can expand to
+gigabytes.
 """
 
 from __future__ import annotations

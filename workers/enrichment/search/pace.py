@@ -16,7 +16,7 @@ from workers.enrichment.evidence import Unreadable
 PATIENCE_SECONDS = 2.0
 """If a service asks for a pause, jobs wait at most this long.
 
-While more of the pause is left, requests to the service fail."""
+If a longer pause remains, requests to the service fail."""
 MAX_REST_SECONDS = 3600.0
 """Cap on the pause that a service may ask for."""
 
