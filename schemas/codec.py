@@ -61,7 +61,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Origin:
-        """Read the text that `str(origin)` writes. The caller has matched the text against `PLACE`."""
+        """Return the origin in a text of `str(origin)`, which the caller has matched against `PLACE`."""
         topic_id, partition, offset = text.rsplit(":", 2)
         return cls(topic_id, int(partition), int(offset))
 

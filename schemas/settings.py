@@ -29,7 +29,7 @@ TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 
 
 def _content(name: str, path: Path) -> str:
-    """Read the secret from a file. Raises ValueError, which names the setting and shows neither path nor content."""
+    """Return the secret in a file. Raises ValueError, which names the setting and shows neither path nor content."""
     variable = f"{name.upper()}_FILE"
     try:
         with path.open("rb") as file:
@@ -157,7 +157,7 @@ class SettingsRefused(Exception):  # noqa: N818 - named after the refusal
 
 
 def read_settings(kind: type[Settings]) -> Settings:
-    """Read a room's settings. Raises SettingsRefused."""
+    """Return a room's settings. Raises SettingsRefused."""
     try:
         return kind()
     except ValidationError as error:

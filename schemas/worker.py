@@ -83,12 +83,15 @@ def worker_key(replica: str) -> bytes:
 
 
 def write_announcement(said: WorkerAnnouncement) -> bytes:
-    """Write a record's value."""
+    """Return the announcement as a record's value."""
     return said.model_dump_json(exclude_none=True).encode()
 
 
 def read_announcement(key: bytes | None, value: bytes) -> WorkerAnnouncement:
-    """Read an announcement. Raises InvalidAnnouncement, also if key and value name different replicas."""
+    """Return the announcement in a record.
+
+    Raises InvalidAnnouncement, also if key and value name different replicas.
+    """
     try:
         said = WorkerAnnouncement.model_validate_json(value)
     except ValidationError:

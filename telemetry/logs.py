@@ -90,7 +90,7 @@ class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
 def is_debugging() -> bool:
     """True if DEBUG lines are written.
 
-    Code that logs a line for every job calls this first: the call costs a hundredth of the time of a line.
+    Code that logs a line for every job calls this first, because the call costs a hundredth of a line's time.
     """
     return logging.getLogger(_OURS).isEnabledFor(logging.DEBUG)
 

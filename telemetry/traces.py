@@ -68,7 +68,7 @@ def is_traceparent(value: str) -> bool:
 
 
 def parse_traceparent(value: str | None) -> TraceContext | None:
-    """Read a header's value. Return None for an absent or invalid value, after which a new trace may begin.
+    """Return the trace context in a header's value; None if the value is absent or invalid.
 
     A version above 00 is read as 00 with further fields, as section 3.2.4 requires; version ff is invalid.
     """
@@ -110,7 +110,7 @@ def span(
 
 
 class OpenSpan:
-    """A span that ends in other code, such as in the answer to a sent record."""
+    """A span that other code ends, such as the code that receives the broker's answer to a record."""
 
     def __init__(self, current: trace.Span) -> None:
         self._span = current

@@ -26,7 +26,7 @@ _REFUSAL: Final = re.compile(
 
 
 class ObservedAnswer(WireModel):
-    """One side of a job: facts of an answer that the guards compare."""
+    """One model's answer to a job, as the facts that the guards compare."""
 
     failed: bool = False
     """True if the outcome is `failed`, for whatever reason."""

@@ -88,7 +88,7 @@ class RolloutOrder(WireModel):
     max_jobs: int = Field(default=2000, ge=1, le=1_000_000)
     """Number of compared jobs after which an undecided rollout is aborted."""
     canary_jobs: int = Field(default=50, ge=1, le=1_000_000)
-    """Number of the candidate's jobs that are watched at each share before the next share."""
+    """Number of the candidate's jobs that are watched at each step before the next step."""
     per_second: float = Field(default=20.0, gt=0, le=10_000)
     """The most jobs that each worker copies or reports in a second."""
     slower: float = Field(default=1.5, ge=1, le=1000)

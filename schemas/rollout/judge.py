@@ -27,7 +27,7 @@ FLAGS: Final = {
 _SLOWER_MS = 250.0
 """An answer is slow only if it also exceeds the primary's 95th percentile by this time.
 
-Short times may exceed the order's factor `slower` by noise alone.
+If the primary's times are short, noise alone may make an answer take `slower` times as long.
 """
 _SLOW_SHARE = 0.05
 _BASELINE_JOBS = 20
