@@ -1,6 +1,7 @@
-"""Enrichment: from the sources that a job names to numbered evidence before its question, and back to citations.
+"""Turns a job's sources into numbered evidence before its question, and finds the source of each sentence of an answer.
 
-A job's sources go down this list. Each step has a type, so a signature says which steps are done.
+A job's sources pass through the steps in this list, from top to bottom. The types on the right are those that a step
+takes and returns, so a signature says which steps are done.
 
     enrich      one job's way through all steps, under one budget            Sources → Evidence
     search/     providers that turn a query into links or abstracts         str → Found

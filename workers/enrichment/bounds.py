@@ -11,7 +11,7 @@ from workers.enrichment.settings import EnrichmentSettings
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits that hold for one job, and notes on values that exceed the operator's bounds."""
+    """The limits that apply to one job, and notes on the job's values that are outside the operator's bounds."""
 
     budget_seconds: float
     chars: int
@@ -21,7 +21,7 @@ class Bounds:
 
     @classmethod
     def of(cls, sources: Sources, settings: EnrichmentSettings) -> Bounds:
-        """Return the limits of a job with these sources."""
+        """Return the limits of a job whose field `sources` is this one."""
         most_seconds = max(settings.longest_budget_seconds, settings.budget_seconds)
         most_chars = max(settings.most_evidence_chars, settings.evidence_chars)
         seconds, chars, age = sources.budget_seconds, sources.max_chars, sources.freshness_seconds

@@ -1,4 +1,4 @@
-"""One job's sources, step by step: found, fetched, extracted, ranked, numbered. One budget covers all steps."""
+"""Finds, fetches, extracts, ranks and numbers the sources of one job. One time budget covers all these steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CROWDED = "others fit better or say the same"
 RANKING_SHARE = 0.1
 """Share of the budget reserved for ranking; the rest is for reading."""
 MIN_EVIDENCE_TOKENS = 32
-"""Least room for evidence in the prompt; with less, no source is quoted."""
+"""Least room for evidence in the prompt. If there is less, no source is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Enricher:
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self.images = ImageFetcher(self._fetcher, settings)
-        """Fetches the images of jobs, over the connections of the sources."""
+        """Fetches the images of jobs, over the same connections as sources."""
         self.payloads = PayloadFetcher(self._fetcher, payloads or read_settings(PayloadSettings))
         """Fetches the payloads of jobs, over the same connections."""
         self._pool = Pool(settings, metrics)
@@ -170,8 +170,8 @@ class Enricher:
     ) -> Evidence:
         """Find the evidence for one job of this tenant, within the budget of the settings and before `deadline`.
 
-        Only the deadline limits a search's wait for a turn at its provider. `room_tokens` caps the tokens of the
-        sources in the prompt; None means no limit.
+        A search's wait for a turn at its provider is not counted in the budget: only the deadline limits that wait.
+        `room_tokens` caps the tokens of the sources in the prompt; None means no limit.
 
         Raises NothingFound if sources are required and none could be used. All other faults become notes.
         """
@@ -185,7 +185,7 @@ class Enricher:
         notes += [str(left_out) for left_out in read.left_out]
         numbered: tuple[NumberedSource, ...] = ()
         if read.documents:
-            # A search's wait for a turn may use up the budget; ranking keeps its share even then.
+            # `whole` may have passed while a search waited for its turn; ranking gets its share of time even then.
             ranking = self._within(max(whole.remaining, ranking_seconds), deadline)
             numbered, unranked = await self._choose(question, read.documents, asker, ranking, bounds.chars, room_tokens)
             notes += unranked
@@ -196,7 +196,7 @@ class Enricher:
     async def read(
         self, urls: Sequence[str], seconds: float, *, tenant: str = DEFAULT_TENANT
     ) -> list[Document | LeftOut]:
-        """Read these pages as a job's sources are read. A late or unreadable page is a LeftOut with its reason."""
+        """Read these pages as if a job named them. For a late or unreadable page, return a LeftOut."""
         wanted = [Wanted(position, url) for position, url in enumerate(urls, start=1)]
         read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
@@ -212,8 +212,8 @@ class Enricher:
     ) -> tuple[_ReadSources, list[str]]:
         """Read the job's own sources and its searches' results; add a note for a search that brought no results.
 
-        All sources are read concurrently: a search that hangs must not take time from the job's other sources. The
-        job's own sources come first in the result, then the results of the first search.
+        All sources are read concurrently, because a search that hangs must not take time from the job's other sources.
+        The job's own sources come first in the result, then the results of the first search.
         """
         known = _Known(_named_by(sources))
         own = self._read(known.own, asker, reading)
@@ -337,18 +337,18 @@ class Enricher:
         return _numbered(documents, choice), notes
 
     def _wording_tokens(self) -> tuple[int, int]:
-        """Count the tokens of the template's wording: once for all sources together, and once for each source."""
+        """Return the tokens of the template's words: of those for the whole prompt, and of those for each source."""
         template = load_template(self._settings.template)
         each = template.source + template.title + "x" * MAX_TITLE_CHARS
         return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
 
     def _passage_chars(self, tokens: int | None) -> int:
-        """Return the length of a passage: by the settings, or shorter if the prompt has little room."""
+        """Return the length of a passage: the settings' length, or a shorter one if the prompt has little room."""
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
 def _named_by(sources: Sources) -> list[Wanted]:
-    """Return the sources that the job itself names, each once: its documents, then its URLs."""
+    """Return the sources that the job itself names, without repetitions: first its documents, then its URLs."""
     documents: dict[str, SourceDocument] = {}
     for document in sources.documents:
         documents.setdefault(document.id, document)
@@ -358,7 +358,7 @@ def _named_by(sources: Sources) -> list[Wanted]:
 
 
 def _as_page(document: SourceDocument) -> Page:
-    """Return the document as if a server had sent it."""
+    """Return the document as a `Page`, as if a server had sent it."""
     media_type = (document.media_type or "").lower()
     if document.text is not None:
         return Page("", media_type or "text/plain", "utf-8", document.text.encode("utf-8", "replace"))
@@ -366,7 +366,7 @@ def _as_page(document: SourceDocument) -> Page:
 
 
 def _excerpt(left_out: LeftOut) -> Document | None:
-    """Return the search service's excerpt of a source that could not be read; None without one."""
+    """Return the search service's excerpt of a source that could not be read; None if there is no excerpt."""
     found = left_out.source.found
     if found is None or found.excerpt is None:
         return None
@@ -377,7 +377,7 @@ def _excerpt(left_out: LeftOut) -> Document | None:
 
 
 def _numbered(documents: Sequence[Document], choice: Choice) -> tuple[NumberedSource, ...]:
-    """Return the documents with passages as numbered sources."""
+    """Return the documents that have chosen passages, each as a numbered source."""
     kept = [one for one in zip(documents, choice.passages, choice.steering, strict=True) if one[1]]
     return tuple(
         NumberedSource(number, one.source.id, one.url or None, one.title, passages, label, particulars=one.particulars)

@@ -13,7 +13,7 @@ Extractor = Literal["resiliparse", "trafilatura"]
 
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
-    """The job requires sources, and none could be read. The text gives each source's origin and reason."""
+    """The job requires sources, and none could be read. The error's text names each source's origin and the reason."""
 
     def __init__(self, notes: tuple[str, ...]) -> None:
         super().__init__("; ".join(["sources are required, and none could be used", *notes]))
@@ -35,7 +35,7 @@ class Unreadable(Exception):  # noqa: N818 - as above
 
 @dataclass(frozen=True, slots=True)
 class Particulars:
-    """Facts about a source beside its text, from its page or from the search service."""
+    """Facts about a source besides its text. They come from its page or from the search service."""
 
     published: str | None = None
     """An ISO 8601 date, as exact as known: `2023`, `2023-05` or `2023-05-17`."""
@@ -46,7 +46,7 @@ class Particulars:
     """`ocr` if a program read the text from pictures, so that it may have misread characters."""
 
     def under(self, better: Particulars) -> Particulars:
-        """Merge both particulars; values in `better` take precedence."""
+        """Return the merged particulars. Where both have a value, the value in `better` is used."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,
@@ -57,7 +57,7 @@ class Particulars:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A server's answer, its body not yet parsed."""
+    """A server's answer, whose body is not parsed yet."""
 
     url: str
     """The URL after the last redirect."""
@@ -85,10 +85,10 @@ class Found:
     """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
     title: str | None = None
     text: str | None = None
-    """Text from the search service, for example an abstract. A text replaces the page: the URL is not fetched."""
+    """Text from the search service, for example an abstract. It is used instead of the page: the URL is not fetched."""
     particulars: Particulars = Particulars()
     content: bytes | None = None
-    """Bytes from the search service, for example a PDF. Like `text`, the bytes replace the page."""
+    """Bytes from the search service, for example a PDF. Like `text`, they are used instead of the page."""
     media_type: str | None = None
     """The media type of `text` or `content`. By default, text is plain, and the type of bytes is detected."""
     excerpt: str | None = None
@@ -166,7 +166,7 @@ class NumberedSource:
     """A source as the model sees it."""
 
     number: int
-    """The n of `[n]` in the answer; from 1."""
+    """The number n by which the answer cites the source as `[n]`, counted from 1."""
     id: str
     """The source's id in the result: the URL as the job gave it, or an identifier such as `arxiv:2305.12345`."""
     url: str | None
@@ -202,8 +202,8 @@ class Evidence:
     def shortened(self, chars: float) -> Evidence:
         """Remove passages until at most `chars` characters are left; remove at least one passage.
 
-        Each step takes the last passage of the longest source that has several. Once every source has one passage,
-        whole sources are removed, the longest first. The remaining sources are renumbered.
+        Each step takes the last passage of the longest source that has several. When every source has only one passage
+        left, whole sources are removed, the longest first. The remaining sources are renumbered.
         """
         sources = list(self.sources)
         while sources:

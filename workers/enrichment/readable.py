@@ -1,4 +1,4 @@
-"""The text of a page's bytes as one function, for programs and public sets that measure extraction."""
+"""One function that returns the text of a page's bytes, for programs and public benchmarks that measure extraction."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class EnrichmentSettings(BaseSettings):
     image_seconds: float = Field(default=30.0, gt=0, le=600)
     """Time for fetching all images of one job, including further tries if their servers fail."""
     image_jobs: int = Field(default=64, ge=1, le=8192)
-    """Jobs with fetched images in memory at once. Further jobs with image URLs wait.
+    """Maximum number of jobs that have fetched images in memory at once. Further jobs with image URLs wait.
 
     One tenant has at most three quarters of these places, and its jobs that fetch from one server have at most half.
 
@@ -58,12 +58,13 @@ class EnrichmentSettings(BaseSettings):
     redirects: int = Field(default=5, ge=0, le=20)
     """Maximum number of redirects followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
-    """Maximum number of connections to sites. One job holds at most half, all jobs of a tenant three quarters.
+    """Maximum number of connections to sites.
 
-    Each connection takes a file descriptor; many systems allow a process 1,024.
+    One job uses at most half of them, and all jobs of one tenant at most three quarters. Each connection takes a file
+    descriptor; many systems allow a process 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
-    """Maximum number of connections to one site, with similar limits for a job and for a tenant."""
+    """Maximum number of connections to one site. Similar limits apply to one job and to one tenant."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Least time between two pages that a worker requests from one site, unless the site's `Crawl-delay` is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
@@ -97,7 +98,7 @@ class EnrichmentSettings(BaseSettings):
     OCR needs the program tesseract with its data for each language, and the extra `ocr`.
     """
     ocr_seconds: float = Field(default=10.0, gt=0, le=120)
-    """Timeout of reading one document's pictures, without the wait in line. Pages finished by then are used."""
+    """Timeout of reading one document's pictures, not counting the wait in line. Pages finished by then are used."""
     ocr_pages: int = Field(default=10, ge=1, le=100)
     """Maximum number of pages that OCR reads of one document."""
     ocr_documents: int = Field(default=1, ge=1, le=64)
@@ -108,7 +109,7 @@ class EnrichmentSettings(BaseSettings):
     The worker fetches all that a script asks for, so the browser needs no network of its own.
     """
     renderer_secret: SecretStr | None = None
-    """Sent to the renderer as `Authorization: Bearer …`."""
+    """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
     renderer_seconds: float = Field(default=3.0, gt=0, le=60)
     """Timeout of rendering one page; after a timeout, the page stays as its server sent it."""
     renderer_pages: int = Field(default=4, ge=1, le=256)
@@ -118,7 +119,10 @@ class EnrichmentSettings(BaseSettings):
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)
-    """Lower bound of a job's `sources.freshness_seconds`: a job cannot refuse younger cached pages and searches."""
+    """Lower bound of a job's `sources.freshness_seconds`.
+
+    A job cannot refuse cached pages and searches younger than this.
+    """
     rewrite: bool = False
     """Let the model rewrite a conversation's last question for the search. A job or profile may decide otherwise."""
     rewrite_seconds: float = Field(default=5.0, gt=0, le=60)
@@ -126,8 +130,11 @@ class EnrichmentSettings(BaseSettings):
     rewrite_tokens: int = Field(default=64, ge=8, le=512)
     """Maximum number of tokens of a rewritten question."""
     checked_sentences: int = Field(default=0, ge=0, le=100)
-    """Number of an answer's supported sentences that the model compares with their source once more, by one short
-    generation each; 0 for none. A contradicted sentence loses its support. An answer in JSON is not compared."""
+    """Maximum number of an answer's supported sentences that the model compares with their sources again; 0 for none.
+
+    Each comparison is one short generation. A contradicted sentence loses its support. An answer in JSON is not
+    compared.
+    """
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
@@ -139,9 +146,12 @@ class EnrichmentSettings(BaseSettings):
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
-    """A sentence-transformers model: its Hugging Face name or its folder. Without a model, words alone decide."""
+    """A sentence-transformers model: its Hugging Face name or its folder.
+
+    If absent, passages are ranked by words alone.
+    """
     rerank_passages: int = Field(default=32, ge=2, le=1000)
-    """Number of a job's passages that the model compares with the question: the likeliest by words."""
+    """Number of a job's passages that the model compares with the question: the first ones in the ranking by words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
     """Time for the model to compare a job's passages. Other passages are ranked by words, and a note says so."""
 

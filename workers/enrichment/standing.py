@@ -20,7 +20,7 @@ class Standing(StrEnum):
     UNREAD = "unread"
     """The source cannot be read now."""
     UNQUOTED = "unquoted"
-    """The citation has no quote: it has no support, the answer is very long, or an older worker wrote it."""
+    """The citation has no quote, because it has no support, the answer is very long, or an older worker wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
 Among equals, the place goes to the one that joined the queue, or last gave back a place, longest ago.
 
-If jobs hold places for long, a new job would wait for seconds. So `kept` places are reserved for tenants with few
-places, and another `kept` places for jobs without a place. A tenant has few places while it holds fewer than are free.
-So the jobs of a tenant that comes later get half of the free places at once (dynamic thresholds, Choudhury and Hahne
-1998).
+If jobs keep their places for long, a new job might have to wait for seconds. So `kept` places are reserved for tenants
+with few places, and another `kept` places for jobs without a place. A tenant has few places if it has fewer than are
+free. So a tenant that comes later gets half of the free places at once for its jobs (dynamic thresholds, Choudhury and
+Hahne 1998).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Asker:
 
     tenant: str
     max_age_seconds: float = inf
-    """The greatest age of a cached page that the job takes."""
+    """The greatest age of a cached page that the job accepts."""
 
 
 class Turns:
@@ -73,7 +73,7 @@ class Turns:
     def _next(self) -> Asker | None:
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
             if self._had[tenant] >= self._free and self._free <= self._kept:
-                continue  # before the search among the tenant's jobs, which may be thousands
+                continue  # without a slow search among the tenant's jobs, which may be thousands
             asker = min(self._waiting[tenant], key=self._had.__getitem__)
             if not self._had[asker] or self._free > 2 * self._kept:
                 return asker

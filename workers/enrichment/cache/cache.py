@@ -26,10 +26,10 @@ from workers.enrichment.evidence import Unreadable
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
 
-Each read of invalidations begins this long before the last read, so that no invalidation by a late clock is missed.
+Each read of invalidations starts this long before the last read, so that it finds invalidations by a slow clock, too.
 """
 _PATIENCE: Final = 0.9
-"""The share of a job's remaining time that a page's server gets before a stale copy is served."""
+"""The fraction of a job's remaining time for which the job waits for a page's server before it gets a stale copy."""
 _PENDING: Final = 256
 """Cap on the pending writes to shared levels; beyond the cap, a page is kept in memory only."""
 
@@ -39,7 +39,7 @@ Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A page for a job. `answer` is a pool member's answer about the page."""
+    """A page for a job. `answer` has the title, text and particulars that a pool member extracted from the page."""
 
     url: str
     answer: dict[str, Any]
@@ -48,7 +48,7 @@ class Reading:
 
 
 class Cache:
-    """The cache over its levels, nearest first."""
+    """The cache: this process's memory, and behind it the shared `levels`, nearest first."""
 
     def __init__(self, settings: CacheSettings, clock: Clock, lookups: Counter, levels: Sequence[Level] = ()) -> None:
         self._settings = settings
@@ -66,9 +66,10 @@ class Cache:
     async def read(
         self, url: str, scope: str, read: Read, patience_seconds: float, max_age_seconds: float = inf
     ) -> Reading:
-        """Return the page at this URL, shared by all jobs of `scope`. Raises Unreadable, also for a cached failure.
+        """Return the page at this URL from the cache that all jobs of `scope` share, or read the page.
 
-        A copy older than `max_age_seconds` counts as stale.
+        Raises Unreadable if the page cannot be read, and for a cached failure. A copy older than `max_age_seconds` is
+        treated as stale.
         """
         key = Key.of(url, scope)
         known = await self._known(key)
@@ -92,7 +93,11 @@ class Cache:
     # -- reading again -------------------------------------------------------------------------------------------
 
     async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
-        """Read the page again and cache it; on failure, cache and return the older copy or an entry with the reason."""
+        """Read the page again, and cache and return the new entry.
+
+        If the page's server is unavailable, cache and return the older copy, if it may be served. After any other
+        failure, cache and return an entry with the reason. Raises Unreadable for a failure that may not be cached.
+        """
         asked_at, is_ours = self._clock.time(), False
         try:
             entry = await read(older)
@@ -129,7 +134,7 @@ class Cache:
     # -- looking up ----------------------------------------------------------------------------------------------
 
     async def _known(self, key: Key) -> CacheEntry | None:
-        """Return the nearest fresh entry, or else the stale entry that expired last."""
+        """Return the fresh entry of the nearest level that has one, or else the stale entry that expired last."""
         await self._hear()
         best = self._valid(self._memory.get(key))
         self._in_memory["miss" if best is None else "hit" if self._is_fresh(best) else "stale"].inc()
@@ -177,7 +182,7 @@ class Cache:
 
 
 def shared_levels(settings: CacheSettings, clock: Clock) -> list[Level]:
-    """Build the levels outside of this process that the settings name, nearest first. Nothing is connected yet."""
+    """Return the shared levels that the settings turn on, nearest first. Nothing is connected yet."""
     levels: list[Level] = []
     if settings.redis_url is not None:
         from workers.enrichment.cache.redis_level import RedisLevel

@@ -32,9 +32,9 @@ CREATE TABLE IF NOT EXISTS invalidations (target TEXT PRIMARY KEY, at REAL NOT N
 """
 _PUTS_BETWEEN_SWEEPS: Final = 64
 _USED_SECONDS: Final = 60.0
-"""Least time between two updates of an entry's time of last use, since each update is a write."""
+"""Least time between two updates of an entry's time of last use, because each update writes to the file."""
 _WAITING: Final = 256
-"""Cap on the calls that wait for the thread; further calls fail, since the disk does not keep up."""
+"""Cap on the calls that wait for the thread. Further calls fail, because the disk is too slow for them."""
 
 
 class Disk:

@@ -36,7 +36,7 @@ class Key:
     """A URL within a scope. The URL is hashed, since it may hold a secret."""
 
     scope: str
-    """The name of the group of jobs that share an entry, see `scope_of`. All jobs share public pages."""
+    """The name of a group of jobs that share an entry, see `scope_of`. Without an allowlist, all jobs are one group."""
     url: str
 
     @classmethod
@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """A page's freshness in seconds, and the permission to serve it stale while its server is unavailable."""
+    """The seconds for which a page is fresh, and whether a stale copy may be served while its server is unavailable."""
 
     fresh: float
     may_be_served_late: bool = True
@@ -74,7 +74,7 @@ class CacheEntry:
     reason: str | None = None
     """The reason why the page could not be read, or why its older copy is served."""
     life: Lifetime | None = None
-    """The lifetime by the server's headers and the settings; None if there is no page."""
+    """The lifetime that follows from the server's headers and the settings; None if there is no page."""
 
     @property
     def may_be_served_late(self) -> bool:
@@ -120,7 +120,7 @@ _NOT_READ: Final = (ValueError, TypeError, LookupError)
 
 
 def _plain(url: str) -> str:
-    """Return the URL without its fragment. An invalid URL stays unchanged: a shared level may hold any text."""
+    """Return the URL without its fragment. An invalid URL, which a shared level may contain, is returned unchanged."""
     try:
         return str(URL(url).with_fragment(None))
     except _NOT_READ:
@@ -139,7 +139,7 @@ def _hashed(text: str) -> str:
 
 
 def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None:
-    """Return a page's lifetime by the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings.
+    """Return the page's lifetime, from the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings.
 
     None means that the page must not be stored. `now` is the time of the request, in Unix seconds.
     """
@@ -151,12 +151,12 @@ def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None
 
 
 def _said_seconds(page: Page, now: float) -> float | None:
-    """Return the seconds of freshness left by the server's headers; None if the headers name no freshness."""
+    """Return for how many more seconds the page is fresh by the server's headers; None if these name no freshness."""
     ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
     said = ages.get("s-maxage", ages.get("max-age"))
     if said is None and page.expires is not None:
         until, since = _http_date(page.expires), _http_date(page.date or "")
-        said = until - (now if since is None else since) if until is not None else 0.0  # `0` counts as a past date
+        said = until - (now if since is None else since) if until is not None else 0.0  # `0` means expired
     age = float(page.age) if page.age is not None and _AGE.fullmatch(page.age) else 0.0
     return None if said is None else max(0.0, said - age)
 

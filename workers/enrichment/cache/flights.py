@@ -18,13 +18,13 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """Running work by key. Cancelling one caller does not stop the work; cancelling the last caller does."""
+    """The work that runs now, by key. Cancelling one caller does not stop the work; cancelling the last caller does."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}
 
     async def join(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of the work under this key; start the work unless it runs. Raises the work's errors."""
+        """Return the result of the work that runs under `key`; start `work` if none runs. Raises the work's errors."""
         flight = self._flights.get(key)
         if flight is None:
             flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))

@@ -1,4 +1,4 @@
-"""The interface of a level, and its wrapper with a timeout, a pause after each failure, and counters."""
+"""The interface of a level, and a wrapper that adds a timeout, a pause after each failure, and counters."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class Level(Protocol):
         ...
 
     async def invalidate(self, target: str, at: float, seconds: float) -> None:
-        """Invalidate the target's entries that were requested at `at` (Unix seconds) or earlier.
+        """Invalidate the entries of `target` whose pages were requested at `at` (Unix seconds) or earlier.
 
-        The invalidation holds for all processes that share the level, and the level keeps it for `seconds`.
+        The invalidation applies to all processes that share the level. The level forgets the invalidation after
+        `seconds`.
         """
         ...
 
     async def invalidations(self, since: float) -> Mapping[str, float]:
-        """Return the targets invalidated at `since` (Unix seconds) or later, with the times of invalidation."""
+        """Return the targets invalidated at `since` (Unix seconds) or later, each with that time."""
         ...
 
     async def close(self) -> None:
@@ -51,7 +52,7 @@ class Level(Protocol):
 
 
 class Shared:
-    """Wraps a level that may be slow, unavailable or wrong, so that callers see no error."""
+    """Wraps a level that may be slow, be unavailable or return invalid bytes, so that callers see no error."""
 
     def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: Counter) -> None:
         self._level = level
@@ -89,7 +90,7 @@ class Shared:
                 return
 
     async def invalidations(self, since: float) -> Mapping[str, float] | None:
-        """Return the targets invalidated at `since` or later, with the times; None if the level fails."""
+        """Return the targets invalidated at `since` or later, each with that time; None if the level fails."""
         if self._is_away:
             return None
         try:

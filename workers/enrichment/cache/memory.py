@@ -41,7 +41,7 @@ def _size(entry: CacheEntry) -> int:
 
 
 def _held_bytes(value: object) -> int:
-    """Return the size in bytes of a value and all values inside it; an object held twice counts twice."""
+    """Return the size in bytes of a value and all values inside it; an object that occurs twice is counted twice."""
     held: tuple[object, ...] = ()
     if isinstance(value, dict):
         held = (*value, *value.values())

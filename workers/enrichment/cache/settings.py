@@ -22,11 +22,11 @@ class CacheSettings(BaseSettings):
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_url: SecretStr | None = None
-    """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`); absent, this level is off."""
+    """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`). If absent, this level is off."""
     redis_prefix: str = Field(default="postback:cache:", pattern=r"^[\x21-\x7e]{1,64}$")
     """Prefix of each key, so that a Redis can serve other programs, too."""
     disk_path: Path | None = None
-    """Path of an SQLite file that the workers of one machine may share; absent, this level is off."""
+    """Path of an SQLite file that the workers of one machine may share. If absent, this level is off."""
     disk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024 * 1024)
     """Maximum size of the pages in the SQLite file; the least recently used page is evicted first."""
     entry_bytes: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)

@@ -25,7 +25,7 @@ from workers.enrichment.turns import Asker, Turns
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
 _FIELDS: Final = 128
-"""Limits of one header line in bytes, and of the number of headers; an answer beyond these limits is dropped."""
+"""Limits on the bytes of one header line, and on the number of headers. An answer beyond these limits is dropped."""
 
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = (
@@ -38,7 +38,7 @@ _PICTURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF")
 """The first bytes of the images that OCR reads."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
-"""Missing and non-public names get the same reason, so that no job learns the names in the operator's network."""
+"""The reason for a missing name and for a non-public one, so that no job learns the names in the operator's network."""
 _SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -51,7 +51,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.InvalidURL, "its URL cannot be read"),
     (ValueError, "its URL cannot be read"),
 )
-"""The reason for each class of error. The first match counts, so subclasses come first.
+"""The reason for each class of error. The first class that matches is used, so subclasses come first.
 
 The libraries' own texts are not used, since they quote whole URLs.
 """
@@ -104,8 +104,8 @@ class BadStatus(Unreadable):
 class Fetcher:
     """Fetches pages for all jobs of a worker. The number of connections is limited in total and for each site.
 
-    A job may hold a connection until its budget ends, so some connections are reserved for tenants and jobs that have
-    none.
+    A job may use a connection until its budget ends, so some connections are reserved for tenants with few connections
+    and for jobs without one.
     """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
@@ -148,11 +148,11 @@ class Fetcher:
     ) -> Page:
         """Fetch the page at the end of the redirects. Only the caller limits the time, by cancelling the call.
 
-        `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL.
-        A body larger than the settings allow raises Unreadable; with `cut_at_bytes`, the body is cut instead. A
-        `counted` function replaces both limits: it gets the size of each piece, and raises Unreadable to end the fetch.
-        `accept` replaces the header that asks for pages.
-        A request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
+        `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL. A body
+        larger than the settings allow raises Unreadable; if `cut_at_bytes` is given, the body is cut instead. If the
+        function `counted` is given, it replaces both limits: it is called with the size of each piece, and raises
+        Unreadable to end the fetch. `accept` is sent as the header `Accept` instead of the header for pages. A request
+        to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
             try:
@@ -184,7 +184,7 @@ class Fetcher:
     async def _asked(
         self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the response with its body unread, once the job has a place at the site and a connection."""
+        """Wait for a place at the site and for a connection, and yield the response, whose body is not read yet."""
         origin = str(url.origin())
         at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
         try:
@@ -198,9 +198,10 @@ class Fetcher:
                 self._at_sites.pop(origin, None)
 
     async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """Send the request, and return the response with its body unread.
+        """Send the request, and return the response, whose body is not read yet.
 
-        Raises Unreadable for a name without a public address, else the errors of aiohttp and of the guard.
+        Raises Unreadable for a name without a public address. All other errors of aiohttp and of the guard are raised
+        as they are.
         """
         if self._session is None:
             raise RuntimeError("the fetcher has not been started")
@@ -221,7 +222,7 @@ class Fetcher:
         body = bytearray()
         cut_at_bytes = wanted.cut_at_bytes
         limit = cut_at_bytes or self._settings.page_bytes
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed, so the limit ends a bomb
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed: limits bombs, too
             body += chunk
             if wanted.counted is not None:
                 wanted.counted(len(chunk))
@@ -280,9 +281,10 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 def _is_outage(error: Exception) -> bool:
-    """False if the URL is at fault.
+    """Return False if the URL is at fault, and True if its server or the network is.
 
-    An SSLCertVerificationError is a ValueError too, but counts as an outage: the server may renew its certificate.
+    An SSLCertVerificationError is a ValueError, but is treated as an outage, because the server may renew its
+    certificate.
     """
     return isinstance(error, ssl.SSLError) or not isinstance(error, ValueError)
 

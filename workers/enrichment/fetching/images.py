@@ -35,8 +35,8 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
 class ImageFetcher:
     """Fetches images for all jobs of a worker.
 
-    A bounded number of jobs has images in memory; tenants take turns. Only half as
-    many jobs of one tenant fetch from one server at once, so a hung server leaves places to the tenant's other jobs.
+    At most `image_jobs` jobs have images in memory; tenants take turns. At most half as many jobs of one tenant fetch
+    from the same server at once, so a hung server leaves places to the tenant's other jobs.
     """
 
     def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
@@ -48,7 +48,7 @@ class ImageFetcher:
 
     @asynccontextmanager
     async def at_origins(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
-        """Wait for the job's turn to fetch from the origins of all URLs, and hold it until the context ends.
+        """Wait until the job may fetch from the origins of all URLs. The job may fetch until the context ends.
 
         Call this before `place`: otherwise jobs at a hung server would keep their places in memory while they wait.
         """
@@ -69,7 +69,7 @@ class ImageFetcher:
                 self._at_origins.pop(key, None)
 
     def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait for the job's turn to have images in memory, and hold it until the context ends."""
+        """Wait until the job may have images in memory. Its place in memory is freed when the context ends."""
         return self._jobs.place(asker)
 
     async def fetched(self, urls: Mapping[str, int], asker: Asker) -> dict[str, str]:
@@ -123,11 +123,11 @@ class _Share:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """Take room for a piece of the image. Raises Unreadable if too little room is left."""
+        """Subtract a piece of the image from the room. Raises Unreadable if too little room is left."""
         self._taken += count * self._times
         self._room.take(count * self._times)
 
     def give_back(self) -> None:
-        """Give back the room that a failed try took."""
+        """Add to the room again the bytes of a failed try."""
         self._room.give_back(self._taken)
         self._taken = 0

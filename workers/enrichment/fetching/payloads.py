@@ -1,4 +1,4 @@
-"""Fetches the document at a job's `payload_url`: over the connections of sources, or from the operator's buckets.
+"""Fetches the document at a job's `payload_url`, over the connections for sources or from the operator's buckets.
 
 robots.txt is not checked, since a job's author chose the document, not a crawler.
 """
@@ -33,7 +33,7 @@ class PayloadFetcher:
         self._jobs = Turns(settings.jobs, kept=settings.jobs // 4)
 
     def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait for the job's turn to have a payload in memory, and hold it until the context ends."""
+        """Wait until the job may have a payload in memory. Its place in memory is freed when the context ends."""
         return self._jobs.place(asker)
 
     async def fetched(self, url: str, asker: Asker) -> bytes:

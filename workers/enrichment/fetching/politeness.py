@@ -35,7 +35,10 @@ class Politeness:
         self._sites: LRUCache[str, _Site] = LRUCache(_HOSTS)
 
     async def turn(self, origin: str) -> None:
-        """Wait for the next turn. Raises Unreadable at once if the wait would exceed a job's budget."""
+        """Wait until the next request may go to the site.
+
+        Raises Unreadable at once if the wait would exceed a job's budget.
+        """
         site, now = self._site(origin), self._clock.monotonic()
         turn = max(now, site.asked_at + site.interval, site.held_until)
         if turn - now > self._longest:

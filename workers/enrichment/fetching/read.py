@@ -30,7 +30,7 @@ class _Text:
 
     answer: dict[str, Any]
     may_grow: bool = False
-    """True if the next reading may find more: a script fills the page, or not all pictures were read in time."""
+    """True if the next reading may find more, because a script fills the page or not all pictures were read in time."""
     is_rendered: bool = False
 
 
@@ -60,7 +60,10 @@ class Reader:
         self._renderer = renderer
 
     async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
-        """Return the page, cached in the tenant's scope or fetched; stale if the server is late. Raises Unreadable."""
+        """Return the page from the cache of the tenant's scope, or fetch the page. Raises Unreadable.
+
+        If the server is late, a stale copy is returned.
+        """
         try:
             self._guard.check_url(url)
         except EgressRefused as refused:
@@ -82,7 +85,7 @@ class Reader:
             text = await self._text(page, older, asker, deadline)
         life = lifetime(page, self._settings, asked_at)
         if text.may_grow:
-            page = replace(page, etag=None, last_modified=None)  # else a 304 would keep a text that may grow
+            page = replace(page, etag=None, last_modified=None)  # a 304 would keep the incomplete text
         if text.may_grow and not text.is_rendered and life is not None:
             life = replace(life, fresh=min(life.fresh, self._settings.negative_seconds))
         if unchanged is not None and not page.cache_control and page.expires is None:
@@ -117,7 +120,7 @@ class Reader:
         return _Text(answer, may_grow=answer.pop("unfinished", False))
 
     async def extracted(self, page: Page, asker: Asker, deadline: Deadline) -> dict[str, Any]:
-        """Let a member of the pool extract the page's title, text and particulars. Raises Unreadable.
+        """Return the page's title, text and particulars, as a member of the pool extracts them. Raises Unreadable.
 
         With OCR, pictures of text are read too; `unfinished` marks an answer without the text of all pictures.
         """

@@ -25,7 +25,7 @@ _FAILURE_SECONDS = 60.0
 KEPT_BYTES = 32 * 1024 * 1024
 """Cap on all cached files together, since a stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
 _SITE_BYTES = 4096
-"""Bytes that count for each site in addition to its file, so that 32 MiB hold at most 8,000 sites."""
+"""Bytes that are counted for each site in addition to its file, so that a cache of 32 MiB has at most 8,000 sites."""
 
 _EMPTY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT})
 

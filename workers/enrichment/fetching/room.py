@@ -1,4 +1,4 @@
-"""A bound on the bytes that fetches take together."""
+"""A limit on the bytes that several fetches may receive together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from workers.enrichment.evidence import Unreadable
 
 @dataclass(slots=True)
 class Room:
-    """The number of bytes that fetches may still take. `beyond` is the reason that a refusal gives."""
+    """The number of bytes that the fetches may still receive. `beyond` is the text of the error if there are more."""
 
     left: int
     beyond: str
 
     def take(self, count: int) -> None:
-        """Take room for a piece of `count` bytes. Raises Unreadable if fewer are left."""
+        """Subtract a piece of `count` bytes from the room. Raises Unreadable if fewer are left."""
         self.left -= count
         if self.left < 0:
             raise Unreadable(self.beyond)
 
     def give_back(self, count: int) -> None:
-        """Give back the bytes that a failed try took."""
+        """Add to the room again the `count` bytes of a failed try."""
         self.left += count

@@ -1,4 +1,4 @@
-"""Objects of S3-compatible storage that jobs name as their payload.
+"""Reads objects of S3-compatible storage that jobs name as their payload.
 
 Source: Amazon S3 API reference, "GetObject" and "Error responses"; boto3's client. The buckets and the endpoint are the
 operator's, so the egress guard does not check them.
@@ -34,7 +34,7 @@ class _Reading:
         self._lock = threading.Lock()
         self._body: Any = None
         self.is_over = False
-        """True once no job waits for the object."""
+        """True if no job waits for the object any more."""
 
     @contextmanager
     def of(self, body: Any) -> Iterator[None]:
@@ -59,8 +59,8 @@ class _Reading:
 class S3Objects:
     """Reads objects in threads, since boto3 blocks.
 
-    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the head of an answer is always
-    read to its end; each wait for bytes of the head takes ten seconds at most.
+    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the reading of an answer's head
+    cannot be ended, but each wait for bytes of the head takes ten seconds at most.
     """
 
     def __init__(self, settings: PayloadSettings) -> None:
@@ -136,7 +136,7 @@ def _client(endpoint: str | None) -> Any:
 
 @contextmanager
 def _mapped() -> Iterator[None]:
-    """Raise boto3's errors as Unreadable. The text names the kind of error and no key."""
+    """Raise boto3's errors as Unreadable. The text names the kind of the error, but not the object's key."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     from workers.system.s3 import refusal

@@ -53,9 +53,10 @@ class PayloadSettings(BaseSettings):
     seconds: float = Field(default=30.0, gt=0, le=600)
     """Time for fetching a payload, including further tries if its server fails."""
     jobs: int = Field(default=32, ge=1, le=8192)
-    """Jobs with payloads in memory at once. Further jobs with a `payload_url` wait.
+    """Maximum number of jobs that have payloads in memory at once. Further jobs with a `payload_url` wait.
 
-    A payload takes one to four times its bytes as text (PEP 393), and the engine's request may copy it.
+    In memory, the text of a payload takes one to four times the payload's bytes (PEP 393). The engine's request may
+    contain a copy.
     """
     s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
     """Comma-separated `s3://BUCKET/PREFIX/` whose objects jobs may name; none by default.
