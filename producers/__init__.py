@@ -1,1 +1,4 @@
-"""Submits jobs to Kafka. The package is light to install: it uses kafka-python, not the workers' compiled client."""
+"""Submits jobs to Kafka.
+
+The package is easy to install, because it uses kafka-python and not the workers' compiled client.
+"""

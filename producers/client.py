@@ -32,10 +32,12 @@ from telemetry.clock import Clock, Deadline, SystemClock
 from telemetry.traces import Kind, OpenSpan, TraceContext, begin_span, collecting
 
 DELIVERY_SECONDS = 60.0
-"""Longest wait for a job's acknowledgement, long enough for a broker's restart. The job is given up then."""
+"""Longest wait for a job's acknowledgement, long enough for a broker's restart. After this wait, the job is given
+up."""
 
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
-"""Most bytes of jobs that are sent and not yet acknowledged: enough to fill batches, and a bound on memory."""
+"""Largest number of bytes in jobs that are sent and not yet acknowledged. It is enough to fill batches, and limits
+memory."""
 
 _REFUSALS = (
     kafka_errors.AuthorizationError,
@@ -45,7 +47,8 @@ _REFUSALS = (
     kafka_errors.PolicyViolationError,
     kafka_errors.RecordListTooLargeError,
 )
-"""Errors after which the broker certainly does not have the job. After any other error, the broker may have the job."""
+"""Errors after which the broker certainly does not have the job. After all other errors, the broker may have the
+job."""
 
 _LINGER_MS = 20
 _BATCH_BYTES = 256 * 1024
@@ -62,7 +65,7 @@ class SubmitError:
     job_id: str
     reason: str
     perhaps: bool
-    """True if Kafka may still have the job: it was sent, and the acknowledgement may be lost."""
+    """True if Kafka may have the job, because it was sent and the acknowledgement may be lost."""
 
 
 @dataclass(slots=True)
@@ -100,7 +103,7 @@ def _ignore(index: int, error: SubmitError | None) -> None:
 class Client:
     """An idempotent producer with acks=all. One client per process is enough; only one thread at a time may use it.
 
-    With `trust`, each job's tenant is signed. Raises ProducerError if Kafka cannot be reached.
+    If `trust` is given, the client signs each job's tenant. Raises ProducerError if Kafka cannot be reached.
     """
 
     def __init__(self, settings: KafkaSettings, clock: Clock = _CLOCK, trust: TrustSecrets | None = None) -> None:
@@ -148,7 +151,7 @@ class Client:
         return submission.receipt
 
     def close(self) -> None:
-        """Disconnect. No job is still buffered: `submit` waits until each job is acknowledged or given up."""
+        """Disconnect. No job is lost by this, because `submit` waits until each job is acknowledged or given up."""
         if self._silent:
             abandon(self._producer)
         else:
@@ -160,7 +163,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error, Kafka counts as silent, so that `close` does not wait for jobs that are still buffered.
+        # After an error, treat Kafka as silent, so that `close` does not wait for jobs that are still buffered.
         self._silent = self._silent or error is not None
         self.close()
 
@@ -179,12 +182,15 @@ class Client:
 
 
 class _Submission:
-    """One call of `submit`: the jobs in flight, whose total size is limited, and the outcome of finished jobs."""
+    """The state of one call of `submit`: the jobs in flight, and the outcome of finished jobs.
+
+    The total size of the jobs in flight is limited.
+    """
 
     def __init__(self, receipt: Submission, on_answer: OnAnswer, clock: Clock) -> None:
         self.receipt = receipt
         self.silent = False
-        """True if a job's deadline passed without an answer; no more jobs are sent then."""
+        """True if a job's deadline has passed without an answer. From then on, no more jobs are sent."""
         self._on_answer = on_answer
         self._clock = clock
         self._traced = collecting()
@@ -250,7 +256,10 @@ def _end(span: OpenSpan | None, *, failed: bool) -> None:
 
 
 def _reason(error: kafka_errors.KafkaError) -> str:
-    """Return the error as a text for people. kafka-python's texts name topics, sizes and times, never values."""
+    """Return the error as a text for people.
+
+    This is safe, because kafka-python's texts name topics, sizes and times, never values.
+    """
     if isinstance(error, kafka_errors.KafkaTimeoutError):
         return "Kafka did not acknowledge the job in time"
     return str(error)

@@ -26,7 +26,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 BOOTSTRAP_SECONDS = 5.0
-"""Longest wait for a first connection. After this wait the broker counts as unreachable."""
+"""Longest wait for a first connection. After this wait, the broker is reported as unreachable."""
 
 _CLOSE_SECONDS = 2.0
 _TOPIC_KNOWN_SECONDS = 2.0
@@ -69,7 +69,7 @@ _NUMBERS = {
 _FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location")
 _TOGETHER = "a set of properties that kafka-python takes together ({})"
 _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
-    "enable.ssl.certificate.verification": {"true": {}},  # needs no argument: kafka-python always verifies
+    "enable.ssl.certificate.verification": {"true": {}},  # needs no argument, because kafka-python always verifies
     "security.protocol": {
         name.lower(): {"security_protocol": name} for name in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
     },
@@ -92,7 +92,7 @@ _PASSED_OVER = (
     *("socket.max.fails", "socket.nagle.", "statistics.", "sticky.", "topic.", "transaction"),
 )
 _ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "socket.send.buffer.bytes")
-"""Properties that take 0 as "no limit" or "the system's default"; kafka-python would use 0 as a number."""
+"""Properties whose value 0 means "no limit" or "the system's default". kafka-python would use 0 as a number."""
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Connection(ABC):
 def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) -> Any:
     """Make a kafka-python client and wait for its first connection. Raises ProducerError.
 
-    The result is Any since kafka-python has no types.
+    The return type is Any, because kafka-python has no types.
     """
     bootstrap = {"bootstrap_timeout_ms": round(BOOTSTRAP_SECONDS * 1000)}
     connection = connection_config(settings)
@@ -156,13 +156,16 @@ def connect(kind: Callable[..., Any], settings: KafkaSettings, **config: Any) ->
         except kafka_errors.KafkaTimeoutError:
             raise BrokerUnreachable(settings.bootstrap_servers) from None
         except (AssertionError, TypeError, ValueError, kafka_errors.KafkaConfigurationError) as error:
-            # kafka-python raises these errors for arguments that exclude each other. The errors' texts may quote the
+            # kafka-python raises these errors for arguments that contradict each other. The errors' texts may quote the
             # arguments.
             raise UnusableProperty("a POSTBACK_KAFKA__… variable", _TOGETHER.format(type(error).__name__)) from None
 
 
 def _check_files(connection: dict[str, Any]) -> None:
-    """Check certificate files first: kafka-python would report an unreadable one as an unreachable broker."""
+    """Check that certificate files can be read.
+
+    Otherwise kafka-python would report an unreadable file as an unreachable broker.
+    """
     for name in _FILES:
         path = connection.get(_SAME_MEANING[name])
         if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
@@ -191,7 +194,7 @@ def _refused_by(error: Exception) -> str:
 
 @contextmanager
 def needed(purpose: str) -> Iterator[None]:
-    """Add a purpose to an AccessRefused that the block raises."""
+    """If the `with` block raises AccessRefused, add the purpose to this error."""
     try:
         yield
     except AccessRefused as refused:
@@ -200,7 +203,7 @@ def needed(purpose: str) -> Iterator[None]:
 
 @contextmanager
 def admin_client(settings: KafkaSettings) -> Iterator[Any]:
-    """Open kafka-python's admin client for a block. Raises ProducerError."""
+    """Open kafka-python's admin client for the duration of a `with` block. Raises ProducerError."""
     admin = connect(KafkaAdminClient, settings)
     try:
         with kafka_errors_translated(settings):
@@ -212,7 +215,8 @@ def admin_client(settings: KafkaSettings) -> Iterator[Any]:
 def abandon(producer: Any) -> None:
     """Close a kafka-python producer and drop its unsent records.
 
-    The producer's own `close` waits for unsent records; if that fails, it raises an error and stays open.
+    The producer's own `close` waits for unsent records; if this wait fails, `close` raises an error and the producer
+    stays open.
     """
     sender = producer._sender
     sender.force_close()
@@ -222,7 +226,7 @@ def abandon(producer: Any) -> None:
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
-    """Return a group's committed offsets by topic and partition, without partitions that have no commit.
+    """Return a group's committed offsets by topic and partition. Partitions without a commit are left out.
 
     Raises ProducerError.
     """
@@ -239,9 +243,9 @@ class Committed:
 
 
 def group_offsets(admin: Any, group: str, clock: Clock = _CLOCK) -> dict[tuple[str, int], Committed]:
-    """Return a group's commits by topic and partition, without partitions that have no commit.
+    """Return a group's commits by topic and partition. Partitions without a commit are left out.
 
-    A new cluster creates `__consumer_offsets` at the first such request, so the request is repeated for up to 10 s.
+    The first such request makes a new cluster create `__consumer_offsets`, so the request is repeated for up to 10 s.
     """
     deadline = Deadline.after(clock, _COORDINATOR_SECONDS)
     while True:

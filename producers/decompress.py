@@ -7,7 +7,7 @@
 | lz4 | a frame of the LZ4 frame format (KIP-57) |
 | zstd | frames of Zstandard (RFC 8878, KIP-110) |
 
-The bound is needed since any producer may write a batch of 1 MiB that decompresses to gigabytes.
+The bound is needed because any producer may write a batch of 1 MiB that decompresses to gigabytes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _GZIP, _SNAPPY, _LZ4, _ZSTD = range(1, 5)
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 """This number tells zlib to expect gzip's header and trailer."""
 _PIECE_BYTES = 16 * 1024
-"""Size of the pieces that a decoder gets. A decoder copies all bytes after the end of its frame: given the whole
-content at once, a decoder would copy a megabyte of empty frames 50,000 times."""
+"""Size of the pieces that a decoder gets. A decoder copies all bytes after the end of its frame. If it got the whole
+content at once, it would copy a megabyte of empty frames 50,000 times."""
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES = len(_XERIAL) + 8
-"""Length of xerial's header, which ends with two version numbers. The numbers are ignored, since some producers write
-them in the wrong byte order.
+"""Length of xerial's header, which ends with two version numbers. These numbers are ignored, because some producers
+write them in the wrong byte order.
 """
 
 
-class CannotDecompress(ValueError):  # noqa: N818 - it names what happened
+class CannotDecompress(ValueError):  # noqa: N818 - named after the event
     """The content of a batch cannot be decompressed: `UnknownCodec`, `TooLarge` or `Broken`."""
 
 
@@ -129,7 +129,7 @@ def _snappy(content: memoryview) -> bytearray:
 
 
 def _snappy_block(block: memoryview, room: int) -> bytearray:
-    """Decompress one block. Its stated length is checked first, since the library allocates that length at once."""
+    """Decompress one block. Its stated length is checked first, because the library allocates that length at once."""
     if cramjam.snappy.decompress_raw_len(block) > room:
         raise TooLarge(f"the content is larger than {MAX_BYTES} bytes")
     return bytearray(cramjam.snappy.decompress_raw(block))

@@ -1,4 +1,7 @@
-"""Files with one job on each line: a job's own JSON, or an OpenAI Batch line. Workers' rules apply to each line."""
+"""Reads files with one job on each line: a job's own JSON, or an OpenAI Batch line.
+
+Each line is checked by the workers' rules.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from schemas.problems import Problem
 from schemas.unknown import UnknownFields, unknown_in
 
 ANY_MODEL = "any"
-"""The name that lets any model answer."""
+"""This name as a job's model means that any model may answer."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -30,7 +33,7 @@ class LineProblem:
 
 
 OnInvalid = Callable[[int, bytes, Sequence[Problem]], None]
-"""Receives each invalid line: its number, its content, and all of its problems."""
+"""Called for each invalid line with its number, its content, and all of its problems."""
 
 
 def _ignore(number: int, content: bytes, problems: Sequence[Problem]) -> None:
@@ -53,7 +56,7 @@ class JobFile:
     """The number of invalid lines, which have no entry in `jobs`."""
 
     def note_unknown(self, line: int, unknown: UnknownFields | None) -> None:
-        """Note the unknown fields of one line."""
+        """Record the unknown fields of one line."""
         for name in unknown.names if unknown is not None else ():
             self.unknown[name].append(line)
 
@@ -66,8 +69,8 @@ def read_jobs(
 ) -> JobFile:
     """Read all lines. Blank lines are skipped.
 
-    `callback_url` is for jobs without a callback. `model` replaces every job's model; see ANY_MODEL.
-    A line that repeats the `job_id` or `custom_id` of an earlier line is invalid.
+    `callback_url` is set in jobs without a callback. `model` replaces the model of every job; see ANY_MODEL. A line
+    that repeats the `job_id` or `custom_id` of an earlier line is invalid.
     """
     read = JobFile()
     first_lines: dict[tuple[str, str], int] = {}
@@ -97,7 +100,10 @@ def read_jobs(
 
 
 def _repeated(job: Job, number: int, first_lines: dict[tuple[str, str], int]) -> Iterator[Problem]:
-    """Yield a problem for each id that an earlier line also has: the results of both jobs would have this id."""
+    """Yield a problem for each id that an earlier line also has.
+
+    Otherwise the results of both jobs would have this id.
+    """
     for kind, name in (("job_id", job.job_id), ("custom_id", job.custom_id)):
         if name is not None and (first := first_lines.setdefault((kind, name), number)) != number:
             yield Problem(kind, f"stands on line {first} too")

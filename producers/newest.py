@@ -1,7 +1,7 @@
-"""Finds the newest of a job's results. A job has several results after a redrive, for example.
+"""Finds the newest of a job's results.
 
-A topic's partitions are read in parallel, so the result that is read last may not be the newest. All code that counts
-or writes results compares their `Moment`s.
+A job may have several results, for example after a redrive. A topic's partitions are read in parallel, so the result
+that is read last may not be the newest. Code that counts or writes results must therefore compare their `Moment`s.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _OLDER = """
 class Moment(NamedTuple):
     """A result's time of settlement. The result with the greatest moment is the newest of its job.
 
-    Brokers stamp the topic's records (LogAppendTime), so workers' clocks have no effect. Brokers' clocks must differ by
-    less than the duration of a redrive. Partition and offset only decide between records of one millisecond.
+    Brokers set the timestamps of the topic's records (LogAppendTime), so workers' clocks have no effect. Brokers'
+    clocks must differ by less than the duration of a redrive. Partition and offset only decide between records with the
+    same timestamp.
     """
 
     at_ms: int
@@ -37,7 +38,10 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """Gives records their moments, which rise with the offsets of a partition even if a broker's clock was set back."""
+    """Computes the moments of records.
+
+    Within a partition, moments increase with the offsets, even if a broker's clock was set back.
+    """
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}
@@ -51,8 +55,8 @@ class Moments:
 def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[StoredPlace]:
     """Return the places of results that are older than another result of their job.
 
-    SQLite's temporary directory holds the index of all results, some 50 bytes for each. Memory holds the superseded
-    places.
+    The index of all results is a file in SQLite's temporary directory, with some 50 bytes for each result. The returned
+    places are in memory.
     """
     rows = ((_digest(tenant, job_id), *moment) for tenant, job_id, moment in results)
     with closing(sqlite3.connect("")) as index:  # "": a temporary file, which SQLite removes (sqlite3_open, SQLite)

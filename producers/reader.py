@@ -9,11 +9,11 @@ from producers.records import RecordConsumer
 from schemas.settings import KafkaSettings
 
 SKEW_MS = 15 * 60 * 1000
-"""Largest difference between the clocks that stamp one partition's records."""
+"""Largest difference between the clocks that set the timestamps of one partition's records."""
 
 
 class CommittedReader(Connection):
-    """Reads committed records only: those of aborted and open transactions stay invisible (read_committed).
+    """Reads committed records only. Records of aborted and open transactions are not seen (read_committed).
 
     The constructor and the methods of subclasses raise ProducerError.
     """
@@ -30,9 +30,9 @@ class CommittedReader(Connection):
         )
 
     def _at(self, partitions: list[Any], at_ms: int, otherwise: dict[Any, int]) -> dict[Any, int]:
-        """Return each partition's first offset with a timestamp of `at_ms` or later.
+        """Return the offset of each partition's first record with a timestamp of `at_ms` or later.
 
-        No offset is above the partition's `otherwise`.
+        If there is none, or if it is above the partition's `otherwise`, the offset is `otherwise`.
         """
         found = self._consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
         return {p: min(found[p].offset, otherwise[p]) if found.get(p) else otherwise[p] for p in partitions}

@@ -80,7 +80,7 @@ class Receipt:
 
     @property
     def left(self) -> list[int]:
-        """Indices of jobs that Kafka is not known to have."""
+        """Indices of jobs that are not known to be in Kafka."""
         return [index for index, entry in enumerate(self.entries) if not entry.accepted]
 
     @property
@@ -89,13 +89,13 @@ class Receipt:
         return min((entry.at for entry in self.entries if entry.accepted), default=None)
 
     def answer(self, index: int, error: SubmitError | None) -> None:
-        """Note the outcome of sending one of the jobs."""
+        """Record the outcome of sending one of the jobs."""
         self.entries[index] = self.entries[index].answered(error)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedJobs:
-    """The jobs that a receipt, or a list of plain ids, names."""
+    """The jobs that are named by a receipt or by a list of plain ids."""
 
     entries: dict[str, ReceiptEntry | None]
     """Receipt entries by job id; None for a plain id."""
@@ -132,7 +132,7 @@ def read_ids(lines: Iterable[bytes]) -> NamedJobs:
 
 
 def receipt_of(read: JobFile, tenant: str, clock: Clock, kept: Iterable[ReceiptEntry] = ()) -> Receipt:
-    """Give each job of a file an id and a receipt entry; a line with an entry in `kept` keeps that entry.
+    """Give each job of a file an id and a receipt entry; a line that already has an entry in `kept` gets that entry.
 
     Raises ReceiptRefused if `kept` belongs to another file or tenant.
     """
@@ -162,7 +162,7 @@ _OTHER = "give this submission a receipt of its own"
 
 
 def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
-    """Look up jobs of unknown acceptance in the fleet's lanes, note the jobs found, and return their number.
+    """Look up jobs of unknown acceptance in the fleet's lanes, mark those found as accepted, and return their number.
 
     Lanes keep jobs for a week. Raises ProducerError.
     """
@@ -184,11 +184,11 @@ def look_up(settings: KafkaSettings, receipt: Receipt) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Lock a receipt against other runs during a block, from the first reading of the receipt to its last writing.
+    """Lock a receipt against other runs for the duration of a `with` block.
 
-    Two runs at once would send jobs twice, and only one run's receipt would remain. A separate lock file is used, since
-    writing replaces the receipt. A killed run releases its lock.
-    Raises OSError, and ReceiptRefused if another run has the lock.
+    The block must contain all reading and writing of the receipt. Otherwise two runs at once would send jobs twice, and
+    only one run's receipt would remain. A separate lock file is used, because writing replaces the receipt. A killed
+    run releases its lock. Raises OSError, and ReceiptRefused if another run has the lock.
     """
     place = path.resolve()
     if place.exists() and not place.is_file():
@@ -220,7 +220,7 @@ def _locked(beside: Path) -> int:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """True if the path still leads to the open file. The run that had the lock before removes the file at its end."""
+    """True if the path still leads to the open file; False if a run has removed the file since it was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -24,7 +24,7 @@ log = get_logger()
 
 
 class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """kafka-python's consumer, changed so that no record's content makes it raise an error."""
+    """kafka-python's consumer, changed so that it raises no error because of a record's content."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -131,7 +131,10 @@ def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
 
 
 def _number(buffer: bytearray, position: int, bits: int = 32) -> tuple[int, int]:
-    """Read a variable-length number; return it and the next position. Only `bits` bits count, as in the broker."""
+    """Read a variable-length number; return it and the next position.
+
+    Only its lowest `bits` bits are used, as in the broker.
+    """
     value, position = decode_varint(buffer, position)
     if -(1 << 31) <= value < 1 << 31:
         return value, position
@@ -140,12 +143,12 @@ def _number(buffer: bytearray, position: int, bits: int = 32) -> tuple[int, int]
 
 
 def _as_int64(value: int) -> int:
-    """Wrap around at 64 bits, as the broker's numbers do."""
+    """Wrap a number around at 64 bits, as the broker's numbers do."""
     half = 1 << 63
     return (value + half) % (2 * half) - half
 
 
-@lru_cache(maxsize=1000)  # warns once for each place, although a command may read a topic twice
+@lru_cache(maxsize=1000)  # warns once for each place, because a command may read a topic twice
 def _warn_of_unreadable(topic: str, partition: int, offset: int, reason: str) -> None:
     log.warning(
         "A batch of records cannot be read; leaving out its records from this offset on.",

@@ -1,6 +1,7 @@
 """Reads results for clients without a callback: new results as they are settled, or results that the topic still has.
 
-A job that was redriven or submitted twice has several results; the newest of those in the topic counts (`newest`).
+A job that was redriven or submitted twice has several results; only the newest of those in the topic is used
+(`newest`).
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ class Settled(NamedTuple):
 
 
 class ResultsReader(CommittedReader):
-    """Yields every result that is settled after the reader's construction: construct the reader before jobs are sent.
+    """Yields every result that is settled after the reader's construction.
 
-    With `since_ms`, Unix milliseconds, the reader also yields the newest result of each job that was settled after
-    about that time.
+    So construct the reader before you send jobs. With `since_ms`, Unix milliseconds, the reader also yields the newest
+    result of each job that was settled after about that time.
     """
 
     def __init__(self, settings: KafkaSettings, since_ms: int | None = None) -> None:
@@ -60,7 +61,7 @@ class ResultsReader(CommittedReader):
         self._superseded = self._superseded_from(starts)
 
     def _superseded_from(self, starts: dict[Any, int]) -> set[StoredPlace]:
-        """Return the places of kept results, from `starts` on, that are older than another result of their job."""
+        """Return the places of those results, from `starts` on, that are older than another result of their job."""
         ranges = [Range(p.topic, p.partition, starts[p], stop) for p, stop in self._kept.items() if starts[p] < stop]
         if not ranges:
             return set()
@@ -68,7 +69,7 @@ class ResultsReader(CommittedReader):
             return _superseded(scanner.read(ranges))
 
     def poll(self, from_ms: int = 0) -> Iterator[Settled]:
-        """Yield the results since the last call; wait up to 0.2 s for the first.
+        """Yield the results since the last call; wait up to 0.2 s for the first one.
 
         Results settled before `from_ms`, Unix milliseconds, are left out.
         """
@@ -86,10 +87,10 @@ class ResultsReader(CommittedReader):
                     continue  # no worker wrote the record, so no job waits for it
 
     def follow(self, deadline: Deadline | None, from_ms: int = 0, clock: Clock = _CLOCK) -> Iterator[list[Settled]]:
-        """Yield the results of each `poll` until the deadline.
+        """Call `poll` repeatedly until the deadline, and yield the results of each call.
 
         Results that were settled before the reader's construction are yielded even after the deadline. Raises
-        RequestRefused if Kafka delivers none of its existing records for too long.
+        RequestRefused if, after the deadline, Kafka delivers none of these results for too long.
         """
         at, patience = self._positions(), Deadline.after(clock, _STALL_SECONDS)
         while not (deadline and deadline.passed) or any(at[each] < end for each, end in self._kept.items()):
@@ -108,10 +109,10 @@ class ResultsReader(CommittedReader):
 def kept_results(
     settings: KafkaSettings, scanner: Scanner, selection: Selection, job_ids: Container[str] | None = None
 ) -> Iterator[Result]:
-    """Yield the newest kept result of each job in a selection; `model_results` is read twice.
+    """Yield the newest result of each job in a selection, as far as `model_results` still has one.
 
-    With `job_ids`, yield only results of these jobs. Raises ProducerError, before the first result if the topic cannot
-    be read.
+    The topic is read twice. With `job_ids`, yield only results of these jobs. Raises ProducerError, before the first
+    result if the topic cannot be read.
     """
 
     def selected() -> Iterator[Stored]:

@@ -25,7 +25,7 @@ from telemetry.clock import Clock, Deadline, SystemClock
 
 _POLL_MS = 500
 _STALL_SECONDS = 60.0
-"""Longest silence of a broker that still has records. After this silence the read is given up."""
+"""Longest silence of a broker that still has records to send. After this silence, the read fails."""
 _LOOK_AGAIN_SECONDS = 0.1
 _CLOCK = SystemClock()
 
@@ -100,7 +100,10 @@ class Range(NamedTuple):
 
 
 def only(ranges: list[Range], place: StoredPlace | None) -> list[Range]:
-    """Return the range of this place alone, or an empty list if no range holds it; return all without a place."""
+    """Return the range of this place alone, or an empty list if no range contains it.
+
+    If `place` is None, return all ranges.
+    """
     if place is None:
         return ranges
     held = [each for each in ranges if each.partition == place.partition and each.start <= place.offset < each.stop]
@@ -117,9 +120,10 @@ class Scanner(CommittedReader):
     def ranges(
         self, topic: str, since_ms: int | None = None, until_ms: int | None = None, skew_ms: int = SKEW_MS
     ) -> list[Range]:
-        """Return the ranges that may hold records from `since_ms` to before `until_ms`. The caller checks each record.
+        """Return the ranges that may contain records from `since_ms` to before `until_ms`.
 
-        `skew_ms` widens the ranges. With 0, the ranges hold each record whose own timestamp is `since_ms` or later.
+        The caller must check each record. `skew_ms` widens the ranges. Even if it is 0, the ranges contain each record
+        with a timestamp from `since_ms` on.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -132,7 +136,7 @@ class Scanner(CommittedReader):
         return [Range(topic, p.partition, starts[p], stops[p]) for p in partitions if starts[p] < stops[p]]
 
     def topics(self) -> list[str]:
-        """The existing topics, as far as ACLs show them."""
+        """Return the existing topics, as far as ACLs show them."""
         with kafka_errors_translated(self._settings):
             return sorted(self._consumer.topics())
 
@@ -154,10 +158,10 @@ class Scanner(CommittedReader):
             self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def kept_from_ms(self, topic: str) -> int:
-        """Return the time since which a topic has kept all of its records, Unix milliseconds; 0 if none was deleted.
+        """Return the time since which a topic has all of its records, Unix milliseconds; 0 if no record was deleted.
 
-        An empty partition has no record that shows this time. If the topic deletes by age alone, the deleted records
-        were at least as old as the topic's retention. Otherwise the deleted records may have been new.
+        An empty partition has no record that shows this time. If the topic deletes records by age alone, its deleted
+        records were at least as old as the topic's retention. Otherwise its deleted records may have been new.
         """
         count = partition_counts(self._settings, [topic], self._clock)[topic]
         partitions = [TopicPartition(topic, number) for number in range(count)]
@@ -171,7 +175,10 @@ class Scanner(CommittedReader):
         return max(kept, default=0)
 
     def _retention_ms(self, topic: str) -> int:
-        """Return the least age of deleted records; 0 if the topic deletes by other rules too, or hides its settings."""
+        """Return the least age at which the topic deletes records.
+
+        It is 0 if the topic has other rules too, or hides its settings.
+        """
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})
         by_age_alone = (config.get("cleanup.policy"), config.get("retention.bytes")) == ("delete", "-1")
@@ -206,11 +213,11 @@ class Scanner(CommittedReader):
             return ends
 
     def _poll(self, left: dict[Any, Range]) -> tuple[list[Stored], bool]:
-        """Return new records, and True if any position moved. Pauses partitions that are read to their end."""
+        """Return new records, and True if any position moved. Partitions that were read to their end are paused."""
         with kafka_errors_translated(self._settings):
             before = {partition: self._consumer.position(partition) for partition in left}
             batches = self._consumer.poll(timeout_ms=_POLL_MS)
-            # The position also passes records that are never seen: markers, aborted and compacted ones.
+            # The position also moves past offsets without a visible record: markers, and aborted and compacted records.
             after = {partition: self._consumer.position(partition) for partition in left}
         records = [stored(record) for batch in batches.values() for record in batch if _inside(record, left)]
         done = [partition for partition, each in left.items() if after[partition] >= each.stop]

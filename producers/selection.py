@@ -23,14 +23,13 @@ class Selection:
     """Job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Only results settled at `since_ms` or later and before `until_ms`, Unix milliseconds."""
+    """Only results that were settled at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
     places: frozenset[StoredPlace] = frozenset()
     """Places in `model_results`."""
     undelivered: bool = False
     """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""
     waiting: bool = False
-    """Also select undelivered results that are still being tried. The scheduled attempts of these results are still
-    made.
+    """Also select undelivered results that are still being tried. Their scheduled attempts still take place.
     """
 
     def takes(self, record: Stored) -> bool:
@@ -46,7 +45,7 @@ class Selection:
 
 
 def is_at(url: str | None, endpoint: str) -> bool:
-    """True if a callback's URL is this endpoint, or has this origin if `endpoint` is an origin."""
+    """True if a callback's URL is `endpoint`, or has this origin if `endpoint` is an origin."""
     if url is None:
         return False
     is_origin = _ORIGIN.fullmatch(endpoint) is not None

@@ -21,13 +21,17 @@ from schemas.affinity import place_of, prefix_key
 from schemas.job import DEFAULT_TENANT
 
 LATELY_JOBS = 1000
-"""All counts of a shard are halved after this number of jobs for each partition, since most older jobs are answered."""
+"""All counts of a shard are halved after this number of jobs for each partition, because most older jobs are answered
+by then."""
 MOST_SHARDS = 10_000
 """Cap on the shards whose counts are kept; the least recently used shard is evicted."""
 
 
 def shard_of(tenant: str, partitions: int) -> tuple[int, ...]:
-    """Return the tenant's partitions out of 0 to `partitions` - 1, ascending; equal in every process."""
+    """Return the tenant's partitions out of 0 to `partitions` - 1, ascending.
+
+    All processes compute the same partitions.
+    """
     if tenant == DEFAULT_TENANT:
         return tuple(range(partitions))
     size = min(partitions, max(2, partitions // 3))
@@ -40,7 +44,7 @@ def _weight(tenant: str, partition: int) -> bytes:
 
 
 class Partitioner:
-    """Chooses the partition of each job, and counts the jobs by partition. For one thread."""
+    """Chooses the partition of each job, and counts the jobs by partition. Only one thread may use a chooser."""
 
     def __init__(self) -> None:
         self._shards: OrderedDict[tuple[str, str, int], _Shard] = OrderedDict()

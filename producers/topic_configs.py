@@ -28,7 +28,7 @@ class ConfigDifference:
 
 
 def _number(value: str) -> float:
-    """Convert a property's value to a number. -1 becomes infinity, since in every property it means no bound."""
+    """Convert a property's value to a number. -1 becomes infinity, because in every property it means no bound."""
     return math.inf if int(value) == -1 else int(value)
 
 
@@ -58,12 +58,12 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
     "max.compaction.lag.ms": _at_most,
     "segment.bytes": _at_most,
 }
-"""Properties that may differ from the wanted values, with the check of the value; all other properties have to be
+"""Properties that may differ from the wanted values, each with the check of its value. All other properties must be
 equal."""
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the effective properties by topic; none for a topic whose configuration the broker hides."""
+    """Return each topic's effective properties. They are empty if the broker hides the topic's configuration."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}

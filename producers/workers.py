@@ -11,7 +11,7 @@ from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announc
 from telemetry.clock import Clock, SystemClock
 
 LIVE_SECONDS = 180.0
-"""A worker announces itself every minute, and counts as ended after three minutes of silence."""
+"""A worker announces itself every minute. After three minutes of silence, the worker is considered to have ended."""
 
 _CLOCK = SystemClock()
 
@@ -24,14 +24,14 @@ class Announced:
     more: bool
     """True if one of the workers has more models or adapters than it announces."""
     adapters: tuple[str, ...] | None = None
-    """None if a worker does not state its adapters, because the worker's version is an earlier one."""
+    """None if a worker of an earlier version does not state its adapters."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
     """Return the models that a submitted job may name; None if no worker has announced itself within three minutes.
 
-    Only workers of the shared lanes count: they read each submitted job, and forward it to an engine's lane if needed.
-    Raises ProducerError.
+    Only the models of workers of the shared lanes are returned, because these workers read each submitted job and
+    forward it to an engine's lane if needed. Raises ProducerError.
     """
     since_ms = int((clock.time() - LIVE_SECONDS) * 1000)
     with Scanner(settings, clock) as scanner:
@@ -40,16 +40,16 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
     if not shared:
         return None
     models = dict.fromkeys(model for worker in shared for model in worker.models)
-    tuned = [worker.adapters for worker in workers]  # of all lanes: a job is forwarded to its model's lane
+    tuned = [worker.adapters for worker in workers]  # of all lanes, because a job is forwarded to its model's lane
     adapters = dict.fromkeys(name for each in tuned for name in each or ())
     more = any(worker.more for worker in shared) or any(worker.more for worker in workers if worker.adapters)
     return Announced(tuple(models), more, tuple(adapters) if None not in tuned else None)
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:
-    """Return each worker's last announcement since `since_ms` by the broker's clock; none if the worker withdrew it.
+    """Return each worker's last announcement since `since_ms`, unless the worker has withdrawn it.
 
-    Unreadable records are skipped.
+    `since_ms` is by the broker's clock. Unreadable records are skipped.
     """
     last: dict[bytes | None, WorkerAnnouncement] = {}
     for record in records:

@@ -1,6 +1,6 @@
-"""Submit prompts to Postback, and take the answers. `HttpClient` and `KafkaClient` have one interface.
+"""Submit prompts to Postback, and receive the answers. `HttpClient` and `KafkaClient` have one interface.
 
-`KafkaClient` is imported when it is first used, since it needs kafka-python: `pip install 'postback-client[kafka]'`.
+`KafkaClient` is imported when it is first used, because it needs kafka-python: `pip install 'postback-client[kafka]'`.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ class Batch:
     created_at: int
     """Unix seconds."""
     output_file_id: str | None = None
-    """The file of the lines that succeeded; None if there is none."""
+    """The file with the results of the lines that succeeded; None if there is none."""
     error_file_id: str | None = None
-    """The file of all other lines; None if there is none."""
+    """The file with the errors of all other lines; None if there is none."""
     request_counts: LineCounts = field(default_factory=LineCounts)
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)

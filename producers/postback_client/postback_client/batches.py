@@ -1,4 +1,4 @@
-"""Batches over HTTPS: upload a file of requests, and follow it."""
+"""Batches over HTTPS: upload a file of requests, and wait for its results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.25, 5.0
 _MOST_LINE_BYTES = 2 * 1024 * 1024
 
 OnBatch = Callable[[Batch], None]
-"""Called with the batch each time that its state was read."""
+"""Called with the batch each time its state has been read."""
 
 
 class Batches:
@@ -51,7 +51,7 @@ class Batches:
         return self.begin(file.id, endpoint=url, metadata=metadata)
 
     def begin(self, file_id: str, *, endpoint: str, metadata: Mapping[str, str] | None = None) -> Batch:
-        """Begin a batch of an uploaded file. If this call repeats its request, only one batch begins."""
+        """Begin a batch of an uploaded file. Even if this call has to send its request again, only one batch begins."""
         terms = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", "metadata": metadata}
         body = json.dumps({name: value for name, value in terms.items() if value is not None}, default=dict)
         headers = {"content-type": "application/json", "idempotency-key": uuid.uuid4().hex}
@@ -66,11 +66,11 @@ class Batches:
         return listed(self._http, BATCHES, Batch)
 
     def cancel(self, batch_id: str) -> Batch:
-        """Ask for a batch's cancellation. Raises Conflict for a batch that has ended."""
+        """Ask for a batch's cancellation, and return the batch. Raises Conflict if the batch has ended."""
         return read(Batch, self._http.json("POST", f"{BATCHES}/{_id(batch_id)}/cancel"))
 
     def wait(self, batch_id: str, timeout: float | None = None, *, on_batch: OnBatch = ignore) -> Batch:
-        """Return the batch once it has ended. Raises BatchStillRunning after `timeout` seconds."""
+        """Wait until the batch has ended, and return it. Raises BatchStillRunning after `timeout` seconds."""
         limit, pause = TimeLimit(self._http.clock, timeout), _FIRST_POLL_SECONDS
         while True:
             batch = self.retrieve(batch_id)

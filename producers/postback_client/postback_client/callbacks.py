@@ -28,7 +28,7 @@ _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
 _CLOCK = MachineClock()
 
 Matches = Callable[[bytes, bytes], bool]
-"""Takes the signed content and a signature; returns True if the key made the signature."""
+"""A function of the signed content and a signature that returns True if the key made the signature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def verify(
     """Return the callback if one of the keys signed these bytes within the tolerance.
 
     Pass the body as it was received, before any parsing. With `tenant`, events of other tenants are refused. Header
-    names may be in any case. Raises CallbackRefused, and UnusableKey for a text that is no key.
+    names may be in any case. Raises CallbackRefused, or UnusableKey if one of the keys is not a key.
     """
     macs, verifiers = [_mac(text) for text in secrets], [_ed25519(text) for text in public_keys]
     webhook_id, timestamp, signatures = _headers(headers)
@@ -112,7 +112,7 @@ def _mac(text: str) -> Matches:
 
 
 def _ed25519(text: str) -> Matches:
-    """Return the check by a public key, which needs libsodium: the standard library has no ed25519."""
+    """Return the check by a public key. This check needs libsodium, because the standard library has no ed25519."""
     key = _key_bytes(text, _PUBLIC_KEY)
     if len(key) != _KEY_BYTES:
         raise UnusableKey(f"a {_PUBLIC_KEY} key has {_KEY_BYTES} bytes")
@@ -124,7 +124,8 @@ def _ed25519(text: str) -> Matches:
         raise UnusableKey(message) from None
 
     def matches(content: bytes, signature: bytes) -> bool:
-        # libsodium reads signature and content as one text, and would complete a short signature from the content.
+        # libsodium gets signature and content as one text, so it would take the missing bytes of a short signature from
+        # the content.
         if len(signature) != _SIGNATURE_BYTES:
             return False
         try:

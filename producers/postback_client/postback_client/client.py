@@ -12,25 +12,28 @@ from postback_client.result import Result
 
 
 class PostbackClient(Protocol):
-    """Submits jobs, and takes their results. One thread at a time may use a client.
+    """Submits jobs, and receives their results. Only one thread at a time may use a client.
 
-    All methods raise PostbackError; `postback_client.errors` draws its subclasses.
+    All methods raise PostbackError; `postback_client.errors` lists its subclasses.
     """
 
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
-        """Submit jobs, and return their ids in the same order once all are accepted durably.
+        """Submit jobs, wait until all are accepted durably, and return their ids in the same order.
 
-        If this call repeats a request, each job is still accepted once. A job without a `job_id` gets one. Raises
-        SubmitFailed.
+        Even if this call has to send a request again, each job is accepted once. A job without a `job_id` gets one.
+        Raises SubmitFailed.
         """
         ...
 
     def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
-        """Yield each job's result once, as soon as it is there. Raises StillWaiting after `timeout` seconds."""
+        """Yield the result of each job, as soon as the job has one. Raises StillWaiting after `timeout` seconds."""
         ...
 
     def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
-        """Return the results of all jobs, in the order of the ids. Raises StillWaiting with the results so far."""
+        """Wait for the results of all jobs, and return them in the order of the ids.
+
+        Raises StillWaiting with the results so far.
+        """
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -56,7 +59,10 @@ class PostbackClient(Protocol):
 
 
 def collected(job_ids: Sequence[str], results: Iterator[Result]) -> list[Result]:
-    """Return the streamed results in the order of the ids. Raises StillWaiting with the results so far."""
+    """Read the stream to its end, and return its results in the order of the ids.
+
+    Raises StillWaiting with the results so far.
+    """
     found: dict[str, Result] = {}
     try:
         for result in results:

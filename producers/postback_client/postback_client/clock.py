@@ -1,4 +1,4 @@
-"""Time as a value that is passed in, so that a test can advance it."""
+"""Clocks and time limits. A clock is passed as an argument, so that a test can pass one that it can advance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MachineClock:
 
 
 class TimeLimit:
-    """The end of a wait. Without seconds, the wait has no end."""
+    """The end of a wait. If `seconds` is None, the wait has no end."""
 
     def __init__(self, clock: ClientClock, seconds: float | None) -> None:
         self._clock = clock
@@ -52,9 +52,9 @@ class TimeLimit:
 
     @property
     def passed(self) -> bool:
-        """True once the time is up."""
+        """True if the time is up."""
         return self._end is not None and self._clock.monotonic() >= self._end
 
     def within(self, seconds: float) -> float:
-        """Return these seconds, or the fewer that are left; never less than 0."""
+        """Return `seconds`, or the time that is left if that is shorter; never less than 0."""
         return seconds if self._end is None else max(0.0, min(seconds, self._end - self._clock.monotonic()))

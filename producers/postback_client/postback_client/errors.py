@@ -64,9 +64,9 @@ class GatewayRefused(PostbackError):  # noqa: N818
         self.code = code
         """A stable name of the error, such as `job_not_found`."""
         self.param = param
-        """The field at fault."""
+        """The name of the field that caused the error."""
         self.problems = problems
-        """Each problem of a request with several jobs: `index`, `field`, `reason`."""
+        """For a request with several jobs, each problem as `index`, `field` and `reason`."""
         self.request_id = request_id
         """The request's name in the gateway's log."""
         self.final = final

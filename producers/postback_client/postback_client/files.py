@@ -43,11 +43,12 @@ class Files:
         state: str | Path | None = None,
         on_bytes: OnBytes = ignore,
     ) -> StoredFile:
-        """Upload a file, which is never in memory as a whole.
+        """Upload a file without reading it into memory as a whole.
 
         A file of more than 4 MiB is uploaded in parts; after a lost connection, the upload repeats only the part that
-        was cut off. `state` is the path of a file that names the parts that the gateway has. With this state file,
-        another process can continue the upload within an hour. The state file is removed when the upload ends.
+        was cut off. `state` is the path of a file in which this call records the parts that the gateway has. With this
+        state file, another process can continue the upload within an hour. The state file is removed when the upload
+        ends.
         """
         source, kept = Path(path), None if state is None else Path(state)
         if source.stat().st_size > PART_BYTES:
@@ -68,9 +69,10 @@ class Files:
         self._http.call("DELETE", _place(file_id))
 
     def download(self, file_id: str, path: str | Path, *, on_bytes: OnBytes = ignore) -> None:
-        """Write a file's content to a path, which is replaced once the content is whole.
+        """Write a file's content to a path.
 
-        After a lost connection, the download goes on with the next byte.
+        A file at this path is replaced only when the content is complete. After a lost connection, the download
+        continues at the next byte.
         """
         target = Path(path)
         part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
@@ -86,7 +88,7 @@ class Files:
     def _uploaded(self, path: Path, purpose: str, on_bytes: OnBytes) -> StoredFile:
         """Upload a file in one request.
 
-        If only the answer is lost, the file is uploaded again, and the first copy stays unused.
+        If only the answer is lost, the file is uploaded again, and the first copy remains unused.
         """
         attempt = 1
         while True:

@@ -38,11 +38,11 @@ _CLOCK = MachineClock()
 
 
 class HttpClient:
-    """A tenant's client of the gateway, for one thread. The client keeps connections open.
+    """A tenant's client of the gateway, for use by one thread.
 
-    `url` is the gateway's, with or without `/v1`. `ca_file` has the CA's certificates, for a private CA. A request that
-    fails for a transient reason is repeated for up to `patience_seconds`. Raises ValueError for a URL that is not
-    `https://`, unless the URL leads to this machine.
+    The client keeps connections open. `url` is the gateway's URL, with or without `/v1`. `ca_file` is a file with the
+    certificates of a private CA. A request that fails for a transient reason is repeated for up to `patience_seconds`.
+    Raises ValueError for a URL that is not `https://`, unless the URL leads to this machine.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class HttpClient:
         self._jobs_together = jobs_together
         self._http = HttpSession(url, key, ca_file=ca_file, patience_seconds=patience_seconds, clock=clock)
         self.files = Files(self._http)
-        """Files: requests and answers of batches."""
+        """The tenant's files, which are requests and answers of batches."""
         self.batches = Batches(self._http, self.files)
-        """Files of up to 50,000 requests."""
+        """The tenant's batches. Each is a file of up to 50,000 requests."""
 
     def submit(
         self,
@@ -70,10 +70,10 @@ class HttpClient:
         lane: Lane = "default",
         idempotency_key: str | None = None,
     ) -> list[str]:
-        """Submit jobs, and return their ids in the same order once all are accepted durably.
+        """Submit jobs, wait until all are accepted durably, and return their ids in the same order.
 
         With an `idempotency_key`, another process may repeat the call later: the gateway accepts the jobs once, and the
-        ids are the same. Raises SubmitFailed, after which the jobs of this call's earlier requests stay accepted.
+        ids are the same. Raises SubmitFailed. The jobs of requests that succeeded before the failure stay accepted.
         """
         key, accepted = idempotency_key or uuid.uuid4().hex, list[str]()
         together: list[NamedJob] = []
@@ -100,16 +100,16 @@ class HttpClient:
         return str(document["status"])
 
     def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
-        """Yield each job's result once, as soon as it is there.
+        """Yield the result of each job, as soon as the job has one.
 
-        Each job is asked for once, and then the gateway's events are read. Raises StillWaiting after `timeout` seconds,
-        and NotFound for an unknown job.
+        The gateway is asked once for each job's result, and then its events are read. Raises StillWaiting after
+        `timeout` seconds, and NotFound for an unknown job.
         """
         limit, awaited = TimeLimit(self._clock, timeout), dict.fromkeys(job_ids)
         if not awaited:
             return
         with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
-            feed.open()  # opened first: a result that comes after the question for its job is then an event
+            feed.open()  # opened first, so that results after the questions below come as events
             for job_id in list(awaited):
                 if (result := self.result(job_id)) is not None:
                     del awaited[job_id]
@@ -125,12 +125,18 @@ class HttpClient:
             raise StillWaiting(list(awaited))
 
     def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
-        """Return the results of all jobs, in the order of the ids. Raises StillWaiting with the results so far."""
+        """Wait for the results of all jobs, and return them in the order of the ids.
+
+        Raises StillWaiting with the results so far.
+        """
         wanted = list(job_ids)
         return collected(wanted, self.stream(wanted, timeout))
 
     def cancel(self, job_id: str) -> None:
-        """Ask for a job's cancellation. Raises Conflict if the job has its result already, and NotFound."""
+        """Ask for a job's cancellation.
+
+        Raises Conflict if the job already has its result, and NotFound if it is unknown.
+        """
         self._http.call("POST", f"{_path(job_id)}/cancel")
 
     def close(self) -> None:
@@ -158,7 +164,7 @@ class HttpClient:
     def _parts(self, jobs: Iterable[NamedJob]) -> Iterator[list[NamedJob]]:
         """Divide jobs into requests.
 
-        The jobs alone decide how they are divided, so that a repeat sends the same requests.
+        The same jobs are always divided in the same way, so that a repeated call sends the same requests.
         """
         part, size = list[NamedJob](), 0
         for job in jobs:

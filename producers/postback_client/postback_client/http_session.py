@@ -1,7 +1,8 @@
-"""Requests to the gateway: one connection pool, a limit for each answer, and repeats of requests that allow it.
+"""Sends requests to the gateway, by one connection pool and with a limit for each answer.
 
-A request is repeated after a lost connection and after 408, 429 and 5xx, unless the answer's `x-should-retry` forbids
-it. A `Retry-After` is honoured up to `MOST_PAUSE_SECONDS`.
+Failed requests are repeated if that is safe. A request is repeated after a lost connection and after 408, 429 and 5xx,
+unless the answer's `x-should-retry` forbids it. The pause before a repeat is the answer's `Retry-After`, but at most
+`MOST_PAUSE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Body = bytes | Iterable[bytes] | None
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Sets the key on each request; otherwise a password in the user's .netrc would replace the key."""
+    """Sets the key on each request. Without this class, a password in the user's .netrc would replace the key."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -46,7 +47,7 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class HttpSession:
-    """Sends requests with the key. Raises ValueError for a URL over which a key must not travel."""
+    """Sends requests with the key. Raises ValueError if the URL is not safe for sending a key."""
 
     def __init__(self, url: str, key: str, *, ca_file: str | None, patience_seconds: float, clock: ClientClock) -> None:
         self.base = _base_of(url)
@@ -71,8 +72,8 @@ class HttpSession:
     ) -> requests.Response:
         """Send a request and return its answer; repeat the request until the client's patience or `limit` ends.
 
-        Callers use this method for requests that may be repeated: with an idempotency key, or without effect when
-        repeated. A request with an iterable body is sent once. Raises GatewayRefused and Unreachable.
+        Use this method only for requests that may be repeated, because they have an idempotency key or because a repeat
+        has no effect. A request with an iterable body is sent once. Raises GatewayRefused and Unreachable.
         """
         patience = TimeLimit(self.clock, self._patience_seconds)
         grown = _FIRST_PAUSE_SECONDS
@@ -135,7 +136,7 @@ def _may_repeat(failure: PostbackError) -> bool:
 
 
 def _refusal(response: requests.Response) -> GatewayRefused:
-    """Return the error of an answer: from a body in OpenAI's shape, or else from the status."""
+    """Return the error that an answer states: in a body in OpenAI's shape, or else by its status."""
     status, error = response.status_code, {}
     try:
         document = parsed(response.content)

@@ -1,4 +1,4 @@
-"""Jobs, as they are submitted. The gateway and the workers check jobs; this library sends jobs unchecked."""
+"""Jobs as they are submitted. This library does not check jobs; the gateway and the workers do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lane = Literal["default", "bulk", "spare"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One prompt or other input with its options. An option that is None has the fleet's default.
+    """One prompt or other input with its options. If an option is None, the fleet's default applies.
 
     One of `prompt`, `messages`, `embed`, `rerank`, `score`, `classify` and `payload_url` is required.
 
@@ -47,15 +47,15 @@ class Job:
     payload_sha256: str | None = None
     """The SHA-256 of that document, 64 hexadecimal digits."""
     job_id: str | None = None
-    """The job's name within its tenant, at most 256 printable ASCII characters; made by `submit` where absent."""
+    """The job's name within its tenant, at most 256 printable ASCII characters; if it is None, `submit` makes one."""
     model_id: str | None = None
-    """A model's name; any model where absent."""
+    """A model's name; if it is None, any model may answer."""
     callback_url: str | None = None
     """The URL to which the signed result is POSTed."""
     sources: Mapping[str, Any] | None = None
     """Pages to read before answering: `urls`, `search`, `profile`, `required`."""
     max_tokens: int | None = None
-    """The most tokens that the answer may have."""
+    """The largest number of tokens in the answer."""
     temperature: float | None = None
     """The randomness of sampling, 0 for greedy; by default the profile's or the model's own."""
     top_p: float | None = None
@@ -65,33 +65,33 @@ class Job:
     seed: int | None = None
     """The seed of random sampling."""
     n: int | None = None
-    """The number of answers, which are the result's `choices`; 1 where absent."""
+    """The number of answers, which are the result's `choices`; 1 if it is None."""
     logprobs: bool | None = None
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = None
-    """The number of likeliest tokens that the result lists at each place of the answer; goes with `logprobs`."""
+    """The number of likeliest tokens that the result lists at each place of the answer. It requires `logprobs`."""
     response_format: Mapping[str, Any] | None = None
     """The answer's form, as OpenAI's `response_format`."""
     context_window: int | None = None
-    """The most tokens of prompt and answer together."""
+    """The largest number of tokens in prompt and answer together."""
     tools: Sequence[Mapping[str, Any]] | None = None
     """Functions that the model may call, in OpenAI's shape. The calls are the result's `tool_calls`; no call is run."""
     tool_choice: str | Mapping[str, Any] | None = None
-    """`auto`, `none`, `required` or one function, in OpenAI's shape; goes with `tools`."""
+    """`auto`, `none`, `required` or one function, in OpenAI's shape. It requires `tools`."""
     parallel_tool_calls: bool | None = None
-    """If false, the model makes one call at most."""
+    """If false, the model may make at most one call."""
     reasoning: Mapping[str, Any] | None = None
     """Bounds of the model's reasoning: `effort`, `max_tokens`."""
     adapter: str | None = None
     """The name of a LoRA adapter."""
     priority: int | None = None
-    """0 to 9, higher first."""
+    """The job's priority, 0 to 9. Jobs with a higher number run first."""
     ttl_seconds: float | None = None
     """Seconds until the job ends as `expired`."""
     metadata: Mapping[str, str] | None = None
-    """Returned unchanged in the result."""
+    """The caller's own data, which the result has unchanged."""
     custom_id: str | None = None
-    """The caller's own name for the job, returned in the result."""
+    """The caller's own name for the job, which the result has too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

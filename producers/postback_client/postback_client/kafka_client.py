@@ -33,8 +33,8 @@ ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
 _IN_FLIGHT = 10_000
 _MOST_OWN = 200_000
-"""The most jobs that a client remembers until it has given out their results. For older jobs, `stream` reads results
-again."""
+"""The largest number of jobs that a client remembers until it has returned their results. For older jobs, `stream`
+reads results again."""
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
 _CLOCK = MachineClock()
@@ -42,7 +42,7 @@ _CLOCK = MachineClock()
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A sent job, perhaps without its acknowledgement."""
+    """A job that was sent. Its acknowledgement may still be missing."""
 
     job_id: str
     future: Any
@@ -50,9 +50,9 @@ class _Sent:
 
 
 class KafkaClient:
-    """A tenant's client on the fleet's topics, for one thread.
+    """A tenant's client on the fleet's topics, for use by one thread.
 
-    Results are read from the client's construction on, or from `since_seconds` before it: results of jobs that ended
+    The client reads results from its construction on, or from `since_seconds` before it. Results of jobs that ended
     earlier are not found. `kafka` are further arguments of kafka-python's clients, such as `security_protocol`. Raises
     KafkaFailed if Kafka does not answer.
     """
@@ -71,7 +71,7 @@ class KafkaClient:
         self._tenant = tenant
         self._prefix = topic_prefix
         self._own: dict[str, Result | None] = {}
-        """Jobs of this client whose results were not yet given out, with the results that came."""
+        """The jobs of this client whose results were not returned yet, each with its result if that has arrived."""
         self._shards: dict[str, Shard] = {}
         config = {"bootstrap_servers": bootstrap_servers.split(","), "bootstrap_timeout_ms": 10_000, **kafka}
         with _kafka():
@@ -99,9 +99,10 @@ class KafkaClient:
             raise
 
     def submit(self, jobs: Iterable[Job | Mapping[str, Any]], *, lane: Lane = "default") -> list[str]:
-        """Submit jobs, and return their ids in the same order once Kafka has all. Raises SubmitFailed.
+        """Submit jobs, wait until Kafka has all of them, and return their ids in the same order. Raises SubmitFailed.
 
-        The producer is idempotent, so its own retries send no job twice. A repeated call sends its jobs again.
+        The producer is idempotent, so its own retries send no job twice. If the caller repeats a call, its jobs are
+        sent again.
         """
         topic = f"{self._prefix}model_requests{ {'bulk': '.batch', 'spare': '.spare'}.get(lane, '') }"
         accepted: list[str] = []
@@ -123,7 +124,7 @@ class KafkaClient:
         return accepted
 
     def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
-        """Yield each job's result once, as soon as it is there. Raises StillWaiting after `timeout` seconds.
+        """Yield the result of each job, as soon as the job has one. Raises StillWaiting after `timeout` seconds.
 
         For jobs that this client has not submitted, results are read again from the client's first position.
         """
@@ -148,7 +149,10 @@ class KafkaClient:
                     self._own[result.job_id] = result
 
     def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
-        """Return the results of all jobs, in the order of the ids. Raises StillWaiting with the results so far."""
+        """Wait for the results of all jobs, and return them in the order of the ids.
+
+        Raises StillWaiting with the results so far.
+        """
         wanted = list(job_ids)
         return collected(wanted, self.stream(wanted, timeout))
 
@@ -200,7 +204,7 @@ class KafkaClient:
         return _Sent(job.job_id, future, submitted)
 
     def _first_offsets(self, since_seconds: float) -> dict[Any, int]:
-        """Assign all partitions of results, and return the offsets at which reading begins."""
+        """Assign all partitions of `model_results` to the consumer, and return the offsets at which reading begins."""
         topic = f"{self._prefix}model_results"
         partitions = [TopicPartition(topic, each) for each in self._consumer.partitions_for_topic(topic) or ()]
         if not partitions:
@@ -216,14 +220,14 @@ class KafkaClient:
         return starts
 
     def _poll(self, limit: TimeLimit) -> list[Result]:
-        """Return the tenant's results that came; wait for a moment if there are none."""
+        """Return the tenant's new results; wait for a short time if there are none."""
         with _kafka():
             batches = self._consumer.poll(timeout_ms=round(limit.within(_POLL_MS / 1000) * 1000))
         records = (record for batch in batches.values() for record in batch)
         return [result for record in records if (result := self._result_of(record)) is not None]
 
     def _result_of(self, record: Any) -> Result | None:
-        """Return the result in a record; None for another tenant's, and for a record that no worker wrote."""
+        """Return the result in a record; None if it is another tenant's result, or if no worker wrote the record."""
         tenant = dict(record.headers or ()).get("tenant") or DEFAULT_TENANT.encode()
         if tenant != self._tenant.encode() or record.value is None:
             return None
@@ -236,7 +240,7 @@ class KafkaClient:
 def _acknowledged(sent: deque[_Sent]) -> str:
     """Wait for the oldest job's acknowledgement, and return the job's id."""
     oldest = sent[0]
-    oldest.future.get(timeout=2 * ACCEPT_SECONDS)  # kafka-python waits without end for a frozen broker
+    oldest.future.get(timeout=2 * ACCEPT_SECONDS)  # kafka-python alone waits forever for a frozen broker
     oldest.submitted.end()
     sent.popleft()
     return oldest.job_id

@@ -1,4 +1,4 @@
-"""Lists that the gateway answers in pages (OpenAI API reference, "List files" and "List batches")."""
+"""Reads lists that the gateway sends in pages (OpenAI API reference, "List files" and "List batches")."""
 
 from __future__ import annotations
 

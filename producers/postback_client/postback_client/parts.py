@@ -1,4 +1,4 @@
-"""Files that are uploaded in parts, so that an upload goes on after a lost connection, and in another process.
+"""Uploads files in parts, so that an upload can continue after a lost connection, or in another process.
 
 Source: OpenAI's API reference, "Uploads".
 """
@@ -27,14 +27,14 @@ PART_BYTES = 4 * 1024 * 1024
 MOST_PARTS = 1000
 _STARTS = 3
 _OTHER_CONTENT = frozenset({"checksum_mismatch", "bytes_mismatch", "part_not_found"})
-"""Codes with which the gateway refuses parts that do not make up the file. The file may have changed meanwhile."""
+"""Error codes of the gateway for parts that together are not the file. The file may have changed during the upload."""
 _COMPLETE_SECONDS = 600.0
 _MOST_STATE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class UploadState:
-    """An unfinished upload, as kept in a file."""
+    """An unfinished upload, as the state file describes it."""
 
     gateway: str
     upload_id: str
@@ -42,7 +42,7 @@ class UploadState:
     """Unix seconds."""
     bytes: int
     modified_ns: int
-    """The file's time of modification: a file that was changed is uploaded from its start."""
+    """The file's time of modification, because a file that was changed must be uploaded from its start."""
     purpose: str
     part_bytes: int
     part_ids: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _Completed:
 
 
 class PartedUpload:
-    """One file on its way to the gateway. `kept` is the file of the state; None keeps the state in memory only."""
+    """The upload of one file. `kept` is the path of the state file; if it is None, the state is in memory only."""
 
     def __init__(
         self, http: HttpSession, path: Path, purpose: str, on_bytes: Callable[[int], None], kept: Path | None
@@ -145,7 +145,7 @@ class PartedUpload:
         return self._http.json("POST", path, body=json.dumps(body).encode(), headers=headers, **arguments)
 
     def _earlier(self) -> UploadState | None:
-        """Return the state that another process left; None if there is none that fits the file."""
+        """Return the state that another process left; None if there is none, or if it does not fit the file."""
         if self._kept is None:
             return None
         try:

@@ -20,7 +20,7 @@ class TokenUsage:
     """The price of the job, if the fleet's registry of models has prices."""
     currency: str | None = None
     reasoning_tokens: int | None = None
-    """Tokens of the reasoning, a part of `completion_tokens`."""
+    """Tokens of the reasoning, which are also counted in `completion_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class CitedPlace:
     support: str
     """`exact`, `fuzzy`, `lexical`, `unsupported` or `dangling`."""
     quote: SourceQuote | None = None
-    """The source's words that are nearest to the place; None without support."""
+    """The words of the source that are most similar to the place; None if the source does not support the place."""
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionOfCall:
-    """A function's name and its arguments, which the model wrote as JSON: check them before use."""
+    """A function's name and its arguments. The model wrote the arguments as JSON, so check them before use."""
 
     name: str
     arguments: str
@@ -106,7 +106,7 @@ class UsedSource:
     """The date of publication in ISO 8601, as exact as it is known."""
     doi: str | None = None
     read_by: str | None = None
-    """`ocr` if a program read the text from pictures, so that it may have misread characters."""
+    """`ocr` if a program read the text from pictures, so the text may have wrong characters."""
 
 
 @dataclass(frozen=True, slots=True)

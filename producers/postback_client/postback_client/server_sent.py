@@ -1,4 +1,4 @@
-"""Server-sent events: their format, and a stream that goes on after a lost connection.
+"""Server-sent events: their format, and a stream that continues after a lost connection.
 
 Source: WHATWG HTML, section 9.2, "Server-sent events".
 """
@@ -15,7 +15,7 @@ from postback_client.http_session import HttpSession
 
 EVENTS = "/v1/events"
 SILENCE_SECONDS = 45.0
-"""The time of three heartbeats of the gateway. A connection that is silent for longer is given up, and opened again."""
+"""The time of three heartbeats of the gateway. A connection that is silent for longer is closed, and opened again."""
 _LIMITED_SILENCE_SECONDS = 2.0
 """Under a time limit, a connection that is silent for this long is opened again, so that the wait exceeds the limit by
 at most this time."""
@@ -27,7 +27,7 @@ _AGAIN_SECONDS = 0.25
 class ServerSent:
     """One block of the stream.
 
-    A block without an event has empty `data`, and states the position or the time to reconnect.
+    A block with empty `data` is no event; it states the position or the time to reconnect.
     """
 
     id: str
@@ -35,7 +35,7 @@ class ServerSent:
 
 
 class ServerSentParser:
-    """Takes bytes in pieces of any size, and returns the events that are complete."""
+    """Parses bytes that arrive in pieces of any size, and returns the events that are complete."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -46,7 +46,7 @@ class ServerSentParser:
     def feed(self, piece: bytes) -> list[ServerSent]:
         """Return the events that this piece completes."""
         content = self._rest + piece
-        # A carriage return at the end may be the first half of a line's end.
+        # A carriage return at the end of a piece may be the first half of CR LF.
         held = b"\r" if content.endswith(b"\r") else b""
         lines = content.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop() + held
@@ -69,7 +69,7 @@ class ServerSentParser:
 
 
 class EventFeed:
-    """The tenant's events from the feed's opening on, each once, also after a lost connection."""
+    """The tenant's events from the feed's opening on. Each event is yielded once, even after a lost connection."""
 
     def __init__(self, http: HttpSession, types: str, limit: TimeLimit) -> None:
         self._http = http
@@ -82,11 +82,14 @@ class EventFeed:
         self._first: ServerSent | None = None
 
     def open(self) -> None:
-        """Return once the feed's position is fixed: no event after that moment is missed. Raises PostbackError."""
+        """Connect, and return when the gateway has fixed the feed's position.
+
+        No later event is missed. Raises PostbackError.
+        """
         self._first = next(self._blocks, None)
 
     def events(self) -> Iterator[ServerSent]:
-        """Yield events until the time limit. Raises PostbackError once the gateway is away for longer than allowed."""
+        """Yield events until the time limit. Raises PostbackError if the gateway cannot be reached for too long."""
         if self._first is not None and self._first.data:
             yield self._first
         yield from (each for each in self._blocks if each.data)
@@ -113,7 +116,7 @@ class EventFeed:
             try:
                 piece = next(pieces, None)
             except requests.RequestException:
-                break  # lost, or silent for too long: the next connection goes on after the last event
+                break  # lost or silent for too long, so the next connection continues after the last event
             if piece is None:
                 break
             for event in parser.feed(piece):

@@ -15,11 +15,11 @@ Shape = TypeVar("Shape")
 
 
 class _Unfit(Exception):  # noqa: N818 - private, becomes UnreadableAnswer
-    """A value is not of its member's type."""
+    """A value does not have its member's type."""
 
 
 def parsed(content: bytes | str) -> Any:
-    """Return the value of JSON. Raises UnreadableAnswer, which shows none of the content."""
+    """Return the value of a JSON text. Raises UnreadableAnswer; the error shows none of the content."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -27,7 +27,7 @@ def parsed(content: bytes | str) -> Any:
 
 
 def read(kind: type[Shape], document: object) -> Shape:
-    """Return an instance of a dataclass from a JSON object. Raises UnreadableAnswer, which names the member."""
+    """Return an instance of a dataclass from a JSON object. Raises UnreadableAnswer; the error names the member."""
     try:
         return _instance(kind, document)
     except _Unfit as unfit:

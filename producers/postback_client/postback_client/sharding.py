@@ -1,8 +1,8 @@
-"""The partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing, as in all producers of a fleet.
+"""Chooses the partitions of a tenant's jobs, by shuffle sharding with rendezvous hashing.
 
-Jobs with the same prompt prefix (system message and sources) go to one partition, so that one worker caches the prefix.
-If this partition has many more jobs than the others, further jobs with the prefix go elsewhere. Other jobs go to the
-least loaded partition.
+All producers of a fleet choose in this way. Jobs with the same prompt prefix (system message and sources) go to one
+partition, so that one worker caches the prefix. If this partition has many more jobs than the others, further jobs with
+the prefix go elsewhere. Other jobs go to the least loaded partition.
 
 A tenant has a third of the partitions, at least 2, so that one tenant's flood does not fill all queues. The tenant
 `default` has all partitions.
@@ -99,7 +99,10 @@ def _payload(job: Mapping[str, Any]) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """Return JSON in a canonical form: members sorted by name, without absent ones, defaults and `_IGNORED`."""
+    """Return JSON in a canonical form.
+
+    Members are sorted by name, and absent members, defaults and `_IGNORED` are left out.
+    """
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):

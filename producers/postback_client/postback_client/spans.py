@@ -1,7 +1,8 @@
-"""Spans of submissions, if the application has set OpenTelemetry up; the gateway's and workers' spans follow them.
+"""Spans of submissions, if the application has set OpenTelemetry up.
 
-Without the package `opentelemetry-api`, or without an SDK that the application has set up, there are no spans, and
-requests and records have no `traceparent`. Source: W3C Trace Context, level 1, section 3.2.
+The gateway's and workers' spans become their children. Without the package `opentelemetry-api`, or without an SDK that
+the application has set up, there are no spans, and requests and records have no `traceparent`. Source: W3C Trace
+Context, level 1, section 3.2.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Submitted:
 
 @contextmanager
 def submission(job_id: str | None) -> Iterator[Submitted]:
-    """Run a block as a submission's span. An exception marks the span as an error; the exception's text is left out."""
+    """Record a `with` block as a submission's span.
+
+    An exception marks the span as an error; the exception's text is left out.
+    """
     submitted, failed = Submitted(job_id), True
     try:
         yield submitted
