@@ -40,7 +40,7 @@ The bounds exist because metrics refuse negative numbers, and databases refuse l
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt in the engine's form: after enrichment, with every default filled in."""
+    """One prompt as engines get it, after enrichment and with every default filled in."""
 
     request_id: str
     prompt: str | None
@@ -152,7 +152,7 @@ class EngineLoad:
     running: int
     waiting: int
     free: int
-    """The number of further requests that would start at once."""
+    """The number of further requests that the engine would start without a wait."""
     away: str | None = None
     """The reason why the engine generates nothing now; None if there is no known reason."""
 
@@ -354,7 +354,7 @@ class ChangesModel(Protocol):
     async def change_model(self, section: EngineSection) -> None:
         """Serve the model and adapters of these settings from now on.
 
-        Running requests end with the old model and keep their adapter. Later requests wait for the new model.
+        The old model finishes the running requests, each with its old adapter. Later requests wait for the new model.
 
         Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
         EngineUnavailable if the engine could not change.

@@ -65,7 +65,7 @@ class EchoSettings(EngineSection):
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
     places: int = Field(default=1024, ge=1, le=8192)
-    """Answers in progress at once; further requests wait for a place, as at a GPU."""
+    """Cap on the answers in progress; further requests wait for a place, as at a GPU."""
 
 
 class EchoEngine:

@@ -48,8 +48,8 @@ class AddressCircuit:
     def failed(self, number: int, *, took_too_long: bool = False) -> bool:
         """Count a failure. Return True if the request may be to blame, because the address answers other requests.
 
-        A timeout may be the request's fault only if the address answered a request that began later: a merely slow
-        address answers earlier requests first.
+        A timeout may be the request's fault only if the address answered a request that began later, because a merely
+        slow address answers earlier requests first.
         """
         to_blame = self._newest_answered > number if took_too_long else self._answered_since_failure
         self._answered_since_failure = False

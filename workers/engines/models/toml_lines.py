@@ -1,4 +1,4 @@
-"""Line numbers of a TOML document's fields, for errors: Python's parser gives line numbers only for syntax errors."""
+"""Line numbers of a TOML document's fields. Python's parser gives line numbers only for syntax errors."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _reasoning(asked: Reasoning) -> dict[str, Any]:
-    """Return the parameters for the effort and for the token budget, which must be at least 1,024."""
+    """Return the parameters for the effort and for the token budget. A token budget must be at least 1,024."""
     if not asked.is_wanted:
         return {"thinking": {"type": "disabled"}}
     fields: dict[str, Any] = {}

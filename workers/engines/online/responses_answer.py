@@ -34,7 +34,8 @@ _MOST_ITEMS: Final = 1024
 _MOST_PARTS: Final = 128
 """Cap on the parts of an item.
 
-Without the caps on items and parts, 8 MiB of JSON would take half a gigabyte and seconds of the event loop.
+Without the caps on items and parts, 8 MiB of JSON would take half a gigabyte of memory, and block the event loop for
+seconds.
 """
 _KNOWN: Final = frozenset(
     ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")

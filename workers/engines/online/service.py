@@ -47,7 +47,7 @@ _OF_THE_ACCOUNT: Final = (
 )
 """Texts in a 400 that concern the operator's account: Gemini, for example, answers 400 to a wrong key."""
 _NO_QUOTA: Final = "insufficient_quota"
-"""OpenAI's code in a 429 for an account without credit: another try would fail too."""
+"""OpenAI's code in a 429 for an account without credit. Another try would fail too."""
 _OF_LENGTH: Final = (
     "prompt is too long",
     "exceeds the maximum number of tokens",
@@ -61,7 +61,7 @@ The services state the fitting length in too many forms to parse.
 """
 
 _FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)[:1]
-"""The first request is a question only: these services do not embed, score, rank or classify texts."""
+"""The first request is only a question, because these services do not embed, score, rank or classify texts."""
 
 log = get_logger()
 

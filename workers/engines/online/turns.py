@@ -32,7 +32,7 @@ class Turn:
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     """Return the system text, and the turns of user and assistant. Messages of one speaker in a row become one turn.
 
-    A chat of system messages only becomes one turn of the user, since the APIs take no chat without a turn.
+    A chat that has only system messages becomes one turn of the user, because the APIs refuse a chat without a turn.
     Raises RequestRejected for a raw prompt, and for a request without a question.
     """
     require_chat(request)

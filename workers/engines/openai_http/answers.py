@@ -44,10 +44,10 @@ _REFUSED = {400, 413, 422}
 _OF_THE_SERVER = {408, 409, 429, 502, 503}
 """Statuses that concern the whole server rather than the request."""
 OVERLOADED = {408, 429, 503}
-"""Statuses that ask for fewer requests at once."""
+"""Statuses by which a server asks for fewer requests at the same time."""
 _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
-"""Cap on the alternatives of one token in an answer: some servers add the chosen token to the wanted alternatives."""
+"""Cap on the alternatives of one token in an answer. Some servers add the chosen token to the wanted alternatives."""
 _MOST_CHOICES = 64
 """Cap on an answer's choices; a request asks for few.
 

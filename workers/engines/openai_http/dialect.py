@@ -83,7 +83,7 @@ class Dialect:
     def is_usual(self, request: GenerationRequest) -> bool:
         """True if the settings chose the request's path; False if the job chose it.
 
-        Also False if the server, such as a reranker, has answered only jobs without a question: a job with a question
+        Also False if the server, such as a reranker, has answered only jobs without a question. A job with a question
         is then at fault.
         """
         if self._found and self._found <= _OF_TEXTS:
@@ -156,7 +156,7 @@ class Dialect:
 
 
 def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:
-    """Return the parameters for tools. Raises RequestRejected if the request's path takes no tools."""
+    """Return the parameters for tools. Raises RequestRejected if the request's path allows no tools."""
     if not request.tools:
         return {}
     if not chat:

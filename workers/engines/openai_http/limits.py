@@ -2,7 +2,7 @@
 
 A vLLM server counts its running and its waiting requests. The limit is the number of the worker's requests that the
 server runs, plus the few that wait at the server for a place (`places.least_waiting`). Other workers' requests are in
-the counts too, so a worker counts only its share of the running requests. A share that the server cannot run shrinks in
+the counts too, so a worker uses only its share of the running requests. A share that the server cannot run shrinks in
 proportion, and a share that the server can run grows by a constant, so that the shares become equal (Chiu and Jain,
 1989).
 

@@ -1,6 +1,6 @@
 """The folder of a LoRA adapter: its rank and its fit to the model, read before vLLM gets the folder.
 
-vLLM 0.32 silently takes tensors that are smaller than the model's, and leaves the rest zero. So the shapes are compared
+vLLM 0.32 silently loads tensors that are smaller than the model's, and leaves the rest zero. So the shapes are compared
 here, as far as the model's folder shows them.
 """
 
@@ -19,7 +19,7 @@ from workers.engines.vllm.tensors import Tensor, header_of, tensors_of
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for `max_lora_rank`."""
+"""The values that vLLM allows for `max_lora_rank`."""
 _MAX_CONFIG_BYTES: Final = 1024 * 1024
 _TENSOR: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _PLAIN: Final = ("F32", "F16", "BF16")

@@ -1,8 +1,8 @@
 """The LoRA adapters of one engine, by name: loaded at its start, and changed while it runs.
 
 vLLM loads an adapter at the first request for it. If the folder is missing then, the engine ends with all requests in
-flight. So each adapter is loaded before a job can name it, and stays in memory until the last job with it has ended: a
-folder that vanishes later is not read again.
+flight. So each adapter is loaded before a job can name it, and stays in memory until its last job has ended. vLLM
+therefore never reads a vanished folder again.
 
 A changed folder makes a new version of the adapter, with a number and a vLLM name of its own. vLLM tells the requests
 of a batch apart by that name, and the keys of its prefix cache contain the name. So a job uses one version, and never
@@ -29,7 +29,7 @@ from workers.engines.vllm.tensors import Tensor
 from workers.system.paths import expanded
 
 MOST_IN_A_BATCH: Final = 8
-"""Adapters that one batch may use, unless the settings give a number; each takes memory of the GPU.
+"""The number of adapters that one batch may use, unless the settings give a number. Each adapter needs GPU memory.
 
 Requests for further adapters wait for the next batch.
 """
@@ -39,7 +39,7 @@ MOST_IN_MEMORY: Final = 128
 Unused room takes no memory. Beyond the room, vLLM would evict an adapter, and read its folder again later.
 """
 USUAL_RANK: Final = 16
-"""The rank that an engine without adapters has room for if only `max_loras` is set: vLLM's default."""
+"""vLLM's default rank, for which an engine without adapters has room if only `max_loras` is set."""
 _ROOM: Final = "POSTBACK_ENGINE__VLLM__MAX_LORA_RANK"
 
 log = get_logger()
@@ -92,7 +92,7 @@ class Adapters:
     def arguments(self, settings: VllmSettings) -> dict[str, Any]:
         """Read the adapters' folders, and return vLLM's arguments for the adapters. Blocks.
 
-        Unusable adapters are refused: jobs that name one are rejected.
+        Unusable adapters are refused, and jobs that name one are rejected.
         """
         ranks, base = [], base_tensors(settings.model)
         for version in self._served.values():
@@ -123,7 +123,7 @@ class Adapters:
                 _refuse(version, str(refused))
 
     def require_folders(self) -> None:
-        """Raise EngineRefused if the folder of an adapter in use is gone: new weights need the folder. Blocks."""
+        """Raise EngineRefused if the folder of an adapter in use is gone, since new weights need the folder. Blocks."""
         for name, version in self._served.items():
             if version.refused is None and not is_folder(version.folder):
                 raise EngineRefused(f"the folder of the adapter {name} is gone, and new weights need it once more")

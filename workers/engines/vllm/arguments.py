@@ -53,7 +53,8 @@ def forget_inspections() -> None:
 def prepare_environment(model: str) -> None:
     """Set the variables that vLLM reads on import and vLLM's processes inherit.
 
-    vLLM's own log handlers are off: warnings of vLLM and of its processes (`process_log`) go to the worker's log.
+    vLLM's own log handlers are off, so that warnings of vLLM and of its processes (`process_log`) go to the worker's
+    log.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang

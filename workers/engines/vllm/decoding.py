@@ -16,7 +16,10 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CONTEXT = 8
 """Tokens of the prompt's end that are decoded before an answer."""
 _CUT_TOKENS = 3
-"""The most tokens of a character that is cut off: a character has up to four bytes, and a token at least one."""
+"""The largest number of tokens of a character that is cut off.
+
+A character has up to four bytes, and a token at least one.
+"""
 _PIECE = 64
 """Decoding step by step ends after this many tokens that form no whole character.
 
@@ -32,7 +35,7 @@ class Decoding:
         from vllm.v1.engine.detokenizer import uses_fast_detokenizer
 
         self.is_possible: bool = uses_fast_detokenizer(tokenizer)
-        """False for a tokenizer that is not of the `tokenizers` library: vLLM then decodes every answer."""
+        """False for a tokenizer that is not of the `tokenizers` library. vLLM then decodes every answer."""
         self._tokenizer = tokenizer
         self._backend: Any = tokenizer._tokenizer if self.is_possible else None
         self._is_byte_level = isinstance(getattr(self._backend, "decoder", None), ByteLevel)
@@ -89,8 +92,8 @@ class Decoding:
     def _by_steps(self, ids: Sequence[int], context: Sequence[int], params: Any) -> str:
         """Return the text, decoded step by step by vLLM's own code.
 
-        The steps are needed if tokens are single bytes: one byte too many would spoil all neighbouring characters that
-        are spelled in bytes.
+        The steps are needed if tokens are single bytes, because one byte too many would spoil all neighbouring
+        characters that are spelled in bytes.
         """
         from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 

@@ -86,7 +86,7 @@ class VllmEngine(TextsAlone):
         self._watching: asyncio.Task[None] | None = None
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._answers = 0
-        """The sum of the answers that the requests in flight ask for: each answer takes a place."""
+        """The number of answers that all requests in flight ask for together. Each answer needs a place."""
         self._closing = asyncio.Event()
         self._is_started = False
         self._lost: str | None = None
@@ -107,7 +107,10 @@ class VllmEngine(TextsAlone):
         return self._context_tokens
 
     async def start(self) -> None:
-        """Import vLLM and load the model: seconds to minutes. On failure, close the engine and raise EngineError."""
+        """Import vLLM and load the model, which takes seconds to minutes.
+
+        On failure, close the engine and raise EngineError.
+        """
         self._guardian.start()
         self._process_log.start(self._guardian.folder)
         try:
@@ -238,7 +241,7 @@ class VllmEngine(TextsAlone):
         return self._llm
 
     def _begin_loading(self) -> asyncio.Task[None]:
-        """Start a load, or join the load in progress: all requests share one load."""
+        """Start a load, or wait for the load in progress, because all requests need only one load."""
         if self._loading is None:
             load = self._load_again() if self._is_started else self._load()
             self._loading = asyncio.create_task(load, name="vllm-load")
@@ -279,8 +282,8 @@ class VllmEngine(TextsAlone):
     def _build(self) -> None:
         """Make the AsyncLLM. Blocks during the load. The thread has no event loop, so vLLM starts its tasks later.
 
-        The method does not return the engine: the thread would keep the returned object alive, and at the interpreter's
-        exit the object would try to end the engine again.
+        The method does not return the engine, because the thread would keep the returned object alive, and at the
+        interpreter's exit the object would try to end the engine again.
         """
         prepare_environment(self._model)
         # No warnings of deprecated torch functions, here and in vLLM's processes: an operator cannot act on them.

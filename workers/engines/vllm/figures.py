@@ -65,10 +65,10 @@ def stat_logger(places: Places, metrics: Metrics | None) -> type[Any]:
             """Do nothing. The base class would export the engine's configuration."""
 
         def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-            """Do nothing: a worker's engine does not sleep."""
+            """Do nothing, because a worker's engine does not sleep."""
 
         def record_admission_rejection(self, reason: str) -> None:
-            """Do nothing: a worker does not bound vLLM's queue."""
+            """Do nothing, because a worker does not bound vLLM's queue."""
 
     return StatLogger
 

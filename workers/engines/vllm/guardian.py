@@ -60,7 +60,10 @@ class Guardian:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start watching. The guardian has its own session: signals to the worker's process group do not reach it."""
+        """Start watching.
+
+        The guardian has its own session, so that signals to the worker's process group do not reach the guardian.
+        """
         import subprocess  # imported here: the guardian's process does not need it, and stays small
         import tempfile
 
@@ -113,7 +116,7 @@ def marked(mark: str) -> list[int]:
     Resource trackers clean up shared memory after the other processes, and then end by themselves.
     """
     if not os.path.isdir("/proc/self"):  # noqa: PTH112 - the guardian imports little
-        return []  # not Linux: only vLLM's own shutdown ends its processes
+        return []  # not Linux, so only vLLM's own shutdown ends its processes
     word, found = mark.encode(), list[int]()
     for entry in os.listdir("/proc"):  # noqa: PTH208 - the guardian imports little, and `pathlib` needs a stat for each
         if not entry.isdigit() or int(entry) == os.getpid():

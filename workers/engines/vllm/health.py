@@ -1,6 +1,6 @@
 """The health call: an engine hangs if its processes live but do not answer a call between two steps of the model.
 
-A stopped process (SIGSTOP), a hung GPU kernel and a deadlock between worker processes raise nothing: requests would
+A stopped process (SIGSTOP), a hung GPU kernel and a deadlock between worker processes raise nothing, so requests would
 wait until their deadlines. vLLM's own `check_health` sees only processes that have ended. An engine that answers the
 call does not hang, even if no token comes: a paused engine, for example, must not be killed.
 """
@@ -23,7 +23,8 @@ WARM_UP_SECONDS: Final = 600.0
 async def answers(llm: Any, seconds: float) -> bool:
     """Call vLLM's engine processes. Return False if no answer comes within `seconds` of this process's running time.
 
-    The wait is cut into slices: after a suspension of this process or machine, the answer still has time to arrive.
+    The wait is cut into slices, so that the answer still has time to arrive after a suspension of this process or
+    machine.
     """
     call = asyncio.ensure_future(llm.is_sleeping())
     try:

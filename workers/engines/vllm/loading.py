@@ -9,7 +9,7 @@ from telemetry.logs import get_logger
 from workers.engines.base import EngineLost, EngineUnavailable
 
 LOADS = 5
-"""Failed loads in a row after which the engine is lost: more loads would not repair the machine."""
+"""After this many failed loads in a row, the engine is lost, because more loads would not repair the machine."""
 FIRST_PAUSE_SECONDS = 5.0
 """The pause after the first failure; each later pause is twice as long."""
 MAX_REASON_CHARACTERS = 300

@@ -67,7 +67,7 @@ class ProcessLog:
         self._own_end = -1
 
     def start(self, folder: str) -> None:
-        """Make the pipe in this folder and read it on a thread: a busy event loop must not block the engine."""
+        """Make the pipe in this folder and read it on a thread, so that a busy event loop does not block the engine."""
         path = Path(folder) / PIPE
         os.mkfifo(path, 0o600)
         reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, `open` would wait for a writer

@@ -32,7 +32,7 @@ If vLLM refuses any other parameter, the error names the response format or the 
 
 
 _OF_SEVERAL = 1.0
-"""The temperature for several answers if none is set: vLLM refuses several greedy answers, which would be equal."""
+"""The temperature for several answers if none is set. vLLM refuses several greedy answers, which would be equal."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Parameters that no job sets; their values come from the model's `generation_config.json`."""
 

@@ -49,7 +49,7 @@ class VllmSettings(EngineSection):
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
     stop: tuple[str, ...] = ()
-    """Texts that end every answer, for a base model: the model would otherwise go on after its answer."""
+    """Texts that end every answer, for a base model, which would otherwise go on after its answer."""
     tool_parser: str | None = None
     """The name of vLLM's tool parser; if absent, the parser of the model's family, found by the model's name."""
     adapters: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The reasoning of the model in vLLM: its marks, its share of the tokens, and its bounds.
+"""The reasoning of the model in vLLM: its marks, the number of its tokens, and its bounds.
 
 vLLM has a reasoning parser for each family. With a parser, vLLM applies the grammar of a JSON answer only after the
 reasoning, and can bound the tokens of reasoning.

@@ -34,7 +34,7 @@ class Prompts:
     def tokens(self, request: GenerationRequest) -> list[int]:
         """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages.
 
-        Raises RequestRejected for images too: the engine renders texts alone.
+        Raises RequestRejected for images too, because the engine reads only texts.
         """
         require_texts(request, NO_IMAGES)
         messages = request.messages

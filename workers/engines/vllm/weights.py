@@ -56,10 +56,10 @@ async def change_weights(
 ) -> None:
     """Load the weights of the folder `new` once the running requests have ended; later requests wait in vLLM.
 
-    Jobs with a removed adapter end first: vLLM drops all adapters at new weights, and only those in use are loaded
-    again. `asking_health` is held while vLLM loads, since vLLM answers no health call meanwhile. Raises EngineRefused
-    if the folders differ in more than weights. Raises EngineUnavailable if vLLM failed: its weights are unknown, so its
-    processes are killed.
+    Jobs with a removed adapter end first, because vLLM drops all adapters at new weights, and only present adapters are
+    loaded again. `asking_health` is held while vLLM loads, since vLLM answers no health call meanwhile. Raises
+    EngineRefused if the folders differ in more than weights. Raises EngineUnavailable if vLLM failed. The state of
+    vLLM's weights is then unknown, so vLLM's processes are killed.
     """
     await asyncio.to_thread(require_same_model, old, new)
     await asyncio.to_thread(adapters.require_folders)
@@ -74,7 +74,7 @@ async def change_weights(
     except Exception as error:
         raise EngineUnavailable("vLLM's process ended before it had the new weights") from error
     finally:
-        with suppress(Exception):  # a dead engine need not resume: it is loaded again
+        with suppress(Exception):  # a dead engine need not resume, because it is loaded again
             await while_alive(llm, llm.resume_generation())
 
 
