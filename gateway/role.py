@@ -72,7 +72,7 @@ ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
 
 EXPANDED_AT_ONCE = 3
-"""Ranges of batches in memory at once, each of a few MiB at most."""
+"""The most ranges of batches that are in memory at once. Each range has a few MiB at most."""
 
 
 class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
@@ -104,7 +104,7 @@ class Options:
     client_crl: Path | None
     roles: frozenset[str]
     announce: Callable[[str], None]
-    """Called with the URL of the door once its port is bound."""
+    """Called with the URL of the door when its port is bound."""
 
 
 async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], options: Options) -> None:

@@ -21,7 +21,7 @@ log = get_logger()
 
 
 class Acceptance(SideThread):
-    """A `SideTask` that releases the outbox once its position is read, and then watches its size."""
+    """A `SideTask` that releases the outbox when the relay's position is known, and then watches the outbox's size."""
 
     def __init__(
         self, store: Store, kafka: KafkaSettings, settings: StoreSettings, clock: Clock, metrics: Metrics

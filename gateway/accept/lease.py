@@ -2,9 +2,8 @@
 
 If two relays nevertheless work at the same time, Kafka fences the older one.
 
-The holder changes its row of `meta` every BEAT_SECONDS. Another relay takes over once the row has not changed for
-STALE_SECONDS by that relay's own clock. A relay that starts takes over at once, since its predecessor has usually just
-ended.
+The holder changes its row of `meta` every BEAT_SECONDS. Another relay takes over if, by its own clock, the row has not
+changed for STALE_SECONDS. A relay that starts takes over at once, because its predecessor has usually just ended.
 """
 
 from __future__ import annotations

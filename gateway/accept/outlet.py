@@ -39,7 +39,7 @@ class RecordOutlet:
         trust: TrustSecrets | None = None,
         make_producer: MakeProducer = Producer,
     ) -> None:
-        """`store` is the store's UUID; all relays of one store share a transactional.id.
+        """`store` is the store's UUID; all relays of one store use the same transactional.id.
 
         `trust` has the secrets that sign tenants.
         """

@@ -16,7 +16,7 @@ class Trouble:
     """Counts failures in a row. A single thread reports to a Trouble; any thread may ask for `lasting`."""
 
     def __init__(self, clock: Clock, silent_seconds: float) -> None:
-        """`silent_seconds` is the time without success after which the trouble counts as lasting."""
+        """`silent_seconds` is the time without success after which the trouble is lasting."""
         self._clock = clock
         self._silent_seconds = silent_seconds
         self._failures = 0

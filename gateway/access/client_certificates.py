@@ -1,4 +1,4 @@
-"""Authentication by a TLS client certificate, which names a tenant and scopes; TLS has verified it before."""
+"""Authentication by a TLS client certificate that TLS has verified: the certificate names a tenant and scopes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may go on."""
+    """A request that the gate has admitted."""
 
     principal: Principal
     rate: Taken | None
@@ -44,8 +44,9 @@ class Gate:
     async def admit(self, authorization: str | None, peer: bytes | None, address: str | None) -> Admitted:
         """Return the principal of a request. Raises CredentialRefused, TooManyRequests and StoreAway.
 
-        Refused credentials are counted by address. Above the rate, that address may use only credentials that were
-        accepted lately. So guessing becomes slow and reads no database, and known clients behind the same proxy go on.
+        Refused credentials are counted for each address. Above the rate, that address may use only credentials that
+        were accepted lately. So guessing becomes slow and reads no database, while known clients behind the same proxy
+        are still served.
         """
         credential = self._access.parsed(authorization)
         if not self._access.knows(credential, peer):

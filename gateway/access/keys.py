@@ -90,7 +90,10 @@ def create_key(
 
 
 def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey | None:
-    """Revoke a key for good, and return it; None if there is no such key. A second call keeps the time of the first."""
+    """Revoke a key for good, and return it; None if there is no such key.
+
+    A second call does not change the revocation's time.
+    """
     this = api_keys.c.id == identifier
     connection.execute(api_keys.update().where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=unix_ms(clock)))
     row = connection.execute(select(api_keys).where(this)).one_or_none()

@@ -33,7 +33,7 @@ class PepperProblem(ProcessError):  # noqa: N818 - it names a thing, not a failu
 def load_pepper(store: Store, store_url: str, file: Path | None) -> bytes:
     """Return the store's pepper, from the setting's file or from the file beside an SQLite database.
 
-    If the store has no pepper yet, the file is made, readable by its owner alone. Raises PepperProblem, StoreAway.
+    If the store has no pepper yet, the file is made, and only its owner may read it. Raises PepperProblem, StoreAway.
     """
     path = file or _beside(store_url)
     known = store.read_now(_stored_check)

@@ -103,7 +103,10 @@ class RateWindows:
 
 
 class Rates:
-    """Counts requests. Each gateway counts for itself in memory without Redis, and while Redis does not answer."""
+    """Counts requests in Redis.
+
+    Without Redis, or while Redis does not answer, each gateway counts in its own memory.
+    """
 
     def __init__(self, redis_url: str | None, clock: Clock) -> None:
         self._memory = RateWindows(clock)
@@ -113,7 +116,7 @@ class Rates:
         self._away = False
 
     async def take(self, item: RateLimitItem, *names: str) -> Taken:
-        """Take one place of the present window. A request beyond the limit counts too."""
+        """Count one request in the present window, and return its place. A request beyond the limit is counted, too."""
         return await self._place(item, names, take=True)
 
     async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
@@ -146,7 +149,7 @@ class Rates:
 
     @staticmethod
     def _taken(item: RateLimitItem, count: int, seconds: float) -> Taken:
-        """Return the place of the window's request number `count`. The window ends in `seconds`."""
+        """Return the place of a request that is number `count` in a window. The window ends in `seconds`."""
         reset = min(max(math.ceil(seconds), 1), item.get_expiry())
         return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
 

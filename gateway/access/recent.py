@@ -18,7 +18,7 @@ MOST = 4096
 class Recent(Generic[Key, Value]):
     """A cache on one event loop. A value is at most `seconds` old, counted from the start of its reading.
 
-    Requests for one key that come while it is read wait for the same reading (single flight). An absent value, None, is
+    Requests for a key whose value is being read wait for the same reading (single flight). An absent value, None, is
     not kept, because a stranger could otherwise fill the cache with names that do not exist.
     """
 

@@ -13,7 +13,7 @@ from schemas.job import Job
 
 
 class LineAllowance:
-    """Checks each line of a batch once, and sums the lines up. Implements `checking.CheckJob`."""
+    """Checks each line of a batch once, and adds up the tokens of all lines. Implements `checking.CheckJob`."""
 
     def __init__(self, settings: TenantSettings) -> None:
         self._settings = settings

@@ -36,7 +36,7 @@ SWEEP_SECONDS = 60.0
 CLAIM_MS = 5000
 RENEW_SECONDS = 1.5
 AT_ONCE = 3
-"""Batches that one process works on at once, so that a large one does not hold up the small ones."""
+"""The number of batches that one process works on at once, so that a large batch does not delay small ones."""
 LATE_MS = 30_000
 """Milliseconds that a batch waits after its deadline for results that workers are still writing."""
 RETRY_SECONDS = 2.0

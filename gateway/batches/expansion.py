@@ -129,7 +129,11 @@ class ExpansionHandler:
         return made
 
     def _deadline(self, content: bytes, expires_at: int) -> bytes:
-        """Return the earlier of the batch's end and the line's own `ttl_seconds`, which counts from now."""
+        """Return the line's deadline in Unix milliseconds.
+
+        It is the batch's expiry, or the time `ttl_seconds` from now if the line has this member and that time is
+        earlier.
+        """
         seconds = from_json(content)["body"].get("ttl_seconds")
         if not isinstance(seconds, int | float):
             return str(expires_at).encode()

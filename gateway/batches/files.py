@@ -18,8 +18,10 @@ from gateway.batches.states import LIVE
 from gateway.store.tables import batches, files, upload_parts, uploads
 
 PURPOSES: Final = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
-"""The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`). Only files of `batch` are used here; files of
-other purposes are only kept and given back."""
+"""The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`).
+
+Only files of `batch` are used here; files of other purposes are only stored and returned.
+"""
 OUTPUT_PURPOSE: Final = "batch_output"
 SHORTEST_EXPIRY_SECONDS, LONGEST_EXPIRY_SECONDS = 3600, 2_592_000
 """Bounds of `expires_after[seconds]`, as OpenAI's."""

@@ -91,7 +91,7 @@ class FileWriter:
         self.filename = f"{row.id}_{kind}.jsonl"
         self.draft: Draft | None = None
         self.dropped = True
-        """True as long as `drop` may remove the file; False once the batch may have the file."""
+        """True as long as `drop` may remove the file; False as soon as the batch may have the file."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line. Raises BlobsAway and StoreAway."""

@@ -1,7 +1,7 @@
 """Blobs as files of one folder, for one machine or a shared file system.
 
-A write goes to a part file, which is renamed once its bytes are on the disk: a reader sees a whole blob or none. Only
-the gateway's user may read the folder.
+A write goes to a part file, which is renamed when its bytes are on the disk. So a reader sees a whole blob or none.
+Only the gateway's user may read the folder.
 """
 
 from __future__ import annotations

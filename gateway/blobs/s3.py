@@ -16,7 +16,7 @@ from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
 from workers.system.s3 import refusal, s3_client
 
 PART_BYTES = 8 * 1024 * 1024
-"""The size of an upload's parts. S3 takes no part below 5 MiB, except the last."""
+"""The size of an upload's parts. S3 refuses parts below 5 MiB, except the last part."""
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND = frozenset({"InvalidRange", "416"})
 

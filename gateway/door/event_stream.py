@@ -1,7 +1,8 @@
 """A stream of a tenant's events in the format of server-sent events.
 
-The stream holds few events in memory: it reads a page of events from the store, and the next page once the client has
-taken that page. The server disconnects a client that reads nothing; this client can go on later with `Last-Event-ID`.
+The stream holds few events in memory: it reads a page of events from the store, and reads the next page when the client
+has received the first. The server disconnects a client that reads nothing; this client can go on later with
+`Last-Event-ID`.
 Source: WHATWG HTML, section 9.2, "Server-sent events".
 """
 
@@ -52,7 +53,7 @@ class EventStream:
     async def _send_on(self, send: Send) -> None:
         """Send events without end, and a comment after a while without events.
 
-        The first block names the position, so that a client that loses the connection before its first event goes on
+        The first block names the position, so that a client that loses the connection before its first event can resume
         there.
         """
         await send(_part(b"id: %d\nretry: %d\n\n" % (self._read_to, RECONNECT_MS)))

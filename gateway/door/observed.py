@@ -106,7 +106,7 @@ class _Exchange:
 def _route(scope: Scope) -> str:
     """Return the template of the request's route, such as `/v1/jobs/{job_id}`.
 
-    The paths themselves are too many: they have ids.
+    A path itself has ids, so there would be a series of metrics for each job.
     """
     route: Any = scope.get("route")
     return str(getattr(route, "path", UNMATCHED))

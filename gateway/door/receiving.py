@@ -1,4 +1,4 @@
-"""The file of a form, written while it arrives. A file that is not kept is removed."""
+"""The file of a form, written while it arrives. After an error, the file is removed."""
 
 from __future__ import annotations
 

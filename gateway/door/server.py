@@ -146,7 +146,7 @@ class DoorServer(SideTask):
                 ssl_handshake_timeout=self._limits.head_seconds if secure else None,
                 ssl_shutdown_timeout=_SHUTDOWN_SECONDS if secure else None,
             )
-        except OSError:  # such as ssl.SSLError: no TLS 1.3, a required certificate is missing, too slow, or gone
+        except OSError:  # such as ssl.SSLError: the client lacks TLS 1.3 or a certificate, is slow, or gone
             self._metrics.http_connections_refused.labels("handshake").inc()
             if not connection.begun:
                 self._free(address)

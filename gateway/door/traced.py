@@ -22,7 +22,7 @@ class Traced:
 
 
 def describe(method: str, route: str, status: int) -> None:
-    """Name the span of the request that is being served, by the route's template, and note the response's status."""
+    """Name the span of the present request after the route's template, and add the response's status to it."""
     rename(f"{method} {route}")
     annotate({"http.route": route, "http.response.status_code": status}, failed=status >= 500)
 

@@ -29,13 +29,13 @@ class Piece:
     support: Support | None
     """The weakest support of the citations that cover the piece; None for a piece without a citation."""
     references: Sequence[Reference]
-    """The citations that end with the piece."""
+    """The citations whose cited place ends where the piece ends."""
 
 
 def pieces(result: Result) -> Iterator[Piece]:
-    """Yield the answer's text.
+    """Yield the pieces of the answer's text.
 
-    The pieces together are the whole text, also if citations name places outside the text.
+    The pieces together are the whole text, even if citations name places outside the text.
     """
     text = result.text or ""
     numbers = {source: number for number, source in reversed(list(enumerate(result.sources, 1)))}
@@ -55,7 +55,10 @@ def pieces(result: Result) -> Iterator[Piece]:
 
 
 def _edges(citations: Sequence[Citation], length: int) -> tuple[dict[int, list[Citation]], dict[int, list[Citation]]]:
-    """Return the citations by the start and by the end of their cited places; leave out citations of no text."""
+    """Return two mappings to the citations: from the starts, and from the ends, of their cited places.
+
+    Citations that cover no text are left out.
+    """
     begins: dict[int, list[Citation]] = {}
     ends: dict[int, list[Citation]] = {}
     for each in citations:

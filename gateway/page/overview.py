@@ -14,7 +14,7 @@ from gateway.page.visitors import Visitor
 from telemetry.clock import unix_ms
 
 FRESH_SECONDS = 1.5
-"""The age up to which figures are shown again, so that many open pages of a tenant ask the store once."""
+"""Figures up to this age are shown again, so that many open pages of a tenant cause one query of the store."""
 
 
 def overview_routes(door: Door, desk: Desk) -> list[Route]:

@@ -27,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """An INSERT of one row as the database's driver takes it."""
+    """An INSERT of one row, in the form that the database's driver needs."""
 
     sql: str
     names: tuple[str, ...]

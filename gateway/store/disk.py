@@ -12,7 +12,7 @@ from telemetry.metrics import Metrics
 
 
 def measure_disks(metrics: Metrics, folders: Mapping[str, Path | None]) -> None:
-    """Measure the disk of each content's folder; None instead of a folder stands for content on another machine.
+    """Show the size and the free space of each folder's disk as metrics. None stands for content on another machine.
 
     Each scrape asks the operating system again. A vanished folder has the value NaN.
     """

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 READERS = 8
 WRITE_SECONDS = 60.0
-"""The longest wait for a change. A database that is stuck must not hold its requests for ever."""
+"""The longest wait for a change. A database that is stuck must not block its requests for ever."""
 
 _CLOCK = SystemClock()
 

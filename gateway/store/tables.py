@@ -143,8 +143,9 @@ events = Table(
 )
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
-Where `data` is null, the event's data are the result in the job's row. Readers skip an event without data once its
-result is removed, or replaced by a result of another outcome."""
+Where `data` is null, the event's data are the result in the job's row. Readers skip an event without data if its result
+was removed, or was replaced by a result of another outcome.
+"""
 
 files = Table(
     "files",
@@ -269,7 +270,7 @@ idempotency = Table(
     Column("response", LargeBinary, nullable=False),
     Column("created_at", BigInt, nullable=False, index=True),
 )
-"""Answers to requests with an `Idempotency-Key`, given again to a repeat."""
+"""Answers to requests with an `Idempotency-Key`. A repeated request gets the stored answer."""
 
 outbox = Table(
     "outbox",

@@ -1,9 +1,9 @@
 """`postback store rebuild`: the rows of results and attempts are rebuilt from Kafka.
 
 Running views pause. Rows whose records Kafka still has are emptied. Then the rebuild writes all records below the
-views' offsets again, without events, webhooks and quotas: the first writing caused those already. Rows whose records
-Kafka has deleted stay. At the end the batches are counted again, and the views go on. A rebuild that is cut off must
-be run again.
+views' offsets again, without events, webhooks and quotas, because the first writing caused those already. Rows whose
+records Kafka has deleted stay. At the end the batches are counted again, and the views go on. A rebuild that is cut off
+must be run again.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ LOOK_SECONDS = 60.0
 _BETWEEN_SECONDS = 0.05
 _HOUR_MS = 3_600_000
 IDEMPOTENCY_HOURS = 48
-"""The age up to which idempotency keys are kept: OpenAI and others keep them for 24 hours only."""
+"""The age up to which idempotency keys are kept. OpenAI and others keep them for 24 hours only."""
 LATE_DAYS = 8
-"""A job without a result is kept for this many days beyond `kept_days`: a day longer than Kafka keeps jobs."""
+"""A job without a result is kept for this many days beyond `kept_days`. Kafka keeps jobs for one day less."""
 
 Step = Callable[[Connection, int], int]
 

@@ -64,7 +64,7 @@ def trace(connection: Connection, job_id: str, tenant: str | None = None) -> lis
 
 
 def _tenants(connection: Connection) -> Iterator[str]:
-    """Yield the tenants that have jobs or batches: each tenant takes one step in an index, however many jobs it has."""
+    """Yield the tenants that have jobs or batches. Each costs one step in an index, however many jobs it has."""
     seen: set[str] = set()
     for column in (jobs.c.tenant, batches.c.tenant):
         last = ""

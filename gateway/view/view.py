@@ -103,8 +103,8 @@ class TopicView(SideThread):
     def _take(self, messages: Sequence[Any]) -> None:
         """Write records. Raises StoreAway and OffsetsMoved.
 
-        If a defect makes the common write fail, each record is written alone. A record that still fails is written
-        without the hooks' consequences, or else left out, so that the view goes on with all others.
+        If a defect makes the write of all records fail, each record is written alone. A record that still fails is
+        written without a call of the hooks, or else left out, so that the view goes on with all others.
         """
         if self._is_written(messages, self._hooks):
             return

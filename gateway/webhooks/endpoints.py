@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select
 from gateway.store.tables import webhook_endpoints as table
 
 MOST_ENDPOINTS = 20
-"""Limit on a tenant's endpoints: each takes a copy of each event."""
+"""Limit on a tenant's endpoints, because each endpoint gets a copy of each event."""
 OVERLAP_MS = 24 * 3600 * 1000
 """The time for which an old secret signs beside its successor, if the tenant asks for it."""
 
@@ -68,7 +68,7 @@ def update(connection: Connection, row: EndpointRow, terms: EndpointTerms, now_m
 
 
 def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *, overlap: bool) -> EndpointRow | None:
-    """Begin an endpoint's next secret; None if the tenant has no such endpoint.
+    """Give an endpoint its next secret, and return the endpoint; None if the tenant has no such endpoint.
 
     The old secret ends at once, or signs beside the new one for OVERLAP_MS.
     """

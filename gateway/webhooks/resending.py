@@ -2,7 +2,8 @@
 
 The store has neither a callback's URL nor its headers, so the callback's record is read from Kafka. The record of a
 result is in `model_results`, and the record of an event in `callback_events`. The relay then puts a copy into the
-smallest tier, exactly once. A consumer that took the callback before drops the copy by its `webhook-id`.
+smallest tier, exactly once. A consumer that has received the callback before recognises the copy by its `webhook-id`,
+and drops it.
 """
 
 from __future__ import annotations
