@@ -16,9 +16,9 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
                       One stranger may hold as much as all strangers may still take. A sole stranger gets two fifths of
                       the window, so that a new origin gets attempts and can show that it answers.
 
-The window is counted in units. A record takes one unit; a large record takes more. All records together therefore have
-at most half of the bytes that the stage may take. The other half is for records that are parked or wait to be settled.
-So large records of hung origins do not stop the stage from fetching.
+The window is counted in units. A record takes one unit; a large record takes more. Because of these units, all records
+in the window together have at most half of the bytes that the stage may take. The other half is for records that are
+parked or wait to be settled. So large records of hung origins do not stop the stage from fetching.
 
 If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
 are local to each process and need no lock, since all of this module runs on one event loop.
@@ -248,7 +248,10 @@ class Destinations:
                 self._idle.put(destination, load)
 
     async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
-        """Wait until `_leave` hands a place over, so that a newcomer cannot take the place first. Raises TurnedAway."""
+        """Wait until `_leave` gives this record a place, so that a newer record cannot take the place.
+
+        Raises TurnedAway.
+        """
         if len(load.waiting) >= self._settings.destination_queue_records:
             raise self._busy(destination, load)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -259,7 +262,7 @@ class Destinations:
                 await place
         except BaseException as error:
             if _was_given(place):
-                # The place was granted just as the wait ended, so the next record gets the place.
+                # The place was granted at the moment when the wait ended, so the next record gets the place.
                 self._leave(destination, load, units)
             else:
                 self._let_go(destination, load, units)

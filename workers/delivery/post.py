@@ -34,7 +34,10 @@ from workers.egress.retry_after import parse_retry_after
 _CHECKED_URLS = 4096
 
 _SAY_SECONDS = 60.0
-"""The least seconds between two log lines about exhausted resources, because all callbacks meet the same lack."""
+"""The shortest time in seconds between two log lines about exhausted resources.
+
+All callbacks meet the same lack of resources, and would log a line each.
+"""
 
 _THROTTLING = frozenset({429, 502, 504})
 

@@ -31,7 +31,10 @@ _ASKS_AFTER = 0.25
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""The most seconds by which a tier may exceed the breaker's open time, for a record that has waited only briefly."""
+"""The largest number of seconds by which a tier may exceed the breaker's open time.
+
+It applies to records that have waited only briefly so far.
+"""
 CLOCKS_DIFFER_MS = 60_000
 """Largest expected difference between the clocks of one fleet's processes and brokers."""
 _FIRST_FEW = 3
@@ -39,7 +42,7 @@ _FIRST_FEW = 3
 _LONGEST_BUSY_SECONDS = 300.0
 """Largest delay in seconds in noticing that a busy destination has places again."""
 _SMALLEST_TIER_SLACK = 0.1
-"""The least slack, as a share of the smallest tier.
+"""The smallest slack, as a share of the smallest tier.
 
 If less time is left, a round through the smallest tier is not worth its cost.
 """

@@ -25,7 +25,7 @@ OTHERS_SECONDS = 10.0
 """The longest time for which a suspect's last attempt waits for another record to complete, if none runs or waits."""
 
 MOST_DEFERRED = 512
-"""The most records to defer at once, because the event loop cannot handle records while it defers records."""
+"""Cap on the records that are deferred at once, because the event loop handles no records while it defers records."""
 
 log = get_logger()
 

@@ -16,7 +16,7 @@ STALL_SECONDS = 10.0
 """The longest silence of a partition that has records. The stage then seeks the partition again."""
 
 SILENCE_SECONDS = 0.25
-"""The least silence after which the stage asks Kafka for the topic's UUID.
+"""The shortest silence after which the stage asks Kafka for the topic's UUID.
 
 A partition's next record may then be of a new topic, because deleting a topic and creating it again takes longer than
 this. The question takes some milliseconds, and delays only records of nearly idle partitions.

@@ -2,7 +2,7 @@
 
 A transaction costs Kafka the same for one record as for a thousand. An engine's jobs take seconds and return one by
 one: a wait of a small part of these seconds adds little latency, and saves most transactions. Jobs that take no time do
-not wait, unless `group_commit_seconds` sets a least wait, for outputs that no reader waits for.
+not wait, unless `group_commit_seconds` sets a shortest wait. It is meant for outputs that no reader waits for.
 
 Composing a transaction holds the interpreter lock for a millisecond or two. The event loop needs less time to begin a
 few records, so the records go first: after a round that handed over a few records, the transaction waits for one more
@@ -24,9 +24,8 @@ MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
-"""The most new records for which a transaction waits a round.
-
-The more records there are, the less time the wait saves each of them.
+"""A transaction waits a round for at most this number of new records. The more records there are, the less time the
+wait saves each of them.
 """
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100

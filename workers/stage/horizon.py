@@ -15,7 +15,7 @@ from itertools import takewhile
 from workers.stage.record import Record
 
 LEAST_MARGIN = 32
-"""The least margin, in offsets."""
+"""The smallest margin, in offsets."""
 MOST_MARGIN = 8_192
 """The largest margin, in offsets: the size of the largest window."""
 _DECAY = 7 / 8

@@ -9,9 +9,9 @@ Suspects have two sources. First, a partition that its last owner left open: its
 records committed as running. Second, a handler that raises HandlerCrashed because an engine process died: the records
 of this engine are suspect, and are tried without a restart of the worker.
 
-First windows are tried beside all other records, at most MAX_SUSPECTS of each partition at once: a commit can name no
-more. New members replace settled members at once, so a callback to a server that hangs does not hold up thousands of
-records. Records that were running in a crash are tried strictly one cohort after the other.
+First windows are tried beside all other records, at most MAX_SUSPECTS of each partition at once, because a commit
+cannot name more. New members replace settled members at once, so a callback to a server that hangs does not hold up
+thousands of records. Records that were running in a crash are tried strictly one cohort after the other.
 
 A sick machine kills its process at every record, and no record is to blame. So the third attempt waits until another
 record has completed since the last death. If the third attempt could not wait, a death in it is not counted as an
@@ -36,8 +36,10 @@ DEATHS_IN_A_ROW = 4
 Three such deaths are still blamed on the records.
 """
 MAX_ATTEMPTED = MAX_SUSPECTS // 2
-"""The most records of a partition that have attempts. Each such record takes one of a commit's MAX_SUSPECTS places
-until it is settled; the other places are for cohorts."""
+"""Cap on the number of records in a partition that have attempts.
+
+Each such record takes one of a commit's MAX_SUSPECTS places until it is settled; the other places are for cohorts.
+"""
 
 
 @dataclass(slots=True, eq=False)

@@ -4,7 +4,7 @@ The words, as the whole stage uses them:
 
 - *taken*: this worker consumed the record and has to handle it.
 - *done*: an offset whose outputs are settled, or at which there is no record (a gap).
-- *base*: the first offset that is not done. Kafka calls it the committed offset.
+- *base*: the first offset that is not done; Kafka's committed offset.
 - *gap*: an offset that Kafka skipped: a transaction marker, an aborted record, a record that compaction removed.
 - *hole*: an offset of the span that is not done.
 - *span*: the offsets from base to the highest one seen. The span is bounded so that it always fits into a commit: the

@@ -10,8 +10,10 @@ from telemetry.throttle import LogThrottle
 from workers.stage.partition import Partition
 
 SAY_SECONDS = 60.0
-"""The least time between two lines about a topic. Partitions open one by one, with their first records, and would log a
-line each."""
+"""The shortest time between two lines about a topic.
+
+Partitions are opened one by one, when their first records arrive, and would log a line each.
+"""
 
 log = get_logger()
 

@@ -1,12 +1,12 @@
 """Shares of the window for records that may wait for servers outside the fleet, so that no party fills the window.
 
 The handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
-other parties. So a quarter of the window is kept free of these records. This quarter is a reserve: a party may use it
-only while it runs fewer such records than the window has free places (dynamic thresholds, Choudhury and Hahne 1998).
+other parties. So a quarter of the window is a reserve. When only the reserve is free, a party may begin such a record
+only if it runs fewer such records than the window has free places (dynamic thresholds, Choudhury and Hahne 1998).
 
-Many parties with few such records each could still fill the kept places. So all these records together leave half of
-the kept places to records that wait for no server. Within this bound, a sole party gets three quarters of the window,
-and a party that comes later gets half of the places that are left. Records that wait for no server may take any place.
+Many parties with few such records each could still fill the reserve. So all these records together leave half of the
+reserve to records that wait for no server. Within this bound, a sole party gets three quarters of the window, and a
+party that comes later gets half of the places that are left. Records that wait for no server may take any place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.stage.sharing import Party
 from workers.stage.window import Window
 
 KEPT = 4
-"""One in KEPT places of the window is kept free."""
+"""The reserve is one in KEPT places of the window."""
 
 
 class OutsideTurns:

@@ -22,7 +22,10 @@ OVERDUE_SECONDS = 1.0
 After this time, its partition's records count as parked again, no longer as put off.
 """
 LOOK_AGAIN_SECONDS = 0.5
-"""The longest time between two checks of a record that is not due, since an operator may set the clock."""
+"""The longest time between two checks of a record that is not due.
+
+The check is repeated because an operator may set the clock.
+"""
 
 
 class Pacing:

@@ -29,7 +29,7 @@ STILL_SECONDS = 10.0
 """A lot that neither gives out nor holds back a record for this time is not called slow, because the engine is away."""
 
 AHEAD_RECORDS = 2048
-"""The most put-off records of a partition whose first record is due soon.
+"""Cap on a partition's put-off records if the partition's first record is due soon.
 
 If the lot kept only one record, the stage would seek and fetch the partition again for each due record."""
 PUT_OFF_SHARE = 4

@@ -29,12 +29,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_BITMAP = 16_384
-"""The most offsets in a bitmap. A full bitmap with 32 suspects takes 2,689 characters."""
+"""Cap on the number of offsets in a bitmap. A full bitmap with 32 suspects takes 2,689 characters."""
 MAX_SPAN = 131_072
-"""The most offsets in a span: as many as arrive behind a record that hangs for 20 s, at 6,500 records a second."""
+"""Cap on the number of offsets in a span: as many as arrive behind a record that hangs for 20 s, at 6,500 records a
+second."""
 MAX_HOLES = 3_500
-"""The most holes in a span of more than MAX_BITMAP offsets: more than the records in delivery's window. This many holes
-and 32 suspects take 4,094 characters."""
+"""Cap on the number of holes in a span of more than MAX_BITMAP offsets.
+
+It exceeds the number of records in delivery's window. This many holes and 32 suspects take 4,094 characters.
+"""
 
 MAX_SUSPECTS = 32
 

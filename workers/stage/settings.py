@@ -22,7 +22,9 @@ class StageSettings:
     Meanwhile the stage fetches no records: partitions that stay assigned go on with parked records only. None means
     `drain_seconds`."""
     group_commit_seconds: float = 0.0
-    """The least time for which a complete record waits for other records to share its transaction. Set it above 0 only
-    if no reader waits for the outputs."""
+    """The shortest time for which a complete record waits for other records to share its transaction.
+
+    Set it above 0 only if no reader waits for the outputs.
+    """
     suffix: str = ""
     """End of the transactional.id. Two stages of one process and group need different suffixes."""

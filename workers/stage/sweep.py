@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 SWEEP_PARTITIONS = 250
-"""The most partitions in one step.
+"""Cap on the number of partitions in one step.
 
 Each partition costs a request and a marker, and Kafka ends a transaction after 5 s.
 """

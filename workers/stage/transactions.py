@@ -23,8 +23,10 @@ from workers.stage.settler_state import SettlerState
 
 MAX_BATCH_RECORDS = 5_000
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""The most output bytes in a transaction. Kafka aborts a transaction after five seconds; 5,000 large results take
-longer."""
+"""Cap on the output bytes of a transaction.
+
+Kafka aborts a transaction after five seconds; 5,000 large results take longer.
+"""
 REREAD_SECONDS = 2.0
 
 Undone = list[tuple[Partition, Progress]]

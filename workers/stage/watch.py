@@ -29,7 +29,7 @@ SILENT_SECONDS = 8.0
 This time is longer than an ordinary pause of a broker, and readiness still reports a frozen broker within 15 s.
 """
 LARGE_GAP = 1_000
-"""The least gap, in offsets, about which the stage asks Kafka; transactions and compaction leave smaller gaps."""
+"""The smallest gap, in offsets, about which the stage asks Kafka; transactions and compaction leave smaller gaps."""
 
 log = get_logger()
 

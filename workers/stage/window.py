@@ -23,14 +23,17 @@ bounds.
 
 Records beyond the bounds of a commit are fetched again, which is slow but does no harm."""
 LEAST_PARKED = 512
-"""The least capacity of a lot, in records. A resumed partition may deliver after half a second; until then, half of the
-lot's records have to last."""
-MOST_AT_ONCE = 2_000
-"""The most records to fetch in a round."""
-FEW_AT_ONCE = 100
-"""The most records to fetch in a round while records are put off.
+"""The smallest capacity of a lot, in records.
 
-Most records after put-off records are not due soon, and a longer round would delay due records."""
+A resumed partition may deliver after half a second; until then, half of the lot's records have to last.
+"""
+MOST_AT_ONCE = 2_000
+"""Cap on the number of records to fetch in a round."""
+FEW_AT_ONCE = 100
+"""Cap on the number of records to fetch in a round while records are put off.
+
+Most records after put-off records are not due soon, and a longer round would delay due records.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,11 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """The most running records. `max(records, LEAST_PARKED)` further records may be parked.
-
-    Each further place of a `Sharing` may park the same number of records.
+    """Cap on the number of running records. `max(records, LEAST_PARKED)` further records may be parked, and as many
+    again in each further place of a `Sharing`.
     """
     bytes: int = 256 * 1024 * 1024
-    """The most bytes of the values of taken, unsettled records, without put-off records."""
+    """Cap on the bytes of the values of taken, unsettled records. Put-off records are not included."""
 
 
 class Window:

@@ -108,7 +108,7 @@ class KeyringData(FileModel):
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 
     def endpoint_secrets(self, tenant: str, endpoint_id: str, version: int, now: float) -> list[bytes]:
-        """Return the secrets of a version of a tenant's webhook endpoint, one from each signing master."""
+        """Return the secrets of a tenant's webhook endpoint in this version, one from each signing master."""
         owner = f"{tenant}/{endpoint_id}"
         return [derived(master.secret, "endpoint-secret", owner, version) for master in self.signing_masters(now)]
 
@@ -117,13 +117,13 @@ class KeyringData(FileModel):
         return [key for key in self.fleet if key.signs(now)]
 
     def next_change(self, tenant: str, now: float) -> float:
-        """Return the Unix second at which this tenant's next key stops signing; infinity if no key has an end."""
+        """Return the first Unix second at which a key of this tenant stops signing; infinity if no key has an end."""
         untils = [key.until for key in self.derived_keys(tenant, now)]
         untils += [key.ends for key in (*self.imported(tenant, now), *self.fleet_keys(now))]
         return min(untils, default=float("inf"))
 
     def next_endpoint_change(self, tenant: str, now: float) -> float:
-        """Return the Unix second at which the next key of the tenant's webhook endpoints stops signing."""
+        """Return the first Unix second at which a key of the tenant's webhook endpoints stops signing."""
         return min(self.next_change(tenant, now), *(master.ends for master in self.signing_masters(now)))
 
     def with_tenant_rotated(self, tenant: str, now: float, until: float) -> KeyringData:

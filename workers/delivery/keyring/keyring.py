@@ -179,7 +179,7 @@ class Keyring:
         )
 
     def endpoint_secret(self, tenant: str, endpoint_id: str, version: int, now: float) -> str:
-        """Return the secret (`whsec_…`) that signs for this version of a tenant's webhook endpoint."""
+        """Return the secret (`whsec_…`) that signs for a tenant's webhook endpoint in this version of its secret."""
         return SECRET_PREFIX + base64_of(self._loaded.data.endpoint_secrets(tenant, endpoint_id, version, now)[0])
 
     def endpoint_signer(self, tenant: str, endpoint_id: str, versions: tuple[int, ...], now: float) -> Signer:
@@ -199,7 +199,7 @@ class Keyring:
         return loaded.endpoint_signers.get(key, now, make, lambda: loaded.data.next_endpoint_change(tenant, now))
 
     def next_change(self, tenant: str, now: float) -> float:
-        """Return the Unix second at which the tenant's next key stops signing; infinity if no key has an end."""
+        """Return the first Unix second at which a key of the tenant stops signing; infinity if no key has an end."""
         return self._loaded.data.next_change(tenant, now)
 
     def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
