@@ -29,10 +29,10 @@ _BULK, _SPARE = ".batch", ".spare"
 
 
 class Admission:
-    """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs that job ids derive from.
+    """Reads the jobs in the lanes' records. `topic_ids` maps lanes to the topic UUIDs from which job ids are derived.
 
-    With `trust`, each job needs a signature by one of the secrets in `trust`; with None, jobs need no signature.
-    `rollouts` replace a job's alias by the model behind the alias.
+    Each job needs a signature by one of the secrets in `trust`; if `trust` is None, jobs need no signature. `rollouts`
+    replace a job's alias by the model behind the alias.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Admission:
         return self._registry.knows(received.job.model_id)
 
     def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:
-        """Return the record for another engine's lane; None if this worker's engine has the job's model.
+        """Return the record that moves the job to another engine's lane; None if this worker's engine has the model.
 
         Raises UnservedModel for an unknown model.
         """

@@ -16,10 +16,10 @@ class AnswerTimes:
         self._seconds: deque[float] = deque(maxlen=KEPT)
 
     def add(self, seconds: float) -> None:
-        """Add an answered job."""
+        """Add the time of an answered job."""
         self._seconds.append(seconds)
 
     def p99(self) -> float | None:
-        """Return the 99th percentile in seconds: of fewer than 100 answers, the longest. None without an answer."""
+        """Return the 99th percentile in seconds, or the longest of fewer than 100 times. None if there is no answer."""
         in_order = sorted(self._seconds)
         return in_order[math.ceil(0.99 * len(in_order)) - 1] if in_order else None

@@ -1,4 +1,4 @@
-"""Decides which records' headers are trusted: all, or only those in which a secret of the fleet signed the tenant."""
+"""Decides which records' headers are trusted: all, or only those with a tenant that the fleet has signed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def believed_secrets(settings: WorkerSettings, trust: TrustSettings) -> TrustSec
 def require_signature(
     secrets: TrustSecrets | None, record: Record, whose: ReceivedJob | InvalidJob, place: Origin
 ) -> None:
-    """Raise UntrustedJob if the record's tenant needs a signature, and none of the secrets signed the tenant.
+    """Raise UntrustedJob if the record's tenant needs a signature, but was not signed with any of the secrets.
 
     The signature covers a job id only if the writer chose the id; an id derived from the record's place is not signed.
     """

@@ -69,16 +69,16 @@ class Cancellations:
                 self._running.pop(job, None)
 
     def _concerned(self, job: JobKey) -> list[list[Callable[[], object]]]:
-        """Return the runs of a job, or of all lines of a batch."""
+        """Return the functions that stop the runs of this job, or of all jobs of this batch."""
         tenant, identifier = job
         lines = [stops for key, stops in self._running.items() if key[0] == tenant and batch_of(key[1]) == identifier]
         return [self._running.get(job, []), *lines]
 
     def _dated(self, at: int) -> int:
-        """Return `at`, the record's time in Unix ms.
+        """Return `at`, the record's time in Unix ms, if it is not in the future.
 
-        The previous record's time, or else now, replaces a time in the future. A cancellation dated in the future would
-        stay at the front of `_since`, and `_forget` would drop none behind it.
+        Otherwise return the previous record's time, or now if there is no previous record. A cancellation dated in the
+        future would stay at the front of `_since`, and `_forget` would drop none behind it.
         """
         now = round(self._clock.time() * 1000)
         if at > now:

@@ -88,7 +88,7 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return why the engine is away: its own reason, and the last error if jobs wait for over ten seconds."""
+        """Return the reasons why the engine is away: its own, and its last error if jobs wait for over ten seconds."""
         known = self._away()
         found = [known] if known is not None else []
         since = self._away_since
@@ -99,7 +99,7 @@ class EngineWatch(SideTask):
         return [*found, said] if seconds > AWAY_SECONDS else found
 
     async def ended(self) -> None:
-        """Wait until a request fails because the engine cannot be loaded again, then raise that EngineLost."""
+        """Wait until a request fails because the engine cannot be loaded again, then raise the request's EngineLost."""
         await self._ended.wait()
         if self._lost is not None:
             raise self._lost

@@ -1,6 +1,6 @@
-"""Fair sharing of the engine between tenants, by tokens; jobs that would wait for long move to the bulk lane.
+"""Shares the engine fairly between tenants, by tokens, and moves jobs that would wait for long to the bulk lane.
 
-A waiting job costs its prompt's tokens, estimated from bytes, plus its tenant's mean tokens per answer. Once the engine
+A waiting job costs its prompt's tokens, estimated from bytes, plus its tenant's mean tokens per answer. When the engine
 has answered, the real tokens replace the estimate.
 """
 
@@ -27,7 +27,7 @@ from workers.stage.sharing import Place
 FIRST_ANSWER_TOKENS = 128.0
 """The estimated tokens of an answer until the engine has answered for the first time."""
 MEAN_WEIGHT = 0.05
-"""The weight of the newest answer in a tenant's mean: the mean covers about the last 20 answers."""
+"""The weight of the newest answer in a tenant's mean, so that the mean covers about the last 20 answers."""
 MOST_TENANTS = 10_000
 """Cap on the tenants whose means are kept."""
 
@@ -50,11 +50,11 @@ class AnswerTokens:
         self._means: dict[bytes, float] = {}
 
     def mean(self, tenant: bytes) -> float:
-        """Return the tenant's mean; the mean of all answers for a tenant without answers."""
+        """Return the tenant's mean, or the mean of all answers if the tenant has no answers."""
         return self._means.get(tenant, self._all)
 
     def add(self, tenant: bytes, tokens: int) -> None:
-        """Add an answer of this length."""
+        """Add an answer of this many tokens."""
         before = self._means.pop(tenant, self._all)
         self._means[tenant] = before + MEAN_WEIGHT * (tokens - before)
         self._all += MEAN_WEIGHT * (tokens - self._all)
@@ -95,7 +95,7 @@ class TenantSharing:
         return max(1.0, tokens) / self._weights.get(tenant, 1.0)
 
     def answered(self, record: Record, completion: Completion) -> None:
-        """Count an answer's real tokens instead of the estimate. A job may have answers of two models: both count."""
+        """Count an answer's real tokens instead of the estimate. If two models answered, both are counted."""
         tenant = self.party(record.headers)
         if completion.finish_reason != "abort":
             self._answers.add(tenant, completion.completion_tokens)
@@ -115,7 +115,7 @@ class TenantSharing:
         return record.timestamp_ms + round(1000 * seconds)
 
     def may_wait(self, record: Record) -> bool:
-        """Return whether a job may have something to fetch, by the names of its fields: the JSON is not parsed."""
+        """Return whether a job may have something to fetch. Fields are found by their names; the JSON is not parsed."""
         value = record.value
         return any(name in value for name in _FETCHED) or _ESCAPED.search(value) is not None
 

@@ -1,4 +1,4 @@
-"""Generation of an answer: retries while the engine is away, and an abort when the job is cancelled or expires."""
+"""Generates an answer: tries again while the engine is away, and aborts when the job is cancelled or expires."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Generator:
         return None
 
     async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
-        """Make one try. Raises EngineError; EngineFailed also if the engine aborted the request unasked."""
+        """Make one try; return the completion. Raises EngineError, and EngineFailed if the engine aborted unasked."""
         completion = await self._engine.generate(request)
         # An aborted request may never have reached the engine, so it does not count as answered.
         if completion.finish_reason != "abort":
@@ -116,8 +116,8 @@ class Generator:
 class _Tries:
     """Counts the failures at one job while the engine answers other jobs.
 
-    An engine that answers no request is away: jobs wait for the engine, and failures do not count. A timeout counts
-    only if the engine answered a request that began later: a merely slow engine answers earlier requests first.
+    An engine that answers no request is away: its jobs wait, and their failures are not counted. A timeout is counted
+    only if the engine answered a request that began later, because a merely slow engine answers earlier requests first.
     """
 
     def __init__(self, watch: EngineWatch) -> None:
@@ -168,14 +168,14 @@ def _report(task: asyncio.Future[None]) -> None:
 
 def _prefix_key(job: Job) -> bytes | None:
     if job.messages is None and job.sources is None:
-        return None  # most jobs end here, and save the time of copying their fields
+        return None  # most jobs end here, which saves the time of copying their fields
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 
 def _temperature(job: Job, asked: GroundedRequest) -> float | None:
     """Return the job's temperature, or else the profile's; None means the model's default.
 
-    A job for several answers ignores a temperature of 0 from the profile or registry, at which all answers would be the
+    A job for several answers ignores a temperature of 0 from the profile or registry, because all answers would be the
     same.
     """
     temperature = job.temperature if job.temperature is not None else asked.temperature

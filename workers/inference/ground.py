@@ -1,4 +1,4 @@
-"""Grounding of a job: read the job's sources, and put their evidence before the question."""
+"""Grounds a job: reads the job's sources, and puts their evidence before the question."""
 
 from __future__ import annotations
 
@@ -90,9 +90,11 @@ class Grounder:
         self._rewriter = Rewriter(engine, enricher.settings, metrics)
 
     async def grounded(self, received: ReceivedJob, spend: Spend) -> GroundedRequest:
-        """Read the job's sources, if the job has any, and return its request. `spend` gets a rewriting's tokens.
+        """Read the job's sources, if the job has any, and return its request.
 
-        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield no evidence, and if the
+        `spend` is called with a rewriting's tokens.
+
+        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield no evidence, or if the
         job is cancelled or expires meanwhile.
         """
         job = received.job
@@ -166,7 +168,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _ends(text: str) -> str:
-    """Return the text. A text longer than MOST_READ_CHARS keeps its start and its end, where people ask."""
+    """Return the text; of a text longer than MOST_READ_CHARS, only the start and the end, where people ask."""
     half = MOST_READ_CHARS // 2
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 

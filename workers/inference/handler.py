@@ -67,7 +67,7 @@ log = get_logger()
 class InferenceHandler:
     """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs.
 
-    With `trust`, each job needs a signature by one of the secrets in `trust`.
+    If `trust` is not None, each job needs a signature by one of the secrets in it.
     """
 
     def __init__(
@@ -162,8 +162,8 @@ class InferenceHandler:
     async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
         """Return the job with its model's defaults, and with the input filter's findings and redactions.
 
-        `size` is that of the job or its payload in bytes. Raises InvalidJob, and UnscreenedJob for a job that is over
-        before it is screened.
+        `size` is the size of the job, or of its payload, in bytes. Raises InvalidJob, and UnscreenedJob for a job that
+        is over before it is screened.
         """
         received = self._rules.with_defaults(received)
         self._warnings.warn(received.unknown)
@@ -280,7 +280,7 @@ class InferenceHandler:
         return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
     def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage | NoPayload) -> Result:
-        """Return a failure with this code, unless the job was cancelled or expired while it waited for a fetch."""
+        """Return a failed result with this code, or a cancelled or expired one if the job ended before its fetch."""
         if self._lifetimes.is_over(received):
             return self._results.cut_off(received)
         return self._results.failed(received, code, str(missing))

@@ -46,10 +46,10 @@ class Images:
 
     @asynccontextmanager
     async def seen(self, received: ReceivedJob) -> AsyncIterator[SeenJob]:
-        """Yield the job with each image as a data URL; the images' place in memory is held until the block ends.
+        """Yield the job with each image as a data URL. The job's place in memory is freed when the block ends.
 
         Raises InvalidJob if the model takes no images, or if an image cannot be read and the job is at fault. Raises
-        NoImage if a server is at fault, and if the job is cancelled or expires meanwhile.
+        NoImage if a server is at fault, or if the job is cancelled or expires meanwhile.
         """
         images = received.job.images
         is_refused = not self._engine.takes_images(received.job.model_id)
@@ -66,7 +66,7 @@ class Images:
             yield SeenJob(_with_images(received, found), phase.ms)
 
     async def _found(self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
-        """Return each URL with its data URL. `urls` counts the images of each URL. Raises InvalidJob and NoImage."""
+        """Return the data URL of each URL. `urls` has the number of images by URL. Raises InvalidJob and NoImage."""
         asker = Asker(received.tenant)
         try:
             return await self._lifetimes.while_alive(received, lambda: self._in_turn(asker, urls, stack))
@@ -79,7 +79,7 @@ class Images:
             raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
 
     async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
-        await stack.aclose()  # called again after a cancellation is taken back: frees the former place
+        await stack.aclose()  # if this is the second call, after a cancellation was taken back: free the first place
         async with self._fetcher.at_origins(urls, asker):
             await stack.enter_async_context(self._fetcher.place(asker))
             return await self._fetcher.fetched(urls, asker)

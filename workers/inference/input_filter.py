@@ -37,7 +37,7 @@ class UnscreenedJob(JobIsOver):
     def __init__(self, received: ReceivedJob) -> None:
         super().__init__()
         self.received = replace(received, job=received.job.model_copy(update={"metadata": {}}))
-        """The job without its metadata: the result would repeat the metadata unredacted."""
+        """The job without its metadata, because the result would repeat the metadata unredacted."""
 
 
 class InputFilter:
@@ -48,7 +48,7 @@ class InputFilter:
         self._lifetimes = lifetimes
         self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
         self._turns = Turns(_THREADS)
-        """Tenants take turns at the threads, since one payload may take a thread for half a minute."""
+        """Tenants take turns at the threads, because one payload may occupy a thread for half a minute."""
         self._verdicts = {verdict: metrics.screened.labels(verdict) for verdict in Verdict}
 
     async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:

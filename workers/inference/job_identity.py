@@ -47,7 +47,7 @@ def job_letter(
 
 
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
-    """Return headers with the tenant and the job id that the record states, where these are not the job's own.
+    """Return headers with the tenant and the job id that the record states, if these differ from the job's own.
 
     The stated values are a producer's bytes, unchecked.
     """

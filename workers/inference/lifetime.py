@@ -43,7 +43,7 @@ class Lifetimes:
         return self._cancellations.told(_key(received), stop)
 
     async def while_alive(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of `begin()` as `until_cancelled` does, within the job's deadline. Raises JobIsOver."""
+        """Return the result of `begin()` as `until_cancelled` does. Raises JobIsOver also at the job's deadline."""
         try:
             async with asyncio.timeout(max(0.0, self.remaining(received))):
                 return await self.until_cancelled(received, begin)
@@ -51,9 +51,10 @@ class Lifetimes:
             raise JobIsOver from None
 
     async def until_cancelled(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of `begin()`, which a cancellation of the job cancels.
+        """Return the result of `begin()`. If the job is cancelled, `begin()` is cancelled, too.
 
-        If the cancellation is taken back at once, `begin` is called again. Raises JobIsOver, and the errors of `begin`.
+        If the job's cancellation is taken back at once, `begin` is called again. Raises JobIsOver, and the errors of
+        `begin`.
         """
         while True:
             work = asyncio.ensure_future(begin())

@@ -67,7 +67,7 @@ class Escalate:
     def chosen(self, first: Result, second: Result) -> Result:
         """Return the second result, or the first if only the first try succeeded.
 
-        The returned result has a note, and the usage of both tries.
+        The returned result has a note, and the sum of the usage of both tries.
         """
         if second.outcome is Outcome.SUCCEEDED:
             kept, end = second, f"model {self.to} answered"
@@ -97,9 +97,9 @@ def _reason(rule: Escalation, result: Result) -> str | None:
 
 
 def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Return the tokens of both tries, and their price if both have the same currency.
+    """Return the sum of both tries' tokens, and of their prices if both have the same currency.
 
-    An optional count is the sum of the reported counts, and absent if neither engine reports the count.
+    An optional count is the sum of the reported counts. It is absent if neither engine reports it.
     """
     if first is None or second is None:
         return first or second

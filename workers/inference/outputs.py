@@ -57,7 +57,7 @@ class Outputs:
     def rejected(self, record: Record, invalid: InvalidJob, *, by_engine: bool = False) -> list[Output]:
         """Return a `rejected` result, and the record as a dead letter.
 
-        With `by_engine`, the reason is the engine's own text. The log leaves such a reason out: it may quote the
+        If `by_engine` is true, the reason is the engine's own text. The log leaves it out, because it may quote the
         prompt.
         """
         self._outcomes[Outcome.REJECTED].inc()

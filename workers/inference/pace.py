@@ -91,15 +91,15 @@ class EnginePace:
 
 
 class Refill:
-    """The length of the queue that keeps the engine's places busy between two refills.
+    """Computes the length of the queue that keeps the engine's places busy between two refills.
 
     A refill is the arrival of the jobs that the stage dispatches after a call of `look`. A request that ends leaves its
     place idle until the next refill, unless a job waits in the engine. The next call is half an interval away on
     average, and the time until the jobs arrive is counted as another half interval. An interval is a round of the
     stage: 5 ms, or 50 ms and more on a busy broker. So an interval with `answers` answers leaves `answers - queue`
-    places idle for its length. The queue is the shortest one with which the intervals of the last `memory_seconds`
-    leave at most IDLE_SHARE of the places idle. Answers that end together, such as answers of equal length, need a
-    longer queue than answers that end one by one.
+    places idle for as long as the interval lasts. The queue is the shortest one with which the intervals of the last
+    `memory_seconds` leave at most IDLE_SHARE of the places idle. Answers that end together, such as answers of equal
+    length, need a longer queue than answers that end one by one.
 
     The event loop counts answers, and only the Kafka thread calls `look`.
     """
@@ -153,8 +153,8 @@ class EnrichmentLead:
     """The lead: the number of jobs in enrichment that supplies the engine as fast as it answers.
 
     Little's law gives the number: answers per second times the seconds that a job spends in enrichment, 0 for a job
-    without sources. A job counts when the engine answers it, so that the engine's speed limits the lead. The event loop
-    counts jobs, and the Kafka thread reads the lead.
+    without sources. A job is counted when the engine answers it, so that the engine's speed limits the lead. The event
+    loop counts jobs, and the Kafka thread reads the lead.
     """
 
     def __init__(self, clock: Clock, period_seconds: float, memory_seconds: float) -> None:

@@ -48,7 +48,7 @@ class Payloads:
 
     @asynccontextmanager
     async def loaded(self, received: ReceivedJob) -> AsyncIterator[LoadedJob]:
-        """Yield the job with its question; the payload's place in memory is held until the block ends.
+        """Yield the job with its question. The payload's place in memory is freed when the block ends.
 
         Raises InvalidJob if the payload cannot be used and the job is at fault. Raises NoPayload if a server is at
         fault, or if the job is cancelled or expires meanwhile.
@@ -58,7 +58,7 @@ class Payloads:
             with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
                 payload = await self._fetched(received, url, stack)
                 try:
-                    # In a thread: a hash of 8 MiB takes 20 ms without Python's lock.
+                    # In a thread, because the hash of 8 MiB takes 20 ms, and does not need Python's lock.
                     job, unknown = await asyncio.to_thread(with_payload, received.job, payload)
                 except UnusablePayload as unusable:
                     raise _refused(received, str(unusable)) from None
@@ -81,7 +81,7 @@ class Payloads:
             raise _refused(received, str(unreadable)) from None
 
     async def _in_turn(self, asker: Asker, url: str, stack: AsyncExitStack) -> bytes:
-        await stack.aclose()  # called again after a cancellation is taken back: frees the former place
+        await stack.aclose()  # if this is the second call, after a cancellation was taken back: free the first place
         await stack.enter_async_context(self._fetcher.place(asker))
         return await self._fetcher.fetched(url, asker)
 

@@ -42,7 +42,7 @@ class Phases:
         return TimedPhase(self, name, received)
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Return the time of the monotonic clock in seconds."""
         return self._clock.monotonic()
 
     def observe(self, name: str, seconds: float, received: ReceivedJob) -> None:
@@ -72,7 +72,7 @@ class TimedPhase:
 
     @property
     def ms(self) -> float:
-        """The phase's milliseconds."""
+        """The length of the phase in milliseconds."""
         return self.seconds * 1000
 
     def __enter__(self) -> TimedPhase:

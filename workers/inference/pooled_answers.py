@@ -11,7 +11,7 @@ from workers.engines.pooling import Pooled
 
 
 def answer_of(job: Job, pooled: Pooled) -> dict[str, object]:
-    """Return the result's field with the answer; nothing for a job whose answer is a text."""
+    """Return the result's field with the answer; an empty dict for a job whose answer is a text."""
     return {job.kind.answer: _ANSWERS[job.kind.field](job, pooled)} if job.kind is not None else {}
 
 
@@ -20,7 +20,7 @@ def _embeddings(job: Job, pooled: Pooled) -> object:
 
 
 def _ranks(job: Job, pooled: Pooled) -> object:
-    """Return the best documents; of equal scores, the earlier document is first."""
+    """Return the best documents, the best first. Of documents with equal scores, the earlier one is first."""
     scores = [score for (score,) in pooled.rows]
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
     most = job.rerank.top_n if job.rerank is not None else None

@@ -23,8 +23,9 @@ log = get_logger()
 class RegistryWatch(SideTask):
     """Reads the registry file again within five seconds of a change.
 
-    A file that is invalid or needs a restart has no effect. A file that comes while an engine is away is used once the
-    engine is back. `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of profiles.
+    A file that is invalid or needs a restart has no effect. A change that comes while an engine is away is used when
+    the engine is back. `read` raises RegistryRefused, SettingsRefused, and the OSError of an unreadable folder of
+    profiles.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class RegistryWatch(SideTask):
         try:
             registry = await asyncio.to_thread(self._read)
             await self._engine.change(registry)
-        except OSError as error:  # of the profiles' folder; `_seen` stays, so the next look tries again
+        except OSError as error:  # from the profiles' folder; `_seen` is not changed, so the next look tries again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
             return
         except NotYet as why:

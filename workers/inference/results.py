@@ -42,7 +42,7 @@ class Results:
     ) -> Result:
         """Return the answer's result: a failure if the answer is unfinished, unsupported, or not the requested JSON.
 
-        `spend` gets the tokens of checks of the answer.
+        `spend` is called with the tokens of checks of the answer.
         """
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
@@ -97,7 +97,7 @@ class Results:
         )
 
     def failed(self, received: ReceivedJob, code: str, message: str) -> Result:
-        """Return a failure with this error code and message."""
+        """Return a failed result with this error code and message."""
         return self._result(received, Outcome.FAILED, error=ResultError(code=code, message=message))
 
     def _result(
@@ -128,7 +128,7 @@ def _without_logprobs(first: ReadAnswer, job: Job) -> list[str]:
 
 
 def _named(received: ReceivedJob) -> str | None:
-    """Return the model or alias that the job names: a rollout may have put another model into the job."""
+    """Return the model or alias that the job named, before a rollout may have put another model into the job."""
     return received.job.model_id if received.alias in (None, DEFAULT_ALIAS) else received.alias
 
 

@@ -52,7 +52,7 @@ class Rewriter:
     async def rewritten(self, received: ReceivedJob, question: str, seconds: float, spend: Spend) -> tuple[str, str]:
         """Return the rewritten question and a note; the original question if the rewriting fails. Raises EngineDied.
 
-        `spend` gets the tokens of the rewriting.
+        `spend` is called with the tokens of the rewriting.
         """
         try:
             async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):

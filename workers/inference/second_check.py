@@ -51,7 +51,10 @@ class SecondCheck:
         self._numbers = itertools.count()
 
     def of(self, received: ReceivedJob, spend: Spend) -> Check | None:
-        """Return the check of a job's answers; None if the settings turn it off. `spend` gets each check's tokens."""
+        """Return the check of a job's answers; None if the settings turn it off.
+
+        `spend` is called with the tokens of each check.
+        """
         return (lambda evidence, answer: self._refuted(received, spend, evidence, answer)) if self._most else None
 
     async def _refuted(
@@ -88,7 +91,7 @@ class SecondCheck:
 
 
 def _prompt(evidence: Evidence, source: NumberedSource, sentence: str) -> str | None:
-    """Put the one source before the question, between the same marks as in a job's own prompt."""
+    """Return the check's prompt: the source before the question, between the same marks as in a job's prompt."""
     alone = replace(evidence, sources=(replace(source, number=1),))
     return ground(_QUESTION.format(harmless(CITATION.sub(" ", sentence))[:_SENTENCE_CHARS]), alone).prompt
 

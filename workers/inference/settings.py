@@ -38,7 +38,7 @@ class WorkerSettings(BaseSettings):
     )
 
     window_records: int = Field(default=2048, ge=1, le=8192)
-    """Jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
+    """Maximum number of jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
 
     One tenant's jobs with something to fetch take at most three quarters of this number, so that a hanging server stops
     no other tenant.
@@ -47,15 +47,20 @@ class WorkerSettings(BaseSettings):
     in enrichment.
     """
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Bytes of the jobs in enrichment or generation. Each lane's parked jobs have at most a third of this number."""
+    """Maximum bytes of the jobs in enrichment or generation.
+
+    Each lane's parked jobs have at most a third of this number.
+    """
     waiting_target: int | None = Field(default=None, ge=1, le=8192)
-    """A fixed number of jobs to keep waiting inside the engine; Kafka holds the rest.
+    """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.
 
     By default the number follows the engine: the jobs that the engine answers during one refill, and at most eight
     more.
     """
     enrich_ahead: int = Field(default=512, ge=1, le=8192)
-    """Jobs whose sources are read at once, ahead of the engine. One tenant has at most three quarters of these places.
+    """Maximum number of jobs whose sources are read at once, ahead of the engine.
+
+    One tenant has at most three quarters of these places.
 
     Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are under
     way. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
@@ -77,11 +82,11 @@ class WorkerSettings(BaseSettings):
     Keep this below the grace period of the worker's pod.
     """
     trust: Literal["any", "signed"] = "any"
-    """`any`: the worker takes jobs of any writer of the topics. `signed`: only jobs whose tenant is signed.
+    """`any`: the worker takes jobs of any writer of the topics.
 
-    The gateway and `postback submit` sign with a secret of POSTBACK_TRUST__SECRET_FILE. Other jobs are rejected, and
-    their callbacks are not called. The signature does not prevent replay: a copy of a signed record is answered again,
-    for the same tenant.
+    `signed`: the worker takes only jobs whose tenant is signed. The gateway and `postback submit` sign with a secret of
+    POSTBACK_TRUST__SECRET_FILE. Other jobs are rejected, and their callbacks are not called. The signature does not
+    prevent replay: a copy of a signed record is answered again, for the same tenant.
     """
     lane: EngineLane | None = None
     """The engine lane that this worker reads in a fleet with several engines; if absent, the shared lane.
@@ -93,8 +98,8 @@ class WorkerSettings(BaseSettings):
     unserved_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
 
-    So a job may come this much earlier than a new worker or a changed registry. At most 64 jobs wait; further jobs are
-    rejected at once.
+    So a job may be sent this much earlier than its worker starts or the registry changes. At most 64 jobs wait; further
+    jobs are rejected at once.
     """
     registry: Path | None = None
     """The file of the model registry (TOML), which replaces `--engine` and `models`.

@@ -36,7 +36,10 @@ class UnservedJobs:
         self._waiting = 0
 
     async def served_later(self, record: Record, is_served: Callable[[], bool], is_over: Callable[[], bool]) -> bool:
-        """Wait until `is_served` or `is_over`. False if the time passes first, or if too many jobs wait already."""
+        """Wait until `is_served()` or `is_over()`.
+
+        Return False if the time ends first, or if too many jobs wait already.
+        """
         now = self._clock.time()
         until = min(record.timestamp_ms / 1000, now) + self._seconds
         if self._waiting >= MOST_WAITING or until <= now:

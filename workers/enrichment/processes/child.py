@@ -1,4 +1,4 @@
-"""The worker's side of an enrichment process: start, ask, kill. `frames` is the side of the process."""
+"""The worker's side of an enrichment process: starts, asks and kills the process. `frames` is the process's side."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Child:
         self._input = cast("asyncio.StreamWriter", process.stdin)
         self._output = cast("asyncio.StreamReader", process.stdout)
         self.greeting: dict[str, Any] = {}
-        """The child's first answer, sent once the child was ready."""
+        """The child's first answer, which the child sent when it was ready."""
 
     @property
     def alive(self) -> bool:

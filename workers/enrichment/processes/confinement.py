@@ -1,16 +1,16 @@
-"""Confines a process that parses untrusted bytes: once ready, the process may only compute and answer on its pipes.
+"""Confines a process that parses untrusted bytes, so that it may only compute and answer on its pipes.
 
 A page that exploits a bug in its parser would run code as the worker's user. Three fences prevent harm, if the kernel
 has them:
 
     seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
-                With no named folder, refuses to open files, too. Covers all threads. See seccomp(2).
+                If no folder is named, also refuses to open files. Confines all threads. See seccomp(2).
     Landlock    refuses to open, make, change or remove files, except to read in the named folders. Refuses TCP ports.
-                Covers this thread and threads started by it. See landlock(7).
+                Confines this thread and the threads that it starts. See landlock(7).
     capset      drops all capabilities, even if the process runs as root. See capabilities(7).
 
-All three fences hold for root too, and cannot be undone. The fences cover the files `/proc/PID/mem` and
-`/proc/PID/environ`, and Landlock also refuses ptrace(2) of outside processes.
+All three fences apply to root, too, and cannot be removed. They also protect the files `/proc/PID/mem` and
+`/proc/PID/environ`, and Landlock refuses ptrace(2) of processes outside of the fence.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SystemCalls(NamedTuple):
     clone: int
     clone3: int
     to_own_process: tuple[int, ...]
-    """Calls allowed if their first argument is the process itself: tgkill and prlimit64."""
+    """Calls that are allowed only if their first argument is the process itself: tgkill and prlimit64."""
     by_command: tuple[tuple[int, tuple[int, ...]], ...]
     """Calls, each with the commands that are refused as the call's second argument."""
 
@@ -102,7 +102,7 @@ ARCHITECTURES: Final = {
     ),
 }
 _X32: Final = 0x40000000
-"""First number of x86-64's x32 calls, which could evade a filter by number."""
+"""First number of x86-64's x32 calls, which could evade a filter that compares numbers."""
 _CLONE_THREAD: Final = 0x00010000
 
 _SET_MODE_FILTER: Final = 1
@@ -146,11 +146,11 @@ def confine(
 ) -> list[Fence]:
     """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
-    `readable` names files, and folders with files, that may still be read; with None, no file can be opened. Before the
-    call, the process must have imported all modules that it will need. The process can still start threads, but no
-    processes. With `may_execute`, the process can become one of the readable programs, and stays confined. With
-    `is_parent`, only seccomp refuses signals: Landlock would also drop the signal by which `end_with` ends this
-    process's child.
+    `readable` names files, and folders with files, that may still be read; if it is None, no file can be opened. Before
+    the call, the process must have imported all modules that it will need. The process can still start threads, but no
+    processes. If `may_execute` is true, the process can replace itself by one of the readable programs, which stays
+    confined. If `is_parent` is true, only seccomp refuses signals, because Landlock would also drop the signal by which
+    `end_with` ends this process's child.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -172,9 +172,9 @@ def confine(
 def end_with(parent: int) -> None:
     """Let the kernel kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
 
-    The kernel also kills a program that replaces this process, but no program that this process starts. If `parent`
-    calls `confine`, `parent` must set `is_parent`. If `parent` has ended already, this process ends now. Only Linux has
-    such a signal.
+    The kernel also kills a program that replaces this process, but no program that this process starts. If the process
+    `parent` calls `confine`, it must set `is_parent`. If `parent` has ended already, this process ends now. Only Linux
+    has such a signal.
     """
     if sys.platform != "linux":
         return
@@ -189,7 +189,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def system_call(number: int, *arguments: object) -> int:
-    """syscall(2). Raises OSError."""
+    """Make a system call by syscall(2), and return its result. Raises OSError."""
     found = _libc().syscall(ctypes.c_long(number), *arguments)
     if found < 0:
         error = ctypes.get_errno()
@@ -238,7 +238,7 @@ def _seccomp(no_files: bool, may_execute: bool) -> None:
 
 def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False) -> bytes:
     """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
-    steps: list[tuple[int, int, int, int]] = []  # code, instructions skipped if true, if false, operand
+    steps: list[tuple[int, int, int, int]] = []  # code, number of skipped instructions if true and if false, operand
 
     def returning(verdict: int) -> tuple[int, int, int, int]:
         return (_RETURN, 0, 0, verdict)

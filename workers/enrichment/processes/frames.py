@@ -1,7 +1,7 @@
 """The process's side of an enrichment process's pipes; `child` is the worker's side.
 
 A task is the length of its head (4 bytes), the length of its body (4 bytes), the head as JSON, and the body. An answer
-is its length (4 bytes) and JSON. The process sends one answer before all tasks, once it is ready.
+is its length (4 bytes) and JSON. When the process is ready, it sends one answer, before it gets the first task.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The process that reads one document's pictures of text: `python -m workers.enrichment.processes.ocr`.
 
-The arguments are seconds, bytes, the most pages, the languages, and tesseract with its data and its libraries.
+The arguments are the time limit in seconds, the memory limit in bytes, the maximum number of pages, the languages, and
+the paths of tesseract, its data and its libraries.
 
 The process starts tesseract first, since it can start no program once it is confined like a reader of pages. Pillow and
 pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both processes
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 _READING_SHARE: Final = 0.8
-"""Share of the time after which the answer is sent, with the pages finished so far."""
+"""The fraction of the time limit after which the answer is sent with the pages finished so far."""
 _PAGE_END: Final = b"\f"
 _PIECE_BYTES: Final = 64 * 1024
 
@@ -58,7 +59,7 @@ class PictureReader:
         return self._texts(page_image(document, number) for number in numbers[: self._pages])
 
     def _texts(self, images: Iterable[Image]) -> list[str]:
-        """Return the texts of the pages that are finished in time, but of at least one page. Raises Unreadable."""
+        """Return the texts of the pages that are finished in time; wait for at least one page. Raises Unreadable."""
         tiff, count = as_tiff(images)
         with suppress(BrokenPipeError), self._input:  # `_written` finds out if tesseract has ended
             self._input.write(tiff)
@@ -69,7 +70,7 @@ class PictureReader:
         return [page.decode(errors="replace").strip() for page in pages]
 
     def _written(self) -> list[bytes]:
-        """Return the pages finished when tesseract ends, or by the deadline; the first page may be later."""
+        """Return the pages that are finished by the deadline or by tesseract's end; the first page may take longer."""
         found = bytearray()
         while len(found) < MAX_TEXT_CHARS:
             seconds = self._deadline.remaining if _PAGE_END in found else None

@@ -1,4 +1,4 @@
-"""Processes that parse pages, since a page can make its parser hang, grow or crash.
+"""Processes that parse pages, because a page can make its parser hang, grow or crash.
 
 A member does one task at a time. The pool kills a member that is late or whose job is cancelled, and starts another one
 on demand. The other members and the worker go on. Members start when they are first needed.
@@ -56,7 +56,7 @@ class Pool:
     async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
         """Wait for this job's turn, and return a member's answer to `task`. Raises Unreadable.
 
-        `task` names its `kind`. A cancellation kills the member, since a running task cannot be interrupted.
+        `task` must have an entry `kind`. A cancellation kills the member, because a running task cannot be interrupted.
         """
         turns = self._ranking if task["kind"] == "rank" else self._reading
         async with turns.place(asker):
@@ -84,9 +84,10 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """Take an idle member that is alive.
+        """Remove a member that is alive from the idle ones, and return it; wait until there is one. Raises Unreadable.
 
-        A new member is not handed to the job that waited for it but counts as idle, since that job may be cancelled.
+        A new member is added to the idle ones, not handed to the job that waited for it, because that job may be
+        cancelled.
         """
         while True:
             if not self._idle:

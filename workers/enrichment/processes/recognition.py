@@ -18,7 +18,7 @@ log = get_logger()
 
 
 class Recognition:
-    """Starts a process for each document, and ends it afterwards, since a tesseract reads only one input."""
+    """Starts a process for each document, and ends it afterwards, because a run of tesseract reads only one input."""
 
     def __init__(self, settings: EnrichmentSettings, languages: str, metrics: Metrics) -> None:
         """Raises ProcessError if tesseract or a language is missing."""

@@ -1,1 +1,1 @@
-"""From a page that a script fills to its HTML, by a browser without a network of its own."""
+"""Renders a page that a script fills: a browser without a network of its own returns the page's HTML."""

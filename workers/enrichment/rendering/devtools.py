@@ -20,7 +20,7 @@ MOST_MESSAGES: Final = 10_000
 """Cap on the messages of one connection. A page of 200 files has about 1,000."""
 
 Heard = Callable[[str, dict[str, Any]], None]
-"""Takes an event's name and parameters."""
+"""Receives an event's name and parameters."""
 _Value = TypeVar("_Value")
 
 
@@ -38,7 +38,7 @@ class _Message(BoundedModel):
 
 
 class DevTools:
-    """The protocol over one WebSocket. `heard` gets each event while `listen` runs."""
+    """The protocol over one WebSocket. `heard` is called with each event while `listen` runs."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, heard: Heard) -> None:
         self._socket = socket
@@ -47,9 +47,9 @@ class DevTools:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def call(self, method: str, session: str | None = None, **params: object) -> dict[str, Any]:
-        """Run a command: of a page if `session` is given, else of the browser. Raises BrowserFailed.
+        """Run a command, for a page if `session` is given, else for the browser. Return its result.
 
-        The result arrives only while `listen` runs.
+        Raises BrowserFailed. The result arrives only while `listen` runs.
         """
         number = next(self._ids)
         command = {"id": number, "method": method, "params": params}
@@ -89,7 +89,10 @@ class DevTools:
 
 
 def member(result: dict[str, Any], name: str, kind: type[_Value]) -> _Value:
-    """Return a result's member of this type. Raises BrowserFailed."""
+    """Return the value under `name` in a command's result.
+
+    Raises BrowserFailed for a value of another type than `kind`.
+    """
     value = result.get(name)
     if not isinstance(value, kind):
         raise BrowserFailed("it does not speak the DevTools protocol")

@@ -109,7 +109,10 @@ class Renderer:
             await self._session.close()
 
     async def rendered(self, page: Page, asker: Asker, seconds: float) -> Page | None:
-        """Return the page as its scripts made it within this time, as UTF-8; None if the browser fails or is late."""
+        """Return the page with its scripts' HTML, made within `seconds`; None if the browser fails or is late.
+
+        The HTML is encoded as UTF-8.
+        """
         seconds = min(seconds, self._settings.renderer_seconds)
         try:
             with span("render", None, kind=Kind.CLIENT):
@@ -148,7 +151,7 @@ class Renderer:
                 path = URL(_Version.model_validate_json(body).socket_url).path
             except (BodyTooLarge, ValidationError, ValueError):
                 raise BrowserFailed("it does not speak the DevTools protocol") from None
-        return base.with_path(base.path.rstrip("/") + path)  # the host stays the operator's, whatever the answer
+        return base.with_path(base.path.rstrip("/") + path)  # of the answer, only the path is used
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

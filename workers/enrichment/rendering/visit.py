@@ -28,7 +28,7 @@ connections of the browser need a network: they fail at this proxy.
 """
 
 _NO_DATAGRAMS: Final = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
-"""The browser's option that stops the datagrams of a page's WebRTC: these would bypass the proxy to any address."""
+"""The browser's option that stops the datagrams of a page's WebRTC, which would bypass the proxy."""
 
 Load = Callable[[str], Awaitable[Page]]
 """Fetches the file at a URL. Raises Unreadable."""
@@ -63,9 +63,9 @@ class Visit:
         """An event for each document of the page, set after half a second without a request."""
 
     async def html(self) -> str:
-        """Return the page's HTML once it makes no more requests, or after `settled_seconds`. Raises BrowserFailed.
+        """Return the page's HTML when the page makes no more requests, or after `settled_seconds`.
 
-        A script that runs without end blocks this call: the caller limits its time.
+        Raises BrowserFailed. A script that runs without end blocks this call, so the caller must limit its time.
         """
         listening = asyncio.create_task(self._devtools.listen(), name="devtools")
         visiting = asyncio.create_task(self._visited(), name="visit")
@@ -150,7 +150,10 @@ class Visit:
 
 
 def _headers(file: Page) -> list[dict[str, str]]:
-    """Return the headers of a file. Any page may read the file: the request for it carried no cookie and no key."""
+    """Return the headers of a file.
+
+    The headers let any page read the file, because the request for it carried no cookie and no key.
+    """
     charset = f"; charset={file.charset}" if file.charset is not None else ""
     headers = {"Content-Type": file.media_type + charset, "Access-Control-Allow-Origin": "*"}
     return [{"name": name, "value": value} for name, value in headers.items() if value]

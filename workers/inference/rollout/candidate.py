@@ -55,7 +55,7 @@ class _Answer:
 class ShadowHandler:
     """Implements the stage's `Handler` for `model_requests.shadow`. `serves` tells whether the engine has a model.
 
-    With `meaning`, texts that differ in their words are also compared by meaning.
+    If `meaning` is given, texts that differ in their words are also compared by meaning.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ShadowHandler:
         return [await self._compared(sample, profile, asked, answer)] if answer is not None else []
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return a comparison with a failed candidate.
+        """Return a comparison in which the candidate has failed.
 
         The stage calls this if the sample killed its worker, or if the handler has a defect.
         """
@@ -181,8 +181,8 @@ class ShadowHandler:
     ) -> tuple[float, float]:
         """Return the difference and the noise, each 0 for texts with the same meaning. Raises MeaningUnknown.
 
-        If the noise cannot be measured by meaning, the difference is not either: the larger noise by words would hide
-        real differences.
+        If the noise cannot be measured by meaning, both are measured by words. Noise by words is larger, and would hide
+        real differences by meaning.
         """
         noise, text, other = sample.noise, sample.text, answer.said.text
         if text is None or (noise and sample.again is None):

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 _WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
 """Matches a number with its sign, a character of a script without spaces, a word, or a sign with a meaning."""
 _FEW_WORDS: Final = 8
-"""Texts with fewer words are equal only if all their words are: one changed word makes another answer."""
+"""Texts with fewer words are equal only if all their words are, because one changed word makes another answer."""
 _MOST_WORDS: Final = 20_000
 """Cap on the words of each text that are compared: the time grows with the square of their number."""
 
@@ -40,7 +40,10 @@ class Said:
 
 
 def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds) -> float:
-    """Compare JSON by its fields, other texts by their words. Two failures with the same code are equal."""
+    """Return 0 if the answers are equal, else 1. JSON is compared by its fields, and other texts by their words.
+
+    Two failures with the same code are equal.
+    """
     if one.text is None or other.text is None:
         return float((one.text, one.code) != (other.text, other.code))
     if one.text == other.text:

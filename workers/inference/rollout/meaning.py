@@ -88,7 +88,7 @@ class Meaning:
 
 
 def _sentences(text: str) -> list[str]:
-    """Return the sentences that have words; none for JSON, such as tool calls, and beyond the caps."""
+    """Return the sentences that have words; no sentences for JSON, such as tool calls, or for texts beyond the caps."""
     if len(text) > MAX_CHARS or _is_json(text):
         return []
     found = [sentence.strip() for sentence in _END.split(text) if words(sentence)]

@@ -77,10 +77,10 @@ class Rollouts:
         return replace(received, job=job, alias=rollout.order.alias)
 
     def _model(self, rollout: Rollout, received: ReceivedJob, *, has_moved: bool) -> str | None:
-        """Return the model for a job; None if the alias means the same as without rollouts.
+        """Return the model for a job; None if the job gets the same model as without rollouts.
 
-        Only the first worker that reads a job decides: workers that have read different steps would otherwise forward
-        the job in a circle. Only an aborted rollout sends a job back from the candidate's lane.
+        Only the first worker that reads a job decides, because workers that have read different steps would otherwise
+        forward the job in a circle. Only an aborted rollout sends a job back from the candidate's lane.
         """
         order = rollout.order
         primary, candidate = order.primary or received.job.model_id, order.candidate

@@ -94,7 +94,7 @@ class ShadowSample(WireModel):
         return self.job.job_id or "unknown"
 
     def asked(self, profile: Profile | None) -> GroundedRequest:
-        """Return the grounded request, with the profile of this name."""
+        """Return the sample's grounded request, with this profile."""
         messages = tuple(self.job.messages) if self.job.messages is not None else None
         evidence = self.evidence.evidence() if self.evidence is not None and profile is not None else None
         return GroundedRequest(self.job.prompt, messages, evidence, 0.0, profile, self.job.response_format)

@@ -74,7 +74,7 @@ class Sampler:
     def beside(
         self, received: ReceivedJob, asked: GroundedRequest, sampled: Sampled
     ) -> AbstractAsyncContextManager[None]:
-        """Answer a sampled job again while the block answers it. An exception of the block ends the other answers.
+        """Answer a sampled job again while the block answers it. If the block raises, the other answers are cancelled.
 
         The result waits for the second answer for a bounded time, so that one transaction writes both.
         """
@@ -126,7 +126,7 @@ class Sampler:
         return step
 
     def _runs(self, received: ReceivedJob, asked: GroundedRequest) -> list[asyncio.Task[_Run | None]]:
-        """Begin the greedy answers: one for a greedy job, whose own answer is the second; two for any other job."""
+        """Start two greedy answers, or only one if the job is greedy, because its own answer is then the second."""
         job = received.job.model_copy(update=_GREEDY)
         greedy = replace(received, job=job)
         return [asyncio.create_task(self._run(greedy, asked)) for _ in range(1 if _is_greedy(received, asked) else 2)]
@@ -146,7 +146,7 @@ class Sampler:
     def _copied(
         self, rollout: Rollout, received: ReceivedJob, runs: list[asyncio.Task[_Run | None]], own: Result
     ) -> list[Output]:
-        """Return the copy for the shadow worker; nothing if an answer is missing, or if the copy is too large."""
+        """Return the copy for the shadow worker; no record if an answer is missing, or if the copy is too large."""
         done = [run.result() for run in runs if run.done() and not run.cancelled()]
         answers = [run for run in done if run is not None]
         if len(answers) < len(runs):
@@ -200,7 +200,7 @@ class _Run:
 
 
 def comparison_output(topics: Topics, comparison: Comparison) -> Output:
-    """Return the record of a comparison. The topic has one partition, so that all readers see one order."""
+    """Return the record of a comparison. The topic has one partition, so that all readers see the same order."""
     return Output(topics.comparisons, write_comparison(comparison), comparison.rollout.encode(), partition=0)
 
 

@@ -54,7 +54,7 @@ class Steering(SideTask):
         rollouts.on_change.append(self._changed)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Apply a record of the topic of comparisons."""
+        """Apply a record of the topic that has the comparisons."""
         rollout = self._rollouts.with_id(key.decode("ascii", "replace")) if key is not None else None
         if rollout is None:
             self._early.append((key, value))
@@ -73,7 +73,7 @@ class Steering(SideTask):
         self._decide(rollout, judge)
 
     def _changed(self, rollout: Rollout) -> None:
-        """Follow a new order or a new step."""
+        """Apply a new order or a new step of a rollout."""
         self._metrics.rollout_share.labels(rollout.order.alias).set(rollout.step.share)
         known = {each.order.id for each in self._rollouts.running()}
         self._judges = {name: judge for name, judge in self._judges.items() if name in known}
@@ -110,7 +110,7 @@ class Steering(SideTask):
         )
 
     async def ended(self) -> None:
-        """Until cancelled, write each step again that does not become visible: Kafka may have lost its record."""
+        """Until cancelled, write each step again that does not become visible: Kafka may have lost the record."""
         while True:
             await asyncio.sleep(AGAIN_SECONDS)
             for rollout in self._rollouts.running():
