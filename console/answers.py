@@ -51,7 +51,7 @@ class Answers:
     counts: Counter[str] = field(default_factory=Counter)
     """The number of jobs with each outcome. It is filled even if all jobs are wanted, when `outcomes` stays empty."""
     _newest: dict[str, Moment] = field(default_factory=dict)
-    """The moment of each job's newest result among those that `take` was given, by job id."""
+    """Maps a job's id to the moment of the newest of its results that `take` was given."""
     _lines: dict[str, _Line] = field(default_factory=dict)
     """The place of each job's newest line, by job id."""
     _numbers: Counter[TextIO] = field(default_factory=Counter)

@@ -67,7 +67,7 @@ class Section:
     """The variables of one settings class, or of a part of it."""
 
     prefix: str
-    """The prefix that the names of the section's variables share."""
+    """The prefix with which all names of the section's variables begin."""
     about: str
     variables: tuple[Variable, ...]
     is_part: bool

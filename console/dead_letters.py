@@ -136,7 +136,7 @@ def redrive(
 
 
 def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
-    """Exit with status 1 if a letter that the user named is held or missing."""
+    """Exit with status 1 if a letter that the user named cannot be put back or is missing."""
     if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
         say(f"not put back: {named(held)}")
     if missing := sorted(wanted.ids - tally.ids):

@@ -99,7 +99,7 @@ def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -
 
 
 def _redrive(tenant: str, url: str) -> str:
-    """Return the command that puts the endpoint's kept events back, quoted for a shell."""
+    """Return the command, quoted for a shell, that puts back the endpoint's events from the dead letters."""
     reasons = ("--reason", "endpoint_disabled", "--reason", "endpoint_gone")
     return shlex.join(
         ["postback", "dead-letters", "redrive", *reasons, "--tenant", tenant, "--endpoint", harmless(url)]

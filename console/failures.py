@@ -46,7 +46,7 @@ class JobGroup:
 
 @dataclass(slots=True)
 class Failures:
-    """The reasons why jobs did not succeed. At most 1,000 different reasons are kept; the others share one text."""
+    """The reasons why jobs did not succeed. After 1,000 different reasons, one text stands for all further reasons."""
 
     entries: Entries | None
     """The named jobs, in order; None if all jobs since a time are wanted, since all ids would not fit into memory."""
@@ -60,7 +60,7 @@ class Failures:
         """Note the reason of a job that did not succeed. A named job's later reason replaces its earlier one."""
         if len(self._reasons) >= _MOST_REASONS and reason not in self._reasons:
             reason = _OTHER
-        reason = self._reasons.setdefault(reason, reason)  # jobs with the same reason share one string object
+        reason = self._reasons.setdefault(reason, reason)  # jobs with the same reason refer to one string object
         if self.entries is None:
             self._groups[reason].add(job_id)
         else:

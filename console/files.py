@@ -1,4 +1,4 @@
-"""`postback files`: files that a gateway keeps, such as the requests and the answers of batches."""
+"""`postback files`: files that a gateway stores, such as the requests and the answers of batches."""
 
 from __future__ import annotations
 

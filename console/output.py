@@ -1,4 +1,4 @@
-"""Output files for results. A file keeps the lines of an earlier run until new lines can replace them."""
+"""Output files for results. The lines of an earlier run stay in a file until new lines can replace them."""
 
 from __future__ import annotations
 

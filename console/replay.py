@@ -164,7 +164,7 @@ def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undel
 
 
 def _end(selection: Selection, counts: Counts) -> None:
-    """End with status 1 if a named result is held or missing. A delivered result is not held."""
+    """Exit with status 1 if a named result is missing, or is not called back although it is undelivered."""
     held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
     missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
     if held:

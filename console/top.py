@@ -77,7 +77,7 @@ class TokenRates:
 
 
 def _tokens_at(url: str) -> float | None:
-    """Return the tokens that a role counted, without wasted ones; None if the role does not answer with metrics."""
+    """Return the number of tokens in a role's metrics, without wasted tokens; None if the role returns no metrics."""
     from prometheus_client.parser import text_string_to_metric_families
 
     if not url.startswith(("http://", "https://")):

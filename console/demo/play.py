@@ -39,7 +39,7 @@ ANSWER_TOKENS: dict[EngineName, int] = {"vllm": 24, "echo": 512}
 """Tokens of an answer: enough for every answer on the site (vllm), or for the whole prompt (echo)."""
 BATCH_LINES = 3
 LOAD_SECONDS = 900.0
-"""The most seconds for loading a model. A small machine takes about a minute; a large model takes many."""
+"""The longest time for loading a model. A small machine needs about a minute, and a large model needs many."""
 START_SECONDS = 60.0
 STALL_SECONDS = 120.0
 """Seconds without a callback after which the demo stops waiting."""
@@ -189,7 +189,7 @@ async def _show_door(children: Children, store: Path, environment: dict[str, str
 async def _exchange(
     kafka: KafkaSettings, keyring: Keyring, engine: EngineName, jobs: int, children: Children
 ) -> DemoTally:
-    """Submit the jobs, and take callbacks until every job has one, or none came for STALL_SECONDS."""
+    """Submit the jobs, and receive callbacks until every job has one, or none came for STALL_SECONDS."""
     now = _CLOCK.time()
     keys = Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now), DEFAULT_TENANT)
     callbacks: asyncio.Queue[Received] = asyncio.Queue()
