@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds: float = 20.0) -> list[Message]:
     """Return the records of all partitions. Each partition is read from its start to its end.
 
-    `connection` holds librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
+    `connection` are librdkafka properties. `timeout_seconds` limits the request for the topic's partitions.
     """
     consumer = Consumer(
         {

@@ -145,7 +145,7 @@ class LetterFilter:
     until_ms: int | None = None
     """Only letters that were given up at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
     endpoint: str | None = None
-    """A callback's URL, or an origin without a path for all URLs of that origin."""
+    """The callback's URL. An origin without a path selects all URLs of that origin."""
     redriven_too: bool = False
     """If true, letters that were put back are selected too."""
 
@@ -269,9 +269,9 @@ class DeadLetters:
     ) -> LetterCounts:
         """Put back at most `limit` of the selected letters that have no obstacle; return the counts up to the last one.
 
-        Fewer letters may be put back than an earlier `tally` counted: this method reads the marks after `back` has
-        fenced all other redrives. With `as_new_events`, a job's next result has a new `webhook-id`. With the old one, a
-        consumer that has the job's former result would drop the next result as a repeat.
+        Fewer letters may be put back than an earlier `tally` counted, because this method reads the marks again after
+        `back` has fenced all other redrives. With `as_new_events`, a job's next result has a new `webhook-id`. With the
+        old one, a consumer that has the job's former result would drop the next result as a repeat.
         """
         self._look()
         tally, partitions = LetterCounts(), _Partitions(self._settings, self._clock)
@@ -300,9 +300,9 @@ class RedriveMarks:
     """The times at which the letters in some ranges were put back. Each offset takes eight bytes.
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
-    mark counts only if it names its letter's time, and the letter is not younger than the mark. To save memory, only a
-    remainder of the named time is stored. Marks of earlier releases name no time, so for these marks only the letter's
-    age is checked.
+    mark is used only if it names its letter's time, and if the letter is not younger than the mark. To save memory,
+    only a remainder of the named time is stored. Marks of earlier releases name no time, so for these marks only the
+    letter's age is checked.
     """
 
     def __init__(self, ranges: list[Range]) -> None:

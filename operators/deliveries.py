@@ -37,7 +37,7 @@ class CallbackStep:
 
     @property
     def whose(self) -> tuple[str, str, str | None]:
-        """The job and the event of this step."""
+        """The job and the event to which this step belongs."""
         return self.tenant, self.job_id, self.webhook_id
 
     def said(self) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def deliveries(
 def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
     """Return the time from which to search for attempts and waits, which never precede the job's result.
 
-    This limit saves time, because most of the records are attempts and waits. If a dead letter precedes the first kept
-    result, an earlier result is missing; then the search covers all records.
+    This limit saves time, because most of the records are attempts and waits. If the earliest step is not a result but
+    a dead letter, an earlier result has been deleted. Then the search covers all records.
     """
     first = min(found, key=lambda step: step.at_ms, default=None)
     return since_ms if first is None or first.what != "settled" else max(first.at_ms, since_ms or 0)
@@ -86,7 +86,7 @@ def _beginning(found: list[CallbackStep], since_ms: int | None) -> int | None:
 def with_waits_as_one(steps: list[CallbackStep]) -> list[CallbackStep]:
     """Merge each event's consecutive waits into one step, with the first wait's time and the last wait's facts.
 
-    Hops between tiers count as one wait. The step counts all deferrals without a try.
+    Moves between tiers belong to the same wait. The step states the number of all deferrals without a try.
     """
     told: list[CallbackStep] = []
     waits: dict[tuple[str, str, str | None], int] = {}

@@ -32,7 +32,7 @@ ENDPOINT_DISABLED = "endpoint_disabled"
 
 @dataclass(slots=True)
 class Counts:
-    """The counts of a selection."""
+    """Numbers of the results in a selection."""
 
     matching: int = 0
     """Number of results that can be put back."""
@@ -40,7 +40,7 @@ class Counts:
     """Numbers of selected results that are not put back, by obstacle: NO_CALLBACK, ENDPOINT_DISABLED, or a
     CallbackStanding if only undelivered results are selected."""
     letters: int = 0
-    """Number of dead letters that get a mark, since their results are put back."""
+    """Number of dead letters that get a mark because their results are put back."""
     origins: Counter[str] = field(default_factory=Counter)
     """Origins of the callbacks: scheme, host and port."""
     ids: set[str] = field(default_factory=set)
@@ -98,8 +98,8 @@ class Replay:
     def run(self, back: PutBack, per_second: float, on_done: Callable[[int], None], limit: int | None = None) -> Counts:
         """Put at most `limit` results into delivery again; return the counts up to the last of them.
 
-        The number may be smaller than in an earlier `count`: this method reads the state after `back` has fenced all
-        other replays and redrives.
+        The number may be smaller than in an earlier `count`, because this method reads the state again after `back` has
+        fenced all other replays and redrives.
         """
         self._look()
         counts = Counts()

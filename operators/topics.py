@@ -109,8 +109,8 @@ def create_topics(
 ) -> TopicsReport:
     """Create missing topics; report the differences of existing topics, and correct them if asked.
 
-    Partitions are only added on request, since later records of a key then go to another partition. Partitions cannot
-    be removed. Each of the `engines` gets its own lanes. Raises ProducerError.
+    Partitions are added only on request, because afterwards the records of a key may go to another partition.
+    Partitions cannot be removed. Each of the `engines` gets its own lanes. Raises ProducerError.
     """
     specs = settings.topics.specs(settings.partitions, tuple(engines))
     with admin_client(settings) as admin:

@@ -86,7 +86,8 @@ class Undelivered:
     def standing(self, result: Stored) -> CallbackStanding:
         """Return the state of one of the given results."""
         event = event_of(result)
-        # A redriven job has a second result with the same event; an attempt for the first counts only for the first.
+        # A redriven job has a second result with the same event; an attempt for the first result must not make the
+        # second one delivered.
         if self._delivered_ms[event] >= result.at_ms - BROKERS_DIFFER_MS:
             return CallbackStanding.DELIVERED
         if event in self._waiting or self._is_ahead(result):

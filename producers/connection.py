@@ -79,8 +79,8 @@ _CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Properties that only concern the fleet's own processes are ignored, so that one environment serves both clients.
-# Any other property without an equivalent is an error, since a connection's safety may depend on the property. A test
+# Properties that only concern the fleet's own processes are ignored, so that one environment serves both clients. Any
+# other property without an equivalent is an error, because a connection's safety may depend on the property. A test
 # checks that each property of the installed librdkafka is either translated or in a list here.
 _PASSED_OVER = (
     *("acks", "allow.auto.create.", "api.version.", "auto.", "batch.", "broker.", "builtin.", "check.crcs"),
@@ -96,7 +96,7 @@ _ZERO_IS_NONE = ("connections.max.idle.ms", "socket.receive.buffer.bytes", "sock
 
 
 def connection_config(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the arguments for any kafka-python client of this fleet. The arguments hold secrets: never log them.
+    """Return the arguments for any kafka-python client of this fleet. The arguments contain secrets, so never log them.
 
     Raises UnmappedProperty, UnusableProperty.
     """

@@ -30,7 +30,7 @@ class UnmappedProperty(ProducerError):  # noqa: N818 - the tree names events
 
 
 class UnusableProperty(ProducerError):  # noqa: N818
-    """The property's value cannot be used. The text does not show the value, since it may be a secret."""
+    """The property's value cannot be used. The value may be a secret, so the error's text does not show it."""
 
     def __init__(self, name: str, allowed: str) -> None:
         super().__init__(f"the value of {name} cannot be used: {allowed} is needed")

@@ -1,4 +1,4 @@
-"""Identifiers for jobs that were submitted without one."""
+"""Makes identifiers for jobs that were submitted without an identifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A consumer that only reads: it joins no group, so it takes no records from workers."""
+"""A consumer that only reads. It joins no group, so workers still get all records."""
 
 from __future__ import annotations
 

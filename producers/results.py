@@ -71,7 +71,7 @@ class ResultsReader(CommittedReader):
     def poll(self, from_ms: int = 0) -> Iterator[Settled]:
         """Yield the results since the last call; wait up to 0.2 s for the first one.
 
-        Results settled before `from_ms`, Unix milliseconds, are left out.
+        Results that were settled before `from_ms`, Unix milliseconds, are left out.
         """
         with needed(_PURPOSE), kafka_errors_translated(self._settings):
             batches = self._consumer.poll(timeout_ms=_POLL_MS)

@@ -18,7 +18,7 @@ class Selection:
 
     tenant: str | None = None
     endpoint: str | None = None
-    """A callback's URL, or an origin without a path for all URLs of that origin."""
+    """The callback's URL. An origin without a path selects all URLs of that origin."""
     ids: frozenset[str] = frozenset()
     """Job ids and webhook ids."""
     since_ms: int | None = None

@@ -24,7 +24,7 @@ LATELY_JOBS = 1000
 """All counts of a shard are halved after this number of jobs for each partition, because most older jobs are answered
 by then."""
 MOST_SHARDS = 10_000
-"""Cap on the shards whose counts are kept; the least recently used shard is evicted."""
+"""Cap on the number of shards whose counts are in memory; the least recently used shard is evicted."""
 
 
 def shard_of(tenant: str, partitions: int) -> tuple[int, ...]:

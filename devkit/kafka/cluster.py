@@ -51,7 +51,8 @@ SERVER_PROPERTIES = {
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
-    # A killed broker may register again once its old session has expired: here after 4 s instead of 9 s.
+    # A killed broker can register again only when its old session has expired: with this value, after 4 s instead of 9
+    # s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
     # A dead process's open transaction blocks readers until the transaction's timeout, then for up to this interval.
@@ -100,7 +101,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Nodes that share a cluster id."""
+    """The nodes of one Kafka cluster, and the cluster's id."""
 
     cluster_id: str
     nodes: tuple[Node, ...]
@@ -197,7 +198,7 @@ def _home(data: Path, node_id: int) -> Path:
 def _new_cluster_id() -> str:
     """Return a Kafka Uuid: 22 characters of base64.
 
-    The text starts with A, because Kafka's tools would take a leading dash for an option.
+    The text starts with A, because Kafka's tools would read a leading dash as the start of an option.
     """
     return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
 
@@ -234,7 +235,7 @@ def node_properties(node: Node, quorum: Sequence[Node]) -> dict[str, str]:
 
 
 def _format(cluster: Cluster) -> None:
-    """Format the storage of new nodes in parallel, since each formatting runs a JVM for a second or two."""
+    """Format the storage of new nodes in parallel, because each formatting runs a JVM for a second or two."""
     running = [
         subprocess.Popen(
             [

@@ -1,4 +1,4 @@
-"""Finds Java and Kafka's jars, or installs Java and fetches the jars, once for each user.
+"""Finds Java and Kafka's jars. If they are missing, Java is installed, and the jars are fetched once for each user.
 
 `python -m devkit.kafka.jars` installs and fetches in advance.
 """
@@ -45,7 +45,7 @@ def ensure_jars() -> Path:
     target = cache_home() / "postback" / RELEASE
     if target.is_dir():
         return target
-    java()  # Maven needs Java: if no Java can be installed, this call says so
+    java()  # Maven needs Java; if there is no Java and none can be installed, this call raises MissingPrerequisite
     maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Leashed:
 
     @property
     def pid(self) -> int:
-        """The JVM's process id, which is also setpriv's, since setpriv executes the JVM in its place."""
+        """The JVM's process id. It is also the process id of setpriv, because setpriv is replaced by the JVM (exec)."""
         return self._process.pid
 
     @property
@@ -121,7 +121,7 @@ class Detached:
 
     @property
     def alive(self) -> bool:
-        """True if the pid still belongs to the node. A zombie has no command line, and counts as ended."""
+        """True if the pid still belongs to the node. A zombie has no command line, so it is treated as ended."""
         try:
             arguments = Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):

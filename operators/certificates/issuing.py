@@ -27,7 +27,7 @@ from operators.certificates.names import (
 
 
 class LeafKind(StrEnum):
-    """The side of a connection that shows the certificate."""
+    """The side of a connection that presents the certificate."""
 
     SERVER = "server"
     CLIENT = "client"

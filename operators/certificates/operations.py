@@ -1,7 +1,7 @@
 """The operations of `postback certs` on an authority's directory.
 
-An operation that signs holds the directory's lock from its first read to its last write, so that no entry of the index
-is lost. The index is written first: a certificate that reaches a disk can always be revoked. An operation that was
+An operation that signs locks the directory from its first read to its last write, so that no entry of the index is
+lost. The index is written first, so that every certificate that is on the disk can be revoked. An operation that was
 killed must be run again. An interrupted operation may leave the revocation list older than the index; the next
 operation then signs the list again.
 """
@@ -154,7 +154,10 @@ def renew_crl(directory: Path, now: datetime, days: int | None = None) -> x509.C
 
 
 def contents(directory: Path) -> Contents:
-    """Read the directory without its lock and without the authority's key. Raises AuthorityUnusable."""
+    """Return the directory's public content.
+
+    This function needs neither the directory's lock nor the authority's key. Raises AuthorityUnusable.
+    """
     files = AuthorityFiles(directory)
     return Contents(files.read_certificate(), files.read_index(), files.read_crl())
 

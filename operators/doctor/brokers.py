@@ -1,4 +1,4 @@
-"""The way to the brokers: names, ports, TLS, passwords, versions, and the addresses that brokers hand out.
+"""Checks the way to the brokers: names, ports, TLS, passwords, versions, and the addresses that brokers advertise.
 
 A Kafka client only reports that no broker answers. This check does the steps of a connection one by one, so that the
 finding can name the step that fails.

@@ -30,9 +30,10 @@ _CLOCK = SystemClock()
 
 
 def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield this machine's difference from the broker's clock. Raises ProducerError.
+    """Yield a finding if this machine's clock differs from the broker's clock.
 
-    The broker stamps a record in `fleet_workers`: a tombstone, which every reader skips and compaction removes.
+    Raises ProducerError. To learn the broker's time, the check writes a record to `fleet_workers`. The record is a
+    tombstone, which every reader skips and compaction removes.
     """
     topic = settings.topics.workers
     partition_counts(settings, [topic])
@@ -46,13 +47,16 @@ def check_clock(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Find
         finally:
             abandon(producer)
     broker = stamped.timestamp / 1000
-    # The broker stamped the record between `before` and `after`.
+    # The broker set the record's timestamp between `before` and `after`.
     ahead = before - broker if before > broker else min(0.0, after - broker)
     yield from skew_findings("this machine's clock", ahead)
 
 
 def check_worker_clocks(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield the differences of the live workers' clocks, from their announcements. Raises ProducerError."""
+    """Yield a finding if live workers' clocks differ from the brokers' clocks.
+
+    Workers state their time in their announcements. Raises ProducerError.
+    """
     ahead: dict[str, float] = {}
     since_ms = int((clock.time() - LIVE_SECONDS) * 1000)
     with Scanner(settings, clock) as scanner:

@@ -1,4 +1,4 @@
-"""Files of secrets that others may read, and certificates that expire. No finding shows a file's content."""
+"""Checks files of secrets that others may read, and certificates that expire. No finding shows a file's content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def check_secret_files(files: Mapping[str, Path]) -> Iterator[Finding]:
 
 
 def check_certificates(files: Mapping[str, Path], clock: Clock = _CLOCK) -> Iterator[Finding]:
-    """Yield the certificates that are expired or expire soon. `files` are paths of PEM files by variable or option."""
+    """Yield the certificates that are expired or expire soon.
+
+    `files` maps each variable or option to the path of a PEM file.
+    """
     now = datetime.fromtimestamp(clock.time(), UTC)
     for name, path in files.items():
         certificates = _certificates(path)

@@ -15,7 +15,7 @@ from schemas.settings import SettingsRefused
 from telemetry.clock import Clock, Deadline, SystemClock
 
 CHECK_SECONDS = 30.0
-"""Longest time of the checks of one round. All checks of a round run at once."""
+"""Longest time for one round of checks. All checks of a round run at the same time."""
 _NAMED = 3
 _CLOCK = SystemClock()
 
@@ -24,7 +24,7 @@ class FindingLevel(StrEnum):
     """The severity of a finding."""
 
     WARNING = "warning"
-    """The fleet works, and an operator should look at it."""
+    """The fleet works, but an operator should look at this finding."""
     FAULT = "fault"
     """Something does not work, or loses work."""
 

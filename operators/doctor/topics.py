@@ -69,7 +69,7 @@ def _partitions(specs: Sequence[TopicSpec], described: dict[str, Any]) -> Iterat
 def _copies(
     specs: Sequence[TopicSpec], described: dict[str, Any], wanted: int, configs: dict[str, dict[str, str]]
 ) -> Iterator[Finding]:
-    """Yield the faults of topics whose records have too few copies, or that take no writes now."""
+    """Yield the faults of topics whose records have too few copies, or that accept no writes now."""
     thin: defaultdict[int, list[str]] = defaultdict(list)
     for spec in specs:
         partitions = described[spec.name]["partitions"]

@@ -19,7 +19,7 @@ from schemas.topics import LETTERS_KEPT_MS, Topics
 from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
 
 MOST_LETTERS = 100_000
-"""The most dead letters that are counted; the count stays at this number if there are more."""
+"""The largest number of dead letters that are counted. If there are more, the count stays at this number."""
 MOST_ENDPOINTS = 100_000
 """The most disabled endpoints that are counted."""
 MOST_WORKERS = 1_000
@@ -46,7 +46,7 @@ class Facts:
         self._letters: dict[StoredPlace, int] = {}
         """The time of each letter, Unix milliseconds, by place."""
         self._disabled: set[bytes] = set()
-        """Digests of the disabled endpoints, since URLs may be long."""
+        """Digests of the disabled endpoints. Digests are used because URLs may be long."""
         self._workers: dict[bytes | None, tuple[int, WorkerAnnouncement]] = {}
         """For each key, the last announcement and its time by the broker's clock."""
 

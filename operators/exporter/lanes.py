@@ -15,7 +15,7 @@ from producers.scan import Range, Scanner
 from schemas.topics import Topics
 
 DoneOffsets = Callable[[int, str], int]
-"""Reads a ledger: takes a base and a commit's metadata, and returns a bitmap whose bit i stands for offset base + i."""
+"""Reads a ledger from its base and a commit's metadata. Returns a bitmap whose bit i stands for offset base + i."""
 
 
 class Lanes:

@@ -26,8 +26,8 @@ class ExporterSettings(BaseSettings):
     figures stale at once.
     """
     read_records: int = Field(default=10_000, ge=100, le=1_000_000)
-    """The most jobs that one reading takes from the lanes, to learn their age and deadline. Further jobs are
-    counted, and read later."""
+    """The largest number of jobs that one reading reads from the lanes, to learn their age and deadline. Further jobs
+    are only counted, and are read later."""
     known_jobs: int = Field(default=200_000, ge=1000, le=10_000_000)
     """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. Further jobs are counted, and
     assumed to be due after the known ones."""
@@ -46,8 +46,9 @@ class ExporterSettings(BaseSettings):
     measured times is longer, that time is the margin, but at most half of the time left after a worker's start.
     """
     time_share: float = Field(default=0.25, gt=0, le=1)
-    """The share of the time to a job's deadline in which the job should be answered. The rest is kept free for jobs
-    that arrive meanwhile: with 1, workers start so late that a rush finds a full backlog."""
+    """The share of the time to a job's deadline in which the job should be answered. The rest of the time is left for
+    jobs that arrive meanwhile. With the value 1, workers would start so late that a sudden rush of jobs would meet a
+    full backlog."""
     down_seconds: float = Field(default=300.0, ge=0, le=3600)
     """The wanted number of workers falls only if fewer workers have sufficed for this many seconds."""
 

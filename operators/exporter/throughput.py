@@ -9,8 +9,8 @@ _MEMORY_SECONDS = 900.0
 _ASSUMED_WEIGHT = 60.0
 """The weight of the assumed rate, in seconds of one busy worker."""
 _MOST_AT_ONCE = 4.0
-"""The largest rate of one reading, as a multiple of the average. Thousands of jobs may expire or be cancelled within a
-second, which says nothing about a worker's answers."""
+"""The largest rate of one reading, as a multiple of the average. The limit is needed because thousands of jobs may
+expire or be cancelled within a second, without any answer by a worker."""
 
 
 class Throughput:

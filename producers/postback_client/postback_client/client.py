@@ -39,7 +39,7 @@ class PostbackClient(Protocol):
     def cancel(self, job_id: str) -> None:
         """Ask for a job's cancellation. A job that already has a result keeps that result.
 
-        Raises Conflict over HTTPS if the job has its result already; over Kafka, this cannot be known.
+        Over HTTPS, raises Conflict if the job already has its result; over Kafka, the client cannot know this.
         """
         ...
 

@@ -70,7 +70,7 @@ class GatewayRefused(PostbackError):  # noqa: N818
         self.request_id = request_id
         """The request's name in the gateway's log."""
         self.final = final
-        """True if the gateway says that a repeat cannot succeed."""
+        """True if the gateway stated that a repeated request cannot succeed."""
 
 
 class InvalidRequest(GatewayRefused):

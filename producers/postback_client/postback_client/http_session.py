@@ -1,8 +1,8 @@
 """Sends requests to the gateway, by one connection pool and with a limit for each answer.
 
 Failed requests are repeated if that is safe. A request is repeated after a lost connection and after 408, 429 and 5xx,
-unless the answer's `x-should-retry` forbids it. The pause before a repeat is the answer's `Retry-After`, but at most
-`MOST_PAUSE_SECONDS`.
+unless the answer's `x-should-retry` forbids it. If the answer has a `Retry-After`, the pause before the repeat is that
+long, but at most `MOST_PAUSE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _text(value: object) -> str | None:
 
 
 def _base_of(url: str) -> str:
-    """Return the URL without a path. Over plain HTTP, only this machine is accepted."""
+    """Return the URL without a path. Raises ValueError for plain HTTP, unless the URL leads to this machine."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.rstrip("/") not in ("", "/v1"):
         raise ValueError("the gateway's URL is https://host[:port], without a path")

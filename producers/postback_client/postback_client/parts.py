@@ -23,7 +23,8 @@ from postback_client.shapes import parsed, read
 
 UPLOADS = "/v1/uploads"
 PART_BYTES = 4 * 1024 * 1024
-"""The size of a part. A lost connection costs at most one part, and memory holds one part at a time."""
+"""The size of a part. After a lost connection, at most one part must be sent again. Only one part at a time is in
+memory."""
 MOST_PARTS = 1000
 _STARTS = 3
 _OTHER_CONTENT = frozenset({"checksum_mismatch", "bytes_mismatch", "part_not_found"})
