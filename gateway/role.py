@@ -136,7 +136,7 @@ def _open_store(url: str) -> Store:
 
 
 def _add_relay(process: Process, options: Options, store: Store) -> None:
-    """Add the relay if it is among the roles, and always `Acceptance`: every role may write into the outbox."""
+    """Add the relay if it is among the roles. Always add `Acceptance`, because every role may write into the outbox."""
     kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
     process.beside.append(Acceptance(store, kafka, read_settings(StoreSettings), clock, metrics))
     if "relay" in options.roles:

@@ -45,6 +45,6 @@ def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics,
 
 
 def put_control(connection: Connection, tenant: str, job_id: str, topics: Topics, at_ms: int) -> None:
-    """Write a record into the outbox that tells the workers to cancel a job, or all jobs of a batch."""
+    """Write into the outbox a record that tells the workers to cancel a job, or all jobs of a batch."""
     order = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at_ms)
     put_record(connection, topics.control, job_key_bytes(order.key), write_control(order))

@@ -41,7 +41,7 @@ class RecordOutlet:
     ) -> None:
         """`store` is the store's UUID; all relays of one store use the same transactional.id.
 
-        `trust` has the secrets that sign tenants.
+        `trust` has the secrets by which the tenants of jobs are signed.
         """
         self._trust = trust
         names = kafka.topics

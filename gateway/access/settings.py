@@ -35,10 +35,11 @@ class AccessSettings(BaseSettings):
     key, and uses a tenant's former settings."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
-    """Requests per second of the whole door, with a credential or without. Further requests get status 429."""
+    """The most requests per second of the whole door, with a credential or without. Further requests get status 429."""
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
-    """Requests per minute with a refused credential, of one IPv4 address or one /64 of IPv6. Above this rate, the
-    address may use only credentials that were accepted lately.
+    """The most requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
+
+    Above this rate, the address may use only credentials that were accepted lately.
     """
     redis_url: SecretStr | None = None
     """Redis in which several gateways count their requests together; without it, each gateway counts in its memory."""

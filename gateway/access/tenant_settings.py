@@ -45,9 +45,9 @@ class TenantSettings(BoundedModel):
     callback_domains: list[Domain] | None = Field(default=None, max_length=1000)
     """The hosts that callbacks may go to: `hooks.example.com`, or `*.example.com` for all of its subdomains."""
     requests_per_second: Rate | None = None
-    """Requests per second of all the tenant's credentials together."""
+    """The most requests per second of all the tenant's credentials together."""
     key_requests_per_second: Rate | None = None
-    """Requests per second of each credential."""
+    """The most requests per second of each credential."""
     queued_lines: Quota | None = None
     """The most jobs and lines of batches that are accepted and not yet answered."""
     queued_tokens: Quota | None = None

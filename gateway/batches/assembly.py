@@ -121,7 +121,7 @@ class Assembly:
         return self.remove_parts(None)
 
     def remove_parts(self, upload_id: str | None) -> int:
-        """Remove the parts of one ended upload, or of all. Returns their number. Raises StoreAway."""
+        """Remove the parts of one ended upload, or of all ended uploads. Returns their number. Raises StoreAway."""
         now_ms = self._shelf.now_ms()
         abandoned_ms = now_ms - int(2000 * self._shelf.settings.upload_seconds)
         found = self._shelf.store.read_now(

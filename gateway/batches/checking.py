@@ -33,7 +33,7 @@ CheckJob = Callable[[Job], str | None]
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """The problem of one line, or of the whole file. `line` counts from 1, as people do."""
+    """The problem of one line, or of the whole file. `line` is the line's number, counted from 1."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""A request about files or batches that is refused."""
+"""A refused request about files or batches."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class ExpansionHandler:
             return [*self._ended(wanted, Outcome.FAILED, why, {}), self._letter(record, str(unusable), 1)]
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return failed results for the lines of a record that cannot be handled, and its dead letter."""
+        """Return the output for a record that cannot be handled: failed results for its lines, and its dead letter."""
         letter = self._letter(record, failure.message, failure.attempts)
         try:
             wanted = read_range(record.value)
@@ -201,7 +201,7 @@ class ExpansionHandler:
             return {}
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer of `ask`, called again while the store, the storage of files or Kafka is away."""
+        """Return the answer of `ask`; call `ask` again while the store, the storage of files or Kafka is away."""
         wait = _FIRST_WAIT_SECONDS
         while True:
             try:

@@ -185,7 +185,10 @@ def _write_lines(
 
 
 def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tuple[int, bytes]]:
-    """Yield the results by line, each line once, in pages of bounded bytes."""
+    """Yield the number and the result of each line that has one, in order.
+
+    The store is read in pages of bounded bytes.
+    """
     following = 0
     while True:
         stop_asked()

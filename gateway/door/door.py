@@ -67,7 +67,7 @@ class Door:
     screen: Screen | None = None
     """The operator's input filter; None without rules."""
     audit: Audit | None = None
-    """Writes the audit lines; with None, none are written."""
+    """Writes the audit lines. If None, no audit lines are written."""
     webhooks: Sending | None = None
     """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing

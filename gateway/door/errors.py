@@ -43,7 +43,7 @@ class ApiError(Exception):
 
 
 def _bounded(name: str, value: str) -> str:
-    """Return a header's value; limit `Retry-After` to a minute, since OpenAI's Node SDK sleeps for the whole time."""
+    """Return a header's value; limit `Retry-After` to a minute, because OpenAI's Node SDK sleeps for the whole time."""
     return str(min(int(value), MOST_RETRY_SECONDS)) if name.lower() == "retry-after" else value
 
 

@@ -55,7 +55,8 @@ def check_fields(version: str, fields: Sequence[tuple[bytes, bytes]], *, upgrade
 def read_target(method: str, url: bytes) -> Target:
     """Read an absolute path, a whole URL, or `*` (RFC 9112, section 3.2). Raises RefusedHeadError.
 
-    A NUL in the path or the query is refused here: PostgreSQL stores no NUL, so the request could only fail later.
+    A NUL in the path or the query is refused here, because PostgreSQL stores no NUL, and the request could only fail
+    later.
     """
     if method == "CONNECT":
         raise RefusedHeadError

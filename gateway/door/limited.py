@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: the rate of the whole door, counted before anything of a request is looked at."""
+"""Pure ASGI middleware: the rate of the whole door, which is counted before any part of a request is examined."""
 
 from __future__ import annotations
 

@@ -30,6 +30,6 @@ def note_action(request: Request, action: str) -> None:
 
 
 def note_screening(request: Request, verdict: str, rules: Iterable[str]) -> None:
-    """Add the strictest verdict of the input filter, and the names of the rules that match, each once."""
+    """Add the filter's strictest verdict, and the name of each matching rule once, to the request's audit line."""
     request.scope["state"][VERDICT] = verdict
     request.scope["state"][RULES] = list(dict.fromkeys(rules))

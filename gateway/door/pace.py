@@ -22,5 +22,5 @@ class Pace:
         return now - self._since > self._seconds
 
     def restart(self, now: float, moved: int) -> None:
-        """Begin a new window. Callers do so while the peer cannot move bytes, so that this time does not count."""
+        """Begin a new window. Callers do so while the peer cannot move bytes, so that this time is not counted."""
         self._since, self._moved = now, moved

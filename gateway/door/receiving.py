@@ -28,7 +28,7 @@ def file_form(request: Request, file: str, most_bytes: int) -> FileForm:
 
 @dataclass(frozen=True, slots=True)
 class Receiving:
-    """A file on its way into a draft, with its bounds."""
+    """A file that is being written into a draft, and the limits of its size and time."""
 
     draft: Draft
     form: FileForm

@@ -32,7 +32,7 @@ class GatewaySettings(BaseSettings):
     client_certificates: Literal["optional", "required"] = "optional"
     """With `--client-ca`: `optional` also admits clients without a certificate, by an API key or a token."""
     head_seconds: float = Field(default=10.0, ge=0.1, le=120)
-    """Seconds for a TLS handshake, and for the request line and header fields of one request."""
+    """Seconds that a TLS handshake may take, and that the request line and header fields of one request may take."""
     transfer_seconds: float = Field(default=10.0, ge=0.1, le=600)
     """Seconds in which a client must send or take a minimum of bytes, else the connection ends."""
     transfer_bytes_per_second: int = Field(default=1024, ge=1, le=1024 * 1024)
@@ -42,7 +42,7 @@ class GatewaySettings(BaseSettings):
     linger_seconds: float = Field(default=30.0, ge=0, le=300)
     """Seconds for which the door reads on after it refused a request's body, so that the client sees the answer."""
     stop_seconds: float = Field(default=10.0, ge=0, le=600)
-    """Seconds for requests in flight at SIGTERM; requests that need longer get status 503."""
+    """Seconds that requests in flight may still take after SIGTERM; requests that need longer get status 503."""
     head_bytes: int = Field(default=64 * 1024, ge=1024, le=1024 * 1024)
     """The most bytes of a request's header fields; a request with more gets status 431."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)

@@ -142,7 +142,7 @@ def refusal(problems: Iterable[Found]) -> ApiError:
 
 
 def _repeated(jobs: Sequence[Job]) -> list[Found]:
-    """Return a problem for each job id that an earlier job of the array has."""
+    """Return a problem for each job whose id an earlier job of the array has."""
     first: dict[str, int] = {}
     return [
         (index, Problem("job_id", f"is also the id of job {first[job.job_id]}"))

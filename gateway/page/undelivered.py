@@ -36,7 +36,7 @@ class FailedCallbacks:
 
 
 def failed_callbacks(connection: Connection, tenant: str) -> FailedCallbacks:
-    """Return the callbacks whose newest attempt failed, among the tenant's newest attempts."""
+    """Search the tenant's newest attempts, and return the callbacks whose last attempt failed."""
     newest = select(job_attempts).where(job_attempts.c.tenant == tenant)
     order = (job_attempts.c.at.desc(), job_attempts.c.topic_offset.desc())
     rows = connection.execute(newest.order_by(*order).limit(MOST_LOOKED_AT)).all()

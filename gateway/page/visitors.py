@@ -123,7 +123,7 @@ def _host_of(origin: str) -> str | None:
 
 
 def cookie_name(request: Request) -> str:
-    """Return the cookie's name. A browser takes a name with `__Host-` over TLS only, and from this host only."""
+    """Return the cookie's name. A browser accepts the prefix `__Host-` only over TLS, and only from this host."""
     return "__Host-postback" if _is_tls(request) else "postback"
 
 

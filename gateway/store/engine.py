@@ -1,9 +1,9 @@
 """Connections to SQLite and PostgreSQL, so that both behave alike: one writer at a time, and readers beside it.
 
 SQLite has one writer at a time by itself (`BEGIN IMMEDIATE`). On PostgreSQL a write transaction first takes an advisory
-lock and keeps it to its end. So transactions of several gateways become visible in the order in which they took numbers
-from a sequence: without the lock, a reader could see number 7 before number 6. The lock also keeps other changes from
-happening between a change's reads and its writes.
+lock, and holds the lock until the transaction ends. So transactions of several gateways become visible in the order in
+which they took numbers from a sequence: without the lock, a reader could see number 7 before number 6. The lock also
+keeps other changes from happening between a change's reads and its writes.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ jobs = Table(
 `request` holds the members of a body of `/v1/responses` that are shown again. A deleted response has a `deleted_at`,
 and neither result nor request.
 `url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
-batch has the id `<batch id>.<line>`, and gets its row from its result.
+batch has the id `<batch id>.<line>`, and gets its row when its result is stored.
 """
 
 job_attempts = Table(
@@ -258,7 +258,8 @@ webhook_endpoints = Table(
 )
 """A tenant's own callbacks. Secrets are derived from the keyring by id and version, and never stored.
 
-The version before `secret_version` signs too until `previous_until`. `headers` may hold the consumer's credentials."""
+Until `previous_until`, the version before `secret_version` signs, too. `headers` may hold the consumer's credentials.
+"""
 
 idempotency = Table(
     "idempotency",

@@ -34,7 +34,7 @@ class Name(TypeDecorator[str]):
         self._most = length
 
     def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
-        """Return the value as a statement takes it: storable, and cut to the length."""
+        """Return the value in the form that a statement needs: storable, and cut to the length."""
         return None if value is None else storable(value)[: self._most]
 
 

@@ -1,7 +1,7 @@
 """Reads of a tenant's events, by their numbers.
 
 The event of a result is made from the result in its job's row. A job may get another result, as after a redrive. Events
-of another outcome are then left out, and events of the same outcome have the last result.
+of another outcome are then left out, and events of the same outcome show the last result.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gateway.store.tables import batches, jobs
 from gateway.store.text import storable
 
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
-"""The id of a batch's line: the batch and the line from 0."""
+"""The id of a batch's line: the batch's id, and the line's number, counted from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
 _LISTED = [column for column in jobs.c if column.name not in ("result", "request")]
 

@@ -41,7 +41,10 @@ class Trace:
     attempts: list[Attempt]
 
     def json(self) -> dict[str, Any]:
-        """Return the trace for programs, with the cited text of each citation. The object contains the answer."""
+        """Return the trace as an object for programs, with the cited text of each citation.
+
+        The object contains the answer.
+        """
         job = {name: value for name, value in asdict(self.job).items() if name not in ("result", "request")}
         result = None if self.result is None else self.result.model_dump(mode="json", exclude_none=True)
         if result is not None and self.result is not None:

@@ -16,7 +16,7 @@ _SAMPLE = Result.model_validate({"job_id": "job_1", "outcome": "succeeded", "cre
 
 
 def operations(about: str) -> tuple[Operation, ...]:
-    """Return the operation of each endpoint; `about` is the text of operations whose answers are awaited."""
+    """Return the operation of each endpoint; `about` is the description of operations that wait for their answer."""
     return tuple(
         Operation(
             "POST",
