@@ -102,7 +102,7 @@ class Breaker:
         """Return the seconds that a record should wait before its next try.
 
         The wait is at least the length of the open time, capped at `breaker_longest_seconds`. During a probe, the wait
-        also lasts until the probe's expected end: a probe is expected to take as long as the last failed attempt. With
+        also lasts until the probe's expected end. A probe is expected to take as long as the last failed attempt. With
         shorter waits, the record would be rewritten every few seconds, which costs more than the delay.
         """
         seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))

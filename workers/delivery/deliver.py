@@ -99,7 +99,7 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        self._jump_free_clock = JumpFreeClock(clock)  # not shared with `TierPace`: each clock reports a jump only once
+        self._jump_free_clock = JumpFreeClock(clock)  # not shared: a clock reports a jump only once
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -131,8 +131,8 @@ class DeliveryHandler(TierPace):
             return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
         try:
             with await self.destinations.place(pending.destination, len(record.value)) as place:
-                # The body is built only after a place is granted: records of a hung destination come here many times,
-                # and mostly get no place.
+                # The body is built only after a place is granted, because records of a hung destination come here many
+                # times, and most times get no place.
                 body = _body(record, pending)
                 return await self._attempt(record, pending, body, place)
         except OriginLeftAlone as alone:

@@ -352,5 +352,5 @@ class Destinations:
 
 
 def _was_given(place: asyncio.Future[None]) -> bool:
-    """True if the place was granted: the future resolved, neither cancelled nor failed."""
+    """True if the place was granted: the future is done, and was neither cancelled nor failed."""
     return place.done() and not place.cancelled() and place.exception() is None

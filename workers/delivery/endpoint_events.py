@@ -30,7 +30,7 @@ RESERVED_HEADERS = frozenset(
         *("accept", "accept-encoding", "cookie", names.TRACEPARENT, "tracestate"),
     )
 )
-"""HTTP headers that an endpoint cannot set: they frame the request, or belong to the sender."""
+"""HTTP headers that an endpoint cannot set, because they frame the request or belong to the sender."""
 RESERVED_PREFIX = "webhook-"
 
 

@@ -16,8 +16,8 @@ So neither a tombstone nor "failing" enables a disabled endpoint: a process that
 endpoint writes "disabled" again.
 
 The number of a tenant's states is bounded, whatever URLs its jobs name. A URL that only one event names is never
-written as failing: disabling the URL would spare no other event, and the one event's schedule ends by itself. At
-MOST_FAILING, no further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at
+written as failing, because disabling the URL would spare no other event, and the one event's schedule ends by itself.
+At MOST_FAILING, no further endpoint becomes failing. Only an operator's command enables a disabled endpoint, so at
 MOST_DISABLED no further endpoint is disabled. Events still call the endpoint's URL, and an event that is answered with
 410 is given up as usual. If the table of failure counts is full, the tenant with the most entries loses one entry.
 """
@@ -195,7 +195,7 @@ class EndpointStates:
             return None
         if self._failing_of[pending.tenant] >= MOST_FAILING:
             return None
-        # The state starts now, not at the first failure: other processes may have seen successes in between.
+        # The state starts now, not at the first failure, because other processes may have seen successes in between.
         streak.since_ms = now_ms
         return EndpointRecord(
             tenant=pending.tenant,

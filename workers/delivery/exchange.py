@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange: a POST goes out on a warm or a new connection, and its answer is read.
 
-The module uses aiohttp below its session: aiohttp's pool of connections, TLS and parser. The session's redirects,
-cookies, netrc, proxies and bodies of unknown length are left out: a callback never needs them, and without them a
-request costs half as much. A request is never repeated: each call writes at most once.
+The module uses only the parts of aiohttp below its session: the pool of connections, TLS and the parser. The session's
+redirects, cookies, netrc, proxies and bodies of unknown length are left out, because a callback never needs them, and
+without them a request costs half as much. A request is never repeated: each call writes at most once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.egress import GuardedConnector
 USER_AGENT = f"Postback/{version('postback')}"
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-"""aiohttp's own timers stay off: one deadline covers the whole exchange, so that timeouts cannot add up."""
+"""aiohttp's own timers stay off. One deadline covers the whole exchange, so that timeouts cannot add up."""
 
 _REMEMBERED_TARGETS = 4096
 
@@ -45,7 +45,7 @@ class _Target:
     """The parts that all requests to one URL share."""
 
     request: aiohttp.ClientRequest
-    """A request that is never sent: the pool finds a connection by this request's host, port and TLS."""
+    """A request that is never sent. The pool finds a connection by this request's host, port and TLS."""
     head: str
     """The request's first lines."""
 
@@ -132,7 +132,7 @@ def _write(connection: Connection, head: bytes, body: bytes) -> ResponseHandler:
 
 
 def _is_all_sent(connection: Connection) -> bool:
-    """False if the answer came before the server read the whole request: the server may never read the rest."""
+    """False if the answer came before the server had read the whole request; the server may never read the rest."""
     return connection.transport is not None and connection.transport.get_write_buffer_size() == 0
 
 

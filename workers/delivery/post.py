@@ -59,7 +59,7 @@ class FailureReason(StrEnum):
     THROTTLED = "throttled"
     """429, 502, 504."""
     REDIRECTED = "redirected"
-    """3xx. A redirect is never followed: the producer did not name the target, and the guard did not check it."""
+    """3xx. A redirect is never followed, because the producer did not name its target, and no guard checked it."""
     CLIENT_ERROR = "client_error"
     """Any other 4xx."""
     SERVER_ERROR = "server_error"

@@ -158,7 +158,8 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
     records return from longer tiers. A record uses a longer tier only if its turn comes after the tier's end, so that
     the record does not miss its turn. With longer tiers, a long queue need not be rewritten every few seconds. The
     first few deferrals use the smallest tier, since the estimate is poor at first. Tiers between the waits are not
-    used: the estimate counts records as they return (`queue_estimate.py`), and would miss records in other tiers.
+    used, because the estimate counts records as they return (`queue_estimate.py`), and would miss records in other
+    tiers.
     """
     if deferred < _FIRST_FEW:
         return waits[0]

@@ -50,7 +50,7 @@ class TierPace:
         self._fronts: dict[tuple[str, int], _Front] = {}
 
     def room(self) -> int:
-        """Return a number that never limits: the window alone bounds the records."""
+        """Return a number that is never a limit, because only the window bounds the records."""
         return 1 << 30
 
     def tier_ms(self, record: Record) -> int:

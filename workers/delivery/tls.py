@@ -20,7 +20,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, load_certificate, stamp
 
 _LOOK_SECONDS = 10.0
-"""Seconds between checks for replaced files: operators replace short-lived certificates and authorities in place."""
+"""Seconds between checks for replaced files. Operators replace short-lived certificates and authorities in place."""
 
 log = get_logger()
 

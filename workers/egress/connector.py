@@ -143,8 +143,8 @@ class GuardedConnector(ProxiedConnector):
     def open_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """Return a socket for the address about to be connected to, if the policy allows the address.
 
-        The resolver must check a name's addresses first: when aiohttp races several addresses, it swallows errors that
-        are raised here.
+        The resolver must check a name's addresses first, because aiohttp swallows errors that are raised here when it
+        tries several addresses at a time.
         """
         family, kind, protocol, _, target = addr_info
         _check_target(target, self._policy, named=_named.get())

@@ -3,7 +3,8 @@
 This process resolves each name itself, and asks the proxy for the address that the guard has checked. If the proxy
 resolved the name again, the owner of the name could give it an internal address. So the proxy never learns a name.
 
-Plain http also goes through a tunnel: a proxy that forwards requests would choose the address by the `Host` header.
+Plain http also goes through a tunnel, because a proxy that forwards requests would choose the address by the `Host`
+header.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class ProxiedConnector(aiohttp.TCPConnector):
     ) -> tuple[tuple[Any, ...], socket.socket]:
         """Return the first address that the proxy reaches, and the tunnel. Raises ProxyFailed and ClientError.
 
-        Removes the addresses before the reached one: after an error, aiohttp calls this again with the remaining
+        Removes the addresses before the reached one, because after an error aiohttp calls this again with the remaining
         addresses.
         """
         unreached = OSError("the name has no address")

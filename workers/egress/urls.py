@@ -81,7 +81,7 @@ def refusal(reason: Refusal, url: URL) -> EgressRefused:
 
 
 def _readable(url: str | URL) -> URL:
-    """Return the URL after reading every part that is used later: yarl reports some faults only on access.
+    """Return the URL after reading every part that is used later, because yarl reports some faults only on access.
 
     Raises EgressRefused.
     """

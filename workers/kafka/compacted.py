@@ -3,7 +3,7 @@
 The processes of a fleet share a few facts through compacted topics, without a database. The last record of a key is the
 valid one, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
 
-While the broker is away, the process goes on with the known facts: without Kafka, jobs are not settled anyway.
+While the broker is away, the process goes on with the known facts, because without Kafka no jobs are settled anyway.
 `reasons` reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a
 deletion for a day only, so after half a day without reading the process may hold deleted facts. The process then ends,
 and a new process reads the topic from the beginning. The process also ends if `apply` raises.
@@ -85,7 +85,8 @@ async def until_caught_up(
 class CompactedTopic(SideTask):
     """Calls `apply` on the event loop for each committed record: present records, then new ones.
 
-    Records that were older than `kept_ms` at the start, by their timestamps, are skipped: these facts have expired.
+    Records that were older than `kept_ms` at the start, by their timestamps, are skipped, because these facts have
+    expired.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class CompactedTopic(SideTask):
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        """Stop following, and make `ended` raise: a process must not act on stale facts."""
+        """Stop following, and make `ended` raise, because a process must not act on stale facts."""
         self._stopping.set()
         if self._ended is None or self._ended.done():
             return
@@ -197,7 +198,7 @@ class CompactedTopic(SideTask):
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
                     ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
                     return ends, self._ask_starts(consumer, ends)
-                except KafkaException as error:  # asked again: a partition is being moved, or is very new
+                except KafkaException as error:  # asked again, because a partition is being moved, or is very new
                     if deadline.passed or self._stopping.is_set():
                         why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None

@@ -1,4 +1,4 @@
-"""Watches the UUIDs of a process's topics: a topic that is deleted and created again has another UUID."""
+"""Watches the UUIDs of a process's topics, because a topic that is deleted and created again has another UUID."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ async def _announce(
 ) -> None:
     """Make the process announce this worker's model names and answer times while it runs. Raises ProcessError."""
     kafka = process.fleet.kafka
-    # The topic is checked now, but not watched later: a worker answers jobs even if the topic is deleted.
+    # The topic is checked now, but not watched later, because a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(
         kafka, process.replica, lane, lambda: registry.announced, lambda: adapters_of(engine), times.p99, process.clock
@@ -141,7 +141,7 @@ async def _announce(
 
 
 def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) -> list[str]:
-    """Return the lanes of the models that other workers serve: this worker forwards jobs to them."""
+    """Return the lanes to which this worker forwards jobs: the lanes of the models that other workers serve."""
     others = [lane for lane in dict.fromkeys(models.values()) if lane != own]
     return [topic for lane in others for topic in topics.requests_of(lane)]
 

@@ -52,7 +52,8 @@ class Dispatching:
         self._pace = pace
         self._sharing = sharing
         self._casualties: list[tuple[Partition, Record]] = []
-        """Records that died in a crash, kept until no record is running: the crash may have killed more records."""
+        """Records that died in a crash, kept until no record is running, because the crash may have killed more
+        records."""
         self._alone_since = 0.0
         """The monotonic time since which every record here has been a suspect that waits for its last attempt."""
         self._left_open = LeftOpen(clock)
@@ -98,7 +99,7 @@ class Dispatching:
         return self._runner.is_deferring
 
     def spent(self, partition: Partition, record: Record) -> None:
-        """Correct the cost of a record's party: the handler has returned, and knows the real cost."""
+        """Correct the cost of a record's party. Call this when the handler has returned, and has set the real cost."""
         if self._sharing is not None and record.spent is not None:
             self.window.correct(partition, self._party_of(record), record.spent - record.cost)
 

@@ -75,7 +75,7 @@ class Fetching:
         return [(partition, record) for partition, record in found if self._take(partition, record, now)]
 
     def reach(self, ends: Iterable[tuple[Partition, int]]) -> list[Partition]:
-        """Note that partitions have been read to their end: offsets skipped before the end are done.
+        """Note that partitions have been read to their end, so that offsets skipped before the end are done.
 
         Returns these partitions.
         """
@@ -101,7 +101,7 @@ class Fetching:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # not `next_offset`: an earlier record may have been given back
+            owed = partition.ledger.next_owed  # not `next_offset`, because an earlier record may have been given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
 

@@ -57,7 +57,7 @@ class Horizon:
         return max(self._limit or 0, self._above + self._margin)
 
     def committed(self, limit: int) -> None:
-        """Allow records below `limit` to begin: the commit that states this limit has returned."""
+        """Allow records below `limit` to begin. Call this when the commit that states this limit has returned."""
         used, self._above_before = self._above - self._above_before, self._above
         wanted = 2 * self._margin if self.held_back else max(2 * used, int(self._margin * _DECAY))
         self._margin = min(MOST_MARGIN, max(LEAST_MARGIN, wanted))

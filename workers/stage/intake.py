@@ -38,11 +38,11 @@ class Listener(Protocol):
         ...
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
-        """Release these partitions: another member gets the partitions when this call returns."""
+        """Release these partitions. Another member gets them when this call returns."""
         ...
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
-        """Drop these partitions: another member has them already."""
+        """Drop these partitions, because another member has them already."""
         ...
 
 

@@ -49,7 +49,7 @@ class Cohort:
     members: list[tuple[Partition, Record]]
     alone: bool
     narrow: bool = False
-    """True if the members were running in a crash: nothing else is dispatched until the cohort is settled."""
+    """True if the members were running in a crash. No other record is dispatched until the cohort is settled."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
     """Members that are not settled yet."""
     committed: bool = False

@@ -114,7 +114,7 @@ class Ledger:
         if offset <= self.next_offset:
             return
         if self._base == self.next_offset:
-            self._move(offset, self._done >> (offset - self._base))  # no hole: base may pass a gap of any width
+            self._move(offset, self._done >> (offset - self._base))  # base may pass a gap of any width
         else:
             skipped = (1 << (offset - self.next_offset)) - 1
             self._move(self._base, self._done | skipped << (self.next_offset - self._base))
@@ -130,7 +130,7 @@ class Ledger:
         return _advance(self._base, done)
 
     def settle(self, offsets: Iterable[int]) -> None:
-        """Mark these offsets as done: the commit that contains them has returned."""
+        """Mark these offsets as done. Call this when the commit that contains them has returned."""
         offsets = list(offsets)
         self._move(*self.after(offsets))
         self._taken.difference_update(offsets)
@@ -148,7 +148,7 @@ class Ledger:
         return known
 
     def drop(self, offset: int) -> None:
-        """Give an offset back untried: the offset stays undone, for the next owner of the partition."""
+        """Give an offset back untried, so that it stays undone for the next owner of the partition."""
         self._taken.discard(offset)
 
     @property

@@ -30,7 +30,7 @@ class Load:
         self._add(partition, -len(record.value))
 
     def begin(self, partition: Partition, record: Record) -> None:
-        """Add a running record of the partition: the stage dispatches it."""
+        """Count a record of the partition as running, because the stage dispatches it."""
         partition.running += 1
         self.running += 1
         if record.outside is not None:
@@ -38,7 +38,7 @@ class Load:
             self.outside[record.outside] += 1
 
     def end(self, partition: Partition, record: Record) -> None:
-        """Subtract a running record of the partition: the handler has returned."""
+        """Count a record of the partition as no longer running, because the handler has returned."""
         partition.running -= 1
         self.running -= 1
         if record.outside is not None:
@@ -58,7 +58,7 @@ class Load:
 
 
 def _subtract(counts: Counter[Party], party: Party, records: int) -> None:
-    """Subtract from a party's count, and forget a party without records: a worker may see any number of parties."""
+    """Subtract from a party's count. Forget a party without records, because a worker may see any number of parties."""
     counts[party] -= records
     if not counts[party]:
         del counts[party]

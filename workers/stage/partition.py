@@ -58,11 +58,11 @@ class Partition:
         """True if the last commit states that this worker has the partition open. Until then, none of its records is
         dispatched."""
         self.begins_anew = False
-        """True if the last owner was this same process: no record of the partition can have killed it."""
+        """True if the last owner was this same process, so that no record of the partition can have killed it."""
         self.rewind_to: int | None = None
         """The offset to seek to before resuming; None if no seek is needed."""
         self.fetched_to = 0
-        """The client's next record has at least this offset: all records below were delivered."""
+        """The client's next record has at least this offset, because all records below were delivered."""
         self._gap_since: float | None = None
 
         # Written by `Transactions`.
@@ -71,7 +71,7 @@ class Partition:
 
         # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these fields.
         self.paused = True
-        """True until the first resume: in the client, a partition that was lost and regained may still be paused."""
+        """True until the first resume. In the client, a partition that was lost and regained may still be paused."""
         self.begun = False
         """True if this assignment has delivered a record. Before the first record, any gap may be due to retention."""
         self.at_end = False

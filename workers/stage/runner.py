@@ -97,7 +97,8 @@ class Runner:
         """The number of surplus records that are deferred or were cancelled. The Kafka thread reads this too."""
         self._turn = 0
         self._newest: asyncio.Task[None] | None = None
-        """Keeps the newest task alive until it has begun: the event loop holds only a weak reference to a task."""
+        """Keeps the newest task alive until it has begun, because the event loop has only a weak reference to a
+        task."""
         self._tasks: dict[Partition, dict[int, asyncio.Task[None] | None]] = defaultdict(dict)
         """Records whose handlers have begun, by offset."""
 
@@ -132,7 +133,7 @@ class Runner:
     def _defer_some(self) -> None:
         """Defer surplus records for a while.
 
-        The rest waits until the loop has served its other tasks: handling goes first.
+        The rest waits until the loop has served its other tasks, because handling is more urgent.
         """
         began = time.perf_counter()
         while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
@@ -201,7 +202,10 @@ class Runner:
         return self._given_up(record, Failure("internal_error", message, 1))
 
     def _given_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the outputs of giving up. Never raises: a record without completion would block its partition."""
+        """Return the outputs of giving up.
+
+        Never raises, because a record without completion would block its partition.
+        """
         record.shows_health = False
         try:
             return _within_bounds(self._handler.give_up(record, failure))

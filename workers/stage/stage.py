@@ -223,7 +223,7 @@ class Stage:
         self._give_away(self.held.of(partitions), deadline)
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
-        """Drop the partitions and commit nothing: another member has them already."""
+        """Drop the partitions and commit nothing, because another member has them already."""
         going = self.held.of(partitions)
         self._drop(going)
         log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))

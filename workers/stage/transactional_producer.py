@@ -103,7 +103,7 @@ class TransactionalProducer:
         self._caller = BoundedCaller("transactions")
 
     def replace(self) -> None:
-        """Retire the client and make a new one: a call of the old client may still be under way."""
+        """Retire the client and make a new one, because a call of the old client may still be under way."""
         self.retire()
         self._client, self._caller = self._make_producer(self._config), BoundedCaller("transactions")
         self._partitions_of.clear()
@@ -151,7 +151,7 @@ class TransactionalProducer:
                     headers=output.headers,  # type: ignore[arg-type]  # the stub wants str | bytes values
                 )
             except BufferError:
-                self.poll(0.01)  # the client's own queue is full: let it send
+                self.poll(0.01)  # the client's own queue is full, so let it send
             else:
                 return
 
@@ -198,7 +198,7 @@ class TransactionalProducer:
 
 
 def _destroy(client: Producer) -> None:
-    """Destroy a client on a new thread: with the broker away, destroying may take too long for the Kafka thread."""
+    """Destroy a client on a new thread. While the broker is away, this may take too long for the Kafka thread."""
 
     def destroy(doomed: list[Producer]) -> None:
         doomed[0].purge()

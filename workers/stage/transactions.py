@@ -234,6 +234,6 @@ class Transactions:
 
 
 def _has_time(completion: Handled) -> bool:
-    """Return whether this completion can wait: its partition is not being revoked, and its record is not a suspect."""
+    """True if this completion can wait: its partition is not being revoked, and its record is not a suspect."""
     partition = completion.partition
     return partition.phase is Phase.OPEN and completion.record.offset not in partition.suspects

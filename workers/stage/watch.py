@@ -108,7 +108,7 @@ class Watch:
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
         due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
-        if due or not self._contact.member:  # each round until joined: readiness must not lag
+        if due or not self._contact.member:  # each round until joined, so that readiness does not lag
             self._contact = self._intake.contact()
         if not due:
             return
@@ -120,7 +120,7 @@ class Watch:
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 
     def gone(self, partition: Partition) -> None:
-        """Stop reporting the partition's backlog: another worker owns it."""
+        """Stop reporting the partition's backlog, because another worker owns the partition."""
         try:
             self._metrics.backlog.remove(partition.topic, str(partition.number))
         except KeyError:

@@ -47,7 +47,7 @@ def read(path: Path, *, by_root: bool = False) -> KeyringData:
 def _problem_of(part: ErrorDetails) -> str:
     """Return the place of a problem in the file.
 
-    Only names of this format's fields are shown: any other text may be a key.
+    Only names of this format's fields are shown, because any other text may be a key.
     """
     if not part["loc"]:
         return part["msg"].removeprefix("Value error, ") if part["type"] == "value_error" else "the JSON"

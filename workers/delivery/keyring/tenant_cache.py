@@ -9,7 +9,7 @@ Made = TypeVar("Made")
 
 
 class TenantCache(Generic[Made]):
-    """One value per tenant, for at most `size` tenants. A full cache is emptied: making a value takes only 0.2 ms.
+    """One value per tenant, for at most `size` tenants. A full cache is emptied, because a value is made in 0.2 ms.
 
     Threads may share a cache. If two threads make one tenant's value at once, the cache keeps one of the two values.
     """
