@@ -90,8 +90,9 @@ class _Known:
 class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
-    `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret of `marks`.
-    Raises TemplateRefused for an unusable template, and ProcessError if the software for OCR or buckets is missing.
+    `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret for the marks
+    around sources. Raises TemplateRefused for an unusable template, and ProcessError if the software for OCR or buckets
+    is missing.
     """
 
     def __init__(
@@ -290,7 +291,7 @@ class Enricher:
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
-        title = (title or "")[:LONGEST_TITLE] or None  # the model reads the title with each passage
+        title = (title or "")[:LONGEST_TITLE] or None  # cut, because the model reads the title with each passage
         return Document(one, reading.url, title, answer["text"], answer["rest"], particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:

@@ -82,11 +82,11 @@ class EnrichmentSettings(BaseSettings):
     """Time for which a robots.txt is cached."""
 
     members: int = Field(default=2, ge=1, le=64)
-    """Number of processes that read pages; one more process ranks. All of them start only for jobs with sources."""
+    """Number of processes that read pages; one more process ranks. None of them starts before a job has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """Timeout of one task, such as reading a page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
-    """Address space of one process; a page that needs more is left out. A container's limit must fit all processes."""
+    """Address space of one process; a page that needs more is left out. A container's limit must be enough for all."""
     extractor: Extractor = "resiliparse"
     """The library that finds a page's main text. `trafilatura` finds it better, in three times the CPU time.
 
@@ -153,7 +153,7 @@ class EnrichmentSettings(BaseSettings):
     rerank_passages: int = Field(default=32, ge=2, le=1000)
     """Number of a job's passages that the model compares with the question: the first ones in the ranking by words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time for the model to compare a job's passages. Other passages are ranked by words, and a note says so."""
+    """Time for the model to compare a job's passages. Those not compared in time are ranked by words, with a note."""
 
     @property
     def named(self) -> str:

@@ -63,7 +63,7 @@ class AnswerTokens:
 
 
 class TenantSharing:
-    """Implements the stage's `Sharing`: each tenant is a party, and the bulk lane takes deferred jobs."""
+    """Implements the stage's `Sharing`: each tenant is a party, and deferred jobs go to the bulk lane."""
 
     def __init__(
         self, admission: Admission, outputs: Outputs, topics: Topics, settings: WorkerSettings, metrics: Metrics

@@ -136,7 +136,7 @@ class InferenceHandler:
             return self._outputs.rejected(record, unserved.invalid)
 
     async def _is_served_later(self, record: Record, received: ReceivedJob) -> bool:
-        """Wait until an engine serves the job's model or the job is over. False if the model stays unserved."""
+        """Wait until an engine serves the job's model or the job is over. Return False if the model stays unserved."""
         is_served, is_over = partial(self._admission.is_served, received), partial(self._lifetimes.is_over, received)
         return await self._unserved.served_later(record, is_served, is_over)
 

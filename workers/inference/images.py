@@ -33,7 +33,7 @@ class SeenJob:
 
 
 class Images:
-    """Puts the images of jobs into the jobs."""
+    """Replaces the image URLs in jobs by data URLs with the images."""
 
     def __init__(
         self, engine: Engine, fetcher: ImageFetcher, lifetimes: Lifetimes, pace: EnginePace, phases: Phases

@@ -19,7 +19,7 @@ _OF_THE_MODEL = frozenset(("engine_error", "unfinished", "unsupported", "not_jso
 class ModelRules:
     """The rules for the models of one lane, from the registry that `current` returns.
 
-    Without `current`, there are no rules.
+    If `current` is None, there are no rules.
     """
 
     def __init__(self, current: Callable[[], ModelRegistry] | None = None, lane: str | None = None) -> None:

@@ -32,7 +32,10 @@ class Outputs:
         begin_counts(metrics)
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
-        """Return the job's one record of `model_results`. A `result_too_large` failure replaces an oversized result."""
+        """Return the record of `model_results` that has the result.
+
+        If the result is too large for a record, a failed result with the code `result_too_large` replaces it.
+        """
         value = write_result(result)
         if len(value) > MAX_RESULT_BYTES:
             message = (

@@ -63,12 +63,12 @@ class EnginePace:
         return load.free + max(least_waiting(load.running), self._refill.look(load.running))
 
     def due_ms(self, record: Record) -> int | None:
-        """Always None: every job is due at once."""
+        """Return None always, because every job is due at once."""
         return None
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Count one job as in preparation during the block, before enrichment and the engine."""
+        """During the block, count one job as being prepared: it has reached neither enrichment nor the engine."""
         self._preparing += 1
         try:
             yield
@@ -77,7 +77,7 @@ class EnginePace:
 
     @contextmanager
     def enriching(self) -> Iterator[None]:
-        """Count one job as in enrichment during the block."""
+        """During the block, count one job as being enriched."""
         self._enriching += 1
         try:
             yield

@@ -82,7 +82,10 @@ class Results:
         )
 
     def cut_off(self, received: ReceivedJob, completion: Completion | None = None) -> Result:
-        """Return the result of a cancelled or expired job. The tokens of its unfinished completion count as wasted."""
+        """Return the result of a cancelled or expired job.
+
+        The tokens of its unfinished completion are counted as wasted.
+        """
         if completion is not None:
             self._tokens["wasted"].inc(completion.completion_tokens)
         if self._lifetimes.is_cancelled(received):

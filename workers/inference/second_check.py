@@ -3,8 +3,8 @@
 The rules of `workers.enrichment.answering` find only contradictions in a source's own words. Here, one short generation
 judges each supported sentence. The check is only as good as the model.
 
-A verdict can only take support away. So a page that talks the model into "no" gains nothing over a worker without
-this check.
+A verdict can only take support away. So a page that talks the model into "no" gets only the result that it would have
+got without this check.
 """
 
 from __future__ import annotations

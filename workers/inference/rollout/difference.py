@@ -21,7 +21,7 @@ _MOST_WORDS: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The bounds within which two answers count as equal."""
+    """The bounds within which two answers are treated as equal."""
 
     numbers: float = 0.01
     """The largest relative difference of two numbers in JSON."""

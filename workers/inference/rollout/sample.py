@@ -142,7 +142,7 @@ def observed(result: Result, infer_ms: float) -> ObservedAnswer:
 
 
 def thresholds_of(profile: Profile | None) -> Thresholds:
-    """Return the bounds within which two answers of a profile's jobs count as equal."""
+    """Return the bounds within which two answers of a profile's jobs are treated as equal."""
     if profile is None:
         return Thresholds()
     return Thresholds(profile.equal_numbers, profile.equal_similarity, profile.equal_meaning)

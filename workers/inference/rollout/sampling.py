@@ -36,7 +36,7 @@ from workers.inference.rollout.sample_rate import SampleRate
 from workers.stage.record import Output
 
 LEAST_WAIT_SECONDS = 5.0
-"""A result waits for the second answer for as long as the first answer took, but at least for this time."""
+"""The result of a job waits for the second answer as long as the first answer took, but at least this long."""
 _NOT_SAMPLED = nullcontext()
 _GREEDY = {"temperature": 0.0, "top_p": None, "seed": None, "n": 1, "logprobs": False, "top_logprobs": None}
 _OVER = (Outcome.SUCCEEDED, Outcome.FAILED)

@@ -33,7 +33,7 @@ log = get_logger()
 
 
 class Steering(SideTask):
-    """Folds comparisons as they are read, and writes the steps that follow from them.
+    """Adds up comparisons as they are read, and writes the steps that follow from the totals.
 
     Two workers may write the same step: their records have one key, and the second record has no effect.
     """
