@@ -156,7 +156,7 @@ class Answers:
 
     @property
     def found(self) -> str:
-        """The number of wanted results found, as text."""
+        """Text that says how many of the wanted results were found."""
         if self.entries is None:
             return f"{self.counts.total()} results"
         return f"{len(self.outcomes)} of {len(self.entries)} jobs have a result"

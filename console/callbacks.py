@@ -56,8 +56,8 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
 def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
     """Return a function that says why workers would refuse a URL: origin, reason and fix; None for an allowed URL.
 
-    In a base install, which lacks the workers' rules, the function refuses only unreadable URLs, and http URLs where
-    this environment cannot allow http.
+    In a base install, which lacks the workers' rules, the function refuses only unreadable URLs, and http URLs if this
+    environment cannot allow http.
     """
     development = fleet.env == "development"
     try:

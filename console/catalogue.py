@@ -1,4 +1,4 @@
-"""Every environment variable of Postback, read off the settings classes; `console.publish` writes them to a page."""
+"""Lists every environment variable of Postback from the settings classes; `console.publish` writes the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart's reference page and its copied files, written by `python -m console.publish`."""
+"""Makes the chart's reference page and the files copied into the chart; `python -m console.publish` writes them."""
 
 from __future__ import annotations
 

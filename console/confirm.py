@@ -1,4 +1,4 @@
-"""Questions that a command asks before it acts, only at a terminal."""
+"""Asks questions before a command acts, but only at a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`postback deliver`: signed callbacks for results."""
+"""`postback deliver`: sends signed callbacks for results."""
 
 from __future__ import annotations
 

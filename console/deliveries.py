@@ -1,4 +1,4 @@
-"""`postback deliveries ID`: the timeline of a job's callback."""
+"""`postback deliveries ID`: shows the timeline of a job's callback."""
 
 from __future__ import annotations
 

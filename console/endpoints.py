@@ -1,7 +1,7 @@
 """`postback endpoints`: lists disabled and failing endpoints, and enables or disables one.
 
-URLs are shown whole, path and query included: they identify the endpoint, and only an operator sees them. Logs have
-origins only.
+URLs are shown whole, with path and query, because a whole URL identifies an endpoint, and only an operator sees it.
+Logs have origins only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs that did not succeed, grouped by reason: each reason has one message, for all its jobs."""
+"""Groups the jobs that did not succeed by reason, and prints one message for all jobs of a reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Failures:
     entries: Entries | None
     """The named jobs, in order; None if all jobs since a time are wanted, since all ids would not fit into memory."""
     verb: str = ""
-    """A word between a single job and the reason, such as `was`."""
+    """A word to print between a single job and the reason, such as `was`."""
     _by_job: dict[str, str] = field(default_factory=dict)
     _groups: defaultdict[str, JobGroup] = field(default_factory=lambda: defaultdict(JobGroup))
     _reasons: dict[str, str] = field(default_factory=dict)

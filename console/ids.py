@@ -1,4 +1,4 @@
-"""A check of the ids of jobs and callbacks on a command line."""
+"""Checks the ids of jobs and callbacks on a command line."""
 
 from __future__ import annotations
 

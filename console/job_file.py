@@ -1,4 +1,4 @@
-"""The file of jobs for `postback submit`: the check of its lines, and the report of their problems."""
+"""Reads the file of jobs for `postback submit`, checks its lines, and reports their problems."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def show(
         return
     secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(tenant, now)
     if as_json:
-        # Hidden secrets are left out: a script would take a placeholder for a secret.
+        # Hidden secrets are left out, because a script would mistake a placeholder for a secret.
         said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
         typer.echo(json.dumps(said))
         return

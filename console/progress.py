@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as a shell gives it."""
+"""The exit status after Ctrl-C, as shells report it."""
 
 
 @dataclass(slots=True)

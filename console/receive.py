@@ -99,7 +99,7 @@ def _terminal(*, verbose: bool) -> Writer:
     from console.received import View
 
     if isinstance(sys.stdout, TextIOWrapper):
-        # Characters that the terminal's encoding lacks are escaped: they must not end the command.
+        # Characters that the terminal's encoding lacks are escaped, so that they do not end the command with an error.
         sys.stdout.reconfigure(errors="backslashreplace")
     return View(Console(), verbose=verbose).show
 

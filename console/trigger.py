@@ -1,4 +1,4 @@
-"""`postback trigger`: one signed test event to a URL, sent as delivery sends callbacks, without Kafka."""
+"""`postback trigger`: sends one signed test event to a URL, as delivery sends callbacks, but without Kafka."""
 
 from __future__ import annotations
 

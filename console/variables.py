@@ -14,7 +14,7 @@ from pathlib import Path
 PREFIX = "POSTBACK_"
 _PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
 _RENAMED = {"POSTBACK_DELIVERY__ENDPOINT_": "POSTBACK_DELIVERY__DESTINATION_"}
-"""Prefixes of renamed variables, and the new prefix of each."""
+"""Maps each former prefix of variables to the new one."""
 _LIKE_ENOUGH = 0.75
 _OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 """The variables that Kubernetes sets in every pod for a Service whose name begins with `postback-`."""

@@ -65,10 +65,10 @@ class KeyringKeys:
         return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
 
     async def load(self) -> None:
-        """Do nothing: the constructor has read the file."""
+        """Do nothing, because the constructor has read the file."""
 
     async def follow(self) -> None:
-        """Do nothing: `current` looks at the file at every request."""
+        """Do nothing, because `current` looks at the file at every request."""
 
 
 class GivenKeys:

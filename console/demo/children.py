@@ -1,4 +1,4 @@
-"""Runs the demo's processes: writes their logs, waits until they are ready, and ends them with the demo."""
+"""Runs the demo's processes: writes their logs, waits until they are ready, and ends them when the demo ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ChildFailed(Exception):  # noqa: N818 - named after the event
 
 
 class ChildProcess:
-    """One `postback …` process in a session of its own: Ctrl-C reaches only the demo, which then stops its children.
+    """One `postback …` process in its own session, so that Ctrl-C reaches only the demo, which then stops its children.
 
     On a machine with `setpriv` (util-linux), the kernel kills the process when the demo is killed.
     """

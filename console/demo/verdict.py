@@ -1,4 +1,4 @@
-"""Judges each callback of the demo, and writes the closing lines. No I/O."""
+"""Judges each callback of the demo, and makes the closing lines, without I/O."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`postback doctor`: the checks of `operators/doctor/`, and checks that import packages above `operators`."""
+"""`postback doctor`: the checks of `operators/doctor/`, and checks with packages that `operators` may not import."""

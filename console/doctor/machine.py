@@ -11,7 +11,7 @@ from operators.doctor.findings import Finding, fault, warning
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
 
 LEAST_FILES = 4096
-"""The least hard limit of open files that is no fault: each callback in flight and each idle connection uses a file."""
+"""A lower hard limit of open files is a fault, since each callback in flight and each idle connection uses a file."""
 LEAST_MEMORY = BESIDE_WINDOW + COPIES * SMALLEST_WINDOW
 FAULT_DISK = 256 * MIB
 WARN_DISK = 2 * 1024 * MIB
