@@ -204,7 +204,7 @@ class DoorTls:
         return _LoadedDoorTls(context, stamps, revoked, tuple(expiries))
 
     def _measure(self) -> None:
-        """Show the lifetimes as metrics; each kind shows its earliest end."""
+        """Show the lifetimes as metrics: for each kind, the one that ends first."""
         kinds = {self._files.certificate: "certificate", self._files.client_ca: "authority"}
         first: dict[str, _Expiry] = {}
         for expiry in sorted(self._loaded.expiries, key=lambda each: each.end):
@@ -254,7 +254,8 @@ def _certificates_in(path: Path) -> list[_Expiry]:
 def _lists_in(path: Path) -> tuple[frozenset[tuple[str, str]], list[_Expiry]]:
     """Return the revoked certificates, each as issuer and serial number, and the lists' expiry times.
 
-    Raises TlsFileUnusable. OpenSSL would trust a certificate in this file as an authority, so the file may hold none.
+    Raises TlsFileUnusable. OpenSSL would trust a certificate in this file as an authority, so the file may contain no
+    certificate.
     """
     revoked: set[tuple[str, str]] = set()
     ends = []

@@ -49,13 +49,13 @@ class NewJob:
     metadata: Mapping[str, str] = field(default_factory=dict)
     prompt_sha256: str | None = None
     request: bytes | None = None
-    """Members of the request's body that later answers show again, as JSON."""
+    """JSON of the members of the request's body that later answers show again."""
     callback_url: str | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
 
     @property
     def work(self) -> Work:
-        """The work that the job uses up of its tenant's quota."""
+        """The part of the tenant's quota that the job uses."""
         return Work(1, tokens_of(len(self.value), self.max_tokens))
 
 

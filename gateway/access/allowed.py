@@ -11,7 +11,7 @@ from workers.egress import EgressRefused, connected_host
 
 
 class FieldNames(NamedTuple):
-    """The names of two fields in one kind of request: the model's and the callback's. Problems show these names."""
+    """The names that the model's and the callback's field have in one kind of request. Problems show these names."""
 
     model: str
     callback: str

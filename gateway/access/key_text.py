@@ -34,7 +34,7 @@ def new_key() -> tuple[str, str]:
 
 
 def checksum(start: str) -> str:
-    """Return the checksum of a key's text before its last six characters."""
+    """Return the checksum of all but the last six characters of a key's text."""
     return _base62(zlib.crc32(start.encode()), _CHECKSUM_DIGITS)
 
 

@@ -63,7 +63,7 @@ def being_rebuilt(connection: Connection) -> bool:
 
 
 def move(connection: Connection, moves: Mapping[TopicPlace, tuple[int, int]]) -> None:
-    """Move each partition's offset from the first number to the second.
+    """Move each partition's offset in `moves` from the first number to the second.
 
     Raises OffsetsMoved if an offset is not at the first number.
     """

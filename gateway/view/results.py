@@ -35,7 +35,8 @@ class StoredResult:
 
 
 OnResults = Callable[[Connection, Sequence[StoredResult]], None]
-"""A function that the view calls in the transaction of the results, in their order.
+"""A function that the view calls with results, in their order, in the transaction that writes their rows.
 
 The function may run more than once for a transaction, and must have no effect but its rows. If the function raises, the
-view calls it for each result alone; a result that fails again is written without the call."""
+view calls it for each result alone; a result that fails again is written without the call.
+"""

@@ -34,7 +34,7 @@ class Retention(SideThread):
         self._kept_ms = kept_days * 24 * _HOUR_MS
 
     def reasons(self) -> list[str]:
-        """Return an empty list: old rows do no harm for a time."""
+        """Return an empty list, because old rows do no harm for a while."""
         return []
 
     def remove_old(self) -> int:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _CLOCK = SystemClock()
 
 Key = tuple[str, str | None]
-"""A tenant, and a job's id or None for anything of the tenant."""
+"""A tenant, and a job's id. None instead of the id stands for any new row of the tenant."""
 
 
 class Waiting:

@@ -125,7 +125,7 @@ def _row(one: StoredResult) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _upsert(dialect: str) -> Insert:
-    """Return the statement that inserts jobs that the gateway did not accept, and finishes all other jobs."""
+    """Return the statement that inserts the rows of new jobs, and writes the results into existing rows."""
     statement = insert_of(dialect, jobs)
     new = statement.excluded
     kept = case((jobs.c.deleted_at.is_(None), new.result), else_=null())

@@ -107,7 +107,7 @@ def _origin(record: Stored) -> str:
 
 
 def resend(connection: Connection, settings: KafkaSettings, records: Sequence[Stored], clock: Clock) -> None:
-    """Write copies of the records for delivery into the outbox. Raises StoreAway while no work is accepted."""
+    """Write copies of the records into the outbox, for delivery. Raises StoreAway while no work is accepted."""
     for record in records:
         returning = for_delivery(settings, record.key, record.value, record.headers, unix_ms(clock))
         headers = [(name, value or b"") for name, value in returning.headers]
