@@ -1,8 +1,8 @@
 """The clerk: checks new batches, writes the files of answered batches, and sweeps files. A side task of the process.
 
 The store shows the work that is left, so after a kill the next process goes on. A process claims a batch for a few
-seconds, and renews the claim while it works. A claim only avoids double work. Two processes could do no harm, because
-every step is compare-and-set.
+seconds, and renews the claim while it works. A claim only avoids double work. Without claims, two processes would still
+do no harm, because every step is compare-and-set.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def create(
     submitted_by: str | None = None,
     traceparent: str | None = None,
 ) -> BatchRow:
-    """Write the row of a new batch, which is then checked. Raises Declined (400, 404)."""
+    """Write the row of a new batch, which the clerk will check. Raises Declined (400, 404)."""
     file = files.find(connection, tenant, terms.input_file_id, now_ms, lock=True)
     if file.purpose != "batch":
         message = f"The file's purpose is `{file.purpose}`; upload it with the purpose `batch`."

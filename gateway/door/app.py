@@ -49,7 +49,7 @@ MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 
 
 def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
-    """Return the application: the API, and the routes of rooms above the door.
+    """Return the application: the API, and the routes of the packages above the door.
 
     The caller runs the application on a server.
     """

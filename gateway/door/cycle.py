@@ -41,7 +41,7 @@ class Cycle(RequestResponseCycle):
     async def run_asgi(self, app: Any) -> None:
         """Run the application.
 
-        The application answers its own errors; a response that the application broke off ends the connection.
+        The application answers its own errors; if the application breaks off a response, the connection ends.
         """
         self._task = asyncio.current_task()
         try:

@@ -22,7 +22,7 @@ READ_TOGETHER = 50
 RECONNECT_MS = 2000
 """Milliseconds after which a browser connects again."""
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
-"""The second field forbids nginx to collect events before it sends them."""
+"""The second field keeps nginx from collecting events before it sends them."""
 _HEARTBEAT = b": heartbeat\n\n"
 
 

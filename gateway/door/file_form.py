@@ -50,7 +50,7 @@ class FileForm:
         self.complete = False
         """True once the form's last boundary has arrived."""
         self.pending_bytes = 0
-        """Bytes of the file that `take` would return."""
+        """The number of the file's bytes that `take` would return."""
         self._pieces: list[bytes] = []
         self._parts = 0
         self._headers: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Notes of a route for the audit line of its request."""
+"""Notes that a route makes for the audit line of its request."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import struct
 import termios
 
 _BYTES_ACKED = struct.Struct("=120xQ")
-"""The place of `tcpi_bytes_acked`: after 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
+"""The byte offset of `tcpi_bytes_acked`: after 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
 
 
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """Return the bytes that the kernel holds for the peer.
+    """Return the number of bytes that the kernel holds for the peer.
 
     If the result is 0, the process holds no bytes for the peer either.
     """
@@ -26,7 +26,7 @@ def unacknowledged_bytes(connection: socket.socket) -> int:
 
 
 def acknowledged_bytes(connection: socket.socket) -> int:
-    """Return the bytes that the peer has taken since the connection began."""
+    """Return the number of bytes that the peer has acknowledged since the connection began."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
     except OSError:

@@ -36,7 +36,7 @@ class GatewaySettings(BaseSettings):
     transfer_seconds: float = Field(default=10.0, ge=0.1, le=600)
     """Seconds in which a client must send or take a minimum of bytes, else the connection ends."""
     transfer_bytes_per_second: int = Field(default=1024, ge=1, le=1024 * 1024)
-    """The least rate of a body or an answer; the connection of a slower client ends."""
+    """The least speed of a body or an answer; the connection of a slower client ends."""
     keep_alive_seconds: float = Field(default=60.0, ge=0.1, le=3600)
     """Seconds for which a connection without a request stays open."""
     linger_seconds: float = Field(default=30.0, ge=0, le=300)

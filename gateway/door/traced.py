@@ -30,7 +30,7 @@ def describe(method: str, route: str, status: int) -> None:
 def _parent(scope: Scope) -> TraceContext | None:
     """Return the client's span; None without a valid one.
 
-    Several `traceparent` fields are not valid: servers join them by commas.
+    Several `traceparent` fields are not valid, because servers join them by commas.
     """
     said = [value for name, value in scope["headers"] if name == TRACEPARENT.encode()]
     return parse_traceparent(b",".join(said).decode("latin-1"))

@@ -1,4 +1,4 @@
-"""A look at a store for `postback doctor`, which changes nothing."""
+"""Examines a store for `postback doctor`, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`/v1/jobs`: Postback's own API for single jobs.
 
 `POST /v1/jobs` takes one job object, or an array of jobs that are accepted together or not at all. The answer to an
-object is a job object, the answer to an array is a list of job objects.
+object is a job object, and the answer to an array is a list of job objects.
 """
 
 from __future__ import annotations
