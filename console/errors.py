@@ -32,9 +32,9 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 
 
 def say_in_log(write: Callable[[str, str | None], None] | None) -> None:
-    """Make `say` pass messages and their log actions to `write`, since a role on a pipe writes log lines only.
+    """Make `say` pass messages and their log actions to `write`.
 
-    If `write` is None, `say` prints messages again.
+    A role whose output is a pipe writes nothing but log lines. If `write` is None, `say` prints messages again.
     """
     _logs[:] = [] if write is None else [write]
 

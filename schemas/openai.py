@@ -139,7 +139,7 @@ def body_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Convert a body without unsupported members. Raises UnusableLine."""
+    """Convert a body's members to a job's fields; the body has no unsupported members. Raises UnusableLine."""
     fields = {
         "model_id": body.get("model"),
         "callback_url": callback_of({"body": body}),

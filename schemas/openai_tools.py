@@ -20,7 +20,7 @@ def response_tools(tools: object) -> object:
 
 
 def response_choice(choice: object) -> object:
-    """Return the choice of a Responses body in the form of chat completions."""
+    """Return the `tool_choice` of a Responses body in the form that chat completions have."""
     return _nested(choice) if isinstance(choice, dict) else choice
 
 

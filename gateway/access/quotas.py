@@ -107,7 +107,7 @@ def queued_work(connection: Connection, tenant: str) -> Work:
 def release_answered(connection: Connection, answered: Sequence[Answered]) -> None:
     """Give back the reservation of each job in `answered` whose result is its first.
 
-    The view calls this with all results.
+    The view, which copies results into the store, calls this function for all of them.
     """
     freed: dict[str, Work] = {}
     first = [each for each in answered if each.first]

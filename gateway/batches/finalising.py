@@ -81,7 +81,7 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
 
 
 class FileWriter:
-    """Collects lines into a file, which is begun with its first line: a file without lines does not exist."""
+    """Collects lines into a file. The file is made when its first line is added, so no empty file is left behind."""
 
     def __init__(self, shelf: Shelf, row: BatchRow, kind: str) -> None:
         self._shelf = shelf

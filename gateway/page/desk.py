@@ -101,7 +101,7 @@ def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None
 def _to_sign_in(request: Request, reason: str) -> Response:
     """Send the browser to the sign-in form, and back to this page afterwards.
 
-    If htmx asks, as a page that refreshes itself, `hx-redirect` sends the whole page to the form.
+    A page that refreshes a part of itself asks by htmx; the header `hx-redirect` then sends the whole page to the form.
     """
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     back = asked if request.method in ("GET", "HEAD") and len(asked) <= _MOST_NEXT else None

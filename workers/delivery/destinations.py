@@ -8,8 +8,8 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
                       A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each further
                       hung tenant, with any number of origins, gets at most two thirds of the window's free part.
-                      An origin may hold as much as its tenant may still take, and at least one record. A sole origin
-                      gets half the window; n hung origins share their tenant's part.
+                      An origin may hold as many records as its tenant may still take, but always at least one. A sole
+                      origin gets half the window; n hung origins share their tenant's part.
                       Strangers are a tenant's origins whose last attempt was not answered. All strangers together may
                       hold as much as their tenant may still take. The strangers of a sole tenant get half the window,
                       so that the tenant's other origins keep a sixth.

@@ -27,7 +27,7 @@ class ReadyLine(SideTask):
         self._metrics_url = metrics_url
 
     async def ended(self) -> None:
-        """Wait until the process is ready, log the line, then wait until cancelled."""
+        """Wait until the process is ready, log the ready line, and then wait until this task is cancelled."""
         while True:
             if self._readiness().ready:
                 break

@@ -133,7 +133,8 @@ class Runner:
     def _defer_some(self) -> None:
         """Defer surplus records for a while.
 
-        The rest waits until the loop has served its other tasks, because handling is more urgent.
+        Records beyond this part wait until the event loop has run its other tasks, since handling records is more
+        urgent than deferring them.
         """
         began = time.perf_counter()
         while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:

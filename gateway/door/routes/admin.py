@@ -93,7 +93,7 @@ class AdminRoutes:
         return _json(_shown(revoked, door.clock))
 
     async def list_tenants(self, request: Request) -> Response:
-        """Answer with a page of tenants that have settings of their own, by name."""
+        """Answer with a page of the tenants that have settings of their own, sorted by name."""
         await self._door.principal(request, Scope.ADMIN)
         query.only(request, ("limit", "after"))
         limit, after = query.number(request, "limit", 100, 1, _MOST), request.query_params.get("after")

@@ -1,6 +1,7 @@
 """`/v1/chat/completions`, `/v1/completions` and the endpoints for texts: one job whose answer is awaited.
 
-Source: OpenAI's API reference, "Create chat completion" and "Create completion"; `schemas.kind_bodies` for the others.
+Source: OpenAI's API reference, "Create chat completion" and "Create completion". `schemas.kind_bodies` names the
+sources of the endpoints for texts.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ OnBatch = Callable[[Batch], None]
 
 
 class Batches:
-    """A tenant's batches. All methods raise PostbackError, and OSError for the caller's own files."""
+    """A tenant's batches.
+
+    All methods may raise PostbackError; those that read or write a local file may also raise OSError.
+    """
 
     def __init__(self, http: HttpSession, files: Files) -> None:
         self._http = http

@@ -30,7 +30,10 @@ def ignore(_: object) -> None:
 
 
 class Files:
-    """A tenant's files. All methods raise PostbackError, and OSError for the caller's own files."""
+    """A tenant's files.
+
+    All methods may raise PostbackError; those that read or write a local file may also raise OSError.
+    """
 
     def __init__(self, http: HttpSession) -> None:
         self._http = http

@@ -49,8 +49,8 @@ def sampling_params(
     """Return the request as `SamplingParams`. `defaults` come from the model's `generation_config.json`.
 
     `marks_are_special` keeps the marks around reasoning in the text. With `decodes_at_end`, vLLM decodes only answers
-    whose stop texts or log-probabilities need the text of each token; see `decoding`. Without a temperature of the
-    request or the model, sampling is greedy for one answer, and has the temperature 1 for several. Raises
+    whose stop texts or log-probabilities need the text of each token; see `decoding`. If neither the request nor the
+    model gives a temperature, one answer is sampled greedily, and several answers with the temperature 1. Raises
     RequestRejected for a JSON Schema that exceeds the bounds of `schema_limits`.
     """
     from vllm import SamplingParams
@@ -235,7 +235,7 @@ def _structure(request: GenerationRequest, tools: ToolsOfRequest | None) -> Any:
 def _ended_by_an_error(request: GenerationRequest, tokens: int) -> EngineError:
     """Return the error for an answer that vLLM ended with an error.
 
-    If the request has a response format, vLLM found no next token that the format allows. Another try of this request
+    If the request has a response format, the cause is that no next token fits the format. Another try of this request
     would end in the same way.
     """
     if request.response_format is not None and request.response_format.type != "text":

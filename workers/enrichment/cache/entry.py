@@ -120,7 +120,10 @@ _NOT_READ: Final = (ValueError, TypeError, LookupError)
 
 
 def _plain(url: str) -> str:
-    """Return the URL without its fragment. An invalid URL, which a shared level may contain, is returned unchanged."""
+    """Return the URL without its fragment.
+
+    An invalid URL is returned unchanged: another program may have written it into a cache that is shared.
+    """
     try:
         return str(URL(url).with_fragment(None))
     except _NOT_READ:

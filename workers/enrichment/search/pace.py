@@ -1,4 +1,6 @@
-"""Paces requests to a service, and limits a search's time, not counting the waits for its turns.
+"""Paces requests to a service, and limits the time of a search.
+
+The time that a search waits for its turn does not count.
 
 A service limits the operator's key or address, so all jobs share one queue.
 """
