@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 from pydantic_core import from_json
 
-from operators.dead_letters import BROKERS_DIFFER_MS, DeadLetters, LetterFilter, mark
+from operators.dead_letters import DeadLetters, LetterFilter
 from operators.put_back import Returning
+from operators.redrive_marks import BROKERS_DIFFER_MS, mark
 from producers.connection import committed_offsets
 from producers.scan import Range, Scanner, Stored, StoredPlace
 from schemas import topics

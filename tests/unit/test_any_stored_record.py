@@ -17,10 +17,11 @@ from console.dead_letters import whole_letter
 from console.deliveries import timeline
 from console.endpoints import endpoint_summary
 from operators.cancel import CancelledJobs
-from operators.dead_letters import Letter, LetterCounts, LetterFilter, RedriveMarks, kind_of, mark, returning
+from operators.dead_letters import Letter, LetterCounts, LetterFilter, kind_of, returning
 from operators.deliveries import read_step, with_waits_as_one
 from operators.endpoints import latest_records
 from operators.put_back import Returning
+from operators.redrive_marks import RedriveMarks, mark
 from operators.replay import Counts, has_callback
 from operators.undelivered import CallbackStanding, Undelivered
 from producers.results import ResultsReader, kept_results

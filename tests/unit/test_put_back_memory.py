@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.dead_letters import RedriveMarks, mark
+from operators.redrive_marks import RedriveMarks, mark
 from operators.undelivered import event_of
 from producers.scan import Range, Stored, StoredPlace
 from schemas.topics import Topics
