@@ -31,12 +31,17 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManyDoors]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def fleet(doors: ManyDoors) -> KafkaSettings:
-    """A sound fleet without processes, and without records in its topics."""
+def fleet_of_topics(doors: ManyDoors) -> KafkaSettings:
+    """A new fleet whose topics have no records."""
     kafka = empty_fleet(doors.plain)
     create_topics(kafka)
     return kafka
+
+
+@pytest.fixture(scope="module")
+def fleet(doors: ManyDoors) -> KafkaSettings:
+    """A sound fleet without processes, and without records in its topics."""
+    return fleet_of_topics(doors)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,7 @@ def test_no_finding_shows_a_callbacks_path_and_each_is_one_line(report: dict[str
 def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
     doors: ManyDoors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kafka = empty_fleet(doors.plain)
-    create_topics(kafka)
+    kafka = fleet_of_topics(doors)
     put_results(kafka)
     assert list(groups.check_groups(kafka)) == []
     with monkeypatch.context() as impatient:
@@ -116,8 +120,7 @@ def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
 def test_a_callback_in_a_short_topic_is_found_though_time_is_too_short_for_the_results(
     doors: ManyDoors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kafka = empty_fleet(doors.plain)
-    create_topics(kafka)
+    kafka = fleet_of_topics(doors)
     put_results(kafka)
     put_results(kafka)
     retries = next(iter(kafka.topics.tiers.values()))

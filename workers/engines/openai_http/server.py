@@ -138,7 +138,7 @@ class OpenAIServer:
         """
         async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
             if response.status == 401:
-                raise self._refused(response.status)
+                raise self._refused()
             if response.status in _COMING_UP:
                 raise EngineUnavailable(f"the server answered {response.status}")
             models = await self._listed(response)
@@ -146,11 +146,11 @@ class OpenAIServer:
             await self._try_out(models, response.status)
         return models.window_of(self._model) if models is not None else None
 
-    def _refused(self, status: int) -> EngineRefused:
+    def _refused(self) -> EngineRefused:
         """Return the error for a refused or missing key."""
         variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
         mend = f"set {variable}" if self._settings.api_key is None else f"set {variable} to a key that the server takes"
-        return EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): {mend}")
+        return EngineRefused(f"the server at {self.origin} refuses to list its models (401): {mend}")
 
     async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
         """Return the server's models; None if the list is missing or unreadable."""
