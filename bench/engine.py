@@ -42,7 +42,7 @@ from workers.roles.process import Process
 from workers.roles.worker import inference_stage
 from workers.system.tuning import collect_garbage_seldom
 
-TARGET = 0.9
+TARGET = 0.98
 PARTITIONS = 4
 LOOK_SECONDS = 0.02
 IN_FLIGHT = "postback_in_flight"

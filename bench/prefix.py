@@ -30,7 +30,8 @@ from workers.engines.base import Completion, GenerationRequest
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
-TARGET = 2.0
+TARGET = 2.76
+"""62 to 171 jobs/s, measured before the code was written, where the documents exceeded the cache."""
 PARTITIONS = 12
 WORKERS = 4
 AT_ONCE = 4
