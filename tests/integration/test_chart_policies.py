@@ -144,7 +144,7 @@ def test_helms_test_asks_every_role_that_has_a_pod_and_lets_doctor_look_at_the_f
 
     [ready, doctor] = pod["containers"]
     roles = ("delivery", "exporter", "worker", "gateway")
-    assert ready["args"][2:] == [f"http://fleet-postback-{role}:9100/readyz" for role in roles]
+    assert ready["args"][2:] == [f"http://fleet-postback-{role}.inference.svc:9100/readyz" for role in roles]
     assert doctor["args"] == ["doctor"]
     assert environment(doctor)["POSTBACK_KAFKA__BOOTSTRAP_SERVERS"] == "kafka:9092"
     scaled = _test_pod({**VALUE_SETS["many-gpus"], "test": {"doctor": False}})["containers"]

@@ -55,9 +55,12 @@ class Probe:
 class Container:
     """One container of a pod. Its pod's thread looks after it."""
 
-    def __init__(self, spec: Object, volumes: Volumes, log: Path, program: Path, restart_policy: str) -> None:
+    def __init__(
+        self, spec: Object, volumes: Volumes, log: Path, program: Path, restart_policy: str, services: str
+    ) -> None:
+        """`services` is the URL of a proxy to the cluster's Services."""
         self._spec, self._volumes, self._log, self._program = spec, volumes, log, program
-        self._restart_policy = restart_policy
+        self._restart_policy, self._services = restart_policy, services
         self._process: subprocess.Popen[bytes] | None = None
         self._restart_at, self._restarts = 0.0, 0
         self.exit_code: int | None = None
@@ -131,12 +134,13 @@ class Container:
     def _start(self) -> None:
         self._probes = {}
         self._startup = self._new_probe("startupProbe") if "startupProbe" in self._spec else None
-        command = self._spec.get("command") or [str(self._program)]
+        own = self._spec.get("command")
+        command, proxied = (own, {"http_proxy": self._services}) if own else ([str(self._program)], {})
         arguments = [self._volumes.local(argument) for argument in self._spec.get("args", [])]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command, *arguments],
-                env={"PATH": os.environ["PATH"], **self._volumes.environment(self._spec)},
+                env={"PATH": os.environ["PATH"], **proxied, **self._volumes.environment(self._spec)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

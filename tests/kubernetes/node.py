@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import requests
 from tests.kubernetes.api import Api, Object, Refused
 from tests.kubernetes.pod import Pod
 from tests.kubernetes.programs import WAIT_SECONDS
+from tests.kubernetes.services import proxying
 from tests.product import eventually
 
 _BEAT_SECONDS = 2.0
@@ -32,12 +33,16 @@ def _address() -> str:
 
 
 class Node:
-    """A context manager of a node, whose pods run `program` as their image's entry point."""
+    """A context manager of a node, whose pods run `program` as their image's entry point.
+
+    Containers with a command of their own reach Services by a proxy, which their environment names.
+    """
 
     def __init__(self, api: Api, name: str, folder: Path, program: Path) -> None:
         self.name = name
         self._api, self._folder, self._program = api, folder, program
         self._over = threading.Event()
+        self._stack, self._services = ExitStack(), ""
         self._pods: dict[str, Pod] = {}
         self._threads = [threading.Thread(target=each, name=name, daemon=True) for each in (self._beat, self._follow)]
 
@@ -45,6 +50,7 @@ class Node:
         labels = {"kubernetes.io/hostname": self.name}
         self._api.create("/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels}})
         self._say_ready()
+        self._services = self._stack.enter_context(proxying(self._api))
         for thread in self._threads:
             thread.start()
         path = f"/api/v1/nodes/{self.name}"
@@ -61,6 +67,7 @@ class Node:
             thread.join()
         for pod in self._pods.values():
             pod.lose()
+        self._stack.close()
 
     def last_lines(self) -> str:
         """The end of each pod's log."""
@@ -110,7 +117,7 @@ class Node:
                 return
             folder = self._folder / uid
             folder.mkdir(parents=True)
-            self._pods[uid] = Pod(self._api, manifest, _address(), folder, self._program)
+            self._pods[uid] = Pod(self._api, manifest, _address(), folder, self._program, self._services)
             self._pods[uid].start()
         if kind == "DELETED" or "deletionTimestamp" in manifest["metadata"]:
             self._pods[uid].stop(manifest)

@@ -26,10 +26,10 @@ _CLOCK = SystemClock()
 class Pod(threading.Thread):
     """A pod from its assignment to the node until its end."""
 
-    def __init__(self, api: Api, manifest: Object, address: str, folder: Path, program: Path) -> None:
+    def __init__(self, api: Api, manifest: Object, address: str, folder: Path, program: Path, services: str) -> None:
         super().__init__(name=manifest["metadata"]["name"], daemon=True)
         self.manifest, self.address, self.folder = manifest, address, folder
-        self._api, self._program = api, program
+        self._api, self._program, self._services = api, program, services
         self._path = f"/api/v1/namespaces/{manifest['metadata']['namespace']}/pods/{manifest['metadata']['name']}"
         self._stop_asked, self._lost = threading.Event(), threading.Event()
         self._containers: list[Container] = []
@@ -50,7 +50,7 @@ class Pod(threading.Thread):
         spec = self.manifest["spec"]
         for each in spec["containers"]:
             log = self.folder / f"{self.name}.{each['name']}.log"
-            self._containers.append(Container(each, volumes, log, self._program, spec["restartPolicy"]))
+            self._containers.append(Container(each, volumes, log, self._program, spec["restartPolicy"], self._services))
         try:
             while not (self._stop_asked.is_set() or self._lost.is_set()):
                 for container in self._containers:

@@ -51,6 +51,11 @@ class Release:
     def roll_back(self, revision: int) -> None:
         self._helm("rollback", "fleet", str(revision), "--wait")
 
+    def test(self) -> tuple[int, str]:
+        """Run `helm test`; return its status and its output."""
+        done = self._run("test", "fleet")
+        return done.returncode, done.stdout + done.stderr
+
     def uninstall(self) -> None:
         """Uninstall, and wait until the last pod is gone."""
         self._helm("uninstall", "fleet", "--wait")
@@ -74,6 +79,10 @@ class Release:
         return f"/api/v1/namespaces/{self.namespace}"
 
     def _helm(self, *arguments: str, values: tuple[Manifest, ...] | None = None) -> None:
+        done = self._run(*arguments, values=values)
+        assert done.returncode == 0, f"helm {arguments[0]}: {done.stderr[-2000:]}"
+
+    def _run(self, *arguments: str, values: tuple[Manifest, ...] | None = None) -> subprocess.CompletedProcess[str]:
         place = [
             "--namespace",
             self.namespace,
@@ -82,7 +91,7 @@ class Release:
             "--timeout",
             f"{WAIT_SECONDS:.0f}s",
         ]
-        done = subprocess.run(
+        return subprocess.run(
             [ensure(HELM), *arguments, *place, *([] if values is None else ["--values", "-"])],
             input="" if values is None else yaml.safe_dump(_merged(self.values, *values)),
             capture_output=True,
@@ -90,7 +99,6 @@ class Release:
             check=False,
             timeout=2 * WAIT_SECONDS,
         )
-        assert done.returncode == 0, f"helm {arguments[0]}: {done.stderr[-2000:]}"
 
 
 def name_of(manifest: Object) -> str:

@@ -1,4 +1,4 @@
-"""The cluster's DNS and kube-proxy for clients outside of it: an HTTP proxy that knows Services by their names."""
+"""The cluster's DNS and kube-proxy for HTTP clients: a proxy that knows Services by their names."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ def proxying(api: Api) -> AbstractContextManager[str]:
             wanted = urlsplit(self.path)
             endpoint = _endpoint(api, wanted.hostname or "", wanted.port)
             if endpoint is None:
-                self.send_error(502, "the Service has no ready pod")
+                self._say(502, "text/plain", b"the Service has no ready pod")
                 return
             try:
                 answer = requests.get(f"http://{endpoint}{wanted.path}", timeout=_SECONDS)
             except requests.RequestException:
-                self.send_error(502, "the pod does not answer")
+                self._say(502, "text/plain", b"the pod does not answer")
                 return
-            self.send_response(answer.status_code)
-            self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
-            self.send_header("Content-Length", str(len(answer.content)))
+            self._say(answer.status_code, answer.headers.get("Content-Type", "text/plain"), answer.content)
+
+        def _say(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(answer.content)
+            self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -54,6 +54,22 @@ def test_a_fleet_is_installed_upgraded_rolled_back_and_removed_while_it_answers(
     release.uninstall()
 
 
+def test_helms_test_passes_on_a_healthy_release_and_fails_while_a_role_is_away(release: Release, node: Node) -> None:
+    release.install({"test": {"waitSeconds": 20}})
+    status, said = release.test()
+    assert status == 0, f"{said}\n{node.last_lines()}"
+    assert "Phase:          Succeeded" in said
+
+    exporter = f"/apis/apps/v1/namespaces/{release.namespace}/deployments/fleet-postback-exporter"
+    release.api.patch(exporter, {"spec": {"replicas": 0}})
+    eventually(lambda: not release.pods("exporter"), WAIT_SECONDS, node.last_lines)
+    status, said = release.test()
+    assert status == 1, f"{said}\n{node.last_lines()}"
+    away = f"http://fleet-postback-exporter.{release.namespace}.svc:9100/readyz answered 502: the Service has no ready"
+    assert away in node.last_lines()
+    assert "fleet-postback-delivery." not in node.last_lines(), "delivery is ready"
+
+
 def _crashes(release: Release) -> list[str]:
     """Names of the workers whose container was started again."""
     workers = release.pods("worker")
