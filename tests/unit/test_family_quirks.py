@@ -12,7 +12,7 @@ from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
-from tests.unit.test_model_families import NAMES
+from tests.unit.test_model_families import MODELS
 from workers.engines import ENGINES
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.families import families
@@ -22,7 +22,8 @@ from workers.engines.registry import create, engine_settings
 FENCE_JSON = {
     *("deepseek-v3", "deepseek-v3-1", "deepseek-r1", "deepseek-r1-distill", "llama-2", "qwen-2-5", "qwq", "mistral"),
     *("magistral", "mixtral", "gemma-2", "gemma-3", "phi-3", "phi-4", "phi-4-mini", "chatglm", "yi", "internlm"),
-    *("command-r", "olmo", "falcon", "baichuan", "minicpm", "claude"),
+    *("command-r", "olmo", "falcon", "falcon-h1r", "baichuan", "minicpm", "minicpm-4-1", "claude"),
+    "phi-4-reasoning",
 }
 REFUSE_SYSTEM_MESSAGES = {"gemma-2"}
 ASKED = GenerationRequest(
@@ -33,7 +34,7 @@ ASKED = GenerationRequest(
     None,
     response_format=ResponseFormat(type="json_object"),
 )
-EACH = pytest.mark.parametrize(("family", "model"), [(name, models[0]) for name, models in NAMES.items()])
+EACH = pytest.mark.parametrize(("family", "model"), [(name, next(iter(models))) for name, models in MODELS.items()])
 AN_ANSWER = st.text() | st.text("` \n\t\rab{}", max_size=40)
 
 

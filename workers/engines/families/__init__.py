@@ -3,7 +3,8 @@
 Each table of the file has these fields, all optional but `ids`:
 
     ids             a regular expression, searched in a model's name in lower case and without its folder
-    architectures   names under `architectures` in config.json; absent for models that vLLM does not load
+    architectures   names under `architectures` in config.json; absent for models that vLLM does not load. A model of
+                    an architecture that no family lists is found by its name alone
     reasoning       marks around the model's reasoning: `opening`, `closing`, vLLM's `parser`, `trailer` (text between
                     the reasoning and the closing mark), and `opened_by`: `template` if every prompt ends with the
                     opening mark, `template_if_asked` if only prompts that ask for thinking do, else `model`
@@ -64,17 +65,19 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
-    """Return the family of a model by its name, else by its architectures; None if neither matches exactly one family.
+    """Return the family of a model; None if no family fits, or several do by the architecture alone.
 
-    If architectures are given, a family that fits the name is returned only if it has one of these architectures.
+    The name decides, because families share architectures. Architectures, if given, choose between several families
+    that fit the name, and find the family of a model of another name. They overrule the name only if the table lists
+    them for other families alone, as for a merged model that has another family's name in its own.
     """
     given = frozenset(architectures)
     name = _folded(model)
     named = [each for each in families().values() if _pattern(each.ids).search(name)]
-    fitting = [each for each in named if not given or given & {*each.architectures}]
-    if fitting:
-        return fitting[0]
     built = [each for each in families().values() if given & {*each.architectures}]
+    both = [each for each in named if each in built]
+    if both or (named and not built):
+        return (both or named)[0]
     return built[0] if len(built) == 1 else None
 
 
