@@ -1,4 +1,4 @@
-"""The dashboards of deploy/grafana: written by their script, on metrics and labels that exist, valid for promtool."""
+"""The dashboards of deploy/grafana: written by their script, on metrics and labels that exist, valid PromQL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,50 @@ import yaml
 
 from console.publish import ROOT
 from telemetry.metrics import Metrics
-from tests.integration.test_prometheus_rules import METRIC, OF_OTHERS, names_of
+from tests.integration.test_prometheus_rules import OF_OTHERS, names_of
 from tests.prometheus_tools import promtool
+from tests.promql import kept_labels, selectors
 
 FOLDER = ROOT / "deploy" / "grafana"
 NAMES = ("delivery", "engine", "enrichment", "fleet", "gateway", "kafka", "rollout")
 LABEL = re.compile(r"\{\{(\w+)\}\}")
-OF_PROMETHEUS = {"instance", "gpu"}
-"""Labels that Prometheus adds to each series, and one of dcgm-exporter's."""
+OF_EACH_SERIES = {"instance", "job"}
+"""Labels that Prometheus adds to each series."""
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((FOLDER / f"{name}.json").read_text())["panels"]
+    return found
 
 
 def targets(name: str) -> list[dict[str, Any]]:
-    panels = json.loads((FOLDER / f"{name}.json").read_text())["panels"]
-    return [target for panel in panels for target in panel["targets"]]
+    """The queries of a dashboard, with variables filled in as Grafana fills them."""
+    return [
+        {**target, "expr": target["expr"].replace("$__rate_interval", "1m")}
+        for panel in panels(name)
+        for target in panel["targets"]
+    ]
 
 
-def labels() -> dict[str, set[str]]:
-    """The labels of each sample, by its name."""
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A metric's labels, and its description, which names the values of labels with few values."""
+
+    labels: set[str]
+    text: str
+
+
+def declared() -> dict[str, Declared]:
+    """What the program declares of each sample, by its name."""
     metrics = [metric for metric in vars(Metrics()).values() if hasattr(metric, "_labelnames")]
-    return {
-        sample: set(metric._labelnames)
+    ours = {
+        sample: Declared({*metric._labelnames, *OF_EACH_SERIES}, family.documentation)
         for metric in metrics
         for family in metric.describe()
         for sample in names_of(family)
     }
+    buckets = {name: replace(has, labels={*has.labels, "le"}) for name, has in ours.items() if name.endswith("_bucket")}
+    return {**ours, **buckets, **dict.fromkeys(OF_OTHERS, Declared({"gpu", *OF_EACH_SERIES}, ""))}
 
 
 def test_the_files_are_those_that_the_script_writes() -> None:
@@ -50,21 +71,31 @@ def test_the_files_are_those_that_the_script_writes() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_query_asks_for_metrics_and_labels_that_the_program_has(name: str) -> None:
-    known = labels()
+def test_each_query_asks_for_metrics_labels_and_values_that_the_program_has(name: str) -> None:
+    known = declared()
     for target in targets(name):
-        asked = set(METRIC.findall(target["expr"]))
+        asked = selectors(target["expr"])
         assert asked, target
-        assert asked <= known.keys() | OF_OTHERS, target
-        shown = set(LABEL.findall(target["legendFormat"]))
-        has = set.union(OF_PROMETHEUS, *(known.get(metric, set()) for metric in asked))
-        assert shown <= has, target
-        for label in shown:
-            assert re.search(rf"by \([^)]*\b{label}\b", target["expr"]), target
+        for selector in asked:
+            assert selector.metric in known, target
+            has = known[selector.metric]
+            assert selector.values.keys() <= has.labels, target
+            for value in selector.values.values():
+                assert re.search(rf"\b{re.escape(value)}\b", has.text), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_legend_shows_all_labels_that_its_query_keeps_and_no_others(name: str) -> None:
+    for target in targets(name):
+        kept = kept_labels(target["expr"])
+        assert kept is not None, target
+        assert set(LABEL.findall(target["legendFormat"])) == kept - {"le"}, target
+        for selector in selectors(target["expr"]):
+            assert kept <= declared()[selector.metric].labels, target
 
 
 def test_promtool_accepts_every_query(tmp_path: Path) -> None:
-    queries = [target["expr"].replace("$__rate_interval", "1m") for name in NAMES for target in targets(name)]
+    queries = [target["expr"] for name in NAMES for target in targets(name)]
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
@@ -78,7 +109,6 @@ def test_promtool_accepts_every_query(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_panels_of_a_dashboard_overlap_and_their_ids_differ(name: str) -> None:
-    panels = json.loads((FOLDER / f"{name}.json").read_text())["panels"]
-    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
-    assert len({panel["id"] for panel in panels}) == len(places) == len(panels) >= 7
-    assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels(name)}
+    assert len({panel["id"] for panel in panels(name)}) == len(places) == len(panels(name)) >= 7
+    assert {panel["datasource"]["uid"] for panel in panels(name)} == {"${datasource}"}
