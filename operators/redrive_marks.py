@@ -14,7 +14,6 @@ from schemas.topics import Topics
 BROKERS_DIFFER_MS = 60_000
 """Largest difference between the clocks of two brokers. It matters because brokers set the records' timestamps."""
 
-_WHOSE = frozenset({topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID})
 _REMAINDER_BITS = 16
 _NO_MORE = (1 << _REMAINDER_BITS) - 1
 _LATEST_MS = 1 << 46
@@ -76,5 +75,5 @@ def mark(
     milliseconds. With this time, the mark is not mistaken for the mark of a later letter at the same place.
     """
     said = {"id": str(place), "letter_at": letter_ms, "at": now_ms, "reason": reason}
-    whose = [(name, value) for name, value in headers if name in _WHOSE]
+    whose = [(name, value) for name, value in headers if name in topics.IDENTIFYING]
     return Returning(names.redriven, str(place).encode(), to_json(said), whose)

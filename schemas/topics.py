@@ -17,6 +17,8 @@ SCHEMA = "schema"
 JOB_ID = "job-id"
 """The job's identifier. Workers add it when they first move the job or write its result, and never remove it."""
 WEBHOOK_ID = "webhook-id"
+IDENTIFYING = frozenset({TENANT, JOB_ID, WEBHOOK_ID})
+"""The headers that say whose record it is; a dead letter's abridged form and its mark of a redrive keep them."""
 JOB_ORIGIN = "job-origin"
 """A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
 Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the value

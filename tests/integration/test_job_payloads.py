@@ -227,6 +227,24 @@ async def test_a_server_that_never_ends_its_document_fails_the_job_at_the_time_o
     assert result.error is not None and "it took longer than 0.2 s" in result.error.message
 
 
+async def test_jobs_at_a_server_that_hangs_leave_places_to_the_same_tenants_jobs_at_another_server() -> None:
+    targets: list[str] = []
+    async with (
+        speaking(never, targets=targets) as hung,
+        speaking(serving(prompt="Why?")) as origin,
+        loading(jobs=4, seconds=600) as worker,
+        asyncio.timeout(120),
+    ):
+        waiting = [asyncio.ensure_future(worker.answer(f"{hung}/{number}", job_id=str(number))) for number in range(9)]
+        while len(targets) < 2:
+            await asyncio.sleep(0.001)
+        assert (await worker.answer(f"{origin}/a")).outcome == "succeeded"
+        assert len(targets) == 2
+        for number in range(9):
+            worker.cancel(str(number))
+        assert {result.outcome for result in await asyncio.gather(*waiting)} == {"cancelled"}
+
+
 async def test_a_job_that_expires_while_its_document_is_fetched_ends_as_expired() -> None:
     async with speaking(never) as origin, loading(seconds=600) as worker, asyncio.timeout(120):
         result = await worker.answer(f"{origin}/q", ttl_seconds=0.3)

@@ -82,8 +82,9 @@ class Payloads:
 
     async def _in_turn(self, asker: Asker, url: str, stack: AsyncExitStack) -> bytes:
         await stack.aclose()  # if this is the second call, after a cancellation was taken back: free the first place
-        await stack.enter_async_context(self._fetcher.place(asker))
-        return await self._fetcher.fetched(url, asker)
+        async with self._fetcher.at_origin(url, asker):
+            await stack.enter_async_context(self._fetcher.place(asker))
+            return await self._fetcher.fetched(url, asker)
 
 
 def _refused(received: ReceivedJob, reason: str) -> InvalidJob:

@@ -13,7 +13,6 @@ MAX_LETTER_BYTES = 960_000
 A record that arrived compressed may be larger, and its dead letter is abridged.
 """
 
-_WHOSE = frozenset({names.TENANT, names.JOB_ID, names.WEBHOOK_ID})
 _LONGEST_NAME = 256
 
 
@@ -39,6 +38,7 @@ def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: 
     ]
     kept = list(carried)
     if len(record.value) + len(record.key or b"") + size_of(kept) > MAX_LETTER_BYTES:
-        whose = {name: value for name, value in kept if name in _WHOSE and len(value or b"") <= _LONGEST_NAME}
+        short = [(name, value) for name, value in kept if len(value or b"") <= _LONGEST_NAME]
+        whose = {name: value for name, value in short if name in names.IDENTIFYING}
         return Output(topic, None, None, [*whose.items(), *why, (names.ABRIDGED, b"1")])
     return Output(topic, record.value, record.key, kept + why)

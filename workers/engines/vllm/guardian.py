@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 MARK_VARIABLE = "VLLM_PROCESS_NAME_PREFIX"
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
-LONGEST_BASE = 40
-"""Longest path of the base folder: unix(7)'s limit, less 27 characters for the folder's name and 36 for a UUID."""
+LONGEST_BASE = 107 - 27 - 36
+"""Longest path of the base folder: a socket's path has at most 107 characters (unix(7)). The folder's name and its two
+slashes take up to 27 of them, and the UUID that vLLM appends takes 36."""
 POLL_SECONDS = 1.0
 """Longest delay in noticing the worker's end if a fork of the worker still holds the pipe open."""
 SWEEP_SECONDS = 0.1

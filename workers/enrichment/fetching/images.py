@@ -6,15 +6,15 @@ robots.txt is not checked, since a job's author chose the image, not a crawler.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from schemas.images import IMAGE_TYPES, data_url, media_type_of
-from telemetry.logs import origin_of
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.again import tried_again
 from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.origin_turns import OriginTurns
 from workers.enrichment.fetching.room import Room
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
@@ -43,30 +43,11 @@ class ImageFetcher:
         self._fetcher = fetcher
         self._settings = settings
         self._jobs = Turns(settings.image_jobs, kept=settings.image_jobs // 4)
-        self._at_origins: dict[tuple[str, str], Turns] = {}
-        """The turns of one tenant's jobs at one origin, by tenant and origin."""
+        self._origins = OriginTurns(max(1, settings.image_jobs // 2))
 
-    @asynccontextmanager
-    async def at_origins(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
-        """Wait until the job may fetch from the origins of all URLs. The job may fetch until the context ends.
-
-        Call this before `place`: otherwise jobs at a hung server would keep their places in memory while they wait.
-        """
-        async with AsyncExitStack() as stack:
-            for origin in sorted({origin_of(url) for url in urls}):  # one order for all jobs, so that none deadlock
-                await stack.enter_async_context(self._at_origin(origin, asker))
-            yield
-
-    @asynccontextmanager
-    async def _at_origin(self, origin: str, asker: Asker) -> AsyncIterator[None]:
-        key = asker.tenant, origin
-        turns = self._at_origins.setdefault(key, Turns(max(1, self._settings.image_jobs // 2)))
-        try:
-            async with turns.place(asker):
-                yield
-        finally:
-            if turns.is_idle:
-                self._at_origins.pop(key, None)
+    def at_origins(self, urls: Iterable[str], asker: Asker) -> AbstractAsyncContextManager[None]:
+        """Wait until the job may fetch from the origins of all URLs. Call this before `place`."""
+        return self._origins.at(urls, asker)
 
     def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
         """Wait until the job may have images in memory. Its place in memory is freed when the context ends."""

@@ -12,6 +12,7 @@ from typing import Final
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.again import tried_again
 from workers.enrichment.fetching.fetch import Fetcher
+from workers.enrichment.fetching.origin_turns import OriginTurns
 from workers.enrichment.fetching.room import Room
 from workers.enrichment.fetching.s3 import S3Objects
 from workers.enrichment.fetching.settings import PayloadSettings
@@ -23,6 +24,9 @@ _ACCEPT: Final = "application/json, */*;q=0.1"
 class PayloadFetcher:
     """Fetches payloads for all jobs of a worker. A bounded number of jobs has payloads in memory.
 
+    At most half as many jobs of one tenant fetch from the same server or bucket at once, so a hung server leaves places
+    to the tenant's other jobs.
+
     Raises ProcessError if the settings name buckets and boto3 cannot be used.
     """
 
@@ -31,6 +35,11 @@ class PayloadFetcher:
         self._settings = settings
         self._objects = S3Objects(settings)
         self._jobs = Turns(settings.jobs, kept=settings.jobs // 4)
+        self._origins = OriginTurns(max(1, settings.jobs // 2))
+
+    def at_origin(self, url: str, asker: Asker) -> AbstractAsyncContextManager[None]:
+        """Wait until the job may fetch from the URL's origin. Call this before `place`."""
+        return self._origins.at([url], asker)
 
     def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
         """Wait until the job may have a payload in memory. Its place in memory is freed when the context ends."""
