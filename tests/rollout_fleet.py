@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,33 @@ engine = "here"
 """
 FAST = ("--sample", "1", "--canary-jobs", "3", "--per-second", "10000", "--max-jobs", "600")
 """Options of a rollout that decides within a few hundred jobs."""
+
+
+class Different(BaseHTTPRequestHandler):
+    """A server of the chat completions API whose answers have other words than the question."""
+
+    says = "<b>Something</b> else"
+    status = 200
+    """The status of each answer to a question; the text is sent only with 200."""
+
+    def do_GET(self) -> None:
+        self._answer(200, {"object": "list", "data": [{"id": "next", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"index": 0, "message": {"role": "assistant", "content": self.says}, "finish_reason": "stop"}
+        answer = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+        self._answer(self.status, answer if self.status == 200 else {"error": {"message": "the template is broken"}})
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        value = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(value)))
+        self.end_headers()
+        self.wfile.write(value)
+
+    def log_message(self, *_: object) -> None: ...
 
 
 class RolloutFleet:
@@ -42,12 +71,14 @@ class RolloutFleet:
         assert isinstance(found, dict)
         return found
 
-    def jobs(self, number: int) -> None:
+    def jobs(self, number: int) -> list[str]:
+        """Send jobs, and return their ids."""
         names = [f"job-{next(self.numbers)}" for _ in range(number)]
         self.product.submit(
             {"job_id": name, "model_id": "assistant", "prompt": self.prompt.format(name), "max_tokens": 32}
             for name in names
         )
+        return names
 
     def until(self, step: str, seconds: float = 120) -> dict[str, Any]:
         """Keep sending jobs until the rollout has this step."""
@@ -69,18 +100,25 @@ class RolloutFleet:
         self.jobs(5)
         return int(self.state()["compared"])
 
-    def all_answered(self) -> list[dict[str, Any]]:
-        """Wait until each job has a result; fails if a job has two."""
+    def all_answered(self, **failed: int) -> list[dict[str, Any]]:
+        """Wait until each job has a result, and return the results; fails if a job has two.
+
+        `failed` has the number of results with each outcome other than `succeeded`.
+        """
         sent = next(self.numbers)
         eventually(lambda: len(self.product.outcomes()) >= sent, 300, "jobs have no result")
-        assert set(self.product.outcomes().values()) == {"succeeded"}
+        outcomes = Counter(self.product.outcomes().values())
+        assert outcomes == {"succeeded": sent - sum(failed.values()), **failed}
         return self.product.results()
 
 
-def echo_fleet(product: Product, folder: Path, **settings: str) -> RolloutFleet:
-    """Start an echo worker with the models `small` and `next`; `assistant` is an alias of `small`."""
+def echo_fleet(product: Product, folder: Path, registry: str = REGISTRY, **settings: str) -> RolloutFleet:
+    """Start an echo worker with the models `small` and `next`; `assistant` is an alias of `small`.
+
+    `registry` is the text of another registry with these models.
+    """
     file = folder / "models.toml"
-    file.write_text(REGISTRY)
+    file.write_text(registry)
     worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), **settings)
     eventually(lambda: "serving" in worker.said(), 60, worker.said)
     return RolloutFleet(product, worker)

@@ -95,12 +95,21 @@ class Baseline:
         return found
 
 
+def _new_guards() -> dict[str, EProcess]:
+    return {name: EProcess(bound) for name, bound in _BOUNDS.items()}
+
+
 @dataclass(slots=True)
 class ProfileJudge:
-    """The evidence of one profile's jobs."""
+    """The evidence of one profile's jobs.
+
+    The canary's reports have guards of their own. If they shared the guards of the copies, then after 2,000 good copies
+    it would take 86 failures in a row to abort, and the first canary step would end well before.
+    """
 
     difference: EProcess = field(default_factory=lambda: EProcess(MOST_DIFFERENT))
-    guards: dict[str, EProcess] = field(default_factory=lambda: {name: EProcess(_BOUNDS[name]) for name in _BOUNDS})
+    copies_guards: dict[str, EProcess] = field(default_factory=_new_guards)
+    canary_guards: dict[str, EProcess] = field(default_factory=_new_guards)
     baseline: Baseline = field(default_factory=Baseline)
     has_passed: bool = False
     is_different: bool = False
@@ -112,8 +121,9 @@ class ProfileJudge:
     def take(self, said: Comparison, slower: float) -> None:
         """Add a record. `slower` is the order's field of that name."""
         if said.candidate is not None:
+            guards = self.copies_guards if said.primary is not None else self.canary_guards
             for name, excess in self.baseline.excess(said.candidate, said.primary, slower).items():
-                guard = self.guards[name]
+                guard = guards[name]
                 guard.take(excess)
                 if guard.above >= DECIDED:
                     self.tripped[name] = None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,7 @@ from devkit.model import embedding_model
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
-from tests.rollout_fleet import FAST, RolloutFleet, echo_fleet
+from tests.rollout_fleet import FAST, Different, RolloutFleet, echo_fleet
 
 pytestmark = pytest.mark.broker
 
@@ -47,32 +44,6 @@ def test_the_same_weights_are_promoted_by_themselves_and_every_job_is_answered_o
     assert fleet.worker.terminate() == 0
 
 
-class Different(BaseHTTPRequestHandler):
-    """A server of the chat completions API whose answers have other words than the question."""
-
-    def do_GET(self) -> None:
-        self._answer({"object": "list", "data": [{"id": "next", "object": "model"}]})
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._says("<b>Something</b> else")
-
-    def _says(self, text: str) -> None:
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        self._answer({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
-
-    def _answer(self, body: dict[str, Any]) -> None:
-        value = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(value)))
-        self.end_headers()
-        self.wfile.write(value)
-
-    def log_message(self, *_: object) -> None: ...
-
-
 def test_a_different_model_is_aborted_by_itself_and_no_job_sees_it(fleet: RolloutFleet, tmp_path: Path) -> None:
     with handling(Different) as url:
         shadow = fleet.product.worker(
@@ -100,9 +71,7 @@ def test_a_different_model_is_aborted_by_itself_and_no_job_sees_it(fleet: Rollou
 class Reworded(Different):
     """A server that answers in another order of words than the question's."""
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._says("Now say job-1")
+    says = "Now say job-1"
 
 
 def test_answers_in_other_words_are_equal_if_the_shadow_worker_compares_by_meaning(fleet: RolloutFleet) -> None:

@@ -224,6 +224,14 @@ def test_each_guard_by_itself_can_abort_in_each_step(fault: dict[str, Any], why:
     assert why in decision.why
 
 
+@pytest.mark.parametrize("copies", [0, 140, 2000])
+def test_a_candidate_that_fails_from_the_canary_on_is_aborted_at_once_however_good_its_copies_were(copies: int) -> None:
+    judge = Judge(ORDER.model_copy(update={"canary_jobs": 50}))
+    for _ in range(copies):
+        judge.take(compared())
+    assert decided(judge, reported(Step.CANARY_1, failed=True), 50, Step.CANARY_1) == (Step.ABORTED, 7)
+
+
 def test_a_candidate_may_be_as_slow_as_the_order_says() -> None:
     outcomes = {}
     for slower in (1.5, 19.0, 21.0):

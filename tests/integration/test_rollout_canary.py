@@ -1,0 +1,66 @@
+"""A candidate that fails only from the canary on: on a real broker, the alias goes back to the primary by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.http_handler import handling
+from tests.product import Product
+from tests.rollout_fleet import FAST, REGISTRY, Different, echo_fleet
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
+
+AT_A_SERVER = REGISTRY.replace(
+    """[models.next]
+engine = "here"
+""",
+    """[engines.there]
+kind = "openai"
+addresses = ["URL/v1"]
+[models.next]
+engine = "there"
+""",
+)
+"""The registry with the candidate at a server, as at a machine that has another copy of it than the shadow worker."""
+
+
+class Refusing(Different):
+    """A server whose model declines each question."""
+
+    says = "I cannot help with that."
+
+
+class Rejecting(Different):
+    """A server that answers each question with the status 400."""
+
+    status = 400
+
+
+@pytest.mark.parametrize(
+    ("server", "says", "counted", "why"),
+    [(Refusing, Refusing.says, "answered", "more refusals"), (Rejecting, None, "refused", "more failures")],
+)
+def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_the_primary_by_itself(
+    server: type[Different], says: str | None, counted: str, why: str, product: Product, tmp_path: Path
+) -> None:
+    with handling(server) as url:
+        fleet = echo_fleet(product, tmp_path, AT_A_SERVER.replace("URL", url))
+        shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+        # Seven bad answers decide, so twelve are never reached.
+        fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
+        said = fleet.awaited("aborted", 400, jobs=300)
+        later = fleet.jobs(100)
+        failed = {} if says is not None else {"rejected": len(product.dead_letters())}
+        answers = {each["job_id"]: each.get("text") for each in fleet.all_answered(**failed)}
+        asked = fleet.worker.metrics()[f"postback_model_requests_total{{next,{counted}}}"]
+        assert shadow.terminate() == 0
+        assert fleet.worker.terminate() == 0
+
+    assert [each["step"] for each in said["steps"]] == ["canary-1", "aborted"]
+    assert why in said["steps"][1]["why"]
+    bad = [name for name, text in answers.items() if text == says]
+    assert len(bad) == asked >= 7
+    assert {name: text for name, text in answers.items() if text != f"Say {name} now"} == dict.fromkeys(bad, says)
+    assert not {*later} & {*bad}
