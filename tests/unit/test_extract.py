@@ -198,10 +198,24 @@ def test_the_rest_of_a_page_is_kept_apart_from_its_main_text() -> None:
     assert SEEN not in extracted.rest
 
 
-@pytest.mark.parametrize("name", ["div", "b", "span", "table", "blockquote", "x-y", "ul><li"])
+_NESTED = ["div", "b", "span", "blockquote", "x-y", "ul><li", 'div title="<"', "!--><div", "!-- --!><div"]
+
+
+@pytest.mark.parametrize("name", [*_NESTED, "table"])
 def test_a_hundred_thousand_nested_tags_are_refused_before_parsing(name: str) -> None:
     with pytest.raises(Unreadable, match="nest"):
         extract(f"<{name}>".encode() * 100_000 + SEEN.encode(), "text/html", "utf-8")
+
+
+@pytest.mark.parametrize("name", _NESTED)
+def test_some_thousand_nested_tags_are_refused_in_the_parsed_tree(name: str) -> None:
+    with pytest.raises(Unreadable, match="nest"):
+        extract(f"<{name}>".encode() * 1100 + SEEN.encode(), "text/html", "utf-8")
+
+
+def test_elements_that_nest_up_to_the_cap_are_read() -> None:
+    body = "<div>" * (MAX_DEPTH - 2) + SEEN  # inside html and body
+    assert SEEN in text_of(body.encode())
 
 
 def test_end_tags_that_close_nothing_do_not_hide_the_depth() -> None:

@@ -59,12 +59,17 @@ _IMPLIED_TAGS = "body caption colgroup dd dt head html li optgroup option p rp r
 _END_IS_IMPLIED = frozenset(_IMPLIED_TAGS.split())
 """Elements that may lack an end tag. They are not counted as nested, since a page of a million `<p>` is not deep."""
 _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
-_TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
+_TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/>]*)([^<>]*)")
+_COMMENT_END = re.compile("--!?>")
+_MANY_TAGS: Final = 10_000
+"""In a page of more tags, nesting is counted before parsing: the time of parsing grows with tags times depth."""
+_TOO_DEEP: Final = ">".join(["*"] * (MAX_DEPTH + 1))
+"""Selects an element below `MAX_DEPTH` others."""
 _START_CHARS: Final = 2000
 _HTML_ROOT: Final = re.compile(r"(?:<[?!][^>]*>\s*)*<html[\s>]", re.IGNORECASE)
 """Matches the beginning of XHTML, which servers also send as XML."""
 _XML_STARTS: Final = ("<?xml", "<rss", "<feed")
-_BLANKS = re.compile(r"[^\S\n]+")
+_BLANKS = re.compile(r"[^\S\n]{2,}|[^\S\n ]")
 _BLANK_LINES = re.compile(r"\n\s*\n+")
 
 
@@ -183,9 +188,13 @@ def _better(main: str, html: str, whole: str) -> str:
 
 
 def _tree(html: str) -> LexborHTMLParser:
-    if depth_exceeds(html, MAX_DEPTH):
-        raise Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
-    return LexborHTMLParser(html)
+    too_deep = Unreadable(f"its elements nest more than {MAX_DEPTH} deep")
+    if html.count("<") > _MANY_TAGS and depth_exceeds(html, MAX_DEPTH):
+        raise too_deep
+    tree = LexborHTMLParser(html)
+    if tree.css_first(_TOO_DEEP) is not None:
+        raise too_deep
+    return tree
 
 
 def _visible(html: str) -> str:
@@ -229,7 +238,8 @@ def depth_exceeds(html: str, limit: int) -> bool:
     while (tag := _TAG.search(html, position)) is not None:
         position = tag.end()
         if tag.group(2) is None:
-            position = _after(html, "-->", position)
+            end = _COMMENT_END.search(html, position - 2)  # `<!-->` is a whole comment
+            position = end.end() if end is not None else len(html)
             continue
         name = tag.group(2).lower()
         if name in _VOID or name in _END_IS_IMPLIED:

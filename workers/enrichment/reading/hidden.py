@@ -49,14 +49,15 @@ def without_hidden(tree: LexborHTMLParser, html: str) -> LexborHTMLParser:
     """
     tree.unwrap_tags(_UNWRAPPED)
     has_styles = tree.css_first("link[rel~='stylesheet'], style") is not None
-    _remove(tree, _NO_TEXT)
+    opened = {name for node in tree.css(_OPENING) for name in (node.attributes.get("aria-controls") or "").split()}
+    _remove(tree, _NO_TEXT, opened)
     chars = _chars(tree)
     _mark(tree, has_styles)
-    _remove(tree, f"{_UNSEEN}, [{_MARK}]")
+    _remove(tree, f"{_UNSEEN}, [{_MARK}]", opened)
     if _chars(tree) < LEAST_SEEN * chars:
         tree = LexborHTMLParser(html)
         tree.unwrap_tags(_UNWRAPPED)
-        _remove(tree, _NO_TEXT)
+        _remove(tree, _NO_TEXT, opened)
     return tree
 
 
@@ -77,9 +78,11 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
                 node.attrs[_MARK] = ""
 
 
-def _remove(tree: LexborHTMLParser, selector: str) -> None:
-    """Remove elements in reverse order, so that inner elements are removed before outer elements."""
-    opened = {name for node in tree.css(_OPENING) for name in (node.attributes.get("aria-controls") or "").split()}
+def _remove(tree: LexborHTMLParser, selector: str, opened: set[str]) -> None:
+    """Remove elements except those with an id in `opened`.
+
+    Goes in reverse order, so that inner elements are removed before outer elements.
+    """
     for node in reversed(tree.css(selector)):
         is_opened = node.attributes.get("role") in _OPENED or node.attributes.get("id") in opened
         if node.tag not in _ROOTS and node.parent is not None and not is_opened:
