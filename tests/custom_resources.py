@@ -36,6 +36,11 @@ def validate(manifest: dict[str, Any]) -> None:
     jsonschema.validate({**manifest, "metadata": {}}, _strict(schema))
 
 
+def definitions() -> list[dict[str, Any]]:
+    """The CustomResourceDefinition of each kind, for an API server."""
+    return [_definition(kind) for kind in _DEFINED]
+
+
 @cache
 def _definition(kind: str) -> dict[str, Any]:
     module, folder, name = _DEFINED[kind]

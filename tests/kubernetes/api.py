@@ -62,8 +62,15 @@ class Api:
             return False
         return True
 
-    def create(self, path: str, body: Object) -> Object:
-        return self._ask("POST", path, body)
+    def create(self, path: str, body: Object, **query: str) -> Object:
+        return self._ask("POST", path, body, query)
+
+    def collection(self, body: Object, namespace: str) -> str:
+        """The path where objects of this kind are created. Raises KeyError if the server does not know the kind."""
+        version = body["apiVersion"]
+        group = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        names = {each["kind"]: each["name"] for each in self.get(group)["resources"] if "/" not in each["name"]}
+        return f"{group}/namespaces/{namespace}/{names[body['kind']]}"
 
     def patch(self, path: str, body: Object, kind: str = "merge", **query: str) -> Object:
         return self._ask("PATCH", path, body, query, _PATCHES[kind])

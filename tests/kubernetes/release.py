@@ -16,7 +16,8 @@ from tests.kubernetes.api import Api, Object
 from tests.kubernetes.programs import WAIT_SECONDS
 from tests.product import Product, eventually
 
-_RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+"""The labels of a namespace with the Pod Security level `restricted`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Release:
     def prepare(cls, api: Api, kubeconfig: Path, product: Product) -> Release:
         """Make a `restricted` namespace with the keyring's Secret. Nothing is installed yet."""
         namespace = product.kafka.topic_prefix.rstrip(".")
-        api.create("/api/v1/namespaces", {"metadata": {"name": namespace, "labels": _RESTRICTED}})
+        api.create("/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
         account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
         eventually(lambda: api.answers(account), WAIT_SECONDS, "the namespace has no account for pods")
         keyring = base64.b64encode((product.folder / "keyring.json").read_bytes()).decode()
