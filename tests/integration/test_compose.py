@@ -65,8 +65,9 @@ def test_a_role_waits_for_its_topics_and_its_keys_and_they_for_kafka(compose: Ma
     made = "service_completed_successfully"
 
     assert waits["topics"] == {"kafka": "service_healthy"}
-    for role in ("worker", "worker-gpu", "delivery", "exporter"):
+    for role in ("worker", "delivery", "exporter"):
         assert waits[role] == {"topics": made, "keyring": made}
+    assert waits["worker-gpu"] == {"topics": made, "keyring": made, "secrets": made}
     assert waits["receiver"] == {"keyring": made}
     stores = {"postgres": "service_healthy", "redis": "service_healthy"}
     assert waits["gateway"] == {"topics": made, "keyring": made, "secrets": made, **stores}
