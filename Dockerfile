@@ -29,6 +29,8 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 FROM ${GPU_BASE} AS worker-gpu
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# useradd writes the day of the last change of a password, which is this time's day and not the build's.
+ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
     --mount=type=bind,source=deploy/image/install,target=/requirements/install \
@@ -53,6 +55,8 @@ CMD ["--help"]
 FROM ${LIGHT_BASE} AS light
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# useradd writes the day of the last change of a password, which is this time's day and not the build's.
+ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
     --mount=type=bind,source=deploy/image/install,target=/requirements/install \
