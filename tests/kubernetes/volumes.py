@@ -21,8 +21,10 @@ class Volumes:
         """Replace the paths of mounts by their folders, and 0.0.0.0 by the pod's address."""
         paths = {mount: str(folder) for mount, folder in self._paths.items()}
         longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-        # In one pass: a folder's own path may begin with a mount's, /tmp, and must not be replaced again.
-        changed = re.sub(rf"(?<![\w/])({longest_first})(?=/|$)", lambda found: paths[found[1]], text) if paths else text
+        # In one pass: a folder's own path may begin with a mount's, /tmp, and must not be replaced again. The path of a
+        # URL without a host, such as SQLite's, follows three slashes.
+        path = rf"(?:(?<![\w/])|(?<=:///))({longest_first})(?=/|$)"
+        changed = re.sub(path, lambda found: paths[found[1]], text) if paths else text
         return changed.replace("0.0.0.0", self.address)
 
     def environment(self, container: Object) -> dict[str, str]:
@@ -39,6 +41,8 @@ class Volumes:
         return {mount["mountPath"]: folders[mount["name"]] for mount in mounts}
 
     def _filled(self, volume: Object) -> Path:
+        if claim := volume.get("persistentVolumeClaim"):
+            return self._claimed(claim["claimName"])
         folder = self._folder / str(volume["name"])
         folder.mkdir(parents=True, exist_ok=True)
         if secret := volume.get("secret"):
@@ -50,6 +54,11 @@ class Volumes:
             for name, text in self._api.get(f"{self._namespace}/configmaps/{config['name']}")["data"].items():
                 (folder / name).write_text(text)
         return folder
+
+    def _claimed(self, name: str) -> Path:
+        """The folder of the PersistentVolume that a test has made, and that Kubernetes has bound to the claim."""
+        bound = self._api.get(f"{self._namespace}/persistentvolumeclaims/{name}")["spec"]["volumeName"]
+        return Path(self._api.get(f"/api/v1/persistentvolumes/{bound}")["spec"]["hostPath"]["path"])
 
     def _secret(self, name: str) -> dict[str, bytes]:
         data = self._api.get(f"{self._namespace}/secrets/{name}")["data"]
