@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devkit.site import HIDDEN_SENTENCE
+from tests.drawn import drawn
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.readable import readable_text
@@ -270,6 +272,13 @@ def test_plain_text_and_pages_without_a_type_are_read() -> None:
     assert text_of(b"Just text.\n\n\n\nMore.", "text/plain") == "Just text.\n\nMore."
     assert text_of(b"Just text.", "") == "Just text."
     assert SEEN in text_of(page(), "")
+
+
+@settings(max_examples=drawn(100))
+@given(st.text(st.sampled_from(["a", "\n", " ", "\t", "\xa0", "\x85", "\u2028", "\u3000", "\r", "\x1c"]), max_size=30))
+def test_each_run_of_blanks_becomes_one_space_and_each_run_of_empty_lines_one(between: str) -> None:
+    tidied = re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[^\S\n]+", " ", f"a{between}b"))
+    assert text_of(f"a{between}b".encode(), "text/plain") == tidied
 
 
 def test_json_becomes_lines_with_their_paths() -> None:

@@ -69,8 +69,8 @@ _START_CHARS: Final = 2000
 _HTML_ROOT: Final = re.compile(r"(?:<[?!][^>]*>\s*)*<html[\s>]", re.IGNORECASE)
 """Matches the beginning of XHTML, which servers also send as XML."""
 _XML_STARTS: Final = ("<?xml", "<rss", "<feed")
-_BLANKS = re.compile(r"[^\S\n]{2,}|[^\S\n ]")
-_BLANK_LINES = re.compile(r"\n\s*\n+")
+_BLANKS: Final = "".join(sign for sign in map(chr, range(0x3001)) if sign.isspace() and sign not in " \n")
+"""The white space of Unicode except the space and the line feed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,14 @@ def extract(
 
 
 def _tidy(text: str) -> str:
-    return _BLANK_LINES.sub("\n\n", _BLANKS.sub(" ", text)).strip()
+    """Replace each run of blanks by one space, and each run of empty lines by one."""
+    for blank in _BLANKS:
+        text = text.replace(blank, " ")
+    # `str.replace` takes a tenth of the time of regular expressions for text that needs few changes.
+    for many, few in (("  ", " "), ("\n \n", "\n\n"), ("\n\n\n", "\n\n")):
+        while many in text:
+            text = text.replace(many, few)
+    return text.strip()
 
 
 def _is_pdf(body: bytes, media_type: str) -> bool:
@@ -167,8 +174,8 @@ def from_html(html: str, url: str = "", extractor: Extractor = "resiliparse") ->
     particulars = of_html(tree, url, linked)
     seen = without_hidden(tree, html).html or ""
     visible = HTMLTree.parse(seen)
-    whole: str = extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False)
-    main: str = extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False)
+    whole = _tidy(extract_plain_text(visible, main_content=False, preserve_formatting=True, alt_texts=False))
+    main = _tidy(extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False))
     if extractor == "trafilatura":
         main = _better(main, seen, whole)
     untold = article_body(linked) or (script_data(LexborHTMLParser(html)) if len(whole) < _THIN_CHARS else "")
@@ -207,19 +214,15 @@ def _visible(html: str) -> str:
 
 def _without_lines(whole: str, main: str) -> str:
     """Return the lines of the whole page that are not in its main text, in the page's order."""
-    known = Counter(map(_plain, main.splitlines()))
+    known = Counter(map(str.strip, main.split("\n")))
     rest = []
-    for line in whole.splitlines():
-        plain = _plain(line)
+    for line in whole.split("\n"):
+        plain = line.strip()
         if known[plain] > 0:
             known[plain] -= 1
         else:
             rest.append(line)
     return "\n".join(rest)
-
-
-def _plain(line: str) -> str:
-    return " ".join(line.split())
 
 
 def _title(tree: LexborHTMLParser) -> str | None:

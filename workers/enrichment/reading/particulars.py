@@ -47,8 +47,9 @@ def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) 
     """Return a page's particulars. `tree` must still have all its elements. `linked` is the page's `linked_data`."""
     told: dict[str, str] = {}
     for node in tree.css("meta[content]"):
-        name = node.attributes.get("name") or node.attributes.get("property") or node.attributes.get("itemprop") or ""
-        told.setdefault(name.lower(), node.attributes.get("content") or "")
+        stated = node.attributes
+        name = stated.get("name") or stated.get("property") or stated.get("itemprop") or ""
+        told.setdefault(name.lower(), stated.get("content") or "")
     time = tree.css_first("article time[datetime], time[datetime][pubdate], time[datetime][itemprop=datePublished]")
     dates = [told.get(name) for name in _DATES] + [node.get("datePublished") for node in linked]
     dates.append(time.attributes.get("datetime") if time else None)
