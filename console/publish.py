@@ -13,7 +13,8 @@ from console import chart_reference, engine_names, job_reference
 from console.catalogue import Section, names, sections
 from telemetry.action import Action
 from telemetry.actions import SECTIONS
-from telemetry.metrics import KnownGauge, Metrics
+from telemetry.metrics import Metrics
+from telemetry.series import KnownGauge
 
 ROOT = Path(__file__).parents[1]
 

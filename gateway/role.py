@@ -227,6 +227,8 @@ def _add_door(
         raise TlsMissing(TlsMissing.__doc__)
     access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
     policy = read_settings(EgressSettings).callback_policy(development=process.development)
+    if screen is not None:
+        process.metrics.screened.begin()
     door = Door(
         fleet=process.fleet,
         settings=limits,

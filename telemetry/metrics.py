@@ -5,30 +5,12 @@ No label is a tenant or a URL, because the number of these is unbounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from telemetry.series import CALLBACK_RESULTS, DEAD_LETTER_REASONS, SAMPLE_RESULTS, ClosedCounter, KnownGauge
 
 # The range covers an echo answer (a millisecond), a long generation, and a day in a delay tier.
 PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
-
-
-class KnownGauge(Gauge):
-    """A gauge without labels that has no sample before its first `set`.
-
-    Gauge itself begins with 0. After a restart, the change from 0 to the first reading would look like an increase.
-    """
-
-    _is_known = False
-
-    def set(self, value: float) -> None:
-        """Set the value, which is known from now on."""
-        super().set(value)
-        self._is_known = True
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the metric, without a sample before the first `set`."""
-        return super().collect() if self._is_known else self.describe()
 
 
 class Metrics:
@@ -40,11 +22,12 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         r = self.registry
-        self.jobs = Counter(
+        self.jobs = ClosedCounter.of(
             "postback_jobs_total",
             "Results by outcome: succeeded, failed, expired, cancelled, rejected. A job that is answered again after a "
             "crash counts again.",
             ["outcome"],
+            ("succeeded", "failed", "expired", "cancelled", "rejected"),
             registry=r,
         )
         self.job_seconds = Histogram(
@@ -61,17 +44,19 @@ class Metrics:
             ["topic", "partition"],
             registry=r,
         )
-        self.settles = Counter(
+        self.settles = ClosedCounter.of(
             "postback_settles_total",
             "Settle transactions by result: committed, failed, aborted.",
             ["result"],
+            ("committed", "failed", "aborted"),
             registry=r,
         )
         self.settled_records = Counter("postback_settled_records_total", "Records settled.", registry=r)
-        self.repairs = Counter(
+        self.repairs = ClosedCounter.of(
             "postback_repairs_total",
             "Repair steps after a failed settle, by kind: committing, aborting, rebuilding, sweeping, rereading.",
             ["kind"],
+            ("committing", "aborting", "rebuilding", "sweeping", "rereading"),
             registry=r,
         )
         self.deferred = Counter("postback_deferred_total", "Records moved to a later place without a try.", registry=r)
@@ -88,41 +73,46 @@ class Metrics:
         self.quarantined = Counter(
             "postback_quarantined_total", "Records given up since they killed workers while alone.", registry=r
         )
-        self.handler_defects = Counter(
+        self.handler_defects = ClosedCounter.of(
             "postback_handler_defects_total",
             "Exceptions of a defective handler, by the call that raised: handle, defer, give_up, last_resort, due_ms, "
-            "party. Each is an error in the log; alert on any.",
+            "party, cost. Each is an error in the log; alert on any.",
             ["call"],
+            ("handle", "defer", "give_up", "last_resort", "due_ms", "party", "cost"),
             registry=r,
         )
-        self.dead_letters = Counter(
+        self.dead_letters = ClosedCounter.of(
             "postback_dead_letters_total",
             "Records given up into `dead_letters`, by reason as in `postback dead-letters list`.",
             ["reason"],
+            DEAD_LETTER_REASONS,
             registry=r,
         )
-        self.endpoints_disabled = Counter(
+        self.endpoints_disabled = ClosedCounter.of(
             "postback_endpoints_disabled_total",
             "Endpoints that this process disabled, by reason: gone (answered 410), failing (every attempt, for days).",
             ["reason"],
+            ("gone", "failing"),
             registry=r,
         )
         self.disabled_endpoints = KnownGauge(
             "postback_disabled_endpoints", "Endpoints of the fleet that are disabled now.", registry=r
         )
-        self.breaker_changes = Counter(
+        self.breaker_changes = ClosedCounter.of(
             "postback_breaker_changes_total",
             "Changes of origins' circuit breakers, by new state: open, closed.",
             ["state"],
+            ("open", "closed"),
             registry=r,
         )
-        self.callbacks = Counter(
+        self.callbacks = ClosedCounter.of(
             "postback_callbacks_total",
             "Callback attempts by result: delivered, or the reason of the failure: refused (the egress guard refuses "
             "the URL permanently), address_refused (it refuses the host's present address), gone, throttled, "
             "redirected, client_error, server_error, timeout, dns_failed, connect_failed, tls_failed, "
             "connection_closed, bad_response.",
             ["result"],
+            CALLBACK_RESULTS,
             registry=r,
         )
         self.callback_age_seconds = Histogram(
@@ -131,17 +121,19 @@ class Metrics:
             buckets=(*PHASE_BUCKETS, 259200, 604800),
             registry=r,
         )
-        self.tokens = Counter(
+        self.tokens = ClosedCounter.of(
             "postback_tokens_total",
             "Tokens by kind: prompt, completion, rewrite (of questions for the search), check (of citations, once "
             "more), wasted (for a job that was cancelled or expired meanwhile).",
             ["kind"],
+            ("prompt", "completion", "rewrite", "check", "wasted"),
             registry=r,
         )
-        self.model_requests = Counter(
+        self.model_requests = ClosedCounter.of(
             "postback_model_requests_total",
             "Requests to a model of the registry, by result: answered, refused (the request is at fault), failed.",
             ["model", "result"],
+            ("answered", "refused", "failed"),
             registry=r,
         )
         self.model_cost = Counter(
@@ -162,10 +154,11 @@ class Metrics:
         self.relayed_records = Counter(
             "postback_relayed_records_total", "Accepted records that the gateway put on Kafka.", registry=r
         )
-        self.viewed_records = Counter(
+        self.viewed_records = ClosedCounter.of(
             "postback_viewed_records_total",
             "Records that the gateway's view wrote into the store, by kind: result, attempt, unusable.",
             ["kind"],
+            ("result", "attempt", "unusable"),
             registry=r,
         )
         self.store_free_bytes = Gauge(
@@ -191,23 +184,26 @@ class Metrics:
             ["kind"],
             registry=r,
         )
-        self.screened = Counter(
+        self.screened = ClosedCounter.of(
             "postback_screened_total",
             "Jobs that the input filter read, by verdict: pass, flag, redact, reject.",
             ["verdict"],
+            ("pass", "flag", "redact", "reject"),
             registry=r,
         )
         self.engine_restarts = Counter("postback_engine_restarts_total", "Engine processes restarted.", registry=r)
-        self.engine_tokens = Counter(
+        self.engine_tokens = ClosedCounter.of(
             "postback_engine_tokens_total",
             "Tokens that vLLM computed, step by step, by kind: prompt (without those of the prefix cache), generation.",
             ["kind"],
+            ("prompt", "generation"),
             registry=r,
         )
-        self.engine_prefix_tokens = Counter(
+        self.engine_prefix_tokens = ClosedCounter.of(
             "postback_engine_prefix_cache_tokens_total",
             "Prompt tokens that vLLM looked up in its prefix cache, by result: hit, miss.",
             ["result"],
+            ("hit", "miss"),
             registry=r,
         )
         self.engine_preemptions = Counter(
@@ -234,31 +230,39 @@ class Metrics:
             ["rank", "state"],
             registry=r,
         )
-        self.cache_lookups = Counter(
+        self.cache_lookups = ClosedCounter.of(
             "postback_cache_lookups_total",
             "Lookups in a level of the page cache (memory, redis, disk), by result: hit, stale, miss, error, away.",
             ["level", "result"],
+            ("hit", "stale", "miss", "error", "away"),
             registry=r,
         )
-        self.fetches = Counter(
-            "postback_fetches_total", "Source fetches by result: read, left_out, late.", ["result"], registry=r
+        self.fetches = ClosedCounter.of(
+            "postback_fetches_total",
+            "Source fetches by result: read, left_out, late.",
+            ["result"],
+            ("read", "left_out", "late"),
+            registry=r,
         )
-        self.renderings = Counter(
+        self.renderings = ClosedCounter.of(
             "postback_renderings_total",
             "Pages given to the renderer, by result: rendered, late, failed.",
             ["result"],
+            ("rendered", "late", "failed"),
             registry=r,
         )
-        self.searches = Counter(
+        self.searches = ClosedCounter.of(
             "postback_searches_total",
             "Searches for sources by result: found, nothing, failed, late.",
             ["result"],
+            ("found", "nothing", "failed", "late"),
             registry=r,
         )
-        self.reranks = Counter(
+        self.reranks = ClosedCounter.of(
             "postback_reranks_total",
             "Jobs with passages for the embedding model, by result: done, partly, late, failed.",
             ["result"],
+            ("done", "partly", "late", "failed"),
             registry=r,
         )
         self.rerank_seconds = Histogram(
@@ -290,13 +294,14 @@ class Metrics:
             registry=r,
         )
         self.http_connections = Gauge("postback_http_connections", "Open connections of the gateway.", registry=r)
-        self.rollout_samples = Counter(
+        self.rollout_samples = ClosedCounter.of(
             "postback_rollout_samples_total",
             "Jobs of a running rollout's sample, by result: copied (to the shadow worker), reported (during the "
             "canary), compared (by the shadow worker), same_meaning (compared too, equal by meaning alone), skipped "
             "(beyond the order's jobs per second), unanswered (the second answer failed or was late), too_large, "
             "stale (its rollout is over), unreadable.",
             ["result"],
+            SAMPLE_RESULTS,
             registry=r,
         )
         self.rollout_share = Gauge(
@@ -311,11 +316,12 @@ class Metrics:
             ["alias", "claim"],
             registry=r,
         )
-        self.http_connections_refused = Counter(
+        self.http_connections_refused = ClosedCounter.of(
             "postback_http_connections_refused_total",
             "Connections that the gateway closed at once, by reason: all_taken, client_has_too_many (the limits), "
             "handshake (no TLS 1.3, a refused client certificate, or too slow).",
             ["reason"],
+            ("all_taken", "client_has_too_many", "handshake"),
             registry=r,
         )
         self.waiting_records = Gauge(

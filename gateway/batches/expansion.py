@@ -43,7 +43,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import identity_headers
-from workers.stage.dead_letters import begin_counts, dead_letter
+from workers.stage.dead_letters import dead_letter
 from workers.stage.record import Failure, Header, Output, Record
 from workers.system.errors import ProcessError
 
@@ -81,8 +81,9 @@ class ExpansionHandler:
         self._partitioner = Partitioner()
         self._shelf = shelf
         self._clock = clock
-        self._metrics = metrics
-        begin_counts(metrics)
+        self._outcomes = metrics.jobs.begin()
+        self._dead_letters = metrics.dead_letters
+        self._dead_letters.begin()
         self._secrets = secrets
 
     async def handle(self, record: Record) -> Sequence[Output]:
@@ -155,7 +156,7 @@ class ExpansionHandler:
 
         `lines` has the lines whose content could be read.
         """
-        self._metrics.jobs.labels(outcome).inc(wanted.lines)
+        self._outcomes[outcome].inc(wanted.lines)
         made = []
         for number in range(wanted.first, wanted.first + wanted.lines):
             identifier = job_id(wanted.batch_id, number)
@@ -178,7 +179,7 @@ class ExpansionHandler:
             offset=record.offset,
             reason=detail,
         )
-        self._metrics.dead_letters.labels(UNUSABLE).inc()
+        self._dead_letters.labels(UNUSABLE).inc()
         topic = self._topics.dead_letters
         return dead_letter(topic, record, UNUSABLE, detail, attempts, list(record.headers or ()))
 

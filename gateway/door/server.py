@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import get_args
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
@@ -20,7 +19,7 @@ from uvicorn.server import ServerState
 
 from gateway.door.connection import DoorConnection, Surroundings
 from gateway.door.door import nothing
-from gateway.door.places import Places, Refusal
+from gateway.door.places import Places
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -77,9 +76,7 @@ class DoorServer(SideTask):
         self._clock = clock
         self._look = look
         self._metrics = metrics
-        # Each series begins at 0, because Prometheus's `rate` misses the event that creates a series.
-        for reason in (*get_args(Refusal), "handshake"):
-            metrics.http_connections_refused.labels(reason)
+        metrics.http_connections_refused.begin()
         self._places = Places(limits.connections, limits.connections_per_address)
         self._throttle = LogThrottle(60.0)
         self._handshakes: set[asyncio.Task[None]] = set()

@@ -57,9 +57,7 @@ class TopicView(SideThread):
         self._hooks = hooks
         self._waiting = waiting
         self._metrics = metrics
-        # Each series begins at 0, because Prometheus's `rate` misses the event that creates a series.
-        for kind in ("result", "attempt", "unusable"):
-            metrics.viewed_records.labels(kind)
+        metrics.viewed_records.begin()
         self._next: dict[TopicPlace, int] = {}
         self._by_partition: dict[tuple[str, int], TopicPlace] = {}
         self._trouble = Trouble(clock, SILENT_SECONDS)

@@ -38,7 +38,7 @@ from workers.delivery.exhaustion import Exhausted
 from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
     Done,
@@ -55,7 +55,6 @@ from workers.delivery.retries import (
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
 from workers.delivery.unusable import UnusableRecord
-from workers.stage.dead_letters import begin_counts
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
@@ -105,13 +104,11 @@ class DeliveryHandler(TierPace):
         self._rng = rng or random.SystemRandom()
         self._traced = collecting()
         self._deliver_seconds = metrics.job_seconds.labels("deliver")
-        self._delivered = metrics.callbacks.labels("delivered")
-        # Create each series with 0 now: Prometheus's `rate` misses the event that creates a series.
-        for failure in FailureReason:
-            metrics.callbacks.labels(str(failure))
-        for state in (BreakerState.OPEN, BreakerState.CLOSED):
-            metrics.breaker_changes.labels(str(state))
-        begin_counts(metrics)
+        self._callbacks = metrics.callbacks.begin()
+        self._breaker_changes = metrics.breaker_changes
+        self._breaker_changes.begin()
+        self._dead_letters = metrics.dead_letters
+        self._dead_letters.begin()
         self._age = metrics.callback_age_seconds
 
     async def handle(self, record: Record) -> Sequence[Output]:
@@ -260,15 +257,15 @@ class DeliveryHandler(TierPace):
         return self._dead_letter(record, UNUSABLE, detail, 0)
 
     def _dead_letter(self, record: Record, reason: str, detail: str, attempts: int) -> Output:
-        self._metrics.dead_letters.labels(reason).inc()
+        self._dead_letters.labels(reason).inc()
         return outputs.dead_letter(record, self._topics, reason, detail, attempts)
 
     def _count(self, outcome: PostOutcome, labels: dict[str, str] | None) -> None:
         self._deliver_seconds.observe(outcome.duration_seconds, labels)
         if isinstance(outcome, Delivered):
-            self._delivered.inc()
+            self._callbacks["delivered"].inc()
         else:
-            self._metrics.callbacks.labels(str(outcome.reason)).inc()
+            self._callbacks[outcome.reason].inc()
 
     def _say_delivered(self, pending: PendingDelivery, outcome: Delivered) -> None:
         if is_debugging():
@@ -297,7 +294,7 @@ class DeliveryHandler(TierPace):
         )
 
     def _say_breaker(self, destination: Destination, state: BreakerState, seconds: float) -> None:
-        self._metrics.breaker_changes.labels(str(state)).inc()
+        self._breaker_changes.labels(str(state)).inc()
         tenant, origin = destination
         log.info(
             "The circuit breaker of an origin changed its state.",

@@ -101,8 +101,7 @@ class EndpointStates:
     def __init__(self, settings: DeliverySettings, metrics: Metrics) -> None:
         self._disable_after_ms = round(1000 * settings.disable_after_seconds)
         self._metrics = metrics
-        for reason in (DisabledBecause.GONE, DisabledBecause.FAILING):
-            metrics.endpoints_disabled.labels(str(reason))  # Prometheus's `rate` misses the event that creates a series
+        metrics.endpoints_disabled.begin()
         self._disabled: dict[EndpointKey, tuple[int, DisabledBecause | None]] = {}
         """Disabled endpoints, with the time and reason of the disabling."""
         self._again: list[EndpointKey] = []

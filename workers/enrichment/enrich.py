@@ -115,8 +115,8 @@ class Enricher:
         reading_seconds = settings.budget_seconds * (1 - RANKING_SHARE)
         self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
         self._profiles = profiles or Profiles.load()
-        self._fetched = {result: metrics.fetches.labels(result) for result in ("read", "left_out", "late")}
-        self._searched = {result: metrics.searches.labels(result) for result in ("found", "nothing", "failed", "late")}
+        self._fetched = metrics.fetches.begin()
+        self._searched = metrics.searches.begin()
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self.images = ImageFetcher(self._fetcher, settings)

@@ -49,7 +49,7 @@ class InputFilter:
         self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
         self._turns = Turns(_THREADS)
         """Tenants take turns at the threads, because one payload may occupy a thread for half a minute."""
-        self._verdicts = {verdict: metrics.screened.labels(verdict) for verdict in Verdict}
+        self._verdicts = metrics.screened.begin()
 
     async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:
         """Return the job with the findings, and with markers in place of redacted matches. `size` is in bytes.

@@ -12,7 +12,6 @@ from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
 from workers.inference.job_identity import IDENTITY, identity_headers, job_letter, origin_header
 from workers.inference.results import Results
-from workers.stage.dead_letters import begin_counts
 from workers.stage.record import Failure, Header, Output, Record
 
 _STAMPS = IDENTITY | {names.DEADLINE, names.JOB_ORIGIN}
@@ -27,9 +26,9 @@ class Outputs:
         self._results = results
         self._topics = topics
         self._clock = clock
-        self._outcomes = {outcome: metrics.jobs.labels(outcome) for outcome in Outcome}
+        self._outcomes = metrics.jobs.begin()
         self._dead_letters = metrics.dead_letters
-        begin_counts(metrics)
+        self._dead_letters.begin()
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
         """Return the record of `model_results` that has the result.

@@ -30,7 +30,7 @@ class Results:
         self._check = check
         self._lifetimes = lifetimes
         self._clock = clock
-        self._tokens = {kind: metrics.tokens.labels(kind) for kind in ("prompt", "completion", "wasted")}
+        self._tokens = metrics.tokens.begin()
 
     async def answered(
         self,

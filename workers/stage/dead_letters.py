@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from schemas import topics as names
-from schemas.codes import DEAD_LETTER_REASONS
-from telemetry.metrics import Metrics
 from workers.stage.record import Header, Headers, Output, Record, size_of
 
 MAX_LETTER_BYTES = 960_000
@@ -14,12 +12,6 @@ A record that arrived compressed may be larger, and its dead letter is abridged.
 """
 
 _LONGEST_NAME = 256
-
-
-def begin_counts(metrics: Metrics) -> None:
-    """Begin the count of each reason with 0: Prometheus's `rate` misses the event that creates a series."""
-    for reason in DEAD_LETTER_REASONS:
-        metrics.dead_letters.labels(reason)
 
 
 def dead_letter(topic: str, record: Record, reason: str, detail: str, attempts: int, carried: Headers) -> Output:

@@ -40,7 +40,7 @@ class Defects:
     """Reports the defects of one stage. Any thread may call `met`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._counts = {call: metrics.handler_defects.labels(call) for call in _SAID}
+        self._counts = metrics.handler_defects.begin()
 
     def met(self, call: Call, record: Record, error: Exception) -> None:
         """Log and count the exception that `call` raised for `record`."""

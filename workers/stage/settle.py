@@ -65,8 +65,8 @@ class Settler:
         self._group_metadata = group_metadata
         self._clock = clock
         self._metrics = metrics
-        for result in ("committed", "failed", "aborted"):
-            metrics.settles.labels(result)  # starts at 0: `rate` misses the event that creates a series
+        metrics.settles.begin()
+        metrics.repairs.begin()
         self._fatal_at: deque[float] = deque()
         self._flight: tuple[Batch, CommitUnderWay] | None = None
         self._committing: Batch | None = None

@@ -57,8 +57,9 @@ class ServedModel:
         self._clock = clock
         self._metrics = metrics
         metrics.model_circuits.labels(model.name).set(0)
-        for result in ("answered", "refused", "failed"):
-            metrics.model_requests.labels(model.name, result)  # starts at 0, else `rate` misses the first event
+        self._requests = metrics.model_requests.begin(model.name)
+        if model.entry.cost is not None:
+            metrics.model_cost.labels(model.name, model.entry.cost.currency)  # begins at 0, as `ClosedCounter` does
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [
             _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
@@ -266,7 +267,7 @@ class ServedModel:
             )
 
     def _count(self, result: str) -> None:
-        self._metrics.model_requests.labels(self.model.name, result).inc()
+        self._requests[result].inc()
 
     def _priced(self, completion: Completion) -> Completion:
         cost = self.model.entry.cost

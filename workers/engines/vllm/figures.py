@@ -79,8 +79,8 @@ class Figures:
     def __init__(self, metrics: Metrics, ranks: list[int]) -> None:
         """Set the gauges to 0, since a dead engine leaves its last values."""
         self._metrics = metrics
-        self._tokens = {kind: metrics.engine_tokens.labels(kind) for kind in ("prompt", "generation")}
-        self._prefix = {result: metrics.engine_prefix_tokens.labels(result) for result in ("hit", "miss")}
+        self._tokens = metrics.engine_tokens.begin()
+        self._prefix = metrics.engine_prefix_tokens.begin()
         for rank in ranks:
             self._show(rank, 0.0, 0, 0)
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final
 
-from prometheus_client import Counter
-
 from telemetry.clock import Clock
+from telemetry.series import ClosedCounter
 from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import CacheEntry, Key, encoded
 from workers.enrichment.cache.flights import Flights
@@ -50,11 +49,13 @@ class Reading:
 class Cache:
     """The cache: this process's memory, and behind it the shared `levels`, nearest first."""
 
-    def __init__(self, settings: CacheSettings, clock: Clock, lookups: Counter, levels: Sequence[Level] = ()) -> None:
+    def __init__(
+        self, settings: CacheSettings, clock: Clock, lookups: ClosedCounter, levels: Sequence[Level] = ()
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._memory = Memory(settings.memory_bytes)
-        self._in_memory = {what: lookups.labels("memory", what) for what in ("hit", "stale", "miss")}
+        self._in_memory = lookups.begin("memory")
         self._shared = [Shared(level, settings, clock, lookups) for level in levels]
         self._flights: Flights[Key, CacheEntry] = Flights()
         self._invalidated: dict[str, float] = {}

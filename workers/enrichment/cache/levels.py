@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Protocol, TypeVar
 
-from prometheus_client import Counter
-
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
+from telemetry.series import ClosedCounter
 from workers.enrichment.cache.entry import CacheEntry, Key, decoded
 from workers.enrichment.cache.settings import CacheSettings
 
@@ -54,13 +53,13 @@ class Level(Protocol):
 class Shared:
     """Wraps a level that may be slow, be unavailable or return invalid bytes, so that callers see no error."""
 
-    def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: Counter) -> None:
+    def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: ClosedCounter) -> None:
         self._level = level
         self._settings = settings
         self._clock = clock
         self._away_until = 0.0
         self._well = True
-        self._lookups = {what: lookups.labels(level.name, what) for what in ("hit", "stale", "miss", "error", "away")}
+        self._lookups = lookups.begin(level.name)
 
     async def get(self, key: Key) -> CacheEntry | None:
         """Return the entry under the key, fresh or stale; None if the entry is missing or the level fails."""

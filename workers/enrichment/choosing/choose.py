@@ -44,7 +44,7 @@ class Chooser:
         self._pool = pool
         self._clock = clock
         self._embedder = Embedder(settings.rerank_model, clock) if settings.rerank_model is not None else None
-        self._reranks = {result: metrics.reranks.labels(result) for result in ("done", "partly", "late", "failed")}
+        self._reranks = metrics.reranks.begin()
         self._seconds = metrics.rerank_seconds
 
     async def start(self) -> None:

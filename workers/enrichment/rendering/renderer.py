@@ -84,7 +84,7 @@ class Renderer:
         self._inside, self._public = fetcher, Fetcher(settings, public, politeness, clock)
         self._inside_robots, self._public_robots = robots, Robots(settings, self._public, pool, politeness, clock)
         self._clock = clock
-        self._results = {name: metrics.renderings.labels(name) for name in ("rendered", "late", "failed")}
+        self._results = metrics.renderings.begin()
         self._turns = Turns(settings.renderer_pages)
         self._throttle = LogThrottle(_SAY_SECONDS)
         self._session: aiohttp.ClientSession | None = None

@@ -81,7 +81,7 @@ class ShadowHandler:
         self._serves = serves
         self._topics = topics
         self._clock = clock
-        self._counts = metrics.rollout_samples
+        self._counts = metrics.rollout_samples.begin()
         self._meaning = meaning
         self._foreign: set[str] = set()
 
@@ -94,11 +94,11 @@ class ShadowHandler:
         try:
             sample = read_sample(record.value)
         except InvalidSample as invalid:
-            self._counts.labels("unreadable").inc()
+            self._counts["unreadable"].inc()
             log.warning("Skipping an unreadable sample.", action="rollout-sample-unreadable", problem=str(invalid))
             return []
         if not self._is_wanted(sample):
-            self._counts.labels("stale").inc()
+            self._counts["stale"].inc()
             return []
         profile = self._profile(sample.profile)
         asked = sample.asked(profile)
@@ -190,12 +190,12 @@ class ShadowHandler:
         if noise and sample.again is not None and await meaning.is_same(text, sample.again, least):
             noise = 0.0
         if differs and other is not None and await meaning.is_same(text, other, least):
-            self._counts.labels("same_meaning").inc()
+            self._counts["same_meaning"].inc()
             differs = 0.0
         return differs, noise
 
     def _output(self, sample: ShadowSample, answer: _Answer, differs: float, noise: float) -> Output:
-        self._counts.labels("compared").inc()
+        self._counts["compared"].inc()
         texts: dict[str, str | None] = {}
         if differs:
             texts["primary_text"] = _shown(Said(sample.text, sample.code))

@@ -69,7 +69,7 @@ class Sampler:
         self._topics = topics
         self._clock = clock
         self._rate = SampleRate(clock)
-        self._counts = metrics.rollout_samples
+        self._counts = metrics.rollout_samples.begin()
 
     def beside(
         self, received: ReceivedJob, asked: GroundedRequest, sampled: Sampled
@@ -121,7 +121,7 @@ class Sampler:
         if share_of(order.id, "sample", received.tenant, received.job_id) >= part:
             return None
         if not self._rate.takes(order.per_second):
-            self._counts.labels("skipped").inc()
+            self._counts["skipped"].inc()
             return None
         return step
 
@@ -150,7 +150,7 @@ class Sampler:
         done = [run.result() for run in runs if run.done() and not run.cancelled()]
         answers = [run for run in done if run is not None]
         if len(answers) < len(runs):
-            self._counts.labels("unanswered").inc()
+            self._counts["unanswered"].inc()
             return []
         again = answers[-1]
         if len(answers) == 1:
@@ -165,9 +165,9 @@ class Sampler:
         )
         value = write_sample(_sample(rollout, again, reference, infer_ms, noise))
         if len(value) > MAX_SAMPLE_BYTES:
-            self._counts.labels("too_large").inc()
+            self._counts["too_large"].inc()
             return []
-        self._counts.labels("copied").inc()
+        self._counts["copied"].inc()
         return [Output(self._topics.shadow, value, received.job_id.encode())]
 
     def _reported(
@@ -175,7 +175,7 @@ class Sampler:
     ) -> Output:
         """Return the report of a job during the canary."""
         by_candidate = received.job.model_id == rollout.order.candidate
-        self._counts.labels("reported").inc()
+        self._counts["reported"].inc()
         return comparison_output(
             self._topics,
             Comparison(
