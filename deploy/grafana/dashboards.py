@@ -189,8 +189,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "GPU utilisation",
                 Percent,
-                {"{{gpu}}": "avg by (gpu) (DCGM_FI_DEV_GPU_UTIL)"},
-                "From NVIDIA's dcgm-exporter, which runs beside the fleet.",
+                {"{{gpu}}": 'avg by (gpu) (DCGM_FI_DEV_GPU_UTIL{job="postback-gpu"})'},
+                "From NVIDIA's dcgm-exporter, as the job postback-gpu.",
             ),
         ),
     ),

@@ -110,7 +110,11 @@ SCALED: Manifest = {
         "autoscaling": {"enabled": True, "maxReplicas": 24, "longestJobSeconds": 600, "startSeconds": 240},
     },
     "delivery": {"autoscaling": {"enabled": True, "minReplicas": 2}},
-    "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True, "labels": {"release": "kps"}}},
+    "monitoring": {
+        "podMonitor": {"enabled": True},
+        "gpuMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True, "labels": {"release": "kps"}},
+    },
 }
 GATEWAY: Manifest = {
     "gateway": {"enabled": True, "tls": {"existingSecret": "door"}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jsonschema
 import pytest
 import yaml
@@ -119,6 +121,7 @@ def test_the_exporter_s_settings_are_those_of_the_values(monkeypatch: pytest.Mon
         ({"delivery": {"autoscaling": {"lane": "big"}}}, "lane"),
         ({"worker": {"lane": "batch"}}, "lane"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
+        ({"monitoring": {"gpuMonitor": {"namespace": ""}}}, "namespace"),
     ],
 )
 def test_values_that_cannot_scale_are_refused_by_name(values: Manifest, named: str) -> None:
@@ -126,6 +129,26 @@ def test_values_that_cannot_scale_are_refused_by_name(values: Manifest, named: s
 
     assert done.returncode != 0
     assert named in done.stderr
+
+
+def test_the_gpu_monitor_keeps_the_gpus_of_the_releases_workers_for_the_job_of_the_rules() -> None:
+    manifests = render(SCALED)
+    [monitor] = [one for one in manifests if one["kind"] == "PodMonitor" and one["metadata"]["name"].endswith("-gpu")]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    [kept] = endpoint["metricRelabelings"]
+    workers, namespace = find(manifests, "StatefulSet", "worker")["metadata"]["name"], "inference"
+    assert f'{{job="{endpoint["relabelings"][0]["replacement"]}"}}' in RULES.read_text()
+
+    def keeps(name: str, of: str, pod: str) -> bool:
+        assert kept["sourceLabels"] == ["__name__", "namespace", "pod"]
+        return re.fullmatch(kept["regex"], f"{name};{of};{pod}") is not None  # Prometheus joins and anchors likewise
+
+    assert keeps("DCGM_FI_DEV_GPU_UTIL", namespace, f"{workers}-0")
+    assert keeps("DCGM_FI_DEV_GPU_UTIL", namespace, f"{workers}-large-11")
+    assert not keeps("DCGM_FI_DEV_GPU_UTIL", "others", f"{workers}-0")
+    assert not keeps("DCGM_FI_DEV_GPU_UTIL", namespace, "training-0")
+    assert not keeps("DCGM_FI_DEV_GPU_UTIL", "", "")  # a GPU that no pod holds
+    assert not keeps("go_goroutines", namespace, f"{workers}-0")
 
 
 def test_the_operators_rules_are_those_that_promtool_tested() -> None:

@@ -38,7 +38,7 @@ def test_the_profiles_add_the_services_beside_a_fleet(compose: Manifest) -> None
 
     added = {profile: services_of(compose, profile) - alone for profile in ("gpu", "dev", "observe", "elk")}
     assert added == {
-        "gpu": {"worker-gpu"},
+        "gpu": {"worker-gpu", "dcgm-exporter"},
         "dev": {"receiver"},
         "observe": {"prometheus", "alertmanager", "grafana"},
         "elk": {"log-store", "filebeat"},
@@ -53,6 +53,8 @@ def test_the_gpu_profile_starts_one_kind_of_worker_on_a_reserved_gpu(compose: Ma
     assert gpu["deploy"]["resources"]["reservations"]["devices"] == [
         {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     ]
+    exporter = compose["services"]["dcgm-exporter"]["deploy"]["resources"]["reservations"]["devices"]
+    assert exporter == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu", "utility"]}]
     assert gpu["build"]["target"] == "worker-gpu"
     assert "--engine vllm" in " ".join(gpu["command"])
 

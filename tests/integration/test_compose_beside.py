@@ -181,9 +181,22 @@ def test_promtool_accepts_prometheus_configuration_which_scrapes_each_role_by_th
     }
 
     roles = {name: service for name, service in own_services(compose).items() if "healthcheck" in service}
-    assert {found for each in jobs.values() for found in each} == {(name, 9100) for name in roles}
+    beside = {("dcgm-exporter", 9400)}  # its port unless a flag says otherwise
+    assert {found for each in jobs.values() for found in each} == {(name, 9100) for name in roles} | beside
     rules = (file.parent / "postback.rules.yml").read_text()
     assert set(re.findall(r'job="(postback-[a-z]+)"', rules)) <= set(jobs)
+
+
+def test_the_gpus_exporter_reads_the_fields_that_the_rules_ask_for(compose: Manifest) -> None:
+    service = compose["services"]["dcgm-exporter"]
+    [volume] = service["volumes"]
+    assert service["command"] == ["--collectors", volume["target"]]
+
+    lines = [line for line in Path(volume["source"]).read_text().splitlines() if not line.startswith("#")]
+    fields = {name: kind for name, kind, _ in (line.split(", ", 2) for line in lines)}
+    rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
+    assert set(re.findall(r"DCGM_\w+", rules)) == fields.keys()
+    assert set(fields.values()) == {"gauge"}
 
 
 def test_amtool_accepts_alertmanagers_configuration() -> None:
