@@ -172,6 +172,10 @@ class Topics:
                 found.append(name)
         return found
 
+    def class_of(self, lane: str) -> str:
+        """Return the class of one of `lanes`: default, bulk or spare."""
+        return "bulk" if lane.endswith(".batch") else "spare" if lane.endswith(".spare") else "default"
+
     def engine_of(self, lane: str) -> str | None:
         """Return the engine of one of `lanes`; None for the lanes of the whole fleet."""
         return (

@@ -343,6 +343,12 @@ class Metrics:
             ["lane"],
             registry=r,
         )
+        self.class_oldest_job_seconds = Gauge(
+            "postback_class_oldest_job_seconds",
+            "The same age by the lane's class: default, bulk, spare.",
+            ["lane", "class"],
+            registry=r,
+        )
         self.tightest_deadline_seconds = Gauge(
             "postback_tightest_deadline_seconds",
             "Seconds until the first deadline of a job that is not done, negative once it has passed.",

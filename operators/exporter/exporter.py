@@ -114,7 +114,12 @@ class Exporter:
         lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
         self._pools = {lane: self._pools.get(lane) or WorkerPool(lane, self._settings) for lane in lanes}
         pools: list[PoolFigures] = [
-            self._pools[lane].figures(list(by_pool.get(lane, {}).values()), workers[lane], now, answers.get(lane, ()))
+            self._pools[lane].figures(
+                {self._topics.class_of(topic): partitions for topic, partitions in by_pool.get(lane, {}).items()},
+                workers[lane],
+                now,
+                answers.get(lane, ()),
+            )
             for lane in lanes
         ]
         fresh = sum(waiting.get(topic, 0) for topic in (self._topics.results, self._topics.events))

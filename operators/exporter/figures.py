@@ -8,6 +8,19 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """The waiting jobs of one class of a pool's lanes."""
+
+    name: str
+    """default, bulk or spare."""
+    jobs: int
+    oldest_job_seconds: float
+    """As in `PoolFigures`."""
+    tightest_deadline_seconds: float | None
+    """As in `PoolFigures`."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFigures:
     """One pool of workers: those of the whole fleet's lanes, or of one engine's lanes."""
 
@@ -27,6 +40,8 @@ class PoolFigures:
     """The 99th percentile of the answers' times; 0 before a worker has announced one."""
     wanted_replicas: int
     """Number of workers that are needed to answer all waiting jobs before their deadlines."""
+    classes: tuple[ClassFigures, ...] = ()
+    """The same jobs by class; a class without a topic is absent."""
 
 
 @dataclass(frozen=True, slots=True)

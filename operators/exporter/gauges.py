@@ -21,7 +21,7 @@ class FigureGauges:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._labels: dict[Gauge, set[str]] = {}
+        self._labels: dict[Gauge, set[tuple[str, ...]]] = {}
         self.stale(True)
 
     def show(self, figures: FleetFigures) -> None:
@@ -38,6 +38,8 @@ class FigureGauges:
                 if pool.tightest_deadline_seconds is not None
             },
         )
+        by_class = {(lane, each.name): each for lane, pool in pools.items() for each in pool.classes}
+        self._set_all(metrics.class_oldest_job_seconds, {at: each.oldest_job_seconds for at, each in by_class.items()})
         self._set(metrics.waiting_jobs, {lane: pool.jobs for lane, pool in pools.items()})
         self._set(metrics.workers, {lane: pool.workers for lane, pool in pools.items()})
         self._set(metrics.worker_jobs_per_second, {lane: pool.jobs_per_second for lane, pool in pools.items()})
@@ -56,9 +58,12 @@ class FigureGauges:
         self._metrics.figures_stale.set(is_stale)
 
     def _set(self, gauge: Gauge, values: Mapping[str, float]) -> None:
+        self._set_all(gauge, {(label,): value for label, value in values.items()})
+
+    def _set_all(self, gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
         # Set new values before removing old series, so that a scrape in between misses no series.
-        for label, value in values.items():
-            gauge.labels(label).set(value)
-        for label in self._labels.get(gauge, set()) - values.keys():
-            gauge.remove(label)
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        for labels in self._labels.get(gauge, set()) - values.keys():
+            gauge.remove(*labels)
         self._labels[gauge] = set(values)

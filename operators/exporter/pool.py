@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 from operators.exporter.answers import AnswerTime
-from operators.exporter.figures import PoolFigures
+from operators.exporter.figures import ClassFigures, PoolFigures
 from operators.exporter.open_jobs import NO_DEADLINE, OpenJobs
 from operators.exporter.replicas import Hysteresis, Plan, WaitingJobs, wanted_replicas
 from operators.exporter.settings import ExporterSettings
@@ -33,34 +34,37 @@ class WorkerPool:
         self._hysteresis = Hysteresis(settings.down_seconds)
 
     def figures(
-        self, topics: Sequence[Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
+        self, topics: Mapping[str, Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
     ) -> PoolFigures:
-        """Return the pool's figures, computed from the partitions of each of its lanes.
+        """Return the pool's figures, computed from the partitions of each of its lanes by class.
 
         `answers` has one number for each worker that has announced it: the 99th percentile of its answers' times in
         seconds.
         """
         self._answers.observe(answers)
-        partitions = [each for topic in topics for each in topic]
-        lanes = [_Lane.of(topic, now.unix_ms) for topic in topics]
-        jobs = sum(lane.waiting.jobs for lane in lanes)
+        partitions = [each for topic in topics.values() for each in topic]
+        lanes = {name: _Lane.of(topic, now.unix_ms) for name, topic in topics.items()}
+        classes = tuple(starmap(_of_class, lanes.items()))
+        jobs = sum(each.jobs for each in classes)
         self._throughput.observe(now.monotonic, sum(each.finished for each in partitions), jobs, workers)
         wanted = wanted_replicas(
-            (lane.waiting for lane in lanes),
+            (lane.waiting for lane in lanes.values()),
             self._throughput.jobs_per_second,
-            self._plan([len(topic) for topic in topics]),
+            self._plan([len(topic) for topic in topics.values()]),
         )
         return PoolFigures(
             lane=self._lane,
             jobs=jobs,
-            oldest_job_seconds=max((lane.oldest_seconds for lane in lanes), default=0.0),
+            oldest_job_seconds=max((each.oldest_job_seconds for each in classes), default=0.0),
             tightest_deadline_seconds=min(
-                (lane.tightest_seconds for lane in lanes if lane.tightest_seconds is not None), default=None
+                (each.tightest_deadline_seconds for each in classes if each.tightest_deadline_seconds is not None),
+                default=None,
             ),
             workers=workers,
             jobs_per_second=self._throughput.jobs_per_second,
             answer_seconds=self._answers.seconds,
             wanted_replicas=self._hysteresis.follow(now.monotonic, wanted),
+            classes=classes,
         )
 
     def _plan(self, partitions: Sequence[int]) -> Plan:
@@ -100,3 +104,7 @@ class _Lane:
         )
         oldest = (now_ms - jobs[0][0]) / 1000 if jobs else 0.0
         return cls(waiting, oldest, (min(known) - now_ms) / 1000 if known else None)
+
+
+def _of_class(name: str, lane: _Lane) -> ClassFigures:
+    return ClassFigures(name, lane.waiting.jobs, lane.oldest_seconds, lane.tightest_seconds)

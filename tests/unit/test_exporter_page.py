@@ -86,6 +86,29 @@ def test_the_page_has_the_figures_of_the_last_reading() -> None:
     assert [(lane["lane"], lane["jobs"], lane["workers"]) for lane in lanes] == [(None, 200, 1)]
 
 
+def test_each_class_of_a_lane_has_figures_of_its_own() -> None:
+    metrics, reader, bulk = Metrics(), InMemory(), TOPICS.requests(bulk=True)
+    reader.lanes.advance([standing("topic", 0, 1), replace(standing("bulk", 0, 2), topic=bulk)])
+    reader.waiting = {TOPICS.requests(): 1, bulk: 2}
+    lanes = reader.lanes.by_pool()[None]
+    lanes[TOPICS.requests()][0].add(job(0, ttl=20, at_ms=NOW - 1_000))
+    for number in range(2):
+        lanes[bulk][0].add(job(number, ttl=9_000, at_ms=NOW - 3_600_000, topic=bulk))
+    role = exporter(reader, SetClock(NOW / 1000), metrics)
+    role.read(reader)
+
+    [lane] = page(role)[1]["lanes"]
+    fields = "name", "jobs", "oldest_job_seconds", "tightest_deadline_seconds"
+    assert sorted(tuple(each[one] for one in fields) for each in lane["classes"]) == [
+        ("bulk", 2, 3600.0, 5400.0),
+        ("default", 1, 1.0, 19.0),
+    ]
+    assert (lane["jobs"], lane["oldest_job_seconds"], lane["tightest_deadline_seconds"]) == (3, 3600.0, 19.0)
+    for name, age in (("default", 1.0), ("bulk", 3600.0), ("spare", None)):
+        labels = {"lane": "", "class": name}
+        assert metrics.registry.get_sample_value("postback_class_oldest_job_seconds", labels) == age
+
+
 def test_jobs_of_slow_workers_want_more_workers_also_after_the_workers_have_ended() -> None:
     clock, metrics, reader = SetClock(NOW / 1000), Metrics(), InMemory(waiting={TOPICS.requests(): 6000})
     reader.lanes.advance([replace(standing("topic", 0, 6000 if each == 0 else 0), partition=each) for each in range(9)])

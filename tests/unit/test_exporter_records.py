@@ -51,7 +51,7 @@ def test_a_lanes_record_of_any_content_is_a_waiting_job(found: list[tuple[int, A
 
     expected = end - done.bit_count()
     assert partition.known + partition.unread == expected
-    figures = WorkerPool(None, SETTINGS).figures([[partition]], 1, ReadingTime(NOW, 0.0))
+    figures = WorkerPool(None, SETTINGS).figures({"default": [partition]}, 1, ReadingTime(NOW, 0.0))
     assert json.loads(json.dumps(figures.jobs)) == expected
     assert 0 <= figures.oldest_job_seconds <= names.LANES_KEPT_MS / 1000
 
