@@ -119,6 +119,8 @@ def test_the_exporter_s_settings_are_those_of_the_values(monkeypatch: pytest.Mon
         ({"worker": {"autoscaling": {"enabled": True, "longestJobSeconds": 3590}}}, "longestJobSeconds"),
         ({"delivery": {"autoscaling": {"enabled": True}}, "exporter": {"enabled": False}}, "set exporter.enabled"),
         ({"delivery": {"autoscaling": {"lane": "big"}}}, "lane"),
+        ({"delivery": {"autoscaling": {"authenticationRef": {"kind": "TriggerAuthentication"}}}}, "name"),
+        ({"worker": {"autoscaling": {"authMetadata": {"token": "abc"}}}}, "token"),
         ({"worker": {"lane": "batch"}}, "lane"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
         ({"monitoring": {"gpuMonitor": {"namespace": ""}}}, "namespace"),
@@ -129,6 +131,21 @@ def test_values_that_cannot_scale_are_refused_by_name(values: Manifest, named: s
 
     assert done.returncode != 0
     assert named in done.stderr
+
+
+def test_kedas_requests_authenticate_themselves_where_a_proxy_asks_for_it() -> None:
+    reference = {"name": "proxy", "kind": "ClusterTriggerAuthentication"}
+    asked = {"authenticationRef": reference, "authMetadata": {"authMode": "bearer"}}
+    scaling = {**SCALED["worker"]["autoscaling"], **asked}
+    manifests = render({**SCALED, "worker": {**SCALED["worker"], "autoscaling": scaling}})
+    scaled = find(manifests, "ScaledObject", "worker")
+    custom_resources.validate(scaled)
+    [trigger] = scaled["spec"]["triggers"]
+    [other] = find(manifests, "ScaledObject", "delivery")["spec"]["triggers"]
+
+    assert (trigger["authenticationRef"], trigger["metadata"]["authMode"]) == (reference, "bearer")
+    assert "authenticationRef" not in other
+    assert "authMode" not in other["metadata"]
 
 
 def test_the_gpu_monitor_keeps_the_gpus_of_the_releases_workers_for_the_job_of_the_rules() -> None:
