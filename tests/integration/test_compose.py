@@ -41,7 +41,7 @@ def test_the_profiles_add_the_services_beside_a_fleet(compose: Manifest) -> None
         "gpu": {"worker-gpu", "dcgm-exporter"},
         "dev": {"receiver"},
         "observe": {"prometheus", "alertmanager", "grafana"},
-        "elk": {"log-store", "filebeat"},
+        "elk": {"log-store", "filebeat", "audit-store", "filebeat-audit"},
     }
 
 

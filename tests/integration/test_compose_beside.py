@@ -220,12 +220,29 @@ def test_grafana_finds_prometheus_and_the_dashboards(compose: Manifest) -> None:
     assert port == str(compose["services"][host]["ports"][0]["target"])
 
 
-def test_filebeat_reads_the_containers_lines_into_the_log_store(compose: Manifest) -> None:
-    filebeat, store = compose["services"]["filebeat"], compose["services"]["log-store"]
+@pytest.mark.parametrize(("shipper", "store_name"), [("filebeat", "log-store"), ("filebeat-audit", "audit-store")])
+def test_filebeat_reads_the_containers_lines_into_a_store(compose: Manifest, shipper: str, store_name: str) -> None:
+    filebeat, store = compose["services"][shipper], compose["services"][store_name]
     folders = [v["target"] for v in filebeat["volumes"] if v["target"].endswith("/containers")]
 
     assert filebeat["environment"]["POSTBACK_CONTAINER_LOGS"].startswith(folders[0])
     port = store["ports"][0]["target"]
-    assert filebeat["environment"]["ELASTICSEARCH_URL"] == f"http://log-store:{port}/insert/elasticsearch"
+    assert filebeat["environment"]["ELASTICSEARCH_URL"] == f"http://{store_name}:{port}/insert/elasticsearch"
     named = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "deploy" / "filebeat" / "filebeat.yml").read_text()))
     assert filebeat["environment"].keys() <= named
+
+
+def test_log_and_audit_have_stores_of_their_own_with_the_retention_of_the_policies(compose: Manifest) -> None:
+    for service, policy in (("log-store", "logs"), ("audit-store", "audit")):
+        [kept] = [
+            word.partition("=")[2]
+            for word in compose["services"][service]["command"]
+            if word.startswith("-retentionPeriod")
+        ]
+        phases = json.loads((ROOT / "deploy" / "filebeat" / f"{policy}.policy.json").read_text())["policy"]["phases"]
+        assert kept == phases["delete"]["min_age"]
+    mounted = {
+        name: [volume["source"] for volume in compose["services"][name]["volumes"] if volume["type"] == "volume"]
+        for name in ("log-store", "audit-store", "filebeat", "filebeat-audit")
+    }
+    assert len({tuple(sources) for sources in mounted.values()}) == len(mounted)

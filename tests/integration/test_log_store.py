@@ -119,6 +119,27 @@ def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_pat
         assert sorted(line["_msg"].strip() for line in store.found("*")) == ["Fatal Python error: Aborted", "first"]
 
 
+def test_compose_ships_the_audit_to_a_store_of_its_own_and_nowhere_else(tmp_path: Path) -> None:
+    services = compose_model()["services"]
+    said = {"stream": "stderr", "time": _now(), "attrs": {"com.docker.compose.service": "gateway"}}
+    of_the_audit = {"message": "audit line", "event.dataset": "postback.audit"}
+    lines = [{"message": "log line", "event.dataset": "postback"}, of_the_audit, {"message": "last line"}]
+    text = "".join(json.dumps(said | {"log": json.dumps(line) + "\n"}) + "\n" for line in lines)
+    (tmp_path / "gateway-json.log").write_text(text)
+    (tmp_path / "other-json.log").write_text(json.dumps(said | {"log": json.dumps(of_the_audit) + "\n"}) + "\n")
+    containers = f"{tmp_path}/*-json.log"
+    with (
+        LogStore(tmp_path / "logs") as logs,
+        LogStore(tmp_path / "audit") as audit,
+        shipping(logs, tmp_path / "f", *services["filebeat"]["command"], containers=containers),
+        shipping(audit, tmp_path / "fa", *services["filebeat-audit"]["command"], containers=containers),
+    ):
+        eventually(lambda: len(logs.found("*")) == 2, 60, lambda: str(logs.found("*")))
+        eventually(lambda: len(audit.found("*")) == 2, 60, lambda: str(audit.found("*")))
+        assert sorted(line["_msg"] for line in logs.found("*")) == ["last line", "log line"]
+        assert [line["_msg"] for line in audit.found("*")] == 2 * ["audit line"]
+
+
 def _now() -> str:
     """The present time: `found` asks the store for the lines of the last day."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
