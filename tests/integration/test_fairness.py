@@ -23,8 +23,9 @@ SLOW = {
 """At most 430 jobs a second, so a burst waits for seconds."""
 
 
-def jobs(name: str, count: int) -> list[bytes]:
-    return [json.dumps({"job_id": f"{name}-{number}", "prompt": "What is it?"}).encode() for number in range(count)]
+def jobs(name: str, count: int, **more: object) -> list[bytes]:
+    job = {"prompt": "What is it?", **more}
+    return [json.dumps({"job_id": f"{name}-{number}", **job}).encode() for number in range(count)]
 
 
 def of(tenant: str, *more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
@@ -89,6 +90,19 @@ def test_a_tenants_flood_alone_is_deferred_so_that_a_later_tenant_is_answered_lo
     order = in_order(product)
     assert_each_once(order, flood=2500, few=10)
     assert max(places(order, "few")) < max(places(order, "flood")) - 800
+
+
+def test_the_jobs_of_one_tenant_are_answered_in_the_order_of_their_deadlines(product: Product) -> None:
+    product.put(jobs("day", 192), of("acme"))
+    product.put(jobs("hour", 64, ttl_seconds=3600), of("acme"))
+    worker = product.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "3"})
+    product.wait_for_results(256, 120)
+
+    order = in_order(product)
+    assert_each_once(order, day=192, hour=64)
+    # One window of 64 begins at once, and a second one may begin before every partition is read.
+    assert max(places(order, "hour")) < 192
+    assert worker.metrics()["postback_deferred_total"] == 0
 
 
 def test_the_bulk_lane_gets_its_share_beside_the_default_lane(product: Product) -> None:
