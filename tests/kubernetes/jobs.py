@@ -19,13 +19,16 @@ class Jobs:
         self._product = product
         self.ids: list[str] = []
 
-    def submit(self, count: int, verb: str = "Explain") -> list[str]:
-        """Submit jobs, spread over the partitions, and return their ids. Each prompt begins with the verb."""
+    def submit(self, count: int, verb: str = "Explain", lane: str | None = None) -> list[str]:
+        """Submit jobs, spread over the lane's partitions, and return their ids. Each prompt begins with the verb."""
         ids = [f"job-{len(self.ids) + number}" for number in range(count)]
         url = self._product.callbacks.url
         self._product.submit(
-            {"job_id": each, "prompt": f"{verb} {each}.", "callback_url": url, "ttl_seconds": _TTL_SECONDS}
-            for each in ids
+            (
+                {"job_id": each, "prompt": f"{verb} {each}.", "callback_url": url, "ttl_seconds": _TTL_SECONDS}
+                for each in ids
+            ),
+            self._product.kafka.topics.requests(lane),
         )
         self.ids += ids
         return ids

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,12 +31,12 @@ _FALLBACK_LOOKS = 3
 _HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
 """Number of further failed reads, one a second: more seconds than in the autoscaler's window for scaling down."""
 
+_LANES: Manifest = {"worker": {"pools": {"small": {"lane": "small"}, "big": {"lane": "big"}}}}
 
-@pytest.fixture
-def keda(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Keda]:
-    folder = tmp_path / "keda"
-    folder.mkdir()
-    with Keda(control_plane, folder) as started:
+
+@pytest.fixture(scope="module")
+def keda(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keda]:
+    with Keda(control_plane, tmp_path_factory.mktemp("keda")) as started:
         yield started
 
 
@@ -80,6 +79,29 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         workers_are(0)
         jobs.all_are_answered(said)
         assert len(engine.asked) == len(set(engine.asked)) == len(jobs.ids)
+        release.uninstall()
+
+
+def test_a_lanes_jobs_start_the_workers_of_this_lane_only(keda: Keda, node: Node, release: Release, jobs: Jobs) -> None:
+    engine, lanes = SteeredEngine(), ("small", "big")
+
+    def said() -> str:
+        workers = {lane: release.replicas(f"worker-{lane}") for lane in lanes}
+        return f"workers: {workers}\n{keda.last_lines()}\n{node.last_lines()}"
+
+    def big_are(fits: Callable[[int], bool]) -> None:
+        eventually(lambda: fits(release.replicas("worker-big")[0]), WAIT_SECONDS, said)
+
+    with handling(engine.handler) as url:
+        release.install(_scaled(f"{url}/v1"), _LANES)
+        eventually(lambda: all(release.replicas(f"worker-{lane}") == (0, 0) for lane in lanes), WAIT_SECONDS, said)
+        idle = _scalings(release, "small")
+
+        jobs.submit(PARTITIONS, lane="big")
+        big_are(lambda count: count > 0)
+        jobs.all_are_answered(said)
+        big_are(lambda count: count == 0)
+        assert _scalings(release, "small") == idle
         release.uninstall()
 
 
@@ -136,3 +158,9 @@ def _failures(release: Release) -> int:
     path = f"/apis/keda.sh/v1alpha1/namespaces/{release.namespace}/scaledobjects/fleet-postback-worker"
     health: dict[str, Any] = release.api.get(path)["status"].get("health", {})
     return max((each.get("numberOfFailures") or 0 for each in health.values()), default=0)
+
+
+def _scalings(release: Release, lane: str) -> int:
+    """The number of changes of the specification of a lane's StatefulSet, of which KEDA makes one to scale it."""
+    found = release.api.get(f"/apis/apps/v1/namespaces/{release.namespace}/statefulsets/fleet-postback-worker-{lane}")
+    return int(found["metadata"]["generation"])
