@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,6 +48,8 @@ _CALLED = {
     "model_name": "model_id",
 }
 """Other APIs' names for Postback's fields."""
+_OWN_MODELS = ("reasoning", *(kind.field for kind in KINDS if kind.model is not None))
+"""Fields of a job that are models, without models of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,8 @@ def taken_from(job: Job) -> UnknownFields | None:
             names += _below("sources.searches", search)
         for document in job.sources.documents:
             names += _below("sources.documents", document)
-    names += _below("reasoning", job.reasoning)
-    for kind in KINDS:
-        asked = getattr(job, kind.field)
-        names += _below(kind.field, asked if isinstance(asked, WireModel) else None)
+    for field in _OWN_MODELS:
+        names += _below(field, getattr(job, field))
     for tool in job.tools or ():
         names += _below("tools", tool)
         names += _below("tools.function", tool.function)
@@ -169,8 +169,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter((*alike, *(field for field in (_CALLED.get(name),) if field in known), *parts)), None)
 
 
-def _below(place: str, model: WireModel | None) -> Iterator[str]:
-    return (f"{place}.{name}" for name in (_removed(model) if model is not None else ()))
+def _below(place: str, model: WireModel | None) -> list[str]:
+    return [f"{place}.{name}" for name in _removed(model)] if model is not None else []
 
 
 def _removed(model: WireModel) -> list[str]:
