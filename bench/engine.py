@@ -1,12 +1,15 @@
-"""Compares the worker on a model with AsyncLLM alone on the same prompts: `python -m bench.engine`.
+"""Compares the worker on a model with AsyncLLM and `vllm run-batch` on the same prompts: `python -m bench.engine`.
 
-Both sides use one loaded engine in turn. AsyncLLM alone gets every prompt at once, by `AsyncLLM.generate`. The worker
-consists of the parts of `postback worker --engine vllm`, as a member of its group; its jobs are on `model_requests`
-before it joins. The clock runs from the first submit until the last answer. The worker's clock runs from the last check
-(every 20 ms) that finds nothing in flight until the last result is settled.
+The worker and AsyncLLM use one loaded engine in turn. AsyncLLM alone gets every prompt at once, by
+`AsyncLLM.generate`. The worker consists of the parts of `postback worker --engine vllm`, as a member of its group; its
+jobs are on `model_requests` before it joins. The clock runs from the first submit until the last answer. The worker's
+clock runs from the last check (every 20 ms) that finds nothing in flight until the last result is settled.
 
 The worker asks for log-probabilities, which it needs for `confidence` and which cost time. AsyncLLM alone is measured
 twice: with log-probabilities, like the worker, and without them, like a caller that does not need them.
+
+`vllm run-batch` (`run_batch`) runs in each round while the loaded engine is idle, without log-probabilities. Its rate
+is printed with its start-up, which counts for a person who runs one batch, and without.
 
 AsyncLLM alone decodes each token as it comes. The worker decodes each answer once (`decoding`); it is also measured
 with vLLM's decoding.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -30,6 +34,7 @@ from typing import Any
 import uvloop
 
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
+from bench.run_batch import BatchRun, run_batch
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from devkit.model import tiny_model
@@ -37,12 +42,14 @@ from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from telemetry.metrics import Metrics
 from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.settings import VllmSettings
 from workers.roles.process import Process
 from workers.roles.worker import inference_stage
 from workers.system.tuning import collect_garbage_seldom
 
 TARGET = 0.98
+BATCH_TARGET = 1.0
 PARTITIONS = 4
 LOOK_SECONDS = 0.02
 IN_FLIGHT = "postback_in_flight"
@@ -58,6 +65,11 @@ class Workload:
     jobs: int
     tokens: int
     max_model_len: int
+
+    @property
+    def settings(self) -> VllmSettings:
+        """The settings of the engine."""
+        return VllmSettings(model=self.model, max_model_len=self.max_model_len)
 
     def prompts(self) -> list[str]:
         """Return short questions, all different."""
@@ -89,10 +101,11 @@ class Round:
     worker: Speed
     by_vllm: Speed
     """The worker whose answers vLLM decodes, token by token."""
+    batch: BatchRun
 
     @property
     def sides(self) -> dict[str, Speed]:
-        """The sides by their names in the tables."""
+        """The sides with the loaded engine, by their names in the tables."""
         return {
             "AsyncLLM with log-probabilities": self.alone,
             "AsyncLLM without": self.without,
@@ -105,7 +118,7 @@ def main() -> None:
     """Run all sides in turn, and print the results."""
     options = _options()
     work = Workload(str(tiny_model()), options.jobs, options.tokens, options.max_model_len)
-    title(f"The worker on the tiny model and AsyncLLM alone: {work.jobs:,} prompts, at most {work.tokens} tokens each")
+    title(f"Worker, AsyncLLM and run-batch on the tiny model: {work.jobs:,} prompts, at most {work.tokens} tokens each")
     with broker(options.bootstrap_servers) as used:
         _report(uvloop.run(_rounds(used, work, options.rounds)))
 
@@ -129,11 +142,19 @@ def _report(rounds: Sequence[Round]) -> None:
     spent = {side: [one.sides[side].cpu_ms for one in rounds] for side in sides}
     lines = [[f"{each:.2f}" for each in row] for row in zip(*spent.values(), strict=True)]
     table(sides, [*lines, [f"median {statistics.median(each):.2f}" for each in spent.values()]])
+    print("jobs/s of vllm run-batch, with its start-up and without")
+    batches = [one.batch for one in rounds]
+    lines = [[f"{each.start_seconds:.1f} s", f"{each.rate_with_start:.1f}", f"{each.rate:.1f}"] for each in batches]
+    table(("start-up", "with start-up", "without"), lines)
     print("the worker asks for log-probabilities; every job has exactly one result")
     same = statistics.median(one.worker.rate / one.alone.rate for one in rounds)
     less = statistics.median(one.worker.rate / one.without.rate for one in rounds)
     verdict("worker / AsyncLLM alone that does the same work", same, TARGET, at_least=True)
     verdict("worker / AsyncLLM alone without log-probabilities", less, TARGET, at_least=True)
+    started = statistics.median(one.worker.rate / one.batch.rate_with_start for one in rounds)
+    verdict("worker / vllm run-batch with its start-up", started, BATCH_TARGET, at_least=True)
+    loaded = statistics.median(one.worker.rate / one.batch.rate for one in rounds)
+    print(f"worker / vllm run-batch without its start-up: {loaded:.2f}")
 
 
 def _ratios(one: Round) -> list[str]:
@@ -141,23 +162,27 @@ def _ratios(one: Round) -> list[str]:
 
 
 async def _rounds(used: Kafka, work: Workload, rounds: int) -> list[Round]:
-    engine = VllmEngine(VllmSettings(model=work.model, max_model_len=work.max_model_len), Metrics())
+    prepare_environment(work.model)
+    environment = dict(os.environ)  # before the engine sets variables for its own processes
+    engine = VllmEngine(work.settings, Metrics())
     collect_garbage_seldom()
     await engine.start()
     try:
-        return [await _round(used, work, engine) for _ in range(rounds)]
+        return [await _round(used, work, engine, environment) for _ in range(rounds)]
     finally:
         await engine.close()
 
 
-async def _round(used: Kafka, work: Workload, engine: VllmEngine) -> Round:
+async def _round(used: Kafka, work: Workload, engine: VllmEngine, environment: dict[str, str]) -> Round:
+    arguments = engine_arguments(work.settings, {})
+    batch = await asyncio.to_thread(run_batch, arguments, environment, work.prompts(), work.tokens)
     without = await _alone(engine._llm, work, log_probabilities=False)
     alone = await _alone(engine._llm, work, log_probabilities=True)
     worker = await _worker(used, work, engine)
     decoding = engine._prompts.decoding
     decoding.is_possible = False
     try:
-        return Round(without, alone, worker, await _worker(used, work, engine))
+        return Round(without, alone, worker, await _worker(used, work, engine), batch)
     finally:
         decoding.is_possible = True
 

@@ -131,8 +131,10 @@ def test_the_gateway_takes_a_batch_and_jobs_and_finds_one_among_many(broker: Bro
 def test_the_worker_is_compared_with_the_engine_alone(broker: Broker, clean_processes: None) -> None:
     tiny_model()
     sizes = ("--jobs", "8", "--tokens", "4", "--rounds", "1")
-    rates, _, _, spent, medians = rows_of(bench("engine", broker.bootstrap_servers, *sizes))
-    assert (len(rates), len(spent), len(medians)) == (6, 4, 4)
+    printed = bench("engine", broker.bootstrap_servers, *sizes)
+    rates, _, _, spent, medians, _, _, batch = rows_of(printed)
+    assert (len(rates), len(spent), len(medians), len(batch)) == (6, 4, 4, 3)
+    assert "worker / vllm run-batch with its start-up: " in printed
 
 
 @pytest.mark.vllm
