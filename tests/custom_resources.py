@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def validate(manifest: dict[str, Any]) -> None:
 def definitions() -> list[dict[str, Any]]:
     """The CustomResourceDefinition of each kind, for an API server."""
     return [_definition(kind) for kind in _DEFINED]
+
+
+def schemas() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield kind, version and strict schema of each version of a custom resource."""
+    for kind in _DEFINED:
+        for version in _definition(kind)["spec"]["versions"]:
+            yield kind, version["name"], _strict(version["schema"]["openAPIV3Schema"])
 
 
 @cache

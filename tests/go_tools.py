@@ -1,6 +1,6 @@
-"""Go and two tools built with it, Helm and compose-go's command, from their modules at pinned versions.
+"""Go and tools built with it, such as Helm, kubeconform and compose-go's command, from modules at pinned versions.
 
-Neither tool is on PyPI. Go's checksum database verifies the downloads. A cold build takes minutes on two cores, so each
+No such tool is on PyPI. Go's checksum database verifies the downloads. A cold build takes minutes on two cores, so each
 version is built once and kept in the user's cache.
 """
 
@@ -47,6 +47,7 @@ class GoTool:
 
 
 HELM = GoTool("helm.sh/helm/v3/cmd/helm", "v3.22.0")
+KUBECONFORM = GoTool("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0")
 COMPOSE = GoTool("github.com/compose-spec/compose-go/v2/cmd", "v2.16.2")
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "postback"
 EXAMPLES = ROOT / "helm" / "values"
 ROLES = ("worker", "delivery")
-OLDEST_KUBERNETES = "1.30"
+OLDEST_KUBERNETES = "1.30.0"
 """The oldest release that the chart's kubeVersion allows."""
 
 Manifest = dict[str, Any]
@@ -158,7 +158,12 @@ def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
 
 def render(values: Manifest) -> list[Manifest]:
     """Return the objects that Helm makes of the values, the pod of `helm test` among them."""
-    return [manifest for manifest in yaml.load_all(_rendered(yaml.safe_dump(values)), _LOADER) if manifest]
+    return [manifest for manifest in yaml.load_all(rendered(values), _LOADER) if manifest]
+
+
+def rendered(values: Manifest) -> str:
+    """Return the text that Helm makes of the values."""
+    return _rendered(yaml.safe_dump(values))
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -9,7 +9,6 @@ import pytest
 
 from producers.connection import connection_config
 from schemas.settings import FleetSettings
-from tests import custom_resources
 from tests.integration.deployment import (
     AT_REST,
     AUTHORITIES,
@@ -21,6 +20,7 @@ from tests.integration.deployment import (
     OWN_BYTES,
     REGISTRY,
     ROLES,
+    SCALED,
     SECURED,
     VALUE_SETS,
     Manifest,
@@ -34,7 +34,9 @@ from tests.integration.deployment import (
     pods,
     readers_bytes,
     render,
+    rendered,
 )
+from tests.kubeconform import Kubeconform
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.inference.settings import WorkerSettings
@@ -50,16 +52,31 @@ def test_the_chart_passes_helms_lint(values: Manifest) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@every_value_set
-def test_rendered_objects_are_valid_for_kubernetes(values: Manifest) -> None:
-    manifests = render(values)
+@pytest.fixture(scope="module")
+def kubeconform(tmp_path_factory: pytest.TempPathFactory) -> Kubeconform:
+    return Kubeconform(tmp_path_factory.mktemp("schemas"))
 
-    for manifest in manifests:
-        if custom_resources.is_custom(manifest):
-            continue  # tests/integration/test_chart_scaling.py validates them
-        kubernetes_validate.validate(manifest, OLDEST_KUBERNETES, strict=True)
-        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
-    assert {m["kind"] for m in manifests} >= {"StatefulSet", "Service", "PodDisruptionBudget", "ServiceAccount"}
+
+@every_value_set
+def test_rendered_objects_are_valid_for_kubernetes(kubeconform: Kubeconform, values: Manifest) -> None:
+    for version in (OLDEST_KUBERNETES, kubernetes_validate.latest_version()):
+        assert kubeconform.faults(rendered(values), version) == {}
+    assert {m["kind"] for m in render(values)} >= {"StatefulSet", "Service", "PodDisruptionBudget", "ServiceAccount"}
+
+
+def test_kubeconform_names_unknown_fields_wrong_values_and_repeated_keys(kubeconform: Kubeconform) -> None:
+    text = rendered(SCALED)
+    broken = (
+        text.replace("serviceName:", "servicename:", 1),
+        text.replace("maxUnavailable: 1", "maxUnavailable: [1]", 1),
+        text.replace("maxReplicaCount:", "maxReplicas:", 1),
+        text.replace("kind: ServiceAccount", "kind: ServiceAccount\nkind: ServiceAccount", 1),
+    )
+
+    faults = [" ".join(kubeconform.faults(each, OLDEST_KUBERNETES).values()) for each in broken]
+
+    for fault, named in zip(faults, ("servicename", "maxUnavailable", "maxReplicas", "kind"), strict=True):
+        assert named in fault
 
 
 @pytest.mark.parametrize(("role", "drain", "margin"), [("worker", 30, 30), ("worker", 240, 20), ("delivery", 60, 10)])
