@@ -1,22 +1,15 @@
 """Writes the Grafana dashboards beside this file: `python deploy/grafana/dashboards.py`.
 
-Each panel is one row of a table in this file, so a renamed metric changes one line. Grafana's own library
-(https://github.com/grafana/grafana-foundation-sdk) builds the JSON.
+Each panel is one row of a table in this file, so a renamed metric changes one line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_uppercase
 
-from grafana_foundation_sdk.builders.common import VizLegendOptions, VizTooltipOptions
 from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable
-from grafana_foundation_sdk.builders.prometheus import Dataquery
-from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, TooltipDisplayMode
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync
 from grafana_foundation_sdk.models.units import (
     OpsPerSecond,
     Percent,
@@ -26,74 +19,45 @@ from grafana_foundation_sdk.models.units import (
     Short,
 )
 
+from panels import JobsPerSecond, Panel, RecordsPerSecond, TokensPerSecond, graph_of
+from queries import COUNTED, RATE, alert_limit, by_lane, count, of_those_with, phase_seconds, quantiles, rate
+
 FOLDER = Path(__file__).parent
-_DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-_WIDTH, _HEIGHT = 8, 8
-"""Three panels fill the 24 columns of Grafana's grid."""
-_RATE = "[$__rate_interval]"
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One graph. `unit` is an id of Grafana's units.
-
-    `queries` maps each legend to its PromQL; Grafana replaces `{{label}}` in a legend by the label's value.
-    """
-
-    title: str
-    unit: str
-    queries: dict[str, str]
-    about: str = ""
-
-
-def rate(metric: str, by: str = "") -> str:
-    """Return the rate of a counter per second, summed by a label."""
-    grouping = f" by ({by})" if by else ""
-    return f"sum{grouping}(rate({metric}{_RATE}))"
-
-
-def quantiles(histogram: str, by: str = "") -> dict[str, str]:
-    """Return the median, the 95th and the 99th percentile of a histogram."""
-    grouping, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
-    return {
-        f"p{number}{legend}": f"histogram_quantile(0.{number}, sum by ({grouping}) (rate({histogram}_bucket{_RATE})))"
-        for number in (50, 95, 99)
-    }
-
-
-def phase_seconds(phase: str) -> str:
-    """Return the query for the 95th percentile of jobs' seconds in a phase."""
-    return f'histogram_quantile(0.95, sum by (le) (rate(postback_job_seconds_bucket{{phase="{phase}"}}{_RATE})))'
-
 
 DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
     "fleet": (
         "Postback fleet",
         (
-            Panel("Waiting jobs", Short, {"{{lane}}": "max by (lane) (postback_waiting_jobs)"}),
-            Panel("Oldest waiting job", Seconds, {"{{lane}}": "max by (lane) (postback_oldest_job_seconds)"}),
-            Panel("Tightest deadline", Seconds, {"{{lane}}": "min by (lane) (postback_tightest_deadline_seconds)"}),
+            Panel("Waiting jobs", Short, {"{{lane}}": by_lane("max", "postback_waiting_jobs")}),
+            Panel("Oldest waiting job", Seconds, {"{{lane}}": by_lane("max", "postback_oldest_job_seconds")}),
+            Panel(
+                *("Tightest deadline", Seconds),
+                {"{{lane}}": by_lane("min", "postback_tightest_deadline_seconds")},
+                "Negative once it has passed; an alert fires below the line.",
+                limit=alert_limit("PostbackDeadlineNear"),
+                low=None,
+            ),
             Panel(
                 *("Workers", Short),
                 {
-                    "{{lane}} alive": "max by (lane) (postback_workers)",
-                    "{{lane}} wanted": "max by (lane) (postback_wanted_replicas)",
+                    "{{lane}} alive": by_lane("max", "postback_workers"),
+                    "{{lane}} wanted": by_lane("max", "postback_wanted_replicas"),
                 },
                 "The wanted workers answer all waiting jobs before their deadlines.",
             ),
-            Panel("Results by outcome", OpsPerSecond, {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
+            Panel("Results by outcome", JobsPerSecond, {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
             Panel(
                 "Seconds in each phase, 95th percentile",
                 Seconds,
                 {
                     "{{phase}}": "histogram_quantile(0.95, sum by (le, phase) "
-                    f"(rate(postback_job_seconds_bucket{_RATE})))"
+                    f"(rate(postback_job_seconds_bucket{RATE})))"
                 },
             ),
             Panel("Workers by model", Short, {"{{model}}": "max by (model) (postback_model_workers)"}),
             Panel("Dead letters", Short, {"open": "max(postback_open_dead_letters)"}),
             Panel(
-                "Dead letters by reason", OpsPerSecond, {"{{reason}}": rate("postback_dead_letters_total", "reason")}
+                "Dead letters by reason", Short, {"{{reason}}": count("postback_dead_letters_total", "reason")}, COUNTED
             ),
         ),
     ),
@@ -104,7 +68,12 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Callback attempts by result", OpsPerSecond, {"{{result}}": rate("postback_callbacks_total", "result")}
             ),
-            Panel("Age of delivered callbacks", Seconds, quantiles("postback_callback_age_seconds")),
+            Panel(
+                *("Age of delivered callbacks", Seconds),
+                quantiles("postback_callback_age_seconds"),
+                "An alert fires if the 95th percentile is above the line for a while.",
+                limit=alert_limit("PostbackCallbacksLate"),
+            ),
             Panel(
                 "Seconds of an attempt, 95th percentile",
                 Seconds,
@@ -112,10 +81,13 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
             Panel("Disabled endpoints", Short, {"disabled": "max(postback_disabled_endpoints)"}),
             Panel(
-                "Endpoints disabled", OpsPerSecond, {"{{reason}}": rate("postback_endpoints_disabled_total", "reason")}
+                "Endpoints disabled",
+                Short,
+                {"{{reason}}": count("postback_endpoints_disabled_total", "reason")},
+                COUNTED,
             ),
-            Panel("Circuit breakers", OpsPerSecond, {"{{state}}": rate("postback_breaker_changes_total", "state")}),
-            Panel("Deferred records", OpsPerSecond, {"deferred": rate("postback_deferred_total")}),
+            Panel("Circuit breakers", Short, {"{{state}}": count("postback_breaker_changes_total", "state")}, COUNTED),
+            Panel("Deferred records", RecordsPerSecond, {"deferred": rate("postback_deferred_total")}),
         ),
     ),
     "enrichment": (
@@ -137,30 +109,30 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Cache hits",
                 PercentUnit,
                 {
-                    "{{level}}": f'sum by (level) (rate(postback_cache_lookups_total{{result="hit"}}{_RATE})) / '
-                    f"sum by (level) (rate(postback_cache_lookups_total{_RATE}))"
+                    "{{level}}": f'sum by (level) (rate(postback_cache_lookups_total{{result="hit"}}{RATE})) / '
+                    f"sum by (level) (rate(postback_cache_lookups_total{RATE}))"
                 },
             ),
-            Panel("Reranking by result", OpsPerSecond, {"{{result}}": rate("postback_reranks_total", "result")}),
+            Panel("Reranking by result", JobsPerSecond, {"{{result}}": rate("postback_reranks_total", "result")}),
             Panel("Seconds of reranking", Seconds, quantiles("postback_rerank_seconds")),
         ),
     ),
     "engine": (
         "Postback engine",
         (
-            Panel("Tokens", OpsPerSecond, {"{{kind}}": rate("postback_tokens_total", "kind")}),
+            Panel("Tokens", TokensPerSecond, {"{{kind}}": rate("postback_tokens_total", "kind")}),
             Panel(
                 "Seconds of generation, 95th percentile",
                 Seconds,
                 {"infer": phase_seconds("infer")},
             ),
-            Panel("Running jobs", Short, {"{{instance}}": "sum by (instance) (postback_in_flight)"}),
+            Panel("Running jobs", Short, {"{{instance}}": of_those_with("postback_in_flight", "postback_jobs_total")}),
             Panel(
                 "Jobs per second of one worker",
-                OpsPerSecond,
-                {"{{lane}}": "max by (lane) (postback_worker_jobs_per_second)"},
+                JobsPerSecond,
+                {"{{lane}}": by_lane("max", "postback_worker_jobs_per_second")},
             ),
-            Panel("Engine restarts", Short, {"restarts": "sum(increase(postback_engine_restarts_total[15m]))"}),
+            Panel("Engine restarts", Short, {"restarts": count("postback_engine_restarts_total")}, COUNTED),
             Panel(
                 "Requests by model",
                 OpsPerSecond,
@@ -169,7 +141,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel("Open circuits of models", Short, {"{{model}}": "max by (model) (postback_model_circuits_open)"}),
             Panel(
                 "Tokens in vLLM's steps",
-                OpsPerSecond,
+                TokensPerSecond,
                 {"{{kind}}": rate("postback_engine_tokens_total", "kind")},
                 "Needs POSTBACK_ENGINE__VLLM__ENGINE_METRICS=true, like the panels after this one.",
             ),
@@ -190,7 +162,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "GPU utilisation",
                 Percent,
                 {"{{gpu}}": 'avg by (gpu) (DCGM_FI_DEV_GPU_UTIL{job="postback-gpu"})'},
-                "From NVIDIA's dcgm-exporter, as the job postback-gpu.",
+                "From NVIDIA's dcgm-exporter, as the job postback-gpu; an alert fires above the line.",
+                limit=alert_limit("PostbackGpuBusy"),
             ),
         ),
     ),
@@ -202,12 +175,14 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Evidence",
                 Short,
                 {"{{alias}} {{claim}}": "max by (alias, claim) (postback_rollout_e_value_log10)"},
-                "log10 of the lowest e-value of the rollout's profiles; 1.3 decides.",
+                "log10 of the lowest e-value of the rollout's profiles; the line decides.",
+                limit=1.3,
+                low=None,
             ),
-            Panel("Sampled jobs", OpsPerSecond, {"{{result}}": rate("postback_rollout_samples_total", "result")}),
-            Panel("Results by outcome", OpsPerSecond, {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
+            Panel("Sampled jobs", JobsPerSecond, {"{{result}}": rate("postback_rollout_samples_total", "result")}),
+            Panel("Results by outcome", JobsPerSecond, {"{{outcome}}": rate("postback_jobs_total", "outcome")}),
             Panel("Seconds of generation, 95th percentile", Seconds, {"infer": phase_seconds("infer")}),
-            Panel("Tokens", OpsPerSecond, {"{{kind}}": rate("postback_tokens_total", "kind")}),
+            Panel("Tokens", TokensPerSecond, {"{{kind}}": rate("postback_tokens_total", "kind")}),
             Panel("Workers by model", Short, {"{{model}}": "max by (model) (postback_model_workers)"}),
         ),
     ),
@@ -223,15 +198,22 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 Seconds,
                 {
                     "{{route}}": "histogram_quantile(0.99, sum by (le, route) "
-                    f"(rate(postback_http_request_seconds_bucket{_RATE})))"
+                    f"(rate(postback_http_request_seconds_bucket{RATE})))"
                 },
+                "Routes that wait for an answer or stream events count whole. "
+                "An alert fires if accepting a job takes longer than the line.",
+                limit=alert_limit("PostbackDoorSlow"),
             ),
-            Panel("Connections", Short, {"{{instance}}": "sum by (instance) (postback_http_connections)"}),
+            Panel(
+                "Connections",
+                Short,
+                {"{{instance}}": of_those_with("postback_http_connections", "postback_http_requests_total")},
+            ),
             Panel("Refused connections", OpsPerSecond, {"refused": rate("postback_http_connections_refused_total")}),
             Panel("Outbox", Short, {"records": "max(postback_outbox_records)"}),
-            Panel("Records put on Kafka", OpsPerSecond, {"relayed": rate("postback_relayed_records_total")}),
+            Panel("Records put on Kafka", RecordsPerSecond, {"relayed": rate("postback_relayed_records_total")}),
             Panel("Rows of the view", OpsPerSecond, {"{{kind}}": rate("postback_viewed_records_total", "kind")}),
-            Panel("Input filter", OpsPerSecond, {"{{verdict}}": rate("postback_screened_total", "verdict")}),
+            Panel("Input filter", JobsPerSecond, {"{{verdict}}": rate("postback_screened_total", "verdict")}),
         ),
     ),
     "kafka": (
@@ -239,20 +221,23 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         (
             Panel("Waiting records by topic", Short, {"{{topic}}": "max by (topic) (postback_waiting_records)"}),
             Panel("Backlog by the owners", Short, {"{{topic}}": "sum by (topic) (postback_backlog_records)"}),
-            Panel("Settled records", OpsPerSecond, {"settled": rate("postback_settled_records_total")}),
+            Panel("Settled records", RecordsPerSecond, {"settled": rate("postback_settled_records_total")}),
             Panel("Settle transactions", OpsPerSecond, {"{{result}}": rate("postback_settles_total", "result")}),
             Panel(
                 "Seconds of a settle, 95th percentile",
                 Seconds,
                 {"settle": phase_seconds("settle")},
             ),
-            Panel("Repairs", OpsPerSecond, {"{{kind}}": rate("postback_repairs_total", "kind")}),
+            Panel("Repairs", Short, {"{{kind}}": count("postback_repairs_total", "kind")}, COUNTED),
             Panel(
                 "Offsets that retention removed", Short, {"lost": "sum(increase(postback_retention_loss_total[1h]))"}
             ),
             Panel("Quarantined records", Short, {"given up": "sum(increase(postback_quarantined_total[1h]))"}),
             Panel(
-                "Age of the exporter's figures", Seconds, {"age": "time() - max(postback_figures_timestamp_seconds)"}
+                *("Age of the exporter's figures", Seconds),
+                {"age": "time() - max(postback_figures_timestamp_seconds)"},
+                "An alert fires above the line.",
+                limit=alert_limit("PostbackFiguresStale"),
             ),
         ),
     ),
@@ -268,30 +253,12 @@ def dashboard(name: str) -> Dashboard:
         .tags(["postback"])
         .refresh("30s")
         .time("now-6h", "now")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
     for number, panel in enumerate(panels, start=1):
-        built.with_panel(_graph(panel).id(number))
+        built.with_panel(graph_of(panel).id(number))
     return built
-
-
-def _graph(panel: Panel) -> Timeseries:
-    legend = VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
-    graph = (
-        Timeseries()
-        .title(panel.title)
-        .description(panel.about)
-        .datasource(_DATASOURCE)
-        .span(_WIDTH)
-        .height(_HEIGHT)
-        .unit(panel.unit)
-        .legend(legend)
-        .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
-    )
-    for letter, (text, query) in zip(ascii_uppercase, panel.queries.items(), strict=False):
-        asked = Dataquery().ref_id(letter).datasource(_DATASOURCE).expr(query).legend_format(text).range()
-        graph.with_target(asked)
-    return graph
 
 
 def documents() -> dict[Path, str]:

@@ -40,6 +40,8 @@ class Panel:
     high: float | None
     """End of the axis; None follows the values."""
     thresholds: tuple[float, ...]
+    is_sorted: bool
+    """True if the legend begins with the series of the highest values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +76,5 @@ def _panel(found: dict[str, Any]) -> Panel:
         low=defaults.get("min"),
         high=defaults.get("max"),
         thresholds=tuple(step["value"] for step in steps if step["value"] is not None),
+        is_sorted=found["options"]["legend"].get("sortBy") == "Max",
     )

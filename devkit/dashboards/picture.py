@@ -58,7 +58,7 @@ def _graph(axes: Axes, panel: Panel, lines: Sequence[Series], period: Period) ->
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{datetime.fromtimestamp(at, UTC):%H:%M}"))
     axes.set_xlim(period.end - period.seconds, period.end)
-    for line in lines:
+    for line in sorted(lines, key=Series.highest, reverse=True) if panel.is_sorted else lines:
         axes.plot(line.times, line.values, label=line.legend, linewidth=1.2, marker=".", markersize=2)
     if not lines:
         axes.text(0.5, 0.5, "No data", transform=axes.transAxes, ha="center", va="center", fontsize=12)

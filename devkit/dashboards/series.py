@@ -48,6 +48,10 @@ class Series:
         """True if the line has no number to show."""
         return not any(math.isfinite(value) for value in self.values)
 
+    def highest(self) -> float:
+        """Return the highest number; minus infinity without one."""
+        return max((value for value in self.values if math.isfinite(value)), default=-math.inf)
+
 
 def panel_series(prometheus: str, panel: Panel, period: Period) -> list[Series]:
     """Return the lines of a panel. Raises requests.RequestException, also if Prometheus refuses a query."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+_SUFFIX: Final = "suffix: "
 _SECONDS: Final = (
     (604_800, "week"),
     (86_400, "day"),
@@ -19,6 +20,8 @@ _SHORT: Final = ((1e9, " Bil"), (1e6, " Mil"), (1e3, " K"), (1, ""))
 
 def written(value: float, unit: str) -> str:
     """Return a number with its unit. Raises KeyError for a unit that no dashboard has."""
+    if unit.startswith(_SUFFIX):
+        return f"{_short(value)} {unit.removeprefix(_SUFFIX)}"
     return _UNITS[unit](value)
 
 

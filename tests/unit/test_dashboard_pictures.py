@@ -27,6 +27,7 @@ def panel(title: str, number: int, **defaults: Any) -> dict[str, Any]:
         "gridPos": {"x": 8 * number, "y": 0, "w": 8, "h": 8},
         "fieldConfig": {"defaults": {"unit": "s", **defaults}},
         "targets": [{"expr": "x", "legendFormat": "{{lane}}"}],
+        "options": {"legend": {"sortBy": "Max"}},
     }
 
 
@@ -74,6 +75,7 @@ def test_a_legend_shows_the_values_of_labels_as_grafana_shows_them(
         (0.5, "short", "0.5"),
         (0.25, "ops", "0.25 ops/s"),
         (12, "reqps", "12 req/s"),
+        (2_000, "suffix: tokens/s", "2 K tokens/s"),
         (0.5, "percentunit", "50%"),
         (50, "percent", "50%"),
     ],
@@ -111,14 +113,14 @@ def test_a_picture_shows_titles_legends_units_thresholds_and_bounds_in_place(tmp
     assert [text.get_text() for text in second.texts] == ["No data"]
 
 
-def test_a_picture_is_written_as_png_with_the_legend_of_many_series_cut(tmp_path: Path) -> None:
+def test_a_picture_is_written_as_png_whose_legend_begins_with_the_highest_of_many_series(tmp_path: Path) -> None:
     read = dashboard(tmp_path, panel("Routes", 0))
     lines = [line(f"/v1/route/{number}", float(number)) for number in range(25)]
     draw(read, {read.panels[0]: lines}, PERIOD, tmp_path / "fleet.png")
     [axes] = figure_of(read, {read.panels[0]: lines}, PERIOD).axes
 
     assert (tmp_path / "fleet.png").read_bytes().startswith(PNG)
-    assert legend_texts(axes) == [f"/v1/route/{number}" for number in range(20)] + ["and 5 more"]
+    assert legend_texts(axes) == [f"/v1/route/{number}" for number in range(24, 4, -1)] + ["and 5 more"]
 
 
 def test_a_rate_looks_back_over_at_least_four_scrapes() -> None:
