@@ -14,6 +14,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.throttle import LogThrottle
+from workers.stage.horizon import undone_below
 from workers.stage.intake import Contact, Intake
 from workers.stage.partition import Partition, Phase
 from workers.stage.settle import Settler
@@ -116,7 +117,8 @@ class Watch:
         for partition in partitions:
             marks = self._intake.watermarks(partition.id, cached=True)
             if marks is not None and partition.phase is Phase.OPEN:
-                backlog = max(0, marks[1] - partition.ledger.base)
+                progress = partition.ledger.progress  # records done behind a slow one do not wait
+                backlog = undone_below(marks[1], progress.base, progress.done)
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 
     def gone(self, partition: Partition) -> None:
