@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.drawn import drawn
+from workers.engines.families import families
 from workers.engines.models.mistakes import RegistryRefused
 from workers.engines.models.registry_file import MOST_BYTES, ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
@@ -39,6 +40,7 @@ MISTAKES = {
     ENGINES + 'addresses = ["http://a", "http://a"]\n' + MODEL: "engines.e.addresses: has one URL twice",
     ENGINES + "addresses = []\n" + MODEL: "engines.e.addresses: must be a list of 1 to 64 URLs",
     ENGINES + 'base_url = "http://a"\n' + MODEL: "engines.e.base_url: stands in `addresses`; move it there",
+    ENGINES + 'family = "qwq"\n' + MODEL: "engines.e.family: stands in the tables of the models; move it there",
     ENGINES + 'model = "x"\n' + MODEL: "engines.e.model: stands in the tables of the models; move it there",
     '[engines.e]\nkind = "echo"\naddresses = ["http://a"]\n' + MODEL: "engines.e.addresses: has no meaning",
     ENGINES: "models: has no table; write [models.NAME]",
@@ -131,6 +133,14 @@ def test_a_models_table_may_say_whether_it_reads_images(tmp_path: Path, option: 
         registry = read(tmp_path, ENGINES + settings_of_engine + MODEL + option)
         [section] = registry.models["m"].sections
         assert section.model_dump()["images"] is kept
+
+
+def test_the_engine_gets_the_family_that_a_models_table_names(tmp_path: Path) -> None:
+    """The engine separates the reasoning by the family's marks. In an earlier version, it went by the name alone."""
+    model = read(tmp_path, GOOD + 'family = "deepseek-r1"\n').models["m"]
+    assert [section.model_family() for section in model.sections] == [families()["deepseek-r1"]]
+    assert model.family == families()["deepseek-r1"]
+    assert read(tmp_path, GOOD).models["m"].family is None
 
 
 def test_a_complete_file_gives_each_model_its_engine_with_its_settings(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines import ENGINES
 from workers.engines.base import Engine
-from workers.engines.families import Family, family_of
 from workers.engines.families.quirks import FamilyEngine
 from workers.engines.settings import EngineSection, EngineSettings
 
@@ -38,21 +37,15 @@ def create(
 ) -> FamilyEngine:
     """Make an engine without starting it. `model` overrides the model in the settings.
 
-    The family is found by the model's name. Raises KeyError for a name that is not registered, and ValueError if the
-    engine needs a model and has none.
+    Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
     """
     section = settings.section(name)
-    chosen = model or section.model
-    family = family_of(chosen) if chosen is not None else None
-    return create_of(name, section.model_copy(update={"model": chosen}), family, metrics, clock)
+    return create_of(name, section.model_copy(update={"model": model or section.model}), metrics, clock)
 
 
-def create_of(name: str, section: EngineSection, family: Family | None, metrics: Metrics, clock: Clock) -> FamilyEngine:
-    """Make an engine with these settings, without starting it. The model in the settings belongs to `family`.
-
-    Raises the errors of `create`.
-    """
-    return FamilyEngine(_module(name).create(section, metrics, clock), family)
+def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> FamilyEngine:
+    """Make an engine with these settings, without starting it. Raises the errors of `create`."""
+    return FamilyEngine(_module(name).create(section, metrics, clock), section.model_family())
 
 
 def engine_settings() -> type[EngineSettings]:

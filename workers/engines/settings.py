@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from workers.engines.families import Family, families, family_of, known_family
 
 
 class EngineSection(BaseModel):
@@ -31,6 +33,22 @@ class EngineSection(BaseModel):
 
     model: str | None = None
     """The model's name, unless `--model` gives one."""
+    family: str | None = None
+    """The model's family, such as `deepseek-r1`, if the model's name does not show it.
+
+    The family gives the marks around the reasoning and the format of calls.
+    """
+
+    @field_validator("family")
+    @classmethod
+    def _is_known(cls, family: str | None) -> str | None:
+        return known_family(family)
+
+    def model_family(self, architectures: Iterable[str] = ()) -> Family | None:
+        """Return the family of the settings, else of the model's name and architectures; None for no known family."""
+        if self.family is not None:
+            return families()[self.family]
+        return family_of(self.model, architectures) if self.model is not None else None
 
     @classmethod
     def unsupported(cls, table: Mapping[str, object]) -> tuple[str, ...]:
@@ -45,6 +63,7 @@ class EngineSection(BaseModel):
         context_tokens: int | None,
         adapters: Mapping[str, str],
         images: bool | None = None,
+        family: str | None = None,
     ) -> Self:
         """Return the settings for a model of the registry. Options without a meaning for this engine are left out."""
         given = {
@@ -53,7 +72,7 @@ class EngineSection(BaseModel):
             "adapters": dict(adapters),
             "images": images,
         }
-        update: dict[str, object] = {"model": model}
+        update: dict[str, object] = {"model": model, "family": family}
         for field, value in given.items():
             if field in self.registry_fields and (value or value is False):
                 update[self.registry_fields[field]] = value

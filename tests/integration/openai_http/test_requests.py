@@ -44,6 +44,16 @@ async def test_the_server_reads_each_field_of_a_request() -> None:
     ]
 
 
+@pytest.mark.parametrize("family", ["deepseek-r1", None])
+async def test_the_family_of_the_settings_separates_the_reasoning_of_a_model_with_another_name(
+    family: str | None,
+) -> None:
+    async with engine_at(Server(says("Since.</think>Yes.")), family=family) as engine:
+        completion = await engine.generate(request())
+    expected = ("Yes.", "Since.") if family is not None else ("Since.</think>Yes.", None)
+    assert (completion.text, completion.reasoning) == expected
+
+
 async def test_parameters_that_not_every_server_understands_are_not_sent_unasked() -> None:
     server = Server(says("yes"))
     async with engine_at(server, log_probabilities=False) as engine:

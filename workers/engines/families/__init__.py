@@ -81,6 +81,13 @@ def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
     return built[0] if len(built) == 1 else None
 
 
+def known_family(family: str | None) -> str | None:
+    """Return the name. Raises ValueError if it is no family's."""
+    if family is not None and family not in families():
+        raise ValueError(f"is no family that Postback knows; there are: {', '.join(families())}")
+    return family
+
+
 def are_read_by(family: Family | None, model: str) -> bool:
     """True if this model of the family reads images. False for a model of no known family."""
     return family is not None and family.images is not None and bool(_pattern(family.images).search(_folded(model)))

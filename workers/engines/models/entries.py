@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, Identifier
 from schemas.topics import is_engine_lane
-from workers.engines.families import families
+from workers.engines.families import known_family
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -120,6 +120,4 @@ class ModelEntry(RegistryPart):
     @field_validator("family")
     @classmethod
     def _is_known(cls, family: str | None) -> str | None:
-        if family is not None and family not in families():
-            raise ValueError(f"is no family that Postback knows; there are: {', '.join(families())}")
-        return family
+        return known_family(family)

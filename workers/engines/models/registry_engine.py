@@ -150,7 +150,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[FamilyEngine]:
-    return [create_of(model.engine.kind, section, model.family, metrics, clock) for section in model.sections]
+    return [create_of(model.engine.kind, section, metrics, clock) for section in model.sections]
 
 
 def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:

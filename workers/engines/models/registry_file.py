@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from workers.engines import ENGINES
-from workers.engines.families import Family, are_read_by, families, family_of
+from workers.engines.families import Family, are_read_by, families
 from workers.engines.models.between_tables import mistakes_between
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
 from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, reasons
@@ -62,8 +62,7 @@ class RegistryModel:
     @property
     def family(self) -> Family | None:
         """The family that the table names, else the family of the model's name; None for no known family."""
-        named = self.entry.family
-        return families()[named] if named is not None else family_of(self.entry.model or self.name)
+        return self.sections[0].model_family()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,7 @@ class _Reader:
         for option in options:
             if any(_is_secret(each, option) for each in kinds):
                 options[option] = self._secret((*place, option), options[option])
-        for option in {"model", "base_url", "adapters"} & {*options}:
+        for option in {"model", "family", "base_url", "adapters"} & {*options}:
             instead = "`addresses`" if option == "base_url" else "the tables of the models"
             self._wrong((*place, option), f"stands in {instead}; move it there")
             del options[option]
@@ -273,6 +272,7 @@ def _model(name: str, entry: ModelEntry, engine: EngineEntry) -> RegistryModel:
         each.for_model(
             *(entry.model or name, entry.revision, entry.context_tokens, entry.adapters),
             entry.images if entry.images is not None else _reads_images(each, entry, name),
+            entry.family,
         )
         for each in engine.sections
     )
@@ -288,7 +288,7 @@ def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool 
 
 def _given(section: EngineSection) -> dict[str, Any]:
     """Return the settings that the environment gives, except the server, the server's key, and the model."""
-    names = section.model_fields_set - {"model", "base_url", "adapters"}
+    names = section.model_fields_set - {"model", "family", "base_url", "adapters"}
     return {name: getattr(section, name) for name in names if not _is_secret(type(section), name)}
 
 

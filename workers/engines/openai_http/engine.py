@@ -27,7 +27,7 @@ from workers.engines.base import (
     RequestRejected,
     require_texts,
 )
-from workers.engines.families import are_read_by, family_of
+from workers.engines.families import are_read_by
 from workers.engines.online.settings import OnlineSettings
 from workers.engines.openai_http.answers import TryAgain
 from workers.engines.openai_http.follow import follow
@@ -79,7 +79,7 @@ class HttpEngine:
         self.name = name
         self.models = (model,)
         self._settings = settings
-        self._reads_images = are_read_by(family_of(model), model) if settings.images is None else settings.images
+        self._reads_images = are_read_by(settings.model_family(), model) if settings.images is None else settings.images
         self._server = server
         self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
         self._look = look

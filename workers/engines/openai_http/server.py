@@ -23,7 +23,6 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
-from workers.engines.families import family_of
 from workers.engines.first_requests import first_requests
 from workers.engines.openai_http.answers import TryAgain, outcome
 from workers.engines.openai_http.dialect import Dialect, problem_in
@@ -55,7 +54,7 @@ class OpenAIServer:
         self._clock = clock
         self._dialect = Dialect(model, settings)
         self._base = settings.base_url.rstrip("/")
-        family = family_of(model)
+        family = settings.model_family()
         self._marks = family.reasoning if family is not None else None
         self._session: aiohttp.ClientSession | None = None
 

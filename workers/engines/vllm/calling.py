@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
 from workers.engines.base import GenerationRequest, RequestRejected, numbered_call
-from workers.engines.families import family_of
+from workers.engines.families import Family
 from workers.engines.vllm.loading import short
 
 _WHOLE_OUTPUT: Final = "openai"
@@ -30,11 +30,10 @@ class Calling:
         self._model_config = model_config
 
     @classmethod
-    def of(cls, model: str, model_config: Any, name: str | None = None) -> Self:
-        """Return the tools of the model with this configuration; `name` is the parser of the operator's settings."""
+    def of(cls, family: Family | None, model_config: Any, name: str | None = None) -> Self:
+        """Return the tools of the family's model; `name` is the parser of the operator's settings."""
         from vllm.tokenizers import cached_tokenizer_from_config
 
-        family = family_of(model, model_config.architectures)
         found = name or (family.tools if family is not None else None)
         tokenizer = cached_tokenizer_from_config(model_config)
         return cls(parser_named(found) if found not in (None, _WHOLE_OUTPUT) else None, tokenizer, model_config)

@@ -299,8 +299,9 @@ class VllmEngine(TextsAlone):
             # Jobs wait for a whole answer and not for its first token, so vLLM may fill its batches as it does offline.
             usage = UsageContext.LLM_CLASS
             config = arguments.create_engine_config(usage)
-            self._thinking = Thinking.of(self._model, config.model_config)
-            self._calling = Calling.of(self._model, config.model_config, self._settings.tool_parser)
+            family = self._settings.model_family(config.model_config.architectures)
+            self._thinking = Thinking.of(family, config.model_config)
+            self._calling = Calling.of(family, config.model_config, self._settings.tool_parser)
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
                 config = arguments.create_engine_config(usage)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest, RequestRejected
-from workers.engines.families import ReasoningMarks, family_of
+from workers.engines.families import Family, ReasoningMarks
 from workers.engines.reasoning import Parted, parted
 
 _PROMPT_END = 32
@@ -39,12 +39,11 @@ class Thinking:
         self._specials = re.compile("|".join(map(re.escape, special)) if special and self.is_special else r"(?!)")
 
     @classmethod
-    def of(cls, model: str, model_config: Any) -> Self | None:
-        """Return the reasoning of the model with this configuration; None if its family does not reason."""
+    def of(cls, family: Family | None, model_config: Any) -> Self | None:
+        """Return the reasoning of the family's model; None if the family is unknown or does not reason."""
         from vllm.reasoning import ReasoningParserManager
         from vllm.tokenizers import cached_tokenizer_from_config
 
-        family = family_of(model, model_config.architectures)
         if family is None or family.reasoning is None:
             return None
         tokenizer, parser = cached_tokenizer_from_config(model_config), family.reasoning.parser
