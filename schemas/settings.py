@@ -113,7 +113,7 @@ class TrustSettings(BaseModel):
     signature. Each line has one secret of 32 characters or more. The first secret signs and each secret verifies, so a
     new secret goes on top. Remove an old secret when the jobs that it signed are done. `openssl rand -hex 32` makes a
     secret. Without the file, no job is signed. The marks around sources in prompts are derived from the first secret;
-    without a secret, each worker makes its own marks.
+    without a secret, from the UUID of the topic of results.
     """
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +70,22 @@ def test_the_mark_depends_on_the_secret_and_on_all_that_the_prompt_shows_of_the_
     secrets = [replace(found, mark_secret=secret) for secret in (b"a" * 32, b"b" * 32)]
     assert len({mark_of(one) for one in (found, *others, *secrets)}) == 8
     assert b"aaaa" not in repr(secrets[0]).encode()
+
+
+def mark_of_a_process(signing_secret: bytes | None, topic_id: str) -> str:
+    """The mark that a worker's process of its own gives to the sources `x`."""
+    code = (
+        "from workers.enrichment.answering.marks import fleet_secret, mark_for\n"
+        f"print(mark_for(b'x', '', fleet_secret({signing_secret!r}, {topic_id!r})))"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_all_processes_of_a_fleet_give_equal_sources_equal_marks_with_and_without_a_signing_secret() -> None:
+    fleets = [(None, "Zq1"), (None, "Zq2"), (b"s" * 32, "Zq1")]
+    marks = [{mark_of_a_process(*fleet) for _ in range(2)} for fleet in fleets]
+    assert [len(each) for each in marks] == [1, 1, 1]
+    assert len(set.union(*marks)) == 3
 
 
 @given(st.binary(max_size=64), st.text(max_size=64), st.binary(min_size=32, max_size=32))

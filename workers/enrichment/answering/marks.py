@@ -1,7 +1,7 @@
 """Marks around the sources in a prompt: letters that no page can foresee. Equal sources have equal marks.
 
 A mark is a MAC over the sources (HMAC-SHA256, RFC 2104) with a secret of the fleet. Equal sources thus give equal
-prompts up to the question, and the engine finds their tokens in its prefix cache.
+prompts up to the question, and the engine finds their tokens in its prefix cache, whichever worker asks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ _LENGTH: Final = 8
 _DOMAIN: Final = b"postback sources mark v1"
 """Separates marks from other uses of the secret."""
 _PROCESS_SECRET: Final = secrets.token_bytes(32)
+
+
+def fleet_secret(signing_secret: bytes | None, topic_id: str) -> bytes:
+    """Return the secret of a fleet's marks: the secret that signs jobs, else the UUID of a topic of the fleet.
+
+    Each worker knows the topic's UUID without any setting, so all workers before one server give equal prompts to equal
+    sources. Kafka draws the UUID at random, and the authors of pages never see it. Clients of the fleet's Kafka may see
+    it; the signing secret is better where they write pages too.
+    """
+    return signing_secret if signing_secret is not None else topic_id.encode()
 
 
 def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
