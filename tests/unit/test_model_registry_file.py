@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,6 +56,7 @@ MISTAKES = {
     GOOD + 'lane = "batch"\n': "line 5: models.m.lane: must be 1 to 64 letters, digits",
     GOOD + "context_tokens = 3\n": "line 5: models.m.context_tokens: must be greater than or equal to 16",
     GOOD + 'revision = "main"\n': 'line 5: models.m.revision: has no meaning for this engine ("openai"); delete it',
+    GOOD + 'adapter = "law"\n': "line 5: models.m.adapter: is none of this model's `adapters`; add its folder there",
     GOOD + '[models.m.adapters]\nlaw = "/a"\n': "line 5: models.m.adapters: has no meaning for this engine",
     '[engines.e]\nkind = "echo"\n' + MODEL + "images = true\n": "models.m.images: has no meaning for this engine",
     GOOD + 'images = "yes"\n': "line 5: models.m.images: must be a valid boolean",
@@ -141,6 +143,21 @@ def test_the_engine_gets_the_family_that_a_models_table_names(tmp_path: Path) ->
     assert [section.model_family() for section in model.sections] == [families()["deepseek-r1"]]
     assert model.family == families()["deepseek-r1"]
     assert read(tmp_path, GOOD).models["m"].family is None
+
+
+def test_models_of_one_folder_may_differ_in_their_adapter_and_in_settings_of_vllm(tmp_path: Path) -> None:
+    """The candidates of the page about rollouts: the file's own example."""
+    page = Path(__file__).parents[2] / "docs" / "howto" / "rollout.md"
+    models = read(tmp_path, page.read_text().partition("```toml\n")[2].partition("```")[0]).models
+    sections = {name: model.sections[0].model_dump() for name, model in models.items()}
+    common: dict[str, Any] = {"model": "/models/small", "adapters": {}, "enforce_eager": None}
+    options = {name: {option: section[option] for option in common} for name, section in sections.items()}
+    assert options == {
+        "small": common,
+        "small-law": {**common, "adapters": {"law": "/adapters/law-3"}},
+        "small-eager": {**common, "enforce_eager": True},
+    }
+    assert [model.entry.adapter for model in models.values()] == [None, "law", None]
 
 
 def test_a_complete_file_gives_each_model_its_engine_with_its_settings(tmp_path: Path) -> None:

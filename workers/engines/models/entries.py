@@ -105,6 +105,8 @@ class ModelEntry(RegistryPart):
     profile: Identifier | None = None
     """The profile for jobs that have sources but name no profile."""
     adapters: dict[Name, Folder] = Field(default_factory=dict, max_length=64)
+    adapter: Name | None = None
+    """Default of jobs without `adapter`: one of `adapters`."""
     cost: Cost | None = None
     limits: RateLimits = RateLimits()
     circuit: Circuit = Circuit()
@@ -116,6 +118,13 @@ class ModelEntry(RegistryPart):
         if lane is not None and not is_engine_lane(lane):
             raise ValueError("must be 1 to 64 letters, digits, `_` or `-`, and none of batch, shadow and spare")
         return lane
+
+    @field_validator("adapter")
+    @classmethod
+    def _is_one_of_the_adapters(cls, adapter: str | None, read: ValidationInfo) -> str | None:
+        if adapter is not None and "adapters" in read.data and adapter not in read.data["adapters"]:
+            raise ValueError("is none of this model's `adapters`; add its folder there")
+        return adapter
 
     @field_validator("family")
     @classmethod

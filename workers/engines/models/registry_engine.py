@@ -78,9 +78,12 @@ class RegistryEngine:
             raise NeedsRestart("the file has a new lane")
         changed = {name: model for name, model in models.items() if not _same_engine(model, self._served[name].model)}
         # All engines must agree before one changes. Only vLLM can change, and a worker has at most one model of vLLM.
-        for name, model in changed.items():
+        for name, model in models.items():
             with _naming(name):
-                self._served[name].require_change(model)
+                if name in changed:
+                    self._served[name].require_change(model)
+                else:
+                    self._served[name].require_adapter(model)
         for name, model in changed.items():
             with _naming(name):
                 await self._served[name].change_model(model)

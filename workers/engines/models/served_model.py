@@ -104,6 +104,14 @@ class ServedModel:
         """The names of the model's LoRA adapters."""
         return self._addresses[0].engine.adapters
 
+    def require_adapter(self, model: RegistryModel) -> None:
+        """Raise EngineRefused if the engine cannot use the model's default adapter: its jobs would be rejected."""
+        adapter = model.entry.adapter
+        if adapter is not None and adapter not in self.adapters:
+            raise EngineRefused(
+                f"the model {model.name} cannot use its default adapter {adapter}; the log says why it was not loaded"
+            )
+
     @property
     def takes_images(self) -> bool:
         """True if the model reads images."""
@@ -112,7 +120,7 @@ class ServedModel:
     async def start(self) -> None:
         """Start all addresses' engines, and return when one address can answer. Other addresses join later.
 
-        Raises EngineError if no address can answer.
+        Raises EngineError if no address can answer, or the model's default adapter cannot be used.
         """
         tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
         self._starting = {*tasks}
@@ -123,6 +131,7 @@ class ServedModel:
                 refused = [error for error in failures if isinstance(error, EngineRefused)]
                 if refused or (failures and not self._starting):
                     raise (refused or failures)[0]
+            self.require_adapter(self.model)
         except BaseException:
             await self._stop_starting()
             raise
@@ -144,7 +153,11 @@ class ServedModel:
                 return
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Wait for the request's turn by the rate limits, and then answer the request. Raises EngineError."""
+        """Wait for the request's turn by the rate limits, and then answer the request. Raises EngineError.
+
+        A request without an adapter gets the model's default adapter.
+        """
+        request = replace(request, adapter=request.adapter or self.model.entry.adapter)
         tokens = _estimate(request)
         if not await self._turn(request, tokens):
             self._gate.settle(tokens, 0)
