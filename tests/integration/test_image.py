@@ -58,6 +58,13 @@ def test_both_images_are_made_by_the_same_steps_and_say_what_they_are() -> None:
     assert {text for text in dockerfile("ARG") if text.startswith("VERSION=")} == {f"VERSION={version}"}
 
 
+def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() -> None:
+    """`useradd` would write the day of the build into /etc/shadow, and the wheel would have the build's times."""
+    epochs = [text for text in dockerfile("ARG") if text.startswith("SOURCE_DATE_EPOCH=")]
+    assert len(epochs) == len(dockerfile("FROM"))
+    assert len(set(epochs)) == 1
+
+
 def test_everything_that_the_image_is_made_of_reaches_the_build() -> None:
     let_in = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
     copied = {source for line in dockerfile("COPY") for source in line.split()[:-1]}
