@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from console.terminal import harmless
 
 if TYPE_CHECKING:
     from schemas.result import Result
+    from schemas.sources import SourceDocument
     from workers.enrichment.standing import CheckedCitation
 
 _MOST_BYTES = 16 * 1024 * 1024
@@ -27,12 +28,17 @@ def verify_answer(
         typer.Argument(metavar="RESULT.json", help="A result, or a webhook's body; - is standard input."),
     ],
     seconds: Annotated[float, typer.Option(min=1, max=600, help="The most seconds for reading the sources.")] = 30.0,
+    document: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=FILE", help="Read this file as the source ID, such as a job's own document."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Read an answer's sources again, and say for each citation whether the quoted words still stand in its source.
 
     The sources are read as a worker reads them: the same rules for addresses (POSTBACK_EGRESS__…), robots.txt and
-    limits apply. The page is fetched again, never taken from a shared cache.
+    limits apply. The page is fetched again, never taken from a shared cache. Documents that a job carried, and records
+    of inside sources, have no address: --document gives their text as a file.
 
     Exit status: 0 all quotes stand, 1 a quote is gone or its source cannot be read, 2 wrong options.
     """
@@ -42,7 +48,8 @@ def verify_answer(
         import aiohttp  # noqa: F401 - the import that a base install lacks
 
     result = _result(file)
-    checked = asyncio.run(_checked(result, seconds))
+    documents = dict(_document(one, result) for one in document or ())
+    checked = asyncio.run(_checked(result, seconds, documents))
     from workers.enrichment.standing import Standing
 
     for line in [json.dumps(_said(result, checked))] if as_json else _page(result, checked):
@@ -73,7 +80,28 @@ def _result(file: str) -> Result:
         return read_result(to_json(value))
 
 
-async def _checked(result: Result, seconds: float) -> list[CheckedCitation]:
+def _document(option: str, result: Result) -> tuple[str, SourceDocument]:
+    """Return the source's id and the file of an option --document. Ends the command if one of them is wrong."""
+    from base64 import b64encode
+    from mimetypes import guess_type
+
+    from schemas.sources import SourceDocument
+
+    # An id may contain `=`, as a URL does.
+    name = max((one for one in result.sources if option.startswith(f"{one}=")), key=len, default=None)
+    if name is None:
+        known = ", ".join(map(harmless, result.sources)) or "none"
+        reason = f"begins with no source's id and `=`; the sources are {known}"
+        raise fail(f"--document {harmless(option)}: {reason}", BAD_INPUT)
+    path = option.removeprefix(f"{name}=")
+    with lines_of(path) as opened:
+        content = opened.read(_MOST_BYTES + 1)
+    if not 0 < len(content) <= _MOST_BYTES:
+        raise fail(f"{path}: empty, or larger than {_MOST_BYTES} bytes; give the source's file", BAD_INPUT)
+    return name, SourceDocument(id="file", base64=b64encode(content).decode(), media_type=guess_type(path)[0])
+
+
+async def _checked(result: Result, seconds: float, documents: Mapping[str, SourceDocument]) -> list[CheckedCitation]:
     from telemetry.clock import SystemClock
     from telemetry.metrics import Metrics
     from workers.egress import EgressSettings, Guard
@@ -91,7 +119,7 @@ async def _checked(result: Result, seconds: float) -> list[CheckedCitation]:
     enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache, payloads=payloads)
     try:
         await enricher.start()
-        return await checked_citations(result, enricher, seconds)
+        return await checked_citations(result, enricher, seconds, documents)
     finally:
         await enricher.close()
 

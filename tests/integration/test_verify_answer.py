@@ -79,6 +79,55 @@ def test_a_source_that_is_away_or_forbidden_is_reported_with_its_reason(tmp_path
         assert part in citation["reason"], citation
 
 
+def of_documents(**quotes: str) -> bytes:
+    """A result whose sources are documents of the job, with a quote of each, by id."""
+    ids = [name.replace("_", "=") for name in quotes]
+    citations = [
+        Citation(start=0, end=5, source=one, support=Support.EXACT, quote=Quote(exact=quote))
+        for one, quote in zip(ids, quotes.values(), strict=True)
+    ]
+    details = [SourceDetails(id=one) for one in ids]
+    found = Result(
+        job_id="job-1",
+        outcome=Outcome.SUCCEEDED,
+        text="words",
+        sources=ids,
+        source_details=details,
+        citations=citations,
+        created_at=1,
+    )
+    return write_result(found)
+
+
+def test_quotes_of_a_jobs_own_documents_are_looked_for_in_the_given_files(tmp_path: Path) -> None:
+    content = of_documents(note="The sky is blue", a="two bridges", a_b="1,204 apples", lost="grass")
+    files = {"note": tmp_path / "note.txt", "a": tmp_path / "a.html", "a=b": tmp_path / "sheet"}
+    files["note"].write_text("Look up: the sky is blue at noon.")
+    files["a"].write_text("<html><body><p>The town has <b>three</b> bridges.</p></body></html>")
+    files["a=b"].write_text("They sold 1,204 apples.")
+    options = [part for name, file in files.items() for part in ("--document", f"{name}={file}")]
+    done = verified(content, tmp_path, *options, "--json")
+    said = {one["source"]: one for one in json.loads(done.stdout)["citations"]}
+    standings = {name: one["standing"] for name, one in said.items()}
+    assert standings == {"note": "stands", "a": "gone", "a=b": "stands", "lost": "unread"}
+    assert "--document ID=FILE" in said["lost"]["reason"]
+    assert (done.returncode, done.stderr) == (1, "")
+    done = verified(of_documents(note="The sky is blue"), tmp_path, *options[:2])
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_document_option_without_a_source_or_a_readable_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    wrong = {"other=x": "the sources are note", "note": "the sources are note"}
+    wrong |= {f"note={tmp_path}/{name}": told for name, told in (("none", "No such file"), ("", "Is a directory"))}
+    wrong[f"note={tmp_path}/empty"] = "empty"
+    for option, told in wrong.items():
+        done = verified(of_documents(note="blue"), tmp_path, "--document", option)
+        assert done.returncode == 2
+        assert told in done.stderr, option
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

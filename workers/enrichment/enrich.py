@@ -195,10 +195,13 @@ class Enricher:
         return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self._mark_secret)
 
     async def read(
-        self, urls: Sequence[str], seconds: float, *, tenant: str = DEFAULT_TENANT
+        self, sources: Sequence[str | SourceDocument], seconds: float, *, tenant: str = DEFAULT_TENANT
     ) -> list[Document | LeftOut]:
-        """Read these pages as if a job named them. For a late or unreadable page, return a LeftOut."""
-        wanted = [Wanted(position, url) for position, url in enumerate(urls, start=1)]
+        """Read these URLs and documents as if a job named them. For a late or unreadable one, return a LeftOut."""
+        wanted = [
+            Wanted(position, one) if isinstance(one, str) else Wanted(position, "", document=one)
+            for position, one in enumerate(sources, start=1)
+        ]
         read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
         found |= {one.source.position: one for one in read.left_out}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from schemas.result import Citation, Result
+from schemas.sources import SourceDocument
 from workers.enrichment.answering.quotes import contains
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Document, LeftOut
+
+NO_ADDRESS: Final = "the result has no address of this source; give its file with --document ID=FILE"
 
 
 class Standing(StrEnum):
@@ -35,20 +41,25 @@ class CheckedCitation:
     """The reason why the source cannot be read."""
 
 
-async def checked_citations(result: Result, enricher: Enricher, seconds: float) -> list[CheckedCitation]:
-    """Read the sources of a result's quotes once more, within `seconds`, and check each citation."""
+async def checked_citations(
+    result: Result, enricher: Enricher, seconds: float, documents: Mapping[str, SourceDocument] = MappingProxyType({})
+) -> list[CheckedCitation]:
+    """Read the sources of a result's quotes once more, within `seconds`, and check each citation.
+
+    `documents` has documents to read instead of sources, by the sources' ids.
+    """
     urls = {source.id: source.url for source in result.source_details if source.url is not None}
-    quoted = {urls[one.source]: None for one in result.citations if one.quote is not None and one.source in urls}
-    found = dict(zip(quoted, await enricher.read(list(quoted), seconds), strict=True))
-    return [_checked(one, urls.get(one.source), found) for one in result.citations]
+    sources: dict[str, str | SourceDocument] = {**urls, **documents}
+    quoted = dict.fromkeys(one.source for one in result.citations if one.quote is not None and one.source in sources)
+    found = dict(zip(quoted, await enricher.read([sources[one] for one in quoted], seconds), strict=True))
+    return [_checked(one, urls.get(one.source), found.get(one.source)) for one in result.citations]
 
 
-def _checked(citation: Citation, url: str | None, found: dict[str, Document | LeftOut]) -> CheckedCitation:
+def _checked(citation: Citation, url: str | None, source: Document | LeftOut | None) -> CheckedCitation:
     if citation.quote is None:
         return CheckedCitation(citation, Standing.UNQUOTED, url)
-    if url is None:
-        return CheckedCitation(citation, Standing.UNREAD, reason="the result has no address of this source")
-    source = found[url]
+    if source is None:
+        return CheckedCitation(citation, Standing.UNREAD, reason=NO_ADDRESS)
     if isinstance(source, LeftOut):
         return CheckedCitation(citation, Standing.UNREAD, url, source.reason)
     texts = (source.title or "", source.text, source.rest)
