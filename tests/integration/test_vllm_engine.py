@@ -67,7 +67,7 @@ async def test_a_family_s_parser_finds_the_calls_and_a_grammar_demands_one() -> 
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     config = AsyncEngineArgs(**engine_arguments(SETTINGS, {})).create_engine_config().model_config
-    tools = Calling.of(str(tiny_model()), config, "hermes").wanted(request(tools=TOOLS))
+    tools = Calling.of(None, config, "hermes").wanted(request(tools=TOOLS))
     assert tools is not None
     said = 'Wait.<tool_call>\n{"name": "opening_hours", "arguments": {"day": "Monday"}}\n</tool_call>'
     text, [call] = tools.calls(said, [])
@@ -75,11 +75,11 @@ async def test_a_family_s_parser_finds_the_calls_and_a_grammar_demands_one() -> 
     assert tools.calls("<tool_call>{", []) == ("<tool_call>{", [])
     assert (tools.is_demanded, tools.keeps_special_tokens) == (False, True)
     for choice in ("required", NamedTool(type="function", function=ChosenFunction(name="opening_hours"))):
-        demanded = Calling.of(str(tiny_model()), config, "hermes").wanted(request(tools=TOOLS, tool_choice=choice))
+        demanded = Calling.of(None, config, "hermes").wanted(request(tools=TOOLS, tool_choice=choice))
         assert demanded is not None
         assert (demanded.is_demanded, demanded.structure is not None) == (True, True)
     with pytest.raises(RequestRejected, match="tools: vLLM in the worker has no parser"):
-        Calling.of(str(tiny_model()), config).wanted(request(tools=TOOLS))
+        Calling.of(None, config).wanted(request(tools=TOOLS))
 
 
 async def test_tools_are_refused_where_the_model_s_template_has_no_place_for_them(vllm_engine: VllmEngine) -> None:
