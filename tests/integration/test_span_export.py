@@ -39,6 +39,8 @@ OF_A_JOB = {
 """The spans of a job that searches, reads a page, and whose first callback fails, by service and name."""
 PHASES = {"queued", "enrich", "infer", "deliver"}
 """The phases whose seconds have exemplars."""
+OTHERS = {"postback_callback_age_seconds", "postback_http_request_seconds"}
+"""Further histograms with exemplars."""
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
             sent = postback("submit", "-", env={**env, **sampler}, given=json.dumps(left_out).encode())
             assert sent.returncode == 0, sent.stderr
             product.wait_for_callbacks(4, 120)
-            exemplars = scraped_exemplars(product, worker.port, deliver.port)
+            exemplars = scraped_exemplars(product, worker.port, deliver.port, gateway.role.port)
             # The roles export remaining spans before they end.
             assert [role.terminate() for role in (worker, deliver, gateway.role)] == [0, 0, 0]
         spans, text = collector.spans, collector.text
@@ -133,20 +135,23 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
     secrets = [secret.removeprefix("whsec_") for secret in product.keyring.secrets("default", 0)]
     assert [each for each in (HUSH, "token", env["POSTBACK_GATEWAY_KEY"], *secrets) if each in text] == []
     assert {span.attributes["provider"] for span in spans if span.name == "search"} == {"searxng"}
-    assert set(exemplars) == PHASES
+    assert set(exemplars) == PHASES | OTHERS
     assert set().union(*exemplars.values()) <= {span.trace_id for span in spans}
 
 
 def scraped_exemplars(product: Product, *ports: int) -> dict[str, set[str]]:
-    """The traces that a Prometheus with an exemplar storage links to each phase of jobs."""
+    """The traces that a Prometheus with an exemplar storage links to each phase of jobs, and to other histograms."""
     with scraping(product.folder, {"postback": ports}) as prometheus:
 
-        def found() -> list[tuple[dict[str, str], str]]:
-            return prometheus.exemplars("postback_job_seconds")
+        def found() -> dict[str, set[str]]:
+            linked: dict[str, set[str]] = {}
+            for histogram in ("postback_job_seconds", *OTHERS):
+                for labels, trace in prometheus.exemplars(histogram):
+                    linked.setdefault(labels.get("phase", histogram), set()).add(trace)
+            return linked
 
-        eventually(lambda: {labels["phase"] for labels, _ in found()} >= PHASES, 60, lambda: f"only {found()}")
-        phases = {labels["phase"] for labels, _ in found()}
-        return {phase: {trace for labels, trace in found() if labels["phase"] == phase} for phase in phases}
+        eventually(lambda: found().keys() >= PHASES | OTHERS, 60, lambda: f"only {found()}")
+        return found()
 
 
 def test_a_collector_that_is_away_costs_a_worker_neither_its_jobs_nor_its_exit(product: Product) -> None:
