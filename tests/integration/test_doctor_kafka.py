@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from tests.integration.doctor_kafka import CALLBACK, ManyDoors, broken_fleet, empty_fleet, many_doors, put_results
-from tests.postback_command import environment_of, postback, postback_here
+from tests.postback_command import POSTBACK, environment_of, postback, postback_here
 
 pytestmark = pytest.mark.broker
 
@@ -63,6 +64,16 @@ def test_a_sound_fleet_is_silent(fleet: KafkaSettings, tmp_path: Path) -> None:
     assert "offsets.retention.minutes" in done.stdout
     assert (done.returncode, "checks; faults: 0, warnings: 1" in done.stderr) == (0, True), done.stderr
     assert postback_here("doctor", "--strict", env=env).returncode == 1
+
+
+def test_a_shell_that_may_open_few_files_is_a_fault(fleet: KafkaSettings) -> None:
+    shell = ["bash", "-c", 'ulimit -n 1024 && exec "$@"', "bash", str(POSTBACK), "doctor", "--json", "--engine", "echo"]
+    done = subprocess.run(shell, env=environment_of(fleet), capture_output=True, text=True, check=False, timeout=120)
+    [found] = [each for each in json.loads(done.stdout)["findings"] if "files" in each["problem"]]
+
+    assert (done.returncode, found["level"]) == (1, "fault")
+    assert found["problem"] == "a process here may open 1024 files, and 4096 are needed"
+    assert "`ulimit -Hn 65536`" in found["fix"]
 
 
 @pytest.mark.parametrize(
