@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import unicodedata
@@ -29,6 +30,7 @@ from telemetry.hand_clock import HandClock
 from tests.http_handler import handling
 from tests.integration.test_tail import attempt, letter, put, result
 from tests.postback_command import POSTBACK, environment_of, postback_here
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -82,6 +84,28 @@ def test_the_live_screen_is_drawn_and_ctrl_c_ends_it_with_0(fleet: KafkaSettings
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_real_workers_jobs_and_tokens_per_second_are_shown(product: Product) -> None:
+    worker = product.worker("w1")
+    eventually(lambda: bool(product.read(product.kafka.topics.workers)), 120, worker.said)
+    master, screen = os.openpty()
+    env = environment_of(product.kafka, TERM="xterm", COLUMNS="160", LINES="40")
+    metrics = f"http://127.0.0.1:{worker.port}/metrics"
+    command = [str(POSTBACK), "top", "--interval", "0.5", "--metrics", metrics]
+    process = subprocess.Popen(command, env=env, stdout=screen, stderr=screen)
+    os.close(screen)
+    try:
+        drawn, frames = "", 0
+        while not all(re.search(rf"(?<![\d.])(?!0+(?:\.0+)? )[\d.]+ {unit}/s", drawn) for unit in ("jobs", "tokens")):
+            drawn += os.read(master, 65536).decode(errors="replace")
+            if drawn.count("callbacks wait") > frames:  # each frame finds more answers than the frame before
+                frames = drawn.count("callbacks wait")
+                product.submit([{"prompt": "How many words are here?"}] * 20)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
 
 
 class MetricsPage(BaseHTTPRequestHandler):
