@@ -16,7 +16,7 @@ ENGINES = {
     "gemini": "workers.engines.online.gemini",
     "responses": "workers.engines.online.responses",
 }
-"""The module of each engine, by the engine's name.
+"""Maps each engine's name to the engine's module.
 
-A module is imported on use. This file imports no module, since the command's help loads this file.
+Modules are imported only on use, because the command's help loads this file but needs no engine.
 """

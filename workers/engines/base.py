@@ -4,11 +4,11 @@ Errors:
 
     EngineError
     ├── RequestRejected     the request can never work on this engine; names the field
-    ├── PromptTooLong       the prompt exceeds the window and may not be cut; a prompt with less evidence may fit
+    ├── PromptTooLong       the prompt exceeds the window and must not be cut; a prompt with less evidence may fit
     ├── EngineUnavailable   the engine is away or overloaded; the request is worth another try
     │   ├── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
     │   └── EngineAway      the engine is being loaded, and cannot change its model yet
-    ├── EngineDied          the engine's process died with every request in flight; any of these may be to blame
+    ├── EngineDied          the engine's process died with every request in flight, and any request may be to blame
     ├── EngineRefused       the engine cannot start with these settings; names the setting to mend
     └── EngineLost          the engine will not come back in this process, so the process should end
 """
@@ -48,7 +48,7 @@ class GenerationRequest:
     messages: tuple[Message, ...] | None
     max_tokens: int
     temperature: float | None
-    """None means the model's default; 0 is greedy."""
+    """None means the model's default; 0 means greedy decoding."""
     temperature_is_default: bool = False
     """True if the job sets no temperature. The engine may then leave the parameter out for a model that refuses it."""
     is_raw: bool = False
@@ -89,7 +89,7 @@ class GenerationRequest:
     is_whole: bool = False
     """If True, a too long prompt is not cut but raises PromptTooLong.
 
-    A cut at its start would remove the rules for sources.
+    A cut at the prompt's start would remove the rules for sources.
     """
 
 
@@ -217,7 +217,7 @@ def require_question(request: GenerationRequest) -> None:
 
 
 def require_texts(request: GenerationRequest, reason: str) -> None:
-    """Raise RequestRejected if the request has images. The error has this reason, and the first image as its field."""
+    """Raise RequestRejected if the request has images. The error states this reason and names the first image."""
     for place, _ in images_in(request.messages or ()):
         raise RequestRejected(place, reason)
 
@@ -272,14 +272,14 @@ class EngineRefused(EngineError):  # noqa: N818
 
 
 class EngineLost(EngineError):  # noqa: N818
-    """The engine could not be loaded again, and this process no longer tries."""
+    """The engine could not be loaded again, and this process no longer tries to load it."""
 
 
 class TextsAlone:
     """Implements `takes_images` of `Engine`, for models that read no images."""
 
     def takes_images(self, model_id: str | None) -> bool:
-        """False."""
+        """Return False, because the models read no images."""
         return False
 
 
@@ -293,7 +293,10 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names by which a job may ask for the engine's model; empty without a model. Results show the first."""
+        """The names by which a job may ask for the engine's model; empty without a model.
+
+        Results show the first name.
+        """
         ...
 
     @property

@@ -222,11 +222,11 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
     SCORE.field: _scores,
     CLASSIFY.field: _probabilities,
 }
-"""For each kind of job, the function that yields the row of each text."""
+"""Maps each kind of job to the function that yields one row for each text."""
 
 
 def _call(text: str, request: GenerationRequest) -> ToolCall:
-    """Return the call that the job demands: to the named tool, or else to the first tool. The argument is the text."""
+    """Return the call of the tool that the job names, else of the first tool. The call's argument is the text."""
     choice = request.tool_choice
     name = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
     arguments = json.dumps({"text": text}, ensure_ascii=False)

@@ -15,7 +15,7 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
-"""For each FinishReason, the words of TGI, Mistral, Anthropic, Gemini, Cohere and OpenAI's Responses API."""
+"""Maps each FinishReason to the words of TGI, Mistral, Anthropic, Gemini, Cohere and OpenAI's Responses API."""
 
 _MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
 _FAILURES = frozenset(("error", "insufficient_system_resource"))

@@ -3,7 +3,8 @@
 The KV cache may hold fewer requests than `max_num_seqs`, and the token budget of one step may start fewer. The number
 depends on the requests, so it is learnt from the scheduler's own counts. While requests wait in a rank, its places are
 the largest number of requests that ran in one of its last steps. If more requests run while none waits, the places rise
-to that number. The worker's pace keeps a few jobs waiting, so that more requests run if there is room for them.
+to the number of running requests. The worker's pace keeps a few jobs waiting, so that more requests run if there is
+room for them.
 
 vLLM counts after a step, without the requests that the step ended: if a whole batch ends at once, the count has none of
 its requests. These requests arrive as answers before the next count, so `Places` adds the answers to the count.
@@ -31,7 +32,7 @@ The reserve is an eighth of the running jobs.
 
 
 def least_waiting(running: int) -> int:
-    """Return the least number of jobs that should wait behind this many running ones."""
+    """Return the least number of jobs that should wait while this many jobs run."""
     return min(MARGIN, math.ceil(running / 8))
 
 
@@ -72,7 +73,7 @@ class Rank:
         """The places are `limit` until a request waits, and never more than `limit`."""
         self.places = self._limit = limit
         self._full: deque[int] = deque(maxlen=STEPS)
-        """For each of the last steps that left requests waiting, the number of requests that ran."""
+        """The number of requests that ran in each of the last steps that left requests waiting."""
 
     def step(self, ran: int, *, is_full: bool) -> None:
         """Note the requests that ran in one step; `is_full` is true if the step left requests waiting."""

@@ -54,7 +54,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
     """Return the arguments of a call in the chat, as an object. Raises RequestRejected for a text that is no object."""
     try:
         arguments = from_json(call.function.arguments or "{}", allow_inf_nan=False)
-    except ValueError:  # also raised for a lone surrogate and for deep nesting, which no tokenizer or encoder takes
+    except ValueError:  # also raised for deep nesting, and for lone surrogates, which no tokenizer takes
         arguments = None
     if not isinstance(arguments, dict):
         raise RequestRejected("messages", "`arguments` of a call in `tool_calls` must be a JSON object")

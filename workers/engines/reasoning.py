@@ -35,7 +35,7 @@ def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Part
     reasoning: list[str] = []
     text: list[str] = []
     inside, position, end = is_open, 0, 0
-    last_closing, is_blank = output.rfind(marks.closing), True  # searched once, since a model may repeat opening marks
+    last_closing, is_blank = output.rfind(marks.closing), True  # search once, since opening marks may repeat
     for mark in found.finditer(output):
         part = output[position : mark.start()]
         (reasoning if inside else text).append(part)

@@ -45,7 +45,7 @@ class EngineSection(BaseModel):
         return known_family(family)
 
     def model_family(self, architectures: Iterable[str] = ()) -> Family | None:
-        """Return the family of the settings, else of the model's name and architectures; None for no known family."""
+        """Return the family that the settings name, else the one of the model and architectures; None if unknown."""
         if self.family is not None:
             return families()[self.family]
         return family_of(self.model, architectures) if self.model is not None else None

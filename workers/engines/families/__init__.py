@@ -65,11 +65,11 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
-    """Return the family of a model; None if no family fits, or several do by the architecture alone.
+    """Return the family of a model; None if no family fits, or if several families fit only by the architecture.
 
     The name decides, because families share architectures. Architectures, if given, choose between several families
-    that fit the name, and find the family of a model of another name. They overrule the name only if the table lists
-    them for other families alone, as for a merged model that has another family's name in its own.
+    that fit the name, and find the family of a model of another name. The architectures overrule the name only if the
+    table lists them for other families alone. An example is a merged model whose name contains another family's name.
     """
     given = frozenset(architectures)
     name = _folded(model)
@@ -82,7 +82,7 @@ def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
 
 
 def known_family(family: str | None) -> str | None:
-    """Return the name. Raises ValueError if it is no family's."""
+    """Return the name unchanged. Raises ValueError if no family has this name."""
     if family is not None and family not in families():
         raise ValueError(f"is no family that Postback knows; there are: {', '.join(families())}")
     return family

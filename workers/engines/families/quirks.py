@@ -89,7 +89,7 @@ def with_quirks(request: GenerationRequest, family: Family | None) -> Generation
 
 
 def _led_by(text: str, message: Message) -> Message:
-    """Return the user's message with this text before its own; the images' places stay the same."""
+    """Return the user's message with this text put in front of its own text. The images keep their places."""
     if not message.images:
         return Message(role="user", content=f"{text}\n\n{message.text}")
     return message.model_copy(update={"content": [TextPart(type="text", text=text), *message.parts]})

@@ -24,7 +24,7 @@ def mistakes_between(
     settings: EngineSettings,
     profiles: Collection[str] | None,
 ) -> Iterator[Found]:
-    """Yield each mistake between the values of `[engines]` and those of `[models]`.
+    """Yield a mistake for each value of `[models]` that does not fit the other tables.
 
     `profiles` are the known profiles; with None, the tables' profiles are not checked.
     """
@@ -87,7 +87,7 @@ def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
 def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping[str, Any]) -> Iterator[Found]:
     """Yield a mistake for each vLLM model after the first of its lane.
 
-    All of them would run in one worker's process, and share its GPU.
+    One worker's process would run all vLLM models of the lane on one GPU.
     """
     first: dict[str | None, str] = {}
     for name, table in tables.items():

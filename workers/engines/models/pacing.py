@@ -7,7 +7,7 @@ from workers.engines.models.entries import RateLimits
 
 _REQUEST_BURST_SECONDS = 1.0
 _TOKEN_BURST_SECONDS = 6.0
-"""After a pause, a burst of requests may use up the limit of this many seconds at once."""
+"""After a pause, requests may at once use as much as the limit allows for this many seconds."""
 
 
 class RateLimit:

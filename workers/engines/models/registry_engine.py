@@ -77,7 +77,8 @@ class RegistryEngine:
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
             raise NeedsRestart("the file has a new lane")
         changed = {name: model for name, model in models.items() if not _same_engine(model, self._served[name].model)}
-        # All engines must agree before one changes. Only vLLM can change, and a worker has at most one model of vLLM.
+        # Ask all engines before changing one, because the file is applied as a whole or not at all. The change itself
+        # concerns one engine, because only vLLM can change and a worker has at most one vLLM model.
         for name, model in models.items():
             with _naming(name):
                 if name in changed:
@@ -119,7 +120,8 @@ class RegistryEngine:
     def load(self) -> EngineLoad:
         """Return the running requests of all models together, and the shortest queue among the busy models.
 
-        By the shortest queue, the worker still takes jobs for a fast model while requests wait for another model.
+        The shortest queue is returned so that the worker takes jobs for a fast model while requests wait for a slow
+        one.
         """
         loads = [served.load() for served in self._served.values()]
         busy = [load.waiting for load in loads if load.running or load.waiting]

@@ -27,7 +27,8 @@ MOST_BYTES: Final = 256 * 1024
 _LONGEST_LINE: Final = 4096
 """The longest line, in characters.
 
-Python's parser takes half a minute for a heading of 100 kB: its time grows with the square of the number of names.
+Python's parser takes half a minute for a heading of 100 kB, because the parser's time grows with the square of the
+number of names.
 """
 _MOST_MODELS: Final = 1024
 _TOP: Final = ("default", "engines", "models")
@@ -67,7 +68,7 @@ class RegistryModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelRegistry:
-    """The whole file. `default` is the model of jobs without `model_id`."""
+    """The content of the whole file. `default` is the model of jobs without `model_id`."""
 
     models: Mapping[str, RegistryModel]
     default: str

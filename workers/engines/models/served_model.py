@@ -30,7 +30,7 @@ from workers.engines.models.pacing import RateGate
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
-"""A rough estimate. The rate limits use it for a request until the answer reports the real number of tokens."""
+"""A rough estimate, with which the rate limits count a request's tokens until the answer reports the real number."""
 _START_AGAIN_SECONDS = 5.0
 
 log = get_logger()
@@ -59,7 +59,7 @@ class ServedModel:
         metrics.model_circuits.labels(model.name).set(0)
         self._requests = metrics.model_requests.begin(model.name)
         if model.entry.cost is not None:
-            metrics.model_cost.labels(model.name, model.entry.cost.currency)  # begins at 0, as `ClosedCounter` does
+            metrics.model_cost.labels(model.name, model.entry.cost.currency)  # makes the counter appear with 0
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [
             _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
@@ -105,7 +105,10 @@ class ServedModel:
         return self._addresses[0].engine.adapters
 
     def require_adapter(self, model: RegistryModel) -> None:
-        """Raise EngineRefused if the engine cannot use the model's default adapter: its jobs would be rejected."""
+        """Raise EngineRefused if the engine cannot use the model's default adapter.
+
+        Otherwise, all jobs for the default adapter would be rejected.
+        """
         adapter = model.entry.adapter
         if adapter is not None and adapter not in self.adapters:
             raise EngineRefused(
@@ -255,7 +258,8 @@ class ServedModel:
                 raise EngineUnavailable(str(error)) from error
             raise
         else:
-            if completion.finish_reason != "abort":  # an abort proves nothing: the server may not have the request
+            # an aborted request may never have reached the server, so it proves nothing
+            if completion.finish_reason != "abort":
                 circuit.answered(number)
                 self._count("answered")
             return completion

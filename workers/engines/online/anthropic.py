@@ -33,7 +33,7 @@ from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
-"""The service's word for an effort, where it differs from the job's word."""
+"""Maps a job's word for an effort to the service's word, if the two words differ."""
 
 
 class AnthropicSettings(OnlineSettings):

@@ -39,7 +39,7 @@ from workers.engines.prompts import arguments_of
 
 _MOST_PARTS = 4096
 _LEVELS: dict[str, str] = {"xhigh": "high"}
-"""The service's word for an effort, where it differs from the job's word."""
+"""Maps a job's word for an effort to the service's word, if the two words differ."""
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _ROLES = {"user": "user", "assistant": "model"}
 
@@ -179,7 +179,7 @@ class GenerateContentApi:
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the first candidate as a completion; `further` has the others that the request asks for.
+        """Return the first candidate as a completion; `further` has the other candidates that the request asks for.
 
         Raises ValueError.
         """

@@ -54,9 +54,9 @@ class ResponsesApi:
 
     generation_path = "responses"
     model_path = "models"
-    """The path of the list of models, because servers other than OpenAI's describe no single model.
+    """The path of the list of all models. Servers other than OpenAI's have no path for a single model.
 
-    A vLLM server lists the window too.
+    The list of a vLLM server also states the window.
     """
     fields = _FIELDS
 
@@ -117,7 +117,10 @@ class ResponsesApi:
         return models.window_of(self._model)
 
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
-        """Return the options of the reasoning; none if the model may decide. Raises RequestRejected."""
+        """Return the options of the reasoning; no options if the model decides about its reasoning.
+
+        Raises RequestRejected.
+        """
         if asked is not None and not asked.is_wanted:
             return {"effort": "none"}
         if asked is not None and asked.max_tokens is not None:

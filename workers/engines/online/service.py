@@ -55,7 +55,7 @@ _OF_LENGTH: Final = (
     "exceeds the context window",
 )
 _LESS: Final = 0.6
-"""If a prompt is too long, the fraction of it to try next.
+"""The fraction of a too long prompt that is tried next.
 
 The services state the fitting length in too many forms to parse.
 """
@@ -81,7 +81,7 @@ class Api(Protocol):
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """Maps parameters that the service's errors name to the job's fields; empty if its errors name none."""
+        """Maps the parameters in the service's errors to the job's fields; empty if the errors name no parameters."""
         ...
 
     def headers(self, key: str) -> dict[str, str]:
@@ -267,6 +267,6 @@ def _refusal(
     if request.is_whole and any(words in problem.message for words in _OF_LENGTH):
         return PromptTooLong(_LESS)
     question = "messages" if request.messages is not None else "prompt"
-    parameter = re.split(r"[.\[]", problem.param or "", maxsplit=1)[0]  # such as `text` of `text.format.schema`
+    parameter = re.split(r"[.\[]", problem.param or "", maxsplit=1)[0]  # for example `text` of `text.format.schema`
     reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
     return RequestRejected(fields.get(parameter, question), reason or f"the service answered {status}")

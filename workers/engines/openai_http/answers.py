@@ -47,7 +47,10 @@ OVERLOADED = {408, 429, 503}
 """Statuses by which a server asks for fewer requests at the same time."""
 _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
-"""Cap on the alternatives of one token in an answer. Some servers add the chosen token to the wanted alternatives."""
+"""Cap on the alternatives of one token in an answer.
+
+The cap is one more than a job may ask for, because some servers add the chosen token to the wanted alternatives.
+"""
 _MOST_CHOICES = 64
 """Cap on an answer's choices; a request asks for few.
 
@@ -77,7 +80,7 @@ _FIELDS["max_completion_tokens"] = "max_tokens"
 _FIELDS["dimensions"] = "dimensions"
 _FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
 _LESS = 0.6
-"""If a prompt is too long, the fraction of it to try next, because servers do not report how many tokens fit."""
+"""The fraction of a too long prompt that is tried next. Servers do not report how many tokens fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +228,9 @@ class _Message(BoundedModel):
     content: str | None = None
     tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     reasoning: str | None = None
-    """The reasoning, by the name that vLLM and OpenRouter use."""
+    """The reasoning, in the field that vLLM and OpenRouter use."""
     reasoning_content: str | None = None
-    """The reasoning, by the name that DeepSeek, llama.cpp, SGLang and older vLLM use."""
+    """The reasoning, in the field that DeepSeek, llama.cpp, SGLang and older vLLM use."""
 
 
 class _Choice(BoundedModel):

@@ -63,7 +63,7 @@ class Dialect:
         self._refused: set[str] = set()
         """Parameters that the server has refused."""
         self._found: set[str] = set()
-        """Paths that the server has answered."""
+        """Paths at which the server has answered a request."""
 
     def path(self, request: GenerationRequest) -> str:
         """Return the path of the request below the server's URL. A raw prompt never goes to the path for chats."""
@@ -143,7 +143,8 @@ class Dialect:
             name == "priority"
             or (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")  # other codes blame the job
+            # with another code, the job's own `max_tokens` is at fault
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")
         )
         if is_ours and name not in self._refused:
             log.warning(
@@ -183,7 +184,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _part(part: ImagePart | TextPart) -> dict[str, Any]:
     if isinstance(part, ImagePart):
-        inline(part.image_url)  # refuses a URL that the server would fetch
+        inline(part.image_url)  # raises RequestRejected for a URL, which the server would fetch
     return part.model_dump(exclude_none=True)
 
 

@@ -94,7 +94,7 @@ class HttpEngine:
         return self._context_tokens
 
     def takes_images(self, model_id: str | None) -> bool:
-        """True if the setting `images` says so, or else if the model's family reads images."""
+        """The setting `images` if it is set; otherwise True if the model's family reads images."""
         return self._reads_images
 
     async def start(self) -> None:

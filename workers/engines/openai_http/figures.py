@@ -23,8 +23,8 @@ _COUNT: Final = re.compile(
 )
 """Matches a line with a count, and a timestamp if the line has one.
 
-The expression skips the labels. The time of prometheus_client's parser grows with the square of a line's length. That
-parser takes half a second of CPU time for a page whose labels are full of quotation marks.
+The expression skips the labels. It replaces prometheus_client's parser, whose time grows with the square of a line's
+length: that parser takes half a second of CPU time for a page whose labels are full of quotation marks.
 """
 
 

@@ -71,9 +71,9 @@ class AnswerLimit:
     def refused(self, number: int, in_flight: int) -> None:
         """Note a refusal of request `number` while this many requests are in flight.
 
-        A refusal halves the limit. It does not if the request was sent before the last halving, or if more requests
-        than the limit are still in flight: such a refusal concerns the former limit. A server that was away refuses all
-        requests; `_goal` then stays, so that the limit is soon back.
+        A refusal halves the limit, except if it concerns the former limit: if the request was sent before the last
+        halving, or if more requests than the limit are still in flight. A server that was away refuses all requests.
+        Then `_goal` stays the same, so that the limit soon rises to its former value.
         """
         if number > self._halved_at and in_flight <= self.number:
             self._limit = max(1.0, self._limit / 2)
@@ -102,11 +102,11 @@ class CountLimit:
     def __init__(self, most: int) -> None:
         self._rank = Rank(most)
         self._queue: deque[int] = deque(maxlen=QUEUE_LOOKS)
-        """For each of the last looks in a row that found requests waiting, the number of requests that ran."""
+        """The number of running requests at each of the last looks in a row that found requests waiting."""
 
     @property
     def places(self) -> int:
-        """The requests of this worker that the server runs at once."""
+        """The number of this worker's requests that the server runs at once."""
         return self._rank.places
 
     def told(self, load: ServerLoad, in_flight: int) -> None:
@@ -129,7 +129,7 @@ class CountLimit:
 
 
 class Limits:
-    """The limit of one server, at most `most`. The event loop changes it; any thread may read the numbers."""
+    """The limit of one server, at most `most`. The event loop changes the limit; any thread may read the numbers."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -138,13 +138,13 @@ class Limits:
 
     @property
     def places(self) -> int:
-        """The requests that the server generates at once."""
+        """The number of requests for which the server generates answers at once."""
         counts = self._counts
         return min(counts.places, self.answers.number) if counts is not None else self.answers.number
 
     @property
     def number(self) -> int:
-        """The requests that the server may have at once: its places, and the few that wait at the server."""
+        """The number of requests that the server may have at once: its places, plus the few that wait there."""
         counts = self._counts
         if counts is None:
             return self.answers.number

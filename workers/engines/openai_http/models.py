@@ -31,7 +31,7 @@ class ServerModels(BoundedModel):
     def window_of(self, name: str) -> int | None:
         """Return the tokens of this model's window, or of its base model's window; None if unknown.
 
-        A number below 1 is ignored: as a window, it would reject every job.
+        A number below 1 is ignored, because a worker with such a window would reject every job.
         """
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)

@@ -1,7 +1,7 @@
 """Requests without a question, sent to a server: the path, the body and the answer of each kind, as one table.
 
-Sources: OpenAI's API reference, "Create embeddings"; the pooling APIs of `vllm serve` (0.32) for the others. Jina and
-Cohere have the same body and answer of `/rerank`.
+Sources: OpenAI's API reference, "Create embeddings"; the pooling APIs of `vllm serve` (0.32) for the other kinds. Jina
+and Cohere have the same body and answer of `/rerank`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class PoolingAnswer(BoundedModel):
 
 @dataclass(frozen=True, slots=True)
 class ServerEndpoint:
-    """A server's endpoint for one kind. The paths are below the server's URL, or beside its `/v1`."""
+    """The HTTP endpoint for one kind of job. Its paths are below the server's URL, or beside the `/v1` of that URL."""
 
     paths: tuple[str, ...]
-    """The paths to try, until the server has one."""
+    """The paths that are tried one after the other, until the server has one of them."""
     body: Callable[[PoolingInput], dict[str, Any]]
-    """Returns the body without the model's name."""
+    """Returns the request's body, still without the model's name."""
     rows: str
-    """The answer's member with the rows."""
+    """The name of the answer's field that has the rows."""
     numbers: str
-    """The row's member with its numbers."""
+    """The name of a row's field that has the numbers."""
 
 
 def _embed(asked: PoolingInput) -> dict[str, Any]:
@@ -84,7 +84,7 @@ SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
     RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
-    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM's is beside /v1
+    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has the second
 }
 """The endpoint for each kind of job, by the job's field."""
 

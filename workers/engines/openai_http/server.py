@@ -67,7 +67,7 @@ class OpenAIServer:
         """Make the HTTP session; send no request."""
         key = self._settings.api_key
         headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-        # One more connection to read the server's counts, so that the reading does not wait behind requests.
+        # Allow one connection more than requests, so that reading the server's counts does not wait behind requests.
         self._session = new_session(headers, self._settings.max_concurrency + 1)
 
     async def close(self) -> None:
@@ -104,7 +104,7 @@ class OpenAIServer:
             return TryAgain(f"the server was not reached: {type(error).__name__}")
 
     async def load(self) -> ServerLoad | None:
-        """Return the counts that a vLLM server reports at `/metrics` beside the `/v1`; None if it reports none."""
+        """Return the counts that a vLLM server reports at `/metrics` beside the `/v1`; None if it reports no counts."""
         try:
             async with (
                 asyncio.timeout(LOOK_TIMEOUT_SECONDS),

@@ -32,7 +32,7 @@ class Slots:
 
     @property
     def places(self) -> int:
-        """The requests that the server generates at once."""
+        """The number of requests for which the server generates answers at once."""
         return self._limits.places
 
     @asynccontextmanager
