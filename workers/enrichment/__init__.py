@@ -1,7 +1,7 @@
 """Turns a job's sources into numbered evidence before its question, and finds the source of each sentence of an answer.
 
 A job's sources pass through the steps in this list, from top to bottom. The types on the right are those that a step
-takes and returns, so a signature says which steps are done.
+takes and returns, so a signature shows which steps come before it.
 
     enrich      one job's way through all steps, under one budget            Sources → Evidence
     search/     providers that turn a query into links or abstracts         str → Found
@@ -41,6 +41,6 @@ takes and returns, so a signature says which steps are done.
     readable    the text of a page's bytes, for other programs                 bytes → str
     standing    checks whether a result's quotes still stand in their sources  Result → CheckedCitation
 
-Every fault of a source is a note in the result. A job fails only if it sets `sources.required` and no source can be
-used.
+Every fault of a source becomes a note in the result. A job fails for its sources only if it sets `sources.required` and
+no source can be used.
 """

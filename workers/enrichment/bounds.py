@@ -1,4 +1,7 @@
-"""Limits of one job's sources: the job's own limits, cut to the operator's bounds, or else the operator's defaults."""
+"""Limits of one job's sources: the job's own limits, cut to the operator's bounds.
+
+The operator's defaults replace limits that the job does not set.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from workers.enrichment.settings import EnrichmentSettings
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits that apply to one job, and notes on the job's values that are outside the operator's bounds."""
+    """The limits that apply to one job, and notes on those values of the job that are outside the operator's bounds."""
 
     budget_seconds: float
     chars: int

@@ -54,21 +54,21 @@ from workers.enrichment.turns import Asker
 LATE = "it was late"
 CROWDED = "others fit better or say the same"
 RANKING_SHARE = 0.1
-"""Share of the budget reserved for ranking; the rest is for reading."""
+"""Share of the budget that is reserved for ranking; the rest is for reading."""
 MIN_EVIDENCE_TOKENS = 32
-"""Least room for evidence in the prompt. If there is less, no source is quoted."""
+"""Least room for evidence in the prompt. If less room is left, no source is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadSources:
-    """The sources that were read, and the sources left out with their reasons."""
+    """The sources that were read, and the sources that were left out, each with the reason."""
 
     documents: tuple[Document, ...]
     left_out: tuple[LeftOut, ...]
 
 
 class _Known:
-    """The sources known so far for a job. Each search adds its results when it ends, without repeated results."""
+    """The sources found so far for a job. When a search ends, it adds those results that are not known yet."""
 
     def __init__(self, own: Sequence[Wanted]) -> None:
         self.own = own
@@ -109,7 +109,7 @@ class Enricher:
     ) -> None:
         load_template(settings.template)  # an unusable template must fail at the start, not at each job
         self._settings = self.settings = settings
-        """The settings of the sources; the rewriting of questions reads its limits here."""
+        """The settings of the sources, which also have the limits for the rewriting of questions."""
         self._mark_secret = mark_secret
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - RANKING_SHARE)
@@ -120,9 +120,9 @@ class Enricher:
         politeness = Politeness(settings, clock)
         self._fetcher = Fetcher(settings, guard, politeness, clock)
         self.images = ImageFetcher(self._fetcher, settings)
-        """Fetches the images of jobs, over the same connections as sources."""
+        """Fetches the images of jobs, over the connections that also fetch sources."""
         self.payloads = PayloadFetcher(self._fetcher, payloads or read_settings(PayloadSettings))
-        """Fetches the payloads of jobs, over the same connections."""
+        """Fetches the payloads of jobs, over the connections that also fetch sources."""
         self._pool = Pool(settings, metrics)
         self._chooser = Chooser(settings, self._pool, clock, metrics)
         self._robots = Robots(settings, self._fetcher, self._pool, politeness, clock)
@@ -197,7 +197,7 @@ class Enricher:
     async def read(
         self, sources: Sequence[str | SourceDocument], seconds: float, *, tenant: str = DEFAULT_TENANT
     ) -> list[Document | LeftOut]:
-        """Read these URLs and documents as if a job named them. For a late or unreadable one, return a LeftOut."""
+        """Read these URLs and documents as if a job named them. Return a LeftOut for a late or unreadable source."""
         wanted = [
             Wanted(position, one) if isinstance(one, str) else Wanted(position, "", document=one)
             for position, one in enumerate(sources, start=1)
@@ -341,18 +341,18 @@ class Enricher:
         return _numbered(documents, choice), notes
 
     def _wording_tokens(self) -> tuple[int, int]:
-        """Return the tokens of the template's words: of those for the whole prompt, and of those for each source."""
+        """Return how many tokens the template's wording adds: once for the whole prompt, and then for each source."""
         template = load_template(self._settings.template)
         each = template.source + template.title + "x" * MAX_TITLE_CHARS
         return estimated_tokens(template.before + template.after + template.question), estimated_tokens(each)
 
     def _passage_chars(self, tokens: int | None) -> int:
-        """Return the length of a passage: the settings' length, or a shorter one if the prompt has little room."""
+        """Return the length of a passage: as in the settings, or shorter if the prompt has little room."""
         return self._settings.passage_chars if tokens is None else max(100, min(self._settings.passage_chars, tokens))
 
 
 def _named_by(sources: Sources) -> list[Wanted]:
-    """Return the sources that the job itself names, without repetitions: first its documents, then its URLs."""
+    """Return each source that the job itself names, once: first the job's documents, then its URLs."""
     documents: dict[str, SourceDocument] = {}
     for document in sources.documents:
         documents.setdefault(document.id, document)
@@ -370,7 +370,7 @@ def _as_page(document: SourceDocument) -> Page:
 
 
 def _excerpt(left_out: LeftOut) -> Document | None:
-    """Return the search service's excerpt of a source that could not be read; None if there is no excerpt."""
+    """Return the search service's excerpt of a source that could not be read; None if the service gave no excerpt."""
     found = left_out.source.found
     if found is None or found.excerpt is None:
         return None

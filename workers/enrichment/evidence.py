@@ -13,7 +13,7 @@ Extractor = Literal["resiliparse", "trafilatura"]
 
 
 class NothingFound(Exception):  # noqa: N818 - named after the event, as the engines' EngineDied is
-    """The job requires sources, and none could be read. The error's text names each source's origin and the reason."""
+    """The job requires sources, and none could be read. The text names the origin of each source, and the reason."""
 
     def __init__(self, notes: tuple[str, ...]) -> None:
         super().__init__("; ".join(["sources are required, and none could be used", *notes]))
@@ -26,7 +26,7 @@ class Unreadable(Exception):  # noqa: N818 - as above
     def __init__(self, reason: str, *, is_outage: bool = False, is_lasting: bool = True, is_ours: bool = False) -> None:
         super().__init__(reason)
         self.is_outage = is_outage or is_ours
-        """True if the failure is not the page's fault, so that an older copy may be served instead."""
+        """True if the page is not at fault, so that an older copy of the page may be served instead."""
         self.is_lasting = is_lasting
         """True if the cache may remember the failure. False, for example, if only this job was refused."""
         self.is_ours = is_ours
@@ -38,15 +38,15 @@ class Particulars:
     """Facts about a source besides its text. They come from its page or from the search service."""
 
     published: str | None = None
-    """An ISO 8601 date, as exact as known: `2023`, `2023-05` or `2023-05-17`."""
+    """The date of publication in ISO 8601, as exactly as it is known: `2023`, `2023-05` or `2023-05-17`."""
     canonical_url: str | None = None
     """The canonical address that the page names, if it differs from the page's URL and has the same origin."""
     doi: str | None = None
     read_by: str | None = None
-    """`ocr` if a program read the text from pictures, so that it may have misread characters."""
+    """`ocr` if a program read the text from pictures; such a text may contain wrong characters."""
 
     def under(self, better: Particulars) -> Particulars:
-        """Return the merged particulars. Where both have a value, the value in `better` is used."""
+        """Return the merged particulars. If both have a value for a field, the value in `better` is used."""
         return Particulars(
             better.published or self.published,
             better.canonical_url or self.canonical_url,
@@ -72,7 +72,7 @@ class Page:
     date: str | None = None
     age: str | None = None
     is_unchanged: bool = False
-    """True if the server confirmed the known copy (304); there is no body then."""
+    """True if the server confirmed the known copy (304); the body is then empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +80,26 @@ class Found:
     """One result of a search."""
 
     url: str
-    """Empty for a result without an address; such a result has an `id`, and `text` or `content`."""
+    """Empty for a result without an address. Such a result has an `id`, and either `text` or `content`."""
     id: str | None = None
-    """The source's id in the job's result, for example `pmid:…`; if absent, the URL."""
+    """The source's id in the job's result, for example `pmid:…`. If it is None, the URL is the id."""
     title: str | None = None
     text: str | None = None
     """Text from the search service, for example an abstract. It is used instead of the page: the URL is not fetched."""
     particulars: Particulars = Particulars()
     content: bytes | None = None
-    """Bytes from the search service, for example a PDF. Like `text`, they are used instead of the page."""
+    """Bytes from the search service, for example a PDF. They are used instead of the page: the URL is not fetched."""
     media_type: str | None = None
-    """The media type of `text` or `content`. By default, text is plain, and the type of bytes is detected."""
+    """The media type of `text` or `content`.
+
+    If it is None, `text` is plain text, and the type of `content` is detected.
+    """
     excerpt: str | None = None
     """The service's excerpt of the page, used if the page cannot be read."""
 
     @property
     def page(self) -> Page | None:
-        """The text or content as if a server had sent it; None if the URL has to be fetched."""
+        """The text or content in the form of a server's answer; None if the URL has to be fetched."""
         if self.text is not None:
             return Page(self.url, self.media_type or "text/plain", "utf-8", self.text.encode("utf-8", "replace"))
         return Page(self.url, self.media_type or "", None, self.content) if self.content is not None else None
@@ -145,9 +148,9 @@ class Document:
     """The page's other text, such as comments and menus."""
     particulars: Particulars = Particulars()
     older: str | None = None
-    """The reason for using an older copy of the page; None for a current page."""
+    """The reason why an older copy of the page is used; None for a current page."""
     unread: str | None = None
-    """The reason for using the search service's excerpt; None for a page that was read."""
+    """The reason why the search service's excerpt is used; None for a page that was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +169,16 @@ class NumberedSource:
     """A source as the model sees it."""
 
     number: int
-    """The number n by which the answer cites the source as `[n]`, counted from 1."""
+    """The number, counted from 1, by which the answer cites the source: `[1]` for the first."""
     id: str
     """The source's id in the result: the URL as the job gave it, or an identifier such as `arxiv:2305.12345`."""
     url: str | None
-    """None for a document of the job."""
+    """The address of the source; None for a document of the job."""
     title: str | None
     passages: tuple[str, ...]
-    """The passages put before the question, in the order of the page."""
+    """The passages that the prompt has before the question, in the order of the page."""
     steering: tuple[str, ...] = ()
-    """The ways in which title and passages try to steer the model; the prompt warns of them."""
+    """The ways in which the title and passages try to steer the model; the prompt warns the model of such a source."""
     particulars: Particulars = Particulars()
 
 
@@ -190,20 +193,20 @@ class Evidence:
     template: str = "plain"
     """The name or path of the prompt's template, see `answering.template`."""
     conversation: str = ""
-    """The text of all messages of the job, if it has messages. The answer may repeat links from this text, too."""
+    """The text of all messages, if the job has messages. The answer may repeat links from this text, too."""
     mark_secret: bytes | None = field(default=None, repr=False)
-    """The fleet's secret for the marks around sources; None means a random secret of this process."""
+    """The fleet's secret for the marks around sources. If it is None, a random secret of this process is used."""
 
     @property
     def chars(self) -> int:
-        """Number of characters in all passages."""
+        """The number of characters in all passages together."""
         return sum(map(_chars, self.sources))
 
     def shortened(self, chars: float) -> Evidence:
         """Remove passages until at most `chars` characters are left; remove at least one passage.
 
-        Each step takes the last passage of the longest source that has several. When every source has only one passage
-        left, whole sources are removed, the longest first. The remaining sources are renumbered.
+        Each step removes the last passage of the longest source that has several passages. When every source has only
+        one passage left, whole sources are removed, the longest first. The remaining sources are renumbered.
         """
         sources = list(self.sources)
         while sources:

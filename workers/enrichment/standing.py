@@ -18,7 +18,7 @@ NO_ADDRESS: Final = "the result has no address of this source; give its file wit
 
 
 class Standing(StrEnum):
-    """The state of a quote in its source, as the source reads now."""
+    """The state of a quote in its source, according to the source's current text."""
 
     STANDS = "stands"
     GONE = "gone"
@@ -26,7 +26,7 @@ class Standing(StrEnum):
     UNREAD = "unread"
     """The source cannot be read now."""
     UNQUOTED = "unquoted"
-    """The citation has no quote, because it has no support, the answer is very long, or an older worker wrote it."""
+    """The citation has no quote: it has no support, or the answer is very long, or an older worker wrote the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CheckedCitation:
     url: str | None = None
     """The address that was read; None for a source without details."""
     reason: str | None = None
-    """The reason why the source cannot be read."""
+    """The reason why the source cannot be read; None for any other standing."""
 
 
 async def checked_citations(
@@ -46,7 +46,7 @@ async def checked_citations(
 ) -> list[CheckedCitation]:
     """Read the sources of a result's quotes once more, within `seconds`, and check each citation.
 
-    `documents` has documents to read instead of sources, by the sources' ids.
+    `documents` maps ids of sources to documents, which are read instead of these sources.
     """
     urls = {source.id: source.url for source in result.source_details if source.url is not None}
     sources: dict[str, str | SourceDocument] = {**urls, **documents}

@@ -1,12 +1,13 @@
 """A fair queue for places, so that no single job or tenant can make the others wait.
 
 A free place goes to the tenant with the fewest places, and among this tenant's jobs to the job with the fewest places.
-Among equals, the place goes to the one that joined the queue, or last gave back a place, longest ago.
+Among tenants or jobs with equally many places, the place goes to the one that joined the queue, or last gave back a
+place, longest ago.
 
 If jobs keep their places for long, a new job might have to wait for seconds. So `kept` places are reserved for tenants
-with few places, and another `kept` places for jobs without a place. A tenant has few places if it has fewer than are
-free. So a tenant that comes later gets half of the free places at once for its jobs (dynamic thresholds, Choudhury and
-Hahne 1998).
+with few places, and another `kept` places for jobs without a place. A tenant has few places if more places are free
+than the tenant has. So a tenant that comes later gets half of the free places at once for its jobs (dynamic thresholds,
+Choudhury and Hahne 1998).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from math import inf
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asker:
-    """One job that asks for places and pages; each instance is equal only to itself."""
+    """One job that asks for places and pages. Instances are never equal, since two jobs may have the same values."""
 
     tenant: str
     max_age_seconds: float = inf
@@ -31,8 +32,8 @@ class Asker:
 class Turns:
     """A fixed number of places.
 
-    `kept` places are reserved for tenants that have fewer places than are free, and another `kept` places for jobs
-    without a place.
+    `kept` places are reserved for tenants that have fewer places than there are free places. Another `kept` places are
+    reserved for jobs without a place.
     """
 
     def __init__(self, places: int, *, kept: int = 0) -> None:
@@ -48,7 +49,7 @@ class Turns:
 
     @asynccontextmanager
     async def place(self, asker: Asker) -> AsyncIterator[None]:
-        """Wait for this job's turn, and hold a place until the context ends."""
+        """Wait for this job's turn. The job then has a place until the context ends."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(asker.tenant, OrderedDict()).setdefault(asker, deque()).append(turn)
         self._give()
@@ -80,7 +81,10 @@ class Turns:
         return None
 
     def _first(self, asker: Asker) -> asyncio.Future[None]:
-        """Remove and return the job's first request; a job without further requests leaves its tenant's queue."""
+        """Remove and return the job's first request.
+
+        If the job has no further requests, remove it from its tenant's queue.
+        """
         jobs = self._waiting[asker.tenant]
         turn = jobs[asker].popleft()
         if not jobs[asker]:
@@ -90,7 +94,7 @@ class Turns:
         return turn
 
     def _take_back(self, asker: Asker) -> None:
-        """Free the job's place, and move the job and its tenant behind the others that wait."""
+        """Free the job's place, and move the job and its tenant to the ends of their queues."""
         self._free += 1
         for holder in (asker.tenant, asker):
             self._had[holder] -= 1

@@ -16,8 +16,8 @@ _DIRECTIONS: Final = frozenset({"from", "to"})
 def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if sentence and source have different numbers or names at the same place.
 
-    A place is the same if the word before it, or the word after it, is equal in both texts. If the source has the
-    sentence's value elsewhere, both words must be equal.
+    Two places are the same if the words before them, or the words after them, are equal. If the source has the
+    sentence's value elsewhere, both the words before and the words after must be equal.
     """
     mine, its = _anchors(said), _anchors(told)
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}
@@ -44,7 +44,7 @@ class _Anchor:
     behind: str
 
     def is_beside_the_same(self, other: _Anchor) -> bool:
-        """True if the same word stands before both anchors, or the same word after both."""
+        """True if the same word stands before both anchors, or the same word stands after both."""
         return bool(self.before and self.before == other.before) or bool(self.behind and self.behind == other.behind)
 
     def is_between_the_same(self, other: _Anchor) -> bool:
@@ -85,7 +85,7 @@ def other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _fits(unit: str, other: str) -> bool:
-    """True if the units agree in all parts that both units have: "5 mg" fits "5 mg per day"."""
+    """True if the parts that both units have are equal: the unit of "5 mg" fits the unit of "5 mg per day"."""
     parts = zip(unit.split(" per "), other.split(" per "), strict=False)
     return all(set(one.split()) <= set(two.split()) or set(two.split()) <= set(one.split()) for one, two in parts)
 

@@ -1,4 +1,4 @@
-"""Turns the model's text into a result's answer: checked by its profile, with citations and the sources' details."""
+"""Checks the model's text by its profile, and adds citations and the sources' details to make a result's answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.enrichment.answering.profile import Profile
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
-"""Cap on the checked items of an evidence chain, since an answer may have any number of items."""
+"""Cap on the items of an evidence chain that are checked, since an answer may have any number of items."""
 _NO_NUMBER: Final = 1_000_000
 _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
 
@@ -41,7 +41,7 @@ class Answer:
     """Share of the answer that its sources support, from 0 to 1; 1 if the job asked for no sources."""
 
     def lowered(self, confidence: float | None) -> float | None:
-        """Return the model's confidence after one half of it is multiplied by the answer's supported share."""
+        """Return the model's confidence with one half of it multiplied by the answer's supported share."""
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
@@ -55,9 +55,10 @@ def answered(
 ) -> Answer:
     """Return the answer with citations, in the form that `profile` demands. Raises Unsupported.
 
-    A note says if the answer rests on no source. If no source is usable, the profile's notice is put before the text,
-    except for JSON (`is_json`).
-    `refuted` holds the claims that the model's second check has refuted; their citations lose their support.
+    If the answer rests on no source, a note says so. If no source is usable, the profile's notice is put before the
+    text, except for JSON (`is_json`).
+    `refuted` holds the claims that the model's second check has refuted; the citations of these claims lose their
+    support.
     """
     if not evidence.sources and profile.no_sources_notice and not is_json:
         text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
@@ -105,7 +106,7 @@ def _rests_on_nothing(
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
-    """Return the details that a source's page states, without links in the title."""
+    """Return the details that a source's page states; links are removed from the title."""
     title = " ".join(harmless(source.title or "", len(evidence.sources)).split())[:MAX_TITLE_CHARS]
     return SourceDetails(
         id=source.id,
@@ -131,7 +132,7 @@ def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
 
 
 def _chain(text: str, field: str) -> list[Any] | None:
-    """Return the items of the chain, or None if the answer is not the JSON of its profile."""
+    """Return the items of the chain, or None if the answer is not the JSON that its profile demands."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -141,15 +142,15 @@ def _chain(text: str, field: str) -> list[Any] | None:
 
 
 def _chain_share(citations: Sequence[Citation]) -> float:
-    """Return the share of the chain's items that their sources support."""
+    """Return the share of the chain's items that are supported by the sources that they name."""
     return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
 
 
 def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
     """Return a citation for each item, with the level at which the item's source supports the item's quote.
 
-    An item without a known source is dangling. An item is unsupported if its source contradicts its `claim`, because a
-    model may copy a quote exactly and still misread it.
+    An item that names no known source is dangling. An item is unsupported if its source contradicts its `claim`,
+    because a model may copy a quote exactly and still misread it.
     """
     citations: list[Citation] = []
     behind = 0
@@ -170,7 +171,10 @@ def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> l
 
 
 def _number(source: object) -> int:
-    """Return the source's number in an integer or a string. For any other value, return 0, which no source has."""
+    """Return the source's number, which may be an integer or a string.
+
+    For any other value, return 0, which no source has.
+    """
     if isinstance(source, str) and (digits := _DIGITS.fullmatch(source)) is not None:
         return int(digits.group(1))
     return source if type(source) is int and 0 < source < _NO_NUMBER else 0

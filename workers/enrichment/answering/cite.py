@@ -50,7 +50,7 @@ CITATION: Final = re.compile(
 """`[1]`, `[1, 2]`, and forms that models add: `[Source 1]`, `[citation:1]`, `[webpage 1]`, `[^1]`, `【1†x】`."""
 _PLAIN: Final = re.compile(r"\[\d+(?:\s*[,;]\s*\d+)*\]")
 _INTERVAL: Final = re.compile(r"(?:\bCI|\b(?:interval|range)(?: of)?|[=≈∈])\s*$", re.IGNORECASE)
-"""Matches the text before an interval, such as "CI" before "[1, 2]"."""
+"""Matches the text that announces an interval, such as "CI" before "[1, 2]"."""
 _BEFORE_INTERVAL: Final = 20
 _MARKERS_HERE: Final = re.compile(rf"(?:\s*{CITATION.pattern})+", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -75,7 +75,7 @@ _COMMON: Final = frozenset(_COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    """A sentence with its citation markers. `start` and `end` are in code points of the whole text."""
+    """A sentence with its citation markers. `start` and `end` count code points of the whole text."""
 
     start: int
     end: int
@@ -111,7 +111,7 @@ class _SourceWords:
     vocabulary: frozenset[str]
     texts: tuple[str, ...]
     beginnings: frozenset[str]
-    """The beginning of each word: its first `_DATE_LETTERS` letters for dates, and `_NAME_LETTERS` for names."""
+    """For each word, its first `_DATE_LETTERS` letters, to find dates, and its first `_NAME_LETTERS`, to find names."""
 
     @classmethod
     def of(cls, source: NumberedSource) -> _SourceWords:
@@ -122,7 +122,7 @@ class _SourceWords:
         return cls(source.id, passages, vocabulary, texts, beginnings)
 
     def has_name(self, word: str) -> bool:
-        """True if the source has this word, or a long word with the same beginning ("China", "Chinese")."""
+        """True if the source has this word, or for a long word, one with the same beginning ("China", "Chinese")."""
         return word in self.vocabulary or (len(word) >= _NAME_LETTERS and word[:_NAME_LETTERS] in self.beginnings)
 
     def clauses(self, exchanges: Exchanges) -> Source:
@@ -131,7 +131,7 @@ class _SourceWords:
 
 
 class SourceTexts:
-    """The sources of one answer, split into words once, and the remaining budget for aligning sentences."""
+    """The sources of one answer, each split into words only once, and the remaining budget for aligning sentences."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
@@ -149,7 +149,7 @@ class SourceTexts:
         return self._sources.keys()
 
     def name(self, number: int) -> str:
-        """Return the name of source `number` in a citation; for an unknown source, the number itself."""
+        """Return the name of source `number` in a citation. An unknown source is named by its number in brackets."""
         read = self._sources.get(number)
         return f"[{number}]" if read is None else read.id
 

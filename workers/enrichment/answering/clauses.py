@@ -1,7 +1,7 @@
 """Splits a text into clauses, and each clause into words, negations, numbers with units, and names. Pure.
 
-A clause ends at a mark such as a comma, and at a word such as "but". An "and" also ends a clause if two or more content
-words stand on each side.
+A clause ends at a mark such as a comma, and at a word such as "but". An "and" also ends a clause if at least two
+content words stand before it, and at least two after it.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ _DATES_WORDS: Final = (
     "thursday friday saturday sunday"
 )
 _DATES: Final = frozenset(_DATES_WORDS.split())
-"""Capitalised words that are not names. If "March" were a name, "In March Smith bought" would make Smith a place."""
+"""Capitalised words that are not names.
+
+If "March" were a name, the text "In March Smith bought" would make Smith a place."""
 _FEW: Final = 1
-"""Cap on the words of another language in an English text; without any common English word, the cap is 0."""
+"""Cap on the words of another language in an English text; the cap is 0 for a text without any common English word."""
 _SHORT_NOT: Final = ("n't", "n’t")  # noqa: RUF001 - typographic
 MAX_TOKENS: Final = 60
 """Cap on the tokens of one clause. The rest of a longer clause begins another clause."""
@@ -96,9 +98,9 @@ class Token:
     is_name: bool = False
     is_common: bool = False
     unit: str = ""
-    """The number's unit if it is a known one, such as "mg", or two units such as "mg per day"; else empty."""
+    """The number's unit if it is known: one such as "mg", or two such as "mg per day". Empty for any other token."""
     starts: bool = False
-    """True for a capitalised word that begins a sentence, so its capital does not mark a name."""
+    """True for a capitalised word that begins a sentence: the capital letter does not show that the word is a name."""
     is_date: bool = False
     """True for an English month or day of the week that is capitalised within a sentence."""
 
@@ -202,7 +204,7 @@ _BEHIND: Final = re.compile(
 
 
 def _unit(text: str, end: int) -> str:
-    """Return the known unit after a number that ends at `end`, such as "million euro per year"; empty without one."""
+    """Return the unit after a number that ends at `end`, such as "million euro per year"; empty if none is known."""
     found = _BEHIND.match(text, end)
     if found is None:
         return ""
@@ -224,7 +226,7 @@ def _sentences(tokens: Iterator[Token | str]) -> Iterator[list[Token | str]]:
 def _unnested(sentence: Sequence[Token | str]) -> list[list[Token | str]]:
     """Return the sentence without its parentheses, and then the content of each pair of parentheses.
 
-    In the sentence, parentheses would cut clauses in two.
+    If parentheses stayed in the sentence, they would cut clauses in two.
     """
     outer: list[Token | str] = []
     found, open_ones = [outer], [outer]

@@ -1,4 +1,4 @@
-"""Finds sources that contradict a sentence although they have its words. Pure; uses no model.
+"""Finds sources that contradict a sentence although they contain the sentence's words. Pure; uses no model.
 
 Each clause of the sentence is compared with its nearest clauses, the clauses of the source that share the largest
 number of words with it. The source contradicts a clause if each nearest clause differs from it by one of three rules.
@@ -44,12 +44,12 @@ _BESIDE: Final = 6
 _REACH: Final = 4
 """A negation negates at most this many content words after it."""
 _MIN_SHARED: Final = 0.5
-"""Least share of a clause's words that a nearest clause must have. Below it, the clauses have different subjects."""
+"""Least share of a clause's words that a nearest clause must have. If the share is lower, the subjects differ."""
 _FEWEST_IN_PREFIXED: Final = 4
 _SUBJECT_WORDS: Final = 2
 _FEWEST_IN_REST: Final = 2
 _MOST_OF_REST: Final = 0.5
-"""Least share of a clause's words, the subject's not counted, that a nearest clause with another subject must have."""
+"""Like `_MIN_SHARED`, but for a nearest clause with another subject, and without counting the subject's words."""
 
 _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
@@ -59,7 +59,7 @@ _LISTING: Final = frozenset({"and", "or"})
 
 
 Exchanges = dict[tuple[str, ...], bool]
-"""Cached results of the costly `exchanged_words`, by the words of both sentences."""
+"""Cached results of the costly function `exchanged_words`; the keys are the words of both sentences."""
 
 
 class Source:
@@ -109,7 +109,7 @@ class Source:
         return self._plainest(said, shared, most) if most >= _MIN_SHARED * len(words) else []
 
     def _nearest_besides_subject(self, said: Clause, nearest: Sequence[int]) -> list[int]:
-        """Return the clauses that share the largest number of words with `said`, the subject's words not counted.
+        """Return the indices of the clauses that share the largest number of words with `said` besides its subject.
 
         Such a clause must share at least twice as many of these words as each of the clauses in `nearest`. A clause
         with another subject, or with "it", may still deny the sentence.
@@ -156,11 +156,11 @@ class Source:
         return self._exchanges.get(key, False)
 
     def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
-        """True if a neighbour with the same frame has the words that clause `at` lacks, and denies the sentence.
+        """True if a clause beside clause `at` has the words of `said` that clause `at` lacks, and denies the sentence.
 
-        The neighbour denies the sentence by another value, or by a negation of the frame. The frame is the words that
-        all three clauses share. A shortened clause ("and 11 percent in Salme") has no frame, and takes its missing
-        words from the clause before.
+        The neighbour denies the sentence by another value, or by a negation of words that it shares with both other
+        clauses. A shortened clause ("and 11 percent in Salme") shares no words with its neighbours, and takes its
+        missing words from the clause before.
         """
         told = self._clauses[at]
         missing = said.content - told.content
@@ -176,7 +176,7 @@ class Source:
 
 
 def _is_negated(frame: frozenset[str], said: Clause, told: Clause) -> bool:
-    """True if `told` negates a word of the frame, and the sentence has no negation."""
+    """True if `told` negates a word of `frame`, and `said` has no negation."""
     return not _negations(said.tokens) and any(frame & set(one.scope) for one in _negations(told.tokens))
 
 
@@ -196,7 +196,7 @@ def _is_uncertain(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _is_modal(tokens: Sequence[Token], at: int) -> bool:
-    """True for a modal verb. The "may" in "in May" is not a modal verb."""
+    """True if the token at `at` is a modal verb. The "may" in "in May" is not a modal verb."""
     is_month = tokens[at].text == "may" and at > 0 and tokens[at - 1].text in BEFORE_MONTHS
     return tokens[at].text in MODALS and not is_month
 
@@ -226,7 +226,7 @@ def _negates_otherwise(
     """True if one clause negates words that the other clause asserts.
 
     `beside` holds the other clauses of the sentence, and `around` the source's clauses around `told`. A negation in
-    `beside` may be the counterpart of a negation in the source. A negation in `around` may refer to `said`.
+    `beside` may correspond to a negation in the source. A negation in `around` may refer to words of `said`.
     """
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
@@ -307,7 +307,7 @@ def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
 
 
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
-    """True if the sentence has a negated word that occurs at most once in `around`."""
+    """True if the sentence has one of the negated words, and this word occurs at most once in `around`."""
     times = Counter(token.stem for token in around)
     head, *rest = negation.scope
     about = [head] if head in said else [word for word in rest if word in said]

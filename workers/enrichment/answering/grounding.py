@@ -51,14 +51,14 @@ _SELECTORS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GroundedPrompt:
-    """The engine's input: a prompt or messages, as in the job."""
+    """The engine's input: a prompt if the job has a prompt, messages if the job has messages."""
 
     prompt: str | None
     messages: tuple[Message, ...] | None
 
 
 def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
-    """Put the evidence before the question in the job's prompt or messages, with the template's wording.
+    """Put the evidence before the question in the job's prompt or messages, in the words of the template.
 
     By default, `mark` is derived from the evidence. Raises TemplateRefused.
     """
@@ -118,7 +118,7 @@ def _quoted(shown: _Shown, template: Template, mark: str) -> str:
 
 
 def _lines(passage: str, sources: int) -> str:
-    """Join the passage's lines with `>` before each line but the first, so that rows of a table or code stay rows."""
+    """Join the passage's lines, each except the first after a `>`, so that rows of a table or of code stay rows."""
     lines = (harmless(line, sources) for line in passage.split("\n"))
     return _NEXT_LINE.join(line for line in lines if line)
 
@@ -126,8 +126,8 @@ def _lines(passage: str, sources: int) -> str:
 def harmless(text: str, sources: int = _ALL_NUMBERS) -> str:
     """Return one line of a page's text, without invisible characters, template tokens and citation marks.
 
-    `sources` is the number of the job's sources: with five sources, `[18, 27]` in a page looks like no citation and
-    stays.
+    `sources` is the number of the job's sources. If a job has five sources, `[18, 27]` in a page stays, since it does
+    not look like a citation.
     """
     seen = _SPACES.sub(" ", visible(text)).strip()
     while (rest := _without_markers(seen, sources)) != seen:  # the text around a removed marker may form a new one

@@ -43,7 +43,7 @@ URL: Final = re.compile(
 )
 _CLOSERS: Final = re.compile(r"""[.,;:!?*_~"'`)\]}>|]*""")
 _ENDS: Final = frozenset("\"'`)]}>|" + _MARKS)
-"""This module ends a given URL before these characters, although another program may add them to the URL."""
+"""This module ends a given URL before these characters, but another program may count them as part of the URL."""
 
 _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200}){0,8})"
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
@@ -72,7 +72,7 @@ _ESCAPED_LITERAL: Final = re.compile(r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)++(")?')
 
 
 def without_unknown_links(text: str, evidence: Evidence) -> str:
-    """Change the text so that no renderer finds a link or an image that neither the job nor a source gave."""
+    """Change the text so that renderers find only links and images that the job or a source gave."""
     return _given(evidence).cleaned(text)
 
 
@@ -198,7 +198,10 @@ class _Given:
         return self._is_given(value) if where == ("a", "href") else where[1] in _LOAD_NOTHING
 
     def _may_lead(self, url: str, *, in_brackets: bool = False) -> bool:
-        """True if the URL was given or stays in the folder. In angle brackets, only a given URL without `=` is good."""
+        """True if the URL was given or stays in the page's folder.
+
+        In angle brackets, only a given URL without `=` may stay.
+        """
         if in_brackets:
             return self._is_given(url) and "=" not in url
         return self._is_given(url) or not _LEAVES.search(url)
@@ -209,7 +212,10 @@ class _Given:
 
 @lru_cache(maxsize=4)
 def _given(evidence: Evidence) -> _Given:
-    """Return the job's URLs, cached for the last jobs: an answer has many parts, and a job's messages may be long."""
+    """Return the URLs that may stay.
+
+    They are cached for the last jobs: an answer has many parts, and messages may be long.
+    """
     return _Given.of(evidence)
 
 

@@ -25,7 +25,7 @@ def fleet_secret(signing_secret: bytes | None, topic_id: str) -> bytes:
 
     Each worker knows the topic's UUID without any setting, so all workers before one server give equal prompts to equal
     sources. Kafka draws the UUID at random, and the authors of pages never see it. Clients of the fleet's Kafka may see
-    it; the signing secret is better where they write pages too.
+    it. So use the signing secret if such clients may also write pages.
     """
     return signing_secret if signing_secret is not None else topic_id.encode()
 
@@ -45,6 +45,6 @@ def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
 
 
 def _letters(mac: bytes) -> str:
-    """Return the letters for the MAC's beginning: one letter for every two bytes."""
+    """Encode the beginning of the MAC as letters: one letter for every two bytes."""
     numbers = (int.from_bytes(mac[at : at + 2], "big") for at in range(0, 2 * _LENGTH, 2))
     return "".join(_LETTERS[number % len(_LETTERS)] for number in numbers)

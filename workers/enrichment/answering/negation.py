@@ -20,7 +20,7 @@ NEGATING_PHRASES: Final = {
     "advis": "against", "argu": "against", "decid": "against", "recommend": "against", "vote": "against",
     "warn": "against", "instead": "of", "rather": "than", "lack": "", "absenc": "", "absent": "",
 }  # fmt: skip
-"""Stems that negate the words after them. The value is the word that must follow; if empty, any word may follow."""
+"""Stems that negate the words after them if the word in the value follows. An empty value allows any word to follow."""
 
 NO_NEGATIONS: Final = frozenset(
     [("not", "only"), ("no", "doubt"), *(("no", word) for word in ("fewer", "less", "later", "more", "earlier"))]
@@ -36,7 +36,7 @@ NO_PREFIXES_WORDS: Final = (
     "irrigate union unit unite united until"
 )
 NO_PREFIXES: Final = frozenset(NO_PREFIXES_WORDS.split())
-"""Words that only seem to have a prefix."""
+"""Words whose first letters only look like one of `PREFIXES`."""
 
 _OPPOSITES: Final = """
 above/below accept/refuse accept/reject active/inactive after/before ahead/behind allow/forbid allow/prevent
@@ -61,7 +61,7 @@ sufficient/scarce survive/die tighten/loosen upgrade/downgrade upper/lower urban
 voluntary/compulsory warm/cold warmer/colder wax/wane weaker/stronger wet/dry
 """
 OPPOSITES: Final = tuple(tuple(pair.split("/")) for pair in _OPPOSITES.split())
-"""Pairs of opposites: a statement with one word denies an equal statement with the other word."""
+"""Pairs of opposites. A statement with one word of a pair denies the same statement with the other word."""
 
 _IRREGULAR: Final = """
 arose:arise ate:eat began:begin begun:begin bit:bite bled:bleed bore:bear borne:bear bought:buy bred:breed broke:break
@@ -78,7 +78,7 @@ threw:throw thrown:throw told:tell took:take undergone:undergo underwent:undergo
 withdrew:withdraw woke:wake woken:wake won:win wore:wear worn:wear written:write wrote:write
 """
 IRREGULAR: Final = dict(form.split(":") for form in _IRREGULAR.split())
-"""Irregular verb forms and their verbs: the stem of such a form is not the stem of its verb."""
+"""Maps irregular verb forms to their verbs, since such a form and its verb have different stems."""
 
 ENDINGS: Final = ("ful", "less")
 """A word with the first ending is the opposite of the same word with the second ending: "useful", "useless"."""
@@ -89,7 +89,7 @@ MODALS: Final = frozenset(_MODAL_WORDS.split())
 
 _BEFORE_MONTHS_WORDS: Final = "after before by during early from in late last next of since this through to until"
 BEFORE_MONTHS: Final = frozenset(_BEFORE_MONTHS_WORDS.split())
-"""Words after which "may" is the month."""
+"""A "may" after one of these words is the month."""
 
 _UNCERTAIN_WORDS: Final = "aim attempt expect fear forecast hope intend plan predict propos threaten tri will would"
 UNCERTAIN: Final = frozenset(_UNCERTAIN_WORDS.split())

@@ -21,7 +21,7 @@ _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
 """Syntax of the search services' query languages. A query made from a question must not contain this syntax."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""The fields that have another name in a profile's file, each with that name."""
+"""Maps fields that have another name in a profile's file to that name."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
@@ -37,7 +37,7 @@ class _ProfileSection(BaseModel):
 
 
 class ProfileSearch(_ProfileSection):
-    """The search for a job that names no search itself."""
+    """The search that is run for a job that names no search itself."""
 
     provider: Identifier
     limit: int = Field(default=5, ge=1, le=20)

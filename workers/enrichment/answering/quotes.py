@@ -29,7 +29,7 @@ Without a budget, an answer that cites 20 sources in each sentence would delay a
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the text's words and numbers, with compatibility forms and case folded.
+    """Return the text's words and numbers, in lower case, with compatibility characters replaced (NFKC).
 
     In scripts without spaces, each character is one word. Links are left out, since most links are removed from an
     answer but remain in its sources. Invisible characters are left out, since the model does not see them.
@@ -43,7 +43,7 @@ def without_links(text: str) -> str:
 
 
 def contains(text: str, quoted: str) -> bool:
-    """Return whether the text has the quoted words in one run. Case, punctuation and links are ignored."""
+    """True if the quoted words stand in the text one after the other. Case, punctuation and links are ignored."""
     wanted = words(quoted)
     return bool(wanted) and f" {' '.join(wanted)} " in _line(text)
 
@@ -70,7 +70,7 @@ class Quoter:
         """Return the part of source `number` that is nearest to the words `said`.
 
         The part is the first run of exactly these words, or else the short part that has the largest number of uncommon
-        words of `said`. None if no passage has an uncommon word, or if the answer's budget is spent.
+        words of `said`. Return None if no passage has such a word, or if the answer's budget is spent.
         """
         if number not in self._placed:
             self._placed[number] = [_Placed.of(passage) for passage in self._sources[number]]
@@ -105,7 +105,7 @@ class _Placed:
     words: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     line: str
-    """All words, with a space before and after each."""
+    """All words in one line, with a space before and after each word."""
     places: dict[str, list[int]]
     """The indices of each word in `words`."""
 
@@ -126,7 +126,7 @@ class _Placed:
         return cls(text, words, spans, f" {' '.join(words)} ", dict(places))
 
     def run(self, said: Sequence[str]) -> int | None:
-        """Return the index of the first run of exactly these words."""
+        """Return the index at which the passage first has exactly these words in a row; None if it never has."""
         at = self.line.find(f" {' '.join(said)} ") if said else -1
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
 
@@ -153,7 +153,10 @@ class _Placed:
         return best
 
     def quote(self, first: int, behind: int) -> Quote:
-        """Return the passage's text from word `first` to before word `behind`; a long text is cut between two words."""
+        """Quote the passage from word `first` up to word `behind`, which is left out.
+
+        A long quote is cut between two words.
+        """
         start = self.spans[first][0]
         ends = [end for _, end in self.spans[first:behind] if end <= start + MAX_QUOTE_CHARS]
         end = ends[-1] if ends else start + MAX_QUOTE_CHARS

@@ -1,4 +1,4 @@
-"""The wording of a grounded prompt as data: a file in `templates/`, or a file of the operator's own."""
+"""Loads the wording of a grounded prompt from a file in `templates/`, or from a file of the operator's own."""
 
 from __future__ import annotations
 

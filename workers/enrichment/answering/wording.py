@@ -1,6 +1,6 @@
 """Compares a sentence with a sentence of a source that has nearly the same words. Pure.
 
-exchanged_words   the source has the sentence's words, but two of them have changed places
+exchanged_words   the source has the sentence's words, but two of the words have changed places
 other_half        the source gives two numbers to two things ("38 minutes with A and 9 with B"), and the sentence
                   gives A's number to B
 """
@@ -26,7 +26,7 @@ _SLACK: Final = 2
 """A sentence counts as a quotation if the source has at most this many other words between the sentence's words."""
 _MOST_BEGINS: Final = 4
 _MOST_IN_HALF: Final = 4
-"""Cap on the content words of a shortened second half, besides its number."""
+"""Cap on the content words of a shortened second half; the half's number is not counted."""
 
 
 def has_its_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
@@ -60,8 +60,8 @@ def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
 def _is_listing(words: Sequence[str], one: int, other: int) -> bool:
     """True if the two places belong to one list, such as "in A and in B".
 
-    In a list, only words such as "and", articles, and words that also stand before the first place are between the two
-    places.
+    They do if the words between them are only words such as "and", articles, and words that also stand before the first
+    place.
     """
     lead = words[max(0, one - _SLACK) : one]
     return all(word in _LISTING or word in _ARTICLES or word in lead for word in words[one + 1 : other])
@@ -102,7 +102,7 @@ def _length_from(words: Sequence[str], source: Sequence[str], begin: int) -> int
 def other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if the source gives two numbers to two things, and the sentence exchanges the numbers.
 
-    The source's clause is shortened after "and": "38 minutes with A and 9 with B".
+    After "and", the source leaves out the repeated words: "38 minutes with A and 9 with B".
     """
     numbers = {token.stem for token in said if token.is_number}
     return any(
@@ -121,7 +121,7 @@ def is_other_half(said: Sequence[Token], told: Sequence[Token]) -> bool:
 def _halves(told: Sequence[Token]) -> Iterator[tuple[str, str, frozenset[str]]]:
     """Yield both numbers of "… 38 minutes … and … 9 minutes", and the words that only the second half has.
 
-    The time grows with the square of the words, so a sentence with more than _MAX_SOURCE_WORDS has no halves.
+    A sentence with more than _MAX_SOURCE_WORDS is not split, since the time grows with the square of the words.
     """
     if len(told) > _MAX_SOURCE_WORDS:
         return

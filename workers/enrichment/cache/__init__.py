@@ -9,5 +9,5 @@
     flights      one reading of a page for all jobs that wait for it
     settings     a setting for each level; all three levels are optional
 
-A failing level counts as an empty level: no job ever fails because of the cache.
+A level that fails counts as empty: no job ever fails because of the cache.
 """

@@ -25,15 +25,19 @@ from workers.enrichment.evidence import Unreadable
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
 
-Each read of invalidations starts this long before the last read, so that it finds invalidations by a slow clock, too.
+Each read asks for the invalidations since this long before the last read. So it also finds those that a machine with a
+slow clock has made.
 """
 _PATIENCE: Final = 0.9
 """The fraction of a job's remaining time for which the job waits for a page's server before it gets a stale copy."""
 _PENDING: Final = 256
-"""Cap on the pending writes to shared levels; beyond the cap, a page is kept in memory only."""
+"""Cap on the pending writes to shared levels. Beyond the cap, a page is kept only in this process's memory."""
 
 Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
-"""Reads a page, given the cache's older copy or None, and returns the new entry. Raises Unreadable."""
+"""A function that gets the cache's older copy of a page or None, reads the page, and returns the new entry.
+
+Raises Unreadable.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,10 @@ class Cache:
     async def read(
         self, url: str, scope: str, read: Read, patience_seconds: float, max_age_seconds: float = inf
     ) -> Reading:
-        """Return the page at this URL from the cache that all jobs of `scope` share, or read the page.
+        """Return the page at this URL from the cache that all jobs of `scope` share, or else read the page.
 
-        Raises Unreadable if the page cannot be read, and for a cached failure. A copy older than `max_age_seconds` is
-        treated as stale.
+        Raises Unreadable if the page cannot be read, or if a failure to read it is cached. A copy older than
+        `max_age_seconds` is treated as stale.
         """
         key = Key.of(url, scope)
         known = await self._known(key)
@@ -96,8 +100,9 @@ class Cache:
     async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
         """Read the page again, and cache and return the new entry.
 
-        If the page's server is unavailable, cache and return the older copy, if it may be served. After any other
-        failure, cache and return an entry with the reason. Raises Unreadable for a failure that may not be cached.
+        If the page's server is unavailable and the older copy may be served, cache and return the older copy. After any
+        other failure, cache and return an entry with the reason. Raises Unreadable for a failure that may not be
+        cached.
         """
         asked_at, is_ours = self._clock.time(), False
         try:

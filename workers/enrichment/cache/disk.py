@@ -1,6 +1,6 @@
 """Level 3: an SQLite file. The file survives a restart, and the workers of one machine may share it.
 
-SQLite calls block, so they run in a thread of their own. An empty file replaces a damaged file, since the workers can
+Calls of SQLite block, so they run in a thread of their own. An empty file replaces a damaged one, since the workers can
 read the lost pages again.
 """
 
@@ -32,9 +32,9 @@ CREATE TABLE IF NOT EXISTS invalidations (target TEXT PRIMARY KEY, at REAL NOT N
 """
 _PUTS_BETWEEN_SWEEPS: Final = 64
 _USED_SECONDS: Final = 60.0
-"""Least time between two updates of an entry's time of last use, because each update writes to the file."""
+"""Least time between two updates that record when an entry was last used, because each update writes to the file."""
 _WAITING: Final = 256
-"""Cap on the calls that wait for the thread. Further calls fail, because the disk is too slow for them."""
+"""Cap on the calls that wait for the thread. Further calls fail at once: if so many wait, the disk is too slow."""
 
 
 class Disk:

@@ -36,7 +36,10 @@ class Key:
     """A URL within a scope. The URL is hashed, since it may hold a secret."""
 
     scope: str
-    """The name of a group of jobs that share an entry, see `scope_of`. Without an allowlist, all jobs are one group."""
+    """The name of a group of jobs that share an entry, see `scope_of`.
+
+    If there is no allowlist, all jobs form one group.
+    """
     url: str
 
     @classmethod
@@ -50,7 +53,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """The seconds for which a page is fresh, and whether a stale copy may be served while its server is unavailable."""
+    """The seconds for which a page is fresh, and whether a stale copy of it may be served while its server is away."""
 
     fresh: float
     may_be_served_late: bool = True
@@ -83,7 +86,7 @@ class CacheEntry:
 
     @property
     def targets(self) -> Iterator[str]:
-        """The names under which the entry can be invalidated."""
+        """The names by which the entry can be invalidated."""
         for url in (self.asked_url, self.url):
             yield target_of_url(url)
             yield target_of_host(_host(url))
@@ -103,12 +106,12 @@ def scope_of(tenant: str, allowed: tuple[str, ...], denied: tuple[str, ...] = ()
 
 
 def target_of_url(url: str) -> str:
-    """Return the name under which this URL is invalidated."""
+    """Return the name by which the entries of this URL can be invalidated."""
     return f"u:{_hashed(_plain(url))}"
 
 
 def target_of_host(host: str) -> str:
-    """Return the name under which all pages of this host are invalidated."""
+    """Return the name by which the entries of all pages of this host can be invalidated."""
     name = host.lower().strip("[]").rstrip(".")
     with suppress(*_NOT_READ):  # an invalid host has no cached pages
         name = URL.build(scheme="http", host=name).host or name  # IDNA: one spelling for each name beyond ASCII
@@ -116,7 +119,7 @@ def target_of_host(host: str) -> str:
 
 
 _NOT_READ: Final = (ValueError, TypeError, LookupError)
-"""The errors that yarl raises for an invalid URL, when the URL is parsed or a part of it is read."""
+"""The errors that yarl raises when an invalid URL is parsed, or when a part of it is read."""
 
 
 def _plain(url: str) -> str:
@@ -144,7 +147,7 @@ def _hashed(text: str) -> str:
 def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None:
     """Return the page's lifetime, from the server's headers (RFC 9111, sections 4.2 and 5.2.2) and the settings.
 
-    None means that the page must not be stored. `now` is the time of the request, in Unix seconds.
+    Return None if the page must not be stored. `now` is the time of the request, in Unix seconds.
     """
     if _NOT_KEPT.search(page.cache_control):
         return None
@@ -154,7 +157,7 @@ def lifetime(page: Page, settings: CacheSettings, now: float) -> Lifetime | None
 
 
 def _said_seconds(page: Page, now: float) -> float | None:
-    """Return for how many more seconds the page is fresh by the server's headers; None if these name no freshness."""
+    """Return for how many more seconds the server's headers call the page fresh; None if they do not say."""
     ages = {name.lower(): float(seconds) for name, seconds in _MAX_AGE.findall(page.cache_control)}
     said = ages.get("s-maxage", ages.get("max-age"))
     if said is None and page.expires is not None:
@@ -191,7 +194,7 @@ def _is_answer(answer: Any) -> bool:
 
 
 def decoded(value: bytes) -> CacheEntry:
-    """Decode an entry. Raises ValueError for invalid bytes, and for an entry of more than 64 MiB unpacked."""
+    """Decode an entry. Raises ValueError for invalid bytes, and for an entry that unpacks to more than 64 MiB."""
     unpacker = zlib.decompressobj()
     try:
         written = json.loads(unpacker.decompress(value, _UNPACKED_BYTES))

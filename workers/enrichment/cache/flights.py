@@ -18,7 +18,7 @@ class _SharedFlight(Generic[T]):
 
 
 class Flights(Generic[K, T]):
-    """The work that runs now, by key. Cancelling one caller does not stop the work; cancelling the last caller does."""
+    """The running work, by key. The work is cancelled only when all callers that wait for it are cancelled."""
 
     def __init__(self) -> None:
         self._flights: dict[K, _SharedFlight[T]] = {}

@@ -30,7 +30,7 @@ class Level(Protocol):
         ...
 
     async def put(self, key: Key, value: bytes, seconds: float) -> None:
-        """Store the value for `seconds`, in place of an earlier value."""
+        """Store the value for `seconds`. The value replaces an earlier one."""
         ...
 
     async def invalidate(self, target: str, at: float, seconds: float) -> None:
@@ -51,7 +51,7 @@ class Level(Protocol):
 
 
 class Shared:
-    """Wraps a level that may be slow, be unavailable or return invalid bytes, so that callers see no error."""
+    """Wraps a level so that callers see no error if the level is slow, is unavailable or returns invalid bytes."""
 
     def __init__(self, level: Level, settings: CacheSettings, clock: Clock, lookups: ClosedCounter) -> None:
         self._level = level

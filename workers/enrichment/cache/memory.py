@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from workers.enrichment.cache.entry import CacheEntry, Key
 
 _PLACE_BYTES: Final = 512
-"""Approximate overhead of an entry: the key, and the entry's part of the tables."""
+"""Approximate memory that an entry takes besides its value: for the key, and for its place in the tables."""
 
 
 class Memory:
@@ -26,7 +26,7 @@ class Memory:
         return self._entries.get(key)
 
     def put(self, key: Key, entry: CacheEntry) -> None:
-        """Store the entry, unless the entry alone exceeds the limit; evict other entries until all fit."""
+        """Store the entry, unless it alone exceeds the limit. If space is short, evict other entries."""
         self.drop(key)
         with suppress(ValueError):  # the entry alone exceeds the limit
             self._entries[key] = entry

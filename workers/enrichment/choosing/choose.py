@@ -1,4 +1,4 @@
-"""Chooses the passages to quote: by words, and also by meaning if the settings name an embedding model.
+"""Chooses the passages to quote: by their words, and also by their meaning if the settings name an embedding model.
 
 The choice by words is made first. A job falls back to this choice if the model is late or unavailable.
 """
@@ -33,11 +33,11 @@ class Choice:
     steering: tuple[tuple[str, ...], ...]
     """The ways in which each document's title and passages try to steer the model."""
     notes: tuple[str, ...] = ()
-    """Notes for the result's reader, if the model had too little time or gave no answer."""
+    """Notes for the result's reader if the embedding model had too little time or gave no answer."""
 
 
 class Chooser:
-    """Chooses passages in a member of the pool, with an embedding model if the settings name one."""
+    """Has a member of the pool choose passages, with the help of an embedding model if the settings name one."""
 
     def __init__(self, settings: EnrichmentSettings, pool: Pool, clock: Clock, metrics: Metrics) -> None:
         self._settings = settings
@@ -68,7 +68,7 @@ class Chooser:
     ) -> Choice:
         """Choose passages of the documents (title, main text, other text) for the question, see `rank.Ranking`.
 
-        Raises Unreadable or TimeoutError if even the choice by words fails or is late.
+        Raises Unreadable if even the choice by words fails, and TimeoutError if it is late.
         """
         task = {
             "kind": "rank",

@@ -1,11 +1,11 @@
 """Computes the similarity of texts by meaning, such as passages and a question, with a model in a process of its own.
 
-There is one process, since a model takes a gigabyte and all cores that it may use. The process serves one job at a
-time, see `newest_first`. Passages are sent in batches. So a job keeps the results so far when its time is up, and a
-cancelled job wastes at most the running batch.
+There is only one process, since a model takes a gigabyte, and all cores that it may use. The process serves one job at
+a time, see `newest_first`. Passages are sent in batches. So when a job's time is up, the job keeps the results of the
+finished batches. A cancelled job wastes at most the running batch.
 
 If the process dies or hangs, the embedder kills it and starts another one. Loading the model takes many seconds; until
-then, jobs are refused at once.
+the model is loaded, jobs are refused at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INHERITED: Final = (
 )  # fmt: skip
 """Variables of the worker's environment that are passed on, since loading a model may need them."""
 _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Variables that hide GPUs, and that keep waiting threads from spinning, since the worker needs the cores too."""
+"""Variables that hide the GPUs, and that make waiting threads sleep, since the worker needs the cores too."""
 
 
 class EmbeddingModelRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
@@ -60,7 +60,7 @@ class _Request:
     found: list[float] = field(default_factory=list)
 
     def end(self, reason: str | None = None) -> None:
-        """Wake the waiting job, with the similarities found so far, or with EmbedderAway if `reason` is given."""
+        """Wake the waiting job. The job gets the similarities found so far, or EmbedderAway if `reason` is given."""
         if not self.ended.done():
             self.ended.set_exception(EmbedderAway(reason)) if reason is not None else self.ended.set_result(None)
 
@@ -94,9 +94,10 @@ class Embedder:
         await self._discard("the worker is stopping")
 
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
-        """Return the cosine, from -1 to 1, of the question and each passage; the list is shorter if time runs out.
+        """Return the cosine, from -1 to 1, of the question and each passage, in the order of `passages`.
 
-        If newer requests evict this request, the list is empty at once. Raises EmbedderAway. May be cancelled.
+        If time runs out, the last passages have no cosine. If newer requests evict this request, the list is
+        empty at once. Raises EmbedderAway. May be cancelled.
         """
         if self._child is None:
             raise EmbedderAway("the embedding model is being loaded again")

@@ -10,8 +10,8 @@ or `failed`.
 The texts are untrusted. Once the model is loaded, the process cannot open sockets, and can read only files of Python
 and of the system's libraries.
 
-The process runs on the CPU, since the engine uses the GPU. Three caps bound the process's memory: tokens of a text,
-texts at once, and bytes of cached vectors.
+The model runs on the CPU, since the engine uses the GPU. Three caps bound the process's memory: tokens of a text, texts
+at once, and bytes of cached vectors.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _readable() -> list[str]:
 
 
 def _own_output() -> BinaryIO:
-    """Reserve standard output for answers, since a library's print would break the answers' framing."""
+    """Reserve standard output for answers, since text that a library prints would break the answers' framing."""
     own = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -105,7 +105,7 @@ def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
 
 
 class Texts:
-    """The model, with an LRU cache of vectors, since jobs ask about the same pages again and again."""
+    """The model and an LRU cache of its vectors, which is useful because jobs often ask about the same pages."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

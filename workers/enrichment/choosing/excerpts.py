@@ -8,7 +8,7 @@ from typing import Final
 from workers.enrichment.choosing.rank import Budget
 
 MAX_RANKED_CHARS: Final = 600_000
-"""Cap on the ranked code points of all texts of a job; ranking this many takes a quarter of a second."""
+"""Cap on the code points of all texts of a job together. Ranking this many takes a quarter of a second."""
 
 
 def within(texts: Sequence[str], chars: int) -> list[str]:
@@ -24,7 +24,7 @@ def within(texts: Sequence[str], chars: int) -> list[str]:
 
 
 def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list[list[str]]:
-    """Return the beginning of each text as its only passage, while the budget has room.
+    """Return the beginning of each text as the text's only passage, as long as the budget has room.
 
     A beginning is as long as a passage, or shorter if many texts share the budget.
     """
@@ -39,7 +39,7 @@ def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list
 
 
 def _beginning(text: str, size: int) -> str:
-    """Return the text's first words with single spaces, of at most `size` code points together."""
+    """Return as many of the text's first words as fit into `size` code points, with single spaces."""
     words = " ".join(text[: size + 1].split())
     if len(words) <= size:
         return words

@@ -2,7 +2,7 @@
 
 The newest request is served next. If the oldest were served next, a long queue would make each request just too late
 (Maurer, "Fail at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve within a
-request's time, so that hopeless requests are evicted at once.
+request's time. Requests that cannot be served in time are thus evicted at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NewestFirst(Generic[T]):
         return len(self._waiting)
 
     def put(self, request: T, seconds: float) -> list[T]:
-        """Add a request that is due in `seconds`.
+        """Add a request that must be served within `seconds`.
 
         Return the oldest requests, which are evicted because they would be late.
         """

@@ -4,9 +4,9 @@ The weight is BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framewo
 3.15) with the idf of Lucene, which is never negative. Words are stemmed; Chinese, Japanese and Korean text, which has
 no spaces, is split into pairs of characters.
 
-If a model has ordered the likeliest passages by meaning, reciprocal rank fusion joins both orders (Cormack, Clarke
-and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", 2009). The model's
-order is passed in as an argument: no model runs here.
+If a model has ranked the likeliest passages by their meaning, reciprocal rank fusion joins both rankings (Cormack,
+Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", 2009). The
+model's ranking is passed in as an argument: no model runs here.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ K1 = 1.2
 B = 0.75
 """BM25's b: controls the penalty for long passages."""
 RRF_K = 60
-"""Constant of reciprocal rank fusion, from the paper: a larger value makes the first places differ less."""
+"""Constant of reciprocal rank fusion, from the paper.
+
+The larger the value, the less the scores of the first places differ."""
 WORDS_WEIGHT = 1.5
-"""Weight of the order by words; the order by meaning has 1.
+"""Weight of the ranking by words. The ranking by meaning has the weight 1.
 
 With equal weights, questions in a page's own words lose as much quality as paraphrased questions gain, since a small
 model confuses passages about one subject."""
 
 REST_WEIGHT = 0.6
-"""Factor for passages outside of a page's main text, such as comments, boxes and menus."""
+"""Factor for the weights of passages outside of a page's main text, such as comments, boxes and menus."""
 
 _SET_BACK = 3
-"""A passage moves back this many places in the order for each better passage of the same document."""
+"""A passage moves back this many places in the ranking for each better passage of the same document."""
 _OVERLAP_SHARE = 0.25
 _RUN_WORDS = 3
 _SAME_SHARE = 0.8
-"""A passage is a repetition if another, chosen passage contains at least this share of the passage's word runs."""
+"""A passage is a repetition if a passage already chosen contains at least this share of its runs of words."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORDS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
@@ -51,7 +53,7 @@ _ROW_CHARS = 50
 """A line that is shorter than this, and is not the last one, is a row of a table or of code, not wrapped prose."""
 _ROW_END = re.compile(r"[.:;!?{}()\[\],…。！？]$")  # noqa: RUF001 - as above
 _ASKING = re.compile(r"\b(?:[Ww](?:ho|hom|hose|hich|hat|hen|here|hy)|[Hh]ow|[Dd](?:o|oes|id))\b")
-"""Matches question words: BM25 would weigh them too much, since answers rarely have them. "WHO" is a name."""
+"""Matches question words. BM25 would weigh these words too much, since answers rarely have them. "WHO" is a name."""
 _STEMMER = Stemmer.Stemmer("english")
 
 
@@ -65,7 +67,7 @@ class _RankedPassage:
 
     @property
     def terms(self) -> Counter[str]:
-        """Terms of the passage's text and of the document's title."""
+        """The terms of the passage's text and of the document's title, each with its count."""
         return Counter(terms(f"{self.title} {self.text}"))
 
 
@@ -76,7 +78,7 @@ class Budget:
     chars: int
     tokens: int | None = None
     source_tokens: int = 0
-    """Tokens of the prompt's wording around the passages of each document."""
+    """The tokens that the prompt's template adds around the passages of each document."""
 
     def without(self, text: str, *, is_first: bool) -> Budget | None:
         """Return the budget left after this text; None if the text does not fit.
@@ -127,7 +129,7 @@ class Ranking:
         self._weights = [weight if passage.is_main else REST_WEIGHT * weight for passage, weight in weighed]
 
     def candidates(self, most: int) -> list[tuple[int, str, str]]:
-        """Return number, title and text of at most `most` passages, the likeliest by their words.
+        """Return the number, title and text of at most `most` passages, those that rank highest by their words.
 
         Passages without a word of the question fill the remaining room.
         """
@@ -137,11 +139,11 @@ class Ranking:
     def chosen(self, budget: Budget, by_meaning: Sequence[int] = ()) -> list[list[str]]:
         """Return the chosen passages of each document, in text order.
 
-        `by_meaning` holds the numbers of the candidates, the nearest to the question first; if empty, words alone
+        `by_meaning` holds the numbers of the candidates, the nearest to the question first. If it is empty, only words
         decide.
 
-        A document's further passages give way to other documents' passages of about the same score, and irrelevant
-        passages come last. A passage that repeats a chosen one in nearly the same words is dropped.
+        After a document's first passage, its next ones give way to other documents' passages of about the same score.
+        Irrelevant passages come last. A passage that repeats a chosen one in nearly the same words is dropped.
         """
         chosen: list[list[_RankedPassage]] = [[] for _ in range(self._documents)]
         said: list[frozenset[tuple[str, ...]]] = []
@@ -154,7 +156,7 @@ class Ranking:
         return [[passage.text for passage in sorted(some, key=lambda one: one.place)] for some in chosen]
 
     def _in_order(self, by_meaning: Sequence[int]) -> list[int]:
-        """Sort the indices of the passages, relevant passages first; further passages of one document are moved back.
+        """Sort the indices of the passages: the relevant ones first. All but the first of a document are moved back.
 
         A passage is relevant if it has a word of the question, or is in the nearer half of `by_meaning`.
         """
@@ -171,7 +173,7 @@ class Ranking:
 
 
 def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[_RankedPassage]:
-    """Return the passages of one document, passages of the main text first."""
+    """Return the passages of one document; those of the main text come first."""
     title, main, *rest = document
     parts = [(text, True) for text in split(main, passage_chars)]
     parts += [(text, False) for other in rest for text in split(other, passage_chars)]
@@ -179,7 +181,7 @@ def _passages(number: int, document: Sequence[str], passage_chars: int) -> list[
 
 
 def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
-    """Return the score of each passage from its places in two orders: by words and by meaning.
+    """Return the score of each passage from its places in two rankings: by words and by meaning.
 
     Passages of equal weight share a place. Passages that the model did not compare come after all passages that it
     compared.
@@ -196,7 +198,7 @@ def fused(by_words: Sequence[float], by_meaning: Sequence[int]) -> list[float]:
 
 
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:
-    """Return all runs of a few words, to compare texts (Broder, "On the resemblance of documents", 1997)."""
+    """Return all runs of a few words, by which texts are compared (Broder, "On the resemblance of documents", 1997)."""
     words = terms(text)
     return frozenset(tuple(words[at : at + _RUN_WORDS]) for at in range(max(1, len(words) - _RUN_WORDS + 1)))
 
@@ -206,7 +208,7 @@ def _is_said(shingles: frozenset[tuple[str, ...]], said: Sequence[frozenset[tupl
 
 
 def weights(question: str, passages: Sequence[Counter[str]]) -> list[float]:
-    """Return each passage's BM25 weight for the question; `passages` holds the counted terms."""
+    """Return each passage's BM25 weight for the question. `passages` holds the counts of each passage's terms."""
     lengths = [passage.total() for passage in passages]
     average = (sum(lengths) / len(lengths) if lengths else 0.0) or 1.0
     scores = [0.0] * len(passages)
@@ -234,7 +236,10 @@ def terms(text: str) -> list[str]:
 
 
 def split(text: str, size: int) -> list[str]:
-    """Split the text into passages of about `size` code points; each begins with the end of the one before."""
+    """Split the text into passages of about `size` code points.
+
+    Each passage begins with the end of the passage before it.
+    """
     passages: list[str] = []
     current: list[str] = []
     length = 0
@@ -270,7 +275,7 @@ def _sentences(text: str, size: int) -> Iterator[str]:
 
 
 def _size(sentence: str) -> int:
-    """Count the code points without the leading line break, which replaces a space."""
+    """Count the sentence's code points, without the line break at its start, which replaces a space."""
     return len(sentence.removeprefix("\n"))
 
 

@@ -20,14 +20,17 @@ _TURN_TOKENS: Final = 8
 
 
 def estimated_tokens(text: str) -> int:
-    """Estimate the text's tokens, rather too high: each digit, mark and character beyond ASCII counts as one token."""
+    """Estimate the text's tokens, rather too many than too few.
+
+    Each digit, mark and character beyond ASCII counts as one token.
+    """
     ascii_only = text.encode("ascii", "ignore")
     letters = len(ascii_only) - len(ascii_only.translate(None, _LETTERS_AND_BLANKS))
     return math.ceil(letters / _LETTERS_PER_TOKEN) + len(text) - letters
 
 
 def room_for_sources(job: Job, instructions: str = "", context_tokens: int | None = None) -> int | None:
-    """Return how many tokens remain for sources beside the question, the instructions, the answer and the template.
+    """Return how many tokens remain for sources after the question, the instructions, the answer and the template.
 
     The limit is the smaller of the job's `context_window` and the model's own window. None means no limit.
     """
