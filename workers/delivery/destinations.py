@@ -96,7 +96,7 @@ class _Load:
 
     breaker: Breaker
     allowed: int
-    """The current limit on attempts at once."""
+    """The current limit on simultaneous attempts."""
     answers: bool
     """True if the last attempt was answered; False before the first attempt. If False, the origin is a stranger."""
     running: int = 0
@@ -323,7 +323,7 @@ class Destinations:
         return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: OriginSignal) -> None:
-        """Halve the limit on attempts at once if the origin throttles; raise the limit by one for each answer."""
+        """Halve the limit on simultaneous attempts if the origin throttles; raise the limit by one for each answer."""
         if verdict is OriginSignal.ANSWERS:
             load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:

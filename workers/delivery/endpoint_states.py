@@ -245,7 +245,7 @@ class EndpointStates:
             self._failing_of[endpoint[0]] += 1
 
     def _begin_now(self, endpoint: EndpointKey, now_ms: int) -> None:
-        """Replace a state's time, found to be in the future, by now.
+        """Set a state's time to the present, because the state's time was found to be in the future.
 
         Otherwise `_overdue` would forget the state too late.
         """

@@ -22,7 +22,7 @@ class JumpFreeClock:
         self._believed = self._shown = clock.time() - self._since
 
     def look(self) -> tuple[int, bool]:
-        """Return the time now, and True if this clock jumped since the last call."""
+        """Return the present time, and whether this clock jumped since the last call."""
         now = self._clock.monotonic()
         offset, was = self._clock.time() - now, self._believed
         if abs(offset - self._shown) > _SET_SECONDS:

@@ -74,7 +74,7 @@ class PendingDelivery(NamedTuple):
 
     @property
     def destination(self) -> tuple[str, str]:
-        """Tenant and origin. Callbacks to one destination share its limit on attempts at once."""
+        """Tenant and origin. Callbacks to one destination share its limit on simultaneous attempts."""
         return self.tenant, self.origin
 
 

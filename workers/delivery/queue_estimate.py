@@ -26,7 +26,7 @@ class QueueEstimate:
     _served_last: float = 0.0
 
     def serve(self, now: float, weight: float = 1.0) -> None:
-        """Count a finished attempt. `weight` is above 1 while the limit on attempts at once is growing."""
+        """Count a finished attempt. `weight` is above 1 while the limit on simultaneous attempts is growing."""
         self._served += weight
         self._served_last = now
 

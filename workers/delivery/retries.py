@@ -82,7 +82,7 @@ class Schedule:
         return round(1000 * max(by_schedule, by_request))
 
     def slack_ms(self, attempt: int) -> int:
-        """Return the milliseconds before `not-before` at which a record is due after `attempt` attempts."""
+        """Return how many milliseconds before `not-before` a record is due after `attempt` attempts."""
         delay = self.delays_seconds[min(max(attempt, 1), len(self.delays_seconds)) - 1]
         return round(1000 * max(_SLACK * delay, _SMALLEST_TIER_SLACK * self.smallest_tier))
 

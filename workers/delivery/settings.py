@@ -40,14 +40,15 @@ class DeliverySettings(BaseSettings):
     holds the certificate, its chain, and the key without a passphrase, in PEM; a replaced file is read again. The file
     must belong to this process's user or to root, and be closed to others; the group may read a file that root owns."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
-    """Attempts at once per tenant and origin, in this process."""
+    """Attempts that may run at the same time per tenant and origin, in this process."""
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
     """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
     With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
     """Seconds that a record may wait in the process for an attempt before the record is deferred."""
     window_records: int = Field(default=4096, ge=1, le=8192)
-    """Records that are handled at once. The fuller this window, the smaller the shares of tenants and destinations."""
+    """Records that may be handled at the same time. The fuller this window, the smaller the shares of tenants and
+    destinations."""
     window_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
     """Bytes of results that are taken and not settled; running attempts have at most half of these bytes.
 
@@ -60,7 +61,7 @@ class DeliverySettings(BaseSettings):
     An answer below 500, except 429, is not a failure.
     """
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of failures among the last 64 attempts that also opens the breaker."""
+    """The breaker also opens if at least this share of the last 64 attempts failed."""
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
     """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)

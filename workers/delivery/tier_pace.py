@@ -80,7 +80,7 @@ class TierPace:
 
 
 def _written_ms(record: Record) -> int:
-    """Return the `written` header, at most CLOCKS_DIFFER_MS after the record's timestamp; 0 without the header."""
+    """Return the header `written`, capped at CLOCKS_DIFFER_MS past the record's timestamp; 0 if it is absent."""
     written = record.header(WRITTEN)
     if written is None or not written.isdecimal() or len(written) > 15:
         return 0

@@ -27,7 +27,7 @@ log = get_logger()
 
 @dataclass(slots=True)
 class _LoadedTls:
-    """A context, and the stamps of the files that make it."""
+    """A context, and the stamps of the files from which the context was made."""
 
     context: ssl.SSLContext
     certificate: Path | None

@@ -1,8 +1,8 @@
 """Bounds on a server's answers: one answer to each request, of bounded size, on a connection of bounded age.
 
-aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. aiohttp also takes any number of
-interim responses for one answer (RFC 9110, section 15.2). In both ways a server can block the event loop and fill the
-memory with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a
+aiohttp parses and keeps all bytes that arrive on a pooled connection, without a bound. aiohttp also accepts any number
+of interim responses before one answer (RFC 9110, section 15.2). In both ways a server can block the event loop and fill
+the memory with a few megabytes a second. This module ends the connection at the first byte or interim response beyond a
 bound.
 
 A bound on a body does not cover chunk extensions, trailers, and empty lines before a status line. A server may send
@@ -89,7 +89,7 @@ class OneAnswerEach(ResponseHandler):
         self.tunnelled_to: tuple[Any, ...] | None = None
         """The destination's socket address, if a proxy carries the connection."""
         self._answer: StreamReader | None = None
-        """The body of the answer to the last request, once its headers were read."""
+        """The body of the answer to the last request; None until the answer's headers were read."""
 
     def set_response_params(self, **params: Any) -> None:
         """Reset the counts for the next request. An old connection closes after this request."""

@@ -28,11 +28,15 @@ _REMEMBERED: Final = 4096
 """Number of passed checks that a connector caches, because a check costs more than a request over a warm connection."""
 
 _named: ContextVar[bool] = ContextVar("named", default=False)
-"""True if the policy names the host of this connection. The socket factory gets only the address."""
+"""True if the policy names the host of this connection. The socket factory reads this, because it gets only the
+address."""
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
-    """An address was refused while its URL is unknown. This is no OSError or RuntimeError, which aiohttp swallows."""
+    """An address was refused while its URL is unknown.
+
+    This class is neither an OSError nor a RuntimeError, because aiohttp swallows those.
+    """
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)

@@ -40,7 +40,7 @@ _CREDENTIALS: Final = re.compile(r"[^:\x00-\x1f\x7f]+:[^\x00-\x1f\x7f]*")
 _STATUS: Final = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 _UNAUTHENTICATED: Final = frozenset({HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, HTTPStatus.UNAUTHORIZED})
-"""A proxy must answer 407 (RFC 9110, section 15.5.8); tinyproxy answers wrong credentials with 401."""
+"""Answers to wrong credentials. A proxy must answer 407 (RFC 9110, section 15.5.8), but tinyproxy answers 401."""
 _REFUSALS: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED})
 _SAY_SECONDS: Final = 60.0
 

@@ -8,7 +8,10 @@ from workers.stage.record import Record
 
 
 class Backpressure(Protocol):
-    """The handler's room for records, and the time at which a record is due. The Kafka thread calls all methods."""
+    """Tells a stage how many records its handler has room for, and when each is due.
+
+    The Kafka thread calls the methods.
+    """
 
     def room(self) -> int:
         """Return how many further records the handler can use now.

@@ -17,12 +17,12 @@ OUTPUTS_A_HOME = 100
 
 @dataclass(slots=True)
 class Batch:
-    """The outputs of a transaction, and for each partition the offsets that are done after its commit."""
+    """The outputs of a transaction, and the offsets in each partition that are done once it is committed."""
 
     offsets: defaultdict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
     outputs: list[Output] = field(default_factory=list)
     progress: dict[Partition, Progress] = field(default_factory=dict)
-    """The progress to commit, fixed when the commit begins: partitions may see more records during the commit."""
+    """The progress to commit. It is fixed when the commit begins, because partitions may see more records meanwhile."""
 
     def homes(self, turn: int) -> list[int]:
         """Return partition numbers for outputs that name no partition. Another `turn` gives other numbers.

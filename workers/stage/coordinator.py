@@ -1,8 +1,8 @@
 """The time since the group's coordinator last answered, from librdkafka's statistics of the connection.
 
 A frozen broker keeps its connections open, so the client sees no error before a request times out. An idle client sends
-few requests: without statistics, it saw the error only after more than a minute. Statistics cost no request and block
-no thread.
+few requests: without statistics, the client saw the error only after more than a minute. Statistics cost no request and
+block no thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Coordinator:
 
     @property
     def silent_seconds(self) -> float:
-        """The coordinator's silence at the last statistics report; infinite while no broker can be reached."""
+        """Seconds from the coordinator's last answer to the last report; infinite if no broker can be reached."""
         return 0.0 if self._heard_at is None else self._looked_at - self._heard_at
 
     def statistics(self, text: str) -> None:

@@ -15,13 +15,13 @@ from telemetry.metrics import Metrics
 from workers.stage.record import Failure, Output, Record
 
 HANDLER_DEFECT = "handler_defect"
-"""The failure's code and the dead letter's reason if `give_up` of the handler raised too."""
+"""The code of the failure, and the reason of the dead letter, if the handler's `give_up` raised too."""
 
 LastResort = Callable[[Record, Failure], Sequence[Output]]
 """Returns the outputs for a record if its handler raised in `handle` and in `give_up`. The event loop calls it."""
 
 Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party", "cost"]
-"""The call that raised, or that returned outputs too large for a broker: the metric's label."""
+"""The call that raised, or that returned outputs too large for a broker. Its name is a label of the metric."""
 
 _SAID: dict[Call, tuple[str, str]] = {
     "handle": ("handler-raised", "The handler raised; giving the record up."),

@@ -22,7 +22,8 @@ from workers.stage.sharing import Party, Place, Sharing
 from workers.stage.window import Limits, Window
 
 OTHERS_SECONDS = 10.0
-"""The longest time for which a suspect's last attempt waits for another record to complete, if none runs or waits."""
+"""The longest time for which a suspect's last attempt waits for another record to complete, if no other record runs or
+waits."""
 
 MOST_DEFERRED = 512
 """Cap on the records that are deferred at once, because the event loop handles no records while it defers records."""
@@ -31,7 +32,7 @@ log = get_logger()
 
 
 class Dispatching:
-    """The window, the suspects, and the handler's free room. Only the Kafka thread calls the methods."""
+    """Chooses parked records and suspects for the handler's room. Only the Kafka thread calls the methods."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Dispatching:
             self.window.park(partition, record, self._party_of(record))
 
     def defer_surplus(self) -> None:
-        """Pass records that must wait in the later place to `Sharing.defer`, unless it still defers earlier records."""
+        """Pass records for the later place to `Sharing.defer`, unless earlier records are still being deferred."""
         surplus = [] if self.is_deferring else self.window.surplus(MOST_DEFERRED)
         if surplus:
             self._runner.defer(surplus, self._clock.monotonic())

@@ -13,7 +13,7 @@ from workers.stage.record import Record
 from workers.stage.watch import Watch
 
 STALL_SECONDS = 10.0
-"""The longest silence of a partition that has records. The stage then seeks the partition again."""
+"""If a partition that has records delivers none for this time, the stage seeks the partition again."""
 
 SILENCE_SECONDS = 0.25
 """The shortest silence after which the stage asks Kafka for the topic's UUID.
@@ -40,7 +40,7 @@ class Fetching:
     def find(
         self, records: Iterable[Record], ends: Iterable[tuple[str, int, int]]
     ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
-        """Find the partition of each record and each end. Those of partitions that are not held are left out.
+        """Find the partition of each record and each end. Those whose partition is not held are left out.
 
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
         before the group coordinator knows about it. The stage asks Kafka for the topic's UUID in three cases: a
@@ -140,7 +140,7 @@ class Fetching:
         return True
 
     def _has_offset(self, partition: Partition, offset: int) -> bool:
-        """Return whether the offset that the record states can be true: the partition's end is higher, or not known.
+        """Return whether the record's stated offset can be true, because the partition's end is higher or not known.
 
         A record with an offset past the end is left out. The record's real offset is `fetched_to`, or higher if
         retention removed that offset. The client would continue after the stated offset and miss other records, so the

@@ -2,7 +2,8 @@
 
 A transaction costs Kafka the same for one record as for a thousand. An engine's jobs take seconds and return one by
 one: a wait of a small part of these seconds adds little latency, and saves most transactions. Jobs that take no time do
-not wait, unless `group_commit_seconds` sets a shortest wait. It is meant for outputs that no reader waits for.
+not wait, unless `group_commit_seconds` sets a shortest wait. This setting is meant for outputs that no reader waits
+for.
 
 Composing a transaction holds the interpreter lock for a millisecond or two. The event loop needs less time to begin a
 few records, so the records go first: after a round that handed over a few records, the transaction waits for one more
@@ -24,8 +25,8 @@ MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
-"""A transaction waits a round for at most this number of new records. The more records there are, the less time the
-wait saves each of them.
+"""A transaction does not wait a round if more new records than this number begin. The more records begin, the less time
+the wait would save each of them.
 """
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100
@@ -35,7 +36,7 @@ fetching."""
 
 
 class GroupCommit:
-    """The wait of one stage, from a moving average over its records. Only the Kafka thread calls the methods."""
+    """Computes a stage's wait from a moving average over its records. Only the Kafka thread calls the methods."""
 
     def __init__(self, least_seconds: float = 0.0) -> None:
         self._least_seconds = least_seconds

@@ -19,7 +19,7 @@ LEAST_MARGIN = 32
 MOST_MARGIN = 8_192
 """The largest margin, in offsets: the size of the largest window."""
 _DECAY = 7 / 8
-"""The margin's factor at a commit that did not need the whole margin; near 1, so that a lull does not limit the next
+"""A commit leaves at least this share of the margin. The share is near 1, so that a lull does not limit the next
 burst."""
 
 

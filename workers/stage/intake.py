@@ -16,7 +16,7 @@ from workers.stage.record import Headers, Record
 
 PartitionId = tuple[str, int]
 Committed = dict[PartitionId, Progress | None]
-"""The committed progress of each partition; None if there is no commit."""
+"""Maps each partition to its committed progress, or to None if nothing was committed for the partition."""
 
 log = get_logger()
 
@@ -206,7 +206,7 @@ class GroupIntake:
         return True
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        """Return the offsets from the last fetch if `cached`, else from the broker within a second."""
+        """Return the two offsets from the last fetch if `cached`; else ask the broker, for at most a second."""
         try:
             found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=1.0, cached=cached)
         except KafkaException:

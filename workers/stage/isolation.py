@@ -15,9 +15,9 @@ thousands of records. Records that were running in a crash are tried strictly on
 
 A sick machine kills its process at every record, and no record is to blame. So the third attempt waits until another
 record has completed since the last death. If the third attempt could not wait, a death in it is not counted as an
-attempt. The process is `sick` when DEATHS_IN_A_ROW records have died alone while none completed. The process is also
-`sick` when a record has died in a last attempt that did not wait for another record. A sick process ends, and other
-workers take the records from Kafka.
+attempt. The process is `sick` when DEATHS_IN_A_ROW records have died alone while no record completed. The process is
+also `sick` when a record has died in a last attempt that did not wait for another record. A sick process ends, and
+other workers take the records from Kafka.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from workers.stage.record import Record
 
 ATTEMPTS_ALLOWED = 3
 DEATHS_IN_A_ROW = 4
-"""The machine is to blame if this many different records have died alone, and none has completed in between.
+"""The machine is to blame if this many different records have died alone, and no record has completed in between.
 
-Three such deaths are still blamed on the records.
+Up to three such deaths are blamed on the records, and further ones on the machine.
 """
 MAX_ATTEMPTED = MAX_SUSPECTS // 2
 """Cap on the number of records in a partition that have attempts.
@@ -146,7 +146,7 @@ class Isolation:
         return True
 
     def end_first_window(self, partition: Partition) -> None:
-        """Suspect no further record of the partition: its last owner cannot have begun any record from here on."""
+        """Suspect no further record of the partition: the last owner cannot have begun records that come later."""
         partition.careful_records = 0
 
     def completed(self) -> None:
@@ -179,7 +179,7 @@ class Isolation:
             self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
 
     def try_anyway(self) -> None:
-        """Start a suspect's last attempt although no other record has completed: the next one may be days away."""
+        """Start a suspect's last attempt without waiting for another record, which may arrive only days later."""
         self._for_lack_of_others = True
         self._try_last()
 

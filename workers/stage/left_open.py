@@ -1,4 +1,7 @@
-"""Logs which topics had partitions that a dead process left open: one line a minute, as there may be hundreds."""
+"""Logs which topics had partitions that a dead process left open.
+
+A topic gets one line a minute, because hundreds of its partitions may have been left open.
+"""
 
 from __future__ import annotations
 

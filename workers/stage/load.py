@@ -12,7 +12,7 @@ from workers.stage.sharing import Party
 
 @dataclass(slots=True)
 class Load:
-    """Sums over the partitions of one stage. The only writer of `Partition.running` and `Partition.bytes`."""
+    """Counts the records of one stage. Only this class writes `Partition.running` and `Partition.bytes`."""
 
     running: int = 0
     """The number of records that are dispatched and not yet complete."""

@@ -25,7 +25,7 @@ KEPT = 4
 
 
 class OutsideTurns:
-    """Tells for one draw from the window's lots which records may begin. Only the Kafka thread calls the methods."""
+    """Tells which records may begin in one draw from the window's lots. Only the Kafka thread calls the methods."""
 
     def __init__(self, window: Window, ready: Ready) -> None:
         """`ready` tells which records may begin if the shares are ignored."""
@@ -34,7 +34,7 @@ class OutsideTurns:
         self._kept = window.limits.records // KEPT
         self._free = window.limits.records - window.load.running
         self._left = window.limits.records - self._kept // 2 - window.load.outside.total()
-        """The free places that records which may wait for servers can still take."""
+        """The number of free places that are left for records that may wait for servers."""
         self._drawn: Counter[Party] = Counter()
 
     def ready(self, partition: Partition, records: Sequence[Record], most: int) -> int:

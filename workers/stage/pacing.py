@@ -19,7 +19,7 @@ due later, the stage does not fetch from the partition, and gives back its recor
 OVERDUE_SECONDS = 1.0
 """How long a due record may wait for room.
 
-After this time, its partition's records count as parked again, no longer as put off.
+After this time, its partition's records are counted as parked again, no longer as put off.
 """
 LOOK_AGAIN_SECONDS = 0.5
 """The longest time between two checks of a record that is not due.
@@ -39,7 +39,7 @@ class Pacing:
         self._clock = clock
 
     def was_never_due(self, record: Record) -> bool:
-        """Return whether no owner can have begun the record: the record is not due, and its timestamp is in the past.
+        """Return True if no owner can have begun the record, because it is not due and its timestamp is in the past.
 
         A timestamp in the future proves nothing: each owner measures the wait from the time at which it read the
         record.

@@ -24,7 +24,8 @@ TIGHT_SECONDS = 0.2
 quick records make room sooner than a resumed partition delivers."""
 
 SLOW_SECONDS = 2.0
-"""A full lot is slow if it gives out less than its capacity in this time: further records would wait longer."""
+"""A full lot is slow if it gives out fewer records than its capacity in this time. Further records would wait
+longer."""
 STILL_SECONDS = 10.0
 """A lot that neither gives out nor holds back a record for this time is not called slow, because the engine is away."""
 
@@ -73,12 +74,14 @@ class Lot:
         self.parked = 0
         self.bytes = 0
         self._put_off: dict[Partition, bool] = {}
-        """Partitions whose records are put off; True if the partition's first record is due soon. `parked` and `bytes`
-        exclude put-off records, since put-off records would leave no room for other records until they are due."""
+        """Maps each partition whose records are put off to True if its first record is due soon, else to False.
+        `parked` and `bytes` exclude put-off records, since put-off records would leave no room for other records until
+        they are due."""
         self._put_off_records = 0
         self.put_off_bytes = 0
         self._cut: dict[Partition, int] = {}
-        """Partitions that are not fetched from until at most the given number of their records are parked."""
+        """Maps each partition that is not fetched from to a number. When at most this number of its records are parked,
+        fetching resumes."""
 
     @property
     def put_off(self) -> Collection[Partition]:
@@ -193,7 +196,7 @@ class Lot:
         return min(records, key=_offset)
 
     def surplus(self, most: int) -> list[Parked]:
-        """While the lot is crowded, remove the last record of the party with the highest cost. Return up to `most`.
+        """While the lot is crowded, remove and return up to `most` records: each time the costliest party's last one.
 
         So a party below its share loses no record, whatever other parties send. A party's only record stays. If each
         party has only one record, partitions have to be paused: see `gives_way`.
@@ -225,7 +228,7 @@ class Lot:
             self._cut.pop(partition, None)
 
     def bring_back(self, partition: Partition) -> None:
-        """Count a partition's records as waiting for room again, no longer as put off."""
+        """Bring back a partition's records: they are no longer put off, and wait for room again."""
         if partition in self._put_off:
             self._count(partition, -partition.parked, -partition.parked_bytes)
             del self._put_off[partition]

@@ -96,7 +96,8 @@ class Progress:
     topic: bytes | None = None
     """The mark of the topic to which the offsets belong; None if not known."""
     begun: int = 0
-    """The number of first undone records that may have begun: a power of two, see `begun_of`. 0 if not known."""
+    """How many undone records, counted from the first one, may have begun: a power of two (see `begun_of`); 0 if not
+    known."""
     limit: int = field(default=0, compare=False)
     """Until the next commit, the owner begins only records below this offset.
 
@@ -115,7 +116,7 @@ class Progress:
         return not earlier.done >> (self.base - earlier.base) & ~self.done
 
     def given_back(self) -> Progress:
-        """Return this progress as committed on release: not open, and no suspect is being tried."""
+        """Return this progress as a release commits it: the partition is not open, and no suspect is being tried."""
         tried = {offset: Suspect(suspect.attempts) for offset, suspect in self.suspects.items() if suspect.attempts}
         return Progress(self.base, self.done, suspects=tried, topic=self.topic)
 

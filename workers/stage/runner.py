@@ -20,9 +20,9 @@ MAX_OUTPUT_BYTES = 1_000_000
 AT_A_TIME_SECONDS = 0.001
 """The time for which records run, or are deferred, one after the other before the loop serves its other tasks."""
 PACED_AT_A_TIME_SECONDS = 0.00025
-"""The shorter time for records of a paced stage, which become due by the hundred. Stages on one event loop take turns,
-so the records of an unpaced stage get four times as much of the loop. A callback takes only one and a half milliseconds
-in all, so one more millisecond in the queue would delay a callback much."""
+"""AT_A_TIME_SECONDS of a paced stage. The time is shorter, because records of a paced stage become due by the hundred.
+Stages on one event loop take turns, so the records of an unpaced stage get four times as much of the loop. A callback
+takes only one and a half milliseconds in all, so one more millisecond in the queue would delay a callback much."""
 
 
 @dataclass(slots=True)
@@ -131,9 +131,9 @@ class Runner:
                 task.cancel()
 
     def _defer_some(self) -> None:
-        """Defer surplus records for a while.
+        """Defer surplus records for a short time.
 
-        Records beyond this part wait until the event loop has run its other tasks, since handling records is more
+        The remaining surplus records wait until the event loop has run its other tasks, since handling records is more
         urgent than deferring them.
         """
         began = time.perf_counter()
@@ -225,7 +225,7 @@ class _Stray(Exception):  # noqa: N818 - it names what was met
 
 
 def _pass_over(record: Record, failure: Failure) -> Sequence[Output]:
-    """Return no outputs, as the default last resort."""
+    """The default last resort: return no outputs."""
     return ()
 
 

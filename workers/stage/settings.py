@@ -27,4 +27,4 @@ class StageSettings:
     Set it above 0 only if no reader waits for the outputs.
     """
     suffix: str = ""
-    """End of the transactional.id. Two stages of one process and group need different suffixes."""
+    """The last part of the transactional.id. Two stages of one process and group need different suffixes."""

@@ -77,7 +77,7 @@ class Settler:
         self._look_again_at = 0.0
         """The monotonic time of the next sweep of topics that had no leader."""
         self._commits_swept = False
-        """True if a sweep that sent an opened partition's offsets has ended pending offsets.
+        """True once a sweep has sent offsets of an opened partition, and so has ended the group's pending offsets.
 
         While False, no commit begins.
         """

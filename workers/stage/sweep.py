@@ -42,7 +42,7 @@ class LeaderMissing(Exception):  # noqa: N818 - it names what is missing
 
 
 class Sweeps:
-    """Topics that are clean, topics that need a sweep, and the partitions left in the present sweep."""
+    """Remembers which topics are clean, which need a sweep, and which partitions are left in the present sweep."""
 
     def __init__(self, topics: Iterable[str]) -> None:
         self._clean: set[str] = set()

@@ -62,7 +62,7 @@ class Transactions:
         self._settle_began = 0.0
         """The monotonic time at which the transaction under way began."""
         self.completions = completions
-        """The queue that the event loop fills."""
+        """The queue into which the event loop puts completions."""
         self.pending: list[Handled] = []
         """Completions to settle next."""
         self.group_commit = GroupCommit(group_commit_seconds)

@@ -25,7 +25,7 @@ SAY_AGAIN_SECONDS = 10.0
 """The time for which a repeated error is not logged again."""
 STUCK_SECONDS = 60.0
 SILENT_SECONDS = 8.0
-"""The silence of Kafka after which the stage is not ready.
+"""If Kafka is silent for this time, the stage reports that it is not ready.
 
 This time is longer than an ordinary pause of a broker, and readiness still reports a frozen broker within 15 s.
 """

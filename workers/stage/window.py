@@ -63,7 +63,7 @@ class Window:
         self.load = load or Load()
         self._later_share = later_share or 0.0
         self._owed = 0.0
-        """Records that the later place may still dispatch as its share."""
+        """The number of records that the later place may still dispatch as its share."""
         count = 1 if later_share is None else len(Place)
         capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
         self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
@@ -108,7 +108,7 @@ class Window:
         return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
 
     def park(self, partition: Partition, record: Record, party: Party) -> None:
-        """Park a record that was taken, in the queue of `party`."""
+        """Put a taken record into the parking queue of `party`."""
         self._lot_of(partition).add(partition, record, party)
 
     def surplus(self, most: int) -> list[Parked]:
@@ -152,7 +152,7 @@ class Window:
         self.first.put_off_until_due(partition, soon=soon)
 
     def bring_back(self, partition: Partition) -> None:
-        """Count a partition's records as waiting for room again, no longer as put off."""
+        """Bring back a partition's records: they are no longer put off, and wait for room again."""
         self.first.bring_back(partition)
 
     def cut(self) -> list[tuple[Partition, list[Record]]]:
@@ -202,7 +202,7 @@ class Window:
 
 
 def _is_wide(ledger: Ledger, *, paused: bool) -> bool:
-    """Return whether a span is near the committable bounds. A `paused` partition has lower bounds, as hysteresis."""
+    """Return whether a span is near a commit's bounds. For hysteresis, the bounds of a `paused` partition are lower."""
     if ledger.span < NARROW:
         return False
     span, holes = (SPAN_LOW, HOLES_LOW) if paused else (SPAN_HIGH, HOLES_HIGH)
