@@ -47,7 +47,8 @@ class Admission:
         self._registry = registry
         self._rollouts = rollouts
         self._trust = trust
-        # The result depends on the URL's text alone. Without the cache, checks take a quarter of an echo job's time.
+        # Cache the results of checks, which depend on the URL's text alone. Uncached checks take a quarter of an echo
+        # job's time.
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
         self._topics = topics
         self._topic_ids = topic_ids

@@ -78,7 +78,7 @@ class Cancellations:
         """Return `at`, the record's time in Unix ms, if it is not in the future.
 
         Otherwise return the previous record's time, or now if there is no previous record. A cancellation dated in the
-        future would stay at the front of `_since`, and `_forget` would drop none behind it.
+        future would stay at the front of `_since`, and `_forget` would drop no cancellation behind it.
         """
         now = round(self._clock.time() * 1000)
         if at > now:

@@ -88,7 +88,10 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return the reasons why the engine is away: its own, and its last error if jobs wait for over ten seconds."""
+        """Return the reasons why the engine is away.
+
+        These are the engine's own reason, and its last error if jobs wait for over ten seconds.
+        """
         known = self._away()
         found = [known] if known is not None else []
         since = self._away_since

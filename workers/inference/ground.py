@@ -168,7 +168,10 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
 
 
 def _ends(text: str) -> str:
-    """Return the text; of a text longer than MOST_READ_CHARS, only the start and the end, where people ask."""
+    """Return the text.
+
+    Of a text longer than MOST_READ_CHARS, return only the start and the end, where people put their questions.
+    """
     half = MOST_READ_CHARS // 2
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 

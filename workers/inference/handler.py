@@ -59,7 +59,7 @@ from workers.inference.unserved import UnservedJobs, UnservedModel
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 if TYPE_CHECKING:
-    from screening.screen import Screen  # not at runtime: workers without rules lack the extra `screening`
+    from screening.screen import Screen  # for types only: workers without rules lack the extra `screening`
 
 log = get_logger()
 
@@ -120,7 +120,8 @@ class InferenceHandler:
 
         Raises HandlerCrashed if the engine's process dies with the job in flight.
         """
-        record.shows_health = False  # set to True after an answer: a rejection does not show that the engine is healthy
+        # an answer sets this to True, since only an answer shows that the engine is healthy
+        record.shows_health = False
         record.spent = 0.0
         try:
             return await self._handled(record)

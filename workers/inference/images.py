@@ -66,7 +66,10 @@ class Images:
             yield SeenJob(_with_images(received, found), phase.ms)
 
     async def _found(self, received: ReceivedJob, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
-        """Return the data URL of each URL. `urls` has the number of images by URL. Raises InvalidJob and NoImage."""
+        """Return the data URL of each URL. `urls` maps each URL to its number of images.
+
+        Raises InvalidJob and NoImage.
+        """
         asker = Asker(received.tenant)
         try:
             return await self._lifetimes.while_alive(received, lambda: self._in_turn(asker, urls, stack))
@@ -79,7 +82,7 @@ class Images:
             raise invalid_job(received, place, f"the image cannot be used: {unreadable}") from None
 
     async def _in_turn(self, asker: Asker, urls: Mapping[str, int], stack: AsyncExitStack) -> Mapping[str, str]:
-        await stack.aclose()  # if this is the second call, after a cancellation was taken back: free the first place
+        await stack.aclose()  # frees the place of an earlier call, whose cancellation was taken back
         async with self._fetcher.at_origins(urls, asker):
             await stack.enter_async_context(self._fetcher.place(asker))
             return await self._fetcher.fetched(urls, asker)

@@ -20,7 +20,7 @@ from workers.inference.job_identity import ScreenedJob
 from workers.inference.lifetime import JobIsOver, Lifetimes
 
 if TYPE_CHECKING:
-    from screening.screen import Screen, Screened  # not at runtime: workers without rules lack the extra `screening`
+    from screening.screen import Screen, Screened  # for types only: workers without rules lack the extra `screening`
 
 log = get_logger()
 
@@ -28,7 +28,7 @@ LONG_JOB_BYTES: Final = 8 * 1024
 """Jobs of at least this size are read in a thread, so that the event loop serves other jobs meanwhile."""
 _THREADS: Final = 2
 _FIELDS: Final = {"search": "sources.search.query", "documents": "sources.documents"}
-"""The job's field for each short name in the filter's findings."""
+"""Maps each short name in the filter's findings to the job's field."""
 
 
 class UnscreenedJob(JobIsOver):

@@ -14,7 +14,7 @@ class NotJson(Exception):  # noqa: N818 - named after the event
 def require_json(completion: Completion, max_tokens: int) -> None:
     """Raise NotJson if the completion's text is not one JSON value (RFC 8259)."""
     try:
-        json.loads(completion.text, parse_int=str, parse_constant=_refuse)  # int() would refuse a valid long number
+        json.loads(completion.text, parse_int=str, parse_constant=_refuse)  # `str`, since `int` refuses long numbers
     except (ValueError, RecursionError):
         if completion.finish_reason == "length":
             raise NotJson(f"max_tokens: the answer's JSON was not whole after {max_tokens} tokens; raise it") from None

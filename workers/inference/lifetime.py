@@ -64,7 +64,7 @@ class Lifetimes:
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if task is not None and task.cancelling():
-                        raise  # the worker is ending, or the caller's time is over: the job was not cancelled
+                        raise  # not the job but this task is cancelled, by the worker's end or the caller's deadline
                     if self.is_over(received):
                         raise JobIsOver from None
 

@@ -58,7 +58,7 @@ class Payloads:
             with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
                 payload = await self._fetched(received, url, stack)
                 try:
-                    # In a thread, because the hash of 8 MiB takes 20 ms, and does not need Python's lock.
+                    # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.
                     job, unknown = await asyncio.to_thread(with_payload, received.job, payload)
                 except UnusablePayload as unusable:
                     raise _refused(received, str(unusable)) from None
@@ -81,7 +81,7 @@ class Payloads:
             raise _refused(received, str(unreadable)) from None
 
     async def _in_turn(self, asker: Asker, url: str, stack: AsyncExitStack) -> bytes:
-        await stack.aclose()  # if this is the second call, after a cancellation was taken back: free the first place
+        await stack.aclose()  # frees the place of an earlier call, whose cancellation was taken back
         async with self._fetcher.at_origin(url, asker):
             await stack.enter_async_context(self._fetcher.place(asker))
             return await self._fetcher.fetched(url, asker)

@@ -13,7 +13,7 @@ BYTES_A_TOKEN: Final = 4
 PAYLOAD_TOKENS: Final = MAX_JOB_BYTES / BYTES_A_TOKEN
 """The estimated tokens of a question at `payload_url`: as many as the largest record has.
 
-Such questions exceed a record, and few models read more tokens.
+Such questions are larger than a record, and few models read more tokens.
 """
 _IMAGE: Final = re.compile(rb'"image_url"\s*:')
 """Matches once for each image of a chat or of a request to /v1/responses."""

@@ -54,7 +54,7 @@ class RegistryWatch(SideTask):
         try:
             registry = await asyncio.to_thread(self._read)
             await self._engine.change(registry)
-        except OSError as error:  # from the profiles' folder; `_seen` is not changed, so the next look tries again
+        except OSError as error:  # `_seen` stays unchanged, so that the next look tries again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
             return
         except NotYet as why:

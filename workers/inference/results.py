@@ -131,7 +131,7 @@ def _without_logprobs(first: ReadAnswer, job: Job) -> list[str]:
 
 
 def _named(received: ReceivedJob) -> str | None:
-    """Return the model or alias that the job named, before a rollout may have put another model into the job."""
+    """Return the model or alias that the producer named, even if a rollout has put another model into the job."""
     return received.job.model_id if received.alias in (None, DEFAULT_ALIAS) else received.alias
 
 

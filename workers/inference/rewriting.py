@@ -42,7 +42,7 @@ class Rewriter:
     def wants(self, job: Job, profile_rewrites: bool) -> bool:
         """True if the job wants a rewriting, and its conversation has more than one question.
 
-        A job without the option follows its profile, or else the settings.
+        If a job does not set the option, its profile decides, or else the settings.
         """
         wish = job.sources.rewrite if job.sources is not None else False
         if not (profile_rewrites or self._settings.rewrite if wish is None else wish):

@@ -198,7 +198,7 @@ class CompactedTopic(SideTask):
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
                     ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
                     return ends, self._ask_starts(consumer, ends)
-                except KafkaException as error:  # asked again, because a partition is being moved, or is very new
+                except KafkaException as error:  # ask again: perhaps a partition is being moved, or is very new
                     if deadline.passed or self._stopping.is_set():
                         why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None
@@ -230,7 +230,7 @@ class CompactedTopic(SideTask):
                 "group.id": "follower",  # the client requires an id, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": isolation,
-                "auto.offset.reset": "earliest",  # a topic that was created again is read from its first record
+                "auto.offset.reset": "earliest",  # read a topic that was created again from its first record
                 "enable.partition.eof": True,
             }
         )
@@ -276,7 +276,7 @@ class CompactedTopic(SideTask):
                 facts.append((message.key(), message.value()))
                 self._next[number] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._next[number] = offset  # a partition's end also moves past markers and aborted records
+                self._next[number] = offset  # the end also lies behind markers and aborted records
             elif error.fatal():
                 raise KafkaException(error)
             # Other errors mean that the broker is away; the client reconnects by itself.

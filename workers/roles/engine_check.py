@@ -35,7 +35,7 @@ async def check_engine(name: str | None, model: str | None, tell: Callable[[str]
 
 
 def _models(engine: Engine) -> list[str | None]:
-    """Return each model once, without its aliases. None stands for the only model of an engine."""
+    """Return each model once, without its aliases. None stands for the model of an engine without a registry."""
     if isinstance(engine, RegistryEngine):
         return [name for name in engine.registry.models if name in engine.models]
     return [None]

@@ -49,7 +49,7 @@ def for_jobs(
         )
         headers = identity_headers(whose.tenant, whose.job_id, whose.webhook_id, whose.traceparent)
         if whose.callback_url is not None:
-            headers.append((names.CALLBACK_URL, whose.callback_url.encode()))  # unchecked; delivery checks the URL
+            headers.append((names.CALLBACK_URL, whose.callback_url.encode()))  # delivery checks the URL
         metrics.jobs.labels(result.outcome).inc()
         metrics.dead_letters.labels(failure.code).inc()
         letter = job_letter(topics.dead_letters, plain, whose, failure.code, failure.message, failure.attempts)
@@ -79,7 +79,7 @@ def _whose(record: Record, origin: Origin, trust: TrustSecrets | None) -> Invali
         return whose
     except UntrustedJob as untrusted:
         return untrusted
-    except Exception:  # not logged: the stage has logged the defect already
+    except Exception:  # not logged here, because the stage has logged the defect already
         return InvalidJob(
             (),
             job_id=f"job_{origin.digest}",

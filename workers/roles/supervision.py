@@ -100,9 +100,10 @@ async def run_stages(
 
 
 async def unless_stopped(preparing: Coroutine[None, None, T], stop: asyncio.Event) -> T | None:
-    """Return the result of `preparing`, and raise its errors. If `stop` is set first, cancel it and return None.
+    """Return the result of `preparing`, and raise its errors.
 
-    Loading an engine takes minutes. A worker that is stopped during the load has no records to drain.
+    If `stop` is set first, cancel `preparing` and return None. Loading an engine takes minutes. A worker that is
+    stopped during the load has no records to drain.
     """
     task, stopping = asyncio.ensure_future(preparing), asyncio.ensure_future(stop.wait())
     await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -50,7 +50,7 @@ class TopicWatch(SideTask):
         try:
             found = await known_ids(client, self._kafka, list(self._ids))
         except (BrokerAway, AccessDenied):
-            return  # the stages' own reasons say that Kafka is away
+            return  # the stages report that Kafka is away
         self._missing = [name for name in self._ids if name not in found]
         try:
             require_same(self._ids, found)

@@ -17,9 +17,11 @@ SMALLEST_WINDOW: Final = 16 * MIB
 BESIDE_WINDOW: Final = 256 * MIB
 """Memory besides the window: some 100 MiB of the process itself, and the Kafka client's prefetched records."""
 COPIES: Final = 4
-"""The factor from a window's bytes to memory: taken records, put-off records (a quarter), the client's outgoing queue,
-and spare. With results of 900 kB for an endpoint that is down, a process with a window of 256 MiB grew to 714 to
-844 MiB."""
+"""The bytes of memory that a process needs for each byte of its window.
+
+They are for taken records, put-off records (a quarter), the client's outgoing queue, and a reserve. With results of
+900 kB for an endpoint that is down, a process with a window of 256 MiB grew to 714 to 844 MiB.
+"""
 
 
 def window_bytes(configured: int | None, *, reserved: int = 0, root: Path = Path("/")) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def expanded(folder: str | Path) -> Path:
-    """Return the folder with its `~` expanded. The `~name` of an unknown user stays, and no such folder exists."""
+    """Return the folder with its `~` expanded. The `~name` of an unknown user stays unexpanded."""
     try:
         return Path(folder).expanduser()
     except RuntimeError:

@@ -22,7 +22,7 @@ def s3_client(endpoint: str | None, **options: Any) -> Any:
 
     Raises BotoCoreError and ValueError for settings that boto3 cannot use.
     """
-    # Servers other than Amazon's may not know the newer checksums.
+    # Do not require the newer checksums, which servers other than Amazon's perhaps do not know.
     config = Config(response_checksum_validation="when_required", **options)
     client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     client.meta.events.register("before-call.s3.HeadBucket", _last_redirect)

@@ -8,7 +8,7 @@ from typing import Protocol
 class SideTask(Protocol):
     """A background task that the stages depend on: without the task, they act on stale data.
 
-    The defaults fit a task on the event loop that no job waits for.
+    The default methods fit a task that runs on the event loop and that no job waits for.
     """
 
     @property

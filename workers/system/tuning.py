@@ -37,5 +37,5 @@ def allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS may refuse the hard limit that it reports
+        with suppress(OSError, ValueError):  # macOS sometimes refuses the hard limit that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

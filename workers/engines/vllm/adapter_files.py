@@ -48,7 +48,7 @@ def rank_of(folder: Path) -> int:
         raise AdapterRefused("its folder does not exist, or may not be read")
     try:
         with open(folder / CONFIG, "rb", opener=_unblocked) as file:
-            content = file.read(_MAX_CONFIG_BYTES + 1) or b""  # None: a pipe whose writer has written nothing
+            content = file.read(_MAX_CONFIG_BYTES + 1) or b""  # `read` returns None for an empty pipe
         config = json.loads(content) if len(content) <= _MAX_CONFIG_BYTES else None
     except OSError as error:
         raise AdapterRefused(f"its {CONFIG} cannot be read: {error.strerror}") from None
@@ -65,7 +65,7 @@ def rank_of(folder: Path) -> int:
 
 
 def _unblocked(path: str, flags: int) -> int:
-    """Open a file. A named pipe without a writer would otherwise block for ever."""
+    """Open a file without blocking. Opening a named pipe that has no writer would otherwise block for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

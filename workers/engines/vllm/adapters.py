@@ -80,7 +80,7 @@ class Adapters:
         self._numbers = count(1)
         self._served = {name: self._version(name, folder) for name, folder in _paths(folders).items()}
         self._leaving: dict[asyncio.Task[None], _Version] = {}
-        """Removed versions, by the tasks that unload them after their last job."""
+        """Maps each task that unloads a removed version after the version's last job to this version."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ class Adapters:
             await asyncio.wait({*self._leaving})
 
     def close(self) -> None:
-        """Stop waiting to unload removed adapters, because the engine ends, and its adapters with it."""
+        """Stop waiting to unload removed adapters, because they end with the engine."""
         for task in self._leaving:
             task.cancel()
 
@@ -228,11 +228,11 @@ async def _loaded(llm: Any, version: _Version) -> None:
     """Load an adapter. Raises AdapterRefused, and EngineRefused if the engine died."""
     try:
         await llm.add_lora(version.request())
-    except Exception as error:  # of any type, because vLLM's process sends only the error's text
+    except Exception as error:  # any error, since vLLM's process sends only its text
         if llm.errored:
             raise EngineRefused(f"the engine died while it loaded the adapter {version.name}") from error
         with suppress(Exception):
-            await llm.remove_lora(version.number)  # an adapter that failed late in its load would keep a place
+            await llm.remove_lora(version.number)  # frees the place of an adapter that failed late in its load
         raise AdapterRefused(version.reason(error)) from error
 
 

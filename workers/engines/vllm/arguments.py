@@ -20,14 +20,14 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
     arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
-        # -1: the longest context that fits into memory
+        # -1 stands for the longest context that fits into memory
         "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
-        "max_num_seqs": settings.max_num_seqs,  # None: vLLM's default for the device and the usage context
+        "max_num_seqs": settings.max_num_seqs,  # None stands for vLLM's default
         "enforce_eager": on_cpu if eager is None else eager,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        # Compact JSON: if white space is allowed, some models write only white space until max_tokens.
+        # Allow only compact JSON, because some models would otherwise write nothing but white space until max_tokens.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if not on_cpu:
@@ -57,7 +57,7 @@ def prepare_environment(model: str) -> None:
     log.
     """
     logging.getLogger("vllm").setLevel(logging.WARNING)
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process with threads and sockets may hang
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # since a fork of a process with threads and sockets may hang
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",

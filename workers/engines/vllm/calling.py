@@ -67,7 +67,7 @@ class ToolsOfRequest:
         try:
             chat = ChatCompletionRequest.model_validate(asked)
             self._chat = self._make(tools=chat.tools).adjust_request(chat)
-        except Exception as error:  # each family's parser raises errors of its own
+        except Exception as error:  # any error, because each family's parser raises errors of its own
             raise RequestRejected("tools", f"vLLM refuses them: {short(str(error))}") from error
         self.structure = self._chat.structured_outputs
         """The grammar of the calls as `StructuredOutputsParams`; None if the model may write any text."""
@@ -83,7 +83,7 @@ class ToolsOfRequest:
                 text, self._chat, enable_auto_tools=True, model_output_token_ids=[*ids]
             )
             return content or "", calls_of(found or ())
-        except Exception:  # a model may write any text, and a parser may raise any error
+        except Exception:  # the parser may raise any error, since the model may write any text
             return text, []
 
 
@@ -101,5 +101,5 @@ def calls_of(found: Sequence[Any]) -> list[ToolCall]:
 
 def _call(call: Any, number: int) -> ToolCall:
     made = numbered_call(call.id, call.name, call.arguments, number)
-    made.function.arguments.encode()  # refuses a lone surrogate, which JSON can spell but UTF-8 cannot
+    made.function.arguments.encode()  # raises ValueError for a lone surrogate, which JSON can spell but UTF-8 cannot
     return made

@@ -33,7 +33,7 @@ async def change(
         raise EngineRefused("settings besides the model and its adapters have changed")
     is_same_model = new.model_copy(update=model) == new
     if not is_same_model and new.adapters != old.adapters:
-        # Jobs that wait in vLLM would get the former adapters with the new weights.
+        # Refuse to change both, because jobs that wait in vLLM would get the former adapters with the new weights.
         raise EngineRefused("the weights and the adapters have changed at once; save one change, then the other")
     if llm is None:
         raise EngineAway("the engine is away")

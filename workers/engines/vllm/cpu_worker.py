@@ -11,14 +11,14 @@ import logging
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-log = logging.getLogger(__name__)  # vLLM's processes do not use this project's logging
+log = logging.getLogger(__name__)  # not this project's logging, which vLLM's processes do not use
 
 
 class AmxWorker(CPUWorker):
     """Asks for the permission to use AMX tiles before the first computation.
 
-    Linux, Documentation/arch/x86/xstate.rst: the permission belongs to a process and ends with an exec. So a
-    spawned worker cannot inherit the permission from its parent.
+    The permission belongs to a process and ends with an exec (Linux, Documentation/arch/x86/xstate.rst). So a spawned
+    worker cannot inherit the permission from its parent.
     """
 
     def init_device(self) -> None:

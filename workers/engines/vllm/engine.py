@@ -93,7 +93,7 @@ class VllmEngine(TextsAlone):
         self._adapters = Adapters(settings.adapters)
         # Held while vLLM loads new weights, because vLLM answers no health call then.
         self._asking_health = asyncio.Lock()
-        # One thread, since two threads must not use a tokenizer at once.
+        # Use one thread only, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     @property
@@ -286,7 +286,7 @@ class VllmEngine(TextsAlone):
         interpreter's exit the object would try to end the engine again.
         """
         prepare_environment(self._model)
-        # No warnings of deprecated torch functions, here and in vLLM's processes: an operator cannot act on them.
+        # Hide warnings of deprecated torch functions, here and in vLLM's processes: an operator cannot act on them.
         with self._guardian.marked_environment(PYTHONWARNINGS="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -318,7 +318,7 @@ class VllmEngine(TextsAlone):
         multiprocessing.active_children()  # reaps the killed processes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # suppress the warning about a socket context that vLLM leaves open
-            gc.collect()  # vLLM's objects form cycles, and would end their engine a second time at exit
+            gc.collect()  # else vLLM's objects, which form cycles, end their engine once more at exit
 
     # -- generating ----------------------------------------------------------------------------------------------
 

@@ -44,11 +44,15 @@ def stat_logger(places: Places, metrics: Metrics | None) -> type[Any]:
         """Reads each step's statistics. vLLM calls the methods on the event loop."""
 
         def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            """Begin with an engine's ranks. The base class is not called, because it would register metrics."""
+            """Prepare to count the steps of an engine's ranks.
+
+            The base class is not called, because it would register metrics.
+            """
             ranks = engine_indexes or [0]
             scheduler = vllm_config.scheduler_config
             places.loaded(scheduler.max_num_active_seqs or scheduler.max_num_seqs, ranks)
-            # A pooling model counts texts, not requests, and answers in one step: its counts tell nothing about places.
+            # A pooling model counts texts, not requests, and answers in one step. So its counts tell nothing about
+            # places.
             self._is_generating = vllm_config.model_config.runner_type != "pooling"
             self._figures = Figures(metrics, ranks) if metrics is not None else None
 

@@ -65,7 +65,7 @@ class Guardian:
 
         The guardian has its own session, so that signals to the worker's process group do not reach the guardian.
         """
-        import subprocess  # imported here: the guardian's process does not need it, and stays small
+        import subprocess  # imported here, so that the guardian's process stays small
         import tempfile
 
         self.folder = tempfile.mkdtemp(prefix=f"postback-{os.getpid()}-", dir=_short_base(tempfile.gettempdir()))
@@ -179,7 +179,8 @@ def main() -> None:
     worker = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()  # the worker writes both lines in one write
+    # one read gets both lines, as the worker writes them at once
+    said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()
     _wait_for_the_end_of(worker)
     if len(said) == 2:
         import shutil  # imported only now, so that the guardian is small while it waits

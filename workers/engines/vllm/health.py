@@ -17,7 +17,10 @@ The pause before a call takes 1/LOOKS of `hung_seconds`, and the call itself tak
 """
 
 WARM_UP_SECONDS: Final = 600.0
-"""Seconds for the first token and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
+"""Seconds in which a new engine must give its first token and load its adapters.
+
+The number is vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S).
+"""
 
 
 async def answers(llm: Any, seconds: float) -> bool:
@@ -31,7 +34,7 @@ async def answers(llm: Any, seconds: float) -> bool:
         for _ in range(LOOKS):
             await asyncio.wait({call}, timeout=seconds / LOOKS)
             if call.done():
-                call.exception()  # reads the error of a dead engine, which `errored` reports
+                call.exception()  # stops asyncio's warning about an unread error; `errored` reports it
                 return True
     finally:
         call.cancel()

@@ -22,7 +22,7 @@ _PROCESSORS: Final[Mapping[str, Callable[[str], str | None]]] = {
     SCORE.field: lambda task: _score_type(task),
     CLASSIFY.field: lambda task: "classify",
 }
-"""For each kind of job, a function from the model's task to the name of vLLM's processor."""
+"""Maps each kind of job to a function that returns the name of vLLM's processor for a model's task."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ If vLLM refuses any other parameter, the error names the response format or the 
 
 
 _OF_SEVERAL = 1.0
-"""The temperature for several answers if none is set. vLLM refuses several greedy answers, which would be equal."""
+"""The temperature if a request for several answers sets none, since vLLM refuses several greedy answers."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Parameters that no job sets; their values come from the model's `generation_config.json`."""
 
@@ -214,7 +214,7 @@ def _budget(request: GenerationRequest) -> int | None:
 
 
 def _structure(request: GenerationRequest, tools: ToolsOfRequest | None) -> Any:
-    """Return the grammar of the job's calls, which includes the response format, or else the grammar of the format."""
+    """Return the grammar of the job's calls and response format, or of the response format alone."""
     if tools is not None and tools.structure is not None:
         if request.response_format is not None and request.response_format.json_schema is not None:
             check_schema(request.response_format.json_schema.schema_)

@@ -1,8 +1,8 @@
 """Bounds on a job's JSON Schema: vLLM compiles the schema into a grammar, and the compilation cannot be interrupted.
 
-xgrammar's time grows with the cube of an object's optional properties: 2 s for 1,000 and 24 s for 2,000 (two loaded
-cores). A pattern with nested repetitions takes about 0.05 s. vLLM compiles one or a few schemas at a time, so every
-other job with a schema would wait.
+xgrammar's time grows with the cube of the number of an object's optional properties: 2 s for 1,000 and 24 s for 2,000
+(two loaded cores). A pattern with nested repetitions takes about 0.05 s. vLLM compiles one or a few schemas at a time,
+so every other job with a schema would wait.
 """
 
 from __future__ import annotations

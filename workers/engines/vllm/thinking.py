@@ -24,7 +24,7 @@ log = get_logger()
 
 
 class Thinking:
-    """The reasoning of one loaded model. `parser` names vLLM's parser, None if the tokenizer lacks its marks."""
+    """The reasoning of one loaded model. `parser` names vLLM's parser, None if the tokenizer lacks the marks."""
 
     def __init__(self, marks: ReasoningMarks, tokenizer: Any, parser: str | None) -> None:
         self.parser = parser
@@ -66,7 +66,7 @@ class Thinking:
         if self.parser is None or arguments.reasoning_parser:
             return arguments
         structured = arguments.structured_outputs_config
-        if isinstance(structured, dict):  # vLLM writes the parser's name into an object, not a dictionary
+        if isinstance(structured, dict):  # vLLM cannot write the parser's name into a dictionary
             structured = StructuredOutputsConfig(**structured)
         return replace(arguments, reasoning_parser=self.parser, structured_outputs_config=structured)
 

@@ -47,7 +47,7 @@ class Prompts:
         said = _messages(messages)
         try:
             prompt = self._rendered(said, _template_options(request))
-        except Exception as error:  # the template is a program that comes with the model, and may raise any error
+        except Exception as error:  # any error, because the template is a program that comes with the model
             field = "messages" if request.messages is not None else "prompt"
             raise RequestRejected(field, f"the model's chat template refuses it: {short(str(error))}") from error
         return prompt if isinstance(prompt, list) else self._encoded(prompt, add_special_tokens=False)

@@ -21,7 +21,10 @@ from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.tensors import tensors_of
 
 LOAD_SECONDS: Final = 600.0
-"""Seconds for the weights and the adapters: vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S)."""
+"""Seconds in which vLLM must load the weights and the adapters.
+
+The number is vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S).
+"""
 
 _TEXTS: Final = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _INDEX: Final = ".safetensors.index.json"
