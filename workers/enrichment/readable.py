@@ -8,9 +8,9 @@ from workers.enrichment.reading.extract import extract
 def readable_text(content: bytes, media_type: str, *, charset: str | None = None, url: str = "") -> str:
     """Return a page's main text as a person would see it, or the rest of its text if there is no main text.
 
-    `media_type` is the type in `Content-Type`, without parameters; `charset` is the parameter of that name. The call
-    parses in this process: workers call it in a confined process. Raises Unreadable if there is no text, or the type is
-    not supported.
+    `media_type` is the type in `Content-Type`, without parameters; `charset` is the parameter `charset` of that header.
+    The call parses in this process: workers call it in a confined process. Raises Unreadable if there is no text, or
+    the type is not supported.
     """
     extracted = extract(content, media_type.strip().lower(), charset, url)
     return extracted.text or extracted.rest

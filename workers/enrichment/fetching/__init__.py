@@ -1,1 +1,1 @@
-"""From a URL to a page: robots.txt, politeness and redirects, behind the egress guard."""
+"""Fetches the page at a URL: checks robots.txt, paces requests and follows redirects, behind the egress guard."""

@@ -1,4 +1,4 @@
-"""Tries a fetch again if its server fails."""
+"""Repeats a fetch if the server fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from workers.enrichment.evidence import Unreadable
 T = TypeVar("T")
 
 PAUSES = (0.5, 2.0)
-"""Seconds before each further try of a server that failed."""
+"""The pauses, in seconds, before the second and the third try."""
 
 
 async def tried_again(fetch: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `fetch()`, which is called again after an outage. Raises the last call's Unreadable."""
+    """Return the result of `fetch()`. After an outage, call it again. Raises the Unreadable of the last call."""
     for pause in PAUSES:
         try:
             return await fetch()

@@ -1,4 +1,4 @@
-"""Fetches one URL, behind the egress guard. Each fault of a server is raised as an `Unreadable` with a reason."""
+"""Fetches one URL, behind the egress guard. For each fault of a server, raises an `Unreadable` with the reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.enrichment.turns import Asker, Turns
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190
 _FIELDS: Final = 128
-"""Limits on the bytes of one header line, and on the number of headers. An answer beyond these limits is dropped."""
+"""Caps on the bytes of one header line, and on the number of headers. An answer above one of these caps is refused."""
 
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = (
@@ -33,12 +33,15 @@ _ACCEPT: Final = (
 )
 
 _FILES: Final = (b"%PDF-", b"PK\x03\x04")
-"""The first bytes of PDFs and Office files, which may be larger than a page; servers often declare a wrong type."""
+"""The first bytes of PDFs and Office files, which may be larger than a page.
+
+They are recognised by these bytes, because servers often declare a wrong type.
+"""
 _PICTURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF")
 """The first bytes of the images that OCR reads."""
 
 NO_PUBLIC_NAME: Final = "its name was not found, or leads to an address that is not public"
-"""The reason for a missing name and for a non-public one, so that no job learns the names in the operator's network."""
+"""The reason both for missing names and for names that are not public, so that jobs cannot tell which case it is."""
 _SEEN_BY_RESOLVING: Final = frozenset({Refusal.ADDRESS, Refusal.DENIED, Refusal.MIXED})
 
 _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -51,7 +54,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (aiohttp.InvalidURL, "its URL cannot be read"),
     (ValueError, "its URL cannot be read"),
 )
-"""The reason for each class of error. The first class that matches is used, so subclasses come first.
+"""The reason for each class of error. The first class that matches an error is used, so subclasses come first.
 
 The libraries' own texts are not used, since they quote whole URLs.
 """
@@ -64,7 +67,7 @@ Counted = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A cached copy of a page, with the validators that its server sent."""
+    """A cached copy of a page, with the validators (RFC 9110, section 8.8) that the server sent for it."""
 
     url: str
     etag: str | None
@@ -88,7 +91,7 @@ class _Wanted:
     accept: str | None
 
     def conditions(self, url: URL) -> dict[str, str]:
-        """Return the headers that make a request to this URL conditional; empty for any URL but the known copy's."""
+        """Return the headers that make a request to this URL conditional; empty if no copy of this URL is known."""
         return self.known.conditions if self.known is not None and self.known.url == str(url) else {}
 
 
@@ -104,8 +107,8 @@ class BadStatus(Unreadable):
 class Fetcher:
     """Fetches pages for all jobs of a worker. The number of connections is limited in total and for each site.
 
-    A job may use a connection until its budget ends, so some connections are reserved for tenants with few connections
-    and for jobs without one.
+    A job may use a connection until the job's budget ends. So some connections are reserved for tenants with few
+    connections, and some for jobs without a connection.
     """
 
     def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
@@ -146,13 +149,13 @@ class Fetcher:
         counted: Counted | None = None,
         accept: str | None = None,
     ) -> Page:
-        """Fetch the page at the end of the redirects. Only the caller limits the time, by cancelling the call.
+        """Fetch the page at the end of the redirects. Only the caller can limit the time, by cancelling the call.
 
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL. A body
         larger than the settings allow raises Unreadable; if `cut_at_bytes` is given, the body is cut instead. If the
         function `counted` is given, it replaces both limits: it is called with the size of each piece, and raises
-        Unreadable to end the fetch. `accept` is sent as the header `Accept` instead of the header for pages. A request
-        to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
+        Unreadable to end the fetch. If `accept` is given, it replaces the value of the header `Accept` for pages. A
+        request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
         """
         with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
             try:
@@ -184,7 +187,7 @@ class Fetcher:
     async def _asked(
         self, url: URL, asker: Asker, headers: dict[str, str], *, is_paced: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Wait for a place at the site and for a connection, and yield the response, whose body is not read yet."""
+        """Wait for a place at the site and for a connection. Yield the response, whose body is not read yet."""
         origin = str(url.origin())
         at_site = self._at_sites.setdefault(origin, _turns(self._settings.connections_per_host))
         try:
@@ -200,8 +203,7 @@ class Fetcher:
     async def _answered(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """Send the request, and return the response, whose body is not read yet.
 
-        Raises Unreadable for a name without a public address. All other errors of aiohttp and of the guard are raised
-        as they are.
+        Raises Unreadable for a name without a public address. Passes on all other errors of aiohttp and of the guard.
         """
         if self._session is None:
             raise RuntimeError("the fetcher has not been started")
@@ -246,7 +248,7 @@ class Fetcher:
 
 
 def _without_public_address(url: URL, reason: str) -> Unreadable:
-    """Return one error for missing and for non-public names, so that a job cannot tell them apart."""
+    """Return the same error for missing names and for names that are not public: jobs cannot tell which case it is."""
     log.info(
         "A source's name has no address that may be fetched; hiding the reason from the job.",
         action="source-name-refused",
@@ -281,7 +283,7 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Return False if the URL is at fault, and True if its server or the network is.
+    """Return False if the URL is at fault, and True if the server or the network is at fault.
 
     An SSLCertVerificationError is a ValueError, but is treated as an outage, because the server may renew its
     certificate.

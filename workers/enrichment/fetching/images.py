@@ -1,4 +1,4 @@
-"""Fetches a job's images behind the egress guard, so that no engine fetches a URL of a job.
+"""Fetches a job's images behind the egress guard, so that no engine itself fetches a URL of a job.
 
 robots.txt is not checked, since a job's author chose the image, not a crawler.
 """
@@ -24,7 +24,7 @@ _NO_IMAGE: Final = "it is no png, jpeg, gif or webp image"
 
 
 class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
-    """An image cannot be read. `is_outage` is true if the image's server is at fault, and false if the job is."""
+    """An image cannot be read. `is_outage` is true if the image's server is at fault, else false: the job is wrong."""
 
     def __init__(self, url: str, reason: str, *, is_outage: bool) -> None:
         super().__init__(reason)
@@ -35,8 +35,8 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
 class ImageFetcher:
     """Fetches images for all jobs of a worker.
 
-    At most `image_jobs` jobs have images in memory; tenants take turns. At most half as many jobs of one tenant fetch
-    from the same server at once, so a hung server leaves places to the tenant's other jobs.
+    At most `image_jobs` jobs have images in memory at once; tenants take turns. At most half as many jobs of one tenant
+    fetch from the same server at once, so a hung server leaves places to the tenant's other jobs.
     """
 
     def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
@@ -77,7 +77,7 @@ class ImageFetcher:
             raise UnreadableImage(url, f"it took longer than {seconds:g} s", is_outage=True) from None
 
     async def _tried(self, url: str, asker: Asker, share: _Share) -> str:
-        """Fetch one image; try again if its server fails."""
+        """Fetch one image; if the server fails, try again."""
         try:
             image = await tried_again(lambda: self._once(url, asker, share))
         except Unreadable as unreadable:
@@ -96,7 +96,7 @@ class ImageFetcher:
 
 
 class _Share:
-    """The part of the room that one image takes: its size times the number of times that the job names the image."""
+    """The part of the room that one image takes: the image's size, as many times as the job names the image."""
 
     def __init__(self, room: Room, times: int) -> None:
         self._room = room
@@ -109,6 +109,6 @@ class _Share:
         self._room.take(count * self._times)
 
     def give_back(self) -> None:
-        """Add to the room again the bytes of a failed try."""
+        """After a failed try, add its bytes to the room again."""
         self._room.give_back(self._taken)
         self._taken = 0

@@ -1,4 +1,7 @@
-"""Turns of one tenant's jobs at one origin: a hung server leaves places in memory to the tenant's other jobs."""
+"""Limits how many jobs of one tenant fetch from one origin.
+
+So jobs at a hung server leave places in memory to the tenant's other jobs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class OriginTurns:
     def __init__(self, places: int) -> None:
         self._places = places
         self._turns: dict[tuple[str, str], Turns] = {}
-        """By tenant and origin."""
+        """The turns at each origin; the keys are tenant and origin."""
 
     @asynccontextmanager
     async def at(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:

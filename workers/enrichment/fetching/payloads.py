@@ -1,4 +1,4 @@
-"""Fetches the document at a job's `payload_url`, over the connections for sources or from the operator's buckets.
+"""Fetches the document at a job's `payload_url`, over the connections for sources, or from the operator's buckets.
 
 robots.txt is not checked, since a job's author chose the document, not a crawler.
 """

@@ -13,7 +13,7 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.settings import EnrichmentSettings
 
 MAX_HELD_SECONDS: Final = 3600.0
-"""Cap on a site's `Retry-After` and `Crawl-delay`."""
+"""Cap on the seconds that a site may ask for by `Retry-After` or `Crawl-delay`."""
 _HOSTS: Final = 10_000
 
 
@@ -21,12 +21,12 @@ _HOSTS: Final = 10_000
 class _Site:
     interval: float
     asked_at: float = float("-inf")
-    """Monotonic time of the last granted turn, which may be in the future."""
+    """The monotonic time of the last turn that was granted, which may be in the future."""
     held_until: float = float("-inf")
 
 
 class Politeness:
-    """The pace of requests to each origin, for all jobs of this worker."""
+    """Paces the requests of all jobs of this worker to each origin."""
 
     def __init__(self, settings: EnrichmentSettings, clock: Clock) -> None:
         self._interval = settings.host_interval_seconds
@@ -48,7 +48,7 @@ class Politeness:
             await asyncio.sleep(turn - now)
 
     def pace(self, origin: str, seconds: float) -> None:
-        """Set the site's crawl delay from its robots.txt; `seconds` is 0 if the file names no delay."""
+        """Set the pause between requests to the site from its robots.txt; `seconds` is 0 if the file names no delay."""
         self._site(origin).interval = max(self._interval, min(seconds, MAX_HELD_SECONDS))
 
     def hold(self, origin: str, seconds: float) -> None:

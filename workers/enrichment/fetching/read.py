@@ -19,9 +19,12 @@ from workers.enrichment.rendering.renderer import Renderer, is_shell
 from workers.enrichment.turns import Asker
 
 _RENDERING_SHARE: Final = 0.8
-"""The share of a job's remaining time that the renderer gets; the rest is for reading the rendered page."""
+"""The share of a job's remaining time for rendering a page; the rest is for reading the rendered page."""
 _OCR_SHARE: Final = 0.9
-"""The share of a job's remaining time for a page's pictures. If OCR takes longer, only the page's own text is used."""
+"""The share of a job's remaining time for OCR of a page's pictures.
+
+If OCR takes longer, only the page's own text is used.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,12 @@ class _Text:
 
     answer: dict[str, Any]
     may_grow: bool = False
-    """True if the next reading may find more, because a script fills the page or not all pictures were read in time."""
+    """True if the next reading may find more: a script fills the page, or some pictures were not read in time."""
     is_rendered: bool = False
 
 
 class Reader:
-    """Reads pages for jobs. `guard` checks each URL first, even the URL of a cached page."""
+    """Reads pages for jobs. Before each reading, `guard` checks the URL, even the URL of a cached page."""
 
     def __init__(
         self,
@@ -60,9 +63,9 @@ class Reader:
         self._renderer = renderer
 
     async def read(self, url: str, asker: Asker, patience_seconds: float) -> Reading:
-        """Return the page from the cache of the tenant's scope, or fetch the page. Raises Unreadable.
+        """Return the page from the cache that the tenant's scope shares, or else fetch the page. Raises Unreadable.
 
-        If the server is late, a stale copy is returned.
+        If the server is late and the cache has a stale copy that may be served, return this copy.
         """
         try:
             self._guard.check_url(url)
@@ -99,7 +102,7 @@ class Reader:
         )  # fmt: skip
 
     async def _text(self, page: Page, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> _Text:
-        """Return the page's text, or the text that its scripts make if the page is a shell. Raises Unreadable."""
+        """Return the page's text, or if scripts fill the page, the text that the scripts make. Raises Unreadable."""
         answer: dict[str, Any] | None = None
         reason = Unreadable("")
         try:
@@ -122,7 +125,8 @@ class Reader:
     async def extracted(self, page: Page, asker: Asker, deadline: Deadline) -> dict[str, Any]:
         """Return the page's title, text and particulars, as a member of the pool extracts them. Raises Unreadable.
 
-        With OCR, pictures of text are read too; `unfinished` marks an answer without the text of all pictures.
+        If OCR is configured, pictures of text are read too. An answer that lacks the text of some pictures has
+        `unfinished`.
         """
         recognition = self._pool.recognition
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}

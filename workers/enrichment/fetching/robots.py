@@ -1,4 +1,7 @@
-"""Fetches robots.txt files (RFC 9309) and caches them per origin. The pool evaluates the rules, see `robots_rule`."""
+"""Fetches robots.txt files (RFC 9309) and caches them per origin.
+
+A member of the pool evaluates the rules, see `robots_rule`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 MAX_ROBOTS_BYTES = 512 * 1024
-"""A longer file is cut to this size; RFC 9309, section 2.5, asks for at least 500 KiB."""
+"""A longer robots.txt is cut to this size. RFC 9309, section 2.5, requires at least 500 KiB to be read."""
 
 _FAILURE_SECONDS = 60.0
-"""Time for which the failure to get a robots.txt is cached."""
+"""Time for which a failure to fetch a robots.txt is cached."""
 KEPT_BYTES = 32 * 1024 * 1024
-"""Cap on all cached files together, since a stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
+"""Cap on the bytes of all cached files, since a stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
 _SITE_BYTES = 4096
 """Bytes that are counted for each site in addition to its file, so that a cache of 32 MiB has at most 8,000 sites."""
 
@@ -77,7 +80,7 @@ class Robots:
             raise Unreadable("its site's robots.txt forbids reading it", is_lasting=False)
 
     async def close(self) -> None:
-        """Cancel the running requests."""
+        """Cancel the running fetches."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()

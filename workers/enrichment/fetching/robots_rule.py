@@ -1,4 +1,4 @@
-"""A robots.txt's rules for one URL. Runs in a member of the pool, since the patterns are untrusted."""
+"""Applies the rules of a robots.txt to one URL. Runs in a member of the pool, since the patterns are untrusted."""
 
 from __future__ import annotations
 

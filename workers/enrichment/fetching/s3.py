@@ -24,11 +24,14 @@ _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 10
 _MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 _OF_THE_OBJECT: Final = frozenset({"AccessDenied", "InvalidObjectState", "403", "KeyTooLongError", "InvalidURI"})
-"""Error codes that a further try would get again, since the object or the rights to the object are at fault."""
+"""Error codes for which a further try is useless, since the object or the rights to the object are at fault."""
 
 
 class _Reading:
-    """One read of an object in a thread. The job may end the read, since a slow storage would keep the thread busy."""
+    """One read of an object in a thread.
+
+    The job can end the read, so that a slow storage does not keep the thread busy.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,8 +62,8 @@ class _Reading:
 class S3Objects:
     """Reads objects in threads, since boto3 blocks.
 
-    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only the reading of an answer's head
-    cannot be ended, but each wait for bytes of the head takes ten seconds at most.
+    A cancelled job frees its thread, even if the object's bytes arrive slowly. Only while the answer's head is read,
+    the thread cannot be freed, but each wait for bytes of the head takes at most ten seconds.
     """
 
     def __init__(self, settings: PayloadSettings) -> None:
@@ -81,11 +84,11 @@ class S3Objects:
             reading.end()
 
     def close(self) -> None:
-        """End the idle threads now, and the busy ones after their reads."""
+        """End the idle threads now, and let each busy thread end after its read."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, bucket: str, key: str, tenant: str) -> None:
-        """Raise Unreadable for an object that the operator does not list."""
+        """Raise Unreadable for an object that the operator's settings do not allow."""
         if not self._folders:
             raise Unreadable("no bucket is allowed here; send an https URL, or ask the operator to allow the bucket")
         if {".", ".."} & {*key.split("/")}:  # such a key may lead a client or a server to another folder

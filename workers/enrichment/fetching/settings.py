@@ -13,11 +13,11 @@ _FOLDER: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/((?:[^\x00
 
 
 class ObjectFolder(NamedTuple):
-    """Objects of S3 that jobs may name."""
+    """A folder of objects in S3 that jobs may name."""
 
     bucket: str
     prefix: str
-    """The beginning of the objects' keys: empty, or with a slash at its end. `{tenant}` stands for the job's tenant."""
+    """The beginning of the objects' keys: empty, or with a slash at the end. `{tenant}` stands for the job's tenant."""
 
     def holds(self, bucket: str, key: str, tenant: str) -> bool:
         """True if a job of this tenant may name this object."""
@@ -38,7 +38,7 @@ def _folder(item: str) -> ObjectFolder:
 
 
 class PayloadSettings(BaseSettings):
-    """Limits of the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
+    """Limits on the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_PAYLOADS__",
@@ -51,7 +51,7 @@ class PayloadSettings(BaseSettings):
     most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
     """Maximum size of a payload after decompression."""
     seconds: float = Field(default=30.0, gt=0, le=600)
-    """Time for fetching a payload, including further tries if its server fails."""
+    """Time for fetching a payload, including further tries if the server fails."""
     jobs: int = Field(default=32, ge=1, le=8192)
     """Maximum number of jobs that have payloads in memory at once. Further jobs with a `payload_url` wait.
 
@@ -59,11 +59,11 @@ class PayloadSettings(BaseSettings):
     contain a copy.
     """
     s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
-    """Comma-separated `s3://BUCKET/PREFIX/` whose objects jobs may name; none by default.
+    """Folders `s3://BUCKET/PREFIX/`, separated by commas, whose objects jobs may name; none by default.
 
     `{tenant}` in a prefix stands for the job's tenant. Without `{tenant}`, each tenant may read all objects of the
     prefix. Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or
     any other source that boto3 reads. Needs the extra `s3`.
     """
     s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
-    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to it."""
+    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to this URL."""

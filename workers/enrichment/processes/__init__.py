@@ -1,1 +1,1 @@
-"""Processes that the worker may kill. Only these processes parse the bytes of pages."""
+"""Processes that parse the bytes of pages. No other process parses them, and the worker may kill these processes."""

@@ -20,11 +20,11 @@ from workers.enrichment.processes.confinement import Fence
 log = get_logger()
 
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""The environment variables that every process inherits. The other variables may hold secrets."""
+"""The environment variables that every process inherits. All other variables of the worker may hold secrets."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 _REAP_SECONDS = 0.01
-"""Pause between two looks at a killed program that has not ended yet."""
+"""Pause between two checks whether a killed program has ended."""
 
 
 class ChildLost(Exception):  # noqa: N818 - named after the event
@@ -33,7 +33,7 @@ class ChildLost(Exception):  # noqa: N818 - named after the event
 
 @lru_cache(maxsize=1)
 def warn_of_missing(missing: tuple[str, ...]) -> None:
-    """Log the missing fences, once for each set: `lru_cache` drops repeated calls."""
+    """Log the missing fences. `lru_cache` drops repeated calls, so that equal fences are logged only once."""
     log.warning(
         "The kernel cannot fully confine the processes that read pages; going on with the fences that it has.",
         action="reader-not-confined",
@@ -42,7 +42,7 @@ def warn_of_missing(missing: tuple[str, ...]) -> None:
 
 
 def _note_missing(missing: object) -> None:
-    """Log the fences that a child lacks, once per worker, since all children run on one kernel."""
+    """Log the fences that a child lacks. This happens once per worker, since all children run on the same kernel."""
     known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
     if known:
         warn_of_missing(tuple(known))
@@ -60,7 +60,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """True unless the process is known to have ended."""
+        """False if the process is known to have ended."""
         return self._process.returncode is None
 
     @classmethod
@@ -73,7 +73,7 @@ class Child:
     ) -> Child:
         """Start a process that runs this module, and wait until it is ready. Raises ChildLost and OSError.
 
-        `inherited` names more variables to pass on from the worker's environment; `environment` holds new variables.
+        `inherited` names further variables of the worker that the process inherits; `environment` holds new variables.
         """
         passed = {name: os.environ[name] for name in (*_INHERITED, *inherited) if name in os.environ}
         process = await asyncio.create_subprocess_exec(
@@ -92,7 +92,7 @@ class Child:
     async def ask(self, task: dict[str, Any], body: bytes) -> dict[str, Any]:
         """Send a task and its bytes, and read the answer. Raises ChildLost and OSError.
 
-        After a cancellation the answer may still arrive, so the caller must kill the process.
+        If the call is cancelled, the answer may still arrive, so the caller must then kill the process.
         """
         head = json.dumps(task).encode()
         self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)
@@ -122,10 +122,10 @@ class Child:
 
 
 async def _reap(group: int) -> None:
-    """Wait for the killed programs that a process of this group had started.
+    """Wait for the killed programs that a process of this process group had started.
 
-    The programs become children of the container's first process, which is the worker. Without this wait, they would
-    stay in the table of processes as zombies.
+    The programs become children of the container's first process, which is the worker. Without this wait, the programs
+    would stay in the table of processes as zombies.
     """
     with contextlib.suppress(ChildProcessError):  # no child of this group is left
         while True:

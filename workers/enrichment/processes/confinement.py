@@ -1,7 +1,7 @@
 """Confines a process that parses untrusted bytes, so that it may only compute and answer on its pipes.
 
-A page that exploits a bug in its parser would run code as the worker's user. Three fences prevent harm, if the kernel
-has them:
+A page that exploits a bug in its parser would run code as the worker's user. Three fences prevent harm, as far as the
+kernel has them:
 
     seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
                 If no folder is named, also refuses to open files. Confines all threads. See seccomp(2).
@@ -39,7 +39,7 @@ class Fence(StrEnum):
 
 
 class SystemCalls(NamedTuple):
-    """An architecture's id for seccomp, and its system call numbers."""
+    """An architecture's id for seccomp, and the numbers of its system calls."""
 
     audit: int
     refused: tuple[int, ...]
@@ -53,7 +53,7 @@ class SystemCalls(NamedTuple):
     to_own_process: tuple[int, ...]
     """Calls that are allowed only if their first argument is the process itself: tgkill and prlimit64."""
     by_command: tuple[tuple[int, tuple[int, ...]], ...]
-    """Calls, each with the commands that are refused as the call's second argument."""
+    """Pairs of a call and the commands that the call may not have as its second argument."""
 
 
 # Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
@@ -147,10 +147,10 @@ def confine(
     """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
     `readable` names files, and folders with files, that may still be read; if it is None, no file can be opened. Before
-    the call, the process must have imported all modules that it will need. The process can still start threads, but no
-    processes. If `may_execute` is true, the process can replace itself by one of the readable programs, which stays
-    confined. If `is_parent` is true, only seccomp refuses signals, because Landlock would also drop the signal by which
-    `end_with` ends this process's child.
+    the process calls `confine`, it must import all modules that it will need. The process can still start threads, but
+    no processes. If `may_execute` is true, the process can replace itself by one of the readable programs, which stays
+    confined. If `is_parent` is true, only seccomp refuses signals: Landlock would also drop the signal that ends this
+    process's child, see `end_with`.
     """
     if sys.platform != "linux":
         return list(Fence)
@@ -173,8 +173,8 @@ def end_with(parent: int) -> None:
     """Let the kernel kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
 
     The kernel also kills a program that replaces this process, but no program that this process starts. If the process
-    `parent` calls `confine`, it must set `is_parent`. If `parent` has ended already, this process ends now. Only Linux
-    has such a signal.
+    `parent` calls `confine`, `parent` must set `is_parent`. If `parent` has ended already, this process ends now. Only
+    Linux has such a signal.
     """
     if sys.platform != "linux":
         return
@@ -227,7 +227,7 @@ def _allow_reading(ruleset: int, path: str) -> None:
 
 
 def _seccomp(no_files: bool, may_execute: bool) -> None:
-    """Apply seccomp. Raises OSError if the kernel lacks it, LookupError for an architecture not listed here."""
+    """Apply seccomp. Raises OSError if the kernel lacks it, and LookupError for an architecture not listed here."""
     calls = ARCHITECTURES[platform.machine()]
     program = filter_program(calls, no_files, may_execute)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)

@@ -1,7 +1,7 @@
-"""The process's side of an enrichment process's pipes; `child` is the worker's side.
+"""Reads tasks from the worker and writes answers, in an enrichment process. `child` has the worker's side of the pipes.
 
 A task is the length of its head (4 bytes), the length of its body (4 bytes), the head as JSON, and the body. An answer
-is its length (4 bytes) and JSON. When the process is ready, it sends one answer, before it gets the first task.
+is its length (4 bytes) and JSON. Before the first task, the process sends one answer to show that it is ready.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Read the next task's head and body; None at the end of the input."""
+    """Read the next task, and return its head and body; None at the end of the input."""
     sizes = stream.read(8)
     if len(sizes) < 8:
         return None

@@ -33,12 +33,12 @@ from workers.enrichment.reading.pictures import Postponed
 from workers.enrichment.reading.steering import steering
 
 Kind = Callable[..., dict[str, Any]]
-"""Answers a task of one kind from its body and its other values."""
+"""A function that answers tasks of one kind. Its arguments are the task's body and the task's other values."""
 
 _ALARM_GRACE_SECONDS = 1.0
 _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
 _OF_EXTRACTOR = {"trafilatura": ("workers.enrichment.reading.by_trafilatura",)}
-"""The modules that an optional extractor needs."""
+"""The modules that an optional extractor needs, by the extractor's name."""
 
 
 def main() -> None:
@@ -58,9 +58,9 @@ def limit_memory(size: int) -> None:
 
 
 def serve(kinds: Mapping[str, Kind], seconds: float, *, is_parent: bool = False) -> None:
-    """Confine this process, and answer tasks until the input ends. An alarm ends a task much later than `seconds`.
+    """Confine this process, and answer tasks until the input ends.
 
-    `is_parent` is passed on to `confine`.
+    If a task takes a second longer than `seconds`, an alarm ends the process. `is_parent` is passed on to `confine`.
     """
     status = _status()
     send(sys.stdout.buffer, {"missing": confine(is_parent=is_parent)})
@@ -71,7 +71,7 @@ def serve(kinds: Mapping[str, Kind], seconds: float, *, is_parent: bool = False)
 
 
 def import_all(extractor: Extractor) -> None:
-    """Import the modules that libraries import late: once confined, the process cannot read their files."""
+    """Import now the modules that libraries import late, because a confined process cannot read the modules' files."""
     for name in (*_IMPORTED_LATE, *_OF_EXTRACTOR.get(extractor, ())):
         importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
@@ -118,7 +118,8 @@ def extract_page(
 ) -> dict[str, Any]:
     """Return a page's title, main text, other text and particulars.
 
-    With `ocr`, the answer has `pictures` for a page with pictures of text, which another process reads.
+    If `ocr` is true and the page has pictures of text, the answer has `pictures`: another process must read the
+    pictures.
     """
     postponed = Postponed() if ocr else None
     try:
@@ -152,7 +153,7 @@ def rank_passages(
 ) -> dict[str, Any]:
     """Return the passages that answer the question best, within a budget, and the candidates for a second ranking.
 
-    `steering` has the ways in which these passages try to steer the model, for each document.
+    In the answer, `steering` has for each document the ways in which its passages try to steer the model.
     """
     request = json.loads(body)
     texts = [(title or "", *parts) for title, *parts in request["documents"]]
@@ -164,7 +165,7 @@ def rank_passages(
 
 
 def judge_robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
-    """Return a robots.txt's verdict on a URL, and the crawl delay in seconds."""
+    """Return whether a robots.txt allows a URL, and the file's crawl delay in seconds."""
     return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
 
 

@@ -3,10 +3,11 @@
 The arguments are the time limit in seconds, the memory limit in bytes, the maximum number of pages, the languages, and
 the paths of tesseract, its data and its libraries.
 
-The process starts tesseract first, since it can start no program once it is confined like a reader of pages. Pillow and
-pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends both processes
-after one document. If this process ends, the kernel also ends tesseract; if the worker ends, the kernel ends this
-process (`end_with`). Neither process reads its input while it works, so neither would notice that its input has closed.
+The process starts tesseract first. Then the process is confined like a reader of pages, and can start no more programs.
+Pillow and pdfium decode the document here; tesseract gets plain pictures, behind fences of its own. The worker ends
+both processes after one document. If this process ends, the kernel also ends tesseract; if the worker ends, the kernel
+ends this process (`end_with`). Neither process reads its input while it works, so neither would notice that its input
+has closed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
 _READING_SHARE: Final = 0.8
-"""The fraction of the time limit after which the answer is sent with the pages finished so far."""
+"""After this fraction of the time limit, the answer is sent with the pages that are finished."""
 _PAGE_END: Final = b"\f"
 _PIECE_BYTES: Final = 64 * 1024
 
@@ -48,7 +49,7 @@ class PictureReader:
         self._pages = pages
         self._deadline = deadline
         self.is_unfinished = False
-        """True if more time would have brought more text."""
+        """True if some pages were not read in time."""
 
     def of_image(self, body: bytes) -> str:
         """Return the text of an image file. Raises Unreadable."""
@@ -59,7 +60,7 @@ class PictureReader:
         return self._texts(page_image(document, number) for number in numbers[: self._pages])
 
     def _texts(self, images: Iterable[Image]) -> list[str]:
-        """Return the texts of the pages that are finished in time; wait for at least one page. Raises Unreadable."""
+        """Return the texts of the pages that are finished in time, but of at least one page. Raises Unreadable."""
         tiff, count = as_tiff(images)
         with suppress(BrokenPipeError), self._input:  # `_written` finds out if tesseract has ended
             self._input.write(tiff)
@@ -70,7 +71,7 @@ class PictureReader:
         return [page.decode(errors="replace").strip() for page in pages]
 
     def _written(self) -> list[bytes]:
-        """Return the pages that are finished by the deadline or by tesseract's end; the first page may take longer."""
+        """Return the pages that are finished at the deadline or at tesseract's end; the first page may take longer."""
         found = bytearray()
         while len(found) < MAX_TEXT_CHARS:
             seconds = self._deadline.remaining if _PAGE_END in found else None
@@ -87,7 +88,7 @@ class PictureReader:
 
 
 def read_pictures(body: bytes, media_type: str, charset: str | None, url: str, reader: PictureReader) -> dict[str, Any]:
-    """Return a page's answer, with the text of its pictures; `unfinished` if more time would have brought more."""
+    """Return the answer for a page, with the text of its pictures; `unfinished` if some pictures are not read."""
     extracted = extract(body, media_type, charset, url, recogniser=reader)
     return answered(extracted) | ({"unfinished": True} if reader.is_unfinished else {})
 

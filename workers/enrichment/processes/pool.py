@@ -1,10 +1,10 @@
-"""Processes that parse pages, because a page can make its parser hang, grow or crash.
+"""Keeps processes that parse pages, because a page can make its parser hang, grow or crash.
 
 A member does one task at a time. The pool kills a member that is late or whose job is cancelled, and starts another one
 on demand. The other members and the worker go on. Members start when they are first needed.
 
-Jobs take turns at reading. One more member only ranks, so that ranking never waits for the reading of a page. With such
-a wait, a job could run out of time after it has read its pages.
+Jobs take turns at reading. One more member only ranks, so that ranking never waits for the reading of a page. Otherwise
+a job could run out of time after its pages are read.
 
 The pool does not use `pebble` or `concurrent.futures`. These libraries import the worker's own main module into each
 member, and unpickle answers from a process that has read hostile bytes. Here a member imports only its own modules, has
@@ -27,7 +27,7 @@ from workers.enrichment.turns import Asker, Turns
 log = get_logger()
 
 _RETIRE_KIB = 300 * 1024
-"""A member that has grown beyond this size is replaced: a process seldom returns freed memory to the system."""
+"""A member that has grown beyond this size is replaced, because a process seldom returns freed memory to the system."""
 _START_SECONDS = 30.0
 """Timeout of a member's start, which takes a third of a second on an idle machine."""
 
@@ -84,7 +84,7 @@ class Pool:
         self._idle.clear()
 
     async def _take(self) -> Child:
-        """Remove a member that is alive from the idle ones, and return it; wait until there is one. Raises Unreadable.
+        """Wait for an idle member that is alive, remove it from the idle ones, and return it. Raises Unreadable.
 
         A new member is added to the idle ones, not handed to the job that waited for it, because that job may be
         cancelled.

@@ -32,9 +32,10 @@ class Recognition:
         )  # fmt: skip
 
     async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
-        """Return a process's answer about this page, with the text of the page's pictures.
+        """Start a process for this page, and return its answer, with the text of the page's pictures.
 
-        `seconds` also bounds the wait in line behind other documents; `ocr_seconds` bounds only the reading.
+        `seconds` bounds the wait in line behind other documents and the reading together. The setting `ocr_seconds`
+        bounds only the reading.
         Raises Unreadable.
         """
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The program tesseract on this machine, and its start behind fences of its own."""
+"""Finds the program tesseract on this machine, and starts it behind fences of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tesseract:
 
     program: str
     data: str
-    """The folder with the languages' data."""
+    """The folder with the data of the languages."""
     libraries: tuple[str, ...]
 
     @classmethod

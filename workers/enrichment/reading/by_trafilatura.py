@@ -1,6 +1,6 @@
 """Finds a page's main text with trafilatura, an optional package. Runs in a member of the pool.
 
-Trafilatura only says which lines of the visible text are the main text. Trafilatura also reads text from attributes and
+Trafilatura only shows which lines of the visible text are the main text. It also reads text from attributes and
 scripts, but the model gets only visible lines. Tables and lists keep their form.
 """
 
@@ -19,7 +19,7 @@ MAX_TAGS: Final = 6000
 MAX_CHARS: Final = 1_000_000
 """Cap on a page's code points, which bounds the memory of trafilatura's copies."""
 _SPANS: Final = ("colspan", "rowspan")
-"""Attributes by which a cell becomes a thousand cells in trafilatura's tables."""
+"""Attributes that are removed, because they can turn one cell into a thousand cells in trafilatura's tables."""
 _RUN_WORDS: Final = 3
 _LEAST_SHARE: Final = 0.5
 _WORD: Final = re.compile(r"\w+")
@@ -30,7 +30,7 @@ jt_stoplist_init()  # reads its word lists now: a confined process cannot open t
 def main_lines(page: str, visible: str) -> str:
     """Return the visible lines that trafilatura takes for the page's main text, without readers' comments.
 
-    Empty if trafilatura finds none or fails, and for a page above the caps.
+    Return an empty text if trafilatura finds none or fails, or if the page is above one of the caps.
     """
     if page.count("<") > MAX_TAGS or len(page) > MAX_CHARS:
         return ""
@@ -45,7 +45,7 @@ def main_lines(page: str, visible: str) -> str:
 
 
 def _lines_in(visible: str, found: str) -> str:
-    """Return the visible lines that have at least half of their word runs in the found text.
+    """Return the visible lines of whose runs of words at least half are in the found text.
 
     Each run of the found text is matched to one line only. A line with too few words for a run must equal a found line.
     """

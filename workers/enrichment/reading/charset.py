@@ -1,4 +1,4 @@
-"""Decodes a page's bytes: by a byte order mark, else as UTF-8, by the charset of header or page, or by detection.
+"""Decodes a page's bytes: by a byte order mark, as UTF-8, by the charset in the header or the page, or by detection.
 
 A few invalid bytes do not rule a charset out. Otherwise a single invalid byte could turn a whole page into another
 script.
@@ -15,7 +15,10 @@ from resiliparse.parse.encoding import detect_encoding
 from w3lib.encoding import html_body_declared_encoding, read_bom, resolve_encoding
 
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
-"""Escapes that begin Japanese in ISO-2022-JP (RFC 1468), an all-ASCII encoding. No other text has these escapes."""
+"""The escapes before Japanese text in ISO-2022-JP (RFC 1468), whose bytes are all ASCII.
+
+No other text has these escapes.
+"""
 _SIBLINGS = {
     "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
     "iso8859-9": "cp1254", "iso8859-13": "cp1257",
@@ -34,14 +37,17 @@ _DETECT_BYTES = 64 * 1024
 _FEW = 0.01
 """Largest share of a text's characters that may be invalid in a charset."""
 _MANY = 0.1
-"""Share of invalid characters that rules out UTF-8, in a sample that starts at the first invalid character."""
+"""A larger share of invalid characters rules out UTF-8.
+
+The share is taken in a sample from the first invalid character on.
+"""
 _REPLACED = "\ufffd"
 _UTF_8 = "utf-8"
 _WINDOWS_1252 = "cp1252"
 _BYTES_OF_WINDOWS_1252 = "".join(
     chr(byte) if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else bytes((byte,)).decode(_WINDOWS_1252) for byte in range(256)
 )
-"""All 256 bytes of windows-1252 as characters (WHATWG Encoding, section 9); Python's codec refuses five bytes."""
+"""The characters of all 256 bytes in windows-1252 (WHATWG Encoding, section 9); Python's codec refuses five bytes."""
 _ASCII = bytes(range(128))
 _CONTROLS = "\x81\x8d\x8f\x90\x9d"
 
@@ -67,7 +73,7 @@ def decode(body: bytes, declared: str | None) -> str:
 
 
 def _utf_8(body: bytes) -> str | None:
-    """Decode the body as UTF-8; None if more than a few bytes are invalid, as in text of any other charset."""
+    """Decode the body as UTF-8. Return None if many bytes are invalid: the text is then in another charset."""
     try:
         return body.decode(_UTF_8)
     except UnicodeDecodeError as error:
@@ -131,7 +137,7 @@ def _detected(body: bytes) -> Iterator[str]:
 
 
 def _known(label: str | None) -> Iterator[str]:
-    """Yield the codec for a label, as browsers know it."""
+    """Yield the codec that browsers use for a label; nothing for an unknown label."""
     encoding = resolve_encoding(label.strip(" \"'")) if label else None
     if encoding in _BROWSERS and encoding is not None:
         yield encoding

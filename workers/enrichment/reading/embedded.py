@@ -1,4 +1,4 @@
-"""Reads the text that a page holds in its scripts as data. Runs in a member of the pool.
+"""Reads text that a page has as data in its scripts. Runs in a member of the pool.
 
 Such text is used only if the page itself shows less: a teaser before a paywall, or a page that a script fills.
 """
@@ -15,9 +15,9 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.values import leaves
 
 _BODIES: Final = ("articleBody", "text")
-"""Properties of schema.org with a page's text."""
+"""The properties in schema.org that hold a page's text."""
 _DATA: Final = 'script[type="application/json"]'
-"""Data for a page's scripts, such as `__NEXT_DATA__` of Next.js."""
+"""Selects the data for a page's scripts, such as `__NEXT_DATA__` of Next.js."""
 _MAX_DATA: Final = 20
 _MAX_DATA_CHARS: Final = 1_000_000
 _PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
@@ -25,7 +25,7 @@ _PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
 
 
 def article_body(nodes: Sequence[dict[str, Any]]) -> str:
-    """Return the longest article text in the page's JSON-LD; empty without one."""
+    """Return the longest text of an article in the page's JSON-LD; empty if it has none."""
     texts = (node.get(name) for node in nodes for name in _BODIES)
     return max((text for text in texts if isinstance(text, str)), key=len, default="")
 

@@ -23,9 +23,9 @@ from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser, is_pict
 from workers.enrichment.reading.values import from_json, from_json_lines
 
 MAX_TEXT_CHARS = MAX_JOB_BYTES
-"""Cap on a text's code points, so high that the largest document that a job can carry is read whole."""
+"""Cap on a text's code points. The cap is so high that even the largest document that a job can carry is read whole."""
 _THIN_CHARS = 200
-"""A main text shorter than this is replaced by the whole page's text, if the page has far more text."""
+"""If a main text is shorter than this and the page has far more text, the whole page's text is used instead."""
 
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 JSON_TYPES = frozenset({"application/json", "application/ld+json"})
@@ -39,7 +39,7 @@ TEXT_TYPES = frozenset(
         "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml",
     }
 )  # fmt: skip
-"""Types whose source text is read without parsing.
+"""Types of text that is read as it is, without parsing.
 
 YAML is not parsed either, because people can read its source, and its aliases could expand to gigabytes.
 """
@@ -62,12 +62,12 @@ _RAW = frozenset(("script", "style", "textarea", "title", "xmp", "noframes"))
 _TAG = re.compile(r"<!--|<(/?)([a-zA-Z][^\s/>]*)([^<>]*)")
 _COMMENT_END = re.compile("--!?>")
 _MANY_TAGS: Final = 10_000
-"""In a page of more tags, nesting is counted before parsing: the time of parsing grows with tags times depth."""
+"""If a page has more tags, nesting is counted before parsing, since the time of parsing grows with tags times depth."""
 _TOO_DEEP: Final = ">".join(["*"] * (MAX_DEPTH + 1))
-"""Selects an element below `MAX_DEPTH` others."""
+"""Selects elements that are nested in `MAX_DEPTH` others."""
 _START_CHARS: Final = 2000
 _HTML_ROOT: Final = re.compile(r"(?:<[?!][^>]*>\s*)*<html[\s>]", re.IGNORECASE)
-"""Matches the beginning of XHTML, which servers also send as XML."""
+"""Matches the beginning of XHTML, which some servers send with the type of XML."""
 _XML_STARTS: Final = ("<?xml", "<rss", "<feed")
 _BLANKS: Final = "".join(sign for sign in map(chr, range(0x3001)) if sign.isspace() and sign not in " \n")
 """The white space of Unicode except the space and the line feed."""
@@ -75,7 +75,7 @@ _BLANKS: Final = "".join(sign for sign in map(chr, range(0x3001)) if sign.isspac
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """A page's title, main text and particulars, and its other text, such as menus and comments."""
+    """A page's title, main text and particulars, and the page's other text, such as menus and comments."""
 
     title: str | None
     text: str
@@ -91,9 +91,9 @@ def extract(
     extractor: Extractor = "resiliparse",
     recogniser: Recogniser | None = None,
 ) -> Extracted:
-    """Extract the text that a person would see. `url` is the page's address; `extractor` finds its main text.
+    """Extract the text that a person would see. `url` is the page's address; `extractor` finds the main text.
 
-    Pictures of text are read only with a `recogniser`.
+    Pictures of text are read only if there is a `recogniser`.
     Raises Unreadable if the page has no text, or is of an unsupported type.
     """
     if _is_pdf(body, media_type):
@@ -117,7 +117,7 @@ def extract(
 
 
 def _tidy(text: str) -> str:
-    """Replace each run of blanks by one space, and each run of empty lines by one."""
+    """Replace each run of blanks by one space, and each run of empty lines by one empty line."""
     for blank in _BLANKS:
         text = text.replace(blank, " ")
     # `str.replace` takes a tenth of the time of regular expressions for text that needs few changes.
@@ -166,7 +166,7 @@ def _of_text(body: bytes, media_type: str, charset: str | None, url: str, extrac
 def from_html(html: str, url: str = "", extractor: Extractor = "resiliparse") -> Extracted:
     """Extract title, main text and the rest of the page, without hidden elements.
 
-    Raises Unreadable for too deeply nested elements.
+    Raises Unreadable if elements are nested too deep.
     """
     tree = _tree(html)
     title = _title(tree)
@@ -187,7 +187,10 @@ def from_html(html: str, url: str = "", extractor: Extractor = "resiliparse") ->
 
 
 def _better(main: str, html: str, whole: str) -> str:
-    """Return trafilatura's main text, or resiliparse's if trafilatura finds less than half as much."""
+    """Return trafilatura's main text.
+
+    If it is less than half as long as `main`, resiliparse's main text, return `main`.
+    """
     from workers.enrichment.reading.by_trafilatura import main_lines  # an optional package
 
     found = main_lines(html, whole)
@@ -213,7 +216,7 @@ def _visible(html: str) -> str:
 
 
 def _without_lines(whole: str, main: str) -> str:
-    """Return the lines of the whole page that are not in its main text, in the page's order."""
+    """Return the lines of the whole page that are not in the main text, in the page's order."""
     known = Counter(map(str.strip, main.split("\n")))
     rest = []
     for line in whole.split("\n"):
@@ -235,7 +238,10 @@ def _title(tree: LexborHTMLParser) -> str | None:
 
 
 def depth_exceeds(html: str, limit: int) -> bool:
-    """True if more than `limit` elements are open at once. For a broken page, the count may be too high."""
+    """True if more than `limit` elements are open at once.
+
+    In a broken page, more elements may be counted than are open.
+    """
     opened: Counter[str] = Counter()
     depth = position = 0
     while (tag := _TAG.search(html, position)) is not None:

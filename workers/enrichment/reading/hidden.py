@@ -17,7 +17,7 @@ from selectolax.lexbor import LexborHTMLParser
 from workers.enrichment.reading.inline_style import color_of, hides, is_pale
 
 LEAST_SEEN: Final = 0.3
-"""Least share of a page's text that must stay; else nothing is removed, since a script may show the hidden text."""
+"""If less than this share of a page's text would stay, no hidden text is removed, since a script may show this text."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
 """Elements replaced by their content: resiliparse would leave out a `time`, and a single Chinese character in bold."""
@@ -37,15 +37,15 @@ _MARK: Final = "data-postback-unseen"
 _OPENED: Final = frozenset(("tabpanel", "region"))
 """Roles of panels that a click on a tab or on a question opens (WAI-ARIA Authoring Practices)."""
 _OPENING: Final = "[aria-controls][aria-expanded]:not([aria-haspopup])"
-"""Buttons that show and hide the elements that they name, except menus (WAI-ARIA 1.2, `aria-controls`)."""
+"""Selects buttons that show and hide other elements, unless these are menus (WAI-ARIA 1.2, `aria-controls`)."""
 _ROOTS: Final = frozenset(("html", "body", "main"))
-"""Elements that pages hide until a script has run; a person sees these elements."""
+"""Elements that are never removed: some pages hide them until a script has run, but a person sees them."""
 
 
 def without_hidden(tree: LexborHTMLParser, html: str) -> LexborHTMLParser:
     """Remove elements without text and unseen elements from the page's tree, and return the tree.
 
-    Unseen elements stay if the page has most of its text in them. Text for browsers without scripts stays.
+    Unseen elements stay if the page has most of its text in them. Text for browsers that run no scripts stays, too.
     """
     tree.unwrap_tags(_UNWRAPPED)
     has_styles = tree.css_first("link[rel~='stylesheet'], style") is not None
@@ -81,7 +81,7 @@ def _mark(tree: LexborHTMLParser, has_styles: bool) -> None:
 def _remove(tree: LexborHTMLParser, selector: str, opened: set[str]) -> None:
     """Remove elements except those with an id in `opened`.
 
-    Goes in reverse order, so that inner elements are removed before outer elements.
+    The order is reversed, so that inner elements are removed before outer elements.
     """
     for node in reversed(tree.css(selector)):
         is_opened = node.attributes.get("role") in _OPENED or node.attributes.get("id") in opened

@@ -1,4 +1,4 @@
-"""Inline styles that make an element's text invisible. Style sheets are not read, see `hidden`."""
+"""Finds inline styles that make an element's text invisible. Style sheets are not read, see `hidden`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 _FAINT: Final = 0.05
 _TINY_PX: Final = 2.0
 _FAR_PX: Final = 500.0
-"""A negative offset larger than this moves an element off every page."""
+"""An element with a negative offset of more than this is outside of every page."""
 _PX: Final = {"px": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0, "ex": 8.0, "vw": 10.0, "vh": 10.0, "": 1.0}
 _MAY_HIDE: Final = re.compile(
     r"none|hidden|collapse|opacity|zoom|scale|clip|color|overflow|-\s*[\d.]|\\|/\*|font", re.IGNORECASE
@@ -53,12 +53,12 @@ def hides(style: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def color_of(style: str) -> str | None:
-    """Return the text's colour in an inline style; None if there is none."""
+    """Return the colour that an inline style gives the text; None if it gives no colour."""
     return _declarations(style).get("color") if "color" in style.lower() else None
 
 
 def is_pale(color: str) -> bool:
-    """True for white and nearly white."""
+    """True if the colour is white or nearly white."""
     return _PALE.fullmatch(color) is not None
 
 

@@ -21,7 +21,7 @@ from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, iso_date
 from workers.enrichment.reading.values import below, lines
 
 MAX_DEPTH: Final = 1000
-"""Cap on the depth of nested elements, as for HTML."""
+"""Cap on the depth of nested elements, in XML and in HTML."""
 MAX_ITEMS: Final = 500
 """Cap on the entries that are read from a feed."""
 
@@ -51,7 +51,8 @@ class _Builder(TreeBuilder):
 
 
 def from_xml(text: str, max_chars: int, text_of_html: Callable[[str], str]) -> tuple[str | None, str]:
-    """Return title and text of XML: the entries of a feed, or a line for each element with text.
+    """Return the title and the text of XML. The text has the entries of a feed, or else a line for each element with
+    text.
 
     `text_of_html` turns the HTML in a feed's entry into text. Raises Unreadable.
     """
@@ -64,7 +65,7 @@ def from_xml(text: str, max_chars: int, text_of_html: Callable[[str], str]) -> t
 def _parsed(text: str) -> Element:
     """Parse XML.
 
-    If the XML is broken, parse again with HTML's entities and bare ampersands, as many feeds have them.
+    If the XML is broken, replace HTML's entities and bare ampersands, which many feeds have, and parse it again.
     """
     try:
         return _strictly(text)
@@ -145,7 +146,7 @@ def _entry(item: Element, text_of_html: Callable[[str], str]) -> str:
 
 
 def _date(text: str) -> str | None:
-    """Return the day of a date in RFC 5322 (RSS) or ISO 8601 (Atom)."""
+    """Return the day of a date that is written as in RFC 5322 (RSS) or ISO 8601 (Atom); None for any other text."""
     try:
         return parsedate_to_datetime(text).date().isoformat()
     except (ValueError, TypeError, IndexError, OverflowError):

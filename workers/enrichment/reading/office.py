@@ -1,7 +1,7 @@
 """Reads documents, presentations and workbooks of Office (ECMA-376). Runs in a member of the pool.
 
-The files are ZIP archives of XML. Documents and presentations are read in pieces while they are unpacked, so a ZIP bomb
-costs time but no memory. Calamine reads workbooks: it knows the formats of numbers and dates.
+The files are ZIP archives of XML. Documents and presentations are read piece by piece while they are unpacked, so a ZIP
+bomb takes time but no memory. Workbooks are read by the library calamine, which knows the formats of numbers and dates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workers.enrichment.reading.particulars import document_title, iso_date
 
 ZIP: Final = b"PK\x03\x04"
 MAX_UNPACKED_BYTES: Final = 32 * 1024 * 1024
-"""Cap on the XML that is read from a document or presentation; a printed page has about 20 kB."""
+"""Cap on the bytes of XML that are read from a document or presentation; a printed page has about 20 kB."""
 _TYPES: Final = (
     "application/vnd.openxmlformats-officedocument.", "application/vnd.ms-", "application/msword", "application/zip",
     "application/octet-stream", "binary/octet-stream",
@@ -40,12 +40,15 @@ _CORE: Final = "docProps/core.xml"
 _DC: Final = "{http://purl.org/dc/elements/1.1/}"
 _DCTERMS: Final = "{http://purl.org/dc/terms/}"
 _UNSEEN: Final = frozenset({"del", "moveFrom", "Fallback"})
-"""Elements that a reader does not see: deleted or moved text, and copies for older programs."""
+"""Elements that a reader does not see: deleted text, the old place of moved text, and copies for older programs."""
 _OFF: Final = frozenset({"0", "false", "off"})
 _BROKEN: Final = (
     zipfile.BadZipFile, zlib.error, ParseError, CalamineError, EOFError, ValueError, LookupError, OSError, RuntimeError,
 )  # fmt: skip
-"""The errors of `zipfile`, expat, defusedxml and calamine. An encrypted or oddly packed part raises RuntimeError."""
+"""The errors of `zipfile`, expat, defusedxml and calamine.
+
+RuntimeError is raised for an encrypted or oddly packed part.
+"""
 
 
 def is_office(body: bytes, media_type: str) -> bool:
@@ -54,7 +57,10 @@ def is_office(body: bytes, media_type: str) -> bool:
 
 
 def read_office(body: bytes, max_chars: int) -> tuple[str | None, str, Particulars]:
-    """Return title, text and particulars, up to the line that reaches `max_chars` code points. Raises Unreadable."""
+    """Return title, text and particulars. The text ends at the line that reaches `max_chars` code points.
+
+    Raises Unreadable.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             text = _text(body, archive, max_chars)
@@ -85,7 +91,7 @@ def _up_to(max_chars: int, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _core(archive: zipfile.ZipFile) -> tuple[str | None, Particulars]:
-    """Return title and date of creation, if the file has valid ones."""
+    """Return the title and the date of creation, each only if the file has a valid one."""
     try:
         with archive.open(_CORE) as part:
             core = fromstring(part.read(_CORE_BYTES))
@@ -132,10 +138,10 @@ class _Text:
         self._written: list[str] = []
         self._is_text = self._is_hidden = self._is_first = False
         self._unseen = self._cells = 0
-        """Numbers of open elements that are not seen, and of open table cells."""
+        """How many elements are open that a reader does not see, and how many table cells are open."""
 
     def of(self, archive: zipfile.ZipFile, parts: list[str]) -> str:
-        """Return the text of these parts, up to the caps. Raises the errors of `zipfile` and of the parser."""
+        """Return the text of these parts, until a cap is reached. Raises the errors of `zipfile` and of the parser."""
         for name in parts:
             try:
                 self._read(archive, name)

@@ -23,7 +23,7 @@ MAX_DOI_CHARS: Final = 200
 _MAX_SCRIPTS: Final = 10
 _MAX_SCRIPT_CHARS: Final = 200_000
 _MAX_NODES: Final = 200
-"""Cap on the objects of JSON-LD that are read."""
+"""Cap on the number of JSON-LD objects that are read."""
 
 _DATES: Final = (
     "citation_publication_date", "citation_online_date", "citation_date", "article:published_time", "dc.date.issued",
@@ -34,13 +34,13 @@ _TITLES: Final = ("title", "headline", "name")
 
 _DATE: Final = re.compile(r"\s*((?:1[5-9]|20)\d\d)(?:[-/.]?(0[1-9]|1[0-2])(?:[-/.]?(0[1-9]|[12]\d|3[01]))?)?(?!\d)")
 _DOI: Final = re.compile(r"\b(10\.\d{4,9}/[^\s\"'<>\[\]{}]+)")
-"""Matches DOIs in text: Crossref's recommended pattern, a little wider."""
+"""Matches DOIs in text. The pattern is a little wider than the one that Crossref recommends."""
 
 _URL: Final = TypeAdapter[str](Url)
 _UNTITLED: Final = re.compile(
     r"untitled|.*\.(?:docx?|dvi|tex|indd|pdf|qxd)|Microsoft Word.*|PowerPoint .*", re.IGNORECASE
 )
-"""Titles that programs give documents without a title."""
+"""Matches titles that programs give to documents without a title."""
 
 
 def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) -> Particulars:
@@ -62,7 +62,7 @@ def of_html(tree: LexborHTMLParser, url: str, linked: Sequence[dict[str, Any]]) 
 
 
 def of_json(value: Any) -> tuple[str | None, Particulars]:
-    """Return title and particulars from fields of a JSON document's outermost object."""
+    """Return the title and the particulars that the fields of a JSON document's outermost object state."""
     if not isinstance(value, dict):
         return None, Particulars()
     title = next((value[name] for name in _TITLES if isinstance(value.get(name), str)), "")
@@ -73,21 +73,21 @@ def of_json(value: Any) -> tuple[str | None, Particulars]:
 
 
 def iso_date(text: object) -> str | None:
-    """Return the date at the start of a text in ISO 8601, as exact as the text; None without a date."""
+    """Return the date at the start of a text in ISO 8601, as exactly as the text has it; None if no date is there."""
     found = _DATE.match(text) if isinstance(text, str) else None
     return "-".join(part for part in found.groups() if part) if found is not None else None
 
 
 def document_title(text: str) -> str | None:
-    """Return the title in a file's properties; None if it is missing, or is the name of a file or program."""
+    """Return the title from a file's properties; None if it is empty, or is the name of a file or program."""
     title = " ".join(text.split())[:MAX_TITLE_CHARS]
     return title if title and not _UNTITLED.fullmatch(title) else None
 
 
 def doi_in(text: object) -> str | None:
-    """Return the first DOI in a text, without `https://doi.org/` before it and punctuation after it.
+    """Return the first DOI in a text, without the `https://doi.org/` before it and the punctuation after it.
 
-    None without a DOI, and for a DOI that contains a URL, which would become a link in an evidence list.
+    Return None if there is no DOI, or if the DOI contains a URL, which would become a link in an evidence list.
     """
     found = _DOI.search(text) if isinstance(text, str) else None
     if found is None or "//" in found.group(1):
@@ -99,7 +99,7 @@ def doi_in(text: object) -> str | None:
 def _canonical(tree: LexborHTMLParser, told: dict[str, str], url: str) -> str | None:
     """Return the page's canonical address; None if it is `url` itself or has another origin (RFC 6454).
 
-    A page could otherwise claim any site's address.
+    With an address of another origin, a page could claim to be a page of any site.
     """
     link = tree.css_first("link[rel~=canonical][href]")
     named = (link.attributes.get("href") if link is not None else None) or told.get("og:url")

@@ -2,7 +2,7 @@
 
 Before a page is read, its unseen text is removed: invisible, transparent or tiny text, text off the page, and white
 text with nothing dark behind it. Invisible text over a picture stays, since scanned pages contain their
-recognised text in this form. A page that is a picture without text is a scan, for a `Recogniser`.
+recognised text in this form. A page that is a picture without text is a scan, and is left to a `Recogniser`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workers.enrichment.reading.particulars import document_title, doi_in, iso_d
 from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser
 
 MAX_PAGES: Final = 300
-"""Cap on the pages that are read of a document."""
+"""Cap on the number of a document's pages that are read."""
 MAX_OBJECTS: Final = 30_000
 """Cap on a document's texts, lines and pictures; pages beyond the cap are not read. A printed page has about 200."""
 MAX_PAGE_OBJECTS: Final = 10_000
@@ -32,7 +32,7 @@ MIN_SIZE: Final = 1.5
 """The smallest readable type, in points."""
 
 _DOI_CHARS: Final = 3000
-"""The paper's own DOI is looked for in this many characters of the first page; later DOIs belong to references."""
+"""The DOI of the document is looked for in this many characters of the first page; later DOIs belong to references."""
 _PALE: Final = 240
 """A colour counts as white if each of its channels has at least this value, out of 255."""
 _FAINT: Final = 13
@@ -40,17 +40,17 @@ _FAINT: Final = 13
 _HYPHENATED: Final = re.compile(r"(?<=[^\W\d_])[\x02\ufffe\u00ad]\s*\n?|(?<=[^\W\d_])-\r?\n(?=[a-z])")
 """Matches the hyphen of a word divided at a line's end; pdfium writes some hyphens as a control character."""
 _STAMP_CHARS: Final = 100
-"""A page with this much text is no scan. A scan may have less text, such as an archive's stamp or a page number."""
+"""A page with this many characters is no scan. A scan may have a few, such as an archive's stamp or a page number."""
 _SCAN_SHARE: Final = 0.5
-"""The least share of a scan's area that pictures cover."""
+"""A page is a scan only if pictures cover at least this share of its area."""
 _DATE: Final = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 
 Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in points."""
+"""The left, bottom, right and top edges of an area, in points."""
 
 
 _FORM_DEPTH: Final = 50
-"""Depth to which nested forms are read; pdfium itself reads text less deep."""
+"""Depth to which nested forms are searched; pdfium itself reads text less deep."""
 _MAX_BEHIND: Final = 300
 """Cap on the dark areas, and on the pictures, that are kept for a page; a page has a few."""
 _MIN_AREA_POINTS: Final = 4.0
@@ -65,14 +65,14 @@ class _Item:
     kind: int
     box: Box
     scale: float
-    """Factor by which the surrounding forms stretch the object's height."""
+    """The factor by which the forms around the object stretch its height."""
     form: Any
     """The form that contains the object; None if the page contains the object directly."""
 
 
 @dataclass(slots=True)
 class _Behind:
-    """Areas painted so far, in the order of painting."""
+    """The areas that have been painted so far, in the order of painting."""
 
     pictures: list[Box] = field(default_factory=list)
     dark: list[Box] = field(default_factory=list)
@@ -87,7 +87,8 @@ class _Behind:
 
 
 def read_pdf(body: bytes, max_chars: int, recogniser: Recogniser | None = None) -> tuple[str | None, str, Particulars]:
-    """Read title, text and particulars, up to the page that reaches `max_chars` code points. Raises Unreadable.
+    """Return title, text and particulars. The text ends with the page that reaches `max_chars` code points. Raises
+    Unreadable.
 
     Without a `recogniser`, scans have no text.
     """
@@ -120,7 +121,7 @@ def _date(document: pypdfium2.PdfDocument) -> str | None:
 
 
 def _pages(document: pypdfium2.PdfDocument) -> Iterator[tuple[int, str, bool]]:
-    """Yield each page's number, its text, and whether it is a scan; leave out broken pages."""
+    """Yield each page's number, the page's text, and whether the page is a scan. Leave out broken pages."""
     left = MAX_OBJECTS
     for number in range(min(len(document), MAX_PAGES)):
         try:
@@ -148,7 +149,7 @@ def _is_covered_by_pictures(page: pypdfium2.PdfPage, items: list[_Item]) -> bool
 
 
 def _items(parent: Any, depth: int = 0, around: pypdfium2.PdfMatrix | None = None) -> Iterator[_Item]:
-    """Yield all painted items in the order of painting, with their places on the page.
+    """Yield all items in the order in which they are painted, with their places on the page.
 
     `PdfPage.get_objects` would take ten times as long, since it makes an object with a finalizer for each item.
     """
@@ -207,7 +208,7 @@ def _remove_hidden(page: pypdfium2.PdfPage, items: list[_Item]) -> None:
 
 
 def _is_unseen(text: _Item, behind: _Behind) -> bool:
-    """True if the text is invisible, or pale without a picture or a dark area behind it."""
+    """True if the text is invisible, or if it is pale and no picture or dark area is behind it."""
     mode = pdfium.FPDFTextObj_GetTextRenderMode(text.handle)
     if mode in (pdfium.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium.FPDF_TEXTRENDERMODE_CLIP):
         return not _lies_on(text.box, behind.pictures)
@@ -217,7 +218,7 @@ def _is_unseen(text: _Item, behind: _Behind) -> bool:
 
 
 def _size(text: _Item) -> float:
-    """Return the size of the type, in points on the page."""
+    """Return the size that the type has on the page, in points."""
     size = ctypes.c_float()
     if not pdfium.FPDFTextObj_GetFontSize(text.handle, size):
         return MIN_SIZE

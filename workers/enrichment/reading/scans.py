@@ -19,12 +19,12 @@ from workers.enrichment.evidence import Unreadable
 MAX_PIXELS: Final = 20_000_000
 """Cap on an image's pixels, checked before the image is decoded. A page of A4 at 400 dpi has 15.5 million."""
 _PAGE_PIXELS: Final = 10_000_000
-"""Cap on the pixels of a rendered page; a larger page is rendered coarser. A page of A4 at 300 dpi has 8.7 million."""
+"""Cap on the pixels of a rendered page. A larger page is rendered coarser. A page of A4 at 300 dpi has 8.7 million."""
 _PAGE_SIDE: Final = 32_767
 """Cap on the pixels of a rendered page's side: tesseract refuses a page with a longer side.
 
-Tesseract would refuse all pages after that page, too. The cap on pixels alone would let a page of a billion by a
-billionth points take gigabytes.
+Tesseract would refuse all pages after that page, too. Without the cap on a side, a page of a billion by a billionth
+points would take gigabytes.
 """
 _DPI: Final = 300
 """The resolution that tesseract's manual advises."""
@@ -33,9 +33,9 @@ Image.init()  # imports Pillow's plugins now: a confined process cannot import t
 
 
 def images_in(body: bytes, most: int) -> Iterator[Image.Image]:
-    """Yield the pages of an image file as gray images: up to `most` pages of a TIFF, else one.
+    """Yield the pages of an image file as gray images: up to `most` pages of a TIFF, and one of any other file.
 
-    The pages before a broken page are used. Raises Unreadable if the first page cannot be used.
+    If a page is broken, only the pages before it are used. Raises Unreadable if the first page cannot be used.
     """
     is_first = True
     try:
@@ -63,9 +63,9 @@ def _too_large() -> Unreadable:
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """Return the image upright and in gray, transparent areas in white.
+    """Return the image upright and in gray, with white in place of transparent areas.
 
-    Raises Unreadable for a decompression bomb, before decoding it.
+    Raises Unreadable for a decompression bomb before the image is decoded.
     """
     if image.width * image.height > MAX_PIXELS:
         raise _too_large()
@@ -79,7 +79,7 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def page_image(document: pypdfium2.PdfDocument, number: int) -> Image.Image:
-    """Return a page of a PDF as a gray image; an empty image for a page that cannot be rendered."""
+    """Return a page of a PDF as a gray image. If the page cannot be rendered, return an empty image."""
     try:
         page = document[number]
         width, height = page.get_size()
@@ -93,7 +93,7 @@ def page_image(document: pypdfium2.PdfDocument, number: int) -> Image.Image:
 
 
 def as_tiff(images: Iterable[Image.Image]) -> tuple[bytes, int]:
-    """Return the images as pages of one TIFF, and their number."""
+    """Return the images as pages of one TIFF, and the number of images."""
     written, count = BytesIO(), 0
     with TiffImagePlugin.AppendingTiffWriter(written) as pages:
         for image in images:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 SCANNED_CHARS: Final = 200_000
-"""Number of scanned code points at the start of each text."""
+"""The number of code points that are searched at the start of each text."""
 
 _BEFORE_CHARS: Final = 60
 _BEHIND_CHARS: Final = 250
-"""Characters that are searched before and behind the start of a telltale word; no pattern reaches further."""
+"""The characters before and after the start of a telltale word that are searched. No pattern is longer."""
 
 _SPACES: Final = re.compile(r"\s+")
 _FORMAT: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -64,7 +64,7 @@ def _shows(text: str, way: _Way) -> bool:
 
 
 def _around(text: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return the spans of the text around these telltale words, each as start and end."""
+    """Return the spans of the text in which these telltale words occur, each with its start and end."""
     spans: list[tuple[int, int]] = []
     for place in sorted(place for word in words for place in _places(text, word)):
         start, end = max(0, place - _BEFORE_CHARS), min(len(text), place + _BEHIND_CHARS)

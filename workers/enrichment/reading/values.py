@@ -1,4 +1,4 @@
-"""Writes JSON as text: one line for each value, after its path. Runs in a member of the pool."""
+"""Writes JSON as text: one line for each value, with the value's path before it. Runs in a member of the pool."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from workers.enrichment.reading.particulars import of_json
 
 _BETWEEN: Final = "\n\n"
 MAX_PATH_CHARS: Final = 200
-"""Cap on the path before a value; a longer path is cut at its start."""
+"""Cap on the characters of the path before a value. A longer path loses its beginning."""
 
 
 def from_json(text: str, max_chars: int) -> tuple[str | None, str, Particulars]:
-    """Return title, text and particulars of a JSON text, up to the line that reaches `max_chars`. Raises Unreadable."""
+    """Return title, text and particulars of JSON. The text ends at the line that reaches `max_chars`.
+
+    Raises Unreadable.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -25,7 +28,7 @@ def from_json(text: str, max_chars: int) -> tuple[str | None, str, Particulars]:
 
 
 def from_json_lines(text: str, max_chars: int) -> str:
-    """Return the text of newline-delimited JSON, a paragraph for each line. Raises Unreadable if no line is JSON.
+    """Return the text of newline-delimited JSON, with a paragraph for each line. Raises Unreadable if no line is JSON.
 
     Lines that are not JSON are left out, because a log may end in the middle of a line.
     """
@@ -44,7 +47,7 @@ def from_json_lines(text: str, max_chars: int) -> str:
 
 
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each value that is neither an object nor an array, after the names that lead to it."""
+    """Yield each value that is neither an object nor an array, and before it the path of names that lead to it."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         path, item = waiting.pop()
@@ -57,12 +60,12 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def below(path: str, name: str) -> str:
-    """Return the path of a member, cut at its start to MAX_PATH_CHARS, so that deep values stay small."""
+    """Return the path of a member. Only its last MAX_PATH_CHARS are kept, so that deep values stay small."""
     return f"{path} {name}".strip()[-MAX_PATH_CHARS:]
 
 
 def lines(values: Iterable[tuple[str, Any]], max_chars: int) -> str:
-    """Return a line for each value, with its path first. The line that reaches `max_chars` is the last one."""
+    """Return a line for each value, with the value's path first. The line that reaches `max_chars` is the last one."""
     written: list[str] = []
     size = 0
     for path, value in values:

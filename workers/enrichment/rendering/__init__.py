@@ -1,1 +1,1 @@
-"""Renders a page that a script fills: a browser without a network of its own returns the page's HTML."""
+"""Renders a page that a script fills. A browser without a network of its own runs the script and returns the HTML."""

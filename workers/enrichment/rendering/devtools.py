@@ -20,7 +20,7 @@ MOST_MESSAGES: Final = 10_000
 """Cap on the messages of one connection. A page of 200 files has about 1,000."""
 
 Heard = Callable[[str, dict[str, Any]], None]
-"""Receives an event's name and parameters."""
+"""A function that gets an event's name and parameters."""
 _Value = TypeVar("_Value")
 
 
@@ -38,7 +38,7 @@ class _Message(BoundedModel):
 
 
 class DevTools:
-    """The protocol over one WebSocket. `heard` is called with each event while `listen` runs."""
+    """Speaks the protocol over one WebSocket. While `listen` runs, `heard` is called with each event."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, heard: Heard) -> None:
         self._socket = socket
@@ -47,7 +47,7 @@ class DevTools:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def call(self, method: str, session: str | None = None, **params: object) -> dict[str, Any]:
-        """Run a command, for a page if `session` is given, else for the browser. Return its result.
+        """Run a command, for a page if `session` is given, else for the browser. Return the command's result.
 
         Raises BrowserFailed. The result arrives only while `listen` runs.
         """

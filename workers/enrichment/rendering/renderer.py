@@ -1,8 +1,8 @@
-"""Lets the operator's Chromium run the scripts of a page; the worker fetches all that the scripts ask for.
+"""Lets the operator's Chromium run the scripts of a page. The worker fetches all that the scripts ask for.
 
-A rendered page is a program of a stranger. If this program could read an inside page, it could send that page's text
-away. So a public page loads only from public addresses, and a page in the egress guard's allow lists only from its own
-origin.
+A rendered page is a program of a stranger. If this program could read a page of the inside network, it could send that
+page's text away. So a public page loads only from public addresses, and a page in the egress guard's allow lists only
+from its own origin.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 
 SHELL_CHARS: Final = 200
-"""A page with a script and less text than this is rendered."""
+"""A page with a script is rendered if it has fewer characters of text than this."""
 _SETTLED_SHARE: Final = 0.7
 """Share of a rendering's time after which the HTML is read even if the page still loads."""
 _SCRIPT: Final = re.compile(rb"<script[\s>/]", re.IGNORECASE)
 _SAY_SECONDS: Final = 60.0
 _MESSAGE_BYTES: Final = 64 * 1024
-"""Cap on the answer of `/json/version`, and on the part of a message that is not HTML."""
+"""Cap on the bytes of the answer of `/json/version`, and of the part of a message that is not HTML."""
 
 log = get_logger()
 
@@ -109,7 +109,8 @@ class Renderer:
             await self._session.close()
 
     async def rendered(self, page: Page, asker: Asker, seconds: float) -> Page | None:
-        """Return the page with its scripts' HTML, made within `seconds`; None if the browser fails or is late.
+        """Return the page with the HTML that its scripts make; None if the browser fails or takes longer than
+        `seconds`.
 
         The HTML is encoded as UTF-8.
         """

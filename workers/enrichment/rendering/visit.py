@@ -17,11 +17,11 @@ from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.rendering.devtools import BrowserFailed, DevTools, member
 
 MOST_LOADS: Final = 200
-"""Cap on the files that one page loads; a large application has about a hundred scripts."""
+"""Cap on the number of files that one page loads; a large application has about a hundred scripts."""
 _LOADED: Final = frozenset({"Script", "XHR", "Fetch"})
 """The kinds of requests that are answered. Images, fonts and frames add no text to the page."""
 _NO_NETWORK: Final = {"proxyServer": "http://127.0.0.1:1", "proxyBypassList": "<-loopback>"}
-"""The proxy of all the browser's connections, even to its own machine: a reserved port without a listener.
+"""The proxy for all connections of the browser, even to the browser's own machine: a reserved port without a listener.
 
 The browser hands only the page's own HTTP requests to the worker. WebSockets, workers, windows and early
 connections of the browser need a network: they fail at this proxy.
@@ -31,7 +31,7 @@ _NO_DATAGRAMS: Final = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
 """The browser's option that stops the datagrams of a page's WebRTC, which would bypass the proxy."""
 
 Load = Callable[[str], Awaitable[Page]]
-"""Fetches the file at a URL. Raises Unreadable."""
+"""A function that fetches the file at a URL. Raises Unreadable."""
 
 
 class _Request(BoundedModel):
@@ -40,7 +40,7 @@ class _Request(BoundedModel):
 
 
 class _Paused(BoundedModel):
-    """The event `Fetch.requestPaused`."""
+    """The parameters of the event `Fetch.requestPaused`."""
 
     request_id: str = Field(alias="requestId")
     kind: str = Field(alias="resourceType")
@@ -60,12 +60,13 @@ class Visit:
         self._loads = 0
         self._answering: set[asyncio.Task[None]] = set()
         self._idle: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        """An event for each document of the page, set after half a second without a request."""
+        """An event for each document of the page. The event is set after half a second without a request."""
 
     async def html(self) -> str:
         """Return the page's HTML when the page makes no more requests, or after `settled_seconds`.
 
-        Raises BrowserFailed. A script that runs without end blocks this call, so the caller must limit its time.
+        Raises BrowserFailed. A script that runs without end blocks this call, so the caller must limit the time of the
+        call.
         """
         listening = asyncio.create_task(self._devtools.listen(), name="devtools")
         visiting = asyncio.create_task(self._visited(), name="visit")
@@ -93,7 +94,7 @@ class Visit:
         return member(await call("DOM.getOuterHTML", self._session, nodeId=node), "outerHTML", str)
 
     async def _open(self) -> None:
-        """Open an empty page; from now on, this object answers all requests of the page."""
+        """Open an empty page. From then on, this object answers all requests of the page."""
         call = self._devtools.call
         if _NO_DATAGRAMS not in member(await call("SystemInfo.getInfo"), "commandLine", str).split():
             raise BrowserFailed(f"it was started without {_NO_DATAGRAMS}")
@@ -152,7 +153,7 @@ class Visit:
 def _headers(file: Page) -> list[dict[str, str]]:
     """Return the headers of a file.
 
-    The headers let any page read the file, because the request for it carried no cookie and no key.
+    The headers let any page read the file: the worker requested the file without cookies and keys.
     """
     charset = f"; charset={file.charset}" if file.charset is not None else ""
     headers = {"Content-Type": file.media_type + charset, "Access-Control-Allow-Origin": "*"}
