@@ -1,4 +1,4 @@
-"""One function that returns the text of a page's bytes, for programs and public benchmarks that measure extraction."""
+"""Returns the text of a page's bytes, for programs and public benchmarks that measure how well text is extracted."""
 
 from __future__ import annotations
 

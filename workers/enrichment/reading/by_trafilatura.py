@@ -15,7 +15,7 @@ from lxml import etree
 from trafilatura.external import jt_stoplist_init
 
 MAX_TAGS: Final = 6000
-"""Cap on a page's tags. The time of trafilatura grows with their square: 9,500 links in a paragraph take a second."""
+"""Cap on a page's tags, since trafilatura's time grows with their square: 9,500 links in a paragraph take a second."""
 MAX_CHARS: Final = 1_000_000
 """Cap on a page's code points, which bounds the memory of trafilatura's copies."""
 _SPANS: Final = ("colspan", "rowspan")
@@ -45,7 +45,7 @@ def main_lines(page: str, visible: str) -> str:
 
 
 def _lines_in(visible: str, found: str) -> str:
-    """Return the visible lines of whose runs of words at least half are in the found text.
+    """Return each visible line for which at least half of its runs of words are in the found text.
 
     Each run of the found text is matched to one line only. A line with too few words for a run must equal a found line.
     """

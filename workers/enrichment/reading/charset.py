@@ -23,7 +23,7 @@ _SIBLINGS = {
     "iso8859-2": "cp1250", "iso8859-5": "cp1251", "iso8859-6": "cp1256", "iso8859-7": "cp1253", "iso8859-8": "cp1255",
     "iso8859-9": "cp1254", "iso8859-13": "cp1257",
 }  # fmt: skip
-"""The Windows charset to try before a detected ISO charset in which some bytes would be control characters."""
+"""The Windows charset that is tried before a detected ISO charset if that would turn bytes into control characters."""
 _ISO_CONTROLS = re.compile(rb"[\x80-\x9f]")
 _LABELS = (
     "utf-8 utf-16 utf-16le utf-16be ibm866 iso-8859-2 iso-8859-3 iso-8859-4 iso-8859-5 iso-8859-6 iso-8859-7 "

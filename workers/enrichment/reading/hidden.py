@@ -20,7 +20,7 @@ LEAST_SEEN: Final = 0.3
 """If less than this share of a page's text would stay, no hidden text is removed, since a script may show this text."""
 _NO_TEXT: Final = "script, style, template, iframe, object, embed, svg, canvas, head > :not(title)"
 _UNWRAPPED: Final = ["noscript", "time", "b", "strong", "em"]
-"""Elements replaced by their content: resiliparse would leave out a `time`, and a single Chinese character in bold."""
+"""Elements that are replaced by their content: resiliparse leaves out `time`, and single Chinese characters in bold."""
 _UNSEEN: Final = "[hidden], input[type='hidden'], dialog:not([open]), [popover]"
 _CLASS_NAMES: Final = (
     "hidden hide is-hidden d-none display-none invisible sr-only visually-hidden visuallyhidden screen-reader-text "
@@ -32,7 +32,7 @@ _SHOWN_ON_SOME_SCREENS: Final = re.compile(
     r"(?:block|flex|grid|table[a-z-]*|contents|flow-root|list-item|inline(?:-[a-z]+)?|visible|not-sr-only)"
     r"|d-(?:sm|md|lg|xl|xxl)-(?!none)[a-z-]+|(?:show-for|visible)-[a-z-]+"
 )
-"""Classes of Tailwind, Bootstrap and Foundation that show an element on some screens, despite a class that hides it."""
+"""Classes of Tailwind, Bootstrap and Foundation that show an element on some screens even if another class hides it."""
 _MARK: Final = "data-postback-unseen"
 _OPENED: Final = frozenset(("tabpanel", "region"))
 """Roles of panels that a click on a tab or on a question opens (WAI-ARIA Authoring Practices)."""

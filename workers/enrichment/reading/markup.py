@@ -51,9 +51,9 @@ class _Builder(TreeBuilder):
 
 
 def from_xml(text: str, max_chars: int, text_of_html: Callable[[str], str]) -> tuple[str | None, str]:
-    """Return the title and the text of XML. The text has the entries of a feed, or else a line for each element with
-    text.
+    """Return the title and the text of XML.
 
+    The text has the entries of a feed, or else a line for each element with text.
     `text_of_html` turns the HTML in a feed's entry into text. Raises Unreadable.
     """
     root = _parsed(text)
@@ -97,7 +97,7 @@ def _name(element: Element) -> str:
 
 
 def _leaves(root: Element) -> Iterator[tuple[str, str]]:
-    """Yield path and text of each attribute, and of each element with text of its own or without child elements."""
+    """Yield path and text of each attribute, and of each element that has text of its own or no child elements."""
     waiting = [("", root)]
     while waiting:
         path, element = waiting.pop()

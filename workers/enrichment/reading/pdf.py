@@ -87,10 +87,9 @@ class _Behind:
 
 
 def read_pdf(body: bytes, max_chars: int, recogniser: Recogniser | None = None) -> tuple[str | None, str, Particulars]:
-    """Return title, text and particulars. The text ends with the page that reaches `max_chars` code points. Raises
-    Unreadable.
+    """Return title, text and particulars. The text ends with the page that reaches `max_chars` code points.
 
-    Without a `recogniser`, scans have no text.
+    Raises Unreadable. Without a `recogniser`, scans have no text.
     """
     try:
         with closing(pypdfium2.PdfDocument(body)) as document:
@@ -218,7 +217,7 @@ def _is_unseen(text: _Item, behind: _Behind) -> bool:
 
 
 def _size(text: _Item) -> float:
-    """Return the size that the type has on the page, in points."""
+    """Return the size of the text's letters on the page, in points."""
     size = ctypes.c_float()
     if not pdfium.FPDFTextObj_GetFontSize(text.handle, size):
         return MIN_SIZE

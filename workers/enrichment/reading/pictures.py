@@ -30,10 +30,9 @@ class Recogniser(Protocol):
         ...
 
     def of_pages(self, document: PdfDocument, numbers: Sequence[int]) -> Sequence[str]:
-        """Return the texts of the pages with these numbers, which count from 0. If the last pages are not read, return
-        fewer texts.
+        """Return the texts of the pages with these numbers, which count from 0.
 
-        Raises Unreadable.
+        If the last pages are not read, return fewer texts. Raises Unreadable.
         """
         ...
 

@@ -64,7 +64,7 @@ def _shows(text: str, way: _Way) -> bool:
 
 
 def _around(text: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return the spans of the text in which these telltale words occur, each with its start and end."""
+    """Return the start and end of each span of the text around these telltale words."""
     spans: list[tuple[int, int]] = []
     for place in sorted(place for word in words for place in _places(text, word)):
         start, end = max(0, place - _BEFORE_CHARS), min(len(text), place + _BEHIND_CHARS)

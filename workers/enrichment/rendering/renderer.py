@@ -109,10 +109,9 @@ class Renderer:
             await self._session.close()
 
     async def rendered(self, page: Page, asker: Asker, seconds: float) -> Page | None:
-        """Return the page with the HTML that its scripts make; None if the browser fails or takes longer than
-        `seconds`.
+        """Return the page with the HTML that its scripts make; None if the browser fails or is late.
 
-        The HTML is encoded as UTF-8.
+        The browser is late if it takes longer than `seconds`. The HTML is encoded as UTF-8.
         """
         seconds = min(seconds, self._settings.renderer_seconds)
         try:
@@ -160,7 +159,7 @@ class Renderer:
         return self._session
 
     def _loader(self, page: Page, asker: Asker) -> Callable[[str], Awaitable[Page]]:
-        """Return a function that fetches a page's files, within the addresses and the bytes allowed for the page."""
+        """Return a function that fetches a page's files, from allowed addresses only, and up to a number of bytes."""
         url = URL(page.url)
         is_inside = is_named(url.raw_host or "", self._policy) or is_listed(url.host or "", self._policy)
         fetcher = self._inside if is_inside else self._public

@@ -153,7 +153,7 @@ class Visit:
 def _headers(file: Page) -> list[dict[str, str]]:
     """Return the headers of a file.
 
-    The headers let any page read the file: the worker requested the file without cookies and keys.
+    The headers let any page read the file. This is safe, since the worker requested the file without cookies and keys.
     """
     charset = f"; charset={file.charset}" if file.charset is not None else ""
     headers = {"Content-Type": file.media_type + charset, "Access-Control-Allow-Origin": "*"}
