@@ -102,7 +102,14 @@ def _unescaped(text: str) -> str:
 def main() -> None:
     """Print the rates of each table, the rates by kind, and each misjudged pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help="files of public sets")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of public sets to judge, instead of the tables",
+    )
     files = parser.parse_args().data
     try:
         rows = [(path.name, *_rates(load_public(path))) for path in files]

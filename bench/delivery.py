@@ -89,15 +89,20 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--callbacks", type=int, default=1000, help="callbacks of each slice")
-    parser.add_argument("--slices", type=int, default=30, help="slices of each side")
+    parser.add_argument("--callbacks", type=int, default=1000, help="number of callbacks in each slice")
+    parser.add_argument("--slices", type=int, default=30, help="number of slices for each side")
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--queued", type=int, default=30_000, help="results that wait when a whole process starts")
-    parser.add_argument("--rate", type=float, default=200.0, help="results a second for ten endpoints together")
-    parser.add_argument("--turn", type=float, default=10.1, help="seconds of one fleet's turn; three take about 30 s")
-    parser.add_argument("--rounds", type=int, default=14, help="turns of each fleet in an outage; four are not counted")
-    parser.add_argument("--runs", type=int, default=5, help="runs of a whole process with queued results")
-    parser.add_argument("--outages", type=int, default=7, help="outages; each takes about seven minutes")
+    parser.add_argument("--queued", type=int, default=30_000, help="results in the topic when a whole process starts")
+    parser.add_argument("--rate", type=float, default=200.0, help="results a second, for all ten endpoints together")
+    parser.add_argument("--turn", type=float, default=10.1, help="seconds of one fleet's turn; a round has three turns")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=14,
+        help="turns of each fleet in an outage; the first four are left out of the result",
+    )
+    parser.add_argument("--runs", type=int, default=5, help="number of runs of a whole process")
+    parser.add_argument("--outages", type=int, default=7, help="number of outages; each takes about seven minutes")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     options = parser.parse_args()
     if options.rounds < sick_endpoints.BEGINNING_ROUNDS + 2:

@@ -72,9 +72,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes, measured one after the other"
+        "--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure, one after the other"
     )
-    parser.add_argument("--runs", type=int, default=2, help="runs with each number of processes")
+    parser.add_argument("--runs", type=int, default=2, help="number of runs for each number of workers")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=200.0, help="jobs a second")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument(
-        "--warm-up", type=float, default=15.0, help="seconds before those that count: a fresh JVM is slow"
+        "--warm-up", type=float, default=15.0, help="seconds to leave out at the start, because a fresh JVM is slow"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()

@@ -153,10 +153,14 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=3_000)
-    parser.add_argument("--sequential-jobs", type=int, default=300, help="jobs of the slow run, with the small window")
-    parser.add_argument("--places", type=int, default=20, help="answers that the engine generates at once")
+    parser.add_argument(
+        "--sequential-jobs", type=int, default=300, help="number of jobs in the slow run, with the small window"
+    )
+    parser.add_argument("--places", type=int, default=20, help="number of answers that the engine generates at once")
     parser.add_argument("--seconds", type=float, default=0.2, help="seconds that one answer takes")
-    parser.add_argument("--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="least and most for a page")
+    parser.add_argument(
+        "--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="shortest and longest seconds that a page takes"
+    )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

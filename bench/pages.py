@@ -48,7 +48,9 @@ def main() -> None:
     """Read eight new pages, then read them again, and print both times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--rerank", action="store_true", help="a second side that also ranks by an embedding model")
+    parser.add_argument(
+        "--rerank", action="store_true", help="also measure a second side, which ranks by an embedding model too"
+    )
     options = parser.parse_args()
     title(f"{PAGES} pages before a question, {options.rounds} rounds")
     uvloop.run(_measured(options.rounds, with_model=options.rerank))

@@ -73,8 +73,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--words", type=int, default=1_200, help="words of a document")
-    parser.add_argument("--jobs", type=int, default=640, help="jobs of the whole fleet")
+    parser.add_argument("--words", type=int, default=1_200, help="number of words in a document")
+    parser.add_argument("--jobs", type=int, default=640, help="number of jobs for the whole fleet")
     parser.add_argument("--rounds", type=int, default=1)
     return parser.parse_args()
 

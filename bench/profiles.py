@@ -171,7 +171,7 @@ def main() -> None:
     """Print the fate of each kind of answer, and the contradictions that pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="store_true", help="let the demo's small model answer too")
-    parser.add_argument("--questions", type=int, help="the number of each profile's questions for the model")
+    parser.add_argument("--questions", type=int, help="number of questions of each profile that the model answers")
     options = parser.parse_args()
     profiles = Profiles.load()
     questions = [question for profile in PROFILES for question in load_questions(profile)]

@@ -69,10 +69,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2, help="processes, one of which is killed")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes; one of them is killed")
     parser.add_argument("--job-seconds", type=float, default=4.0)
-    parser.add_argument("--before", type=float, default=30.0, help="seconds that count before the kill")
-    parser.add_argument("--after", type=float, default=60.0, help="seconds that count after the kill")
+    parser.add_argument("--before", type=float, default=30.0, help="measured seconds before the kill")
+    parser.add_argument("--after", type=float, default=60.0, help="measured seconds after the kill")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()

@@ -103,8 +103,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--window", type=int, default=2000, help="records that the stage handles at once")
-    parser.add_argument("--batch", type=int, default=1000, help="records of one transaction of the loop")
+    parser.add_argument("--window", type=int, default=2000, help="number of records that the stage handles at once")
+    parser.add_argument("--batch", type=int, default=1000, help="number of records in one transaction of the loop")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

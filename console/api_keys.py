@@ -28,14 +28,16 @@ def create(
     tenant: Annotated[str, typer.Option("--tenant", help="The tenant whose work the key submits and reads.")],
     scopes: Annotated[
         str | None,
-        typer.Option("--scopes", help="The key's scopes, separated by commas; by default all of a tenant."),
+        typer.Option(
+            "--scopes", help="The key's scopes, separated by commas; by default all scopes of a tenant's key."
+        ),
     ] = None,
     expires: Annotated[
         str | None, typer.Option("--expires", help=f"Time for which the key is valid. {DURATION_HELP}")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="A name for people, shown in the list.")] = None,
     store: StoreUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Create an API key and print it. The key is shown once: the store keeps only its digest."""
     from telemetry.clock import SystemClock
@@ -61,9 +63,9 @@ def create(
 
 @app.command("list")
 def list_keys(
-    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's keys.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="List only this tenant's keys.")] = None,
     store: StoreUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
 ) -> None:
     """List the API keys: id, tenant, scopes, state and last use. The keys themselves are not known to the store."""
     from telemetry.clock import SystemClock

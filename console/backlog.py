@@ -22,7 +22,9 @@ _COLUMNS = ("topic", "group", "committed", "end", "backlog")
 
 
 def backlog(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with each partition, for programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON that lists each partition, for programs.")
+    ] = False,
 ) -> None:
     """Show the backlog: jobs in the lanes, and results and callbacks for delivery.
 

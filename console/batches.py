@@ -21,17 +21,17 @@ app = typer.Typer(no_args_is_help=True, help="Upload files of requests to a gate
 
 ID = typer.Argument(metavar="ID", help="The batch's id.")
 AS_JSON = typer.Option("--json", help="Print JSON, for programs.")
-OUTPUT = typer.Option(help="Write the answers of lines that succeeded to this file.")
-ERRORS = typer.Option(help="Write all other lines to this file.")
+OUTPUT = typer.Option(help="Write the answers to the lines that succeeded to this file.")
+ERRORS = typer.Option(help="Write the errors of all other lines to this file.")
 
 
 @app.command()
 def create(
-    file: Annotated[Path, typer.Argument(help="OpenAI Batch lines, one request a line.")],
+    file: Annotated[Path, typer.Argument(help="A file of OpenAI Batch lines, one request a line.")],
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the batch has ended.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: seconds to wait.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: the most seconds to wait.")] = None,
     output: Annotated[Path | None, OUTPUT] = None,
     errors: Annotated[Path | None, ERRORS] = None,
     as_json: Annotated[bool, AS_JSON] = False,
@@ -59,7 +59,9 @@ def wait(
     batch_id: Annotated[str, ID],
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="The most seconds to wait; by default there is no limit.")
+    ] = None,
     output: Annotated[Path | None, OUTPUT] = None,
     errors: Annotated[Path | None, ERRORS] = None,
     as_json: Annotated[bool, AS_JSON] = False,

@@ -30,17 +30,19 @@ def bench_fleet(
     model: Annotated[str, typer.Option(metavar="NAME", help="The model that the jobs name, such as `echo`.")],
     jobs: Annotated[int, typer.Option(min=1, max=MOST_JOBS, help="The number of jobs.")] = 1_000,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Jobs a second; by default as many as Kafka takes.")
+        float | None, typer.Option(min=0.1, help="Jobs to send per second; by default as many as Kafka accepts.")
     ] = None,
-    bulk: Annotated[bool, typer.Option("--bulk", help="Use the bulk lane, behind the jobs of all others.")] = False,
+    bulk: Annotated[bool, typer.Option("--bulk", help="Use the bulk lane, where jobs wait behind all others.")] = False,
     tenant: Annotated[str, typer.Option(help="The tenant that the jobs belong to.")] = "default",
     timeout: Annotated[
         float, typer.Option(min=1, max=3_600, help="Seconds to wait for callbacks after the last job was sent.")
     ] = 120.0,
-    host: Annotated[str, typer.Option(help="The address that callbacks are taken on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of callbacks; 0 takes a free port.")] = 0,
+    host: Annotated[str, typer.Option(help="The address to listen on for callbacks.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on for callbacks; 0 takes a free port.")
+    ] = 0,
     callback_url: Annotated[
-        str | None, typer.Option(help="The URL by which delivery reaches that port, if it runs on another machine.")
+        str | None, typer.Option(help="The URL by which delivery on another machine reaches the port for callbacks.")
     ] = None,
     secrets: Annotated[list[str] | None, typer.Option("--secret", help=f"{SECRET_HELP} May be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,

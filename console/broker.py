@@ -13,7 +13,9 @@ from console.settings import fleet_settings
 
 app = typer.Typer(no_args_is_help=True, help="Run an Apache Kafka on this machine, for development.")
 
-Data = Annotated[Path | None, typer.Option(help="The folder of Kafka's data; by default one in this user's home.")]
+Data = Annotated[
+    Path | None, typer.Option(help="The folder for Kafka's data; by default a folder in this user's home.")
+]
 
 
 @app.command()
@@ -22,7 +24,9 @@ def start(
     data: Data = None,
     brokers: Annotated[
         int | None,
-        typer.Option(min=1, max=3, help="1 or 3; by default the number that made the data, or 1 for new data."),
+        typer.Option(
+            min=1, max=3, help="The number of brokers, 1 or 3; by default as many as have data in the folder, else 1."
+        ),
     ] = None,
 ) -> None:
     """Start brokers that keep running in the background, and return when they are ready."""

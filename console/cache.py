@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from workers.enrichment.cache.settings import CacheSettings
 
-app = typer.Typer(no_args_is_help=True, help="The pages that workers have kept.")
+app = typer.Typer(no_args_is_help=True, help="Invalidate pages that workers have cached.")
 
 
 @app.callback()
@@ -27,8 +27,8 @@ def _cache() -> None:
 
 @app.command()
 def invalidate(
-    url: Annotated[str | None, typer.Argument(help="The page, as jobs name it.")] = None,
-    host: Annotated[str | None, typer.Option(help="All pages of this host, instead of one page.")] = None,
+    url: Annotated[str | None, typer.Argument(help="The page's URL, as jobs name it.")] = None,
+    host: Annotated[str | None, typer.Option(help="Invalidate all pages of this host, instead of one page.")] = None,
 ) -> None:
     """Invalidate a page, or all pages of a host, for every tenant: every worker reads them again.
 

@@ -14,13 +14,13 @@ from console.through_gateway import GATEWAY, KEY, gateway_client
 
 
 def cancel(
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.")] = None,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The ids of the jobs.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="The jobs' tenant; by default that of the receipt, or else `default`.")
+        str | None, typer.Option(help="The jobs' tenant; by default the receipt's tenant, or else `default`.")
     ] = None,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take cancellations back, so that jobs of these ids are answered again.")
+        bool, typer.Option("--undo", help="Take cancellations back, so that jobs with these ids are answered again.")
     ] = False,
     gateway: Annotated[str | None, GATEWAY] = None,
     key: Annotated[str | None, KEY] = None,

@@ -49,11 +49,11 @@ def init(
 def issue(
     directory: Directory,
     name: Name,
-    server: Annotated[bool, typer.Option("--server", help="A server's certificate.")] = False,
-    client: Annotated[bool, typer.Option("--client", help="A client's certificate.")] = False,
+    server: Annotated[bool, typer.Option("--server", help="Issue a certificate for a server.")] = False,
+    client: Annotated[bool, typer.Option("--client", help="Issue a certificate for a client.")] = False,
     san: Annotated[
         list[str] | None,
-        typer.Option(help="A DNS name, a wildcard or an IP address of the server; repeatable. NAME by default."),
+        typer.Option(help="A DNS name, a wildcard or an IP address of the server; by default NAME. May be repeated."),
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The client's tenant.")] = None,
     scopes: Annotated[
@@ -85,8 +85,12 @@ def issue(
 def renew(
     directory: Directory,
     name: Name,
-    days: Annotated[int | None, typer.Option(help="Lifetime in days; by default as before.")] = None,
-    keep_key: Annotated[bool, typer.Option("--keep-key", help="Keep the private key.")] = False,
+    days: Annotated[
+        int | None, typer.Option(help="Lifetime in days; by default that of the earlier certificate.")
+    ] = None,
+    keep_key: Annotated[
+        bool, typer.Option("--keep-key", help="Keep the private key, instead of making a new one.")
+    ] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the earlier certificates of the name.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -106,9 +110,12 @@ def renew(
 @app.command()
 def revoke(
     directory: Directory,
-    name: Annotated[str, typer.Argument(metavar="NAME|SERIAL", help="A name, or one certificate's serial number.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME|SERIAL", help="A certificate's name, or the serial number of one certificate."),
+    ],
     reason: Annotated[
-        str, typer.Option(help="RFC 5280's word, such as keyCompromise, superseded or cessationOfOperation.")
+        str, typer.Option(help="A reason of RFC 5280, such as keyCompromise, superseded or cessationOfOperation.")
     ] = "unspecified",
 ) -> None:
     """Revoke the valid certificates of a name, or one certificate, in crl.pem.
@@ -131,7 +138,9 @@ def revoke(
 @app.command()
 def crl(
     directory: Directory,
-    days: Annotated[int | None, typer.Option(help="Days until the next update; by default as many as before.")] = None,
+    days: Annotated[
+        int | None, typer.Option(help="Days until the list has to be signed again; by default as many as last time.")
+    ] = None,
 ) -> None:
     """Sign the revocation list crl.pem again.
 

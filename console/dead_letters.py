@@ -36,14 +36,16 @@ _OBSTACLES = {
     "source_unknown": "from a topic that has neither jobs nor callbacks",
 }
 
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="The reason's code; may be repeated.")]
+Reasons = Annotated[
+    list[str] | None, typer.Option("--reason", help="Only letters with this reason code; may be repeated.")
+]
 Tenant = Annotated[str | None, typer.Option(help="Only letters of this tenant.")]
 Endpoint = Annotated[
     str | None, typer.Option(help="Only letters with this callback URL, or with any URL of this origin.")
 ]
 Ids = Annotated[
     list[str] | None,
-    typer.Option("--id", help="A letter's id, a job's or a webhook's; P:N is always a letter's. May be repeated."),
+    typer.Option("--id", help="The id of a letter, job or webhook; P:N always means a letter. May be repeated."),
 ]
 Since = Annotated[str | None, typer.Option(metavar=TIME, help=f"Only letters given up at this time or later. {HELP}")]
 Until = Annotated[str | None, typer.Option(metavar=TIME, help="Only letters given up before this time.")]
@@ -78,9 +80,9 @@ def list_letters(
 @app.command()
 def show(
     letter_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A letter's id, a job's or a webhook's; P:N is always a letter's.")
+        str, typer.Argument(metavar="ID", help="The id of a letter, job or webhook; P:N always means a letter.")
     ],
-    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which is the default.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON. This is the default.")] = False,
 ) -> None:
     """Show a letter with its headers and content, as JSON."""
     wanted = _filter(ids=[letter_id], redriven_too=True)
@@ -92,7 +94,7 @@ def show(
 
 @app.command()
 def redrive(
-    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The same ids as with --id.")] = None,
+    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, instead of --id.")] = None,
     reasons: Reasons = None,
     tenant: Tenant = None,
     endpoint: Endpoint = None,
@@ -102,7 +104,7 @@ def redrive(
     as_new_events: Annotated[
         bool, typer.Option("--as-new-events", help="Give the next result of each job a new webhook id.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the letters, and change nothing.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The most letters to put back, to try a few first.")] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most letters to put back per second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,

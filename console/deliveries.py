@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def deliveries(
-    wanted: Annotated[str, typer.Argument(metavar="ID", help="A job's id or a webhook's.")],
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="The id of a job or of a webhook.")],
     tenant: Annotated[
-        str | None, typer.Option(help="Only this tenant's job; jobs of several tenants may have the same id.")
+        str | None,
+        typer.Option(help="Show only this tenant's job, since jobs of several tenants may have the same id."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar=TIME, help=f"Read only records of this time or later. {HELP}")

@@ -19,7 +19,7 @@ def exporter(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option("--port", "--metrics-port", min=0, max=65535, help="The port of all pages; 0 takes a free port."),
+        typer.Option("--port", "--metrics-port", min=0, max=65535, help="The port to listen on; 0 takes a free port."),
     ] = 0,
 ) -> None:
     """Serve the fleet's figures at /metrics and /backlog until SIGTERM, also while no worker runs.

@@ -42,7 +42,7 @@ def upload(
     file: Annotated[Path, typer.Argument(help="The file.")],
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
-    purpose: Annotated[str, typer.Option(help="The file's purpose; batch for files of requests.")] = "batch",
+    purpose: Annotated[str, typer.Option(help="The file's purpose, which is batch for a file of requests.")] = "batch",
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Upload a file; the id goes to standard output.

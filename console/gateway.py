@@ -12,17 +12,23 @@ from console.roles import METRICS_PORT, announce, run, starting
 
 
 def gateway(
-    host: Annotated[str, typer.Option("--host", help="The address that the API and the metrics are served on.")] = (
+    host: Annotated[str, typer.Option("--host", help="The address to listen on, for the API and the metrics.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The API's port; 0 takes a free port.")] = 8443,
     store: Annotated[str | None, typer.Option("--store", help="The database's URL; SQLite by default.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="The certificate and its chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,
-    client_ca: Annotated[Path | None, typer.Option("--client-ca", help="The CA of client certificates, PEM.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="A PEM file with the certificate and its chain.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="A PEM file with the certificate's key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option("--client-ca", help="A PEM file with the CA of client certificates.")
+    ] = None,
     client_crl: Annotated[
         Path | None,
-        typer.Option("--client-crl", help="The CA's revocation list, PEM; by default crl.pem beside the CA."),
+        typer.Option(
+            "--client-crl", help="A PEM file with the CA's revocation list; by default crl.pem beside the CA's file."
+        ),
     ] = None,
     roles: Annotated[
         str, typer.Option("--roles", help="The parts that run in this process, separated by commas.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from console.errors import BAD_INPUT, fail
 
-SECRET_HELP = "A secret (whsec_…), or @FILE to read it from a file: other users can read a command's arguments."  # noqa: S105
+SECRET_HELP = "A secret (whsec_…), or @FILE to read it from a file, since other users can read a command's arguments."  # noqa: S105
 LONGEST_SECRET = 1024
 """The largest number of characters read of a secret. A secret of 64 bytes has 95 characters."""
 

@@ -46,7 +46,7 @@ def show(
     tenant: Tenant = "default",
     reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, also with --json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    jwks: Annotated[bool, typer.Option("--jwks", help="Only the public keys, as a JWK set (RFC 7517).")] = False,
+    jwks: Annotated[bool, typer.Option("--jwks", help="Show only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
     """Show the secrets and public keys that verify a tenant's callbacks, with the end of each key's use."""
     from telemetry.clock import SystemClock
@@ -78,7 +78,9 @@ def show(
 @app.command()
 def rotate(
     tenant: Tenant = "default",
-    master: Annotated[bool, typer.Option("--master", help="Rotate the master: all tenants' derived keys.")] = False,
+    master: Annotated[
+        bool, typer.Option("--master", help="Rotate the master secret, and so every tenant's keys.")
+    ] = False,
     fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the key pair of a keyring of format 1.")] = False,
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
     overlap: Annotated[str, typer.Option(help=f"Time for which the old keys still sign. {DURATION_HELP}")] = "24h",
@@ -135,7 +137,7 @@ def migrate(
 @app.command("import")
 def import_secret(
     tenant: Tenant = "default",
-    file: Annotated[Path | None, typer.Option(help="The file with the secret; standard input by default.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The file with the secret; by default standard input.")] = None,
 ) -> None:
     """Import another sender's secret (whsec_…). The secret then signs a tenant's callbacks beside the derived keys.
 

@@ -24,12 +24,14 @@ def receive(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")] = 8080,
     out: Annotated[Path | None, typer.Option(help="Append each callback as a line of JSON to this file.")] = None,
     secrets: Annotated[list[str] | None, typer.Option("--secret", help=f"{SECRET_HELP} May be repeated.")] = None,
-    jwks: Annotated[str | None, typer.Option(metavar="FILE|URL", help="A JWK set with the public keys.")] = None,
+    jwks: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="A JWK set with the public keys that verify callbacks.")
+    ] = None,
     tenant: Annotated[
         str | None,
         typer.Option(
-            help="Take the callbacks of this tenant and refuse all others. "
-            "Without --secret and --jwks, the default is `default`; with them, any tenant that the keys verify."
+            help="Accept only the callbacks of this tenant. "
+            "By default, accept any tenant if --secret or --jwks is given, else only the tenant `default`."
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",

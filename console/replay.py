@@ -44,9 +44,14 @@ def replay(
         str | None, typer.Option(metavar=TIME, help=f"Only results settled at this time or later. {HELP}")
     ] = None,
     until: Annotated[str | None, typer.Option(metavar=TIME, help="Only results settled before this time.")] = None,
-    ids: Annotated[list[str] | None, typer.Option("--id", help="A job's or a webhook's id; may be repeated.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", help="The id of a job or a webhook; may be repeated.")
+    ] = None,
     offsets: Annotated[
-        list[str] | None, typer.Option("--offset", metavar="P:N", help="A place in model_results; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--offset", metavar="P:N", help="A result's partition and offset in model_results; may be repeated."
+        ),
     ] = None,
     undelivered: Annotated[
         bool, typer.Option("--undelivered", help="Only results that are neither delivered nor still being tried.")
@@ -55,15 +60,15 @@ def replay(
         bool,
         typer.Option(
             "--waiting",
-            help="With --undelivered: also send results that wait for an attempt; each is sent again when it is due.",
+            help="With --undelivered: also send results that wait for an attempt, which still takes place when due.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the results, and change nothing.")] = False,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="The most results to send, to try a few first; without --undelivered the next run sends them again.",
+            help="The most results to send, to try a few first. Without --undelivered, another run repeats them.",
         ),
     ] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most results to send per second.")] = 200.0,

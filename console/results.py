@@ -50,15 +50,17 @@ def results(
         str | None, typer.Option(metavar=TIME, help=f"Only results settled at this time or later. {HELP}")
     ] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="The jobs' tenant; by default that of the receipt, or else `default`.")
+        str | None, typer.Option(help="The jobs' tenant; by default the receipt's tenant, or else `default`.")
     ] = None,
-    openai: Annotated[bool, typer.Option("--openai", help="Write lines of an OpenAI Batch's output file.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write to this file, not to standard output.")] = None,
+    openai: Annotated[
+        bool, typer.Option("--openai", help="Write each result as a line of an OpenAI Batch's output file.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the results to this file, not to standard output.")] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="With --openai: the file for results that did not succeed, like a Batch's error file."),
+        typer.Option(help="With --openai: write failed results to this file, in the format of a Batch's error file."),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Show only the number of results by outcome.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show only how many results have each outcome.")] = False,
     ordered: Annotated[
         bool,
         typer.Option(
@@ -72,7 +74,7 @@ def results(
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until each named job has a result.")] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
+        float | None, typer.Option(min=0, help="With --wait: the most seconds to wait; by default there is no limit.")
     ] = None,
     gateway: Annotated[str | None, GATEWAY] = None,
     key: Annotated[str | None, KEY] = None,

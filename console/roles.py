@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 ROLES = frozenset({"worker", "deliver", "gateway", "exporter"})
 """The long-running commands. Each name is the `service.name` of its log lines."""
 
-HOST = typer.Option("--host", help="The address that metrics and health are served on.")
+HOST = typer.Option("--host", help="The address to listen on, for metrics and health.")
 METRICS_PORT = typer.Option(
-    "--metrics-port", min=0, max=65535, help="The port of metrics and health; 0 takes a free port, and prints it."
+    "--metrics-port", min=0, max=65535, help="The port for metrics and health; 0 takes a free port, which is printed."
 )
 
 

@@ -26,14 +26,20 @@ Alias = Annotated[
 
 @app.command()
 def start(
-    alias: Annotated[str, typer.Option(help="The name in jobs' `model_id`; `default` for jobs without one.")],
-    candidate: Annotated[str, typer.Option(help="The model that may take the alias over, by a name of the registry.")],
+    alias: Annotated[
+        str, typer.Option(help="The name that jobs have as `model_id`; `default` means jobs without `model_id`.")
+    ],
+    candidate: Annotated[
+        str, typer.Option(help="The model that takes over the alias if it proves good, by its name in the registry.")
+    ],
     sample: Annotated[float, typer.Option(min=0.0001, max=1, help="The share of the alias's jobs to compare.")] = 0.1,
     max_jobs: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Abort if undecided after this number of jobs.")
+        int,
+        typer.Option(min=1, max=1_000_000, help="Abort the rollout if it is undecided after this many compared jobs."),
     ] = 2000,
     canary_jobs: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="The candidate's jobs to watch before each larger share.")
+        int,
+        typer.Option(min=1, max=1_000_000, help="The number of the candidate's jobs to watch before its share grows."),
     ] = 50,
     per_second: Annotated[
         float, typer.Option(min=0.001, max=10_000, help="The most jobs that each worker copies in a second.")
@@ -41,7 +47,9 @@ def start(
     slower: Annotated[
         float,
         typer.Option(
-            min=1, max=1000, help="An answer counts as slow beyond this multiple of the primary's 95th percentile."
+            min=1,
+            max=1000,
+            help="An answer is slow if it takes more than this multiple of the primary's 95th percentile.",
         ),
     ] = 1.5,
 ) -> None:
@@ -74,7 +82,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write an HTML page with charts and differing answers, prompts left out."),
+        typer.Option(metavar="FILE", help="Write an HTML page with charts and differing answers, but without prompts."),
     ] = None,
 ) -> None:
     """Show rollouts with their evidence.

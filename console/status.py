@@ -14,7 +14,7 @@ from console.through_gateway import GATEWAY, KEY, gateway_client
 
 def status(
     gateway: Annotated[str, GATEWAY],
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.")] = None,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The ids of the jobs.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="FILE|-", help=IDS)] = None,
     key: Annotated[str | None, KEY] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,

@@ -75,7 +75,7 @@ class Request:
 
 def submit(
     file: Annotated[str, typer.Argument(help="JSON Lines, one job a line; - is standard input.", metavar="FILE|-")],
-    callback_url: Annotated[str | None, typer.Option(help="The callback of jobs that name none.")] = None,
+    callback_url: Annotated[str | None, typer.Option(help="The callback URL for jobs that name none.")] = None,
     tenant: Annotated[str, typer.Option(help="The tenant that the jobs belong to.")] = "default",
     model: Annotated[
         str | None,
@@ -96,19 +96,20 @@ def submit(
         bool,
         typer.Option(
             "--wait",
-            help="Wait for the results, and show them on a terminal. Exit status 0 then means that all succeeded.",
+            help="Wait for the results, and show them on a terminal. Exit status 0 then means that all jobs succeeded.",
         ),
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: seconds to wait; by default there is no limit.")
+        float | None, typer.Option(min=0, help="With --wait: the most seconds to wait; by default there is no limit.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="With --wait: write the results to this file, one a line.")
+        Path | None, typer.Option(help="With --wait: write the results to this file, one result a line.")
     ] = None,
     receipt: Annotated[
         Path | None,
         typer.Option(
-            help="Write the job of each line to this file. If the file exists, only jobs not accepted by then are sent."
+            help="Note each line's job in this file. "
+            "If the file exists, send only the jobs that are not noted as accepted."
         ),
     ] = None,
     check: Annotated[

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def tail(
     tenant: Annotated[str | None, typer.Option(help="Only events of this tenant.")] = None,
     model: Annotated[str | None, typer.Option(help="Only results of this model, and their callbacks.")] = None,
-    outcome: Annotated[Outcome | None, typer.Option(help="Only results of this outcome, and their callbacks.")] = None,
-    job: Annotated[str, typer.Option(metavar="PREFIX", help="Only jobs whose id begins so.")] = "",
-    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Begin there, not now. {HELP}")] = None,
+    outcome: Annotated[
+        Outcome | None, typer.Option(help="Only results with this outcome, and their callbacks.")
+    ] = None,
+    job: Annotated[str, typer.Option(metavar="PREFIX", help="Only jobs whose id begins with this text.")] = "",
+    since: Annotated[str | None, typer.Option(metavar=TIME, help=f"Begin at this time, not now. {HELP}")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="End after this number of events.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
 ) -> None:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 GATEWAY: Any = typer.Option(
     "--gateway",
     metavar="URL",
-    help="Work through the gateway at this URL, not through Kafka. Jobs are the key's tenant's.",
+    help="Work through the gateway at this URL, not through Kafka. The jobs belong to the key's tenant.",
 )
 KEY: Any = typer.Option(
     "--key",
     metavar="KEY|@FILE",
-    help="With --gateway: the API key, or @FILE to read it from a file; by default that of POSTBACK_GATEWAY_KEY or "
-    "POSTBACK_GATEWAY_KEY_FILE. Other users can read a command's arguments.",
+    help="With --gateway: the API key, or @FILE to read the key from a file; by default the key of "
+    "POSTBACK_GATEWAY_KEY or POSTBACK_GATEWAY_KEY_FILE. Other users can read a command's arguments.",
 )
 TOGETHER = 500
 """The largest number of jobs in one request."""

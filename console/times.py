@@ -7,7 +7,7 @@ from console.errors import BAD_INPUT, fail
 TIME = "TIME"
 """The placeholder for a time in help texts."""
 _YEAR_SECONDS = 366 * 86_400.0
-HELP = "ISO 8601, or a time before now: -90s, -30m, -2h, -7d."
+HELP = "ISO 8601, or how long ago: -90s, -30m, -2h, -7d."
 
 
 def checked_time(option: str, text: str | None) -> int | None:

@@ -17,10 +17,11 @@ _LARGEST_PAGE = 8 * 1024 * 1024
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end, for pipes.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit, for pipes.")] = False,
     interval: Annotated[float, typer.Option(min=0.5, max=60, help="Seconds between two frames.")] = 2.0,
     metrics: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="A role's /metrics, for tokens; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="URL", help="The /metrics URL of a role whose tokens to show; may be repeated."),
     ] = None,
 ) -> None:
     """Watch lanes, workers, jobs per second, disabled endpoints, and outcomes and failures of the last minute.

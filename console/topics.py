@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from operators.topics import GroupsReport, TopicsReport
     from schemas.settings import KafkaSettings
 
-app = typer.Typer(no_args_is_help=True, help="Lay out the fleet's topics.")
+app = typer.Typer(no_args_is_help=True, help="Create and configure the fleet's topics.")
 
 
 @app.callback()
@@ -26,13 +26,19 @@ def _topics() -> None:
 def create(
     partitions: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Partitions of each topic, instead of POSTBACK_KAFKA__PARTITIONS."),
+        typer.Option(
+            min=1, max=10_000, help="Number of partitions of each topic, instead of POSTBACK_KAFKA__PARTITIONS."
+        ),
     ] = None,
     replication_factor: Annotated[
         int | None,
-        typer.Option(min=1, max=10, help="Copies of each record, instead of POSTBACK_KAFKA__REPLICATION_FACTOR."),
+        typer.Option(
+            min=1, max=10, help="Number of copies of each record, instead of POSTBACK_KAFKA__REPLICATION_FACTOR."
+        ),
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="An engine with lanes of its own; may be repeated.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Also create lanes for this engine alone; may be repeated.")
+    ] = None,
     raise_partitions: Annotated[
         bool, typer.Option("--raise-partitions", help="Add partitions to topics that have fewer than wanted.")
     ] = False,

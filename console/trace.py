@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 def trace(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
-    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's job.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Show only this tenant's job.")] = None,
     store: StoreUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with the answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, which includes the answer.")
+    ] = False,
 ) -> None:
     """Show one job from its submission to its callbacks: submitter, prompt's hash, model, sources, citations, attempts.
 

@@ -25,12 +25,17 @@ _MOST_BYTES = 16 * 1024 * 1024
 def verify_answer(
     file: Annotated[
         str,
-        typer.Argument(metavar="RESULT.json", help="A result, or a webhook's body; - is standard input."),
+        typer.Argument(metavar="RESULT.json", help="A file with a result or a webhook's body; - is standard input."),
     ],
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="The most seconds for reading the sources.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=600, help="The most seconds that reading the sources may take.")
+    ] = 30.0,
     document: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID=FILE", help="Read this file as the source ID, such as a job's own document."),
+        typer.Option(
+            metavar="ID=FILE",
+            help="Take the text of the source ID from this file, as for a document that the job carried.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:

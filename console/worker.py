@@ -28,11 +28,11 @@ def worker(
     ] = False,
     shadow: Annotated[
         bool,
-        typer.Option("--shadow", help="Answer samples of a rollout as its candidate; answer no jobs."),
+        typer.Option("--shadow", help="Answer a rollout's copied jobs as its candidate, and no other jobs."),
     ] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Load the engine, let each model answer one prompt, and end; needs no Kafka."),
+        typer.Option("--check", help="Load the engine, let each model answer one prompt, and exit. Needs no Kafka."),
     ] = False,
     host: Annotated[str, HOST] = "127.0.0.1",
     metrics_port: Annotated[int, METRICS_PORT] = 0,

@@ -18,9 +18,9 @@ MEASUREMENTS: dict[str, Callable[[str | None, Sizes], None]] = {
 def main() -> None:
     """Run the measurements one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *MEASUREMENTS], help="by default all")
+    parser.add_argument("names", nargs="*", choices=[[], *MEASUREMENTS], help="the measurements to run; by default all")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use; by default the bench starts one")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that the bench works")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, to test the bench itself")
     chosen = parser.parse_args()
     for name in chosen.names or MEASUREMENTS:
         MEASUREMENTS[name](chosen.bootstrap_servers, SMOKE if chosen.smoke else Sizes())

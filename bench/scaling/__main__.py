@@ -39,7 +39,7 @@ def row(name: str, ours: SimulatedRun, others: Sequence[SimulatedRun]) -> list[s
 def main() -> None:
     """Compare on all traces, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hours", type=float, default=DAY_SECONDS / 3600, help="the length of each trace")
+    parser.add_argument("--hours", type=float, default=DAY_SECONDS / 3600, help="length of each trace, in hours")
     parser.add_argument("--traces", nargs="+", choices=NAMES, default=NAMES)
     options = parser.parse_args()
     title("replica-hours and missed deadlines of workers that are scaled by lag and by deadlines")

@@ -32,17 +32,21 @@ class Role(StrEnum):
 
 def doctor(
     role: Annotated[
-        list[Role] | None, typer.Option(help="A role of this machine, whose needs are checked too; may be repeated.")
+        list[Role] | None, typer.Option(help="Also check the needs of this role on this machine; may be repeated.")
     ] = None,
-    engine: Annotated[Engine | None, typer.Option(help="The engine of the workers on this machine.")] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Check this engine, which the workers on this machine use.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The engine's model, instead of the one in the settings.")] = None,
     callback_url: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="A callback to reach from here; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="URL", help="Check that this machine can reach this callback URL; may be repeated."),
     ] = None,
     certificate: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="One more file of certificates, such as the door's.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also check this file of certificates, such as the gateway's."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End with 1 for warnings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 also if there are only warnings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Examine Kafka, the fleet, the settings and this machine. Each line names a fault and its fix.

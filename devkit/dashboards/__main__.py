@@ -42,14 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m devkit.dashboards", description=main.__doc__)
-    parser.add_argument("pictures", type=Path, help="the folder of the pictures")
-    parser.add_argument("--prometheus", default="http://localhost:9090", help="its address (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="the time that is shown (default: %(default)s)")
-    parser.add_argument("--until", type=datetime.fromisoformat, help="the end of that time, as ISO 8601 (default: now)")
+    parser.add_argument("pictures", type=Path, help="the folder to write the pictures to")
     parser.add_argument(
-        "--scrape-seconds", type=float, default=15.0, help="Prometheus's interval (default: %(default)s)"
+        "--prometheus", default="http://localhost:9090", help="Prometheus's address (default: %(default)s)"
     )
-    parser.add_argument("--dashboards", type=Path, default=_DASHBOARDS, help="a folder (default: deploy/grafana)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="minutes that the pictures show (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--until", type=datetime.fromisoformat, help="the last time that the pictures show, as ISO 8601 (default: now)"
+    )
+    parser.add_argument(
+        "--scrape-seconds", type=float, default=15.0, help="Prometheus's scrape interval (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dashboards", type=Path, default=_DASHBOARDS, help="the folder with the dashboards (default: deploy/grafana)"
+    )
     return parser
 
 
