@@ -36,8 +36,8 @@ _SHOWN = "shown"
 DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 """Parameters of a fixture: the databases of the gateway's store."""
 
-# Hypothesis' default deadline of 200 ms an example would test the machine's speed. Each run has the same examples, so
-# that a failure is due to the change that is tested; only `hunt` draws new ones.
+# There is no deadline, because Hypothesis' default of 200 ms for an example would test the machine's speed. Each run
+# has the same examples, so that a failure is due to the change that is tested; only `hunt` draws new ones.
 hypothesis.settings.register_profile("postback", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("hunt", deadline=None, max_examples=1000)
@@ -198,7 +198,7 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that adds a line of evidence to the run's summary, which pytest shows despite capturing."""
-    # A property arrives with the test's report, even if the test ran in another process.
+    # The line is a property, since properties arrive with the test's report even if the test ran in another process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
 
 
@@ -266,7 +266,7 @@ def _marked(mark: str) -> dict[int, str]:
     """
     found = {}
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # the process ended, is a zombie, or is another user's
+        with suppress(psutil.Error):  # the process ended, is a zombie, or belongs to another user
             if process.environ().get(_MARK) == mark:
                 found[process.pid] = " ".join(process.cmdline())
     return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}

@@ -19,7 +19,7 @@ def unpacked(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as staging:
             _unpack(name, Path(staging))
-            with suppress(OSError):  # another run may have unpacked it meanwhile
+            with suppress(OSError):  # another test run may have unpacked the package meanwhile
                 (Path(staging) / "root").rename(folder)
     return folder
 

@@ -60,7 +60,7 @@ def ensure(tool: GoTool) -> Path:
     """The tool's executable, built if it is missing; fails the test if the build fails."""
     target = cache() / "bin" / tool.file_name
     if target.exists():
-        return target  # without waiting for other tools' builds
+        return target  # does not wait for other tools' builds
     with one_build_at_a_time(target.parent):
         if not target.exists():
             _build(tool, target)
@@ -71,7 +71,7 @@ def ensure(tool: GoTool) -> Path:
 def one_build_at_a_time(folder: Path) -> Iterator[None]:
     """Lock a folder of the cache, which other test runs of this user share."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Not `.lock`, which uv itself holds in a folder that it installs into.
+    # The file is not `.lock`, because uv locks `.lock` in each folder into which it installs.
     with (folder / ".building").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -91,7 +91,7 @@ def _build(tool: GoTool, target: Path) -> None:
             env={**os.environ, "GOBIN": built, "GOTOOLCHAIN": "local"},
             cwd=folder,
         )
-        # An atomic replace: other runs never see half an executable, and a failed build leaves nothing.
+        # Replace the file atomically: other runs never see half an executable, and a failed build leaves none.
         next(path for path in Path(built).iterdir() if path.is_file()).replace(target)
 
 

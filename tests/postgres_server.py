@@ -22,7 +22,7 @@ _START_SECONDS = 60.0
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
-    "fsync": "off",  # safe: the kernel keeps a killed process's writes
+    "fsync": "off",  # this is safe, because the kernel keeps a killed process's writes
     "max_connections": "200",
     "log_min_messages": "panic",
 }
@@ -158,7 +158,7 @@ class PostgresServer:
 
 def _programs() -> Path:
     """Return the folder of `initdb` and `postgres`: installed, or unpacked before, or unpacked now."""
-    # Not in root's home, which `nobody` cannot enter.
+    # If root runs the tests, unpack outside of root's home, because `nobody` cannot enter it.
     home = Path("/var/cache") if os.geteuid() == 0 else cache_home()
     unpacked = home / "postback" / "postgresql"
     for root in (Path("/"), unpacked):
@@ -168,7 +168,7 @@ def _programs() -> Path:
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="postgresql.", dir=unpacked.parent) as staging:
         _unpack(Path(staging))
-        with suppress(OSError):  # another run may have unpacked it meanwhile
+        with suppress(OSError):  # another test run may have unpacked PostgreSQL meanwhile
             (Path(staging) / "root").rename(unpacked)
     return max(unpacked.glob("usr/lib/postgresql/*/bin/initdb")).parent
 

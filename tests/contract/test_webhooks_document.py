@@ -289,12 +289,12 @@ def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without
     assert_no_key_is_told(fleet, [*rotated.secrets, *ended.secrets])
 
 
-@pytest.mark.usefixtures("genuine")  # the JWKS page shows a tenant's keys only after a callback
+@pytest.mark.usefixtures("genuine")  # makes a callback, since the JWKS page shows a tenant's keys only after one
 def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
     path = fleet.product.keyring.path
     whole = path.read_text()
     before = published(fleet)
-    fleet.product.keyring.refresh()  # before the break: the receiver cannot read a broken file
+    fleet.product.keyring.refresh()  # the receiver reads the keyring now, since it cannot read the broken file later
     path.write_text('{"format": 1, "master": "hush')
     try:
         eventually(lambda: "keyring-reload-failed" in said(fleet), 60, "the log does not say it")

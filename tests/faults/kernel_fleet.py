@@ -95,7 +95,8 @@ class Ledgers:
     kafka: KafkaSettings
 
     def submit(self, jobs: Iterable[dict[str, Any]], partitions: int = 4) -> int:
-        # Without idempotence, a request that a frozen broker answers late is sent again, and makes two jobs.
+        # Without idempotence, the producer would repeat a request that a frozen broker answers late, and write jobs
+        # twice.
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20, "enable.idempotence": True})
         count, refused = 0, list[KafkaError]()
 

@@ -79,7 +79,7 @@ async def main() -> None:
         Metrics(),
     )
     with stop_signal() as stop:
-        Path(told["listening"]).touch()  # from now on, SIGTERM drains; before, it ends the process at once
+        Path(told["listening"]).touch()  # tells the test that SIGTERM now drains the stage
         await run_stages([stage], stop)
 
 

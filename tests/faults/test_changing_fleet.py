@@ -27,7 +27,7 @@ def raise_partitions(ledgers: Ledgers, count: int) -> None:
     admin, topic = AdminClient(ledgers.kafka.client_config()), ledgers.kafka.topics.requests()
     for raised in admin.create_partitions([NewPartitions(topic, count)]).values():
         raised.result(60)
-    # Kafka answers before every broker knows the new partitions.
+    # Wait, because Kafka answers before every broker knows the new partitions.
     eventually(lambda: len(admin.list_topics(topic, timeout=20).topics[topic].partitions) == count, 60, "none is added")
 
 
@@ -52,7 +52,7 @@ def test_eight_workers_that_come_and_go_answer_every_job_once(ledgers: Ledgers, 
     jobs, changing = 0, cycle(names)
     for _ in range(CHANGES):
         jobs += ledgers.submit(({"id": jobs + n, "ms": 50 + n % 400} for n in range(400)), partitions=12)
-        ledgers.wait_for_results(jobs - 250, 240)  # jobs are still in flight at the kill
+        ledgers.wait_for_results(jobs - 250, 240)  # jobs are still in flight when the worker is killed
         killed, stopped = next(changing), next(changing)
         processes.kill(killed)
         assert processes.terminate(stopped) == 0
@@ -83,7 +83,7 @@ def test_a_worker_that_kafka_has_forgotten_while_it_was_idle_goes_on(forgetful: 
         for _ in range(2):
             jobs += forgetful.submit({"id": jobs + number, "ms": 1} for number in range(40))
             forgetful.wait_for_results(jobs, 120)
-            time.sleep(10)  # more than three times the broker's expiration of 3 s
+            time.sleep(10)  # the broker forgets a worker that is idle for 3 s
         assert "INVALID_PRODUCER_ID_MAPPING" in processes.log("a"), "it was not forgotten"
         forgetful.assert_each_exactly_once(jobs)
         assert processes.terminate("a") == 0

@@ -23,7 +23,8 @@ def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers,
         if turn % 3:
             producer.commit_transaction(20)
         else:
-            producer.flush(20)  # unsent records would never reach the log; also avoids librdkafka's issue 4849
+            # Flush, since unsent records would never reach the log. The flush also avoids librdkafka's issue 4849.
+            producer.flush(20)
             producer.abort_transaction(20)
     processes.start("a", "b")
     ledgers.wait_for_results(number, 60)
@@ -55,7 +56,7 @@ def test_records_done_above_the_base_are_not_done_again_by_the_next_owner(
     assert committed.done.bit_count() == jobs - 1
     assert not committed.open
     processes.start("b")
-    # This job is the last of the one partition: once it is answered, the next owner has passed all others.
+    # This job is the last in the only partition, so its result shows that the next owner has passed all others.
     ledgers.submit([{"id": jobs, "ms": 1}], partitions=1)
     ledgers.wait_for_results(jobs, 60)
     processes.kill("b")

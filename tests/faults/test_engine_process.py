@@ -217,7 +217,7 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
     """
     long = tmp_path / ("long" * 25)
     long.mkdir()
-    # Torch's usual cache of compiled code: without it, torch compiles for minutes.
+    # Keep torch's usual cache of compiled code, without which torch compiles for minutes.
     compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     monkeypatch.setenv("TMPDIR", str(long))
@@ -228,7 +228,7 @@ def test_an_engine_that_dies_is_loaded_again_and_none_outlives_its_worker(
     assert worker.hears() == {"id": "landed", "finish_reason": "length"}
     first = worker.engine_processes()
     for process in first:
-        process.suspend()  # a frozen engine ends no request, so all of them are in flight at the kill
+        process.suspend()  # a frozen engine ends no request, so the next three are in flight at the kill
     for number in range(3):
         worker.ask(f"flying-{number}", max_tokens=LONG)
     worker.tell("running 3")

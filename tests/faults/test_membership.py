@@ -20,7 +20,7 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
     time.sleep(4)
     processes.start("c")  # a third member joins
     time.sleep(3)
-    processes.send("b", signal.SIGSTOP)  # freezes for longer than its session and its transaction timeout
+    processes.send("b", signal.SIGSTOP)  # b is frozen for longer than its session timeout and its transaction timeout
     time.sleep(2)
     processes.kill("a")
     processes.start("a")  # the killed replica comes back

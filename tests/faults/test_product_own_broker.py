@@ -56,14 +56,14 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
 
     for number in range(40):
         producer.send(
-            # Long enough for this test to see the jobs in flight; the broker is frozen for about as long.
+            # Each job takes 10 s, so that the test sees jobs in flight. The broker is frozen for about as long.
             "model_requests",
             {"prompt": f"[[sleep 10]] {number}", "callback_url": url, "job_id": f"job-{number}"},
         )
     producer.close()
     eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
-    # Delivery is idle, so no call of its own fails. An earlier version noticed the frozen broker only after 60 s.
+    # Delivery is idle and makes no call that could fail. An earlier version noticed the frozen broker only after 60 s.
     eventually(
         lambda: not worker.ready()[0] and not delivery.ready()[0],
         20,

@@ -34,7 +34,8 @@ def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_lette
     def attempts() -> list[tuple[str, int, str | None]]:
         return [(one["job_id"], one["attempt"], one["error"]) for one in patient.attempts()]
 
-    # Ask the process itself: on a busy machine, reading the attempts' topic may take longer than the second wait.
+    # Ask the process itself, because on a busy machine reading the attempts' topic may outlast a callback's second
+    # wait.
     failed = "postback_callbacks_total{connect_failed}"
     eventually(lambda: worker.metrics().get(failed, 0) >= len(missed + lost), 60, "not every callback was tried")
     patient.callbacks.up()

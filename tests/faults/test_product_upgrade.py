@@ -53,7 +53,8 @@ class JobsUnderWay:
 
     def _send(self) -> None:
         more = [f"job-{len(self.names) + number}" for number in range(20)]
-        url, seconds = self.product.callbacks.url, [2, *[0.1] * 9]  # slow jobs, so that done offsets lie above the base
+        # Every tenth job is slow, so that done offsets lie above the base.
+        url, seconds = self.product.callbacks.url, [2, *[0.1] * 9]
         self.product.submit(
             {"job_id": name, "prompt": f"[[sleep {seconds[number % 10]}]] {name}", "callback_url": url}
             for number, name in enumerate(more)
@@ -67,7 +68,8 @@ def test_an_upgrade_and_its_rollback_under_load_lose_nothing_and_answer_nothing_
     source = last_release.unpacked(tmp_path / "last_release")
     old = {"PYTHONPATH": str(source)}
     assert place_of_program(old).is_relative_to(source)
-    product.callbacks.up(Behaviour(fail_first=1))  # so each callback waits in a tier, where the other program reads it
+    # The first attempt fails, so that each callback waits in a tier, from which the other program reads it.
+    product.callbacks.up(Behaviour(fail_first=1))
     jobs = JobsUnderWay(product)
     last = pair(product, "1", old)
     jobs.until(lambda: len(product.callbacks.events) >= 30)

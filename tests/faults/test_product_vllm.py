@@ -72,7 +72,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     assert gone(first)
     assert product.outcomes() == dict.fromkeys(names, "succeeded")
 
-    # A million tokens in six seconds: no machine is quick enough to answer any job in time.
+    # These jobs ask for a million tokens in six seconds, and no machine is quick enough to answer any of them in time.
     cut_off = [f"cut-off-{number}" for number in range(CUT_OFF)]
     product.submit({"job_id": name, "prompt": "Who?", "max_tokens": 3500, "ttl_seconds": 6} for name in cut_off)
     product.wait_for_results(JOBS + CUT_OFF, 120)
@@ -84,7 +84,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     assert second != []
     with frozen(second):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LATE} for name in late)
-        # Wait until all jobs are begun: a stopped worker leaves the others to other workers.
+        # Wait until all jobs are begun, because a stopping worker leaves jobs that it has not begun to other workers.
         eventually(lambda: worker.metrics()["postback_in_flight"] == len(late), 60, "not every job is taken")
         worker.process.terminate()
     assert worker.process.wait(90) == 0  # the worker finishes the jobs that it has begun
@@ -102,7 +102,7 @@ def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product:
     eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
     for worker in (asked, killed):
         assert worker.ready() == (False, ["the process is starting"])
-        assert not worker.alive()  # not alive yet, so that a startup probe ends a load that hangs
+        assert not worker.alive()  # a loading worker is not alive, so that a startup probe ends a load that hangs
     loading = [*engine_of(asked), *engine_of(killed)]
     killed.kill()
     assert asked.terminate() == 0

@@ -198,7 +198,7 @@ def test_a_week_without_a_receiver_loses_nothing_and_skips_nothing(
 
     away.up()
     assert postback_here("endpoints", "enable", away.url, env=env).returncode == 0
-    # A killed process's open transaction hides later records for some seconds, the operator's order among them.
+    # A killed process may leave a transaction open, which hides later records such as the operator's order for seconds.
     eventually(lambda: "enabled" in postback_here("endpoints", "list", env=env).stdout, 30, "nobody sees it enabled")
 
     def kill() -> None:

@@ -32,7 +32,7 @@ class NameServer(asyncio.DatagramProtocol):
     _transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # asyncio's own datagram transport is not derived from DatagramTransport, so an assertion would fail.
+        # Cast, because asyncio's own datagram transport is not derived from DatagramTransport.
         self._transport = cast(asyncio.DatagramTransport, transport)
         self.port = transport.get_extra_info("sockname")[1]
 

@@ -40,7 +40,8 @@ class Peer:
     @property
     def transport(self) -> asyncio.Transport:
         """The connection's transport, for both directions."""
-        return cast(asyncio.Transport, self.writer.transport)  # uvloop's transport has another base
+        # Cast, because uvloop's transport has another base class.
+        return cast(asyncio.Transport, self.writer.transport)
 
     async def request(self) -> bytes | None:
         """Read one whole request; None if the client is gone."""

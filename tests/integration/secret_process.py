@@ -19,12 +19,12 @@ NOBODY = 65534
 
 def main() -> None:
     """Print the files that another process of the same user may open, before `keep_secrets` and after."""
-    Metrics()  # imports all that is needed while root's files are still readable
+    Metrics()  # imports the needed modules while root's files are still readable
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # the change of user cleared the flag, and an exec would set it
+        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # the change of user cleared this flag, which an exec would set again
     before = opened_by_another()
     secrecy.keep_secrets()
     registry = CollectorRegistry()

@@ -172,7 +172,7 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
     named = b'{"prompt": "Why?", "model_id": "gpt-4o-mini"}'
     for user in ("producer", "keeper"):
         assert 'no worker announces "gpt-4o-mini"' in run(user, "submit", "-", "--check", given=named)
-    product.put([b"{}"])  # not a job, so it becomes a dead letter
+    product.put([b"{}"])  # this record is no job, so it becomes a dead letter
     eventually(lambda: len(product.dead_letters()) == 1, 30, "what is no job is not given up")
 
     assert "delivered" in run("operator", "deliveries", "job_0")
@@ -223,9 +223,9 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
 
         redriven = product.kafka.topics.redriven
-        # The tests of this file share their topics, so earlier letters and marks are there.
+        # The tests of this file share their topics, which may already hold dead letters and marks.
         before, marks = len(product.dead_letters()), len(product.read(redriven))
-        product.put([b"{}"], [("tenant", b"acme")])  # not a job, so it becomes a dead letter
+        product.put([b"{}"], [("tenant", b"acme")])  # this record is no job, so it becomes a dead letter
         eventually(lambda: len(product.dead_letters()) > before, 60, door.role.said)
         assert "The letter is put back." in redriven_by_the_page(door, key)
         assert len(product.read(redriven)) == marks + 1

@@ -59,7 +59,7 @@ def test_waiting_records_are_shown_without_any_process_until_they_are_done(produ
 
 def test_done_records_above_the_base_do_not_wait(product: Product) -> None:
     names = product.kafka.topics
-    product.submit({"prompt": "Why?"} for _ in range(24))  # six in each of four partitions
+    product.submit({"prompt": "Why?"} for _ in range(24))  # six jobs go to each of four partitions
     commit(product.kafka, "inference", names.requests(), Progress(base=1, done=0b1010, open=True))
 
     [lane] = [each for each in told(product.kafka)["topics"] if each["topic"] == names.requests()]

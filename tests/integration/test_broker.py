@@ -125,8 +125,8 @@ def test_three_brokers_survive_the_loss_of_one(clean_processes: None) -> None:
 def test_temporary_data_is_thrown_away(clean_processes: None) -> None:
     with Broker.start() as broker:
         create_topic(broker.bootstrap_servers)
-        write(broker.bootstrap_servers, "one " * 1000)  # large enough to be compressed
-        # The broker unpacks native libraries beside its data: a killed broker cannot remove them.
+        write(broker.bootstrap_servers, "one " * 1000)  # the value is large enough to be compressed
+        # The broker unpacks native libraries within its data folder, because a killed broker cannot remove them itself.
         assert list(broker.data.glob("node-1/tmp/liblz4*"))
 
     assert not broker.data.exists()

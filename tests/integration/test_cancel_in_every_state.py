@@ -225,7 +225,7 @@ async def test_a_job_cancelled_taken_back_or_late_in_any_state_has_the_one_resul
     few = settings(
         max_examples=4,
         stateful_step_count=10,
-        phases=[Phase.generate],  # no shrinking, which would take minutes
+        phases=[Phase.generate],  # `Phase.shrink` is left out, because it would take minutes
         suppress_health_check=[*HealthCheck],
         database=None,
     )

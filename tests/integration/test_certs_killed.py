@@ -72,7 +72,7 @@ def check_is_usable(ca: Path) -> None:
 def test_an_authority_is_usable_after_a_kill_before_any_file_operation(killed: list[Path]) -> None:
     for ca in killed:
         if ca.name.startswith("init"):
-            with suppress(AuthorityUnusable):  # killed after the last file, so the authority is complete
+            with suppress(AuthorityUnusable):  # a kill after the last file leaves a complete authority
                 init(ca, NOW)
         check_is_usable(ca)
 

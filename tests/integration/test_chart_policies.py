@@ -78,7 +78,7 @@ def test_a_role_reaches_the_addresses_that_the_guard_takes_for_public_and_no_oth
     allowed = [ip_network(each) for each in SECURED["egress"]["allowCallbacks"]]  # type: ignore[index]
     if any(address in network for network in (*denied, *allowed)):
         return
-    # A policy cannot judge an IPv4 address in an IPv6 one: the chart closes NAT64, and only the guard judges ISATAP.
+    # A policy cannot judge an IPv4 address in an IPv6 address. The chart closes NAT64; only the guard judges ISATAP.
     inner = isinstance(address, IPv6Address) and (
         address not in GLOBAL_UNICAST or (int(address) >> 32) & 0xFFFF_FFFF in ISATAP
     )

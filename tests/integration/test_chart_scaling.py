@@ -158,13 +158,14 @@ def test_the_gpu_monitor_keeps_the_gpus_of_the_releases_workers_for_the_job_of_t
 
     def keeps(name: str, of: str, pod: str) -> bool:
         assert kept["sourceLabels"] == ["__name__", "namespace", "pod"]
-        return re.fullmatch(kept["regex"], f"{name};{of};{pod}") is not None  # Prometheus joins and anchors likewise
+        # Prometheus joins the labels and anchors the expression in the same way.
+        return re.fullmatch(kept["regex"], f"{name};{of};{pod}") is not None
 
     assert keeps("DCGM_FI_DEV_GPU_UTIL", namespace, f"{workers}-0")
     assert keeps("DCGM_FI_DEV_GPU_UTIL", namespace, f"{workers}-large-11")
     assert not keeps("DCGM_FI_DEV_GPU_UTIL", "others", f"{workers}-0")
     assert not keeps("DCGM_FI_DEV_GPU_UTIL", namespace, "training-0")
-    assert not keeps("DCGM_FI_DEV_GPU_UTIL", "", "")  # a GPU that no pod holds
+    assert not keeps("DCGM_FI_DEV_GPU_UTIL", "", "")  # no pod holds this GPU
     assert not keeps("go_goroutines", namespace, f"{workers}-0")
 
 

@@ -90,7 +90,7 @@ def test_a_private_key_that_others_may_use_stops_the_start_with_the_fix(
 ) -> None:
     path = Path(shutil.copy(authority.client_file("acme"), tmp_path / "acme.pem"))
     if os.geteuid() == 0:
-        os.chown(path, 10001, 10001)  # not root, whose files the group may read
+        os.chown(path, 10001, 10001)  # the owner must not be root, whose files the group may read
         with pytest.MonkeyPatch.context() as as_user:
             as_user.setattr(os, "geteuid", lambda: 10001)
             refused(path, clock, mode)
@@ -113,7 +113,7 @@ def test_a_private_key_of_another_user_stops_the_start_unless_the_user_is_root(
     owner = path.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     if owner == 0:
-        path.chmod(0o440)  # the mode of a Secret in a pod that does not run as root
+        path.chmod(0o440)  # a Secret has this mode in a pod that does not run as root
         contexts(path, clock)
         os.chown(path, 10001, 10001)
     path.chmod(0o600)

@@ -74,7 +74,8 @@ async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_
     clock.skipped += SILENT_SECONDS + 1
     [reason] = followed.reasons()
     assert reason.startswith(f"the topic {fleet.topics.control} could not be read for ")
-    await until(lambda: followed.alive, "the thread does not come round")  # an unreachable broker ends no thread
+    # An unreachable broker does not end the thread.
+    await until(lambda: followed.alive, "the thread does not come round")
     assert followed.reasons()
     await asyncio.to_thread(own_broker.resume)
     await until(lambda: not followed.reasons(), "it is not heard of again")
@@ -135,7 +136,7 @@ async def test_a_process_that_can_no_longer_follow_the_endpoints_ends(
     monkeypatch.setattr(EndpointStates, "apply", poisoned)
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # it would change the test process's garbage collector
+    )  # the real function would change the garbage collector of the test process
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
     ports: list[int] = []

@@ -104,7 +104,7 @@ def test_every_container_is_confined(compose: Manifest) -> None:
             assert port["host_ip"] == "127.0.0.1"
     for name, service in compose["services"].items():
         if name == "kafka":
-            continue  # not read-only: Kafka's image writes its configuration into its own file system
+            continue  # Kafka's file system is writable, because the image writes its configuration there
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -118,7 +118,8 @@ def test_delivery_may_reach_the_receiver_and_nothing_else_of_the_network(compose
     services = compose["services"]
 
     address = services["receiver"]["networks"]["fleet"]["ipv4_address"]
-    for role in ("delivery", "worker", "worker-gpu"):  # workers too, which reject jobs with forbidden callbacks
+    # Workers need the setting too, because they reject jobs with forbidden callbacks.
+    for role in ("delivery", "worker", "worker-gpu"):
         assert services[role]["environment"]["POSTBACK_EGRESS__ALLOW_CALLBACKS"] == f"{address}/32"
     assert "POSTBACK_EGRESS__ALLOW_FETCH" not in services["worker"]["environment"]
 
@@ -138,7 +139,7 @@ def test_the_keyring_is_written_by_its_maker_and_only_read_by_others(compose: Ma
 def test_composes_kafka_has_the_timeouts_of_the_broker_that_is_tested_on(compose: Manifest) -> None:
     kafka = compose["services"]["kafka"]
 
-    # The image's rule: KAFKA_A_B_C becomes a.b.c.
+    # By the rule of Kafka's image, KAFKA_A_B_C becomes a.b.c.
     given = {
         name.removeprefix("KAFKA_").lower().replace("_", "."): value
         for name, value in kafka["environment"].items()

@@ -21,7 +21,7 @@ def beginning(code: int, framing: str, then: str) -> Script:
         await peer.request()
         head = f"HTTP/1.1 {code} Whatever\r\nretry-after: 60\r\n{BODY[framing]}\r\n\r\n"
         await peer.send(head.encode() + (b"3\r\nabc\r\n" if framing == "chunked" else b"abc"))
-        await asyncio.sleep(0.05)  # the client reads these bytes before the cut
+        await asyncio.sleep(0.05)  # lets the client read these bytes before the cut
         if then == "garbled":
             await peer.send(b"not-a-size\r\n")
         if then == "reset":

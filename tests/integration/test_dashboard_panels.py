@@ -94,7 +94,8 @@ def test_each_panel_shows_data_of_a_fleet_with_sources_a_rollout_and_a_failing_c
         key = gateway.key()
         accepted = gateway.post("/v1/jobs", key, json={**job, "model_id": "assistant"})
         assert accepted.ok, accepted.text
-        product.submit([{"prompt": "[[sleep 300]]", "model_id": "assistant"}])  # waits, with a deadline
+        # This job stays unanswered, and has a deadline.
+        product.submit([{"prompt": "[[sleep 300]]", "model_id": "assistant"}])
 
         asked = panels().keys() - OF_VLLM - NOT_HERE.keys()
 
@@ -115,7 +116,7 @@ async def test_each_panel_of_vllm_shows_data_of_a_real_engine(
         deadline = Deadline.after(SystemClock(), 180)
         while left := await asyncio.to_thread(silent, prometheus, OF_VLLM):
             assert not deadline.passed, f"no data: {left}"
-            await vllm_engine.generate(request())  # again, since a rate needs work between two scrapes
+            await vllm_engine.generate(request())  # a rate needs work between two scrapes
 
 
 def silent(prometheus: Prometheus, asked: Iterable[Panel]) -> list[tuple[Panel, str]]:

@@ -252,12 +252,14 @@ def test_a_named_letter_that_cannot_be_put_back_is_a_failure_that_says_why(fleet
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "postback: not put back: 0:0 (endpoint_disabled), job_3 (too_large)"
     assert len(stands_in(fleet, fleet.topics.requests(bulk=True))) == 1
-    assert postback_here("dead-letters", "redrive", env=env).returncode == 0  # leftovers that no id names are no error
+    # Letters that cannot be put back are an error only if an id names them.
+    assert postback_here("dead-letters", "redrive", env=env).returncode == 0
 
 
 def test_a_cancelled_job_is_kept_until_its_cancellation_is_taken_back(fleet: KafkaSettings) -> None:
     put_letters(fleet)
-    cancel(fleet, "acme", ["job_1", "job_2"])  # job_1's letter is a callback, and job_2 belongs to another tenant
+    # This cancellation has no effect: job_1's letter is a callback, and job_2 belongs to globex.
+    cancel(fleet, "acme", ["job_1", "job_2"])
     cancel(fleet, "globex", ["job_2"])
     env, bulk = environment_of(fleet), fleet.topics.requests(bulk=True)
     held = postback_here("dead-letters", "redrive", "job_2", "--yes", env=env)

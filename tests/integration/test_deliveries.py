@@ -43,7 +43,7 @@ def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery
     product.callbacks.down()
     env = environment_of(product.kafka)
     put_result(product, product.kafka.topics.results, "job_1", "msg_1")
-    # With jitter, a record that is early by more than the slack hops to another tier, which adds a step.
+    # Jitter is off, because a record that is early by more than the slack would hop to another tier, and so add a step.
     product.deliver("d1", POSTBACK_DELIVERY__JITTER="0")
     eventually(lambda: len(product.dead_letters()) == 1, 60, "the callback is not given up")
     product.callbacks.up()

@@ -42,7 +42,7 @@ def limited(limit: int) -> Iterator[Path | None]:
             group.mkdir()
         except OSError:
             continue
-        if not (group / file).exists():  # no memory controller here
+        if not (group / file).exists():  # this folder has no memory controller
             group.rmdir()
             continue
         (group / file).write_text(str(limit))

@@ -90,7 +90,7 @@ class Unforeseen(AbstractResolver):
 @pytest.fixture
 async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metrics]:
     """The running stages of a delivery process."""
-    # One origin has good and bad paths here. Its breaker counts them together, so it must never open.
+    # Good and bad paths have the same origin here, and so the same breaker, which must never open.
     settings, metrics = DeliverySettings(breaker_failures=10_000, breaker_failure_share=1.0), Metrics()
     policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
     poster = Poster(settings, policy, CLOCK, resolver=Unforeseen())
@@ -137,7 +137,7 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
     kinds |= {"private": "http://10.0.0.1/"}
     put_results(fleet, {f"{kind}-{number}": url for kind, url in kinds.items() for number in range(8)})
     letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 4 * 8)
-    # ok 1 attempt, flaky 3, down 3 (two tiers), gone 1, moved 3, late 2, private 1.
+    # Each event gets these attempts: ok 1, flaky 3, down 3 (two tiers), gone 1, moved 3, late 2, private 1.
     attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 3 + 2 + 1) * 8)
 
     assert Counter(headers_of(letter)["reason"] for letter in letters) == {

@@ -123,6 +123,6 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals, env: 
 @pytest.mark.vllm
 @pytest.mark.timeout(1500)  # on a bare machine the model is downloaded and unpacked first
 def test_a_real_model_answers_every_question_from_the_right_page() -> None:
-    done = demo(env=environment_of())  # in the usual TMPDIR, to reuse torch's compiled code
+    done = demo(env=environment_of())  # keeps the usual TMPDIR, to reuse torch's compiled code
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 of 20 answered, 20 right with the right source, 20 signatures verified" in done.stdout

@@ -43,7 +43,7 @@ def test_every_variable_that_is_set_is_one_that_the_program_reads(compose: Manif
 
 def commands(compose: Manifest) -> Iterator[tuple[str, list[str]]]:
     for name, service in own_services(compose).items():
-        if not service.get("entrypoint"):  # with an entrypoint, the command is a shell's
+        if not service.get("entrypoint"):  # if a service has an entrypoint, its command is for a shell
             yield f"compose.yaml, {name}", service["command"]
     for name, values in VALUE_SETS.items():
         for container in own_containers(render(values)):

@@ -68,7 +68,7 @@ def test_a_gone_endpoint_stays_disabled_over_a_kill_until_an_operator_enables_it
     put_result(fleet, "second", callbacks.url)
     product.wait_for_callbacks(2, 30)
 
-    # The command's last line names this endpoint only: the tenant's other letters stay.
+    # The last line's command puts back the letters of this endpoint only, so the tenant's other letters stay.
     command = shlex.split(enabled.stderr.splitlines()[-1].partition("put back by: postback ")[2])
     *before, last = command
     assert last == callbacks.url
@@ -83,7 +83,7 @@ def test_a_gone_endpoint_stays_disabled_over_a_kill_until_an_operator_enables_it
     put_result(fleet, "third", callbacks.url)
     eventually(lambda: len(reasons()) == 3, 30, lambda: f"there is {reasons()}")
 
-    # `first` came twice, since its first attempt got a 410. Both kept events have their own ids, and no other was sent.
+    # `first` came twice, since its first attempt got a 410. Both kept events have their own ids. No other event came.
     sent = sorted(one.webhook_id or "" for one in callbacks.received)
     assert sent == ["msg_first", "msg_first", "msg_kept", "msg_second"]
     said = killed.said()
@@ -104,7 +104,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
     put("acme", HOOK, EndpointState.ENABLED)
     put("acme", HOOK, EndpointState.FAILING)
     put("acme", f"{HOOK}3", EndpointState.DISABLED)
-    put("acme", f"{HOOK}3", EndpointState.FAILING)  # by a process that had not read DISABLED yet
+    put("acme", f"{HOOK}3", EndpointState.FAILING)  # written by a process that had not read DISABLED yet
     put("acme", f"{HOOK}2", EndpointState.FAILING)
     put("acme", f"{HOOK}2", None)
     put("acme", "https://hooks.example/\x1b[2J", EndpointState.DISABLED)

@@ -184,7 +184,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
     healthy = [f"ok-{number}" for number in range(400)]
     async with hung.up(), fleet.delivery(deadline_seconds=600.0):
         assert hung.gate is not None
-        # All hung events precede the healthy ones in one partition, and its first record stays unanswered.
+        # All hung events precede the healthy ones in one partition, whose first record stays unanswered.
         fleet.put(f"{hung.origin}/hook", queued, partition=2)
         fleet.put(f"{site.origin}/hook", healthy, partition=2)
         await until(lambda: len(site.got) >= 400, lambda: f"{len(site.got)} of 400 were served")
@@ -204,7 +204,7 @@ async def test_twenty_thousand_results_for_a_hung_endpoint_keep_no_other_endpoin
 async def test_a_dead_origin_is_left_alone_until_a_probe_succeeds(fleet_with: Callable[..., Fleet], site: Site) -> None:
     # The schedule has so many waits that no event reaches its end by probing the origin.
     fleet, dead = fleet_with(0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5), Site()
-    with socket.socket() as reserved:  # bound and not listening: connections are refused
+    with socket.socket() as reserved:  # the port is bound but not listening, so connections are refused
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         names = [f"dead-{number}" for number in range(300)]
@@ -221,7 +221,7 @@ async def test_a_dead_origin_is_left_alone_until_a_probe_succeeds(fleet_with: Ca
     assert fleet.counted("postback_breaker_changes_total", state="closed") == 1
     failed = [one for one in await fleet.attempts() if one["error"] is not None]
     opened = fleet.counted("postback_breaker_changes_total", state="open")
-    # Ten failures open the breaker; seven more were in flight, and each probe adds one: far fewer than the 300 events.
+    # Ten failures open the breaker while seven more attempts are in flight, and each failed probe adds one.
     assert 10 <= len(failed) <= 10 + 7 + opened
     assert await fleet.letters() == {}
 
@@ -244,7 +244,7 @@ async def test_an_endpoint_that_is_gone_is_called_no_more_and_its_events_are_kep
             return fleet.counted("postback_dead_letters_total", reason="endpoint_disabled")
 
         await until(lambda: kept() == 20 and len(site.got) == 3, lambda: f"{kept()} of 20 are kept")
-    # A new process knows the disabled endpoint before it sends anything.
+    # A new process knows that the endpoint is disabled before the process sends anything.
     fleet.put(gone, ["after-restart"])
     async with fleet.delivery():
         await until(lambda: kept() == 21, lambda: "the event from after the restart is not kept")
@@ -307,14 +307,14 @@ async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_
     fleet.put_state(operator)
     # The breaker is hardly ever open, so that all events are attempted.
     async with fleet.delivery(disable_after_seconds=0.5, breaker_open_seconds=0.01, breaker_longest_seconds=0.01):
-        site.status = 503  # each event fails three times, over more than disable_after_seconds
+        site.status = 503  # each event fails three times, and these failures span more than disable_after_seconds
         put(40)
         await until(lambda: counted("callback_exhausted") == 40, lambda: "not all are given up")
         site.status = 410
         put(60)
         await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
-    # A new process reads the same disabled endpoints, and writes none beyond the bound either.
+    # A new process reads the same disabled endpoints, and disables no further ones beyond the bound either.
     async with fleet.delivery():
         put(10)
         await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")
@@ -326,7 +326,7 @@ async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_
         DisabledBecause.GONE: 19,
         DisabledBecause.OPERATOR: 1,
     }
-    assert idle.key not in known  # an endpoint without attempts is evicted by attempts at others
+    assert idle.key not in known  # attempts at other endpoints evict an endpoint without attempts
 
 
 async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transaction_open_in_it(
@@ -347,7 +347,7 @@ async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transac
     followed = CompactedTopic(fleet, fleet.topics.endpoints, lambda key, value: known.append(key), CLOCK)
     starting = asyncio.ensure_future(followed.start())
     await until(lambda: known == [b"before"], lambda: f"{known} is known")
-    assert not starting.done()  # records behind the open transaction count, though they cannot be seen yet
+    assert not starting.done()  # the start waits for records behind the open transaction, which cannot be read yet
     await asyncio.to_thread(left_open.abort_transaction, 20)
     await starting
     assert known == [b"before", b"behind"]

@@ -162,7 +162,8 @@ async def test_a_page_that_takes_too_long_is_killed_and_the_next_one_is_read() -
 async def test_a_job_that_is_cancelled_takes_its_reader_with_it() -> None:
     async with speaking(saying(SLOW, HTML)) as origin, enriching(member_seconds=60, budget_seconds=60) as enricher:
         job = asyncio.create_task(enricher.enrich(Sources(urls=[f"{origin}/"]), "Why?"))
-        while not any(reader.cpu_times().user > 2 for reader in readers()):  # more than the half second of its start
+        # A reader's start takes half a second of CPU time, so a reader with more than 2 s is reading the page.
+        while not any(reader.cpu_times().user > 2 for reader in readers()):
             await asyncio.sleep(0.05)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):

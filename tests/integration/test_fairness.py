@@ -35,7 +35,7 @@ def of(tenant: str, *more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
 def in_order(product: Product) -> list[str]:
     """The results' job ids in the order of settling."""
     results = product.read(product.kafka.topics.results)
-    # One transaction's results lie in several partitions; within a partition offsets give the order.
+    # The results of one transaction lie in several partitions. Within a partition, offsets give the order.
     results.sort(key=lambda message: (message.timestamp()[1], message.partition(), message.offset()))
     return [json.loads(value_of(message))["job_id"] for message in results]
 
@@ -100,7 +100,7 @@ def test_the_jobs_of_one_tenant_are_answered_in_the_order_of_their_deadlines(pro
 
     order = in_order(product)
     assert_each_once(order, day=192, hour=64)
-    # One window of 64 begins at once, and a second one may begin before every partition is read.
+    # One window of 64 jobs begins at once, and a second window may begin before every partition is read.
     assert max(places(order, "hour")) < 192
     assert worker.metrics()["postback_deferred_total"] == 0
 

@@ -52,14 +52,14 @@ def results() -> Iterator[bytes]:
     """Batches of one result each; the job is named after the batch's oddity."""
     yield batch([record(result_of("named"), OURS, key=b"named")], at_ms=NOW_MS)
     yield batch([record(result_of("attributes"), attributes=0x80)], at_ms=NOW_MS)
-    one = b"\x82\x80\x80\x80\x10"  # the length 1, with extra bits that readers ignore
+    one = b"\x82\x80\x80\x80\x10"  # encodes the length 1 with extra bits, which readers ignore
     body = b"\0\0\0" + one + b"k" + field(result_of("length")) + number(0)
     yield batch([number(len(body)) + body], at_ms=NOW_MS)
     followed = gzip.compress(record(result_of("gzip"), OURS)) + b"garbage"
     yield batch([b""], codec=1, content=followed, at_ms=NOW_MS)
     yield batch([record(result_of("offset"), offset_delta=9)], at_ms=NOW_MS)
     yield batch([record(result_of("good"))], at_ms=NOW_MS)
-    # The broker ignores the checksum at the end of lz4's frame (`Lz4BlockInputStream`); no client reads this batch.
+    # The broker ignores the checksum at the end of lz4's frame (`Lz4BlockInputStream`), but no client reads this batch.
     damaged = lz4.frame.compress(record(b"unreadable"), block_linked=False, content_checksum=True)
     yield batch([b""], codec=3, content=damaged[:-4] + b"1234", at_ms=NOW_MS)
 

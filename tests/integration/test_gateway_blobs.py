@@ -20,7 +20,7 @@ from gateway.store.store import Store
 from telemetry.clock import SystemClock
 from tests.s3_server import ACCESS, SECRET, s3_server
 
-pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server
+pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server, which takes minutes
 
 BUCKET = "fleet"
 UPLOAD = {"filename": "in.jsonl", "mime_type": "application/jsonl", "purpose": "batch"}

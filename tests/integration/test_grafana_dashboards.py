@@ -64,7 +64,7 @@ def declared() -> dict[str, Declared]:
 
 
 def test_the_files_are_those_that_the_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(FOLDER)  # as Python does for a script's own folder
+    monkeypatch.syspath_prepend(FOLDER)  # Python does the same with the folder of a script that it runs
     written: dict[Path, str] = runpy.run_path(str(FOLDER / "dashboards.py"))["documents"]()
 
     assert {path.name: path.read_text() for path in FOLDER.glob("*.json")} == {

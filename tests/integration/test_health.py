@@ -136,5 +136,5 @@ def test_a_busy_port_is_an_error_before_any_work_begins() -> None:
 def test_the_port_listens_on_this_machine_only() -> None:
     with HealthServer(Metrics(), lambda: READY) as server:
         socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
-        with pytest.raises(ConnectionRefusedError):  # a server on all addresses would accept this one too
+        with pytest.raises(ConnectionRefusedError):  # a server on all addresses would accept this connection too
             socket.create_connection(("127.0.0.2", server.port), timeout=10)

@@ -45,7 +45,8 @@ def drawing_itself() -> bytes:
     ("document", "why"),
     [
         (compressed(400), "more memory than allowed|took more than 4 s"),
-        (doubling(12, 10), "more memory than allowed|took more than 4 s"),  # the machine decides which limit is first
+        # The machine's speed decides which limit is reached first.
+        (doubling(12, 10), "more memory than allowed|took more than 4 s"),
         (pdf([line(FACT)]).replace(b"/Kids [6 0 R]", b"/Kids [2 0 R]"), "no visible text"),
         (pdf([line(FACT)]) + b"\0" * 20_000_000, "larger than 20000000 bytes"),
     ],

@@ -32,7 +32,8 @@ Path = tuple[str, ...]
 def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None:
     """Each model's lists and dicts are filled with wrong and with right items up to the record's size."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-P", "-m", __name__]  # run as a script, it would import the tests' `gateway`
+    # Use `-m`, because a script would import the tests' package `gateway` instead of the product's.
+    command = [sys.executable, "-P", "-m", __name__]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     grown = dict(map(json.loads, done.stdout.splitlines()))
     assert len(grown) > 50
@@ -192,7 +193,7 @@ def measure(bomb: Bomb) -> None:
     record = written(bomb)
     if (child := os.fork()) == 0:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with contextlib.suppress(Exception):  # a refusal is fine
+        with contextlib.suppress(Exception):  # the model may refuse the record
             bomb.read(record)
         report(bomb.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         os._exit(0)
@@ -208,6 +209,6 @@ def report(name: str, kib: int) -> None:
 
 if __name__ == "__main__":
     each_one = list(bombs())
-    gc.freeze()  # else each child copies the pages that its collector visits
+    gc.freeze()  # without this call, each child copies the pages that its garbage collector visits
     for each in each_one:
         measure(each)

@@ -68,7 +68,7 @@ def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() 
 def test_everything_that_the_image_is_made_of_reaches_the_build() -> None:
     let_in = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
     copied = {source for line in dockerfile("COPY") for source in line.split()[:-1]}
-    # Bind mounts of the build's own folder: requirements and the steps.
+    # Bind mounts also bring files into the build: the requirements and the installing script.
     copied |= {source for line in dockerfile("RUN") for source in re.findall(r"type=bind,source=([^,]+)", line)}
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
 

@@ -118,7 +118,8 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
     shared = {"POSTBACK_WORKER__MODELS": json.dumps({"big": "gpu", "lost": "gpu"})}
     gpu = {"POSTBACK_WORKER__LANE": "gpu", "POSTBACK_WORKER__MODELS": json.dumps({"small": None, "lost": None})}
     big = lanes.worker("w2", "--engine", "echo", "--model", "big", **gpu)
-    eventually(lambda: big.ready()[0], 30, "the worker of the lane is not ready")  # it may own all partitions for now
+    # Until the next worker starts, this worker may own all partitions.
+    eventually(lambda: big.ready()[0], 30, "the worker of the lane is not ready")
     small = lanes.worker("w1", "--engine", "echo", "--model", "small", **shared)
     lanes.deliver("d1")
     url = {"callback_url": lanes.callbacks.url}

@@ -128,7 +128,7 @@ def put(product: Product, cases: list[Case]) -> dict[tuple[int, int], Case]:
                 headers=list(case.headers),
                 on_delivery=note(case),
             )
-            producer.flush(20)  # one record a batch, since the topic's limit applies to a batch
+            producer.flush(20)  # each batch has one record, since the topic's limit applies to a batch
     assert len(places) == len(cases)
     return places
 

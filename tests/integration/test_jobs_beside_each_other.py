@@ -63,7 +63,7 @@ async def test_slow_pages_keep_no_other_job_from_choosing_among_what_it_has() ->
         async with beside(enricher, slow[:10]), beside(enricher, slow[10:], "other"):
             while not await asyncio.to_thread(is_reading):
                 pass
-            soon = Deadline.after(CLOCK, 20.0)  # before the first pages time out
+            soon = Deadline.after(CLOCK, 20.0)  # this deadline passes before the first pages time out
             evidence = await enricher.enrich(sources, "silver mine", deadline=soon)
         assert [source.id for source in evidence.sources] == [site.url("/mine")]
         assert not any("no source" in note for note in evidence.notes)

@@ -65,7 +65,7 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Pr
         eventually(lambda: len(store.found(f'"postback.objects":"{job_id}"')) == 1, 30, "the audit line is not there")
         assert [role.terminate() for role in [*roles, gateway.role]] == [0, 0, 0, 0]
 
-        written = sum(len(role.lines()) for role in product.roles)  # `lines` fails if one is not ECS
+        written = sum(len(role.lines()) for role in product.roles)  # `lines` fails if a line is not ECS
         eventually(
             lambda: len(store.found('"data_stream.dataset":=postback')) == written, 30, "not every line is stored"
         )
@@ -113,7 +113,7 @@ def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_pat
         shipping(store, tmp_path / "filebeat", *services["filebeat"]["command"], containers=f"{tmp_path}/*-json.log"),
     ):
         eventually(lambda: store.found("first") != [], 60, "no line arrives")
-        with role.open("a") as more:  # Kafka's line, if it were sent, would arrive first
+        with role.open("a") as more:  # Kafka's line, if it were sent, would arrive before this one
             more.write(json.dumps(of_a_role | {"log": "Fatal Python error: Aborted\n"}) + "\n")
         eventually(lambda: store.found("Aborted") != [], 60, "the second line does not arrive")
         assert sorted(line["_msg"].strip() for line in store.found("*")) == ["Fatal Python error: Aborted", "first"]

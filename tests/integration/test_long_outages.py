@@ -152,7 +152,7 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     events = [world.add(f"{dead_origin}/job/{number}", at=number) for number in range(300)]
     await world.run()
     assert set(world.letters) == set(events)
-    # Three days of the schedule, five until an endpoint is disabled, and three for an event tried on the last day.
+    # The schedule lasts three days, disabling an endpoint five, and an event tried on the last day three more.
     assert max(at for at, _ in world.letters.values()) < 13 * DAY
     reasons = {record.header(names.REASON) for _, record in world.letters.values()}
     assert reasons == {"callback_exhausted"}
@@ -177,7 +177,7 @@ async def test_an_outage_of_days_writes_each_event_some_forty_times_and_not_once
     events = [world.add(f"{dead_origin}/hook", at=60.0 * number) for number in range(1000)]
     await world.run(until=5 * DAY)
     assert sum(world.written.values()) < 50 * len(events)
-    assert world.posts > 5 * DAY / 600  # a probe in ten minutes, on average
+    assert world.posts > 5 * DAY / 600  # the origin is probed at least once in ten minutes on average
 
 
 @pytest.mark.parametrize("hours", [0.5, 1.01, 4.01, 10.01, 25.01, 48])

@@ -278,12 +278,12 @@ async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
     with _first_process():
         child = await _reading()
         (started,) = _tesseracts()
-        started.suspend()  # like a computing tesseract, it does not notice the end of its input
+        started.suspend()  # a suspended tesseract, like one that computes, does not notice the end of its input
         reader = started.parent()
         assert reader is not None
         reader.kill()
         async with asyncio.timeout(60):
-            while child.alive:  # `kill` would end tesseract too while the reader lives
+            while child.alive:  # waits, because `kill` would end tesseract too if the reader were alive
                 await asyncio.sleep(0.01)
             await child.kill()
         assert _tesseracts() == []

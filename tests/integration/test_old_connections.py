@@ -31,7 +31,7 @@ async def test_callbacks_move_from_an_old_connection_to_a_new_one_and_none_fails
 @pytest.mark.usefixtures("short_lived")
 async def test_a_name_that_moves_is_followed_although_its_connection_is_never_idle() -> None:
     async with serving("127.0.0.1") as former, serving("127.0.0.2", former.port) as latter:
-        # aiohttp's cache would keep the first answer for ten seconds.
+        # The cache is off, because aiohttp would keep the first DNS answer for ten seconds.
         connector = GuardedConnector(LOOPBACK, Names([former.host], [latter.host]), use_dns_cache=False)
         async with aiohttp.ClientSession(connector=connector) as session, asyncio.timeout(20):
             while not latter.paths:

@@ -19,7 +19,7 @@ from tests.product import Product
 from tests.s3_server import ACCESS, SECRET, s3_server
 from tests.screening_rules import CARD, pii
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(1_200)]  # a bare machine builds the S3 server first
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(1_200)]  # on a bare machine, the S3 server is built first
 
 QUESTION = {"prompt": "Why is the sky blue? " * 40_000}
 DOCUMENTS = {

@@ -54,7 +54,8 @@ async def test_a_connection_closed_after_the_request_was_read_is_not_posted_to_a
 
     server = await start(script)
     assert isinstance(await post(poster, server.url), Delivered)
-    # The keep-alive race: the request goes out on the warm connection, and the server closes it without an answer.
+    # This is the keep-alive race: the request goes out on the warm connection, which the server closes without an
+    # answer.
     assert failure(await post(poster, server.url)) == (FailureReason.CONNECTION_CLOSED, None)
     assert (len(server.requests), server.connections) == (2, 1)
 
@@ -149,7 +150,7 @@ async def test_an_idle_connection_is_closed_from_our_side_without_another_callba
 
     server, poster = await start(script), keeping(0.1)
     assert isinstance(await post(poster, server.url), Delivered)
-    async with asyncio.timeout(10):  # less than aiohttp's own 15 s, so the poster's own setting closed it
+    async with asyncio.timeout(10):  # aiohttp itself waits 15 s, so the poster's setting closed the connection
         await closed.wait()
     await poster.close()
 
@@ -238,7 +239,7 @@ async def test_unasked_bytes_on_an_idle_connection_are_no_answer_to_the_next_cal
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK if peer.number == 1 else status(503))
-        await asyncio.sleep(0.05)  # until the answer was read: bytes that come with it are another case
+        await asyncio.sleep(0.05)  # waits until the answer is read, since bytes that come with it are another case
         await peer.send(unasked)
         said.set()
         await peer.request()

@@ -71,7 +71,7 @@ async def test_a_body_that_drips_is_cut_off_at_the_same_deadline(start: Start, u
 
     server = await start(script)
     assert failure(await post(unhurried, server.url)) == (FailureReason.TIMEOUT, 200)
-    # Half a body does not block the next callback either.
+    # A body that was cut off does not block the next callback either.
     server.script = always(OK)
     assert isinstance(await post(unhurried, server.url), Delivered)
     assert server.connections == 2

@@ -121,7 +121,7 @@ async def test_a_search_that_hangs_does_not_take_the_time_of_the_jobs_own_source
         )
         await worker.read(1)
         while not worker.searches("late"):
-            jump(clock, 1.0)  # in small steps, since a jump would exceed the connection's timeout
+            jump(clock, 1.0)  # the clock moves in small steps, since a large one would exceed the connection's timeout
             await asyncio.sleep(0.01)
         result = await job
         assert result.notes[0] == "the search at searxng brought nothing: it was late"

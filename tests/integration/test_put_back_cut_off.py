@@ -96,7 +96,8 @@ def test_a_frozen_broker_ends_the_command_in_time_with_the_rest_named(own: Broke
         try:
             with pytest.raises(NotPutBack, match="The batches before it are put back"):
                 letters.redrive(LetterFilter(), back, 100, freeze)
-            # A bound of ours ended the run: the client's own timeouts are 30 s for each request, and none for a commit.
+            # One of our limits must have ended the run. The client itself allows 30 s for a request, and any time for a
+            # commit.
             assert CLOCK.monotonic() - frozen_at[0] < 25
         finally:
             own.resume()

@@ -71,7 +71,7 @@ def test_records_are_put_back_no_faster_than_asked(fleet: KafkaSettings) -> None
     assert len(due(fleet)) == len(at_ms) == 2 * COUNT
     for jobs in (letters, results):
         times = [at_ms[job] for job in jobs]
-        # The last records follow three seconds after the start; writing the first may have taken one second of these.
+        # The last records follow three seconds after the start, of which writing the first records may have taken one.
         assert max(times) - min(times) >= 1000 * (COUNT / RATE - 2)
 
 

@@ -25,7 +25,7 @@ from workers.engines.vllm.settings import VllmSettings
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(1500),  # a bare machine downloads and unpacks the model first
+    pytest.mark.timeout(1500),  # on a bare machine, the model is downloaded and unpacked first
 ]
 
 NOTICE = "No source could be used: this answer rests on no source."

@@ -191,7 +191,7 @@ async def test_a_callback_is_written_before_the_delay_so_that_an_impatient_sende
             while not received:
                 await asyncio.sleep(0.01)
         assert [one.webhook_id for one in received] == ["msg_1"]
-        await asyncio.sleep(0.5)  # without a delay, the answer takes far less
+        await asyncio.sleep(0.5)  # an answer without a delay comes far sooner
         assert not impatient.done()
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
@@ -222,7 +222,8 @@ def test_keys_are_shown_only_when_that_is_asked(env: dict[str, str], tmp_path: P
         assert shown.returncode == 0
         assert secret.removeprefix("whsec_") not in shown.stdout
     hidden = json.loads(postback("keys", "show", "--tenant", "acme", "--json", env=env).stdout)
-    assert hidden == {**revealed, "secrets": []}  # a script would take any placeholder for a secret
+    # The command prints no placeholder, since a script would mistake it for the secret.
+    assert hidden == {**revealed, "secrets": []}
     jwks = json.loads(postback("keys", "show", "--jwks", env=env).stdout)
     assert jwks["keys"][0]["crv"] == "Ed25519"
 

@@ -140,7 +140,7 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
 
     eventually(lambda: len(product.dead_letters()) == 3 and in_the_long_tier() == 3, 60, "not all have come so far")
     assert delivery.terminate() == 0
-    put(kafka, kafka.topics.results, "untouched", callbacks.url)  # delivery has not seen it yet
+    put(kafka, kafka.topics.results, "untouched", callbacks.url)  # delivery has not seen this result yet
     callbacks.down()
     callbacks.up()
     assert "3 match too and have an endpoint that is disabled: `postback endpoints enable` comes first" in replay(

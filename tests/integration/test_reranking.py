@@ -193,7 +193,7 @@ async def test_passages_compared_before_the_time_was_up_count() -> None:
 async def test_a_result_says_for_how_many_passages_there_was_time() -> None:
     metrics = Metrics()
     wanted = {"rerank_model": str(embedding_model()), "rerank_passages": 1000, "rerank_seconds": 3.0}
-    page = " ".join(f"{number}. {TOWN}" for number in range(900))  # more than 1,000 passages
+    page = " ".join(f"{number}. {TOWN}" for number in range(900))  # the page has more than 1,000 passages
     async with choosing(metrics, **wanted) as chooser:
         deadline = Deadline.after(CLOCK, 120)
         choice = await chooser.choose("Bread?", [("Tarnby", page)], Budget(4000), 600, ASKER, deadline)

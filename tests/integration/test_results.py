@@ -193,7 +193,7 @@ def test_waiting_writes_each_result_as_it_is_settled_and_ends_with_the_last_of_t
     named = ("--id", "w1", "--id", "w2", "--id", "w3", "--tenant", "acme")
     settle(module_fleet, "w1")
     with waiting(*named, env=environment_of(module_fleet)) as process:
-        assert json.loads(line_of(process.stdout))["job_id"] == "w1"  # it was there before
+        assert json.loads(line_of(process.stdout))["job_id"] == "w1"  # this result was there before the command started
         settle(module_fleet, "w3", "globex")
         settle(module_fleet, "w2")
         assert json.loads(line_of(process.stdout))["job_id"] == "w2"
@@ -208,7 +208,8 @@ def test_after_a_redrive_the_newest_result_of_each_job_counts_and_has_the_one_li
     fleet: KafkaSettings, tmp_path: Path
 ) -> None:
     jobs = [f"r{number}" for number in range(6)]
-    for number, job in enumerate(jobs):  # both partitions get old results, also the one read last
+    # Both partitions get old results, so that the partition that is read last has some too.
+    for number, job in enumerate(jobs):
         settle(fleet, job, outcome=Outcome.REJECTED, partition=number % 2)
     for number, job in enumerate(jobs):
         settle(fleet, job, partition=1 - number % 2)

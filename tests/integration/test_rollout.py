@@ -75,7 +75,7 @@ class Reworded(Different):
 
 
 def test_answers_in_other_words_are_equal_if_the_shadow_worker_compares_by_meaning(fleet: RolloutFleet) -> None:
-    fleet.prompt = "Say job-1 now"  # the same text in each job: the model's process keeps its vector
+    fleet.prompt = "Say job-1 now"  # each job has the same text, whose vector the model's process keeps
     with handling(Reworded) as url:
         shadow = fleet.product.worker(
             *("s1", "--engine", "openai", "--model", "next", "--shadow"),

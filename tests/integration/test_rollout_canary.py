@@ -48,7 +48,7 @@ def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_t
     with handling(server) as url:
         fleet = echo_fleet(product, tmp_path, AT_A_SERVER.replace("URL", url))
         shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
-        # Seven bad answers decide, so twelve are never reached.
+        # Seven bad answers abort the rollout, so the canary never reaches its twelve jobs.
         fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
         said = fleet.awaited("aborted", 400, jobs=300)
         later = fleet.jobs(100)

@@ -25,7 +25,7 @@ DECIDING = 600.0
 BURST = 50
 """Jobs between two looks at a rollout: so many that the rollout decides soon."""
 LANE = "candidate"
-# Models share two cores with the rest of the test run: an answer's time shows nothing, so it must not decide.
+# The models share two cores with other tests, so the time of an answer shows nothing and must not decide.
 START = (
     *("start", "--alias", "assistant", "--sample", "1", "--canary-jobs", "3"),
     *("--per-second", "10000", "--slower", "1000"),
@@ -83,7 +83,7 @@ def longest_pause_seconds(product: Product, since: float, until: float) -> float
 def test_other_weights_are_aborted_and_the_same_are_promoted_while_jobs_flow(
     product: Product, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
-    # The fleet's workers do not know `other`, which never gets as far as a canary.
+    # The fleet's workers need not know the model `other`, because its rollout never gets as far as a canary.
     registry = tmp_path / "models.toml"
     registry.write_text(
         model("small", tiny_model(), 'aliases = ["assistant"]\n') + model("same", tiny_model(), f'lane = "{LANE}"\n')

@@ -100,7 +100,8 @@ def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))  # no pauses between tries
+    # The client retries without pauses.
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setattr(s3, "PART_BYTES", 4)
     with Storage(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -172,7 +173,7 @@ def test_a_storage_that_redirects_for_ever_is_away(
     with pytest.raises(BlobsAway, match=r"refuses a request \(307\)"):
         call(blobs)
 
-    assert storage.asked == 2  # the object, and once its bucket's region
+    assert storage.asked == 2  # one request asked for the object, and one for the bucket's region
 
 
 @pytest.mark.parametrize("change", CALLS[1:], ids=["put", "multipart", "delete"])

@@ -22,7 +22,7 @@ from workers.enrichment.fetching.s3 import THREADS, S3Objects
 from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
 from workers.system.errors import ProcessError
 
-pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server
+pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server, which takes minutes
 
 BUCKET = "uploads"
 FOLDERS = f"s3://{BUCKET}/{{tenant}}/, s3://{BUCKET}/shared/"

@@ -61,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in weights:
         if name.endswith("LayerNorm.weight"):
             weights[name][:] = 1
-    # Attention is uniform, and the values carry the share of `bad`, in the second of eight dimensions, to [CLS].
+    # Attention is uniform. The values carry the share of `bad` to [CLS] in the second of eight dimensions.
     weights["bert.embeddings.word_embeddings.weight"][:] = numpy.eye(8)[[0, 0, 0, 0, 1]]
     weights[f"{LAYER}.attention.self.value.weight"][:] = numpy.eye(8)
     weights[f"{LAYER}.attention.output.dense.weight"][:] = 40 * numpy.eye(8)
@@ -155,7 +155,7 @@ def test_without_an_answer_the_verdict_is_the_rules_own(
     model: Path, tmp_path: Path, on_failure: str, verdict: Verdict
 ) -> None:
     screen = screen_of(tmp_path, rule(model, f'on_failure = "{on_failure}"'))
-    screen.close()  # so that no process answers
+    screen.close()  # ends the classifier's process, so that no answer comes
 
     screened = screen.check("acme", Job(prompt="bad"))
 

@@ -65,7 +65,8 @@ async def supports(model: Model, checks: int, **sources: Any) -> tuple[list[str]
     async with worker_with(model, checks) as worker:
         result = await worker.result({**SOURCES, **sources}, "Name the mill of Tarnby.")
         assert result.outcome == "succeeded"
-        notes = [note for note in result.notes if not note.startswith("source 1")]  # without notes on steering
+        # Notes on source 1 are about steering.
+        notes = [note for note in result.notes if not note.startswith("source 1")]
         return [one.support for one in result.citations], notes, worker.tokens("check")
 
 

@@ -58,7 +58,7 @@ async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> N
     ):
         served = (await engine.generate(ASKED)).served_by
         assert served is not None
-        assert served.cost == pytest.approx(0.009)  # 5 tokens of the prompt and 2 of the answer
+        assert served.cost == pytest.approx(0.009)  # the cost is that of 5 tokens of the prompt and 2 of the answer
         assert served.currency == "EUR"
         assert around.sample("postback_model_cost_total", model="m1", currency="EUR") == pytest.approx(0.009)
 
@@ -232,7 +232,7 @@ async def test_requests_whose_prompts_begin_alike_go_to_one_address(tmp_path: Pa
     servers = {"a": Server(says("x")), "b": Server(says("x"))}
     async with rig(tmp_path, **servers) as around, started(around.engine(TWO_ADDRESSES)) as engine:
         went = []
-        # The ports decide where a beginning goes: of 24 beginnings, all go to one address once in eight million runs.
+        # The ports decide which address gets a prefix. All 24 go to the same address once in eight million runs.
         for number in range(72):
             before = len(servers["a"].bodies)
             await engine.generate(replace(ASKED, request_id=f"r{number}", prefix_key=bytes([number % 24])))

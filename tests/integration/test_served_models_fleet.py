@@ -185,13 +185,13 @@ def test_servers_that_refuse_fail_or_limit_leave_each_job_one_result_from_a_mode
         assert results[name]["notes"] == [f"escalated: {code} with model small; model large answered"]
     assert servers["large"].prompts() == ["Say no JSON", "Say poison"]
 
-    # The servers' clocks: each job was asked once more, and not before the time that `Retry-After` gives.
+    # By the servers' clocks, each job was asked once more, and not before the time that `Retry-After` gives.
     waits = [servers["busy"].times(f"Say busy-{number}") for number in range(2)]
     assert [len(times) for times in waits] == [2, 2]
     assert min(times[1] - times[0] for times in waits) > 1.9
     assert metrics["postback_model_circuits_open{twofold}"] == 1
     assert servers["up"].prompts() == sorted(f"Say twofold-{number}" for number in range(20))
     assert 2 <= len(servers["down"].asked) < 20
-    # Three requests may begin at once, and each of the others half a second after the one before.
+    # Three requests may begin at once, and each later request half a second after the one before.
     assert len(servers["paced"].asked) == 12
     assert servers["paced"].asked[-1][0] - servers["paced"].asked[0][0] > 2

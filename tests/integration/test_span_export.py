@@ -86,7 +86,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
             "POSTBACK_SEARCH__SEARXNG__BASE_URL": web,
         }
         worker, deliver = product.worker("w1", **setting), product.deliver("d1", **setting)
-        # Each job reads a page of its own, which no cache has.
+        # Each job reads a page of its own, which is in no cache yet.
         jobs = {
             name: {
                 "job_id": name,

@@ -31,7 +31,7 @@ def put(fleet: KafkaSettings, *records: Record) -> None:
     producer = Producer(fleet.client_config())
     for topic, value, headers in records:
         producer.produce(topic, value, headers=[(name, said.encode()) for name, said in headers.items()])
-        assert producer.flush(20) == 0  # one batch for each record, so that their times are in order
+        assert producer.flush(20) == 0  # sends each record in its own batch, so that the records' times are in order
 
 
 def result(fleet: KafkaSettings, job_id: str, outcome: Outcome, model: str, tenant: str) -> Record:
@@ -61,7 +61,7 @@ def test_events_are_filtered_by_tenant_job_model_and_outcome_and_show_no_answer(
         result(fleet, "a-1", Outcome.SUCCEEDED, "small", "acme"),
         result(fleet, "a-2", Outcome.FAILED, "big", "acme"),
         result(fleet, "b-1", Outcome.SUCCEEDED, "big", "other"),
-        attempt(fleet, "a-2", "acme"),  # the attempt's own time is before the result's
+        attempt(fleet, "a-2", "acme"),  # the attempt states an earlier time than the result
         attempt(fleet, "c-1", "late", at=2**62),
         letter(fleet, "b-2", tenant="other"),
         (fleet.topics.attempts, b"\xff no JSON", {}),

@@ -99,7 +99,8 @@ def test_a_real_workers_jobs_and_tokens_per_second_are_shown(product: Product) -
         drawn, frames = "", 0
         while not all(re.search(rf"(?<![\d.])(?!0+(?:\.0+)? )[\d.]+ {unit}/s", drawn) for unit in ("jobs", "tokens")):
             drawn += os.read(master, 65536).decode(errors="replace")
-            if drawn.count("callbacks wait") > frames:  # each frame finds more answers than the frame before
+            # Submit jobs after each frame, so that the next frame finds more answers.
+            if drawn.count("callbacks wait") > frames:
                 frames = drawn.count("callbacks wait")
                 product.submit([{"prompt": "How many words are here?"}] * 20)
     finally:
@@ -151,7 +152,7 @@ def test_events_count_for_a_minute_and_the_number_of_names_is_bounded() -> None:
     clock = HandClock()
     recent, now_ms = RecentEvents(clock), int(clock.time() * 1000)
     recent.add(step(now_ms, "timeout"))
-    recent.add(step(2**62, "timeout"))  # the time of a wrong clock
+    recent.add(step(2**62, "timeout"))  # a wrong clock stated this time
     assert recent.counts() == {("attempt", "timeout"): 2}
     for number in range(1000):
         recent.add(step(now_ms, f"{number} " * 100))

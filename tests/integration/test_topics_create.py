@@ -172,7 +172,7 @@ def test_topics_that_others_made_are_compared_by_property_and_set_right_when_ask
     assert f"set cleanup.policy of {names.control} from delete to compact,delete" in fixed.stdout.splitlines()
     assert create_topics(bare).misconfigured == []
     assert config_of(bare, names.results)["max.message.bytes"] == "1048576"
-    # A longer retention than ours stays: a shorter one would delete records that someone keeps.
+    # A retention longer than ours stays, since ours would delete records that someone keeps.
     assert config_of(bare, names.dead_letters)["retention.ms"] == "-1"
 
 
@@ -210,7 +210,7 @@ def test_no_broker_is_one_line_that_says_what_to_do() -> None:
 
 
 def test_the_command_lays_out_a_fleet_and_may_be_repeated(bare: KafkaSettings) -> None:
-    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # a setting for workers only
+    env = environment_of(bare, POSTBACK_KAFKA__EXTRA__CLIENT_RACK="rack-1")  # only workers use this setting
     first, second = postback("topics", "create", env=env), postback("topics", "create", env=env)
     assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(first.stdout.split()[1::2]) == sorted(names_of(bare))

@@ -51,7 +51,7 @@ def flooding(flood: bytes) -> Script:
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.send(OK)
-        await asyncio.sleep(0.05)  # until the client has read the answer
+        await asyncio.sleep(0.05)  # waits until the client has read the answer
         for _ in range(MUCH // len(flood)):
             await peer.send(flood)
 

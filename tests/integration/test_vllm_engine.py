@@ -200,7 +200,7 @@ async def test_a_stop_text_ends_the_answer_and_is_not_in_it(vllm_engine: VllmEng
 async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_engine: VllmEngine) -> None:
     generating = asyncio.create_task(vllm_engine.generate(request("long", max_tokens=480)))
     await busy(vllm_engine, 1)
-    # A short request in the same batches ends when the long one has some tokens, and far fewer than 480.
+    # The short request runs in the same batches, so at its end the long one has some tokens, but far fewer than 480.
     await vllm_engine.generate(request("short", max_tokens=8))
     await vllm_engine.abort("long")
     completion = await generating
@@ -267,7 +267,7 @@ async def test_preemptions_and_each_rank_s_requests_are_counted(vllm_engine: Vll
     assert value(metrics, "preemptions_total") == 4
     states = [(rank, state) for rank in "01" for state in ("running", "waiting")]
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 5, 4]
-    Figures(metrics, [0, 1])  # as for the engine that is loaded after a death
+    Figures(metrics, [0, 1])  # an engine that is loaded after a death makes a new object too
     assert [value(metrics, "requests", rank=rank, state=state) for rank, state in states] == [0, 0, 0, 0]
 
 

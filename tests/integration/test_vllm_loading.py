@@ -35,7 +35,8 @@ async def test_a_model_that_cannot_be_loaded_fails_the_start_and_leaves_nothing_
 async def test_an_engine_that_is_stopped_while_it_loads_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))  # an empty cache, so that a process inspects the model's class
+    # The cache is empty, so that a process inspects the model's class.
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     guardian = Guardian()
     engine = VllmEngine(VllmSettings(model=str(tiny_model())), Metrics(), guardian)
     starting = asyncio.create_task(engine.start())

@@ -87,6 +87,6 @@ def test_vllm_is_loaded_asked_and_ended() -> None:
     loaded, answered = without_figures(done.stdout)
     assert loaded == "vllm: loaded in N s"
     assert answered.endswith(": answered 16 tokens in N s")
-    # vLLM's processes warn that Triton has no CPU backend.
+    # Each process of vLLM writes a line, because it warns that Triton has no CPU backend.
     engine = [line for line in log_lines(done.stderr) if line["log.logger"].startswith("vllm")]
     assert len({line["process.pid"] for line in engine}) > 1, "no process of vLLM's own wrote a line"

@@ -61,7 +61,7 @@ def test_another_broker_and_another_trouble_are_of_another_kind(repeats: RepeatF
 def test_clients_that_come_and_go_report_an_absent_broker_once(caplog: pytest.LogCaptureFixture) -> None:
     """Real clients run here, so the test sees the lines that librdkafka really passes to the logger."""
     with socket.socket() as nobody, caplog.at_level(logging.INFO, "librdkafka"):
-        nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        nobody.bind(("127.0.0.1", 0))  # the port is bound but not listening, so connections are refused
         config = client_config(KafkaSettings(bootstrap_servers=f"127.0.0.1:{nobody.getsockname()[1]}"))
         for _ in range(5):
             producer = Producer({**config, "reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 10})

@@ -175,7 +175,7 @@ PACES = st.lists(
 
 @settings(
     max_examples=drawn(20), deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
-)  # without the shrinking of a failed example, which takes too long
+)  # `Phase.shrink` is left out, because it would take too long
 @given(PACES)
 def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: list[tuple[int, int]]) -> None:
     flood = Flood()

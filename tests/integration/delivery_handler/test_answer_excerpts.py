@@ -55,7 +55,7 @@ async def test_without_the_setting_the_record_has_no_field_for_it(make: Maker, a
 
 
 async def test_a_short_limit_cuts_no_character_in_two(make: Maker, answering: Consumer) -> None:
-    handler = make(DeliverySettings(answer_excerpt_bytes=4))  # would cut the ö in two
+    handler = make(DeliverySettings(answer_excerpt_bytes=4))  # a cut after four bytes would be inside the ö
     assert attempt_of(await handler.handle(result_record(answering.url)))["answer"] == "sch"
 
 

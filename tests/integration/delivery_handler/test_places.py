@@ -57,7 +57,8 @@ async def test_a_callback_whose_turn_is_minutes_off_waits_longer_once_it_was_def
 
     await begin(gates[0])
     await begin(gates[1])
-    await handler.handle(result_record(consumer.url))  # a record that is turned away starts the estimate
+    # The first record that is turned away starts the estimate of turns.
+    await handler.handle(result_record(consumer.url))
     clock.ms += 6_000
     gates[0].set()
     await running[0]  # one callback takes six seconds, so the turn of the fiftieth comes in five minutes
@@ -74,7 +75,8 @@ async def test_without_free_file_descriptors_callbacks_are_deferred_untried_and_
     make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))
-    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))  # imports modules first
+    # Handle one record first, which imports modules, while files can still be opened.
+    await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))
     with no_files_left():
         for said in (1, 1, 2):
             [deferred] = await handler.handle(result_record(consumer.url, attempt=b"4"))
@@ -131,7 +133,7 @@ async def test_cancelled_records_give_their_places_at_a_destination_to_others(ma
     consumer.gate = asyncio.Event()
     tasks = [asyncio.ensure_future(handler.handle(result_record(consumer.url))) for _ in range(3)]
     await consumer.arrived.wait()
-    # The first callback hands its place to the second, which is cancelled at the same moment; the third must get it.
+    # The first callback hands its place to the second, which is cancelled at once. So the third must get the place.
     tasks[0].cancel()
     await asyncio.sleep(0)
     tasks[1].cancel()

@@ -48,7 +48,7 @@ async def test_a_consumer_that_is_gone_is_disabled_and_its_event_kept(make: Make
         "at": NOW_MS,
         "webhook_id": "msg_1",
     }
-    # The compacted topic has one partition only, so the source's partition number may not exist there.
+    # The compacted topic has only one partition, so the record cannot keep the partition number of its source.
     assert endpoint.partition == 0
 
 
@@ -125,7 +125,7 @@ async def test_an_overloaded_origin_gets_half_as_many_callbacks_at_once(
         await one
     load = deliveries(handler, counter.url, 40)
     await counter.holds(at_once)
-    # Each success allows one more at once, up to the settings' maximum.
+    # Each success allows one more callback at once, up to the settings' maximum.
     for more in range(1, 19 - at_once):
         counter.held.popleft().set_result(200)
         await counter.holds(min(at_once + more, 16))
@@ -139,7 +139,7 @@ async def test_a_429_under_load_stops_attempts_until_half_as_many_are_under_way(
     handler = make(PATIENT)
     load = deliveries(handler, counter.url, 60)
     await counter.holds(16)
-    # Two 429s leave a limit of four. Each success raises it by one: after the fifth it is nine.
+    # Two 429s leave a limit of four. Each success raises this limit by one, so it is nine after the fifth success.
     answers = [(429, 15), (429, 14)]
     answers += [(200, left) for left in (13, 12, 11, 10, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16)]
     for status, left in answers:

@@ -32,7 +32,7 @@ async def test_retries_of_simultaneous_failures_are_spread_over_a_tenth_of_the_w
     consumer.statuses, make.rng, waits = [500], None, []
     for _ in range(2):
         handler = make(DeliverySettings(breaker_failures=10_000))
-        # Spread over five tenants, so that the failures of one do not open a breaker.
+        # Five tenants share the records, so that no tenant has enough failures to open a breaker.
         records = [result_record(consumer.url, tenant=f"tenant{number % 5}".encode()) for number in range(200)]
         outcomes = await asyncio.gather(*(handler.handle(record) for record in records))
         waiting = [output for outputs in outcomes for output in outputs if output.topic == TOPICS.tier(5)]
@@ -40,7 +40,7 @@ async def test_retries_of_simultaneous_failures_are_spread_over_a_tenth_of_the_w
     for process in waits:
         assert len(process) == 200
         assert 5_000 <= min(process) <= max(process) <= 5_500
-        # An empty part of ten, among 200 waits, has a probability of 1 in 140 million.
+        # The probability that 200 random waits leave one of the ten parts empty is 1 in 140 million.
         assert {min(9, (wait - 5_000) // 50) for wait in process} == set(range(10))
     assert waits[0] != waits[1]
 

@@ -156,7 +156,7 @@ def torment(load: Load, rounds: int, keys: int, disturb: Callable[[int], None] =
         load.kill_one()
         disturb(number)
         if number == rounds // 2:
-            load.stop_one(7.0)  # longer than the timeout of the process's transaction
+            load.stop_one(7.0)  # freezes a process for longer than its transaction's timeout
 
 
 def counted(url: str) -> tuple[int, int]:

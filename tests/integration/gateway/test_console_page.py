@@ -28,7 +28,7 @@ TENANT = "seen"
 SECONDS = 60.0
 SIZES = {"wide": 1280, "phone": 390}
 SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]
-# A reader process that starts on a busy machine needs longer than the defaults allow a page.
+# These limits are longer than the defaults, because a reader process starts slowly on a busy machine.
 PATIENT = {
     "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
     "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "60",

@@ -73,7 +73,7 @@ def test_the_commands_of_the_page_admit_a_client_and_revoke_it_while_the_gateway
     assert revoked.returncode == 0, revoked.stderr
     eventually(lambda: curl(served, folder, "acme-1")[0] == 0, 30, "the revoked client still gets in")
     assert run(SIGN, folder).returncode == 0
-    assert curl(served, folder, None)[0] == 401  # any answer shows trust in the renewed server
+    assert curl(served, folder, None)[0] == 401  # any answer shows that curl trusts the renewed server
 
 
 def test_another_authoritys_list_is_named_by_an_option(module_product: Product, folder: Path) -> None:

@@ -101,7 +101,8 @@ def assert_texts_are_embedded(client: OpenAI) -> None:
     river, house, again = (each.embedding for each in embedded.data)
     assert river == again != house
     assert embedded.usage.prompt_tokens == 6
-    awaited = client.embeddings.create(model="echo", input="a river", dimensions=4)  # the SDK asks for base64
+    # The SDK asks for the vector in base64.
+    awaited = client.embeddings.create(model="echo", input="a river", dimensions=4)
     assert awaited.data[0].embedding == pytest.approx(river[:4])
     asked = {"query": "a river", "documents": ["a house", "a river"], "top_n": 1}
     ranked = client.post("/rerank", cast_to=dict[str, Any], body=asked)

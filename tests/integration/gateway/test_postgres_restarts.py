@@ -50,7 +50,7 @@ def test_a_change_whose_answer_was_lost_after_its_commit_is_not_run_again() -> N
     with PostgresServer() as server:
         url = server.new_database()
         store = Store.open(url)
-        # Each commit is durable, but PostgreSQL does not answer it: it waits for a standby that does not exist.
+        # Each commit is durable, but PostgreSQL never answers, because it waits for a standby that does not exist.
         server.command("ALTER SYSTEM SET synchronous_standby_names = 'absent'", "SELECT pg_reload_conf()")
         runs: list[int] = []
 

@@ -299,7 +299,8 @@ def test_records_of_any_content_never_end_the_view(store: Store, fleet: KafkaSet
 @pytest.mark.parametrize("topic_config", [{"max.message.bytes": "8000000"}], ids=["other tools' limit"])
 def test_a_record_larger_than_a_fetch_is_read_and_the_view_goes_on(store: Store, fleet: KafkaSettings) -> None:
     """Kafka sends a fetch's first batch whole, even a large one (KIP-74), up to `receive.message.max.bytes`."""
-    noise = random.Random(1).randbytes(2_000_000).hex()  # cannot be compressed below a fetch's 1 MiB
+    # Compression cannot make this text smaller than a fetch's 1 MiB.
+    noise = random.Random(1).randbytes(2_000_000).hex()
     large = Result(job_id="large", outcome=Outcome.SUCCEEDED, text=noise, created_at=1)
     errors: list[KafkaError | None] = []
     with running_parts(view_of(store, fleet)):

@@ -77,7 +77,7 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             for engine in (chat, plain):
                 await engine.start()
             async with asyncio.timeout(60):
-                while chat.load().free != 256:  # it would be 16 if the server reported no counts
+                while chat.load().free != 256:  # `free` would be 16 if the server reported no counts
                     await asyncio.sleep(0.01)
             for engine in (chat, plain):
                 completion = await engine.generate(request())

@@ -58,7 +58,7 @@ async def test_an_older_copy_is_served_and_labelled_while_its_server_is_away(lev
             assert evidence.sources[0].passages == (FACT,)
             assert evidence.notes == (f"source 1 ({origin.url[:-5]}) is an older copy: its server answered 503",)
             await written()
-        assert len(origin.asked) == 2  # the second read reused the first one's failure
+        assert len(origin.asked) == 2  # the loop's second read reused the first read's 503
 
 
 async def test_an_older_copy_is_served_where_its_server_cannot_say_whether_it_may_be_read(tmp_path: Path) -> None:
