@@ -87,9 +87,10 @@ class DrawnJobs:
         while not self._together.is_valid(job):
             job = self._members()
         if self._rng.random() < 0.8:
-            job.pop("response_format", None)  # seldom valid: the schema does not state which of its fields go together
+            # A drawn format is seldom valid: the schema does not state which fields go together.
+            job.pop("response_format", None)
         if self._rng.random() < 0.8:
-            job.pop("model_id", None)  # a drawn name has no engine, so the job would only be rejected
+            job.pop("model_id", None)  # no engine serves a drawn name, so the job would only be rejected
             job.pop("adapter", None)
         if self._rng.random() < 0.7:
             # Half of the URLs go to the receiver unchecked, since a refused URL rejects the job before any other check.

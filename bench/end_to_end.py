@@ -128,7 +128,7 @@ def wait_until_finished(
         settled = sum(sample[SETTLED] for sample in now[0])
         if last is None and sum(map(_done, now[0])) >= jobs:
             last = now
-        if settled >= jobs:  # only now, since reading results takes CPU time from the workers
+        if settled >= jobs:  # results are read only now, because reading takes CPU time from the workers
             answered = len(set(answered_jobs(kafka)))
         if answered >= jobs:
             return last or now

@@ -163,7 +163,7 @@ def _ratios(one: Round) -> list[str]:
 
 async def _rounds(used: Kafka, work: Workload, rounds: int) -> list[Round]:
     prepare_environment(work.model)
-    environment = dict(os.environ)  # before the engine sets variables for its own processes
+    environment = dict(os.environ)  # copied before the engine sets variables for its own processes
     engine = VllmEngine(work.settings, Metrics())
     collect_garbage_seldom()
     await engine.start()

@@ -90,7 +90,7 @@ def failing_test(folder: Path, tests: tuple[str, ...]) -> str | None:
     """
     command = [sys.executable, "-m", "pytest", *tests, "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
     command += [f"--timeout={TEST_SECONDS}", "--tb=no"]
-    # The copy comes first on the path. Otherwise its tests would import the checkout's packages.
+    # Put the copy first on the path. Otherwise the copy's tests would import the checkout's packages.
     env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
     try:
         done = subprocess.run(
@@ -130,7 +130,7 @@ def main() -> None:
         folder = Path(name)
         copy_of_the_tree(folder)
         for mutant in chosen:
-            mutant.source(folder)  # raises for an outdated list before any test runs
+            mutant.source(folder)  # raises before any test runs if the list of mutants is outdated
         named = tuple(sorted({test for mutant in chosen for test in mutant.tests}))
         if (failed := failing_test(folder, named)) is not None:
             sys.exit(f"this test fails even without a mutant: {failed}")

@@ -98,7 +98,7 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
         for _ in range(options.rounds):
             for name, some in {"ceiling": cached, **ours}.items():
                 await engine._llm.reset_prefix_cache()
-                await _answered(engine, some[: len(some) // 4])  # warms the cache, as a long run does
+                await _answered(engine, some[: len(some) // 4])  # warms the cache, which is also warm in a long run
                 runs[name].append(await _answered(engine, some))
         return runs
     finally:

@@ -111,7 +111,7 @@ class _Consumer(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from WriteTransport
+        # The type is cast, because uvloop's transports do not derive from WriteTransport.
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:

@@ -133,7 +133,7 @@ def compare(kafka: Kafka, load: Load, count: int) -> None:
     _outage(kafka, Load(WARM_UP_PER_SECOND, load.turn_seconds, WARM_UP_ROUNDS), list(Side))
     before, outages = psutil.cpu_times(), list[Outage]()
     for number in range(count):
-        # The order alternates, since work left over from one turn affects the next.
+        # The order of the sides alternates, because work left over from one turn affects the next turn.
         outages.append(_outage(kafka, load, list(Side) if number % 2 == 0 else list(reversed(Side))))
         print(f"after outage {number + 1}: p99 where {Side.HUNG} {_moved('p99', outages, Side.HUNG)}", flush=True)
     stolen = _stolen(before, psutil.cpu_times())

@@ -20,7 +20,7 @@ class PlaceGone(Exception):  # noqa: N818 - named after the file's fault
 
 def documents() -> dict[Path, str]:
     """Map each file's path to its text, with the names of today's engines written into it. Raises PlaceGone."""
-    settings = engine_settings().model_construct()  # has the defaults only, not the environment's values
+    settings = engine_settings().model_construct()  # `model_construct` takes the defaults and reads no environment
     alone = [name for name in ENGINES if not settings.section(name).needs_model]
     return {path: _replaced(path, pattern, line(list(ENGINES), alone)) for path, pattern, line in PLACES}
 

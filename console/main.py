@@ -62,8 +62,8 @@ OPERATE, DEVELOP = "Operate a fleet", "Develop"
 app = typer.Typer(
     name="postback",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
-    # Typer's tracebacks would show local variables, prompts and keys among them; Python's plain tracebacks do not.
+    context_settings={"help_option_names": ["-h", "--help"]},  # every command inherits this
+    # Typer's tracebacks would show local variables, such as prompts and keys. Python's plain tracebacks do not.
     pretty_exceptions_enable=False,
     help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
 )

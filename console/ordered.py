@@ -52,7 +52,7 @@ class OrderedLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # the disk is full, which was reported already
+        with suppress(OSError):  # closing fails if the disk is full, which was reported already
             self._file.close()
 
 

@@ -60,7 +60,7 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     with Path(out.name).open("rb") as lines, Path(out.name).open("r+b") as kept:
         for number, line in enumerate(lines):
             if number not in numbers:
-                kept.write(line)  # never overtakes the reader, because it writes no more lines than were read
+                kept.write(line)  # writing never overtakes reading, because no more lines are written than were read
         kept.truncate()
     return True
 

@@ -152,7 +152,7 @@ class _Writing:
             for write in self._writers:
                 write(received)
         except OSError as error:
-            # The receiver answers the exception with 500, so the sender tries again later; then this command ends.
+            # The receiver answers the exception with 500, so that the sender tries again later. Then this command ends.
             self._problem = error
             self._ended.set()
             raise

@@ -110,7 +110,8 @@ def replay(
         expected = limited(counts.matching, limit)
         if expected and not dry_run:
             confirmed(f"Call these {expected} back again?", yes=yes)
-            # Made only after the answer, because a new producer with the same identity fences a run that is under way.
+            # The producer is made only after the answer, because a new producer with the same identity fences a run
+            # that is under way.
             with _producer(kafka, marking=undelivered) as back:
                 act = partial(chosen.run, back, rate, limit=limit)
                 acted = _run(act, expected, undelivered=undelivered)

@@ -278,7 +278,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
     with ExitStack() as stack:
         reader: ResultsReader | None = None
         if request.gateway is None:
-            # Made before the first job is sent, so that the reader misses no result.
+            # The reader is made before the first job is sent, so that the reader misses no result.
             reader = stack.enter_context(ResultsReader(request.kafka, request.receipt.since_ms))
         for_a_person = out is None and sys.stdout.isatty()
         progress = stack.enter_context(bars(above=for_a_person))

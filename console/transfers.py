@@ -49,6 +49,6 @@ def _state_of(file: Path, purpose: str) -> Path | None:
         base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         folder = Path(base) / "postback" / "uploads"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+    except (OSError, RuntimeError):  # RuntimeError means that the user has no home
         return None
     return folder / f"{name}.json" if os.access(folder, os.W_OK) else None

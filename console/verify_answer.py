@@ -92,7 +92,7 @@ def _document(option: str, result: Result) -> tuple[str, SourceDocument]:
 
     from schemas.sources import SourceDocument
 
-    # An id may contain `=`, as a URL does.
+    # The longest id that fits is taken, because an id may contain `=`, as URLs do.
     name = max((one for one in result.sources if option.startswith(f"{one}=")), key=len, default=None)
     if name is None:
         known = ", ".join(map(harmless, result.sources)) or "none"
@@ -120,7 +120,7 @@ async def _checked(result: Result, seconds: float, documents: Mapping[str, Sourc
     egress = checked_settings(EgressSettings)
     guard = Guard(egress.fetch_policy(development=fleet_settings().env == "development"), proxy=egress.fetch_proxy())
     cache = CacheSettings(memory_bytes=0, redis_url=None, disk_path=None)
-    payloads = checked_settings(PayloadSettings).model_copy(update={"s3": ()})  # no bucket is read here
+    payloads = checked_settings(PayloadSettings).model_copy(update={"s3": ()})  # this command reads no bucket
     enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache, payloads=payloads)
     try:
         await enricher.start()

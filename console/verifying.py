@@ -165,7 +165,8 @@ def _public_key(one: Any) -> str | None:
     if not isinstance(one, dict) or (one.get("kty"), one.get("crv")) != ("OKP", "Ed25519"):
         return None
     try:
-        x = base64.b64decode(str(one.get("x")) + "=", altchars=b"-_", validate=True)  # JWKs have no padding
+        # Add the padding, which JWKs leave out.
+        x = base64.b64decode(str(one.get("x")) + "=", altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         return None
     return PUBLIC_KEY_PREFIX + base64.b64encode(x).decode() if len(x) == _KEY_BYTES else None

@@ -14,7 +14,7 @@ from workers.engines import ENGINES
 if TYPE_CHECKING:
     Engine = str
 else:
-    Engine = Literal[tuple(ENGINES)]  # gives the choices of `--engine`, also in the help
+    Engine = Literal[tuple(ENGINES)]  # typer takes the choices of `--engine` from this type, and shows them in the help
 
 
 def worker(

@@ -66,7 +66,7 @@ class Broker:
             try:
                 return cls._start_once(port, data, brokers, clock, jvm)
             except PortInUse:
-                # Another process may take a chosen port before the JVM listens on it: choose other ports.
+                # Another process may take a chosen port before the JVM listens on it. Then choose other ports.
                 if port or attempt == _PORT_RACES:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -121,7 +121,7 @@ class Broker:
         """
         process = self._processes[index]
         process.signal(signal.SIGSTOP)
-        while process.alive and not process.frozen:  # until the last of the JVM's threads has stopped
+        while process.alive and not process.frozen:  # wait until the last of the JVM's threads has stopped
             self._clock.sleep(_POLL_SECONDS)
 
     def resume(self, index: int = 0) -> None:
@@ -217,7 +217,7 @@ def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> Non
     remaining = list(processes)
     if gently:
         for process in remaining:
-            process.signal(signal.SIGCONT)  # a frozen process would not handle the SIGTERM
+            process.signal(signal.SIGCONT)  # wakes a frozen process, which would not handle the SIGTERM
             process.signal(signal.SIGTERM)
         remaining = _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
     for process in remaining:

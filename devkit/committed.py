@@ -19,7 +19,8 @@ def committed_records(connection: Mapping[str, Any], topic: str, timeout_seconds
     consumer = Consumer(
         {
             **connection,
-            "group.id": "reader",  # the client requires a name; this consumer joins no group and commits nothing
+            # The client requires an id, but this consumer joins no group and commits nothing.
+            "group.id": "reader",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",

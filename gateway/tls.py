@@ -185,7 +185,7 @@ class DoorTls:
         return tuple(stamp(path) for path in files if path is not None)
 
     def _load(self) -> _LoadedDoorTls:
-        stamps = self._stamps()  # read before the files, so that a change meanwhile is noticed by the next look
+        stamps = self._stamps()  # stamps are read first, so that the next look notices a change during the load
         files, context = self._files, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.set_alpn_protocols(["http/1.1"])

@@ -67,7 +67,7 @@ def standings_by(admin: Any, settings: KafkaSettings) -> list[GroupProgress]:
     for place in places:
         group, start = read[place.topic], starts[place].offset
         said = committed[group].get((place.topic, place.partition), Committed(start, ""))
-        base = max(said.offset, start)  # retention may have removed records beyond the commit
+        base = max(said.offset, start)  # retention may have removed even records after the committed offset
         metadata = said.metadata if base == said.offset else ""
         end, topic_id = ends[place].offset, described[place.topic][0]
         found.append(GroupProgress(group, place.topic, place.partition, base, end, metadata, topic_id))

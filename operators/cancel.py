@@ -50,8 +50,8 @@ class CancelledJobs:
     """
 
     def __init__(self, records: Iterable[Stored]) -> None:
-        # "" is a temporary database file, which SQLite removes (sqlite3_open, SQLite). Garbage collection may close the
-        # file on any thread.
+        # "" makes a temporary database file, which SQLite removes (see sqlite3_open). Any thread may close the file,
+        # because garbage collection may run on any thread.
         self._index = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._index.close)
         self._index.execute("CREATE TABLE cancelled (job BLOB PRIMARY KEY) WITHOUT ROWID")

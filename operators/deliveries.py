@@ -98,7 +98,7 @@ def with_waits_as_one(steps: list[CallbackStep]) -> list[CallbackStep]:
             continue
         count, before = step.facts["deferred"], counted.get(step.whose, 0)
         counted[step.whose] = count
-        deferred = count - before if count >= before else count  # after a redrive, deferrals are counted from 0
+        deferred = count - before if count >= before else count  # after a redrive, deferrals are counted from 0 again
         at = waits.setdefault(step.whose, len(told))
         if at == len(told):
             told.append(replace(step, facts={**step.facts, "deferred": deferred}))
@@ -139,7 +139,7 @@ def _attempt(record: Stored, most_attempts: int) -> CallbackStep | None:
         facts = {name: said.get(name) for name in _ATTEMPT_FACTS}
         return CallbackStep(int(said["at"]), "attempt", *identity, {**facts, "most_attempts": most_attempts})
     except (ValueError, KeyError, TypeError, OverflowError):
-        return None  # not written by the fleet
+        return None  # the fleet did not write this record
 
 
 def _result_facts(record: Stored) -> dict[str, Any]:

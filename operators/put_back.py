@@ -103,8 +103,8 @@ class PutBack(Connection):
             self._producer.begin_transaction()
             self._in_transaction = True
             sent = [self._sent(each) for each in batch]
-            # Check each record before the commit, because the client would also commit without a record that it could
-            # not send. Then Kafka might have a letter's mark, but not the letter.
+            # Check each record before the commit, because the client would commit even if it could not send a record.
+            # Then Kafka might have a letter's mark, but not the letter.
             for each in sent:
                 each.get(timeout=deadline.remaining)
             self._end(self._producer._transaction_manager.begin_commit, deadline.remaining)

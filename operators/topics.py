@@ -253,6 +253,6 @@ def _group_config(broker: dict[str, str]) -> dict[str, str]:
 
 def _alter_groups(admin: Any, groups: list[str], config: dict[str, str]) -> dict[str, str]:
     resources = [ConfigResource(ConfigResourceType.GROUP, group, dict(config)) for group in groups]
-    # With `raise_on_unknown`, kafka-python asks the group for its properties, and a group without any does not answer.
+    # With `raise_on_unknown`, kafka-python asks for the group's properties, and gets no answer if the group has none.
     answer: dict[str, dict[str, str]] = admin.alter_configs(resources, raise_on_unknown=False)
     return answer["group"]

@@ -151,7 +151,7 @@ class Undelivered:
         try:
             error = from_json(record.value or b"")["error"]
         except (ValueError, KeyError, TypeError):
-            return  # not written by the fleet
+            return  # the fleet did not write this record
         if error is None:
             self._delivered_ms[event] = max(self._delivered_ms[event], record.at_ms)
 

@@ -114,7 +114,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
             raise UnusableProperty(name, f"one of {', '.join(_CHOICES[name])}")
         return _CHOICES[name][value.lower()]
     if name == "ssl.ca.location" and value == "probe":
-        return {}  # "probe" means the system's store, kafka-python's default
+        return {}  # "probe" means the system's store, which kafka-python uses by default
     if name in _SAME_MEANING:
         return {_SAME_MEANING[name]: value}
     if name in _NUMBERS:

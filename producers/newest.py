@@ -59,7 +59,7 @@ def superseded(results: Iterable[tuple[str, str, Moment]]) -> set[StoredPlace]:
     places are in memory.
     """
     rows = ((_digest(tenant, job_id), *moment) for tenant, job_id, moment in results)
-    with closing(sqlite3.connect("")) as index:  # "": a temporary file, which SQLite removes (sqlite3_open, SQLite)
+    with closing(sqlite3.connect("")) as index:  # "" makes a temporary file, which SQLite removes (see sqlite3_open)
         index.execute(_TABLE)
         index.executemany("INSERT INTO result VALUES (?, ?, ?, ?)", rows)
         return {StoredPlace(partition, offset) for partition, offset in index.execute(_OLDER)}

@@ -98,7 +98,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
     def _read_msg(self) -> Any:
         buffer = self._buffer
         length, start = _number(buffer, self._pos)
-        delta_ms, position = _number(buffer, start + 1, 64)  # after one byte of attributes
+        delta_ms, position = _number(buffer, start + 1, 64)  # skips one byte of attributes
         offset_delta, position = _number(buffer, position)
         key, position = _field(buffer, position)
         value, position = _field(buffer, position)
@@ -111,7 +111,7 @@ class _ReadableBatch(DefaultRecordBatch):  # type: ignore[misc]
         if position != start + length:
             raise ValueError("the record's length is not the one in its first field")
         if not 0 <= offset_delta <= self.last_offset_delta:
-            offset_delta = self._next_record_index  # replaces a stated offset outside this batch
+            offset_delta = self._next_record_index  # replaces a stated offset that lies outside this batch
         self._pos = position
         is_stamped = self.timestamp_type == self.LOG_APPEND_TIME
         at_ms = self.max_timestamp if is_stamped else _as_int64(self.first_timestamp + delta_ms)
@@ -151,7 +151,7 @@ def _as_int64(value: int) -> int:
     return (value + half) % (2 * half) - half
 
 
-@lru_cache(maxsize=1000)  # warns once for each place, because a command may read a topic twice
+@lru_cache(maxsize=1000)  # cached, so that a command that reads a topic twice warns once for each place
 def _warn_of_unreadable(topic: str, partition: int, offset: int, reason: str) -> None:
     log.warning(
         "A batch of records cannot be read; leaving out its records from this offset on.",

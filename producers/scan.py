@@ -191,7 +191,8 @@ class Scanner(CommittedReader):
             return
         with kafka_errors_translated(self._settings):
             self._consumer.assign(list(left))
-            # `assign` does not resume partitions, and an earlier call paused each partition that it read to the end.
+            # Resume the partitions, because an earlier call paused each one that it read to the end, and `assign` does
+            # not resume.
             self._consumer.resume(*left)
             for partition, each in left.items():
                 self._consumer.seek(partition, each.start)

@@ -40,7 +40,7 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
     if not shared:
         return None
     models = dict.fromkeys(model for worker in shared for model in worker.models)
-    tuned = [worker.adapters for worker in workers]  # of all lanes, because a job is forwarded to its model's lane
+    tuned = [worker.adapters for worker in workers]  # all lanes count, because a job is forwarded to its model's lane
     adapters = dict.fromkeys(name for each in tuned for name in each or ())
     more = any(worker.more for worker in shared) or any(worker.more for worker in workers if worker.adapters)
     return Announced(tuple(models), more, tuple(adapters) if None not in tuned else None)

@@ -57,7 +57,8 @@ def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
     if choice.tool_calls is not None:
         message |= {"content": choice.text or None, "tool_calls": [call.model_dump() for call in choice.tool_calls]}
     if choice.reasoning is not None:
-        # OpenAI shows no reasoning. vLLM calls it `reasoning`, others `reasoning_content` (DeepSeek): set both names.
+        # OpenAI shows no reasoning. vLLM names the member `reasoning`, and others, such as DeepSeek,
+        # `reasoning_content`. Set both.
         message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
     return {
         "index": choice.index,

@@ -54,7 +54,7 @@ def with_payload(job: Job, payload: bytes) -> AskedJob:
     unknown = taken_from(asked)
     stated, given = _stated(job), _stated(asked)
     _check_places(stated, given)
-    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # without ignored members
+    own = job.model_fields_set & Job.model_fields.keys() - {BY_REFERENCE, _DIGEST}  # leaves out ignored members
     fields = {name: getattr(job, name) for name in own} | {name: getattr(asked, name) for name in given}
     try:
         return AskedJob(Job.model_validate(fields), unknown)
@@ -92,7 +92,7 @@ def _has_too_many_values(payload: bytes) -> bool:
     strings. If the text is not JSON, the count is right up to the place where the parser stops.
     """
     plain = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > 4 * MAX_VALUES:  # two quotes for each key, and two for each value
+    if plain.count(b'"') > 4 * MAX_VALUES:  # each key and each value has two quotes
         return True
     bare = b"".join(plain.split(b'"')[::2])
     return bare.count(b",") + bare.count(b"[") + bare.count(b"{") > MAX_VALUES

@@ -58,7 +58,7 @@ def job_in(body: bytes) -> Job:
     try:
         job = Job.model_validate_json(body, strict=True, extra="allow")
     except ValidationError:
-        return job_of(parsed(body))  # parses again, but only refused jobs and Batch lines come here
+        return job_of(parsed(body))  # parses the body again, but only refused jobs and Batch lines come here
     return _checked(job)
 
 

@@ -262,7 +262,7 @@ class Topics:
 
     def specs(self, partitions: int, engines: tuple[str, ...] = ()) -> list[TopicSpec]:
         """Every topic of the fleet. `model_results` has as many partitions as `model_requests`."""
-        # Retention by age alone, whatever the brokers' defaults are.
+        # Records are removed by age alone, whatever the brokers' defaults are.
         kept = {"cleanup.policy": "delete", "retention.bytes": "-1", **_TAKEN_IN}
         week = {**kept, "retention.ms": str(7 * _DAY_MS)}
         # The broker sets these timestamps. With the writers' timestamps, the broker would refuse whole transactions of
@@ -272,8 +272,8 @@ class Topics:
         day = {**stamped, "retention.ms": str(_DAY_MS)}
         letters = {**stamped, "retention.ms": str(LETTERS_KEPT_MS)}
         marks = {**stamped, "retention.ms": str(_MARKS_KEPT_MS)}
-        # Kafka removes superseded records within about a day. With Kafka's defaults, superseded records could take up
-        # to a gigabyte.
+        # With these properties, Kafka removes superseded records within about a day. With Kafka's defaults, superseded
+        # records could take up to a gigabyte.
         followed = {
             "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
             "max.compaction.lag.ms": str(_DAY_MS),
@@ -290,7 +290,8 @@ class Topics:
             TopicSpec(self.redriven, 1, marks),
             *(TopicSpec(name, 1, compacted) for name in (self.endpoints, self.rollouts)),
             TopicSpec(self.comparisons, 1, month),
-            # Kept as long as dead letters, because a redrive looks up cancelled jobs. Workers read only the last days.
+            # Cancellations are kept as long as dead letters, because a redrive looks up cancelled jobs. Workers read
+            # only the last days.
             TopicSpec(self.control, 1, {**month, **followed, "cleanup.policy": "compact,delete"}),
             TopicSpec(self.workers, 1, {**day, **followed, "cleanup.policy": "compact,delete"}),
         ]

@@ -61,7 +61,8 @@ class TrustSecrets:
         """True if one of the secrets signed this tenant, job id and value. Accepts any bytes. Never raises."""
         if value is None or signature is None:
             return False
-        stated = hashlib.sha256(signature).digest()  # equal lengths, so that the comparison takes constant time
+        # The digests have equal lengths, so that their comparison takes constant time.
+        stated = hashlib.sha256(signature).digest()
         digest = hashlib.sha256(value).digest()
         for secret in self.secrets:
             expected = _VERSION + base64.b64encode(_mac(secret, tenant, job_id, digest))

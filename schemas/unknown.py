@@ -156,7 +156,8 @@ def _meant(name: str) -> str | None:
             return None
     else:
         known = _KNOWN.get(place, ())
-    # `known` has fields of other URLs' bodies, so it may have the unknown field: never suggest a field for itself.
+    # `known` also has the fields of other URLs' bodies, perhaps even the unknown field. Never suggest a field for
+    # itself.
     meant = nearest(own, (field for field in known if field != own))
     return f"{place}{dot}{meant}" if meant else None
 

@@ -43,7 +43,8 @@ class SystemClock:
         """Block the calling thread."""
         time.sleep(seconds)  # noqa: TID251
 
-    # These are the functions themselves: a method would add a call, and each callback asks for the time several times.
+    # These attributes are the functions themselves, because a method would add a call, and each callback asks for the
+    # time several times.
     monotonic = staticmethod(_steady)
     """Seconds that never run backwards; on Linux, seconds since the machine's start."""
     time = staticmethod(time.time)  # noqa: TID251

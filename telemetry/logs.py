@@ -62,8 +62,9 @@ _HOST = re.compile(r"\[[0-9A-Fa-f:.]*\](?::[0-9]+)?|[^\[\]'(),;{}]*")
 log_context = bound_contextvars
 """`with log_context(job_id=…, traceparent=…):` adds these fields to each line logged in the block, after awaits too."""
 
-# The steps of our own log calls, before the standard library's handlers. The list must stay the same object for the
-# process's life: loggers keep it, and structlog.testing.capture_logs swaps its content.
+# Our own log calls pass through these steps before they reach the standard library's handlers. The list must stay the
+# same object for the process's life, because loggers keep the list, and structlog.testing.capture_logs swaps its
+# content.
 _OWN_STEPS: list[Processor] = [
     structlog.stdlib.filter_by_level,
     structlog.contextvars.merge_contextvars,
@@ -124,7 +125,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     root = logging.getLogger()
     root.handlers[:] = [handler]
     number = logging.getLevelNamesMapping()[wanted]
-    # DEBUG is for our own lines: at that level some libraries write bodies of requests, and so prompts.
+    # Only our own lines may have the level DEBUG, at which some libraries write bodies of requests, and so prompts.
     root.setLevel(max(number, logging.INFO))
     logging.getLogger(_OURS).setLevel(number if number < logging.INFO else logging.NOTSET)
     logging.captureWarnings(True)
@@ -218,7 +219,7 @@ def _scrubbed(url: re.Match[str]) -> str:
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     behind = rest[len(authority) :]
     if "@" in behind:
-        return f"{scheme}…"  # the host is uncertain: a password may have a slash, or a path an @
+        return f"{scheme}…"  # the host is uncertain, because a password may have a slash, and a path may have an @
     host = _HOST.match(authority.rpartition("@")[2])
     return f"{scheme}{host[0] if host else ''}" + ("/…" if behind else "")
 

@@ -27,7 +27,7 @@ from workers.system.tuning import collect_garbage_seldom
 
 async def nothing(request: Request) -> Response:
     """Answer, and do nothing else."""
-    await request.body()  # an unread body would end the connection
+    await request.body()  # reads the body, because an unread body would end the connection
     return Response(b"{}", 202, media_type="application/json")
 
 

@@ -60,7 +60,7 @@ def check_values() -> Iterator[Finding]:
         try:
             made = getattr(import_module(module), name)
         except ModuleNotFoundError:
-            continue  # without the class's extra, no role on this machine reads the class
+            continue  # the class's extra is not installed, so no role on this machine reads these settings
         try:
             settings = read_settings(made if isinstance(made, type) else made())
             if isinstance(settings, FleetSettings):
@@ -77,7 +77,7 @@ def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
 def certificate_files(environment: Mapping[str, str]) -> dict[str, Path]:
     """Return the paths of the files of certificates, by variable."""
     named = _named(environment, _CERTIFICATES) | _client_certificates()
-    # "probe" is no path but tells librdkafka to search for a file.
+    # "probe" is left out, because it is no path but tells librdkafka to search for a file.
     return {name: path for name, path in named.items() if str(path) != "probe"}
 
 

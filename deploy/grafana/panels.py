@@ -44,7 +44,7 @@ class Panel:
 def graph_of(panel: Panel) -> Timeseries:
     """Return the builder of a panel."""
     legend = VizLegendOptions().show_legend(True).placement(LegendPlacement.BOTTOM)
-    if any("{{" in text for text in panel.queries):  # many series, of which the busiest deserve the first places
+    if any("{{" in text for text in panel.queries):  # a panel with many series lists the busiest first
         legend.display_mode(LegendDisplayMode.TABLE).calcs(["max", "lastNotNull"]).sort_by("Max").sort_desc(True)
     graph = (
         Timeseries()

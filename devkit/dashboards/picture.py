@@ -62,7 +62,7 @@ def _graph(axes: Axes, panel: Panel, lines: Sequence[Series], period: Period) ->
         axes.plot(line.times, line.values, label=line.legend, linewidth=1.2, marker=".", markersize=2)
     if not lines:
         axes.text(0.5, 0.5, "No data", transform=axes.transAxes, ha="center", va="center", fontsize=12)
-    shown = axes.get_ylim()  # a threshold outside of it stays invisible, as in Grafana
+    shown = axes.get_ylim()  # a threshold outside of this range stays invisible, as in Grafana
     for threshold in panel.thresholds:
         axes.axhline(threshold, color="red", linewidth=1, linestyle="--")
     low, high = (shown[0] if panel.low is None else panel.low), (shown[1] if panel.high is None else panel.high)

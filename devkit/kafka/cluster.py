@@ -51,16 +51,16 @@ SERVER_PROPERTIES = {
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
-    # A killed broker can register again only when its old session has expired: with this value, after 4 s instead of 9
-    # s.
+    # A killed broker can register again only when its old session has expired. With this value, the session expires
+    # after 4 s instead of 9 s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
     # A dead process's open transaction blocks readers until the transaction's timeout, then for up to this interval.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # This is the longest retention of our topics, because a group's committed offsets must not expire before the
-    # records.
+    # This value equals the longest retention of our topics, because a group's committed offsets must not expire before
+    # the records.
     "offsets.retention.minutes": "43200",
-    # The default, 10 MiB for each partition's sparse index files, is too much for test topics.
+    # By default, Kafka reserves 10 MiB for each partition's sparse index files, which is too much for test topics.
     "log.index.size.max.bytes": "1048576",
 }
 """Properties of every broker that this module starts. A fleet's own Kafka should have the same timeouts."""
@@ -152,7 +152,7 @@ def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in Kafka, ignore closing connections
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closing connections, as Kafka does
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

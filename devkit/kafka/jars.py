@@ -45,7 +45,7 @@ def ensure_jars() -> Path:
     target = cache_home() / "postback" / RELEASE
     if target.is_dir():
         return target
-    java()  # Maven needs Java; if there is no Java and none can be installed, this call raises MissingPrerequisite
+    java()  # Maven needs Java; this call raises MissingPrerequisite if there is no Java and none can be installed
     maven = program("mvn", "maven")
     sys.stderr.write(f"Fetching {RELEASE} into {target}\n")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ class Scratch:
         for left in base.glob(f"{_PREFIX}*"):
             _remove_if_left(left)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        # The file is locked before it is named `owned`: another start removes folders whose `owned` is not locked.
+        # The file is locked before it is named `owned`, because another start removes folders whose `owned` is not
+        # locked.
         taken = self.path / "taken"
         self._lock = os.open(taken, os.O_CREAT | os.O_RDONLY, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -43,7 +44,7 @@ def _remove_if_left(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # the folder's owner lives
+        return  # the process that owns the folder is alive
     else:
         shutil.rmtree(folder, ignore_errors=True)
     finally:

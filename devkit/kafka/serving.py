@@ -39,7 +39,7 @@ def wait_until_serving(started: Mapping[Node, NodeProcess], clock: Clock) -> Non
 def _serves(node: Node) -> bool:
     """True if the node answers, and the quorum has admitted it (has not fenced it)."""
     if not _listens(node):
-        return False  # without a client, which would log an error for the refused connection
+        return False  # no client is made, because it would log an error for the refused connection
     try:
         client = KafkaAdminClient(
             bootstrap_servers=node.address,
@@ -78,5 +78,5 @@ def _tail(log: Path) -> str:
         lines = file.read().decode(errors="replace").splitlines()
     said = [
         line for line in lines if line.strip() and not line.startswith("\tat ")
-    ]  # without stack traces, which would push the reason out of the last lines
+    ]  # leaves out stack traces, which would push the reason out of the last lines
     return "\n".join(said[-_LOG_LINES:])

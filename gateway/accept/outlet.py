@@ -137,7 +137,7 @@ class RecordOutlet:
         if row.shard is not None:
             return self._partitioner.partition(row.topic, row.shard, count, row.value)
         if row.record_key is not None:
-            hashed: int = murmur2(row.record_key) & 0x7FFFFFFF  # the partition that Java's producer chooses
+            hashed: int = murmur2(row.record_key) & 0x7FFFFFFF  # Java's producer chooses the same partition
             return hashed % count
         return next(self._turn) % count
 

@@ -41,7 +41,7 @@ class PositionReader:
                 **asking_config(kafka),
                 "group.id": self.group,
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",  # Kafka answers only when no commit of offsets is pending
+                "isolation.level": "read_committed",  # with this value, Kafka answers only when no commit is pending
             }
         )
 

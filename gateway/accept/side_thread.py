@@ -78,4 +78,4 @@ def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
         ended.set_result(None)
     else:
         ended.set_exception(error)
-        ended.exception()  # read here, so that asyncio logs no unread error if nothing awaits `ended`
+        ended.exception()  # marks the error as read; otherwise asyncio logs the error if nothing awaits `ended`

@@ -93,7 +93,7 @@ def _create(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         try:
-            path.hardlink_to(written)  # fails if another process was first; readers see a whole file
+            path.hardlink_to(written)  # fails if another process has made the file; readers always see a whole file
         except FileExistsError:
             pass
         finally:

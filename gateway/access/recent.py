@@ -64,4 +64,4 @@ class Recent(Generic[Key, Value]):
         if self._reading.get(key) is done:
             del self._reading[key]
         if not done.cancelled():
-            done.exception()  # marks the error as read: without waiters, asyncio would log it
+            done.exception()  # marks the error as read; otherwise asyncio logs the error if no request waits for it

@@ -71,7 +71,7 @@ class Assembly:
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
 
         def store(connection: Connection) -> PartRow:
-            # Checked again: several concurrent parts may have begun while there was room for one of them.
+            # Check the room again, because several concurrent parts may have begun while there was room for only one.
             files.require_room(connection, draft.tenant, draft.size, most, "data")
             return uploads.store_part(connection, draft.id, draft.tenant, upload_id, draft.size, now_ms)
 
@@ -146,7 +146,8 @@ class Assembly:
             await self._copy(draft, parts, asked.md5)
             await asyncio.to_thread(draft.writer.commit)
             now_ms = self._shelf.now_ms()
-            dropped = False  # the upload may get the file even if the answer is lost, so only the sweep may remove it
+            # Even if the store's answer is lost, the upload may have the file, so only the sweep may remove the file.
+            dropped = False
             kept = await self._shelf.store.write(
                 lambda connection: uploads.complete(
                     connection, tenant, upload_id, asked, draft.id, draft.sha256, now_ms

@@ -37,7 +37,7 @@ def lines_of(pieces: Iterable[bytes]) -> Iterator[Line]:
         if rest and at - start <= MAX_JOB_BYTES + len(_MARK) + 1:
             held.append(rest)
         elif rest:
-            held = []  # the line is too long already: `_line` sees this from its start and end
+            held = []  # the line is too long already, as `_line` sees from the line's start and end
     if at > start:
         yield _line(number, start, at, held)
 

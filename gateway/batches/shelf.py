@@ -54,7 +54,7 @@ class Shelf:
         now_ms, most = self.now_ms(), self.settings.tenant_bytes
 
         def store(connection: Connection) -> FileRow:
-            # Checked again: several concurrent uploads may have begun while there was room for one of them.
+            # Check the room again, because several concurrent uploads may have begun while there was room for only one.
             files.require_room(connection, draft.tenant, draft.size, most, "file")
             return files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
 

@@ -91,7 +91,7 @@ class FolderWriter:
             self._file.close()
             self._part.unlink(missing_ok=True)
         except OSError:
-            return  # the blob's `delete` removes its part files too
+            return  # the part file may stay, because the blob's `delete` removes part files too
 
 
 def _sync_folder(folder: Path) -> None:

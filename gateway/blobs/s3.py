@@ -105,7 +105,7 @@ class S3Writer:
                 with _mapped():
                     self._client.abort_multipart_upload(**self._place, UploadId=self._upload)
             except BlobsAway:
-                return  # `delete` aborts leftovers later
+                return  # the store's `delete` aborts a leftover upload later
             self._upload = None
 
     def _send(self, part: bytes) -> None:

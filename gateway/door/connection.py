@@ -320,7 +320,7 @@ class DoorConnection(HttpToolsProtocol):
 
     def _check_body(self, now: float, pace: Pace) -> None:
         if self.cycle.waiting_for_100_continue or self.flow.read_paused:
-            pace.restart(now, self._body_bytes)  # the client may not send now, so the time does not count
+            pace.restart(now, self._body_bytes)  # the client has to wait now, so this time does not count
         elif pace.slow(now, self._body_bytes) and not self._deaf:
             self._refuse(_SLOW_BODY)
 

@@ -53,7 +53,8 @@ class Observed:
         except ClientDisconnect:
             exchange.status = CLIENT_GONE
         except asyncio.CancelledError:
-            # The server cancels requests only when it stops: streams of events, and requests that take too long.
+            # The server cancels requests only when it stops. It then cancels streams of events, and requests that take
+            # too long.
             if exchange.status:
                 # Ending fails if the response has ended already, or has fewer bytes than its Content-Length.
                 with suppress(Exception):

@@ -37,7 +37,7 @@ async def screened(door: Door, request: Request, principal: Principal, jobs: Seq
     """
     if door.screen is None:
         return [ScreenedIn(job) for job in jobs]
-    # In a thread: a large job takes milliseconds for each rule, and a classifier waits for its process.
+    # Check in a thread, because a large job takes milliseconds for each rule, and a classifier waits for its process.
     found = await asyncio.to_thread(_checked, door.screen, principal.tenant, jobs)
     for one in found:
         door.metrics.screened.labels(one.verdict).inc()

@@ -111,7 +111,8 @@ class DoorServer(SideTask):
             try:
                 accepted, address = await loop.sock_accept(self._socket)
             except OSError as error:
-                # The client is gone already, or the process is out of file descriptors: pause until some may be free.
+                # The client is gone already, or the process is out of file descriptors. Pause, so that some can become
+                # free.
                 self._warn("accept", f"A connection could not be accepted ({error.strerror}); going on.")
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
@@ -143,7 +144,7 @@ class DoorServer(SideTask):
                 ssl_handshake_timeout=self._limits.head_seconds if secure else None,
                 ssl_shutdown_timeout=_SHUTDOWN_SECONDS if secure else None,
             )
-        except OSError:  # such as ssl.SSLError: the client lacks TLS 1.3 or a certificate, is slow, or gone
+        except OSError:  # the client lacks TLS 1.3 or a certificate (ssl.SSLError), is too slow, or has gone
             self._metrics.http_connections_refused.labels("handshake").inc()
             if not connection.begun:
                 self._free(address)

@@ -20,7 +20,7 @@ CONTENT_POLICY: Final = (
 )
 HEADERS: Final = {
     "content-security-policy": CONTENT_POLICY,
-    "referrer-policy": "same-origin",  # `no-referrer` would send the Origin `null`, which forms refuse
+    "referrer-policy": "same-origin",  # with `no-referrer`, browsers would send the Origin `null`, which forms refuse
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",

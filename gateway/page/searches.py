@@ -33,7 +33,7 @@ class KafkaSearches:
                 return await asyncio.to_thread(search)
             except RequestRefused as error:
                 raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
-            except ProducerError as error:  # its text names Kafka's address and settings, so only the log gets it
+            except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
                 log.warning(
                     "A page could not read Kafka; the visitor is told to try again.",
                     action="page-search-failed",

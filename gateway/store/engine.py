@@ -23,7 +23,7 @@ _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
 _POSTGRES = {
-    "client_encoding": "utf8",  # else PGCLIENTENCODING in the environment decides
+    "client_encoding": "utf8",  # otherwise the environment's PGCLIENTENCODING would decide
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -53,7 +53,8 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        # Runs before SQLAlchemy's own first queries: psycopg answers those in bytes if the encoding is SQL_ASCII.
+        # The check runs before SQLAlchemy's own first queries, because psycopg answers those in bytes if the encoding
+        # is SQL_ASCII.
         event.listen(engine, "connect", _require_utf8, insert=True)
     return engine
 
@@ -94,7 +95,7 @@ def _require_utf8(connection: Any, _record: object) -> None:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy begins transactions itself, see `_begin_sqlite`
+    connection.isolation_level = None  # the driver begins no transactions, because `_begin_sqlite` does
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 

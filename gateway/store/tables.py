@@ -31,7 +31,7 @@ metadata = MetaData(
     }
 )
 
-BigInt = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in an INTEGER column
+BigInt = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates row numbers only for an INTEGER column
 
 meta = Table(
     "meta",

@@ -32,7 +32,7 @@ class TopicReader:
                 "fetch.wait.max.ms": 100,
                 "queued.max.messages.kbytes": 16_384,
                 **client_config(kafka),
-                "group.id": "view",  # the client requires a name, but joins no group and commits no offset
+                "group.id": "view",  # the client requires an id, but joins no group and commits no offset
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",

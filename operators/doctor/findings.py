@@ -93,7 +93,7 @@ def _round(checks: Sequence[Check], seconds: float, clock: Clock) -> dict[str, E
     def make(check: Check) -> None:
         done[check.name] = _made(check)
 
-    # Daemons: a thread that hangs in a library's call must not keep the command from ending.
+    # The threads are daemons, because a thread that hangs in a library's call must not keep the command from ending.
     threads = {check.name: Thread(target=make, args=(check,), daemon=True) for check in checks}
     for thread in threads.values():
         thread.start()

@@ -76,8 +76,7 @@ def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
 
 def _horizon(seconds_left: float, plan: Plan) -> float:
     free = seconds_left - plan.start_seconds
-    # As a margin, the answers' time is limited to half of the free time, because more workers would not shorten the
-    # answers.
+    # The margin for an answer is at most half of the free time, because more workers would not shorten the answers.
     margin = max(plan.margin_seconds, min(plan.answer_seconds, free / 2))
     return max(LEAST_HORIZON_SECONDS, (free - margin) * plan.time_share)
 

@@ -29,7 +29,8 @@ class Throughput:
     @property
     def jobs_per_second(self) -> float:
         """The jobs that one worker answers in a second; never 0."""
-        weight = _ASSUMED_WEIGHT / (1 + self._seconds / _ASSUMED_WEIGHT)  # the assumption fades with measured seconds
+        # The assumption counts less, the more seconds are measured.
+        weight = _ASSUMED_WEIGHT / (1 + self._seconds / _ASSUMED_WEIGHT)
         return (self._assumed * weight + self._jobs) / (weight + self._seconds)
 
     def observe(self, at: float, done: int, waiting: int, workers: int) -> None:

@@ -72,7 +72,7 @@ def _answer(model: _ClassifierModel, request: dict[str, Any]) -> dict[str, Any]:
         return {"scores": [model.scores(text, deadline) for text in request["texts"]]}
     except _Late:
         return {"failed": "its seconds were over"}
-    except Exception as error:  # a failure at one text must not end the loaded model for all jobs
+    except Exception as error:  # a failure at one text must not end this process, which serves all jobs
         return {"failed": type(error).__qualname__}
 
 

@@ -150,7 +150,8 @@ class Breaker:
             self._judge_probe(verdict, now)
         elif not self._open:
             self._judge_usual(verdict, now)
-        # Otherwise the attempt began before the breaker opened, so its verdict is ignored.
+        # While the breaker is open, only a probe's verdict counts, because other attempts began before the breaker
+        # opened.
         if wait_seconds > self.seconds_left(now):
             self._open_for(wait_seconds, now)
             self._asked = True

@@ -98,7 +98,8 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        self._jump_free_clock = JumpFreeClock(clock)  # not shared: a clock reports a jump only once
+        # Nothing else uses this clock, because it reports a jump only once.
+        self._jump_free_clock = JumpFreeClock(clock)
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()

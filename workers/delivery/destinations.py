@@ -304,7 +304,7 @@ class Destinations:
             return
         if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
             self._note(destination, load, OriginSignal.ANSWERS)
-            return  # the usual case: the breaker and the limit stay as they are
+            return  # usually, the breaker and the limit stay as they are
         now, outcome, verdict = self._clock.monotonic(), place.outcome, signal_of(place.outcome)
         before = load.breaker.state(now)
         load.breaker.judge(

@@ -170,12 +170,12 @@ class EndpointStates:
     def _learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Change | None:
         endpoint = pending.tenant, pending.url
         if endpoint in self._disabled:
-            return None  # the attempt began before the disabling, and must not undo it
+            return None  # the attempt began before the endpoint was disabled, and must not enable the endpoint
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint)
             return Forget(endpoint) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
-            return None  # the egress guard refused; no request reached the endpoint
+            return None  # the egress guard refused the attempt, so no request reached the endpoint
         if outcome.reason is FailureReason.GONE:
             return self._disable(pending, DisabledBecause.GONE, now_ms)
         return self._learn_failure(pending, endpoint, now_ms)

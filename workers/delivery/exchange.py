@@ -73,7 +73,7 @@ class Exchanges:
         try:
             protocol = _write(connection, head.encode("ascii"), body)
             if await self._read(protocol, answer) and _is_all_sent(connection):
-                connection.release()  # back into the pool, unless the answer announced a close
+                connection.release()  # puts the connection back into the pool, unless the answer announced a close
         finally:
             _drop(connection)
 
@@ -86,7 +86,7 @@ class Exchanges:
 
         Return True if the whole body was read, so that the connection can serve the next request.
         """
-        message, payload = await protocol.read()  # the final response: `OneAnswerEach` has dropped 1xx
+        message, payload = await protocol.read()  # this response is final, because `OneAnswerEach` drops any 1xx
         answer.status = message.code
         answer.retry_after = message.headers.get("Retry-After")
         rest = self._cap

@@ -169,7 +169,7 @@ def deferred(
     """Return the record with the headers of a deferral, which is no attempt."""
     headers = [
         *_without(record, _DEFERRED),
-        (names.LEFT, b"0"),  # the record is due when it leaves its tier, even if the clock is wrong by then
+        (names.LEFT, b"0"),  # 0 makes the record due when it leaves its tier, even if the clock is wrong by then
         (names.DEFERRED, str(pending.deferred + 1).encode()),
         (names.DEFERRED_REASON, reason.encode()),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),

@@ -230,7 +230,8 @@ class Poster:
         connector = GuardedConnector(
             self._policy,
             self._resolver,
-            # No limit here: destinations.py limits the attempts at each destination, and so the connections.
+            # The connector has no limit, because destinations.py limits the attempts at each destination, and so the
+            # connections.
             limit=0,
             keepalive_timeout=self._settings.keep_alive_seconds,
         )

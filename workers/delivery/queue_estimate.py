@@ -44,7 +44,7 @@ class QueueEstimate:
     def _seconds_for_one(self, now: float) -> float:
         if now - self._began < _ROUND_SECONDS or not self._served:
             return 0.0
-        # The counted time ends with the last finished attempt. Attempts may finish many at once, and the pause after
+        # The counted time ends with the last finished attempt. Many attempts may finish at once, and the pause after
         # them must not count as a slowdown.
         seconds = self._served_last - self._began
         for_one = seconds / self._served

@@ -72,7 +72,8 @@ def _is_interim(status: int) -> bool:
 
 def answer_once(connector: aiohttp.TCPConnector) -> None:
     """Make the connector use `OneAnswerEach` for its connections. Call this before the first connection."""
-    # aiohttp has no public way to set this. The tests of unrequested answers fail if aiohttp ignores it.
+    # aiohttp has no public way to set the protocol. The tests of unrequested answers fail if aiohttp ignores
+    # `_factory`.
     protocol: type[ResponseHandler] = OneAnswerEach
     connector._factory = partial(protocol, loop=connector._loop)
 
@@ -118,7 +119,8 @@ class OneAnswerEach(ResponseHandler):
         if answer is None:
             super().data_received(data)
         elif data and answer.is_eof() and not self.upgraded:
-            # aiohttp would keep half a head or an empty line, and send the next request on this connection.
+            # End the connection: aiohttp would keep half a head or an empty line, and would still send the next
+            # request.
             self._end("it spoke unasked")
         else:
             super().data_received(data)

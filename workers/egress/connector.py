@@ -84,7 +84,7 @@ class GuardedResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         named = is_named(host, self._policy)
         if is_localhost(host) and not named:
-            # `localhost` has two addresses of this machine; if the policy allows only one, the other is skipped.
+            # `localhost` has two addresses of this machine. If the policy allows only one address, skip the other.
             results = [result for result in results if is_allowed(result["host"], self._policy)] or results
         for result in results:
             _check_target((result["host"], port), self._policy, named=named)
@@ -158,7 +158,7 @@ class GuardedConnector(ProxiedConnector):
         transport, protocol = connection.transport, connection.protocol
         peer = transport.get_extra_info("peername") if transport is not None else None
         if peer is not None and isinstance(protocol, OneAnswerEach):
-            peer = protocol.tunnelled_to or peer  # the socket's own peer is the proxy
+            peer = protocol.tunnelled_to or peer  # with a tunnel, the socket's own peer is the proxy
         if peer is None:
             raise aiohttp.ServerDisconnectedError
         self._check_reached(peer, url)

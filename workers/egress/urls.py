@@ -102,7 +102,7 @@ def _spelled_plainly(text: str) -> URL:
     plain, written = URL(text), URL(text, encoded=True)
     path, query = _quoted(written.raw_path), _quoted(written.raw_query_string)
     if not query and text.partition("#")[0].endswith("?"):
-        path += "?"  # an empty query, which yarl does not tell from a missing one
+        path += "?"  # keeps an empty query, which yarl does not tell from a missing one
     spelled = URL.build(
         scheme=plain.scheme,
         authority=plain.raw_authority,

@@ -279,7 +279,7 @@ class Enricher:
             self._fetched["late"].inc()
             return LeftOut(one, LATE)
         if not isinstance(result, Unreadable):
-            raise result  # a defect of this program: the stage reports the error
+            raise result  # this is a defect of this program, and the stage reports it
         self._fetched["left_out"].inc()
         return LeftOut(one, str(result))
 
@@ -289,12 +289,12 @@ class Enricher:
         answer = reading.answer
         title, particulars = answer["title"], Particulars(**answer["particulars"])
         if one.found is not None:
-            # An abstract has the service's title. A page's own title beats a search engine's title, which may be cut.
+            # An abstract gets the service's title. A page's own title beats a search engine's title, which may be cut.
             title = title or one.found.title if one.found.page is None else one.found.title or title
             particulars = particulars.under(one.found.particulars)
         if one.document is not None:
             title = one.document.title or title
-        title = (title or "")[:LONGEST_TITLE] or None  # cut, because the model reads the title with each passage
+        title = (title or "")[:LONGEST_TITLE] or None  # a long title is cut, because each passage repeats it
         return Document(one, reading.url, title, answer["text"], answer["rest"], particulars, reading.older)
 
     async def _reading(self, one: Wanted, asker: Asker, deadline: Deadline) -> Reading:

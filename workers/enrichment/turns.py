@@ -74,7 +74,7 @@ class Turns:
     def _next(self) -> Asker | None:
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
             if self._had[tenant] >= self._free and self._free <= self._kept:
-                continue  # without a slow search among the tenant's jobs, which may be thousands
+                continue  # saves a slow search among the tenant's jobs, which may be thousands
             asker = min(self._waiting[tenant], key=self._had.__getitem__)
             if not self._had[asker] or self._free > 2 * self._kept:
                 return asker

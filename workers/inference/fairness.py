@@ -136,7 +136,7 @@ class TenantSharing:
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         except UnservedModel:
-            forwarded = None  # defer the job too: an engine may have its model by then
+            forwarded = None  # the job is deferred too, because an engine may have its model later
         if forwarded is not None:
             return [forwarded]
         self._deferred.inc()

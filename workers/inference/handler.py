@@ -178,7 +178,7 @@ class InferenceHandler:
                     prepared = await self._prepared(loaded.received, loaded.size)
                 return await self._seen(record, prepared, queued_ms, loaded.fetch_ms)
         except NoPayload as missing:
-            # The result repeats the job's metadata, so the filter must redact them first.
+            # The result repeats the job's metadata, so the filter must redact the metadata first.
             received = await self._filter.screened(received, len(record.value or b""))
             return self._outputs.settled(received, self._without(received, "no_payload", missing))
 

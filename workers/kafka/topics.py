@@ -166,6 +166,6 @@ def _asking(kafka: KafkaSettings) -> AdminClient:
         return AdminClient(asking_config(kafka))
     except KafkaException as error:
         reason = error.args[0].str()
-        for value in kafka.extra.values():  # any value may be a secret, so the text has none
+        for value in kafka.extra.values():  # any value may be a secret, so remove all values from the reason
             reason = reason.replace(f'"{value.get_secret_value()}"', "…")
         raise PropertyRefused(f"the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: {reason}") from None

@@ -90,7 +90,7 @@ async def run_stages(
         front.cancel()
     await asyncio.gather(
         *running, *taking, return_exceptions=True
-    )  # all stages drain: one stage's error must not cut another stage's drain short
+    )  # wait for all stages to drain, because one stage's error must not cut short another stage's drain
     for task in (*watched, stopping):
         task.cancel()
     await asyncio.wait([*watched, stopping])

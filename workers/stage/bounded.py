@@ -47,7 +47,7 @@ class BoundedCaller:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _Answer] | None] = SimpleQueue()
-        # A daemon: a call that hangs must not keep the process from ending.
+        # The thread is a daemon, because a call that hangs must not keep the process from ending.
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def start(self, function: Callable[..., Any], *args: Any) -> Call:

@@ -120,7 +120,7 @@ class Dispatching:
         self._left_open.say()
         if self._casualties:
             if self._held.load.running:
-                return 0  # running records may be part of the same crash: judge all of them together
+                return 0  # running records may be part of the same crash, so judge all of them together later
             self._judge()
         batch: list[tuple[Partition, Record]] = []
         # The handler does not count dispatched records that have not begun, so the stage subtracts them here.
@@ -201,7 +201,7 @@ class Dispatching:
         if cohort is None or not cohort.committed or (cohort.alone and self._held.load.running):
             return []
         cohort.dispatched = True
-        say = log.info if cohort.narrow else log.debug  # debug: a first window may have hundreds of cohorts
+        say = log.info if cohort.narrow else log.debug  # a first window may log hundreds of cohorts
         say("Trying suspects.", action="cohort-dispatched", records=len(cohort.members), alone=cohort.alone)
         return list(cohort.members)
 

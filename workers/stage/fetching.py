@@ -82,7 +82,7 @@ class Fetching:
         now, reached = self._clock.monotonic(), []
         for partition, offset in ends:
             if partition.phase is not Phase.OPEN or partition.rewind_to is not None:
-                continue  # no gap: records missing before this end are fetched again
+                continue  # this is no gap, because records missing before this end are fetched again
             if partition.ledger.fits(offset):
                 if offset > partition.ledger.next_offset:
                     self._watch.gap(partition, offset)
@@ -101,7 +101,7 @@ class Fetching:
                 continue
             partition.last_seen = now
             marks = self._intake.watermarks(partition.id, cached=True)
-            owed = partition.ledger.next_owed  # not `next_offset`, because an earlier record may have been given back
+            owed = partition.ledger.next_owed  # `next_offset` may lie after a record that was given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
 
@@ -148,7 +148,7 @@ class Fetching:
         """
         if offset <= partition.ledger.next_offset:
             return True
-        for cached in (True, False):  # first the end that the last fetch brought, then the broker's
+        for cached in (True, False):  # compare with the end from the last fetch, then with the broker's end
             marks = self._intake.watermarks(partition.id, cached=cached)
             if marks is not None and offset < marks[1]:
                 return True

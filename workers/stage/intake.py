@@ -120,9 +120,10 @@ class GroupIntake:
         self._on_error = on_error
         self._consumer = make_consumer(
             {
-                "fetch.wait.max.ms": 100,  # short: a resumed partition waits until the present fetch ends
+                # The wait is short, because a resumed partition waits until the present fetch ends.
+                "fetch.wait.max.ms": 100,
                 "fetch.queue.backoff.ms": 2,  # the pause between fetches while enough records are prefetched
-                "queued.min.messages": prefetch_records,  # for all partitions together, which share one queue
+                "queued.min.messages": prefetch_records,  # counts for all partitions, which share one queue
                 "queued.max.messages.kbytes": 16_384,
                 **config,
                 "group.id": group,
@@ -245,7 +246,7 @@ def _epoch(group_metadata: Any) -> int:
 
 
 def _record(message: Any) -> Record:
-    # Any: the stubs make every part optional, but a record lacks none of them
+    # `message` has the type Any, because the stubs make every part optional, although a record lacks none of them.
     headers, unreadable = headers_of(message)
     return Record(
         message.topic(),

@@ -175,7 +175,7 @@ class Isolation:
                 partition.suspects[record.offset] = Suspect(attempts)
             self._judge(partition, record, attempts, first=not alone)
         waiting, self._narrow = self._narrow, deque()
-        for partition, record in waiting:  # suspects before their last attempt have to wait for another completion
+        for partition, record in waiting:  # before its last attempt, a suspect has to wait for another completion
             self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
 
     def try_anyway(self) -> None:

@@ -46,7 +46,7 @@ class Partition:
         self.place = place
         """Where the topic's records wait."""
 
-        # Written by the partition's own methods.
+        # The partition's own methods write these fields.
         self.phase = Phase.ASSIGNED
         self.ledger = Ledger(Progress(0))
         self.horizon = Horizon(0)
@@ -65,11 +65,11 @@ class Partition:
         """The client's next record has at least this offset, because all records below were delivered."""
         self._gap_since: float | None = None
 
-        # Written by `Transactions`.
+        # `Transactions` writes this field.
         self.sent: Progress | None = None
         """The progress that was sent last. The commit may have succeeded although no answer came."""
 
-        # Written by `Fetching`; `resume`, `replace` and `give_back` reset some of these fields.
+        # `Fetching` writes these fields, and `resume`, `replace` and `give_back` reset some of them.
         self.paused = True
         """True until the first resume. In the client, a partition that was lost and regained may still be paused."""
         self.begun = False
@@ -84,7 +84,7 @@ class Partition:
         Without a seek, the client delivers a lower offset only if the partition's log was truncated or created
         again."""
 
-        # Written by `Load`.
+        # `Load` writes these fields.
         self.running = 0
         """The number of records that are dispatched and not yet complete."""
         self.outside: Counter[Party] = Counter()
@@ -92,17 +92,17 @@ class Partition:
         self.bytes = 0
         """Bytes of the values of taken, unsettled records."""
 
-        # Written by `Lot`.
+        # `Lot` writes these fields.
         self.parked = 0
         """The number of records that wait for the window."""
         self.parked_bytes = 0
         """Bytes of the values of parked records."""
 
-        # Written by `Pacing`.
+        # `Pacing` writes this field.
         self.look_again = 0.0
         """The monotonic time at which to check again if the first parked record is due."""
 
-        # Written by `Isolation`; `open` reads these fields from the committed progress, and `settle` drops settled
+        # `Isolation` writes these fields. `open` reads them from the committed progress, and `settle` drops settled
         # suspects.
         self.suspects: dict[int, Suspect] = {}
         self.alone = False
@@ -221,4 +221,4 @@ class Partition:
         if self.rewind_to is not None:
             self.position, self.fetched_to = 0, self.rewind_to
         self.paused, self.rewind_to = False, None
-        self.last_seen = now  # a pause is no silence, so that no seek follows
+        self.last_seen = now  # a pause does not count as silence, so no seek follows

@@ -64,7 +64,7 @@ class PartyQueue:
             taken.append((partition, record))
             del self._queues[partition]
             if queue:
-                self._queues[partition] = queue  # behind all other partitions, so that partitions take turns
+                self._queues[partition] = queue  # this partition now comes last, so that partitions take turns
                 heapreplace(fronts, (queue[0].urgency, turn, partition))
                 turn += 1
             else:

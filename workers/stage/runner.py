@@ -158,7 +158,7 @@ class Runner:
 
         If a handler waits, another task runs the remaining records.
         """
-        task, began = asyncio.current_task(), time.perf_counter()  # not loop.time(), which may stand still
+        task, began = asyncio.current_task(), time.perf_counter()  # loop.time() would not do: it may stand still
         while turn == self._turn and self._queue and time.perf_counter() - began < self._at_a_time_seconds:
             partition, record, dispatched_at = self._queue.popleft()
             self.begun += 1

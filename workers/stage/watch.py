@@ -109,7 +109,7 @@ class Watch:
         elif self._unready_since is None:
             self._unready_since = self._clock.monotonic()
         due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
-        if due or not self._contact.member:  # each round until joined, so that readiness does not lag
+        if due or not self._contact.member:  # before joining, look in each round, so that readiness does not lag
             self._contact = self._intake.contact()
         if not due:
             return
@@ -117,7 +117,7 @@ class Watch:
         for partition in partitions:
             marks = self._intake.watermarks(partition.id, cached=True)
             if marks is not None and partition.phase is Phase.OPEN:
-                progress = partition.ledger.progress  # records done behind a slow one do not wait
+                progress = partition.ledger.progress  # records that are done behind a slow one do not count as waiting
                 backlog = undone_below(marks[1], progress.base, progress.done)
                 self._metrics.backlog.labels(partition.topic, str(partition.number)).set(backlog)
 

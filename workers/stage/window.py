@@ -162,7 +162,7 @@ class Window:
     def wants_pause(self, partition: Partition) -> bool:
         """Return whether the stage should not fetch from the partition now."""
         if partition.rewind_to is not None and not partition.paused:
-            return True  # the seek happens when the partition is resumed
+            return True  # the partition has to pause, because the seek happens at the resume
         if self._is_full_for(partition) or self.first.is_cut(partition) or partition.phase is not Phase.OPEN:
             return partition.phase is not Phase.ASSIGNED
         return _is_wide(partition.ledger, paused=partition.paused)

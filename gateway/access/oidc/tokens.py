@@ -69,7 +69,7 @@ class Tokens:
             claims = jwt.decode(token, key, registry=self._registry).claims
             rules.validate(claims)
             claims["exp"] = int(claims["exp"])
-        except Exception:  # a token may be any text, so every error while reading it refuses it
+        except Exception:  # a token may be any text, and is refused if reading it raises any error
             raise CredentialRefused(_REFUSED) from None
         return claims
 

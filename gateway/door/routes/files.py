@@ -90,6 +90,6 @@ async def content_response(door: Door, row: FileRow, wanted: str | None) -> Resp
         status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{row.bytes}"
     headers["content-length"] = str(end - start)
     pieces: Iterator[bytes] = door.shelf.content(row.id, start, end - start)
-    # The first piece is read before the answer begins, so that a missing content still gets its own status.
+    # The first piece is read before the answer begins, so that missing content still gets its own status.
     first: Any = await asyncio.to_thread(next, pieces, b"")
     return StreamingResponse(chain([first], pieces), status, headers, media_type="application/octet-stream")

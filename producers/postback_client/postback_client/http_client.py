@@ -109,7 +109,7 @@ class HttpClient:
         if not awaited:
             return
         with closing(EventFeed(self._http, _RESULTS, limit)) as feed:
-            feed.open()  # opened first, so that results after the questions below come as events
+            feed.open()  # the feed opens before the requests below, so that later results come as events
             for job_id in list(awaited):
                 if (result := self.result(job_id)) is not None:
                     del awaited[job_id]

@@ -240,7 +240,7 @@ class KafkaClient:
 def _acknowledged(sent: deque[_Sent]) -> str:
     """Wait for the oldest job's acknowledgement, and return the job's id."""
     oldest = sent[0]
-    oldest.future.get(timeout=2 * ACCEPT_SECONDS)  # kafka-python alone waits forever for a frozen broker
+    oldest.future.get(timeout=2 * ACCEPT_SECONDS)  # without a timeout, kafka-python waits forever for a frozen broker
     oldest.submitted.end()
     sent.popleft()
     return oldest.job_id

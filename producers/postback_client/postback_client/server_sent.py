@@ -116,7 +116,7 @@ class EventFeed:
             try:
                 piece = next(pieces, None)
             except requests.RequestException:
-                break  # lost or silent for too long, so the next connection continues after the last event
+                break  # the connection is lost, or silent for too long; the next one continues after the last event
             if piece is None:
                 break
             for event in parser.feed(piece):

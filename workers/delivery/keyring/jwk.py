@@ -14,7 +14,7 @@ def jwk(public: bytes, owner: str = "") -> dict[str, str]:
     Readers cache keys by `kid`. Under a new master or in a new keyring, a key of the same version has another
     thumbprint, and so another `kid`.
     """
-    # RFC 7638, section 3: the required members in lexical order, without spaces.
+    # RFC 7638, section 3, hashes the required members in lexical order, without spaces.
     required = {"crv": "Ed25519", "kty": "OKP", "x": base64url(public)}
     thumbprint = hashlib.sha256(json.dumps(required, separators=(",", ":"), sort_keys=True).encode()).digest()
     return {**required, "kid": owner + base64url(thumbprint), "use": "sig", "alg": "EdDSA"}

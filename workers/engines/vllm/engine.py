@@ -91,7 +91,7 @@ class VllmEngine(TextsAlone):
         self._is_started = False
         self._lost: str | None = None
         self._adapters = Adapters(settings.adapters)
-        # Held while vLLM loads new weights, because vLLM answers no health call then.
+        # This lock is held while vLLM loads new weights, because vLLM answers no health call then.
         self._asking_health = asyncio.Lock()
         # Use one thread only, since two threads must not use a tokenizer at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")

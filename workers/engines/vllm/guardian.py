@@ -117,7 +117,7 @@ def marked(mark: str) -> list[int]:
     Resource trackers clean up shared memory after the other processes, and then end by themselves.
     """
     if not os.path.isdir("/proc/self"):  # noqa: PTH112 - the guardian imports little
-        return []  # not Linux, so only vLLM's own shutdown ends its processes
+        return []  # this is not Linux, so only vLLM's own shutdown ends vLLM's processes
     word, found = mark.encode(), list[int]()
     for entry in os.listdir("/proc"):  # noqa: PTH208 - the guardian imports little, and `pathlib` needs a stat for each
         if not entry.isdigit() or int(entry) == os.getpid():

@@ -114,7 +114,7 @@ def target_of_host(host: str) -> str:
     """Return the name by which the entries of all pages of this host can be invalidated."""
     name = host.lower().strip("[]").rstrip(".")
     with suppress(*_NOT_READ):  # an invalid host has no cached pages
-        name = URL.build(scheme="http", host=name).host or name  # IDNA: one spelling for each name beyond ASCII
+        name = URL.build(scheme="http", host=name).host or name  # IDNA gives each name beyond ASCII one spelling
     return f"h:{_hashed(name)}"
 
 

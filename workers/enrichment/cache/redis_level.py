@@ -35,7 +35,7 @@ class RedisLevel:
             timeout=settings.answer_seconds,
             socket_timeout=settings.answer_seconds,
             socket_connect_timeout=settings.answer_seconds,
-            retry=Retry(NoBackoff(), 1),  # one retry, since a restart of Redis breaks the pooled connections
+            retry=Retry(NoBackoff(), 1),  # tries once more, because a restart of Redis breaks pooled connections
         )
         self._redis: Redis = Redis.from_pool(self._pool)
 

@@ -224,7 +224,8 @@ class Fetcher:
         body = bytearray()
         cut_at_bytes = wanted.cut_at_bytes
         limit = cut_at_bytes or self._settings.page_bytes
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):  # decompressed: limits bombs, too
+        # The chunks are decompressed, so the limit also stops compression bombs.
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body += chunk
             if wanted.counted is not None:
                 wanted.counted(len(chunk))

@@ -27,7 +27,7 @@ class OriginTurns:
         Call this before the job waits for a place in memory: otherwise jobs at a hung server would keep their places.
         """
         async with AsyncExitStack() as stack:
-            for origin in sorted({origin_of(url) for url in urls}):  # one order for all jobs, so that none deadlock
+            for origin in sorted({origin_of(url) for url in urls}):  # all jobs use this order, so that none deadlocks
                 await stack.enter_async_context(self._at_one(origin, asker))
             yield
 

@@ -21,4 +21,5 @@ def crawl_delay_seconds(body: bytes, user_agent: str) -> float:
 
 @lru_cache(maxsize=16)
 def _parsed(body: bytes) -> Protego:
-    return Protego.parse(body.decode("utf-8-sig", "replace"))  # a byte order mark would hide the first line
+    # The codec drops a byte order mark, which would hide the first line.
+    return Protego.parse(body.decode("utf-8-sig", "replace"))

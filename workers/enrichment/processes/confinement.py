@@ -238,7 +238,8 @@ def _seccomp(no_files: bool, may_execute: bool) -> None:
 
 def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False) -> bytes:
     """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
-    steps: list[tuple[int, int, int, int]] = []  # code, number of skipped instructions if true and if false, operand
+    # A step has a code, the number of instructions to skip if true and if false, and an operand.
+    steps: list[tuple[int, int, int, int]] = []
 
     def returning(verdict: int) -> tuple[int, int, int, int]:
         return (_RETURN, 0, 0, verdict)

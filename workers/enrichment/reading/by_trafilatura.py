@@ -24,7 +24,7 @@ _RUN_WORDS: Final = 3
 _LEAST_SHARE: Final = 0.5
 _WORD: Final = re.compile(r"\w+")
 
-jt_stoplist_init()  # reads its word lists now: a confined process cannot open their files
+jt_stoplist_init()  # reads the word lists now, because a confined process cannot open files
 
 
 def main_lines(page: str, visible: str) -> str:
@@ -39,7 +39,7 @@ def main_lines(page: str, visible: str) -> str:
         etree.strip_attributes(tree, *_SPANS)
         # "Recall" takes two thirds of the usual mode's time, since the usual mode extracts short texts twice.
         found = trafilatura.extract(tree, include_comments=False, favor_recall=True)
-    except Exception:  # a defect of lxml or trafilatura, or too little memory; resiliparse's main text is used
+    except Exception:  # lxml or trafilatura has a defect, or too little memory: resiliparse's text is used then
         return ""
     return _lines_in(visible, found) if found else ""
 

@@ -59,8 +59,8 @@ def decode(body: bytes, declared: str | None) -> str:
         return body[len(mark) :].decode(marked, "replace")
     if body.isascii() and _ISO_2022_JP.search(body):
         return body.decode("iso2022_jp", "replace")
-    # UTF-8 goes before the header: text in another charset is hardly ever valid UTF-8, and many servers declare Latin-1
-    # for all pages.
+    # UTF-8 is tried before the header's charset, because text in another charset is hardly ever valid UTF-8, and many
+    # servers declare Latin-1 for all pages.
     text = _utf_8(body) if not body.isascii() else None
     if text is not None:
         return text

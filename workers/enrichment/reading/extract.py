@@ -132,7 +132,7 @@ def _is_pdf(body: bytes, media_type: str) -> bool:
 
 
 def _of_pdf(body: bytes, recogniser: Recogniser | None) -> Extracted:
-    from workers.enrichment.reading.pdf import read_pdf  # slow to import (0.1 s); not needed for HTML
+    from workers.enrichment.reading.pdf import read_pdf  # this import takes 0.1 s, and HTML does not need it
 
     title, text, particulars = read_pdf(body, MAX_TEXT_CHARS, recogniser)
     return Extracted(title, text, particulars)

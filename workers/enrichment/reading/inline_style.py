@@ -83,7 +83,7 @@ def _is_outside(values: dict[str, str]) -> bool:
     names = _MOVING + _PLACED if values.get("position", "static") != "static" else _MOVING
     moved = [length for name in names for length in _lengths(values.get(name, ""))]
     moved += [length for part in _MOVED.findall(values.get("transform", "")) for length in _lengths(part)]
-    # A negative margin with as much padding widens the background; the text stays in place.
+    # A negative margin with as much padding only widens the background, and the text stays in place.
     return any(length < -_FAR_PX for length in moved) and "padding" not in values
 
 

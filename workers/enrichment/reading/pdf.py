@@ -94,7 +94,7 @@ def read_pdf(body: bytes, max_chars: int, recogniser: Recogniser | None = None) 
     try:
         with closing(pypdfium2.PdfDocument(body)) as document:
             pages: list[str] = []
-            scans: dict[int, int] = {}  # the page's place in `pages`, and its number in the document
+            scans: dict[int, int] = {}  # maps a page's place in `pages` to its number in the document
             for number, text, is_scan in _pages(document):
                 if is_scan:
                     scans[len(pages)] = number

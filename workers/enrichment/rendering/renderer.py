@@ -151,7 +151,7 @@ class Renderer:
                 path = URL(_Version.model_validate_json(body).socket_url).path
             except (BodyTooLarge, ValidationError, ValueError):
                 raise BrowserFailed("it does not speak the DevTools protocol") from None
-        return base.with_path(base.path.rstrip("/") + path)  # of the answer, only the path is used
+        return base.with_path(base.path.rstrip("/") + path)  # only the path of the answer's URL is used
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

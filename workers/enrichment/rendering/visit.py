@@ -120,11 +120,12 @@ class Visit:
 
     async def _answer(self, params: dict[str, Any]) -> None:
         """Answer one request of the browser, or refuse it."""
-        with suppress(ValidationError, BrowserFailed):  # the page is gone, or the message is not the protocol's
+        with suppress(ValidationError, BrowserFailed):  # the page is gone, or the message does not fit the protocol
             paused = _Paused.model_validate(params)
             file = await self._file(paused)
             if file is None:
-                # An aborted navigation leaves the page as it is; another reason would show an error in its place.
+                # The reason `Aborted` leaves the page as it is. With another reason, the browser would show an error
+                # instead.
                 refused = {"requestId": paused.request_id, "errorReason": "Aborted"}
                 await self._devtools.call("Fetch.failRequest", self._session, **refused)
                 return

@@ -140,7 +140,7 @@ class ShadowHandler:
         try:
             return self._profiles[name] if name != NO_PROFILE else None
         except UnknownProfile:
-            return None  # this worker lacks the profile: citations stay unchecked
+            return None  # this worker lacks the profile, so citations stay unchecked
 
     async def _answered(self, record: Record, sample: ShadowSample, asked: GroundedRequest) -> _Answer | None:
         """Return the candidate's answer; None if the end of this worker cuts the answer off. Raises EngineDied."""

@@ -50,7 +50,7 @@ def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds)
         return 0.0
     if is_json:
         try:
-            # float, since int() would refuse a valid long number
+            # `parse_int` is float, because int() would refuse a valid long number.
             ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
             return float(not _same_json(ours, theirs, thresholds))
         except (ValueError, RecursionError):
@@ -79,7 +79,7 @@ def _same_text(one: str, other: str, thresholds: Thresholds) -> bool:
 
 def _same_json(one: Any, other: Any, thresholds: Thresholds) -> bool:
     pairs = [(one, other)]
-    while pairs:  # not recursive: JSON may be nested as deep as Python's stack
+    while pairs:  # a recursion could overflow, because JSON may be nested as deep as Python's stack
         ours, theirs = pairs.pop()
         if isinstance(ours, dict) and isinstance(theirs, dict):
             if ours.keys() != theirs.keys():
