@@ -204,7 +204,7 @@ class DoorTls:
         return _LoadedDoorTls(context, stamps, revoked, tuple(expiries))
 
     def _measure(self) -> None:
-        """Show the lifetimes as metrics: for each kind, the one that ends first."""
+        """Show as metrics, for each kind of file, the lifetime that ends first."""
         kinds = {self._files.certificate: "certificate", self._files.client_ca: "authority"}
         first: dict[str, _Expiry] = {}
         for expiry in sorted(self._loaded.expiries, key=lambda each: each.end):

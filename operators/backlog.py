@@ -23,8 +23,8 @@ class GroupProgress:
     topic: str
     partition: int
     base: int
-    """The group's committed offset, below which all records are done. If the group has committed none, the first
-    record's offset."""
+    """The group's committed offset, below which all records are done. If the group has committed no offset, `base` is
+    the first record's offset."""
     end: int
     """The offset after the last record. The difference from `base` also counts transaction markers, until the group has
     passed them."""

@@ -49,17 +49,17 @@ class BenchReport:
 
     @property
     def called_back(self) -> int:
-        """Jobs with a callback."""
+        """The number of jobs that were called back."""
         return len(self.times_ms)
 
     @property
     def succeeded(self) -> int:
-        """Jobs whose callback has an answer."""
+        """The number of jobs whose callback contains an answer."""
         return self.outcomes.get(Outcome.SUCCEEDED, 0)
 
     @property
     def jobs_per_second(self) -> float:
-        """Callbacks a second."""
+        """The number of callbacks per second."""
         return self.called_back / self.seconds if self.seconds > 0 else 0.0
 
     def percentile(self, percent: float) -> float | None:
@@ -126,7 +126,7 @@ class FleetBench:
 
     @property
     def called_back(self) -> int:
-        """Jobs that were called back so far."""
+        """The number of jobs that were called back so far."""
         with self._lock:
             return len(self._came)
 

@@ -100,7 +100,7 @@ class NamedJobs:
     entries: dict[str, ReceiptEntry | None]
     """Receipt entries by job id; None for a plain id."""
     tenant: str | None
-    """The jobs' tenant, from a receipt."""
+    """The tenant of the jobs, if a receipt names it."""
     refused: int
     """Number of the receipt's jobs that Kafka did not accept; `entries` leaves them out."""
 

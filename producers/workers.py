@@ -24,7 +24,7 @@ class Announced:
     more: bool
     """True if one of the workers has more models or adapters than it announces."""
     adapters: tuple[str, ...] | None = None
-    """None if a worker of an earlier version does not state its adapters."""
+    """All workers' adapters; None if a worker of an earlier version does not state its adapters."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:

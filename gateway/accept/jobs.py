@@ -67,7 +67,7 @@ def accept_jobs(
     clock: Clock = _CLOCK,
     settings: TenantSettings | None = None,
 ) -> None:
-    """Write the rows of jobs, and their records into the outbox. No id may occur twice in `new`.
+    """Write jobs' rows into the store, and their records into the outbox. No id may occur twice in `new`.
 
     `settings` are the tenant's settings, which include its quota. Raises JobExists and QuotaExceeded, and StoreAway
     while no new work is accepted.

@@ -82,7 +82,7 @@ class RecordOutlet:
         self._written = frozenset()
 
     def _headers(self, row: Any) -> list[Header]:
-        """Return a row's headers. A row with a shard is a job: its tenant is signed by the newest secret."""
+        """Return a row's headers. A row with a shard is a job, whose tenant is signed with the newest secret."""
         headers = unpacked(row.headers)
         if self._trust is None or row.shard is None:
             return headers
@@ -108,7 +108,7 @@ class RecordOutlet:
     def _sweep(self, producer: TransactionalProducer) -> None:
         """Write to each partition that may hold records of an unfinished transaction, send an offset, and abort.
 
-        The abort also ends those records and offsets, which would otherwise block readers.
+        The abort also ends the unfinished transaction, whose records and offsets would otherwise block readers.
         """
         try:
             self._sweeps.plan({topic: producer.layout(topic) for topic in self._sweeps.owed})
@@ -131,7 +131,7 @@ class RecordOutlet:
     def _partition(self, row: Any) -> int:
         """Return the partition for a row.
 
-        It depends on the row's shard or key; a row with neither gets the next in turn.
+        The row's shard or key decides; a row with neither gets the next partition in turn.
         """
         count = self._count(row.topic)
         if row.shard is not None:

@@ -71,7 +71,8 @@ class Relay(SideThread):
         """The position of the last deletion that was submitted."""
         self._trouble = Trouble(clock, SILENT_SECONDS)
         self._halvings = 0
-        """The number of times that a transaction's bounds are halved. A failure raises it, and a success lowers it."""
+        """The number of times that a transaction's bounds are halved. A failure raises the number, and a success lowers
+        it."""
         self._committed_at = 0.0
         store.on_commit(self._accepted.set)
 

@@ -10,7 +10,7 @@ from telemetry.clock import Clock
 from telemetry.health import Heartbeat
 
 STUCK_SECONDS = 180.0
-"""A thread that makes no round for this time is stuck, because even a write waits at most a minute for the database."""
+"""A thread without a round for this time counts as stuck: even a write waits at most a minute for the database."""
 
 
 class SideThread(ABC):
@@ -47,7 +47,7 @@ class SideThread(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """Work until `_goes_on` is False."""
+        """Work until `_goes_on` returns False."""
 
     def _goes_on(self) -> bool:
         """Note that the thread is alive; return whether it may go on."""
@@ -58,7 +58,7 @@ class SideThread(ABC):
         """Wake the thread if it waits."""
 
     def _rest(self, seconds: float) -> None:
-        """Wait; return at once when the thread is stopped."""
+        """Wait for `seconds`, or until the thread is stopped."""
         self._stopping.wait(seconds)
 
     def _guarded(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:

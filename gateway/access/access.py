@@ -90,7 +90,7 @@ class Access:
         return agreed(shown, await self._by_key(credential))
 
     def beside(self, peer: bytes | None, found: Principal) -> Principal:
-        """Return the principal of a browser's session, if the connection's certificate (DER) is of the same tenant.
+        """Return the principal of a browser's session, unless the connection's certificate (DER) names another tenant.
 
         Raises CredentialRefused.
         """

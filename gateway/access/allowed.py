@@ -1,4 +1,4 @@
-"""The allow-lists of a tenant, for single jobs, responses and the lines of batches alike."""
+"""Checks a single job, a response or a line of a batch by the allow-lists of its tenant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.egress import EgressRefused, connected_host
 
 
 class FieldNames(NamedTuple):
-    """The names that the model's and the callback's field have in one kind of request. Problems show these names."""
+    """The names of the fields for the model and for the callback in one kind of request. Problems show these names."""
 
     model: str
     callback: str

@@ -12,7 +12,7 @@ from gateway.access.settings import AccessSettings
 
 
 class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
-    """A rate is spent. The text names the owner of the rate."""
+    """A rate is used up. The text names the owner of the rate."""
 
     def __init__(self, whose: str, taken: Taken) -> None:
         super().__init__(f"{whose} sends more than {taken.limit} requests; repeat this one in {taken.reset_seconds} s.")

@@ -60,7 +60,7 @@ class KeyDigests:
         return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
 
     def is_of(self, key: str, digest: bytes) -> bool:
-        """True if the digest is this key's. Takes constant time."""
+        """True if the digest is this key's. The comparison takes constant time."""
         return hmac.compare_digest(self.of(key), digest)
 
 

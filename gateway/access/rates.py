@@ -120,7 +120,7 @@ class Rates:
         return await self._place(item, names, take=True)
 
     async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
-        """Return the refusal if the present window has no place left; take no place."""
+        """Return the refusal if the present window has no place left, else None. No place is taken."""
         found = await self._place(item, names, take=False)
         return None if found.allowed else found
 
@@ -149,7 +149,7 @@ class Rates:
 
     @staticmethod
     def _taken(item: RateLimitItem, count: int, seconds: float) -> Taken:
-        """Return the place of a request that is number `count` in a window. The window ends in `seconds`."""
+        """Return the place of request number `count` in a window that ends in `seconds`."""
         reset = min(max(math.ceil(seconds), 1), item.get_expiry())
         return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
 

@@ -34,7 +34,7 @@ def remove_tenant(connection: Connection, tenant: str) -> bool:
 def listed_tenants(
     connection: Connection, limit: int = 1000, after: str | None = None
 ) -> list[tuple[str, TenantSettings]]:
-    """Return tenants with settings of their own, by name."""
+    """Return the tenants that have settings of their own, sorted by name."""
     query = select(tenants.c.tenant, tenants.c.settings).order_by(tenants.c.tenant).limit(limit)
     if after is not None:
         query = query.where(tenants.c.tenant > after)

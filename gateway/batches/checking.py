@@ -56,7 +56,7 @@ class Checked:
 
 
 def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> Checked:
-    """Check a file's lines. The errors are in the order of the lines, at most MOST_ERRORS."""
+    """Check a file's lines. The result has at most MOST_ERRORS errors, in the order of the lines."""
     checked, seen = Checked(), _Seen()
 
     def usable() -> Iterator[Line]:
@@ -79,7 +79,7 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> C
 
 
 class _Seen:
-    """Hashes of the file's `custom_id`s, because the texts themselves could take 25 MB."""
+    """The `custom_id`s of the lines so far, kept as hashes because the texts could take 25 MB."""
 
     def __init__(self) -> None:
         self._lines: dict[bytes, int] = {}
@@ -92,7 +92,7 @@ class _Seen:
 
 
 def _without_blank_end(lines: Iterable[Line]) -> Iterator[Line]:
-    """Yield all lines but blank ones at the file's end."""
+    """Yield all lines except the blank lines at the file's end."""
     blank: list[Line] = []
     for line in lines:
         if line.content == b"" and len(blank) < MOST_ERRORS:

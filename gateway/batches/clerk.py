@@ -1,4 +1,4 @@
-"""The clerk: checks new batches, writes the files of answered batches, and sweeps files. A side task of the process.
+"""The clerk, a side task of the process: checks new batches, writes files of answered batches, and sweeps files.
 
 The store shows the work that is left, so after a kill the next process goes on. A process claims a batch for a few
 seconds, and renews the claim while it works. A claim only avoids double work. Without claims, two processes would still

@@ -44,7 +44,7 @@ def recounting(clock: Clock) -> Callable[[Connection], None]:
 
 
 def _by_batch(results: Sequence[StoredResult]) -> dict[tuple[str, str], dict[int, Outcome]]:
-    """Group first results by tenant and batch. A second result, of a job that an operator put back, is left out."""
+    """Group first results by tenant and batch. If an operator put a job back, its second result is left out."""
     found: defaultdict[tuple[str, str], dict[int, Outcome]] = defaultdict(dict)
     for one in results:
         if one.first and one.batch_id is not None and one.line is not None:

@@ -15,5 +15,5 @@ class Declined(Exception):  # noqa: N818 - it names what happened
 
 
 def unknown(kind: str, identifier: str) -> Declined:
-    """Return the refusal of an id that is absent, or is another tenant's: the two look alike."""
+    """Return the refusal of an id that does not exist or is another tenant's: a client cannot tell which."""
     return Declined(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", f"{kind}_id")

@@ -219,7 +219,7 @@ class ExpansionHandler:
 
 
 def _batch(connection: Connection, wanted: LineRange) -> BatchRow:
-    """Return the batch's row, if the record agrees with it. Raises Unusable."""
+    """Return the batch's row. Raises Unusable if there is none, or if the record disagrees with the row."""
     row = connection.execute(select(batches).where(batches.c.id == wanted.batch_id)).one_or_none()
     if row is None:
         raise Unusable("the store has no such batch; was it restored from an older backup?")

@@ -24,7 +24,7 @@ Only files of `batch` are used here; files of other purposes are only stored and
 """
 OUTPUT_PURPOSE: Final = "batch_output"
 SHORTEST_EXPIRY_SECONDS, LONGEST_EXPIRY_SECONDS = 3600, 2_592_000
-"""Bounds of `expires_after[seconds]`, as OpenAI's."""
+"""Bounds of `expires_after[seconds]`, the same as OpenAI's."""
 UNNAMED: Final = "file.jsonl"
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -150,7 +150,7 @@ def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: i
 
 
 def mark_overdue(connection: Connection, now_ms: int, abandoned_ms: int) -> list[str]:
-    """Hide expired files, and writes that began before `abandoned_ms`; return the ids of all hidden files."""
+    """Hide expired files, and unfinished ones begun before `abandoned_ms`; return the ids of all hidden files."""
     used = select(batches.c.input_file_id).where(batches.c.status.in_(LIVE))
     expired = and_(files.c.expires_at <= now_ms, files.c.id.not_in(used))
     abandoned = and_(files.c.stored_at.is_(None), files.c.created_at < abandoned_ms)

@@ -185,7 +185,7 @@ def _write_lines(
 
 
 def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the result of each line that has one, in order.
+    """Yield the number and the result of each line that has a result, in order.
 
     The store is read in pages of bounded bytes.
     """

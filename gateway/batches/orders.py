@@ -1,7 +1,7 @@
-"""Rows of batches: create, find, list, cancel, and their steps. Times are Unix milliseconds.
+"""Creates, finds, lists and cancels rows of batches, and changes their status in steps.
 
-Every function runs in a change or a query of the store. A step is compare-and-set on the status, so that of two
-processes one wins. Source: OpenAI's API reference, "Batch".
+Every function runs in a change or a query of the store; times are Unix milliseconds. A step is compare-and-set on the
+status, so that of two processes one wins. Source: OpenAI's API reference, "Batch".
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
 
     Raises Declined (404; 409 for a batch that has ended).
 
-    A batch that is being cancelled stays so.
+    A batch that is already being cancelled is not changed.
     """
     row = find(connection, tenant, identifier)
     if row.status == CANCELLING:
@@ -161,7 +161,10 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
 
 
 def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, topics: Topics) -> bool:
-    """Put a checked batch to work: change its status, and write a record for each range. False if it was cancelled."""
+    """Put a checked batch to work: change its status, and write a record for each range.
+
+    Returns False if the batch was cancelled.
+    """
     said = {"total": checked.total, "in_progress_at": now_ms}
     if not step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
         return False
@@ -185,7 +188,7 @@ def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int,
 
 
 def step(connection: Connection, identifier: str, status: str, following: str, **values: Any) -> bool:
-    """Change the status if it is still `status`, and let other processes claim the batch. False if it has changed."""
+    """Change the status if it is still `status`, and let other processes claim the batch. False if it was another."""
     changed = batches.update().where(batches.c.id == identifier, batches.c.status == status)
     return connection.execute(changed.values(status=following, claimed_until=0, **values)).rowcount == 1
 

@@ -15,7 +15,7 @@ MOST_LINES = 500
 MOST_BYTES = 4 * 1024 * 1024
 """The most bytes of a range.
 
-The limit is small, since one transaction writes a range, and several are in memory at once.
+The limit is small, because one transaction writes a whole range, and several ranges are in memory at once.
 """
 
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
@@ -42,7 +42,7 @@ class LineRange(WireModel):
 
     @property
     def key(self) -> bytes:
-        """The record's key, which spreads a batch over the partitions."""
+        """The record's key, which spreads the ranges of a batch over the partitions."""
         return f"{self.batch_id}.{self.first}".encode()
 
 

@@ -207,7 +207,7 @@ def file_of(connection: Connection, row: UploadRow, now_ms: int) -> FileRow | No
 
 
 def useless_parts(connection: Connection, abandoned_ms: int, upload_id: str | None) -> list[str]:
-    """Return the ids of parts whose upload has ended, of one upload or of all; their blobs can be removed.
+    """Return the ids of parts whose blobs can be removed: those of one ended upload, or of all ended uploads.
 
     A part that was begun after `abandoned_ms` and is not stored is left alone: its request may still write the blob.
     """

@@ -55,7 +55,7 @@ class FolderBlobs:
 
 
 class FolderWriter:
-    """Writes a part file beside the blob's place."""
+    """Writes a part file into the folder of the finished blob."""
 
     def __init__(self, place: Path) -> None:
         self._place = place

@@ -16,7 +16,7 @@ from gateway.door.errors import ApiError
 
 
 class Outlet:
-    """A connection's transport as a cycle sees it: `close` lets the connection end in order."""
+    """The transport that a connection gives its cycles: `close` lets the connection end in order."""
 
     def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
         self.write = transport.write

@@ -59,5 +59,5 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 def not_found(kind: str, identifier: str) -> ApiError:
-    """Return the 404 for an object that is absent, or is another tenant's: the two look alike."""
+    """Return the 404 for an object that does not exist or is another tenant's: a client cannot tell which."""
     return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier!r}.", param=f"{kind}_id")

@@ -81,7 +81,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: object) -> list[str]:
-    """Return the methods of all routes with the request's path. Starlette's 405 names only those of one route."""
+    """Return the methods of all routes with the request's path. Starlette's 405 names one route's methods only."""
     assert isinstance(scope, dict)  # noqa: S101 - Starlette's scopes are dicts
     methods: set[str] = set()
     for route in routes:

@@ -12,7 +12,7 @@ import httptools
 from gateway.door.errors import ApiError
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]{0,5})?")
-"""uri-host and port of RFC 9112, section 3.2."""
+"""Matches the value of `Host`: `uri-host` and port, by RFC 9112, section 3.2."""
 
 MALFORMED = ApiError(400, "malformed_request", "The request is not HTTP/1.1 as RFC 9112 defines it.")
 

@@ -12,12 +12,12 @@ SECURITY: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
-"""Defaults against misuse by browsers and caches (OWASP REST Security Cheat Sheet).
+"""Default fields, which keep browsers and caches from misusing a response (OWASP REST Security Cheat Sheet).
 
 Fields that a route sets take precedence.
 """
 
 
 def new_request_id() -> str:
-    """Return an id for a request. A client's `x-request-id` is never taken: it could forge log lines of others."""
+    """Return an id for a request. A client's `x-request-id` is never used: it could be another client's."""
     return f"req_{secrets.token_hex(12)}"

@@ -107,7 +107,7 @@ class _Exchange:
 def _route(scope: Scope) -> str:
     """Return the template of the request's route, such as `/v1/jobs/{job_id}`.
 
-    A path itself has ids, so there would be a series of metrics for each job.
+    With the paths themselves, which contain ids, each job would get a series of metrics.
     """
     route: Any = scope.get("route")
     return str(getattr(route, "path", UNMATCHED))

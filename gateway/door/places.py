@@ -23,7 +23,7 @@ class Places:
         return self._all
 
     def take(self, address: str) -> Refusal | None:
-        """Take a place for a connection from this address, or return the reason why there is none."""
+        """Take a place for a connection from this address, or return the reason why no place is free."""
         client = _client(address)
         if self._all >= self._most:
             return "all_taken"

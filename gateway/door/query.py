@@ -23,7 +23,7 @@ def invalid(name: str, reason: str) -> ApiError:
 
 
 def only(request: Request, names: Collection[str], prefix: str | None = None) -> None:
-    """Refuse a parameter that is not in `names` and lacks the prefix: a misspelt filter would have no effect."""
+    """Refuse a parameter that is not in `names` and lacks the prefix, since a misspelt filter would filter nothing."""
     for name in request.query_params:
         if name not in names and not (prefix is not None and name.startswith(prefix)):
             known = ", ".join(sorted(names))

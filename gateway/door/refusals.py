@@ -1,4 +1,4 @@
-"""Responses to input that is no request: bytes for the connection, since no application can be called."""
+"""Builds responses to input that is no request. No application can answer it, so the responses are bytes."""
 
 from __future__ import annotations
 

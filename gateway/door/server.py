@@ -31,10 +31,10 @@ BACKLOG = 1024
 UNREAD = "unread"
 """The metrics' route of a request that no application saw."""
 _LAST_WORDS_SECONDS = 1.0
-"""Time for the responses of requests that were cancelled at the stop."""
+"""Requests that were cancelled at the stop may still respond for this time."""
 _SHUTDOWN_SECONDS = 3600.0
-"""Longest time for the end of TLS. uvloop counts this time from the close, even while bytes are still sent, so it is an
-hour. `DoorConnection` ends the connections of slow peers much sooner.
+"""Longest time for the end of TLS. The limit is as long as an hour, because uvloop counts from the close, even while
+bytes are still sent. `DoorConnection` ends the connections of slow peers much sooner.
 """
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1
@@ -221,6 +221,6 @@ class DoorServer(SideTask):
 
 
 def _ours(connection: object) -> DoorConnection:
-    """Return the connection; the server's state has no other kind."""
+    """Return the connection with its type: the server's state contains only such connections."""
     assert isinstance(connection, DoorConnection)  # noqa: S101
     return connection

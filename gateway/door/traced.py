@@ -28,9 +28,9 @@ def describe(method: str, route: str, status: int) -> None:
 
 
 def _parent(scope: Scope) -> TraceContext | None:
-    """Return the client's span; None without a valid one.
+    """Return the client's span; None without a valid `traceparent`.
 
-    Several `traceparent` fields are not valid, because servers join them by commas.
+    Several such fields are not valid, because servers join them by commas.
     """
     said = [value for name, value in scope["headers"] if name == TRACEPARENT.encode()]
     return parse_traceparent(b",".join(said).decode("latin-1"))

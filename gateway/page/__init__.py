@@ -4,5 +4,5 @@
     visitors    a browser's session or certificate becomes a visitor; forms carry a token against forged requests
     rendering   templates, with every text escaped, under a strict Content-Security-Policy
 
-The pages show the rows that the API answers with, by the same queries.
+The pages read the same rows as the API, by the same queries.
 """

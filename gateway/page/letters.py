@@ -36,7 +36,7 @@ from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
 
 DAYS: Final = 7
-"""Days of letters that the page searches."""
+"""The page searches the letters of this many days."""
 MOST_SHOWN: Final = 100
 MOST_SECONDS: Final = 60.0
 """Longest search. Without a limit, other tenants' many letters could make a page take for ever."""
@@ -140,7 +140,7 @@ def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, plac
 def callback_of(letter: Letter) -> str | None:
     """Return the URL that is called after a redrive.
 
-    It is in a header of a callback's record, or in the value of a job's record.
+    The URL is in a header of a callback's record, or in the value of a job's record.
     """
     record = letter.record
     if letter.kind == "callback":

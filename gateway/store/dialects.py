@@ -97,7 +97,7 @@ def _prepared(statement: sqlite.Insert, names: tuple[str, ...], dialect: Dialect
 def pair_in(
     connection: Connection, columns: tuple[Column[str], Column[str]], pairs: Iterable[tuple[str, str]]
 ) -> ColumnElement[bool]:
-    """Return the condition that two columns of text hold one of the pairs. The pairs are storable texts.
+    """Return the condition that two columns of text equal one of the pairs. The pairs are storable texts.
 
     All pairs are passed as one or two parameters, so that SQLite searches an index for each pair. With a parameter for
     each text, SQLite 3.40 reads the whole table, and SQLAlchemy takes more time than the database.

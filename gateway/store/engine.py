@@ -68,7 +68,7 @@ def writing(engine: Engine, hold: Hold | None = None) -> Engine:
 
 
 def take_turn(connection: Connection) -> None:
-    """Wait for this transaction's turn to write, on PostgreSQL; SQLite waits when the transaction begins."""
+    """On PostgreSQL, wait for this transaction's turn to write; SQLite waits when the transaction begins."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 

@@ -24,7 +24,7 @@ def storable(text: str) -> str:
 
 
 class Name(TypeDecorator[str]):
-    """A text of at most `length` characters. A longer one is cut."""
+    """A text of at most `length` characters. A longer text is cut."""
 
     impl = String
     cache_ok = True

@@ -22,7 +22,7 @@ class TopicPlace(NamedTuple):
 
 
 HELD = -1
-"""The offset while the rows are being rebuilt."""
+"""Stands in the place of a partition's offset while the rows are being rebuilt."""
 
 
 class BeingRebuilt(StoreAway):

@@ -19,7 +19,7 @@ _CLOCK = SystemClock()
 
 
 class TopicReader:
-    """One reading of topics that exist. Methods raise KafkaException. A single thread calls all methods.
+    """Reads those of the given topics that exist. Methods raise KafkaException. A single thread calls all methods.
 
     `places` leaves out topics that do not exist. A topic that was created again needs a new reader.
     """
@@ -42,7 +42,7 @@ class TopicReader:
         self._ends: set[tuple[str, int]] = set()
 
     def places(self) -> set[TopicPlace]:
-        """Ask Kafka for all partitions of the topics."""
+        """Return all partitions of the topics, as Kafka states them now."""
         ids = self._ids(self._topics, ASK_SECONDS)
         found = set()
         for topic, topic_id in ids.items():
@@ -65,7 +65,7 @@ class TopicReader:
         return found[0].timestamp()[1] if found else None
 
     def _watermarks(self, partition: TopicPartition) -> tuple[int, int]:
-        """Ask for the first and the next offset; ask again while a partition has no leader for a moment."""
+        """Return a partition's first and next offset; ask again while the partition has no leader for a moment."""
         deadline = Deadline.after(_CLOCK, ASK_SECONDS)
         while True:
             try:

@@ -28,7 +28,7 @@ _UNFINISHED = (QUEUED, CANCELLING)
 
 
 def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
-    """Write results into their jobs' rows. If `tell`, also store an event for each result. A job's last result stays.
+    """Write results into their jobs' rows. If `tell`, also store an event for each result. A job's last result wins.
 
     Returns the results in the order of the records.
     """

@@ -50,7 +50,8 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
         "fleet_workers": frozenset({"READ"}),
     },
 }
-"""Each role's operations by topic, without the prefix, as in the table of docs/DEPLOY.md; a test compares them."""
+"""For each role, the operations that it needs on each topic; topics are named without the prefix. A test compares them
+with the table in docs/DEPLOY.md."""
 
 
 def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator[Finding]:

@@ -137,7 +137,7 @@ class Facts:
         return found
 
     def clock_skew(self) -> dict[str, float]:
-        """Return the largest seconds by which a worker's clock is `ahead` of the brokers' clocks, or `behind` these."""
+        """Return the most seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
         ahead = [(said.at - at_ms) / 1000 for at_ms, said in self._workers.values()]
         return {"ahead": max([0.0, *ahead]), "behind": max([0.0, *(-seconds for seconds in ahead)])}
 

@@ -15,9 +15,9 @@ class ClassFigures:
     """default, bulk or spare."""
     jobs: int
     oldest_job_seconds: float
-    """As in `PoolFigures`."""
+    """The same measure as in `PoolFigures`, for this class."""
     tightest_deadline_seconds: float | None
-    """As in `PoolFigures`."""
+    """The same measure as in `PoolFigures`, for this class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class PoolFigures:
     wanted_replicas: int
     """Number of workers that are needed to answer all waiting jobs before their deadlines."""
     classes: tuple[ClassFigures, ...] = ()
-    """The same jobs by class; a class without a topic is absent."""
+    """The pool's waiting jobs by class; a class without a topic is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class FleetFigures:
     callbacks: int
     """Results and callbacks that are not delivered, including those that wait for their next attempt."""
     fresh_callbacks: int
-    """Those of `callbacks` that had no attempt yet. Delivery can make their first attempts now."""
+    """The number of `callbacks` without an attempt so far. Delivery can make their first attempts now."""
     dead_letters: int
     disabled_endpoints: int
     models: Mapping[str, int]
-    """Workers by model."""
+    """The number of workers that have each model."""
     pools: tuple[PoolFigures, ...]
-    """The whole fleet's pool first."""
+    """All pools; the whole fleet's pool comes first."""
     clock_skew: Mapping[str, float] = field(default_factory=dict)
-    """The largest seconds by which a worker's clock is `ahead` of the brokers' clocks, or `behind` these."""
+    """The most seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
         """Return the JSON of `/backlog`. The top-level `wanted_replicas` is for the whole fleet's lanes."""

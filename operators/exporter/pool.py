@@ -1,4 +1,4 @@
-"""One pool of workers and its measurements. They are kept from one reading to the next, also after a new connection."""
+"""One pool of workers and its measurements, which are kept between readings, also after a new connection."""
 
 from __future__ import annotations
 

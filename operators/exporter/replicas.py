@@ -19,7 +19,7 @@ sooner."""
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How workers are planned."""
+    """The bounds and the times with which the number of workers is planned."""
 
     min_replicas: int = 0
     max_replicas: int = 100
@@ -43,7 +43,7 @@ class WaitingJobs:
     passed.
     """
     unread: int = 0
-    """Number of further jobs. They arrived after the known jobs."""
+    """Number of further jobs, which arrived after the known jobs."""
 
     @property
     def jobs(self) -> int:

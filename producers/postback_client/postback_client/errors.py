@@ -86,7 +86,7 @@ class Forbidden(GatewayRefused):
 
 
 class NotFound(GatewayRefused):
-    """No such object, or another tenant's."""
+    """The object does not exist, or belongs to another tenant."""
 
 
 class Conflict(GatewayRefused):
@@ -145,7 +145,7 @@ class StillWaiting(PostbackError):  # noqa: N818
         self.job_ids = list(job_ids)
         """Ids of the jobs without a result."""
         self.results = list(results)
-        """Results that came in time; empty from `stream`, which has yielded them."""
+        """Results that came in time; empty in an error of `stream`, which has yielded them already."""
 
 
 class BatchStillRunning(PostbackError):  # noqa: N818

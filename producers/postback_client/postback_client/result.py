@@ -167,7 +167,7 @@ class Result:
     logprobs: tuple[AnswerToken, ...] | None = None
     """The log-probabilities of the answer's tokens; with `choices`, each choice has its own."""
     confidence: float | None = None
-    """0 to 1."""
+    """A number from 0 to 1."""
     sources: tuple[str, ...] = ()
     """Identifiers of the sources that the answer used, in the order of their first use."""
     source_details: tuple[UsedSource, ...] = ()
