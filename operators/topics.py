@@ -56,7 +56,7 @@ class ReplicaDifference:
 
 @dataclass(slots=True)
 class TopicsReport:
-    """Findings and changes of `create_topics`."""
+    """The differences that `create_topics` found, and the changes that it made."""
 
     replicas: int
     """Number of copies of each new topic."""
@@ -91,7 +91,7 @@ class _Layout:
 
 @dataclass(slots=True)
 class GroupsReport:
-    """Changes of `configure_groups`."""
+    """The changes that `configure_groups` made."""
 
     session_timeout_ms: int | None = None
     """The groups' session timeout; None if the broker keeps its default."""

@@ -1,4 +1,4 @@
-"""Decides if this process accepts work now: it does while the outbox's position is known and the outbox has room."""
+"""Decides if this process accepts work now: only while the outbox's position is known and the outbox has room."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Lease:
         self._beat_at = self._clock.monotonic()
 
     def keep(self) -> bool:
-        """Renew the lease if BEAT_SECONDS have passed since the last time.
+        """Renew the lease if BEAT_SECONDS have passed since the last renewal.
 
         Returns False if another relay has taken over.
         """

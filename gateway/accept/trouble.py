@@ -1,4 +1,4 @@
-"""Failures in a row, for threads that work on Kafka and the store."""
+"""Counts how often a thread that works on Kafka and the store has failed in a row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Trouble:
 
     @property
     def lasting(self) -> str | None:
-        """The problem, if there was no success for `silent_seconds`; else None."""
+        """The last failure, if there was no success for `silent_seconds`; else None."""
         since = self._since
         if since is None or self._clock.monotonic() - since < self._silent_seconds:
             return None

@@ -19,10 +19,10 @@ from telemetry.logs import get_logger
 REDIS_SECONDS = 0.25
 """Longest wait for one answer of Redis. A request asks for up to three answers at the same time."""
 AWAY_SECONDS = 5.0
-"""Time after a failure in which Redis is not asked."""
+"""Redis is not asked for this time after a failure."""
 _IPV6_PREFIX = 64
 MOST_WINDOWS = 100_000
-"""The most windows in memory. A further window evicts the least recently used one."""
+"""The most windows that memory keeps. A further window evicts the least recently used one."""
 
 log = get_logger()
 

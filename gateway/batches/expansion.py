@@ -48,7 +48,7 @@ from workers.stage.record import Failure, Header, Output, Record
 from workers.system.errors import ProcessError
 
 BULK_LINES: Final = 1000
-"""A batch with more lines goes to the bulk lane, where it does not delay single jobs."""
+"""A batch with more lines than this goes to the bulk lane, where it does not delay single jobs."""
 UNUSABLE: Final = "unusable_batch_range"
 MISSING: Final = "input_file_missing"
 RUNNING: Final = (IN_PROGRESS, FINALIZING)

@@ -24,14 +24,14 @@ CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
 
 LIFE_MS: Final = 3_600_000
-"""An upload expires after this time, as with OpenAI."""
+"""An upload expires after this time, the same as OpenAI's."""
 LATE_MS: Final = 600_000
-"""Time after the expiry during which parts remain, for a request that began to complete the upload in time."""
+"""Parts remain for this time after the expiry, for a request that began to complete the upload in time."""
 KEPT_MS: Final = 24 * 3_600_000
-"""Time after the expiry during which the row remains, so that a repeated `complete` gets the same file."""
+"""The row remains for this time after the expiry, so that a repeated `complete` gets the same file."""
 MOST_PARTS: Final = 1000
 PART_BYTES: Final = 64 * 1024 * 1024
-"""The most bytes of one part, as at OpenAI."""
+"""The most bytes of one part, the same as OpenAI's limit."""
 _SWEPT_TOGETHER = 1000
 _MD5 = re.compile(r"[0-9A-Fa-f]{32}")
 

@@ -77,7 +77,7 @@ class DoorConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._field_bytes = 0
         self._unseen = 0
-        """Bytes of chunk headers and trailers since the last byte of a body."""
+        """The number of bytes of chunk headers and trailers that came since the last byte of a body."""
         self._body: Pace | None = None
         self._body_bytes = 0
         self._idle_since: float | None = None

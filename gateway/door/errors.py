@@ -32,7 +32,7 @@ class ApiError(Exception):
         self.param = param
         self.headers = {name.lower(): _bounded(name, value) for name, value in headers.items()}
         self.problems = problems
-        """Each problem by itself, for programs; OpenAI's clients ignore this member."""
+        """A list of the problems, for programs; OpenAI's clients ignore this member."""
 
     @property
     def body(self) -> dict[str, Any]:

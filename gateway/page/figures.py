@@ -36,7 +36,7 @@ class TenantFigures:
     jobs: int
     """Single jobs that the gateway accepted and that have no result yet."""
     lines: int
-    """Lines of unfinished batches without a result."""
+    """Lines that have no result yet, in unfinished batches."""
     outcomes: Mapping[str, int]
     """Results of the last minutes by outcome."""
     minutes: Sequence[Minute]
@@ -46,17 +46,17 @@ class TenantFigures:
 
     @property
     def waiting(self) -> int:
-        """Jobs and lines without a result."""
+        """The number of jobs and lines without a result."""
         return self.jobs + self.lines
 
     @property
     def finished(self) -> int:
-        """Results of the last minutes."""
+        """The number of results of the last minutes."""
         return sum(self.outcomes.values())
 
     @property
     def busiest(self) -> int:
-        """The most results of a minute, at least 1."""
+        """The largest number of results in one of the minutes; at least 1."""
         return max(1, *(minute.succeeded + minute.others for minute in self.minutes))
 
 

@@ -52,7 +52,7 @@ OBSTACLES: Final = {
     "cancelled": "its job is cancelled",
     "source_unknown": "it is neither a job nor a callback",
 }
-"""Why a redrive cannot put a letter back, by `Letter.obstacle`."""
+"""For each `Letter.obstacle`, the reason why a redrive cannot put the letter back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,7 +298,7 @@ quotas = Table(
     Column("queued_lines", BigInt, nullable=False),
     Column("queued_tokens", BigInt, nullable=False),
 )
-"""Work that is accepted and not settled, by tenant."""
+"""For each tenant, the amount of accepted work that is not settled yet."""
 
 view_offsets = Table(
     "view_offsets",

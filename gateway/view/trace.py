@@ -60,14 +60,14 @@ class Trace:
 
 
 def trace(connection: Connection, job_id: str, tenant: str | None = None) -> list[Trace]:
-    """Return the traces of the jobs with this id, one for each tenant that has one; `tenant` asks for one tenant's."""
+    """Return the traces of the jobs with this id: one for each tenant with such a job, or only that of `tenant`."""
     tenants = _tenants(connection) if tenant is None else [tenant]
     found = ((name, find_job(connection, name, job_id)) for name in tenants)
     return [_trace(connection, name, job) for name, job in found if job is not None]
 
 
 def _tenants(connection: Connection) -> Iterator[str]:
-    """Yield the tenants that have jobs or batches. Each costs one step in an index, however many jobs it has."""
+    """Yield the tenants that have jobs or batches. A tenant costs one step in an index, however many jobs it has."""
     seen: set[str] = set()
     for column in (jobs.c.tenant, batches.c.tenant):
         last = ""

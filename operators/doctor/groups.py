@@ -14,8 +14,8 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, SystemClock
 
 READ_SECONDS = 10.0
-"""Longest search for a callback among a group's waiting records; a busy fleet keeps millions of results without a
-callback."""
+"""Longest search for a callback among a group's waiting records. The limit is needed because a busy fleet keeps
+millions of results without a callback."""
 _ROLE = {INFERENCE_GROUP: "postback worker", DELIVERY_GROUP: "postback deliver"}
 _MEMBERLESS = ("empty", "dead")
 _CLOCK = SystemClock()

@@ -12,7 +12,7 @@ class ClassFigures:
     """The waiting jobs of one class of a pool's lanes."""
 
     name: str
-    """default, bulk or spare."""
+    """The class: `default`, `bulk` or `spare`."""
     jobs: int
     oldest_job_seconds: float
     """The same measure as in `PoolFigures`, for this class."""

@@ -31,7 +31,7 @@ class Plan:
     """The measured 99th percentile of the answers' times. If it is longer than `margin_seconds`, it is used as the
     margin instead."""
     time_share: float = 0.25
-    """The share of a job's time in which the job should be answered."""
+    """Each job should be answered within this share of the time to its deadline."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 _MEMORY_SECONDS = 900.0
 """The time in seconds after which a measurement has lost 63 % of its weight."""
 _ASSUMED_WEIGHT = 60.0
-"""The weight of the assumed rate, in seconds of one busy worker."""
+"""The assumed rate weighs as much as this many measured seconds of one busy worker."""
 _MOST_AT_ONCE = 4.0
 """The largest rate of one reading, as a multiple of the average. The limit is needed because thousands of jobs may
 expire or be cancelled within a second, without any answer by a worker."""

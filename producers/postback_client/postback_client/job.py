@@ -33,7 +33,7 @@ class Job:
     messages: Sequence[Mapping[str, Any]] | None = None
     """The question as a chat in OpenAI's shape."""
     embed: Sequence[str] | None = None
-    """Texts whose embeddings are the answer, instead of a question."""
+    """Texts, sent instead of a question, whose embeddings are the answer."""
     dimensions: int | None = None
     """The length of each embedding in numbers, for models with several lengths."""
     rerank: Mapping[str, Any] | None = None

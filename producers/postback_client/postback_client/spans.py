@@ -1,8 +1,8 @@
 """Spans of submissions, if the application has set OpenTelemetry up.
 
-The gateway's and workers' spans become their children. Without the package `opentelemetry-api`, or without an SDK that
-the application has set up, there are no spans, and requests and records have no `traceparent`. Source: W3C Trace
-Context, level 1, section 3.2.
+The spans of the gateway and of workers become children of a submission's span. Without the package `opentelemetry-api`,
+or without an SDK that the application has set up, there are no spans, and requests and records have no `traceparent`.
+Source: W3C Trace Context, level 1, section 3.2.
 """
 
 from __future__ import annotations
