@@ -252,7 +252,8 @@ def _topic(name: str, message: str, description: str, config: dict[str, str]) ->
 
 
 _BOUND = frozenset({"cleanup.policy", "delete.retention.ms", "max.message.bytes", "retention.bytes", "retention.ms"})
-"""The topic settings that the binding has fields for. It has none for codecs, timestamps and compaction lag."""
+"""The topic settings that the binding has fields for. The binding has no fields for codecs, timestamps and compaction
+lag."""
 
 
 def _configuration(config: dict[str, str]) -> dict[str, Any]:

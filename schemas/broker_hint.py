@@ -1,4 +1,4 @@
-"""Advice for a Kafka that does not answer: the exact command to start one, or to name another."""
+"""Advice if Kafka does not answer: the exact command that starts a broker, or that names another broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OF_THIS_MACHINE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def broker_hint(bootstrap_servers: str) -> str:
-    """Return a hint: start a broker at these addresses (`host:port`, separated by commas), or name another one."""
+    """Return a hint: start a broker at these addresses (`host:port`, separated by commas), or name another broker."""
     host, _, port = bootstrap_servers.split(",")[0].strip().rpartition(":")
     if host.strip("[]") in _OF_THIS_MACHINE and port.isdecimal():
         option = "" if port == _DEFAULT_PORT else f" --port {port}"

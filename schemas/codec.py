@@ -163,8 +163,9 @@ class InvalidJob(CodecError):  # noqa: N818 - named after the record, as in the 
 class UntrustedJob(InvalidJob):
     """The record's tenant is not signed. The error repeats nothing that the record states.
 
-    The rejection belongs to the default tenant, has a job id that no other job has, and calls no callback. With the
-    stated values, a stranger could end other tenants' jobs, or have callbacks signed in those tenants' names.
+    The rejection belongs to the default tenant, has a job id that no other job has, and calls no callback. If the
+    rejection had the stated values, a stranger could end other tenants' jobs, or have callbacks signed in those
+    tenants' names.
     """
 
     code = "untrusted_job"

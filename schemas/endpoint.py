@@ -19,12 +19,12 @@ _KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
 
 
 class EndpointState(StrEnum):
-    """An endpoint's state. An unknown endpoint is called like an enabled one."""
+    """An endpoint's state. An endpoint without a state gets callbacks, like an enabled one."""
 
     FAILING = "failing"
-    """The endpoint is called, though no attempt has succeeded since `at`."""
+    """The endpoint gets callbacks, though no attempt has succeeded since `at`."""
     DISABLED = "disabled"
-    """The endpoint is not called; its events become dead letters."""
+    """The endpoint gets no callbacks; its events become dead letters."""
     ENABLED = "enabled"
     """A person enabled the endpoint again."""
 

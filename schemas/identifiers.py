@@ -1,4 +1,4 @@
-"""Names of jobs, tenants and models, as jobs and results have them."""
+"""The forms that the names of jobs, tenants and models may have in jobs and results."""
 
 from __future__ import annotations
 

@@ -107,21 +107,22 @@ class Job(WireModel):
     """One prompt with its options, as the producer wrote it."""
 
     job_id: Identifier | None = None
-    """The job's name within its tenant; where absent, derived from the record's place in the topic."""
+    """The job's name within its tenant. If absent, the name is derived from the record's place in the topic."""
     model_id: Identifier | None = None
-    """A model's name or alias; the worker's own model where absent."""
+    """A model's name or alias. If absent, the worker uses its own model."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """The question as one text; either this or `messages`. The text is one user message, unless `raw` is set."""
+    """The question as one text. Set either `prompt` or `messages`. The text is one user message, unless `raw` is
+    set."""
     raw: bool = False
     """If true, the model continues `prompt` as it stands. A model without a chat template always continues the
     prompt.
     """
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    """The question as a chat; either this or `prompt`."""
+    """The question as a chat. Set either `messages` or `prompt`."""
     embed: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_EMBEDDED)
     """Texts whose embeddings are the answer, instead of a question. The model must be one that gives embeddings."""
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
-    """The length of each embedding in numbers, for models with several lengths; goes with `embed`."""
+    """How many numbers each embedding has, for models with several lengths. Allowed only with `embed`."""
     rerank: Rerank | None = None
     """Documents to be ranked for a query, instead of a question. The model must be one that ranks or embeds."""
     score: Score | None = None
@@ -136,7 +137,7 @@ class Job(WireModel):
     their options. Each of these fields is in the record or in the document; all others stay in the record.
     """
     payload_sha256: Sha256 | None = None
-    """The SHA-256 of the document's bytes, 64 hexadecimal digits; goes with `payload_url`.
+    """The SHA-256 of the document's bytes, 64 hexadecimal digits. Allowed only with `payload_url`.
 
     If the document has another hash, the job is rejected.
     """
@@ -150,7 +151,7 @@ class Job(WireModel):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
 
-    The model's own value where absent.
+    If absent, the model's own value is used.
     """
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=4
@@ -168,28 +169,29 @@ class Job(WireModel):
     logprobs: bool = False
     """If true, the result has the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    """The number of likeliest tokens that the result lists at each place of the answer; goes with `logprobs`."""
+    """The number of likeliest tokens that the result lists at each place of the answer. Allowed only with
+    `logprobs`."""
     response_format: ResponseFormat | None = None
-    """The answer's form; free text where absent."""
+    """The answer's form. If absent, the answer is free text."""
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
     """Functions that the model may call. The model's calls are the result's `tool_calls`; no worker runs them."""
     tool_choice: ToolChoice | None = None
-    """`auto` (the model decides), `none`, `required` (at least one call) or one function by name; goes with `tools`.
+    """`auto` (the model decides), `none`, `required` (at least one call) or one function by name.
 
-    `auto` where absent.
+    Allowed only with `tools`. If absent, the model decides.
     """
     parallel_tool_calls: bool | None = None
-    """If false, the model makes one call at most; where absent, the model decides. Goes with `tools`."""
+    """If false, the model makes one call at most; if absent, the model decides. Allowed only with `tools`."""
     reasoning: Reasoning | None = None
-    """Bounds of the reasoning of a model that reasons; where absent, the model decides."""
+    """Bounds of the reasoning of a model that reasons; if absent, the model decides."""
     adapter: Identifier | None = None
     """The name of a LoRA adapter in the registry."""
     callback_url: Url | None = None
-    """The URL to which the signed result is POSTed; where absent, the result is only stored."""
+    """The URL to which the signed result is POSTed; if absent, the result is only stored."""
     sources: Sources | None = None
-    """Sources to read before answering; none where absent."""
+    """Sources that the worker reads before the model answers. If absent, the worker reads none."""
     priority: int = Field(default=0, ge=0, le=9)
-    """Higher first."""
+    """Among a tenant's waiting jobs, those with the highest priority run first."""
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
     """Seconds after the record's timestamp until the job ends as `expired`. At most six days, because lanes keep
     records for seven days."""

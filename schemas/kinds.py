@@ -30,9 +30,9 @@ class Rerank(WireModel):
     query: SomeText
     """The query."""
     documents: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
-    """The documents; `ranks` names each by its index."""
+    """The documents. The result's `ranks` name each document by its index."""
     top_n: int | None = Field(default=None, ge=1, le=MAX_COMPARED)
-    """The most documents in the result, the best ones; all documents where absent."""
+    """How many documents the result has at most, the best ones. If absent, the result has all documents."""
 
     @property
     def queries(self) -> list[str]:
@@ -46,7 +46,7 @@ class Score(WireModel):
     queries: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
     """One query for all documents, or one for each document."""
     documents: list[SomeText] = Field(min_length=1, max_length=MAX_COMPARED)
-    """The documents; `scores` has their order."""
+    """The documents. The result's `scores` are in the same order."""
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

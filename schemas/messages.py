@@ -116,7 +116,7 @@ class Message(WireModel):
     Only an assistant's message with `tool_calls` may have no content.
     """
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOL_CALLS)] | None = None
-    """The calls of an assistant's message, as an earlier result has them."""
+    """The tool calls of an assistant's message, in the form in which results state them."""
     tool_call_id: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """The `id` of the call that a message of the role `tool` answers."""
 

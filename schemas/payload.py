@@ -68,7 +68,10 @@ def _stated(job: Job) -> list[str]:
 
 
 def _check_places(stated: list[str], given: list[str]) -> None:
-    """Check the document's fields. Raises UnusablePayload for fields that belong in the record or that both have."""
+    """Check the document's fields.
+
+    Raises UnusablePayload for a field that only a record may have, and for a field that the job's record has too.
+    """
     if BY_REFERENCE in given:
         raise UnusablePayload(f"it has `{BY_REFERENCE}`, and a document cannot name another one")
     if misplaced := [name for name in given if name not in PAYLOAD_FIELDS]:

@@ -26,7 +26,7 @@ from schemas.messages import UNKNOWN_PART
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolFunction
 
 MAX_PROBLEMS = 8
-"""Enough problems to repair a record; a hostile record may have thousands."""
+"""Limit on the reported problems: enough to repair a record, while a hostile record may have thousands."""
 
 _MODELS: tuple[type[WireModel], ...] = (
     *(Job, Message, TextPart, ImagePart, ImageUrl, Reasoning, ResponseFormat, JsonSchemaFormat),

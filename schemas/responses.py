@@ -36,7 +36,7 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True)
 class ResponseState:
-    """A job as the gateway's store has it."""
+    """A job in the form in which the gateway's store has it."""
 
     job_id: str
     status: str

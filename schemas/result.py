@@ -125,7 +125,7 @@ class ResultChoice(WireModel):
     tool_calls: list[ToolCall] | None = None
     """The calls that this answer asks for; absent where there are none."""
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
-    """The answer's confidence, computed like the whole result's."""
+    """The answer's confidence, computed like the confidence of the whole result."""
     citations: list[Citation] = Field(default_factory=list)
     """Places in this answer's text that rest on sources."""
     logprobs: list[TokenLogprob] | None = None

@@ -13,7 +13,7 @@ from schemas.bounded import WireModel
 
 
 class Verdict(StrEnum):
-    """The input filter's decision about a job; the strictest verdict of its rules, from `pass` to `reject`."""
+    """The input filter's decision about a job: the strictest verdict of the filter's rules, from `pass` to `reject`."""
 
     PASS = "pass"  # noqa: S105 - a verdict
     """No rule matches."""
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
     @property
     def strictness(self) -> int:
-        """0 for `pass` to 3 for `reject`."""
+        """The verdict's rank, from 0 for `pass` to 3 for `reject`."""
         return _ORDER.index(self)
 
 
@@ -82,6 +82,6 @@ def read_findings(text: str) -> tuple[ScreeningFinding, ...]:
 
 
 def joined(first: Sequence[ScreeningFinding], second: Sequence[ScreeningFinding]) -> tuple[ScreeningFinding, ...]:
-    """Return the findings of two filters; `second`'s finding if both have one for a rule, kind and field."""
+    """Return the findings of two filters. If both found the same rule, kind and field, `second`'s finding is kept."""
     found = {(each.rule, each.kind, each.field): each for each in (*first, *second)}
     return tuple(found.values())

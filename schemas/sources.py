@@ -44,7 +44,7 @@ class Search(WireModel):
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS)]
     """The search words."""
     limit: int = Field(default=5, ge=1, le=20)
-    """The most results that become sources."""
+    """How many results become sources at most."""
     parameters: dict[
         Annotated[str, StringConstraints(max_length=32)],
         Annotated[str, StringConstraints(min_length=1, max_length=MAX_PARAMETER_CHARS)],
@@ -55,7 +55,7 @@ class Search(WireModel):
     since: Day | None = None
     """The first day of publication, at providers that have a date range: `arxiv`, `brave` and `pubmed`."""
     until: Day | None = None
-    """The last day of publication, at the same providers."""
+    """The last day of publication, at providers that have a date range: `arxiv`, `brave` and `pubmed`."""
     language: Language | None = None
     """The language of the results (ISO 639-1), at providers that have languages: `brave` and `searxng`."""
 
@@ -73,9 +73,9 @@ class SourceDocument(WireModel):
     title: str | None = None
     """The title that the model sees; where absent, the title that the document itself states."""
     text: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """The document as text; either this or `base64`."""
+    """The document as text. Set either `text` or `base64`."""
     base64: Base64 | None = None
-    """The document's bytes in base64 (RFC 4648, section 4), such as those of a PDF; either this or `text`."""
+    """The document's bytes in base64 (RFC 4648, section 4), such as those of a PDF. Set either `base64` or `text`."""
     media_type: MediaType | None = None
     """The media type (RFC 6838). Where absent, `text` is `text/plain`, and the type of `base64` is detected from its
     bytes.

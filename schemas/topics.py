@@ -9,7 +9,7 @@ from typing import Literal
 
 TENANT = "tenant"
 DEADLINE = "deadline"
-"""Unix milliseconds, decimal."""
+"""The time at which the job expires, Unix milliseconds, decimal."""
 PRIORITY = "priority"
 IDEMPOTENCY_KEY = "idempotency-key"
 TRACEPARENT = "traceparent"

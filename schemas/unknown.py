@@ -49,7 +49,7 @@ _CALLED = {
 }
 """Other APIs' names for Postback's fields."""
 _OWN_MODELS = ("reasoning", *(kind.field for kind in KINDS if kind.model is not None))
-"""Fields of a job that are models, without models of their own."""
+"""Fields of a job whose value is a model that contains no further models."""
 
 
 @dataclass(frozen=True, slots=True)

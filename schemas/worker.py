@@ -56,7 +56,10 @@ def announcement(
     adapters: Iterable[str] | None = None,
     answer_seconds: float | None = None,
 ) -> WorkerAnnouncement:
-    """Announce the first `MAX_MODELS` of the models' names and of the adapters', without names that no job may give."""
+    """Return an announcement of at most `MAX_MODELS` models and as many adapters.
+
+    Names that no job may give are left out.
+    """
     models, more_models = _usable(names)
     tuned, more_adapters = _usable(adapters or ())
     return WorkerAnnouncement(

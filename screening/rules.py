@@ -102,7 +102,7 @@ class WordsRule(_Rule):
     lists: tuple[ListName, ...] = ()
     """Lists that come with Postback: `english`, `french`, `german`, `spanish`."""
     files: Annotated[tuple[FilePath, ...], Field(max_length=16)] = ()
-    """Files of the operator's own, beside the rules' file: a word or phrase a line, `#` begins a comment."""
+    """Files of the operator's own, beside the rules' file. Each line has one word or phrase; `#` begins a comment."""
     words: Annotated[tuple[Text, ...], Field(max_length=4096)] = ()
     """Words in the rule itself."""
     except_words: Annotated[tuple[Text, ...], Field(max_length=4096)] = ()
@@ -129,7 +129,7 @@ class ClassifierRule(_Rule):
     seconds: float = Field(default=10.0, ge=0.1, le=300)
     """Seconds within which the model reads a job's text."""
     on_failure: Literal["pass", "reject"] = "pass"
-    """The decision about a job that the model did not read: its time was up, or its process was gone."""
+    """The decision about a job that the model did not read, because the time was up or the model's process was gone."""
 
     @field_validator("verdict")
     @classmethod

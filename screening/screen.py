@@ -84,7 +84,10 @@ class Screen:
         return bool(self._classifiers)
 
     def start(self) -> None:
-        """Load the models of classifiers, and wait many seconds until they are loaded. Raises RulesRefused."""
+        """Load the models of classifiers, and wait until they are loaded, which may take many seconds.
+
+        Raises RulesRefused.
+        """
         for rule, classifier in self._classifiers:
             try:
                 classifier.start(rule.labels)

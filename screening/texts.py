@@ -1,4 +1,4 @@
-"""The texts of a job that rules read, and the job with other texts in their places."""
+"""Finds the texts of a job for the rules, and puts changed texts back into the job."""
 
 from __future__ import annotations
 

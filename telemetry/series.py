@@ -1,4 +1,4 @@
-"""Kinds of metrics that say when their series begin, and long lists of label values."""
+"""Kinds of metrics whose series begin at a chosen moment, and long lists of label values."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ class ClosedCounter(Counter):
         return made
 
     def begin(self, *others: str) -> dict[str, Self]:
-        """Create a series of 0 for each value, and return the series by value. `others` are the labels before it."""
+        """Create a series of 0 for each value, and return the series by value.
+
+        `others` are the values of the labels before the last one.
+        """
         return {value: self.labels(*others, value) for value in self.values}
 
 

@@ -166,7 +166,7 @@ def rename(name: str) -> None:
 
 
 def collecting() -> bool:
-    """True if a collector gets the spans. Callers ask to avoid the cost of spans that no collector gets."""
+    """True if a collector gets the spans. Callers ask this to avoid the cost of spans that no collector gets."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 

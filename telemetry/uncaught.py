@@ -1,4 +1,4 @@
-"""Errors that no code handles, as log lines; Python's own hooks print several plain lines for each."""
+"""Logs each error that no code handles as one line; Python's own hooks would print several plain lines."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Classifier:
         return self._process.pid if self._process is not None else None
 
     def start(self, labels: Iterable[str] = ()) -> None:
-        """Load the model, and wait many seconds until it is loaded.
+        """Load the model, and wait until it is loaded, which may take many seconds.
 
         Raises ModelRefused, also for labels that the model does not have.
         """
@@ -114,7 +114,7 @@ class Classifier:
             self._discard()
 
     def scores(self, texts: Sequence[str], seconds: float) -> list[dict[str, float]]:
-        """Return each text's score for each label, from 0 to 1. Waits for its turn. Raises ClassifierAway.
+        """Return each text's score for each label, from 0 to 1. The call waits for its turn. Raises ClassifierAway.
 
         `seconds` is the time for reading all texts, counted from the beginning of this call's turn.
         """

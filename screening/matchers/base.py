@@ -12,7 +12,7 @@ class Match(NamedTuple):
     start: int
     end: int
     kind: str
-    """The matcher's name, as a finding has it."""
+    """The matcher's name, as findings state it."""
 
 
 class Matcher(Protocol):

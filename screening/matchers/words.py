@@ -92,7 +92,7 @@ def without_case(text: str) -> str:
 
 
 def _replaced(text: str, characters: Mapping[str, str]) -> str:
-    """Return the text with other characters. `str.translate` would be ten times slower for a text that is not ASCII."""
+    """Return the text with replaced characters. `str.translate` is ten times slower for a text that is not ASCII."""
     for old, new in characters.items():
         text = text.replace(old, new)
     return text

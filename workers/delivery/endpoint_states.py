@@ -59,8 +59,7 @@ This time is longer than the longest wait between two attempts, so no attempt at
 _FAILURES = 3
 """An endpoint can be failing only after this number of failures in a row.
 
-With little traffic, a single failure might
-otherwise be taken for days of failures.
+With little traffic, a single failure would otherwise look like days of failures.
 """
 _FAILING_MS = 300_000
 """Milliseconds of failures after which a process writes "failing". Most outages end sooner, and need no record."""

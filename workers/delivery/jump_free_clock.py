@@ -7,7 +7,7 @@ from telemetry.clock import Clock
 _BELIEVED_SECONDS = 300.0
 """Seconds for which a jump of the wall clock must last before JumpFreeClock follows the jump."""
 _SET_SECONDS = 1.0
-"""Smallest change in seconds that is taken for a jump; smaller changes are corrections."""
+"""A change of at least this number of seconds is a jump; a smaller change is a correction."""
 
 
 class JumpFreeClock:

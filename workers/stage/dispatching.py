@@ -26,7 +26,7 @@ OTHERS_SECONDS = 10.0
 waits."""
 
 MOST_DEFERRED = 512
-"""Cap on the records that are deferred at once, because the event loop handles no records while it defers records."""
+"""Cap on the records that are deferred together, because the event loop handles no records while it defers records."""
 
 log = get_logger()
 

@@ -41,7 +41,7 @@ class Held:
         metrics: Metrics,
         identities: Identities | None,
     ) -> None:
-        """`window_records`: size of the first window after a crash if the commit does not state how many records began.
+        """`window_records` sizes the first window after a crash if the commit does not state how many records began.
 
         Without `identities` the stage knows a topic by its name alone, and does not notice if a new topic gets the same
         name.

@@ -83,6 +83,9 @@ def _is_card(digits: str) -> bool:
 
 
 def _luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1, annex B: every second digit from the right is doubled; the sum is a multiple of ten."""
+    """True if the check digit is right (ISO/IEC 7812-1, annex B).
+
+    Every second digit from the right is doubled; then the sum must be a multiple of ten.
+    """
     values = [int(digit) for digit in reversed(digits)]
     return (sum(values[::2]) + sum(_DOUBLED[value] for value in values[1::2])) % 10 == 0
