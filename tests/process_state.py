@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from console.errors import say_in_log
 
 _UNWATCHED = {
-    signal.SIGALRM,  # pytest-timeout sets its handler
-    signal.SIGINT,  # if SIGINT was ignored, asyncio does not restore that
+    signal.SIGALRM,  # pytest-timeout sets this signal's handler
+    signal.SIGINT,  # if SIGINT was ignored, asyncio does not ignore it again afterwards
     signal.SIGKILL,
     signal.SIGSTOP,
 }

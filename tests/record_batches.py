@@ -58,6 +58,6 @@ def produce(bootstrap_servers: str, written: Sequence[tuple[str, bytes]]) -> Non
     try:
         for topic, content in written:
             with patch.object(DefaultRecordBatchBuilder, "build", lambda _, content=content: bytearray(content)):
-                producer.send(topic, b"", partition=0).get(60)  # time enough for a new topic to get its leader
+                producer.send(topic, b"", partition=0).get(60)  # a new topic needs some time to get its leader
     finally:
         producer.close(timeout=5)

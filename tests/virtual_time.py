@@ -61,7 +61,7 @@ def _on(loop_factory: Callable[[], asyncio.AbstractEventLoop], test: _Test) -> C
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(test(*args, **kwargs))
 
-    del synchronous.__wrapped__  # otherwise pytest takes the test for asynchronous
+    del synchronous.__wrapped__  # with this attribute, pytest would treat the test as asynchronous
     return synchronous
 
 

@@ -38,7 +38,7 @@ _CLOUDS = (
 
 def executable() -> Path:
     """The executable, built if these versions of its sources are missing; fails the test if the build fails."""
-    # In a folder of its own, so that this long build does not delay the builds of the small tools.
+    # The executable has a folder of its own, so that its long build does not delay the builds of the small tools.
     target = cache() / "kubernetes" / f"{KUBERNETES}-{_inputs()}"
     with one_build_at_a_time(target.parent):
         if not target.exists():
@@ -98,7 +98,7 @@ def _go_mod() -> str:
 def _copy_keda(module: Path, copy: Path) -> None:
     shutil.copytree(module, copy, ignore=shutil.ignore_patterns("*_test.go", "mock"), copy_function=shutil.copyfile)
     for read_only in (copy, *copy.rglob("*/")):
-        read_only.chmod(0o755)  # Go's module cache made them read-only
+        read_only.chmod(0o755)  # Go's module cache made the folders read-only
     for scaler in (copy / "pkg" / "scalers").glob("*.go"):
         if scaler.name not in _SCALERS:
             scaler.unlink()

@@ -55,7 +55,7 @@ class ControlPlane:
         return self._programs.last_lines()
 
     def _write_files(self) -> None:
-        # The service accounts' key in the traditional format, from which these programs also read the public key.
+        # Write the service accounts' key in the traditional format, from which these programs also read the public key.
         key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
         (self.folder / "accounts.pem").write_bytes(private)
@@ -69,7 +69,7 @@ class ControlPlane:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
             "current-context": "test",
         }
-        self.kubeconfig.write_text(json.dumps(config))  # JSON is YAML
+        self.kubeconfig.write_text(json.dumps(config))  # the file has to be YAML, and JSON is YAML
 
     def _etcd_flags(self) -> list[str]:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd, self._etcd_peer))

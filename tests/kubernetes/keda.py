@@ -39,7 +39,7 @@ class Keda:
         env = {
             **os.environ,
             "KUBECONFIG": str(self._plane.kubeconfig),
-            "HTTP_PROXY": proxy,  # used for Services only: Go asks no proxy for loopback addresses
+            "HTTP_PROXY": proxy,  # the proxy serves only Services, because Go asks no proxy for loopback addresses
             "POD_NAMESPACE": "keda",
             "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda",
             "WATCH_NAMESPACE": "",
@@ -54,7 +54,7 @@ class Keda:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Remove the metrics API before its server ends: it would hold up the deletion of every namespace.
+        # Remove the metrics API before its server ends: without a server, the API holds up the deletion of namespaces.
         self._api.delete(f"{_SERVICES}/{_SERVICE}")
         self._programs.kill()
         self._stack.close()

@@ -74,7 +74,7 @@ class Pod(threading.Thread):
         for container in self._containers:
             container.kill()
         ours = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
-        gone = requests.codes.not_found, requests.codes.conflict  # a conflict: a later pod has the name
+        gone = requests.codes.not_found, requests.codes.conflict  # a conflict means that a later pod has the name
         while not self._told(lambda: self._api.delete(self._path, ours), *gone):
             if self._lost.wait(_LOOK_SECONDS):
                 return

@@ -58,12 +58,13 @@ def test_the_jobs_of_a_lost_node_are_answered_once_and_its_pods_come_back_elsewh
         with jobs.keep_coming():
             eventually(lambda: len(jobs.ids) >= 8, WAIT_SECONDS, "no jobs come")
             lost.lose()
-            # The node controller sees the expired lease, and evicts the pods; no kubelet is left that could end them.
+            # The node controller sees the expired lease, and evicts the pods, but no kubelet is left to end them.
             eventually(
                 lambda: all("deletionTimestamp" in pod["metadata"] for pod in on_it()), WAIT_SECONDS, node.last_lines
             )
             for pod in on_it():
-                api.delete(f"{release.path}/pods/{name_of(pod)}", {"gracePeriodSeconds": 0})  # as an operator does
+                # An operator deletes such pods like this.
+                api.delete(f"{release.path}/pods/{name_of(pod)}", {"gracePeriodSeconds": 0})
             eventually(lambda: release.replicas("worker") == (2, 2) and not on_it(), WAIT_SECONDS, node.last_lines)
         jobs.all_are_answered(node.last_lines)
     api.delete(f"/api/v1/nodes/{lost.name}")

@@ -55,7 +55,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         release.install(_scaled(f"{url}/v1"))
         workers_are(0)
 
-        engine.seconds = 4.0  # the backlog outlasts the start of all workers
+        engine.seconds = 4.0  # makes the backlog outlast the start of all workers
         jobs.submit(_BACKLOG)
         workers_are(_MOST)
         eventually(lambda: shared_evenly(product.kafka, "inference", _MOST), WAIT_SECONDS, said)
@@ -68,7 +68,7 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         looked = _failures(release)
         eventually(lambda: _holds(release) and _failures(release) >= looked + _HOLDING_LOOKS, WAIT_SECONDS, said)
 
-        # A slow job at the head of each partition: Kafka's lag counts all jobs behind it, although they are done.
+        # A slow job is at the head of each partition, so Kafka's lag counts all jobs behind it, although they are done.
         jobs.submit(PARTITIONS, engine.held)
         jobs.are_called_back(jobs.submit(_BEHIND), said)
         assert _lag(product) > _BEHIND

@@ -21,8 +21,8 @@ class Volumes:
         """Replace the paths of mounts by their folders, and 0.0.0.0 by the pod's address."""
         paths = {mount: str(folder) for mount, folder in self._paths.items()}
         longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-        # In one pass: a folder's own path may begin with a mount's, /tmp, and must not be replaced again. The path of a
-        # URL without a host, such as SQLite's, follows three slashes.
+        # Replace in one pass, because a folder's own path may begin with a mount's path, /tmp, and must not be replaced
+        # again. The path of a URL without a host, such as SQLite's, follows three slashes.
         path = rf"(?:(?<![\w/])|(?<=:///))({longest_first})(?=/|$)"
         changed = re.sub(path, lambda found: paths[found[1]], text) if paths else text
         return changed.replace("0.0.0.0", self.address)

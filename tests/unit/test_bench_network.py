@@ -51,7 +51,7 @@ def test_a_full_queue_drops_packets_and_loss_drops_its_share(device: tuple[int, 
     for _ in range(60):
         full.take(PACKET, 10.0, SLOW, chance)
     full.deliver(20.0)
-    assert arrived(reads) == 31  # the queue holds 30 packets; the first packet is on the link at once
+    assert arrived(reads) == 31  # the queue holds 30 packets, and the first packet goes on the link at once
     wide = replace(SLOW, bits_per_second=1_000_000_000, loss=0.5)
     for number in range(60):
         lossy.take(PACKET, 10.0 + number, wide, chance)

@@ -36,7 +36,7 @@ def probe(breaker: Breaker, now: float, verdict: OriginSignal) -> None:
         ("xxoxx", BreakerState.CLOSED),
         ("xx-x", BreakerState.OPEN),
         ("xx" + "-" * 99, BreakerState.CLOSED),
-        ("xxo" * 10, BreakerState.CLOSED),  # 20 of 30 fail: the share counts only from 64 attempts on
+        ("xxo" * 10, BreakerState.CLOSED),  # 20 of 30 attempts fail, but the share counts only from 64 attempts on
         ("ox" * 31, BreakerState.CLOSED),
         ("ox" * 32, BreakerState.OPEN),
         ("oox" * 40, BreakerState.CLOSED),
@@ -167,7 +167,7 @@ def test_an_origin_is_dead_once_failed_probes_have_raised_the_open_time_to_its_m
     assert not breaker.is_dead(14.9)
     probe(breaker, 15.0, OriginSignal.FAILS)
     assert breaker.is_dead(32.9)
-    assert not breaker.is_dead(33.0)  # a probe is due, and may find the origin healthy
+    assert not breaker.is_dead(33.0)  # a probe is due, which may find the origin healthy
     probe(breaker, 33.0, OriginSignal.FAILS)
     assert breaker.is_dead(33.0)
     probe(breaker, 51.0, OriginSignal.ANSWERS)

@@ -282,7 +282,7 @@ def test_a_signature_is_refused_if_its_last_byte_is_moved_into_the_content() -> 
     entry = signature.Signer([], SIGNING_KEYS[:1]).sign("msg_1", NOW, BODY)
     whole = base64.b64decode(entry.removeprefix("v1a,"))
     headers = {
-        "webhook-id": chr(whole[-1]) + "msg_1",  # the signature's last byte is below 16
+        "webhook-id": chr(whole[-1]) + "msg_1",  # the signature's last byte is below 16, and so an ASCII character
         "webhook-timestamp": str(NOW),
         "webhook-signature": f"v1a,{base64.b64encode(whole[:-1]).decode()}",
     }

@@ -12,7 +12,7 @@ from telemetry.hand_clock import HandClock, SetClock
 
 
 def test_the_steady_clock_goes_on_while_a_linux_machine_is_suspended() -> None:
-    # No test can suspend the machine, and Linux's steady clocks differ only after that, so compare the clock's name.
+    # Linux's steady clocks differ only after a suspension, which no test can cause, so compare the clock's name.
     steady = SystemClock.monotonic
     clock = getattr(steady, "func", steady), getattr(steady, "args", ())
     on_linux = sys.platform == "linux"

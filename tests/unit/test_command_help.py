@@ -27,7 +27,7 @@ def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", command
 
 
-ROOT: Any = get_command(app)  # built once, since building it takes as long as a whole test here
+ROOT: Any = get_command(app)  # the command is built once, since building it takes as long as a whole test here
 COMMANDS = dict(commands_of(ROOT))
 
 

@@ -81,22 +81,22 @@ def test_each_property_of_librdkafka_is_mapped_ignored_or_listed_here_as_refused
     """A new version of librdkafka may add properties; each has to be mapped, ignored, or listed here as refused."""
     refused = set()
     for name in librdkafka_properties(tmp_path / "properties"):
-        with contextlib.suppress(UnusableProperty):  # the name is mapped, but its value may not be 1
+        with contextlib.suppress(UnusableProperty):  # the name is mapped, but 1 is perhaps no valid value
             try:
                 config_of(**{name.replace(".", "_"): "1"})
             except UnmappedProperty:
                 refused.add(name)
     assert {name for name in refused if not name.startswith(("sasl.oauthbearer.", "https.ca."))} == {
-        # identity and trust, in forms that kafka-python does not take
+        # these state identity and trust in forms that kafka-python does not accept
         *("ssl.ca.certificate.stores", "ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem"),
         *("ssl.keystore.location", "ssl.keystore.password"),
         *("ssl.cipher.suites", "ssl.curves.list", "ssl.sigalgs.list"),
         *("ssl.engine.id", "ssl.engine.location", "ssl.providers"),
         *("enable.sasl.oauthbearer.unsecure.jwt", "sasl.kerberos.keytab", "sasl.kerberos.kinit.cmd"),
         *("sasl.kerberos.min.time.before.relogin", "sasl.kerberos.principal"),
-        # alias of bootstrap.servers, which has its own setting
+        # this is an alias of bootstrap.servers, which has its own setting
         "metadata.broker.list",
-        # callbacks, objects and libraries to load
+        # these are callbacks, objects, and libraries to load
         *("interceptors", "opaque", "plugin.library.paths"),
     }
 
@@ -111,7 +111,7 @@ def librdkafka_properties(scratch: Path) -> list[str]:
     c.fclose(file)
     names = re.findall(r"^([a-z][a-z._]+?) +\| +[*CP] +\|", scratch.read_text(), re.MULTILINE)
     assert len(names) > 150
-    return [name for name in names if "_" not in name]  # a name with `_` takes a callback or an object
+    return [name for name in names if "_" not in name]  # the value of a name with `_` is a callback or an object
 
 
 def test_a_property_without_an_equal_is_named_and_its_value_is_not() -> None:

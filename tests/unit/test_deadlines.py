@@ -45,7 +45,7 @@ async def test_the_alarm_of_an_ended_attempt_affects_no_other_and_the_next_attem
     deadlines = Deadlines(0.1)
     assert await attempt(deadlines, 0.0) == "in time"
     await asyncio.sleep(0.05)
-    assert await attempt(deadlines, 0.08) == "in time"  # still runs when the ended attempt's alarm comes
+    assert await attempt(deadlines, 0.08) == "in time"  # this attempt still runs when the ended attempt's alarm comes
     assert await attempt(deadlines, 60.0) == "late"
 
 

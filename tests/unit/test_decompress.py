@@ -103,7 +103,7 @@ def test_a_codec_that_kafka_does_not_have_is_named(codec: int) -> None:
         decompress(codec, b"")
 
 
-@example(b"\xff\xff\xff\xff\x0f")  # states 4 GiB, without content
+@example(b"\xff\xff\xff\xff\x0f")  # states a length of 4 GiB, and has no content
 @given(st.integers(MAX_BYTES + 1, (1 << 32) - 1).map(lambda length: snappy_length(length) + b"\0a"))
 def test_the_length_that_a_snappy_block_states_is_not_believed(content: bytes) -> None:
     for written in (content, XERIAL_HEADER + struct.pack(">i", len(content)) + content):

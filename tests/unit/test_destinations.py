@@ -72,7 +72,7 @@ async def test_equal_hung_origins_of_a_tenant_share_half_the_window_with_those_t
     desk = Desk(window_records=120, destination_concurrency=64)
     with ExitStack() as stack:
         held = dict.fromkeys(range(6), 0)
-        for _ in range(64):  # the six origins ask in turn
+        for _ in range(64):  # the six origins ask for places in turn
             for number in held:
                 with suppress(TurnedAway):
                     stack.enter_context(await desk.destinations.place(("acme", f"https://{number}.example"), SIZE))
@@ -167,8 +167,8 @@ def test_each_tenant_leaves_a_third_of_the_free_window_to_the_next(
                     place.outcome = outcome
             assert desk.destinations.held == len(held)
             tenants = len({tenant for tenant, _ in held})
-            # By induction over the tenants, from the last admitted one: each tenant leaves at least a third of the
-            # places that were free when it came, give or take one record.
+            # Each tenant leaves at least a third of the places that were free when it came, give or take one record.
+            # The bound follows by induction over the tenants, from the last admitted one.
             assert window + 1 <= 3**tenants * (window - len(held) + 1)
         for _, place in held:
             with place:
@@ -217,7 +217,7 @@ async def test_probes_run_one_at_a_time_and_a_success_admits_more_and_more_attem
     with await desk.destinations.place(HERE, SIZE) as probe:
         with pytest.raises(OriginLeftAlone) as busy:
             await desk.attempt(OK)
-        assert busy.value.wait_seconds == 5  # the breaker's time, however long the probe hangs
+        assert busy.value.wait_seconds == 5  # the breaker sets this time, however long the probe hangs
         probe.outcome = OK
     assert [state for _, state, _ in desk.said] == [BreakerState.OPEN, BreakerState.CLOSED]
     for allowed in (2, 3, 4, 4):

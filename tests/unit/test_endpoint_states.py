@@ -197,7 +197,7 @@ def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_o
     metrics = Metrics()
     states = EndpointStates(DeliverySettings(), metrics)
     changes = [states.learn(PENDING, GONE, NOW_MS + n) for n in range(100)]
-    assert all(changes)  # each is written again: the transaction with an earlier one may be aborted
+    assert all(changes)  # each change is written, since the transaction of an earlier one may be aborted
     [line] = [record.getMessage() for record in caplog.records]
     assert "inference.endpoint.disabled" in line
     assert "https://a.example" in line

@@ -48,7 +48,7 @@ async def test_an_engine_does_not_hang_because_its_caller_was_paused_for_longer_
     """After a pause of the machine or the worker, the timeout fires first, and the answer is read some steps later."""
 
     async def after_a_pause() -> bool:
-        time.sleep(2 * BOUND)  # stands for a process that is paused
+        time.sleep(2 * BOUND)  # blocks the loop like a pause of the process
         for _ in range(20):
             await asyncio.sleep(0)
         return False

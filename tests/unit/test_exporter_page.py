@@ -128,7 +128,8 @@ def test_jobs_of_slow_workers_want_more_workers_also_after_the_workers_have_ende
     role.read(reader)
     later = page(role)[1]
 
-    # The 6,000 jobs are due in 3,600 s. An answer takes 1,200 s, so they must begin within 2,400 s, and later 1,800 s.
+    # The 6,000 jobs are due in 3,600 s, and 600 s later in 3,000 s. An answer takes 1,200 s, so the jobs must begin
+    # within 2,400 s, and later within 1,800 s.
     assert (before, after["wanted_replicas"]) == (2, 3)
     assert (later["workers"], later["wanted_replicas"]) == (0, 4)
     assert [each["lanes"][0]["answer_seconds"] for each in (after, later)] == [1200.0, 1200.0]

@@ -129,7 +129,7 @@ def test_a_letter_counts_until_it_is_put_back_or_too_old() -> None:
     for offset in range(4):
         facts.add_letter(letter(offset, NOW if offset else NOW - LETTERS_KEPT_MS - 1))
     facts.add_mark(mark(1))
-    facts.add_mark(mark(2, NOW - 3_600_000))  # of an earlier topic of this name
+    facts.add_mark(mark(2, NOW - 3_600_000))  # this mark belongs to an earlier topic of the same name
     facts.forget(NOW)
 
     assert facts.dead_letters == 2

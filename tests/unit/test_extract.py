@@ -216,7 +216,7 @@ def test_some_thousand_nested_tags_are_refused_in_the_parsed_tree(name: str) -> 
 
 
 def test_elements_that_nest_up_to_the_cap_are_read() -> None:
-    body = "<div>" * (MAX_DEPTH - 2) + SEEN  # inside html and body
+    body = "<div>" * (MAX_DEPTH - 2) + SEEN  # html and body are the other two levels
     assert SEEN in text_of(body.encode())
 
 

@@ -170,7 +170,7 @@ async def test_a_job_whose_time_is_over_is_cancelled(rig: Rig, key: str) -> None
 
     assert job in refused(answer, 504)["message"]
     assert answer.headers["x-should-retry"] == "false"
-    rig.store.submit(lambda _connection: None).result()  # the cancellation is queued before this change
+    rig.store.submit(lambda _connection: None).result()  # the cancellation, queued before this change, is now made
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "cancelling"
     assert records(rig, rig.door.fleet.kafka.topics.control)[-1]["job_id"] == job
 
@@ -188,7 +188,7 @@ async def test_a_repeat_after_the_gateways_stop_gets_the_same_jobs_answer(rig: R
     once = {"idempotency-key": "chat-stop"}
     asking, job = await asked(rig, key, CHAT_COMPLETIONS, headers=once)
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"
-    asking.cancel()  # as a stopping server does with waiting requests
+    asking.cancel()  # a stopping server cancels waiting requests like this
     stopped = await asking
     assert (refused(stopped, 503)["code"], stopped.headers["retry-after"]) == ("stopping", "1")
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"

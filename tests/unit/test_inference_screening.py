@@ -147,7 +147,7 @@ async def test_a_job_that_expires_in_the_filter_ends_at_its_deadline_without_its
     """The filter has two threads. If `before` is 2, both are taken, and the job waits for a thread."""
     async with working(screen=screen) as worker, asyncio.timeout(120):
         others = [asyncio.ensure_future(worker.result(record(prompt=LONG))) for _ in range(before)]
-        await asyncio.sleep(0)  # the other jobs reach the filter first
+        await asyncio.sleep(0)  # lets the other jobs reach the filter first
         result = await worker.result(record(prompt=LONG, metadata={"card": CARD}, custom_id="row-1", ttl_seconds=0.3))
         reading.set()
         ended = await asyncio.gather(*others, worker.result(record(prompt=LONG)))

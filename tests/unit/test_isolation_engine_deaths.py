@@ -61,7 +61,7 @@ def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
     for _ in range(2):
         crashed(isolation, partition, dispatched(isolation))
     assert isolation.needs_others
-    isolation.try_anyway()  # as the stage does if no other record comes for a while
+    isolation.try_anyway()  # the stage does the same if no other record comes for a while
     sick_before = isolation.sick
     crashed(isolation, partition, dispatched(isolation))
     assert (sick_before, isolation.sick) == (False, True)

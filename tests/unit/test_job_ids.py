@@ -12,7 +12,7 @@ from telemetry.hand_clock import SetClock
 
 
 def test_a_job_id_is_a_uuid_of_version_7_with_its_time_in_front() -> None:
-    # The time in the example of RFC 9562, appendix A.6.
+    # This is the time in the example of RFC 9562, appendix A.6.
     job_id = new_job_id(SetClock(1645557742.0))
     parsed = uuid.UUID(job_id.removeprefix("job_"))
     assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)

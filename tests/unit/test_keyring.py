@@ -71,7 +71,7 @@ def test_every_tenant_and_every_keyring_has_its_own_secret(keyring: Keyring, tmp
 
 def test_a_tenant_secret_is_hkdf_sha256_of_the_master(keyring: Keyring, path: Path) -> None:
     master = base64.b64decode(json.loads(path.read_text())["masters"][0]["secret"])
-    # RFC 5869 by hand: extract with a zero salt, then expand one block.
+    # Follow RFC 5869 by hand: extract with a zero salt, then expand one block.
     pseudo_random_key = hmac.digest(bytes(32), master, "sha256")
     expected = hmac.digest(pseudo_random_key, b"postback/webhook-secret/acme/1\x01", "sha256")
     assert expected == HKDF(SHA256(), 32, None, b"postback/webhook-secret/acme/1").derive(master)
@@ -214,7 +214,7 @@ def test_a_keyring_that_every_user_can_read_is_refused(keyring: Keyring, path: P
         (0o640, 1000, True),
         (0o660, 1000, True),
         (0o604, 1000, True),
-        (0o440, 0, False),  # a Secret in a pod that does not run as root
+        (0o440, 0, False),  # a Secret has this mode in a pod that does not run as root
         (0o640, 0, False),
         (0o660, 0, True),
         (0o444, 0, True),
@@ -343,7 +343,7 @@ def test_no_key_is_in_a_repr(keyring: Keyring, path: Path) -> None:
 
 
 def test_the_jwk_of_rfc_8037_has_its_thumbprint() -> None:
-    # RFC 8037, appendix A.2 and A.3.
+    # The key and the thumbprint are those of RFC 8037, appendix A.2 and A.3.
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
     public = base64.urlsafe_b64decode(x + "=")
     assert jwk(public) == {

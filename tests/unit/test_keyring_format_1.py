@@ -26,7 +26,7 @@ OLD_FILE = Path(__file__).parent / "data" / "keyring_format_1.json"
 NOW = 1_700_000_100.0
 """In the day before this time, the keys of the file's tenant `acme` were rotated twice, the fleet's key pair once."""
 
-# Secrets and keys that the last version that knew only format 1 made of OLD_FILE.
+# The last version that knew only format 1 made these secrets and keys from OLD_FILE.
 SECRETS = {
     "acme": [
         "whsec_3prGZuYtif03LrcW30/dnTAzIKA13kODsPvtTaLKROA=",

@@ -150,7 +150,7 @@ def test_the_published_schema_and_the_reader_agree_about_any_job(document: dict[
         readable = True
     except InvalidJob:
         readable = False
-    # The schema does not compare the lengths of the two lists.
+    # The schema does not compare the lengths of the lists `queries` and `documents`.
     if isinstance(asked := document.get("score"), dict) and SCHEMA.is_valid(document):
         readable = readable or len(asked["queries"]) not in (1, len(asked["documents"]))
     assert SCHEMA.is_valid(document) is readable

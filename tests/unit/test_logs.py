@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from telemetry.logs import configure, get_logger, log_context, origin_of, redact
 from tests.process_state import state_kept
 
-SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # the specification's example
+SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # the Standard Webhooks specification has this example
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 

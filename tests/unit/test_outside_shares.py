@@ -108,7 +108,7 @@ def test_a_hung_partys_own_records_that_wait_for_no_server_run_too() -> None:
     rig = Rig(8)
     rig.send(HUNG, 20)
     rig.begin()
-    rig.where = opened()  # another partition: in the first one, these records would wait behind the earlier ones
+    rig.where = opened()  # use a second partition, since in the first these records would wait behind the earlier ones
     rig.send(HUNG, 20, outside=False)
     assert rig.begin() == {HUNG: 2}
 
@@ -160,7 +160,7 @@ def test_a_lot_full_of_held_back_records_is_read_on_for_as_long_as_the_handler_h
     rig.send(HUNG, 10)
     assert len(rig.window.surplus(MANY)) == 10
     rig.window.look(100.0)
-    rig.window.look(100.0 + STILL_SECONDS + SLOW_SECONDS)  # no draw: the engine has no room
+    rig.window.look(100.0 + STILL_SECONDS + SLOW_SECONDS)  # nothing was drawn, so the engine has no room
     assert rig.window.wants_pause(rig.where)
 
 

@@ -17,7 +17,7 @@ def test_enrichment_has_as_many_jobs_as_littles_law_wants() -> None:
     lead = EnrichmentLead(clock, 0.25, memory_seconds=2.0)
     assert lead.jobs() == 0
     for _ in range(60):
-        for _ in range(10):  # forty answers a second, each after 3 s of enrichment
+        for _ in range(10):  # forty answers come in a second, each after 3 s of enrichment
             lead.answered(3.0)
         clock.sleep(0.25)
         lead.jobs()

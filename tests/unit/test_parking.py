@@ -216,7 +216,7 @@ def test_everything_is_drawn_once_in_order_and_no_waiting_party_is_left_behind(
         drawn += got
         spent = {party: _cost_of(drawn, party, lines) for party in lines}
         waiting = [party for party in lines if _count_of(drawn, party, lines) < len(lines[party])]
-        # Start-time fair queueing: two parties that wait throughout differ by at most the costliest record.
+        # By start-time fair queueing, the costs of two parties that always wait differ by at most the costliest record.
         for party in waiting:
             assert all(spent[party] + dearest >= spent[other] for other in waiting)
     for sent in lines.values():
@@ -257,7 +257,7 @@ def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_
     window, where = shared(), partition()
     assert park(window, Sender(where).send(3 * LEAST_PARKED), A) == []
     assert window.wants_pause(where)
-    window.look(TIGHT_SECONDS + SLOW_SECONDS)  # nothing was drawn: the engine is away
+    window.look(TIGHT_SECONDS + SLOW_SECONDS)  # nothing was drawn, so the engine is away
     assert window.surplus(MANY) == []
     assert window.wants_pause(where)
     window.draw(LEAST_PARKED, always)

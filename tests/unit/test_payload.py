@@ -114,7 +114,7 @@ def test_any_other_url_is_refused_by_its_field_and_never_repeated(url: object) -
 @example({"payload_url": ADDRESS, "payload_sha256": DIGEST[1:]})
 @example({"payload_url": ADDRESS, "payload_sha256": None, "dimensions": 3})
 def test_the_published_schema_and_the_reader_agree_on_any_reference(document: dict[str, Any]) -> None:
-    # The schema's `$` is tested by Python here, where it also matches before a line break at the end.
+    # Python tests the schema's `$` here, and in Python `$` also matches before a line break at the end.
     assume(not any(isinstance(value, str) and "\n" in value for value in document.values()))
     try:
         found = read(document).job
@@ -144,7 +144,7 @@ def test_a_job_is_the_same_whichever_of_its_fields_are_in_the_document(data: st.
         whole = None
     try:
         found = with_payload(job(**record), document)
-    except ValueError:  # UnusablePayload, or a validation error if the record's own fields break a rule
+    except ValueError:  # the error is UnusablePayload, or a validation error if the record's own fields break a rule
         assert whole is None
     else:
         assert found.job == whole and found.job.model_fields_set == whole.model_fields_set

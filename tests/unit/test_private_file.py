@@ -22,12 +22,12 @@ def status(mode: int, owner: int, group: int = 10001) -> os.stat_result:
     [
         (10001, 0o600, 10001, None),
         (10001, 0o400, 10001, None),
-        (10001, 0o440, 0, None),  # the chart's Secret, with defaultMode 0440 and the pod's fsGroup
+        (10001, 0o440, 0, None),  # the chart's Secret has this mode by its defaultMode 0440 and the pod's fsGroup
         (10001, 0o640, 0, None),
         (10001, 0o600, 0, None),
         (0, 0o600, 0, None),
         (0, 0o440, 0, None),
-        (10001, 0o644, 0, "chmod 600"),  # a Secret with Kubernetes' default mode
+        (10001, 0o644, 0, "chmod 600"),  # a Secret has this mode by Kubernetes' default
         (10001, 0o444, 0, "chmod 600"),
         (10001, 0o660, 0, "chmod 600"),
         (10001, 0o640, 10001, "chmod 600"),

@@ -50,9 +50,9 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
     [
         (AT_MS + 5, b'{"letter_at":%d}' % AT_MS, True),
         (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # the clock of the mark's broker is behind
-        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the mark of an earlier letter at this place
+        (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the mark belongs to an earlier letter at this place
         (AT_MS - 70_000, b'{"letter_at":%d}' % AT_MS, False),
-        (AT_MS + 5, b"{}", True),  # a mark of an earlier release
+        (AT_MS + 5, b"{}", True),  # an earlier release wrote this mark
         (AT_MS - 70_000, b"{}", False),
         (AT_MS + 5, None, True),
         (1 << 46, None, True),

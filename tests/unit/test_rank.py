@@ -196,13 +196,14 @@ def test_the_model_cannot_place_a_fourth_passage_before_the_first_one_of_an_equa
     data: st.DataObject,
 ) -> None:
     texts = [" ".join(f"The {word} number {n} is long." for n in range(9)) for word in ("bridge", "harbor")]
-    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)  # equal lengths: each passage fits or none
+    # All passages have the same length, so that at any moment each of them fits or none.
+    ranking = Ranking("bridge harbor", [("", text) for text in texts], 30)
     candidates = [number for number, _, _ in ranking.candidates(data.draw(st.integers(0, 18)))]
     order = data.draw(st.permutations(candidates))
     budget = data.draw(st.integers(0, 600))
     chosen = ranking.chosen(Budget(budget), order)
     assert sum(len(passage) for passages in chosen for passage in passages) <= budget
-    # A document's fourth passage is ranked 9 places lower. So the other document's first passage comes before it.
+    # A document's fourth passage is ranked 9 places lower, so the other document's first passage comes before it.
     assert max(map(len, chosen)) < 4 or min(map(len, chosen)) >= 1
 
 

@@ -69,7 +69,7 @@ def test_a_header_whose_name_is_not_utf_8_is_none_of_ours(noise: bytes) -> None:
 
 
 def test_bits_that_do_not_count_in_a_length_are_passed_over() -> None:
-    one = b"\x82\x80\x80\x80\x10"  # 1 << 32 | 2, whose lower 32 bits are 1 (zigzag)
+    one = b"\x82\x80\x80\x80\x10"  # the number is 1 << 32 | 2, whose lower 32 bits are 1 (zigzag)
     body = b"\0\0\0" + one + b"k" + field(b"v") + number(0)
     assert [(each.key, each.value) for each in read(batch([number(len(body)) + body]))] == [(b"k", b"v")]
 
@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_read_is_warned_of_once(caplog: pytest.LogCapture
     written = batch([record(b"v"), b"\x00"]) + batch([b"\x00"]) + batch([AFTER])
     for _ in range(2):
         assert [one.value for one in read(written, TopicPartition("warned", 3))] == [b"v", b"after"]
-    assert len(warnings_in(caplog)) == 2  # one warning for each unreadable batch, not for each read
+    assert len(warnings_in(caplog)) == 2  # there is one warning for each unreadable batch, not for each read
 
 
 def test_a_batch_of_an_unknown_codec_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,7 @@ THROTTLED, REFUSED, GONE = FailureReason.THROTTLED, FailureReason.REFUSED, Failu
 TABLE = [
     Row(1, Delivered(200, 0.1), Done()),
     Row(10, Delivered(204, 0.1), Done()),
-    # All waits of the schedule, and its end.
+    # These rows are all waits of the schedule, and its end.
     Row(1, failed(), Retry(5, NOW + 5_000)),
     Row(2, failed(), Retry(300, NOW + 300_000)),
     Row(3, failed(), Retry(1800, NOW + 1_800_000)),
@@ -58,7 +58,7 @@ TABLE = [
     # Permanent failures are not retried.
     Row(1, failed(REFUSED), GiveUp("callback_refused")),
     Row(1, failed(GONE), GiveUp("endpoint_gone")),
-    # A retry comes half a second after Retry-After allows it; after too short a tier, the callback enters another tier.
+    # A retry comes half a second after Retry-After allows it. If the tier is too short, another tier follows.
     Row(1, failed(THROTTLED, 0), Retry(5, NOW + 5_000)),
     Row(1, failed(THROTTLED, 3), Retry(5, NOW + 5_000)),
     Row(1, failed(THROTTLED, 20), Retry(5, NOW + 20_500)),
@@ -138,10 +138,10 @@ def test_a_time_that_is_further_off_than_any_wait_comes_from_a_wrong_clock_and_h
     [
         (200, 5_200, 5_000, 200),  # the normal case
         (-60_000, 5_200, 5_000, -60_000),  # the tier released the record late
-        (5_100, 5_200, 5_000, 5_100),  # the tier released the record at once: the record's timestamp is wrong
+        (5_100, 5_200, 5_000, 5_100),  # the tier released the record at once, so the record's timestamp is wrong
         (3_600_000, 3_600_000, 1_800_000, 3_600_000),
         (65_200, 5_200, 5_000, 65_200),
-        (65_201, 5_200, 5_000, 200),  # more than an early release explains: our clock was set back
+        (65_201, 5_200, 5_000, 200),  # an early release cannot explain this, so our clock was set back
         (21_600_200, 5_200, 5_000, 200),
         (21_600_000, 0, 5_000, 0),
         (200, None, 5_000, 200),

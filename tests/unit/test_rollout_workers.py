@@ -201,7 +201,8 @@ async def test_the_canary_reports_both_sides_and_a_request_that_the_candidate_re
         begin(worker, Step.CANARY_1)
         worker.handler.rollouts.apply(step(Step.CANARY_100)[0], None)
         reports.append(await worker.outputs(job()))
-    assert read_result(reports[0][0].value).model_id == "assistant"  # the name that the job gave, not the candidate's
+    # The result names the model as the job did, not as the candidate.
+    assert read_result(reports[0][0].value).model_id == "assistant"
     seen = [read_comparison(outputs[-1].key, outputs[-1].value) for outputs in reports]
     assert [outputs[-1].partition for outputs in reports] == [0, 0, 0]
     assert seen[0].candidate is not None

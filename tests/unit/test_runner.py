@@ -212,7 +212,8 @@ async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() ->
     assert runner.deferred == 6
     *earlier, last = [completions.get().partition for _ in range(completions.qsize())]
     assert last is kept
-    assert earlier in ([], [going])  # empty if the machine paused for longer than a turn at the first turn's start
+    # The list is empty if the machine paused for longer than a turn when the first turn began.
+    assert earlier in ([], [going])
 
 
 class Waiting:

@@ -64,7 +64,7 @@ def test_transparent_areas_are_white_and_a_photo_stands_upright() -> None:
     [image] = images_in(saved(drawing, "PNG"), 1)
     assert (image.getpixel((0, 0)), image.getpixel((3, 1))) == (0, 255)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # this orientation turns the image by a quarter
     [photo] = images_in(saved(SMALL, "JPEG", exif=exif), 1)
     assert photo.size == (30, 40)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.screening_rules import pii, redacted, screen_of
 
 IS_FOUND = {
-    # The networks' own test numbers.
+    # The card networks publish these test numbers.
     "4111111111111111": "card",
     "4111-1111-1111-1111": "card",
     "4222222222222": "card",
@@ -25,7 +25,7 @@ IS_FOUND = {
     "٤١١١١١١١١١١١١١١١": "card",
     "4111\u200b1111\u200b1111\u200b1111": "card",
     "4\u03361\u03361\u03361\u0336111111111111": "card",
-    # Examples of the IBAN registry.
+    # The IBAN registry gives these examples.
     "DE89 3704 0044 0532 0130 00": "iban",
     "GB29NWBK60161331926819": "iban",
     "FR14 2004 1010 0505 0001 3M02 606": "iban",
@@ -46,8 +46,8 @@ IS_FOUND = {
     "536 90 4399": "ssn",
 }
 IS_NOT_FOUND = [
-    "order 4111111111111112",  # no Luhn sum
-    "order 1234567812345670",  # a Luhn sum, but no network's prefix
+    "order 4111111111111112",  # the number fails the Luhn check
+    "order 1234567812345670",  # the number passes the Luhn check, but has no network's prefix
     "ISBN 978-3-16-148410-0",
     "ISBN 9783161484100",
     "EAN 4006381333931",
@@ -55,7 +55,7 @@ IS_NOT_FOUND = [
     "sha 4111111111111111abcdef",
     "invoice 2024-11-27 17:30:00",
     "DE89 3704 0044 0532 0130 01",  # the checksum's remainder is not 1
-    "DE89 3704 0044 0532 0130",  # two digits too short
+    "DE89 3704 0044 0532 0130",  # the IBAN is two digits too short
     "DE44 words that follow",
     "@decorator and @media queries",
     "user@localhost",

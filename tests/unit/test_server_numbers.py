@@ -95,6 +95,6 @@ def test_any_description_of_a_model_has_a_window_that_holds_a_token_or_none_or_i
     for read in reads:
         try:
             window = read(body)
-        except (ValueError, LookupError):  # a list may lack the model
+        except (ValueError, LookupError):  # the model may be missing from the list
             continue
         assert window is None or window >= 1

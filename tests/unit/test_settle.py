@@ -71,7 +71,7 @@ def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
 
 
 def test_a_missing_topic_is_a_failure_with_a_pause_after_it(partition: Partition) -> None:
-    settler = WatchedSettler(clock=HandClock())  # by a real clock, the pause may end before the assert
+    settler = WatchedSettler(clock=HandClock())  # with a real clock, the pause may end before the assert
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5, "gone"))
     repaired(settler, partition)
@@ -97,7 +97,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
     repaired(settler, partition)
-    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # plus a margin of one second
+    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # the producer adds a margin of one second
     first = client(settler)
     first.sent.clear()
     settler.settle(batch_of(partition, 5))

@@ -85,7 +85,7 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
     settler = WatchedSettler(Hanging)
     settler.repair([held])
     before = settler.state
-    monkeypatch.setattr(transactional_producer, "ABORT_SECONDS", -0.9)  # plus a margin of one second
+    monkeypatch.setattr(transactional_producer, "ABORT_SECONDS", -0.9)  # the producer adds a margin of one second
     settler.repair([held])
     assert (before, settler.state) == (SettlerState.SWEEPING, SettlerState.REBUILDING)
     assert len(settler.clients) == 2

@@ -12,7 +12,7 @@ from producers.sharding import shard_of
 
 
 def test_a_tenants_shard_never_changes() -> None:
-    # Known shards: if a new version chose other shards, every tenant's queue would move.
+    # These shards stay the same, because every tenant's queue would move if a new version chose other shards.
     assert shard_of("acme", 12) == (0, 1, 3, 10)
     assert shard_of("globex", 12) == (0, 2, 3, 9)
 

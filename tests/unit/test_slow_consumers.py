@@ -92,10 +92,10 @@ class Consumer:
 @pytest.mark.parametrize(
     ("backlog", "takes_seconds", "writes_each"),
     [
-        (625, 0.128, 6),  # 20,000 at 500 a second
-        (625, 2.0, 30),  # 20,000 at 32 a second; 52 writes in an earlier version
-        (3125, 2.0, 45),  # 100,000 at 32 a second; 270 writes in an earlier version
-        (100, 20.0, 30),  # 3,200 at the slowest allowed; 56 writes in an earlier version
+        (625, 0.128, 6),  # stands for 20,000 events at 500 a second
+        (625, 2.0, 30),  # stands for 20,000 events at 32 a second; an earlier version wrote each event 52 times
+        (3125, 2.0, 45),  # stands for 100,000 events at 32 a second; an earlier version wrote each event 270 times
+        (100, 20.0, 30),  # stands for 3,200 events at the slowest speed; an earlier version wrote each event 56 times
     ],
 )
 def test_a_slow_consumer_is_kept_busy_and_no_event_is_rewritten_every_few_seconds(

@@ -116,7 +116,8 @@ def test_an_end_after_refetched_records_marks_none_of_them_as_done() -> None:
     new.paused, intake.away = False, True
     stage.take([Record("requests", 1, 0, b"")], [])
     intake.away = False
-    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])  # fetched before the pause took effect
+    # This record was fetched before the pause took effect.
+    stage.take([Record("requests", 1, 1, b"")], [("requests", 1, 2)])
     assert (new.phase, new.rewind_to, new.ledger.base, new.ledger.next_offset) == (Phase.OPEN, 0, 0, 0)
 
 
@@ -171,7 +172,7 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     clock.now += 29.0  # almost all of the drain's 30 s have passed
     stage.drain()
     assert partition.phase is Phase.GONE
-    assert clock.now <= 100.0 + 36.0  # the remaining second, and the farewell's five
+    assert clock.now <= 100.0 + 36.0  # the drain has one second left, and the farewell five
 
 
 def test_the_drain_of_revoked_partitions_may_be_shorter_than_the_drain_of_a_stop() -> None:
@@ -181,7 +182,7 @@ def test_the_drain_of_revoked_partitions_may_be_shorter_than_the_drain_of_a_stop
     stage.dispatch()
     assert going.running == 5
     stage.revoked([going.id])
-    assert 104.0 <= clock.now <= 100.0 + 10.0  # the drain's four seconds, and the farewell's five
+    assert 104.0 <= clock.now <= 100.0 + 10.0  # the drain has four seconds, and the farewell five
     assert (going,) in loop.calls  # running records were cancelled; the next owner repeats them
     assert going.phase is Phase.GONE
     assert list(stage.held.partitions) == [("requests", 1)]

@@ -22,7 +22,7 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     stage.dispatch()
     stage.regulate()
     assert (loop.calls, partition.parked, stage.patience()) == ([], 5, IDLE_SECONDS)
-    pace.due_at_ms = 0  # as if the wall clock had been set forward: the records are due
+    pace.due_at_ms = 0  # the records are due now, as if the wall clock had been set forward
     clock.now += LOOK_AGAIN_SECONDS
     stage.dispatch()
     assert [len(batch) for batch, _ in loop.calls] == [5]
@@ -57,7 +57,8 @@ def test_records_of_a_tier_are_fetched_once() -> None:
 def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -> None:
     clock, intake = HandClock(), Intake()
     stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
-    stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
+    # The window gets room for all records, because nothing is settled here.
+    stage.dispatching.window.limits = Limits(records=1 << 30)
     log = [appended(offset, 100.0 + offset / 100) for offset in range(4_000)]
     position, fetched = 0, 0
     while partition.parked or position < len(log):
@@ -80,7 +81,8 @@ def test_returned_records_are_fetched_again_although_the_partition_looks_stalled
     """In an earlier version such records were not fetched again, and the partition stalled for this process."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
-    stage.dispatching.window.limits = Limits(records=1 << 30)  # nothing is settled here
+    # The window gets room for all records, because nothing is settled here.
+    stage.dispatching.window.limits = Limits(records=1 << 30)
     count = 2 * AHEAD_RECORDS - 24
     stage.take([appended(offset, 100.0 + offset / 1000) for offset in range(count)], [("requests", 0, count)])
     stage.dispatch()

@@ -42,7 +42,7 @@ def data_of(**fields: object) -> KeyringData:
 
 
 def test_a_tenants_key_pair_is_derived_from_the_master_for_that_purpose() -> None:
-    # RFC 5869 by hand: extract with a zero salt, then expand one block.
+    # Follow RFC 5869 by hand: extract with a zero salt, then expand one block.
     seed = hmac.digest(hmac.digest(bytes(32), MASTER, "sha256"), b"postback/webhook-ed25519/acme/1\x01", "sha256")
     [key] = data_of().derived_keys("acme", NOW)
     assert key.private_bytes == seed + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
@@ -93,7 +93,8 @@ def test_a_stranger_who_asks_for_many_sets_takes_a_bounded_part_of_the_cache_and
 ) -> None:
     signer = keyring.signer("acme", NOW)
     sets = [keyring.jwks(f"t{number}", NOW) for number in range(2_500)]
-    # A kept set is returned as the same object. The newest sets are asked for first: a set made anew evicts old ones.
+    # A kept set is returned as the same object. Ask for the newest sets first, because a set that is made anew evicts
+    # old sets.
     kept = [number for number in reversed(range(2_500)) if keyring.jwks(f"t{number}", NOW) is sets[number]]
     assert 0 < len(kept) <= 1_000
     assert keyring.signer("acme", NOW) is signer

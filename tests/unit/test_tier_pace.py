@@ -77,7 +77,7 @@ def test_records_from_a_clock_that_is_behind_wait_their_delay_from_when_they_wer
     ("written", "later_ms"),
     [
         (NOW - HOUR, 0),  # the writer's clock was behind; the broker's timestamp is right
-        (NOW + HOUR, 60_000),  # the writer's clock was ahead: a fleet's clocks may differ by a minute
+        (NOW + HOUR, 60_000),  # the writer's clock was ahead, and a fleet's clocks may differ by a minute
         ("soon", 0),
         ("9" * 16, 0),
         ("", 0),

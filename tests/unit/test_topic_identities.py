@@ -90,7 +90,7 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     assert intake.resumed == [("requests", 0, 0)]
     stage.take(records(0, 1), [])
     assert (partition.ledger.taken, partition.careful_records) == (frozenset({0, 1}), 0)
-    reread(stage, settler)  # before any commit on the new topic
+    reread(stage, settler)  # nothing is committed yet on the new topic
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 
@@ -126,7 +126,7 @@ def test_a_partition_that_goes_back_without_a_seek_asks_for_the_uuid(delivered: 
     stage, partition = stage_of(cluster, Intake())
     stage.take(records(7, 8), [])
     asked = cluster.asked
-    stage.take(*delivered)  # a truncated log: the topic's UUID is the same, so the stage goes on
+    stage.take(*delivered)  # the log was truncated, but the topic's UUID is the same, so the stage goes on
     assert (cluster.asked, stage.stopping) == (asked + 1, None)
     stage.take(records(9), [])
     cluster.ids = {"requests": "new"}

@@ -43,7 +43,7 @@ def test_every_setting_is_known_however_it_is_spelt() -> None:
     settings = [name.replace("*", "SASL_PASSWORD") for name in names()]
 
     assert "POSTBACK_REPLICA" in settings
-    assert "POSTBACK_KAFKA" in settings  # the whole section as JSON
+    assert "POSTBACK_KAFKA" in settings  # this variable gives the whole section as JSON
     assert complaints(dict.fromkeys((*settings, *map(str.lower, settings)), "x")) == []
 
 

@@ -80,7 +80,7 @@ def test_each_line_of_a_process_that_crashes_is_an_ecs_line_of_the_worker(
 
     assert process.exitcode is not None
     assert process.exitcode < 0
-    lines[1]["message"] = lines[1]["message"].splitlines()[0].rpartition(": ")[2]  # cut off file and line number
+    lines[1]["message"] = lines[1]["message"].splitlines()[0].rpartition(": ")[2]  # remove the file and the line number
     assert [(line["log.logger"], line["message"]) for line in lines] == [
         ("vllm.v1.engine", "The cache\nis 3 MiB."),
         ("py.warnings", "A library warns."),

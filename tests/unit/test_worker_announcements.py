@@ -161,7 +161,7 @@ def test_a_worker_announces_only_models_that_it_routes_and_never_the_path_of_a_f
 async def test_a_worker_whose_broker_is_away_is_neither_ended_nor_unready_nor_kept_from_ending() -> None:
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
     announcer = Announcer(nowhere, "w1", None, lambda: ["echo"], list, AnswerTimes().p99, SystemClock())
-    await announcer.close()  # before its first announcement
+    await announcer.close()  # the announcer has not announced anything yet
     running = asyncio.create_task(announcer.ended())
     await asyncio.wait([running], timeout=1.5)
 
