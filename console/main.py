@@ -50,7 +50,8 @@ from console.roles import ROLES, begin_logs
 from console.variables import complaints
 from workers.system.secrecy import keep_secrets
 
-if "--multiprocessing-fork" in sys.orig_argv:  # a process that multiprocessing spawned imports this module first
+# A process that multiprocessing spawned has this argument, and imports this module first.
+if "--multiprocessing-fork" in sys.orig_argv:
     from workers.engines.vllm import process_log
 
     process_log.begin()

@@ -118,7 +118,7 @@ def _snappy(content: memoryview) -> bytearray:
         return _snappy_block(content, MAX_BYTES)
     found, position = bytearray(), 0
     while position < len(content):
-        if content[position : position + len(_XERIAL)] == _XERIAL:  # a header may come before any block
+        if content[position : position + len(_XERIAL)] == _XERIAL:  # each block may have a header before it
             position += _XERIAL_HEADER_BYTES
             continue
         (size,) = struct.unpack_from(">I", content, position)

@@ -59,7 +59,7 @@ class InvalidControl(Exception):  # noqa: N818 - named after the record
     """A record of `job_control` that cannot be read."""
 
 
-# Reading raises InvalidControl.
+# `read_job_key` and `read_control` raise InvalidControl.
 _CODEC = CompactedCodec(_KEY, JobControl, InvalidControl, key_is="[tenant, job id]", value_is="anything said of a job")
 job_key_bytes, read_job_key = _CODEC.key_bytes, _CODEC.read_key
 write_control, read_control = _CODEC.write, _CODEC.read

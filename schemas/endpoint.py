@@ -72,7 +72,7 @@ def ends_disabling(record: EndpointRecord | None) -> bool:
     return record is not None and record.state is not EndpointState.FAILING
 
 
-# Reading raises InvalidEndpointRecord.
+# `read_key` and `read_endpoint` raise InvalidEndpointRecord.
 _CODEC = CompactedCodec(
     _KEY, EndpointRecord, InvalidEndpointRecord, key_is="[tenant, url]", value_is="an endpoint's state"
 )

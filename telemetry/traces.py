@@ -93,7 +93,7 @@ def span(
     is that of `parent`, so the trace still reaches the consumer. The rule for log lines also applies to attributes: no
     prompts, no secrets, and only the origin of a URL.
     """
-    # The SDK would export the text of an exception, which may repeat a prompt.
+    # Record no exceptions, because the SDK would export an exception's text, which may repeat a prompt.
     with _tracer().start_as_current_span(
         name,
         context=_under(parent),

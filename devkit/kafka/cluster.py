@@ -55,7 +55,8 @@ SERVER_PROPERTIES = {
     # after 4 s instead of 9 s.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
-    # A dead process's open transaction blocks readers until the transaction's timeout, then for up to this interval.
+    # A dead process's open transaction blocks readers until the transaction times out, and then for up to this
+    # interval.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     # This value equals the longest retention of our topics, because a group's committed offsets must not expire before
     # the records.

@@ -141,7 +141,7 @@ def _popen(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in a terminal reaches only the test run, which then stops its brokers
+            start_new_session=True,  # Ctrl-C in a terminal then reaches only the test run, which stops its brokers
         )
 
 

@@ -172,7 +172,7 @@ class Rates:
 
 
 def _redis_storage(url: str) -> RedisStorage:
-    from redis.asyncio.retry import Retry  # imported late, because most gateways count in memory
+    from redis.asyncio.retry import Retry  # most gateways count in memory, and do not need this import
     from redis.backoff import NoBackoff
 
     options: dict[str, Any] = {

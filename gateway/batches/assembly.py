@@ -96,7 +96,7 @@ class Assembly:
                 try:
                     await self._join(tenant, upload_id, asked, parts, submitted_by)
                 except (Overtaken, BlobMissing):
-                    # Another process may have completed the upload and removed its parts: then answer with that upload.
+                    # Another process may have completed the upload and removed its parts. Then answer with that upload.
                     if await self._parts_to_join(tenant, upload_id, asked) is not None:
                         raise
         await asyncio.to_thread(self.remove_parts, upload_id)

@@ -117,7 +117,8 @@ class DoorServer(SideTask):
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
             self._admit(accepted, address[0])
-            await asyncio.sleep(0)  # lets other tasks run, because `sock_accept` returns at once while connections wait
+            # Let other tasks run, because `sock_accept` never waits while there are connections to accept.
+            await asyncio.sleep(0)
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
         refusal = self._places.take(address)

@@ -180,7 +180,7 @@ class Writer:
                     take_turn(connection)
                     found: int | None = connection.scalar(select(last).where(writers.c.id == self._id))
                     return found == self._transaction
-            except SQLAlchemyError:  # the server may be recovering: ask again
+            except SQLAlchemyError:  # the server may be recovering, so ask again
                 self._clock.sleep(_ASK_AGAIN_SECONDS)
         raise OutcomeUnknown("the store did not say if it took a change")
 

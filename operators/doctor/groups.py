@@ -68,8 +68,7 @@ def _work(
     oldest_ms: dict[str, int] = {}
     deadline = Deadline.after(clock, READ_SECONDS)
     with Scanner(settings, clock) as scanner:
-        # Short partitions come first, because retry tiers have only callbacks, but millions of results may have no
-        # callback.
+        # Read short partitions first: retry tiers have only callbacks, but millions of results may have no callback.
         for each in sorted(waiting, key=lambda each: each.end - each.base):
             for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
                 if is_work(record):

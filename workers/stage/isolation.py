@@ -197,7 +197,7 @@ class Isolation:
         if self._last and self._healthy and not self.exclusive:
             self._try_last()
         if self.cohorts and self.exclusive:
-            return None  # suspects that were running in a crash run with no other record
+            return None  # a suspect that was running in a crash runs with no other record
         narrow = bool(self._narrow)
         members = self._draw_narrow() if narrow else self._draw_wide(room)
         if not members:

@@ -118,7 +118,7 @@ class HttpSession:
                 stream=stream,
                 timeout=(CONNECT_SECONDS, silence_seconds),
                 verify=self._verify,
-                allow_redirects=False,  # a redirect would carry the key elsewhere
+                allow_redirects=False,  # a redirect would send the key to another server
             )
             if response.status_code < 300:
                 return response, None

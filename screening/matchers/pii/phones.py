@@ -57,7 +57,7 @@ def _ends(text: str, found: re.Match[str], *, international: bool) -> list[int]:
         if digits >= _LEAST_DIGITS and (international or not _no_phone.fullmatch(found[0][:last])):
             ends.append(found.start() + last)
     if ends and _goes_on.match(text, ends[-1]):
-        ends.pop()  # the last group belongs to a word, an address or an amount
+        ends.pop()  # drops the last group, which belongs to a word, an address or an amount
     return ends[::-1]
 
 

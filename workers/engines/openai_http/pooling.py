@@ -84,7 +84,7 @@ SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
     RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
-    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has the second
+    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has the second path
 }
 """The endpoint for each kind of job, by the job's field."""
 

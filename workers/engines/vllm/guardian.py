@@ -183,7 +183,7 @@ def main() -> None:
     said = os.fsdecode(os.read(0, select.PIPE_BUF)).splitlines()
     _wait_for_the_end_of(worker)
     if len(said) == 2:
-        import shutil  # imported only now, so that the guardian is small while it waits
+        import shutil  # the import comes only now, so that the guardian is small while it waits
 
         mark, folder = said
         end_marked(mark)

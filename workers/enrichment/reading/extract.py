@@ -191,7 +191,7 @@ def _better(main: str, html: str, whole: str) -> str:
 
     If it is less than half as long as `main`, resiliparse's main text, return `main`.
     """
-    from workers.enrichment.reading.by_trafilatura import main_lines  # an optional package
+    from workers.enrichment.reading.by_trafilatura import main_lines  # the module needs an optional package
 
     found = main_lines(html, whole)
     return found if 2 * len(found) >= len(main) else main
