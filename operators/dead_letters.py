@@ -179,7 +179,7 @@ class LetterCounts:
         return self.open.total()
 
     def meet(self, letter: Letter, asked: frozenset[str]) -> None:
-        """Record the letter's tenant for each of the requested ids `asked`."""
+        """Record the letter's tenant for each id in `asked` by which the letter was requested."""
         for name in (asked & letter.ids) - {str(letter.place)}:
             self.tenants.setdefault(name, set()).add(letter.record.tenant)
 
@@ -262,7 +262,7 @@ class DeadLetters:
         as_new_events: bool = False,
         limit: int | None = None,
     ) -> LetterCounts:
-        """Put back at most `limit` of the selected letters that have no obstacle; return the counts up to the last one.
+        """Put back at most `limit` of the selected letters that have no obstacle; return the counts up to there.
 
         Fewer letters may be put back than an earlier `tally` counted, because this method reads the marks again after
         `back` has fenced all other redrives. With `as_new_events`, a job's next result has a new `webhook-id`. With the

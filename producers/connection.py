@@ -127,7 +127,7 @@ def _translated(name: str, value: str) -> dict[str, Any]:
 
 
 class Connection(ABC):
-    """A connection that its constructor opens. The `with` block closes the connection, also after an error."""
+    """A connection to Kafka, opened by its constructor. A `with` block closes the connection, also after an error."""
 
     @abstractmethod
     def close(self) -> None:

@@ -177,7 +177,7 @@ class Scanner(CommittedReader):
     def _retention_ms(self, topic: str) -> int:
         """Return the least age at which the topic deletes records.
 
-        It is 0 if the topic has other rules too, or hides its settings.
+        The result is 0 if the topic deletes by other rules too, or hides its settings.
         """
         with admin_client(self._settings) as admin:
             config = shown_configs(admin, [topic]).get(topic, {})

@@ -29,7 +29,7 @@ class KeyReused(Exception):  # noqa: N818 - it names what happened
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An answer as it is stored: HTTP status and body."""
+    """A stored answer: its HTTP status and its body."""
 
     status: int
     body: bytes

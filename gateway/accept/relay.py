@@ -68,7 +68,7 @@ class Relay(SideThread):
         self._accepted = threading.Event()
         self._forgetting: Future[None] | None = None
         self._forgotten = 0
-        """The position of the last deletion that was submitted."""
+        """The last submitted deletion deletes the rows below this position."""
         self._trouble = Trouble(clock, SILENT_SECONDS)
         self._halvings = 0
         """The number of times that a transaction's bounds are halved. A failure raises the number, and a success lowers

@@ -44,9 +44,9 @@ class Gate:
     async def admit(self, authorization: str | None, peer: bytes | None, address: str | None) -> Admitted:
         """Return the principal of a request. Raises CredentialRefused, TooManyRequests and StoreAway.
 
-        Refused credentials are counted for each address. Above the rate, that address may use only credentials that
-        were accepted lately. So guessing becomes slow and reads no database, while known clients behind the same proxy
-        are still served.
+        Refused credentials are counted for each address. An address above the rate may use only credentials that were
+        accepted lately. So guessing becomes slow and reads no database, while known clients behind the same proxy are
+        still served.
         """
         credential = self._access.parsed(authorization)
         if not self._access.knows(credential, peer):

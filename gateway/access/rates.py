@@ -1,4 +1,4 @@
-"""Rates of requests, by `limits`: fixed windows in memory, or in Redis for several gateways together."""
+"""Counts requests against rates, in fixed windows: in memory, or in Redis for several gateways together."""
 
 from __future__ import annotations
 

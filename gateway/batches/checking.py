@@ -42,7 +42,7 @@ class LineError:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The error as a member of `errors.data`."""
+        """The error, in the form that members of `errors.data` have."""
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
 
 

@@ -165,7 +165,7 @@ def forget(connection: Connection, identifier: str) -> None:
 
 
 def file_object(row: FileRow) -> dict[str, Any]:
-    """Return OpenAI's object of a file."""
+    """Return the JSON object of a file, in OpenAI's form."""
     return {
         "id": row.id,
         "object": "file",

@@ -230,7 +230,7 @@ def renew(connection: Connection, row: BatchRow, until_ms: int) -> None:
 
 
 def batch_object(row: BatchRow) -> dict[str, Any]:
-    """Return OpenAI's object of a batch."""
+    """Return the JSON object of a batch, in OpenAI's form."""
     return {
         "id": row.id,
         "object": "batch",

@@ -238,7 +238,7 @@ def forget_parts(connection: Connection, identifiers: Sequence[str]) -> None:
 
 
 def upload_object(row: UploadRow, file: FileRow | None, now_ms: int) -> dict[str, Any]:
-    """Return OpenAI's object of an upload."""
+    """Return the JSON object of an upload, in OpenAI's form."""
     return {
         "id": row.id,
         "object": "upload",
@@ -253,7 +253,7 @@ def upload_object(row: UploadRow, file: FileRow | None, now_ms: int) -> dict[str
 
 
 def part_object(row: PartRow) -> dict[str, Any]:
-    """Return OpenAI's object of a part."""
+    """Return the JSON object of a part, in OpenAI's form."""
     said = {"id": row.id, "object": "upload.part", "created_at": row.created_at // 1000}
     return {**said, "upload_id": row.upload_id}
 

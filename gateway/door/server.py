@@ -85,7 +85,7 @@ class DoorServer(SideTask):
         self._serving = False
 
     def reasons(self) -> list[str]:
-        """Return the reason why no request is served, while the server starts or stops."""
+        """Return the reason why no request is served; empty unless the server is starting or stopping."""
         return [] if self._serving else ["the door does not serve"]
 
     async def ended(self) -> None:

@@ -197,7 +197,7 @@ def _bold(connection: Connection, run: Run) -> Any:
 
 
 def _careful(connection: Connection, run: Run) -> Any:
-    """Return the change's result, or its own error after its rows are taken back. Raises SQLAlchemyError."""
+    """Run a change; return its result, or take its rows back and return its error. Raises SQLAlchemyError."""
     try:
         with connection.begin_nested():
             return run(connection)

@@ -31,7 +31,7 @@ class StoredJob:
 
     job_id: str
     status: str
-    """`queued`, `cancelling` or an outcome."""
+    """The state: `queued`, `cancelling` or an outcome."""
     url: str
     created_ms: int
     finished_ms: int | None = None

@@ -36,7 +36,7 @@ class WorkerPool:
     def figures(
         self, topics: Mapping[str, Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
     ) -> PoolFigures:
-        """Return the pool's figures, computed from the partitions of each of its lanes by class.
+        """Return the pool's figures. `topics` has the partitions of each of the pool's lanes, by class.
 
         `answers` has one number for each worker that has announced it: the 99th percentile of its answers' times in
         seconds.

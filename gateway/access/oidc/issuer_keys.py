@@ -44,7 +44,7 @@ class IssuerKeys:
         self._away = False
 
     async def find(self, key_id: str | None) -> Key | None:
-        """Return the key with this id; without an id, return the only key. None if the issuer has no such key.
+        """Return the key with this id; without an id, return the only key. Returns None if the issuer has no such key.
 
         Keys are fetched again if they are too old, or if the id is unknown. Raises IssuerAway.
         """

@@ -91,7 +91,7 @@ def _system(messages: object) -> list[str]:
 
 
 def _payload(job: Mapping[str, Any]) -> str | None:
-    """Return the digest of the document with the question, or else its URL without a query."""
+    """Return the digest of the document with the question, or else the document's URL without a query."""
     url, digest = job.get("payload_url"), job.get("payload_sha256")
     if not isinstance(url, str):
         return None
