@@ -160,18 +160,19 @@ class LetterFilter:
 
 @dataclass(slots=True)
 class LetterCounts:
-    """Numbers of letters by kind, reason and obstacle."""
+    """The counts of letters for each kind, reason and obstacle."""
 
     open: Counter[tuple[Kind, str]] = field(default_factory=Counter)
-    """Letters that can be put back, by kind and reason."""
+    """For each kind and reason, the number of letters that can be put back."""
     held: Counter[str] = field(default_factory=Counter)
-    """Letters that cannot be put back, by obstacle."""
+    """For each obstacle, the number of letters that it keeps from being put back."""
     ids: set[str] = field(default_factory=set)
     """The requested ids that were found."""
     held_ids: dict[str, str] = field(default_factory=dict)
-    """Requested ids of letters that cannot be put back, with the obstacle."""
+    """Maps each requested id of a letter that cannot be put back to the obstacle."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Tenants by requested job id or webhook id. Letters that were put back before are included."""
+    """Maps each requested job id or webhook id to the tenants of its letters, also of letters that were put back
+    before."""
 
     @property
     def count(self) -> int:
@@ -292,7 +293,7 @@ class DeadLetters:
 
 
 class _Partitions:
-    """Numbers of partitions by topic. Each topic is looked up once."""
+    """Maps topics to their numbers of partitions. Each topic is looked up once."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings

@@ -24,7 +24,7 @@ from schemas.settings import KafkaSettings
 
 
 def known_endpoints(settings: KafkaSettings) -> dict[EndpointKey, EndpointRecord]:
-    """Return the last record of each known endpoint, by tenant and URL. Raises ProducerError."""
+    """Return a mapping from each known endpoint (tenant and URL) to its last record. Raises ProducerError."""
     with Scanner(settings) as scanner:
         last = latest_records(scanner.read(scanner.ranges(settings.topics.endpoints)))
     return dict(sorted(last.items()))

@@ -41,11 +41,11 @@ class BenchReport:
     jobs: int
     accepted: int
     outcomes: dict[str, int]
-    """Jobs that were called back, by outcome."""
+    """For each outcome, the number of jobs that were called back."""
     seconds: float
     """The time from the first submission to the last callback."""
     times_ms: tuple[float, ...]
-    """One time for each job that was called back, in ascending order."""
+    """The time of each job that was called back; the shortest time comes first."""
 
     @property
     def called_back(self) -> int:

@@ -32,25 +32,25 @@ ENDPOINT_DISABLED = "endpoint_disabled"
 
 @dataclass(slots=True)
 class Counts:
-    """Numbers of the results in a selection."""
+    """The counts of the results in a selection."""
 
     matching: int = 0
     """Number of results that can be put back."""
     held: Counter[str] = field(default_factory=Counter)
-    """Numbers of selected results that are not put back, by obstacle: NO_CALLBACK, ENDPOINT_DISABLED, or a
-    CallbackStanding if only undelivered results are selected."""
+    """For each obstacle, the number of selected results that it keeps from being put back. Obstacles are NO_CALLBACK,
+    ENDPOINT_DISABLED and, if only undelivered results are selected, a CallbackStanding."""
     letters: int = 0
     """Number of dead letters that get a mark because their results are put back."""
     origins: Counter[str] = field(default_factory=Counter)
-    """Origins of the callbacks: scheme, host and port."""
+    """For each origin (scheme, host and port), the number of its callbacks that can be put back."""
     ids: set[str] = field(default_factory=set)
     """The selection's ids that were found."""
     tenants: dict[str, set[str]] = field(default_factory=dict)
-    """Tenants by each found id."""
+    """Maps each found id to the tenants whose results have the id."""
     places: set[StoredPlace] = field(default_factory=set)
     """The selection's places that were found."""
     held_names: dict[str, str] = field(default_factory=dict)
-    """Selected ids and places whose result is not put back, with the obstacle."""
+    """Maps each selected id or place whose result is not put back to the obstacle."""
 
     def add(self, record: Stored, selection: Selection, obstacle: str | None) -> None:
         """Count a result, and record which of the selected ids and places it has."""

@@ -33,10 +33,11 @@ class Frame:
     """The state at one time."""
 
     figures: dict[str, Any]
-    """The exporter's document, as at `/backlog`."""
+    """The JSON that the exporter shows at `/backlog`."""
     workers: tuple[WorkerAnnouncement, ...]
     recent: Counter[tuple[str, str]]
-    """Events of the last minute by kind (`settled`, `attempt`, `dead_letter`) and outcome, error or reason."""
+    """The number of the last minute's events for each pair of a kind (`settled`, `attempt`, `dead_letter`) and an
+    outcome, error or reason."""
 
 
 class RecentEvents:

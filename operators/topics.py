@@ -63,7 +63,7 @@ class TopicsReport:
     created: list[str] = field(default_factory=list)
     existing: list[str] = field(default_factory=list)
     raised: list[PartitionDifference] = field(default_factory=list)
-    """Topics that got more partitions."""
+    """The topics that got more partitions."""
     differences: list[PartitionDifference] = field(default_factory=list)
     """Topics whose number of partitions still differs from the settings."""
     thin: list[ReplicaDifference] = field(default_factory=list)

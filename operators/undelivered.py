@@ -73,7 +73,7 @@ class Undelivered:
         self._scanner = scanner
         self._bases = committed_offsets(settings, f"{settings.topic_prefix}{DELIVERY_GROUP}")
         self._delivered_ms: dict[Event, int] = {}
-        """Time of each event's last answer with 2xx, Unix milliseconds; 0 if there is none."""
+        """For each event, the time of the last answer with 2xx in Unix milliseconds; 0 if there is none."""
         since_ms: int | None = None
         for result in results:
             self._delivered_ms[event_of(result)] = 0

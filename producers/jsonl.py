@@ -50,7 +50,7 @@ class JobFile:
     urls: list[str | None] = field(default_factory=list)
     """Each Batch line's `url`, such as `/v1/chat/completions`; None for a job's own JSON."""
     unknown: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Ignored fields by their path (`ttl`, `body.presence_penalty`), with the numbers of the lines that have them."""
+    """Maps the path of each ignored field (`ttl`, `body.presence_penalty`) to the numbers of the lines that have it."""
     problems: list[LineProblem] = field(default_factory=list)
     invalid: int = 0
     """The number of invalid lines, which have no entry in `jobs`."""

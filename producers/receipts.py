@@ -98,7 +98,7 @@ class NamedJobs:
     """The jobs that are named by a receipt or by a list of plain ids."""
 
     entries: dict[str, ReceiptEntry | None]
-    """Receipt entries by job id; None for a plain id."""
+    """Maps each job's id to the receipt's entry, or to None if the id came without a receipt."""
     tenant: str | None
     """The tenant of the jobs, if a receipt names it."""
     refused: int

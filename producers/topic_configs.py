@@ -58,12 +58,12 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
     "max.compaction.lag.ms": _at_most,
     "segment.bytes": _at_most,
 }
-"""Properties that may differ from the wanted values, each with the check of its value. All other properties must be
+"""Maps each property that may differ from the wanted value to the check of its value. All other properties must be
 equal."""
 
 
 def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return each topic's effective properties. They are empty if the broker hides the topic's configuration."""
+    """Return each topic's effective properties: none if the broker hides the topic's configuration."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     answer = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}

@@ -184,7 +184,7 @@ class ExpansionHandler:
         return dead_letter(topic, record, UNUSABLE, detail, attempts, list(record.headers or ()))
 
     def _read(self, wanted: LineRange) -> dict[int, bytes]:
-        """Return the lines of a range by number. Raises Unusable and BlobsAway."""
+        """Return a mapping from numbers to the lines of a range. Raises Unusable and BlobsAway."""
         try:
             pieces = self._shelf.content(wanted.file_id, wanted.start, wanted.length)
             lines = {wanted.first + line.number: line.content for line in lines_of(pieces)}

@@ -166,7 +166,7 @@ def _known_ending(row: BatchRow, now_ms: int, tally: Counter[str]) -> str | None
 def _write_lines(
     shelf: Shelf, row: BatchRow, output: FileWriter, error: FileWriter, ending: str, stop_asked: StopAsked
 ) -> Counter[str]:
-    """Write every line, in order. Returns the numbers of lines by outcome, and of `unanswered` lines."""
+    """Write every line, in order. Returns how many lines have each outcome, and how many are `unanswered`."""
     tally: Counter[str] = Counter()
     inputs = InputLines(shelf, row.input_file_id)
     expected = 0

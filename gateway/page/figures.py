@@ -15,7 +15,7 @@ from gateway.store.tables import batches, jobs
 from schemas.outcome import Outcome
 
 MINUTES: Final = 15
-"""Minutes of results that the overview shows."""
+"""The overview shows the results of this many minutes."""
 MOST_BATCHES: Final = 10
 _MINUTE_MS: Final = 60_000
 
@@ -34,11 +34,11 @@ class TenantFigures:
     """A tenant's figures at one time."""
 
     jobs: int
-    """Single jobs that the gateway accepted and that have no result yet."""
+    """The number of single jobs that the gateway accepted and that have no result yet."""
     lines: int
-    """Lines that have no result yet, in unfinished batches."""
+    """The number of lines in unfinished batches that have no result yet."""
     outcomes: Mapping[str, int]
-    """Results of the last minutes by outcome."""
+    """For each outcome, the number of results in the last minutes."""
     minutes: Sequence[Minute]
     """The last minutes, oldest first. The latest minute is not over."""
     batches: Sequence[BatchRow]

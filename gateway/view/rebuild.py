@@ -57,7 +57,7 @@ def _first_kept(reader: TopicReader, places: Sequence[TopicPlace]) -> int:
 
 
 def _begin(results_since: int, attempts_since: int, connection: Connection) -> dict[str, int]:
-    """Stop the views, and empty the rows that Kafka's records can restore. Returns the views' offsets by place."""
+    """Stop the views, and empty the rows that Kafka's records can restore. Returns each place's offset."""
     said = value_of(connection, _TARGETS)
     if said is None:
         rows = connection.execute(select(view_offsets)).all()

@@ -99,7 +99,7 @@ def _events_of(one: StoredResult) -> Iterable[TenantEvent]:
 
 
 def _endpoints(connection: Connection, tenants: set[str]) -> dict[str, list[EndpointRow]]:
-    """Return the enabled endpoints by tenant, without tenants that have no enabled endpoint."""
+    """Return a mapping from tenants to their enabled endpoints, without tenants that have none."""
     found: defaultdict[str, list[EndpointRow]] = defaultdict(list)
     ordered = sorted(tenants)
     for start in range(0, len(ordered), _ASKED_TOGETHER):

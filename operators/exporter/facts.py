@@ -44,7 +44,7 @@ class Facts:
         }
         self._positions: dict[tuple[str, int], int] = {}
         self._letters: dict[StoredPlace, int] = {}
-        """The time of each letter, Unix milliseconds, by place."""
+        """Maps each letter's place to the letter's time in Unix milliseconds."""
         self._disabled: set[bytes] = set()
         """Digests of the disabled endpoints. Digests are used because URLs may be long."""
         self._workers: dict[bytes | None, tuple[int, WorkerAnnouncement]] = {}
@@ -129,7 +129,7 @@ class Facts:
         return Counter(said.lane for _, said in self._workers.values())
 
     def answers(self) -> dict[str | None, list[float]]:
-        """Return the workers' `answer_seconds`, by the engine whose lanes they read."""
+        """Return the `answer_seconds` of workers, grouped by the engine whose lanes the workers read."""
         found: dict[str | None, list[float]] = {}
         for _, said in self._workers.values():
             if said.answer_seconds is not None:

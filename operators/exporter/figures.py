@@ -51,9 +51,9 @@ class FleetFigures:
     at: float
     """Time of the reading, Unix seconds."""
     waiting: Mapping[str, int]
-    """Records that are not done, by topic: lanes, results, events and tiers."""
+    """For each topic (lanes, results, events and tiers), the number of records that are not done."""
     callbacks: int
-    """Results and callbacks that are not delivered, including those that wait for their next attempt."""
+    """The number of results and callbacks that are not delivered, including those that wait for their next attempt."""
     fresh_callbacks: int
     """The number of `callbacks` without an attempt so far. Delivery can make their first attempts now."""
     dead_letters: int

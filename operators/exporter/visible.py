@@ -10,7 +10,7 @@ from kafka.admin import OffsetSpec
 from kafka.protocol.consumer import IsolationLevel
 
 Visible = Mapping[tuple[str, int], tuple[int, int]]
-"""The first offset, and the offset after the last visible record, by topic and partition."""
+"""Maps a topic and partition to the first offset and to the offset after the last visible record."""
 
 
 def visible_offsets(admin: Any, topics: Sequence[str]) -> Visible:

@@ -97,7 +97,7 @@ class IssuerKeys:
 
 
 def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:
-    """Return the issuer's usable keys by id. Blocks for little more than 2 * FETCH_SECONDS. Raises IssuerAway."""
+    """Return the issuer's usable keys by their id. Blocks for little more than 2 * FETCH_SECONDS. Raises IssuerAway."""
     with requests.Session() as session:
         session.trust_env = False  # otherwise a .netrc could give the operator's passwords to the issuer
         session.verify = str(settings.ca_file) if settings.ca_file is not None else True

@@ -34,9 +34,9 @@ def operations(about: str) -> tuple[Operation, ...]:
 
 
 def kind_schemas(common: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return the schemas of bodies and answers by name. `common` has the members that all bodies may have.
+    """Return a mapping from names to the schemas of bodies and answers.
 
-    `place` is the path of the schemas in the document.
+    `common` has the members that all bodies may have. `place` is the path of the schemas in the document.
     """
     job = Job.model_json_schema(ref_template=f"{place}{{model}}")["properties"]
     found = {}

@@ -264,7 +264,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
 
 
 def schemas() -> dict[str, Any]:
-    """Return all schemas by name."""
+    """Return a mapping from names to all schemas."""
     found = {**_PLAIN, **_WEBHOOKS, **{name: _list_of(item) for name, item in _LISTED}}
     models: tuple[type[BaseModel], ...] = (Job, Result, KeyRequest, TenantSettings)
     for model in models:
