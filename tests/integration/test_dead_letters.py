@@ -63,7 +63,7 @@ def put_letters(fleet: KafkaSettings) -> None:
 def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int | None, dict[str, str]]]:
     """Key, value, partition and headers of each record in a topic."""
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader can see it
+        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader sees its records
     found = committed_records(fleet.client_config(), topic)
     return [
         (

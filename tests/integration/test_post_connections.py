@@ -118,7 +118,7 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again(start
     server = await start(script)
     assert isinstance(await post(poster, server.url), Delivered)
     await closed.wait()
-    await asyncio.sleep(0.05)  # lets the client's loop, which is this one, see the close
+    await asyncio.sleep(0.05)  # lets the client's loop, which is this one, notice that the connection is closed
     assert isinstance(await post(poster, server.url), Delivered)
     assert (len(server.requests), server.connections) == (2, 2)
 

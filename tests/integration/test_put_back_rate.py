@@ -47,7 +47,7 @@ def put_letters(fleet: KafkaSettings, count: int) -> list[str]:
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[Message]:
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader can see it
+        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader sees its records
     return committed_records(fleet.client_config(), topic)
 
 

@@ -138,7 +138,7 @@ def test_certificates_that_are_expired_or_expire_soon_are_named(tmp_path: Path) 
 def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
     assert findings("store", POSTBACK_STORE__URL=url) == []
-    assert list(tmp_path.iterdir()) == []  # the check makes no file
+    assert list(tmp_path.iterdir()) == []  # the check creates no file
     Store.open(url).close()
     assert findings("store", POSTBACK_STORE__URL=url) == []
     engine = create_engine(url)

@@ -32,7 +32,7 @@ def due_in(seconds: float, jobs: int) -> WaitingJobs:
         ([WaitingJobs([])], 0),
         ([due_in(1e6, 1)], 1),
         ([due_in(4e15, 1)], 1),  # a record that is no valid job has no deadline
-        ([due_in(1150, 500)], 1),  # the jobs fill half of the 1,000 s left after the start and the margin
+        ([due_in(1150, 500)], 1),  # 1,000 s are left after the start and the margin, and the jobs fill half of them
         ([due_in(1150, 501)], 2),
         ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
         ([WaitingJobs([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
@@ -57,7 +57,7 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     [
         (0, 11),
         (50, 11),  # the measured time is no longer than the fixed margin
-        (300, 15),  # the jobs fill half of the 700 s left after the start and this time
+        (300, 15),  # 700 s are left after the start and the measured time, and the jobs fill half of them
         (500, 20),
         (501, 20),  # half of the 1,000 s after the start is kept for the waiting jobs
         (1e5, 20),

@@ -58,7 +58,7 @@ class Fleet:
             if isolation.needs_others and not (batch or running or parked):
                 self.passers_by += 1
                 assert self.passers_by <= 2 * len(self.killers), "others complete, and a suspect goes on waiting"
-                isolation.completed()  # stands for a new job that comes and is answered
+                isolation.completed()  # this call stands for a new job that comes and is answered
                 continue
             assert not isolation.sick
             assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
