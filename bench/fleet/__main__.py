@@ -113,7 +113,8 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
             variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__PLACES": str(PLACES)}
             command = Command(kafka, "worker", "--engine", "echo", **variables)
             stack.push(command)
-            stack.callback(command.kill)  # kills the worker before its `__exit__`, which would wait for its jobs
+            # Kills the worker first, because `__exit__` would let the worker finish its jobs.
+            stack.callback(command.kill)
             return command
 
         commands = [start(number) for number in range(replicas)]

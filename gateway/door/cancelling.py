@@ -21,7 +21,7 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
     def change(connection: Connection) -> bool:
         if cancel_job(connection, principal.tenant, job_id, topics, door.clock):
             return True
-        line = find_job(connection, principal.tenant, job_id)  # the job may be a batch's line, which has no row yet
+        line = find_job(connection, principal.tenant, job_id)  # the job may be a batch's line without a row in `jobs`
         if line is None:
             return False
         if line.status in FINISHED:
