@@ -113,7 +113,7 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
             variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__PLACES": str(PLACES)}
             command = Command(kafka, "worker", "--engine", "echo", **variables)
             stack.push(command)
-            # Kills the worker first, because `__exit__` would let the worker finish its jobs.
+            # Kill the worker first, because `__exit__` would let the worker finish its jobs.
             stack.callback(command.kill)
             return command
 
