@@ -22,7 +22,7 @@ from schemas.problems import UnusableLine
 MOST_LOAD = 1.25
 """Cap on a place's load, relative to the mean. A larger cap keeps more jobs together, and spreads loads less evenly."""
 SLACK = 8
-"""Jobs that a place may get beyond MOST_LOAD, because every engine answers this many at once."""
+"""Jobs that a place may get beyond MOST_LOAD, because every engine answers this many at the same time."""
 _RANKINGS = 4096
 _DEFAULTS = {"limit": 5, "profile": "default"}
 """Defaults of sources and searches. A member that equals its default is treated like an absent one."""
@@ -92,7 +92,7 @@ def _system(messages: object) -> list[str]:
 
 
 def _payload(job: Mapping[str, Any]) -> str | None:
-    """Return a name of the document with the question: its digest, or else its URL without a query.
+    """Return a name for the document that has the question: the digest, or else the URL without its query.
 
     The query of a presigned URL changes with each signature.
     """

@@ -67,7 +67,7 @@ class Origin(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits, derived from this place alone."""
+        """A text of 32 hexadecimal digits that is derived from this place alone."""
         return self._hashed()
 
     def webhook_id(self, value: bytes | None) -> str:
@@ -191,7 +191,7 @@ class InvalidResult(CodecError):  # noqa: N818
 def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
     """Return the job in a record, whose value is a job's JSON or a line of an OpenAI Batch. Raises only InvalidJob.
 
-    `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from it.
+    `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from that time.
     """
     said, problems = read_headers(headers) if headers else ({}, ())
     try:

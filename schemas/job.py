@@ -120,7 +120,7 @@ class Job(WireModel):
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     """The question as a chat. Set either `messages` or `prompt`."""
     embed: list[SomeText] | None = Field(default=None, min_length=1, max_length=MAX_EMBEDDED)
-    """Texts whose embeddings are the answer, instead of a question. The model must be one that gives embeddings."""
+    """Texts to be embedded, instead of a question. The model must be one that gives embeddings."""
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     """How many numbers each embedding has, for models with several lengths. Allowed only with `embed`."""
     rerank: Rerank | None = None
@@ -132,9 +132,10 @@ class Job(WireModel):
     payload_url: PayloadUrl | None = None
     """The URL of a JSON document with the question, for a question that is too large for a record.
 
-    An https URL, or `s3://BUCKET/KEY` if the operator lists the bucket. The document is an object with `prompt`,
-    `messages`, `embed`, `rerank`, `score` or `classify`. It may have `sources`, `response_format`, and `tools` with
-    their options. Each of these fields is in the record or in the document; all others stay in the record.
+    The URL is an https URL, or `s3://BUCKET/KEY` if the operator lists the bucket. The document is an object with
+    `prompt`, `messages`, `embed`, `rerank`, `score` or `classify`. It may have `sources`, `response_format`, and
+    `tools` with their options. Each of these fields is in the record or in the document; all other fields stay in the
+    record.
     """
     payload_sha256: Sha256 | None = None
     """The SHA-256 of the document's bytes, 64 hexadecimal digits. Allowed only with `payload_url`.

@@ -1,8 +1,8 @@
 """The document at a job's `payload_url`: a JSON object with the question, and the job with this question.
 
-A document may be many times larger than a record, and anyone may have written it. So its values are counted before the
-JSON is parsed, because an empty list of two bytes takes some hundred bytes of memory when it is parsed. The parser
-itself refuses nesting of 200 levels.
+A document may be many times larger than a record, and anyone may have written it. An empty list of two bytes takes some
+hundred bytes of memory when it is parsed. The document's values are therefore counted before the JSON is parsed. The
+parser itself refuses nesting of 200 levels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schemas.problems import MAX_PROBLEMS, problems_of
 from schemas.unknown import UnknownFields, taken_from
 
 PAYLOAD_FIELDS: Final = (*ASKED, "tools", "tool_choice", "parallel_tool_calls", "sources", "response_format")
-"""The fields that a document may have. All others, such as the model and the callback, stay in the record."""
+"""The fields that a document may have. All other fields, such as the model and the callback, stay in the record."""
 MAX_VALUES: Final = 50_000
 """The most values of a document. Members of objects and items of lists are counted, at all levels together."""
 

@@ -178,7 +178,8 @@ class Result(WireModel):
     custom_id: str | None = None
     """The job's `custom_id`, unchanged."""
     model_id: str | None = None
-    """The job's `model_id`; where absent, the name of the engine's model, or null if the engine has none."""
+    """The job's `model_id`. If the job has none, this is the name of the engine's model, or null if the engine has no
+    model."""
     outcome: Outcome
     """The end of the job."""
     text: str | None = None
@@ -213,7 +214,7 @@ class Result(WireModel):
     logprobs: list[TokenLogprob] | None = None
     """The log-probabilities of the answer's tokens, as generated, without the reasoning.
 
-    Absent where the job does not ask for them, or the engine gives none. With `choices`, each choice has its own
+    They are absent if the job does not ask for them, or the engine gives none. With `choices`, each choice has its own
     log-probabilities.
     """
     choices: list[ResultChoice] | None = None
@@ -233,10 +234,10 @@ class Result(WireModel):
     )
     """The reason for the end of generation.
 
-    `stop` (by itself), `length` (at `max_tokens`), `tool_calls` (for calls of the job's tools) or `abort` (from
-    outside). After any other reason the outcome is `failed`, the error's code is `unfinished`, and the result has no
-    text. The other reasons: a filter withheld the answer, the model repeated itself or called a tool that the job does
-    not have, or the engine's reason is unknown.
+    Four reasons are normal: `stop` (by itself), `length` (at `max_tokens`), `tool_calls` (for calls of the job's tools)
+    and `abort` (from outside). After any other reason the outcome is `failed`, the error's code is `unfinished`, and
+    the result has no text. The other reasons are: a filter withheld the answer, the model repeated itself or called a
+    tool that the job does not have, or the engine's reason is unknown.
     """
     timings: Timings | None = None
     """Milliseconds of each phase; absent where no generation finished."""

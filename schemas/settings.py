@@ -54,10 +54,12 @@ class KafkaSettings(BaseModel):
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     """Prefix of the names of all topics, groups and transactional ids, so that fleets can share brokers."""
     partitions: int = Field(default=12, ge=1, le=10_000)
-    """Partitions of each topic that `postback topics create` makes. At most this number of workers work at once."""
+    """Partitions of each topic that `postback topics create` makes. At most this number of workers work at the same
+    time."""
     replication_factor: int | None = Field(default=None, ge=1, le=10)
-    """Copies of each topic that `postback topics create` makes. By default three, or one on each broker if there are
-    fewer than three. With three copies, brokers acknowledge a record when two copies have it (`min.insync.replicas`).
+    """Copies of each topic that `postback topics create` makes. The default is three, or one on each broker if there
+    are fewer than three brokers. With three copies, brokers acknowledge a record when two copies have it
+    (`min.insync.replicas`).
     """
     tier_delays_seconds: Annotated[tuple[TierDelay, ...], Field(min_length=1, max_length=64)] = TIER_DELAYS_SECONDS
     """Waits between a callback's attempts, in seconds, as JSON. `postback topics create` makes a topic for each wait,

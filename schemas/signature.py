@@ -162,7 +162,10 @@ def _signed_content(webhook_id: str, timestamp: str, body: bytes) -> bytes:
 
 
 def _mac(secret: str) -> hmac.HMAC:
-    """Return an HMAC with its key. Copy it for each content: setting the key costs as much as hashing a small body."""
+    """Return an HMAC with its key set.
+
+    Copy the HMAC for each content, because setting the key costs as much as hashing a small body.
+    """
     return hmac.new(secret_bytes(secret), digestmod=hashlib.sha256)
 
 

@@ -11,7 +11,7 @@ from schemas.identifiers import Identifier
 from schemas.urls import Url
 
 MAX_DOCUMENTS = 20
-"""The most documents of a job; together they are limited by the job's size."""
+"""The most documents of a job. The job's size limits all documents together."""
 MAX_SEARCHES = 4
 """The most further searches of a job."""
 MAX_DOMAINS = 20

@@ -20,9 +20,9 @@ WEBHOOK_ID = "webhook-id"
 IDENTIFYING = frozenset({TENANT, JOB_ID, WEBHOOK_ID})
 """The headers that say whose record it is; a dead letter's abridged form and its mark of a redrive keep them."""
 JOB_ORIGIN = "job-origin"
-"""A job's first place, as `topic UUID:partition:offset`: on a job that a worker moved, and on a job's dead letter.
-Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the value
-(`schemas.codec.Origin.webhook_id`)."""
+"""A job's first place, as `topic UUID:partition:offset`. A job that a worker moved has this header, and so has a job's
+dead letter. Readers trust this header and `webhook-id` only if the `webhook-id` is derived from this place and the
+value (`schemas.codec.Origin.webhook_id`)."""
 TENANT_SIGNATURE = "tenant-signature"
 """The fleet's signature over tenant, job id and value (`schemas.trust`). The signature stays valid wherever the job is
 moved.
@@ -43,7 +43,7 @@ WEBHOOK_ENDPOINT_VERSIONS = "webhook-endpoint-versions"
 WEBHOOK_HTTP_HEADER = "webhook-http-header"
 """An HTTP header of the endpoint's own, as `name: value`; may occur several times."""
 ATTEMPT = "attempt"
-"""Callback attempts made before this record was written, decimal."""
+"""The number of callback attempts made before this record was written, decimal."""
 NOT_BEFORE = "not-before"
 """The time at which the next attempt is due, Unix milliseconds, decimal."""
 LEFT = "left"

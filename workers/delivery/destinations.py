@@ -3,7 +3,7 @@
 A destination is a (tenant, origin). Four checks decide if an attempt may start:
 
     breaker           an origin that does not answer gets only one probe at a time (breaker.py)
-    places            a limit on attempts at once; a 429, 502 or 504 halves the limit, and each answer raises it by one
+    places            a limit on simultaneous attempts; a 429, 502 or 504 halves the limit, each answer adds one
     queue             a limit on records that wait briefly for a place
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
                       A tenant may hold twice the free window. A sole tenant gets two thirds of the window. Each further

@@ -40,7 +40,7 @@ class Fetching:
     def find(
         self, records: Iterable[Record], ends: Iterable[tuple[str, int, int]]
     ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
-        """Find the partition of each record and each end. Those whose partition is not held are left out.
+        """Find the held partition of each record and each end; leave out records and ends without a held partition.
 
         Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
         before the group coordinator knows about it. The stage asks Kafka for the topic's UUID in three cases: a
