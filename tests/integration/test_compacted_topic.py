@@ -7,9 +7,10 @@ import http.client
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from devkit.broker import Broker
 from schemas.settings import FleetSettings, KafkaSettings
@@ -17,7 +18,8 @@ from telemetry.clock import SystemClock
 from tests.product import Product, eventually
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
-from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, CompactedTopic, FollowingEnded
+from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, START_SECONDS, CompactedTopic, FollowingEnded
+from workers.kafka.topics import BrokerAway
 from workers.roles.delivery import run_delivery
 from workers.roles.process import Listen
 
@@ -58,6 +60,28 @@ async def until(condition: Callable[[], bool], what: str) -> None:
                 await asyncio.sleep(0.02)
     except TimeoutError:
         pytest.fail(what)
+
+
+async def test_the_start_waits_longer_for_a_leader_of_a_partition_than_for_an_answer(
+    fleet: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, ask, refusals = SkippingClock(), CompactedTopic._ask_ends, [KafkaError.NOT_LEADER_FOR_PARTITION] * 3
+
+    def late(self: CompactedTopic, *more: Any) -> dict[int, int]:
+        if refusals:
+            clock.skipped += START_SECONDS / 4
+            raise KafkaException(KafkaError(refusals.pop()))
+        return ask(self, *more)
+
+    monkeypatch.setattr(CompactedTopic, "_ask_ends", late)
+    followed = CompactedTopic(fleet, fleet.topics.control, lambda key, value: None, clock)
+    await followed.start()
+    await followed.close()
+    for code, times in ((KafkaError.NOT_LEADER_FOR_PARTITION, 4), (KafkaError._TRANSPORT, 1)):
+        refusals += [code] * times
+        with pytest.raises(BrokerAway, match="does not give the end"):
+            await CompactedTopic(fleet, fleet.topics.control, lambda key, value: None, clock).start()
+        assert refusals == []
 
 
 async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_day_the_topic_counts_as_lost(

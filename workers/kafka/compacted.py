@@ -40,6 +40,7 @@ STALE_SECONDS = TOMBSTONES_KEPT_MS / 1000 / 2
 STUCK_SECONDS = 60.0
 
 _ASK_SECONDS = 10.0
+_WITHOUT_LEADER = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _ASK_AGAIN_SECONDS = 0.2
 _LOOK_SECONDS = 3.0
 _ANSWER_SECONDS = 2.0
@@ -191,14 +192,17 @@ class CompactedTopic(SideTask):
         The end is behind uncommitted records too, so records that were committed behind an open transaction are also
         read.
         """
-        consumer, deadline = self._consumer("read_uncommitted"), Deadline.after(self._clock, _ASK_SECONDS)
+        consumer = self._consumer("read_uncommitted")
+        answer, leader = (Deadline.after(self._clock, each) for each in (_ASK_SECONDS, START_SECONDS))
         try:
             while True:
                 try:
                     numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
                     ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
                     return ends, self._ask_starts(consumer, ends)
-                except KafkaException as error:  # ask again: perhaps a partition is being moved, or is very new
+                except KafkaException as error:
+                    # A busy broker may take longer than an answer to lead a partition that is new or moves.
+                    deadline = leader if error.args[0].code() in _WITHOUT_LEADER else answer
                     if deadline.passed or self._stopping.is_set():
                         why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None
