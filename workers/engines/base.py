@@ -50,7 +50,7 @@ class GenerationRequest:
     temperature: float | None
     """None means the model's default; 0 means greedy decoding."""
     temperature_is_default: bool = False
-    """True if the job sets no temperature. The engine may then leave the parameter out for a model that refuses it."""
+    """True if the job sets no temperature. The engine may then send no temperature to a model that refuses it."""
     is_raw: bool = False
     """True if the model completes the prompt unchanged, even if the model has a chat template."""
     model_id: str | None = None
@@ -71,7 +71,7 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     """Functions that the model may call; empty for an answer without calls."""
     tool_choice: ToolChoice | None = None
-    """The job's choice; None leaves the choice to the model, as `auto` does."""
+    """The job's choice of a tool; None leaves the choice to the model, as `auto` does."""
     parallel_tool_calls: bool | None = None
     """If False, the model makes at most one call."""
     reasoning: Reasoning | None = None
@@ -94,7 +94,7 @@ class GenerationRequest:
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
-"""The reason why the generation ended. After an unknown reason, `other`, the answer may be cut off anywhere."""
+"""The reason why the generation ended. `other` is an unknown reason, with which the answer is perhaps incomplete."""
 
 
 @dataclass(frozen=True, slots=True)

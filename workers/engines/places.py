@@ -37,7 +37,7 @@ def least_waiting(running: int) -> int:
 
 
 class Places:
-    """The places of one engine. The event loop counts; any thread may read `number`."""
+    """The places of one engine. The event loop updates the counts; any thread may read `number`."""
 
     def __init__(self, number: int | None) -> None:
         """`number` is known before the engine is loaded; None means one place."""

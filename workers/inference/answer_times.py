@@ -1,4 +1,7 @@
-"""The times of this worker's answers. The worker announces their 99th percentile, and the exporter plans with it."""
+"""The times of this worker's answers.
+
+The worker announces the times' 99th percentile, with which the exporter plans the number of workers.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Generator:
                     completion = await self._answer(request, number, abort)
                     if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
                         return completion
-                    self._wasted_tokens.inc(completion.completion_tokens)  # a cancellation was taken back: ask again
+                    self._wasted_tokens.inc(completion.completion_tokens)  # ask again: the cancellation was undone
                 except EngineDied as died:
                     self._watch.failed(died)
                     raise

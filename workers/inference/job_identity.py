@@ -49,7 +49,7 @@ def job_letter(
 def _not_believed(record: Record, tenant: str, job_id: str) -> list[Header]:
     """Return headers with the tenant and the job id that the record states, if these differ from the job's own.
 
-    The stated values are a producer's bytes, unchecked.
+    The stated values come from a producer, and are not checked.
     """
     stated = dict(record.headers or ())
     pairs = [(names.SAID_TENANT, names.TENANT, tenant), (names.SAID_JOB_ID, names.JOB_ID, job_id)]

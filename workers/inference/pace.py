@@ -122,7 +122,8 @@ class Refill:
     def look(self, running: int) -> int:
         """Return the queue's length for an engine that has `running` requests in its places now.
 
-        A fast engine may answer all its requests between two looks, so that `running` is 0: then no place may be idle.
+        If a fast engine answers all its requests between two looks, `running` is 0, and the queue has to leave no place
+        idle.
         """
         now, answered = self._clock.monotonic(), self._answered
         if now > self._looked:

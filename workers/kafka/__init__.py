@@ -1,1 +1,1 @@
-"""Kafka besides the stage: properties of clients, queries about topics, and followers of compacted topics."""
+"""Kafka outside the stages: properties of clients, queries about topics, and followers of compacted topics."""

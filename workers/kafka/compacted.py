@@ -102,7 +102,7 @@ class CompactedTopic(SideTask):
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._next: dict[int, int] = {}
-        """By partition, the next offset to read."""
+        """Maps each partition to the next offset to read."""
         self._known_at = self._looked_at = self._beat_at = clock.monotonic()
 
     async def start(self) -> None:
@@ -215,7 +215,7 @@ class CompactedTopic(SideTask):
         return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
 
     def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Return, by partition, the offset of the first record younger than `kept_ms`. Raises KafkaException."""
+        """Map each partition to the offset of its first record younger than `kept_ms`. Raises KafkaException."""
         if self._kept_ms is None:
             return dict.fromkeys(ends, OFFSET_BEGINNING)
         since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)

@@ -102,7 +102,7 @@ class PartitionCounts:
         self._counts: dict[str, tuple[int, float]] = {}
 
     async def __call__(self, topic: str) -> int:
-        """Return the number. Raises NoSuchTopic, BrokerAway and AccessDenied."""
+        """Return the topic's number of partitions. Raises NoSuchTopic, BrokerAway and AccessDenied."""
         count, until = self._counts.get(topic, (0, 0.0))
         if not count or self._clock.monotonic() >= until:
             count = await asyncio.to_thread(self._asked, topic)

@@ -112,7 +112,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     )
     process.beside.append(handler.engine_watch)
     await _announce(process, registry, engine, settings.lane, handler.answer_times, stack)
-    # The topic is read to its end before the first dispatch, so that no cancelled job begins.
+    # Read all cancellations before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     await follow_rollouts(process, handler.rollouts, stack)
     stage = StageSettings(

@@ -30,7 +30,7 @@ def keep_secrets() -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Change an attribute of this process, as Linux's prctl does. Raises OSError."""
+    """Change an attribute of this process with Linux's prctl. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
         error = ctypes.get_errno()

@@ -1,6 +1,6 @@
 """Works around the quirks of a model family.
 
-Changes requests that its models would refuse, and mends answers that its models spoil.
+This module changes requests that the family's models would refuse, and mends answers that the models spoil.
 """
 
 from __future__ import annotations

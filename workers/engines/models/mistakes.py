@@ -62,7 +62,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def reasons(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield each of pydantic's errors as its path below the table and its text.
+    """Yield the path below the table, and the text, of each of pydantic's errors.
 
     No text contains a value of the file.
     """

@@ -41,7 +41,7 @@ class RegistryEngine:
 
     @property
     def name(self) -> str:
-        """The kind of the models' engines; `several` if they differ."""
+        """The kind of the models' engines; `several` if the kinds differ."""
         kinds = {served.model.engine.kind for served in self._served.values()}
         return next(iter(kinds)) if len(kinds) == 1 else "several"
 

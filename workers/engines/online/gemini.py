@@ -163,7 +163,7 @@ class GenerateContentApi:
             options["responseLogprobs"] = True
             options["logprobs"] = request.top_logprobs
         if request.seed is not None:
-            options["seed"] = request.seed % 2**31  # the API's seed is an int32
+            options["seed"] = request.seed % 2**31  # cut, since the API's seed is an int32
         form = request.response_format
         if form is not None and form.type != "text":
             options["responseMimeType"] = "application/json"

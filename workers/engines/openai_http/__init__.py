@@ -1,9 +1,9 @@
 """The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
-`slots` makes requests beyond the `limits` wait. `follow` learns the limits from the server's `figures`; without
-figures, the limits follow the server's refusals. `dialect` writes requests in the form that the server takes, and
-`answers` reads the server's responses.
+Requests beyond the `limits` wait in `slots`. `follow` learns the limits from the server's `figures`; without figures,
+the limits follow the server's refusals. `dialect` writes requests in the form that the server takes, and `answers`
+reads the server's responses.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Dialect:
             body["n"] = request.n
         body |= self._log_probabilities(request, chat=chat)
         if self._settings.send_priority and "priority" not in self._refused:
-            body["priority"] = -request.priority  # vLLM runs lower priorities first
+            body["priority"] = -request.priority  # negative, since vLLM runs lower priorities first
         return body
 
     def _log_probabilities(self, request: GenerationRequest, *, chat: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The engine: slots, deadlines and tries of requests to a server that speaks OpenAI's protocol.
 
-The slots of a server follow its own counts or its refusals; `max_concurrency` bounds them.
+The number of slots follows the server's own counts or its refusals, up to `max_concurrency`.
 
 A request has a bounded number of tries under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
 worth another try, after the server's `Retry-After` if there is one (RFC 9110 section 10.2.3). The engine repeats a

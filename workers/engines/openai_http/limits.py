@@ -40,7 +40,7 @@ class ServerLoad:
 
 
 class AnswerLimit:
-    """The limit of a server that reports no counts: additive increase, multiplicative decrease."""
+    """The limit of a server that reports no counts, found by additive increase and multiplicative decrease."""
 
     def __init__(self, first: int, most: int) -> None:
         self._limit = float(min(first, most))

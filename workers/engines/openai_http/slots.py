@@ -91,7 +91,7 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the slot was given just before the cancellation: give it back
+            if not turn.cancelled():  # give back the slot that came just before the cancellation
                 self._leave()
             elif turn in self._waiting:
                 self._waiting.remove(turn)

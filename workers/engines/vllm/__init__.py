@@ -17,7 +17,7 @@
     schema_limits   rejects schemas that would block vLLM
     loading         reloads an engine that died
     load_failures   explains a failed load
-    failures        vLLM's errors as an engine's
+    failures        turns vLLM's errors into an engine's
     process_log     the output of vLLM's own processes, in the worker's log
     figures         takes vLLM's own counts, and exports some as metrics
     health          tells if an engine hangs

@@ -1,4 +1,4 @@
-"""vLLM's errors as an engine's errors."""
+"""Turns vLLM's errors into the errors of an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.engines.vllm.sampling import refusal
 
 @contextmanager
 def as_engine_errors(request: GenerationRequest, died: Callable[[], None]) -> Iterator[None]:
-    """Turn vLLM's errors of the block into EngineErrors about this request.
+    """During the block, turn vLLM's errors into EngineErrors about this request.
 
     `died` is called first if the engine's process died.
     """

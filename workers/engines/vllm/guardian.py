@@ -112,7 +112,7 @@ class Guardian:
 
 
 def marked(mark: str) -> list[int]:
-    """Return the pids of marked processes, without this process and multiprocessing's resource trackers.
+    """Return the pids of all marked processes except this process and multiprocessing's resource trackers.
 
     Resource trackers clean up shared memory after the other processes, and then end by themselves.
     """

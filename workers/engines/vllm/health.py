@@ -34,7 +34,7 @@ async def answers(llm: Any, seconds: float) -> bool:
         for _ in range(LOOKS):
             await asyncio.wait({call}, timeout=seconds / LOOKS)
             if call.done():
-                call.exception()  # stops asyncio's warning about an unread error; `errored` reports it
+                call.exception()  # prevents asyncio's warning about an unread error; `errored` reports the error
                 return True
     finally:
         call.cancel()

@@ -49,7 +49,7 @@ class Thinking:
         tokenizer, parser = cached_tokenizer_from_config(model_config), family.reasoning.parser
         try:
             ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
-        except Exception as error:  # a model of this family, such as a distilled one, may lack the marks
+        except Exception as error:  # some models of a family, such as distilled ones, lack the marks
             log.info(
                 "The model's tokenizer lacks the marks of its family's reasoning; going on without them.",
                 action="reasoning-marks-missing",
