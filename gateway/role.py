@@ -104,7 +104,7 @@ class Options:
     client_crl: Path | None
     roles: frozenset[str]
     announce: Callable[[str], None]
-    """Called with the URL of the door when its port is bound."""
+    """This function is called with the door's URL when the door's port is bound."""
 
 
 async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], options: Options) -> None:

@@ -28,7 +28,7 @@ from telemetry.metrics import Metrics
 from workers.system.tls_files import Stamp, TlsFileUnusable, load_authorities, load_certificate, stamp
 
 LOOK_SECONDS = 1.0
-"""Seconds between checks for changed files; a check takes four calls of `stat`."""
+"""Files are checked for changes after this many seconds; a check takes four calls of `stat`."""
 CRL_NAME = "crl.pem"
 """The revocation list's file, which `postback certs` writes beside the authority's certificate."""
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -51,10 +51,10 @@ class PeerCertificate:
     serial: str
     """The serial number in hexadecimal digits, as `postback certs list` shows it."""
     tenant: str | None
-    """None for a certificate without a tenant, which another authority may issue."""
+    """The client's tenant; None for a certificate without a tenant, which another authority may issue."""
     scopes: frozenset[str]
     not_after: float
-    """Unix seconds."""
+    """The end of the certificate's validity, Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

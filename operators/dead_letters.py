@@ -138,7 +138,7 @@ class LetterFilter:
     """Letters' places (`P:N`), job ids and webhook ids. An id of the form `P:N` is always a place."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Only letters that were given up at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
+    """Select only letters that were given up at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
     endpoint: str | None = None
     """The callback's URL. An origin without a path selects all URLs of that origin."""
     redriven_too: bool = False

@@ -28,7 +28,7 @@ class BenchPlan:
     jobs: int
     callback_url: str
     ttl_seconds: float
-    """Seconds after which an unanswered job expires, so that a bench leaves no work behind."""
+    """An unanswered job expires after this many seconds, so that a bench leaves no work behind."""
     rate: float | None = None
     """Jobs a second; if None, jobs are sent as fast as Kafka accepts them."""
 

@@ -23,11 +23,12 @@ class Selection:
     """Job ids and webhook ids."""
     since_ms: int | None = None
     until_ms: int | None = None
-    """Only results that were settled at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
+    """Select only results that were settled at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
     places: frozenset[StoredPlace] = frozenset()
     """Places in `model_results`."""
     undelivered: bool = False
-    """Only results that are neither delivered nor still being tried. The caller checks this, not `takes`."""
+    """Select only results that are neither delivered nor still being tried. The caller checks this; `takes` does
+    not."""
     waiting: bool = False
     """Also select undelivered results that are still being tried. Their scheduled attempts still take place.
     """

@@ -20,7 +20,7 @@ _CLOCK = SystemClock()
 _STORED = select(idempotency.c.fingerprint, idempotency.c.status, idempotency.c.response).where(
     idempotency.c.tenant == bindparam("of"), idempotency.c.key == bindparam("named")
 )
-"""Built once, because SQLAlchemy takes longer to build this query than SQLite takes to answer it."""
+"""This query is built once, because SQLAlchemy takes longer to build it than SQLite takes to answer it."""
 
 
 class KeyReused(Exception):  # noqa: N818 - it names what happened

@@ -43,7 +43,7 @@ from telemetry.traces import Kind, collecting, parse_traceparent, past_span
 MOST_ROWS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
 POLL_SECONDS = 0.25
-"""Seconds between two searches for rows that other processes wrote; this process's own commits wake the relay."""
+"""The relay looks for other processes' rows after this many seconds; this process's own commits wake the relay."""
 KEEP_SECONDS = 3_600.0
 """An idle relay commits its position again after this many seconds, so that Kafka does not forget the position."""
 SILENT_SECONDS = 5.0

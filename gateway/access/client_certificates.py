@@ -9,7 +9,7 @@ from gateway.tls import DoorTls, PeerCertificate, PeerUnreadable, read_peer
 
 _KNOWN = {scope.value: scope for scope in Scope}
 _read = lru_cache(maxsize=1024)(read_peer)
-"""A cache, because all requests of a connection come with the same certificate."""
+"""Reads are cached, because all requests of a connection come with the same certificate."""
 
 
 class ClientCertificates:

@@ -4,7 +4,7 @@
     secret     256 random bits as 43 digits of base62
     checksum   CRC32 of all before it as 6 digits of base62
 
-By the checksum, secret scanners and clients find a typo or a truncated key without asking the gateway.
+By the checksum, secret scanners and clients find a mistyped or truncated key without asking the gateway.
 Source: GitHub's blog, "Behind GitHub's new authentication token formats". GitHub's checksum covers the secret alone.
 """
 

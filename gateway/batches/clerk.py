@@ -39,7 +39,7 @@ RENEW_SECONDS = 1.5
 AT_ONCE = 3
 """The number of batches that one process works on at once, so that a large batch does not delay small ones."""
 LATE_MS = 30_000
-"""Milliseconds that a batch waits after its deadline for results that workers are still writing."""
+"""A batch waits this many milliseconds after its deadline for results that workers are still writing."""
 RETRY_SECONDS = 2.0
 
 SettingsOf = Callable[[str], TenantSettings]

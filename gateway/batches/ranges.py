@@ -38,7 +38,7 @@ class LineRange(WireModel):
     start: int = Field(ge=0)
     """The offset of the range's first byte in the file."""
     length: int = Field(ge=1, le=2 * MOST_BYTES)
-    """Bytes of the range."""
+    """The number of bytes in the range."""
 
     @property
     def key(self) -> bytes:

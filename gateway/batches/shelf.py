@@ -31,7 +31,7 @@ class Shelf:
         self.clock = clock
 
     def now_ms(self) -> int:
-        """Unix milliseconds."""
+        """Return the present time in Unix milliseconds."""
         return unix_ms(self.clock)
 
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:

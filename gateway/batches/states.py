@@ -25,4 +25,4 @@ ENDED: Final = (FAILED, COMPLETED, EXPIRED, CANCELLED)
 LIVE: Final = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 CANCELLABLE: Final = (VALIDATING, IN_PROGRESS)
 COUNTING: Final = (IN_PROGRESS, FINALIZING, CANCELLING)
-"""The states in which results are counted."""
+"""Results are counted while a batch is in one of these states."""

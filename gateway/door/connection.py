@@ -54,7 +54,7 @@ class Surroundings:
     state: ServerState
     limits: GatewaySettings
     refused: Callable[[int], None]
-    """Called with the status of a request that no application saw."""
+    """This function is called with the status of each request that no application saw."""
 
 
 class DoorConnection(HttpToolsProtocol):

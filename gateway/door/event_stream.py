@@ -20,7 +20,7 @@ from gateway.view.stored_events import EventPage, StoredEvent, events_after
 
 READ_TOGETHER = 50
 RECONNECT_MS = 2000
-"""Milliseconds after which a browser connects again."""
+"""A browser connects again after this many milliseconds."""
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 """The second field keeps nginx from collecting events before it sends them."""
 _HEARTBEAT = b": heartbeat\n\n"

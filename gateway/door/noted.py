@@ -12,7 +12,7 @@ HASHES: Final = "audit_hashes"
 ACTION: Final = "audit_action"
 VERDICT: Final = "audit_verdict"
 RULES: Final = "audit_rules"
-"""Keys of the notes in the ASGI scope's state."""
+"""The notes have these keys in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
 """The most ids that one audit line has."""
 

@@ -15,7 +15,7 @@ from gateway.door.errors import ApiError
 from gateway.door.file_form import OVERHEAD_BYTES, FileForm
 
 WRITE_BYTES = 256 * 1024
-"""Bytes that are collected before a thread writes them."""
+"""This many bytes are collected before a thread writes them."""
 
 T = TypeVar("T")
 

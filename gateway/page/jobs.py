@@ -33,7 +33,7 @@ class TimelineStep:
 
     name: str
     at_ms: int | None
-    """The time, Unix milliseconds; None for a phase, which has a duration only."""
+    """The step's time, Unix milliseconds; None for a phase, which has a duration only."""
     detail: str
     is_bad: bool = False
 

@@ -34,7 +34,7 @@ class _Prepared:
     """The columns, in the order of the parameters."""
     positional: bool
     converters: tuple[Callable[[Any], Any] | None, ...]
-    """For each column, the function that converts the column's values, or None."""
+    """For each column, the function that converts the column's values; None if they need no conversion."""
 
 
 def sqlite_file(url: str) -> Path | None:

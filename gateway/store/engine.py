@@ -74,7 +74,7 @@ def take_turn(connection: Connection) -> None:
 
 
 def is_passing(error: DBAPIError) -> bool:
-    """True if the error comes from the database's state, such as a lost connection, and not from the statement."""
+    """True if the database's state, such as a lost connection, caused the error, and not the statement."""
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 

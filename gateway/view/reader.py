@@ -19,7 +19,7 @@ _CLOCK = SystemClock()
 
 
 class TopicReader:
-    """Reads those of the given topics that exist. Methods raise KafkaException. A single thread calls all methods.
+    """Reads the given topics, as far as they exist. Methods raise KafkaException. A single thread calls all methods.
 
     `places` leaves out topics that do not exist. A topic that was created again needs a new reader.
     """

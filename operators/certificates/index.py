@@ -54,7 +54,7 @@ class Index(BaseModel):
     crl_days: int = CRL_DAYS
     """The days from one list to its next update."""
     certificates: tuple[IssuedCertificate, ...] = ()
-    """Oldest first."""
+    """All certificates, the oldest first."""
 
     def with_issued(self, issued: IssuedCertificate) -> Index:
         """Return the index with one more certificate."""

@@ -40,7 +40,7 @@ class ClientIdentity(NamedTuple):
     """The tenant and the scopes in a client's certificate."""
 
     tenant: str | None
-    """None if the certificate has no tenant, or several tenants."""
+    """The client's tenant; None if the certificate has no tenant, or several tenants."""
     scopes: frozenset[str]
 
 

@@ -22,7 +22,7 @@ class Contents:
     authority: x509.Certificate
     index: Index
     crl: x509.CertificateRevocationList | None
-    """None if the list is missing or cannot be read."""
+    """The revocation list; None if the list is missing or cannot be read."""
 
 
 def crl_problem(crl: x509.CertificateRevocationList | None, index: Index, now: datetime) -> str | None:

@@ -32,7 +32,7 @@ from workers.delivery.exhaustion import Exhausted
 
 MOST_BODY_BYTES = 64 * 1024
 _HINTED = 4
-"""Characters of a secret that its hint shows."""
+"""The hint of a secret shows this many of its characters."""
 _SOON = {"retry-after": "5"}
 
 

@@ -28,7 +28,8 @@ memory."""
 MOST_PARTS = 1000
 _STARTS = 3
 _OTHER_CONTENT = frozenset({"checksum_mismatch", "bytes_mismatch", "part_not_found"})
-"""Error codes of the gateway for parts that together are not the file. The file may have changed during the upload."""
+"""The gateway answers with one of these error codes if the parts together are not the file. The file may have changed
+during the upload."""
 _COMPLETE_SECONDS = 600.0
 _MOST_STATE_BYTES = 1024 * 1024
 
