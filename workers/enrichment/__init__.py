@@ -18,7 +18,7 @@ takes and returns, so a signature shows which steps come before it.
     processes/
       pool      the processes that parse bytes of pages; the worker may kill them
       child     the worker's side of one process's pipes; frames: the process's side
-      recognition   pictures of text, read by tesseract: ocr is the process that starts it; tesseract: its fences
+      recognition   pictures of text; ocr: the process that starts tesseract; tesseract: the program and its fences
       member    the loop of a pool process; confinement: the fences around the process
     reading/
       extract   bytes to the text that a person would see, by media type      Page → Document

@@ -30,24 +30,24 @@ class EnrichmentSettings(BaseSettings):
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """Time for all of a job's sources. Late sources are left out, with a note.
+    """Time for finding, reading and ranking all sources of a job. Sources that are late are left out, with a note.
 
-    A search's wait for a turn does not count.
+    The time does not include a search's wait for a turn.
     """
     longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
-    """Upper bound of a job's own time for its sources (`sources.budget_seconds`)."""
+    """Upper bound of the time that a job may set for its sources (`sources.budget_seconds`)."""
 
     page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
     """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """Maximum size of a PDF or an Office file. Pictures and fonts in the file count, although they are not read."""
+    """Maximum size of a PDF or an Office file, including its pictures and fonts, which are not read."""
     image_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
     """Maximum size of all images together that the worker fetches for one job.
 
     An image counts as often as the job names the image.
     """
     image_seconds: float = Field(default=30.0, gt=0, le=600)
-    """Time for fetching all images of one job, including further tries if their servers fail."""
+    """Time for fetching all images of one job, including further tries if servers fail."""
     image_jobs: int = Field(default=64, ge=1, le=8192)
     """Maximum number of jobs that have fetched images in memory at once. Further jobs with image URLs wait.
 
@@ -56,12 +56,12 @@ class EnrichmentSettings(BaseSettings):
     The images of a job take up to 1.4 times `image_bytes` as base64, and as much again in the engine's request.
     """
     redirects: int = Field(default=5, ge=0, le=20)
-    """Maximum number of redirects followed from one URL."""
+    """Maximum number of redirects that are followed from one URL."""
     connections: int = Field(default=512, ge=1, le=10_000)
     """Maximum number of connections to sites.
 
-    One job uses at most half of them, and all jobs of one tenant at most three quarters. Each connection takes a file
-    descriptor; many systems allow a process 1,024.
+    One job uses at most half of the connections, and all jobs of one tenant use at most three quarters. Each connection
+    takes a file descriptor; many systems allow a process 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
     """Maximum number of connections to one site. Similar limits apply to one job and to one tenant."""
@@ -70,9 +70,9 @@ class EnrichmentSettings(BaseSettings):
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     """The product name in the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
-    """An e-mail address or a URL at which sites and search services can reach you; Wikimedia and NCBI want one."""
+    """An e-mail address or a URL at which sites and search services can reach you. Wikimedia and NCBI ask for one."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
-    """The name to look up in robots.txt: the product token of RFC 9309 (2.2.1).
+    """The name whose rules in a robots.txt apply to the worker: the product token of RFC 9309 (2.2.1).
 
     `user_agent` must contain this token.
     """
@@ -82,55 +82,59 @@ class EnrichmentSettings(BaseSettings):
     """Time for which a robots.txt is cached."""
 
     members: int = Field(default=2, ge=1, le=64)
-    """Number of processes that read pages; one more process ranks. None of them starts before a job has sources."""
+    """Number of processes that read pages; one more process ranks. No process starts before a job has sources."""
     member_seconds: float = Field(default=1.5, gt=0, le=60)
     """Timeout of one task, such as reading a page; a process that takes longer is killed."""
     member_bytes: int = Field(default=384 * 1024 * 1024, ge=256 * 1024 * 1024)
-    """Address space of one process; a page that needs more is left out. A container's limit must be enough for all."""
+    """Address space of one process. A page that needs more is left out.
+
+    The container's limit must suffice for all processes.
+    """
     extractor: Extractor = "resiliparse"
-    """The library that finds a page's main text. `trafilatura` finds it better, in three times the CPU time.
+    """The library that finds a page's main text. `trafilatura` finds this text better, but takes three times the CPU
+    time.
 
     `trafilatura` needs the extra `extraction`.
     """
     ocr: str | None = Field(default=None, max_length=200, pattern=rf"^{_LANGUAGE}(?:\+{_LANGUAGE})*$")
-    """Languages in which tesseract reads scanned pages of PDFs and images, such as `eng+deu`. If absent, none is read.
+    """Languages in which tesseract reads images and scanned pages of PDFs, such as `eng+deu`. By default, OCR is off.
 
-    OCR needs the program tesseract with its data for each language, and the extra `ocr`.
+    OCR needs the program tesseract, its data for each language, and the extra `ocr`.
     """
     ocr_seconds: float = Field(default=10.0, gt=0, le=120)
-    """Timeout of reading one document's pictures, not counting the wait in line. Pages finished by then are used."""
+    """Timeout of reading one document's pictures, not counting the wait in line. Pages read by then are used."""
     ocr_pages: int = Field(default=10, ge=1, le=100)
-    """Maximum number of pages that OCR reads of one document."""
+    """Maximum number of one document's pages that OCR reads."""
     ocr_documents: int = Field(default=1, ge=1, le=64)
     """Number of documents that OCR reads at once. A document takes two processes of at most `member_bytes` each."""
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
-    """URL of a Chromium's DevTools endpoint, for pages that a script fills. If absent, no script runs.
+    """URL of a Chromium's DevTools endpoint, for pages that a script fills. By default, no script runs.
 
     The worker fetches all that a script asks for, so the browser needs no network of its own.
     """
     renderer_secret: SecretStr | None = None
     """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
     renderer_seconds: float = Field(default=3.0, gt=0, le=60)
-    """Timeout of rendering one page; after a timeout, the page stays as its server sent it."""
+    """Timeout of rendering one page. After a timeout, the page is read as the server sent it."""
     renderer_pages: int = Field(default=4, ge=1, le=256)
     """Number of pages that a worker renders at once."""
     renderer_bytes: int = Field(default=10_000_000, ge=1024, le=1_000_000_000)
-    """Maximum total size of the files that the scripts of one page load."""
+    """Maximum size of all files together that the scripts of one page load."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
     least_freshness_seconds: float = Field(default=60.0, ge=0)
     """Lower bound of a job's `sources.freshness_seconds`.
 
-    A job cannot refuse cached pages and searches younger than this.
+    A job cannot refuse cached pages and searches that are younger than this.
     """
     rewrite: bool = False
-    """Let the model rewrite a conversation's last question for the search. A job or profile may decide otherwise."""
+    """Let the model rewrite a conversation's last question for the search. A job or a profile may override this."""
     rewrite_seconds: float = Field(default=5.0, gt=0, le=60)
-    """Timeout of a rewriting, after which the question stays as it is."""
+    """Timeout of a rewriting. After a timeout, the question stays as it is."""
     rewrite_tokens: int = Field(default=64, ge=8, le=512)
     """Maximum number of tokens of a rewritten question."""
     checked_sentences: int = Field(default=0, ge=0, le=100)
-    """Maximum number of an answer's supported sentences that the model compares with their sources again; 0 for none.
+    """Maximum number of supported sentences in an answer that the model compares again with the sources; 0 for none.
 
     Each comparison is one short generation. A contradicted sentence loses its support. An answer in JSON is not
     compared.
@@ -140,20 +144,20 @@ class EnrichmentSettings(BaseSettings):
     template: str = Field(default="plain", min_length=1, max_length=1000)
     """The wording of the prompt: `plain`, `deepseek` (DeepSeek's own form), or the path of your own `.toml` file."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
-    """Maximum length of all quoted passages together, in code points; English has about four per token."""
+    """Maximum length of all quoted passages together, in code points. English has about four code points per token."""
     most_evidence_chars: int = Field(default=16_000, ge=200, le=1_000_000)
-    """Upper bound of a job's own length of all quoted passages (`sources.max_chars`)."""
+    """Upper bound of the length of all quoted passages that a job may set (`sources.max_chars`)."""
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
     """A sentence-transformers model: its Hugging Face name or its folder.
 
-    If absent, passages are ranked by words alone.
+    By default, passages are ranked only by words.
     """
     rerank_passages: int = Field(default=32, ge=2, le=1000)
-    """Number of a job's passages that the model compares with the question: the first ones in the ranking by words."""
+    """Number of a job's passages that the model compares with the question: those that rank highest by words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time for the model to compare a job's passages. Those not compared in time are ranked by words, with a note."""
+    """Time in which the model compares a job's passages. Passages that are late are ranked by words, with a note."""
 
     @property
     def named(self) -> str:
@@ -162,7 +166,7 @@ class EnrichmentSettings(BaseSettings):
 
     @property
     def email(self) -> str | None:
-        """The contact, if it is an e-mail address."""
+        """The contact if it is an e-mail address, else None."""
         return None if self.contact is None or "://" in self.contact else self.contact
 
     @field_validator("extractor")

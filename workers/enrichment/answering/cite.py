@@ -41,7 +41,7 @@ MAX_ALIGNED: Final = 500_000
 """Budget of one answer for aligning sentences with passages.
 
 An alignment costs the number of the sentence's words times the number of the passage's words. Spending the whole
-budget takes about a tenth of a second. Sentences beyond the budget are `lexical` at most."""
+budget takes about a tenth of a second. Sentences beyond the budget get `lexical` at most."""
 
 CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -276,8 +276,8 @@ def _citation(sentence: _Sentence, number: int, sources: SourceTexts) -> Citatio
 def _level(sentence: _Sentence, number: int, sources: SourceTexts) -> Support:
     """Return the level at which source `number` supports the sentence.
 
-    The source must contain the sentence's quotations exactly or nearly. If it does, the level is the sentence's own or
-    that of its weakest quotation, whichever is stronger.
+    The source must contain the sentence's quotations exactly or nearly. If it does, the level is the
+    stronger of two levels: that of the sentence, and that of the sentence's weakest quotation.
     """
     level = sources.support(sentence.text, number)
     if not sentence.quotes or level not in BEARING:

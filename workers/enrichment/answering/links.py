@@ -7,11 +7,11 @@ search for bad links. The opening marks of a link, an image or a tag stay only i
 In any other form, a space is put between the marks. Then every renderer shows plain text (CommonMark 0.31, the
 tokenizer of HTML), and no word is lost. The harmless forms:
 
-    ](  ]:      the target of a Markdown link: good before a given URL, and before a relative URL that stays in the
-                folder of the reader's page
-    ![          a Markdown image: good with a URL of the job's own
-    <x  <!  <?  HTML: good if no attribute has a value (`List<int>`, `<b>`), except `script` and `style`, since their
-                content is loaded; also good with only given URLs and a few attributes that load nothing
+    ](  ]:      the target of a Markdown link: harmless before a given URL, and before a relative URL that stays in
+                the folder of the reader's page
+    ![          a Markdown image: harmless with a URL of the job's own
+    <x  <!  <?  HTML: harmless if no attribute has a value (`List<int>`, `<b>`), except `script` and `style`, whose
+                content is loaded; also harmless with only given URLs and a few attributes that load nothing
 
 Any other URL, with a scheme or with a beginning such as `www.` or `//`, becomes "(link removed)" unless the job or a
 source gave this URL. A host without a scheme, such as `a.example/b`, counts as text. An answer in JSON stays JSON:

@@ -52,7 +52,7 @@ def _parties(tokens: Sequence[Token], *, with_places: bool = False) -> dict[str,
 
 
 def _is_place(tokens: Sequence[Token], at: int) -> bool:
-    """True if "in" or the like stands before the token; articles and parts of the token's name may stand between."""
+    """True if "in" or the like stands before the token; articles and parts of the token's name may be in between."""
     before = at - 1
     while before >= 0 and (tokens[before].text in _ARTICLES or (tokens[before].is_name and tokens[at].is_name)):
         before -= 1

@@ -93,7 +93,10 @@ def _is_collapsed(values: dict[str, str]) -> bool:
 
 
 def _is_colourless(values: dict[str, str]) -> bool:
-    """True for text in a transparent colour, unless the background is clipped to the letters, as in modern headings."""
+    """True if the text is transparent or has the background's colour.
+
+    False if the background is clipped to the letters.
+    """
     if "text" in values.get("background-clip", ""):
         return False
     colors = [values[name] for name in ("color", "text-fill-color") if name in values]

@@ -139,7 +139,7 @@ class Visit:
             )
 
     async def _file(self, paused: _Paused) -> Page | None:
-        """Return the page itself for the first request, and the file for a GET of a script; None to refuse."""
+        """Return the page itself for the first request, and a file for a script's GET; None for refused requests."""
         if paused.kind == "Document" and not self._opened:
             self._opened = True
             return self._page

@@ -17,7 +17,7 @@ _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep",
 
 
 def read_articles(body: bytes) -> dict[str, Found]:
-    """Return the articles by number, without retracted ones and those without an abstract. Raises Unreadable."""
+    """Return the articles by number. Leave out retracted articles and those without an abstract. Raises Unreadable."""
     root = parse(body)
     if root.tag != "PubmedArticleSet":
         raise Unreadable("the search service reports an internal error")
@@ -25,7 +25,7 @@ def read_articles(body: bytes) -> dict[str, Found]:
 
 
 def _article(element: Element) -> tuple[str, Found] | None:
-    """Return an article or a chapter, and its number; None if it has no abstract or was retracted."""
+    """Return the number and the content of an article or chapter; None if it has no abstract or was retracted."""
     record = element.find("BookDocument" if element.tag == "PubmedBookArticle" else "MedlineCitation")
     if record is None:
         return None
@@ -53,7 +53,10 @@ def _abstract(parts: Iterable[Element]) -> str:
 
 
 def _published(article: Element) -> str | None:
-    """Return the date as exactly as it is known. Months are numbers or names; some dates are prose ("2000 Spring")."""
+    """Return the date as exactly as it is known.
+
+    In the XML, months are numbers or names, and some dates are prose ("2000 Spring").
+    """
     for place in ("ArticleDate", "Journal/JournalIssue/PubDate", "Book/PubDate"):
         year, month, day = (text_of(article.find(f"{place}/{part}")) for part in ("Year", "Month", "Day"))
         year = year or text_of(article.find(f"{place}/MedlineDate"))[:4]
@@ -67,7 +70,7 @@ def _published(article: Element) -> str | None:
 
 
 def _doi(element: Element, article: Element) -> str | None:
-    """Return the article's own DOI. The XML also has DOIs of references, further down."""
+    """Return the article's own DOI. Further down, the XML also has the DOIs of references."""
     places = [
         *article.findall("ELocationID[@EIdType='doi']"),
         *element.findall("PubmedData/ArticleIdList/ArticleId[@IdType='doi']"),

@@ -1,4 +1,4 @@
-"""arXiv (https://info.arxiv.org/help/api/user-manual.html). Answers are Atom feeds, in which an error is an entry."""
+"""Searches arXiv (https://info.arxiv.org/help/api/user-manual.html). Answers are Atom feeds; an error is an entry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ID: Final = r"(?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})"
 _ABSTRACT_URL: Final = re.compile(rf"https?://arxiv\.org/abs/({_ID})(v\d+)?", re.ASCII)
 _AN_ID: Final = re.compile(rf"(?:arxiv:)?({_ID}(?:v\d+)?)", re.ASCII | re.IGNORECASE)
 _SYNTAX: Final = re.compile(r"\b(?:ti|au|abs|co|jr|cat|rn|id|all):|\b(?:AND|OR|ANDNOT)\b")
-"""Marks of a query in arXiv's own query language."""
+"""Matches the syntax by which a query shows that it is in arXiv's own query language."""
 _WITHDRAWN: Final = re.compile(
     r"(?:this (?:paper|article|submission|manuscript) (?:has been|is) )?withdrawn\b", re.IGNORECASE
 )
@@ -52,7 +52,7 @@ class Arxiv:
 
 
 def _terms(query: str) -> dict[str, str]:
-    """Return the query's parameters.
+    """Return the parameters of the request for this query.
 
     Plain words are joined by OR, because papers with all words of a question are rare.
     """

@@ -16,7 +16,7 @@ from workers.enrichment.evidence import Found
 MAX_EXCERPT_CHARS: Final = 4000
 _TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 MAX_TEXT_CHARS: Final = 50_000
-"""Cap on the characters of one abstract; the longest have a few thousand."""
+"""Cap on the characters of one abstract; the longest abstracts have a few thousand."""
 
 FILTERS: Final = ("since", "until", "language")
 
@@ -24,7 +24,7 @@ _URL: Final = TypeAdapter[str](Url)
 
 
 class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
-    """A provider that the settings name is missing, or a provider cannot be made. The text gives the reason."""
+    """A provider that the settings name is missing, or a provider cannot be set up. The text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,12 @@ class SearchQuery:
     tenant: str | None = None
     """The job's tenant; None for a service that all tenants share."""
     parameters: tuple[tuple[str, str], ...] = ()
-    """Names and values of the job's parameters, for an operator's own source."""
+    """The names and values of the job's parameters; only operators' own sources take parameters."""
     domains: tuple[str, ...] = ()
-    """Domains of the wanted results. A provider may ignore these, since `Searches` drops results on other hosts."""
+    """The domains that results must be on.
+
+    A provider may ignore these domains, since `Searches` drops all other results.
+    """
     since: str | None = None
     until: str | None = None
     """First and last day of publication, `YYYY-MM-DD`, for a provider that lists `since` and `until` in `filters`."""
@@ -48,12 +51,12 @@ class SearchQuery:
     """The language of the results (ISO 639-1), for a provider that lists `language` in `filters`."""
 
     def days(self, first: str, last: str) -> tuple[str, str] | None:
-        """Return the range of days; `first` or `last` replaces a missing end. None if both ends are missing."""
+        """Return the first and last day; `first` or `last` replaces a missing one. None if both days are missing."""
         return (self.since or first, self.until or last) if self.since or self.until else None
 
 
 class SearchProvider(Protocol):
-    """One search service, as the operator has configured it.
+    """A search service with the operator's settings.
 
     A provider may have an attribute `filters`: the names in `FILTERS` that the provider obeys.
     """
@@ -68,7 +71,7 @@ class SearchProvider(Protocol):
 
 
 def is_link(url: str) -> bool:
-    """True if a job could have named this link itself: http or https, without credentials."""
+    """True if a job may name this link as a source: it is http or https, and has no credentials."""
     try:
         _URL.validate_python(url)
     except ValidationError:
@@ -77,7 +80,7 @@ def is_link(url: str) -> bool:
 
 
 def links(found: Iterable[tuple[str | None, str | None]], limit: int) -> list[Found]:
-    """Return the first `limit` valid and distinct URLs, with their titles."""
+    """Return the first `limit` valid and distinct URLs, each as a result with its title."""
     return distinct((Found(url=url or "", title=title or None) for url, title in found), limit)
 
 
@@ -91,13 +94,13 @@ def distinct(found: Iterable[Found], limit: int) -> list[Found]:
 
 
 def plain_excerpt(*texts: str | None) -> str | None:
-    """Return a service's excerpts as one text without markup; None without any text."""
+    """Return a service's excerpts as one text without markup; None if they have no text."""
     plain = " ".join(html.unescape(_TAG.sub("", text)) for text in dict.fromkeys(texts) if text)
     return " ".join(plain.split())[:MAX_EXCERPT_CHARS] or None
 
 
 def shortened(query: str, characters: int, words: int | None = None) -> str:
-    """Cut the query between two words, to at most this many `characters` and `words`."""
+    """Cut the query between two words, so that at most this many `characters` and `words` remain."""
     parts = query.split()[:words]
     while len(parts) > 1 and len(" ".join(parts)) > characters:
         parts.pop()

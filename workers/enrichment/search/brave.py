@@ -1,4 +1,4 @@
-"""Brave Search (https://api-dashboard.search.brave.com/app/documentation/web-search)."""
+"""Searches with Brave Search (https://api-dashboard.search.brave.com/app/documentation/web-search)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.enrichment.search.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
 MAX_QUERY_WORDS = 50
-"""Caps on a query, in characters and in words: Brave answers longer queries with 422."""
+"""Caps on the characters and the words of a query: Brave answers longer queries with status 422."""
 _KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _KEY_INVALID = "SUBSCRIPTION_TOKEN_INVALID"
 
@@ -29,11 +29,11 @@ class _BraveResult(BoundedModel):
     description: str | None = None
     extra_snippets: list[str] = Field(default=[], max_length=MOST_RESULTS)
     page_age: str | None = None
-    """The date of the page in ISO 8601."""
+    """The page's date in ISO 8601."""
 
     @property
     def found(self) -> Found:
-        """The result with excerpt and date."""
+        """The result as a `Found`, with excerpt and date."""
         excerpt = plain_excerpt(self.description, *self.extra_snippets)
         published = Particulars(iso_date(self.page_age))
         return Found(self.url or "", title=self.title or None, excerpt=excerpt, particulars=published)
@@ -81,7 +81,7 @@ class Brave:
 
 
 def _with_sites(query: SearchQuery) -> str:
-    """Return the query with a `site:` operator for each domain, as many as fit."""
+    """Return the query with a `site:` operator for each domain, or for as many domains as fit."""
     sites, words, chars = "", MAX_QUERY_WORDS, MAX_QUERY_CHARS
     for number in range(len(query.domains), 0, -1):
         sites = f" ({' OR '.join(f'site:{domain}' for domain in query.domains[:number])})"
@@ -92,7 +92,7 @@ def _with_sites(query: SearchQuery) -> str:
 
 
 def _explained(refused: Refused) -> Unreadable:
-    """Return the reason for the refusal. Status 422 means a wrong key or a wrong query."""
+    """Return an error with the reason for the refusal. Status 422 means a wrong key or a wrong query."""
     if refused.answer.status in _KEY_REFUSED:
         return Unreadable("the search service refuses the operator's key")
     if refused.answer.status != HTTPStatus.UNPROCESSABLE_ENTITY:
@@ -105,8 +105,8 @@ def _explained(refused: Refused) -> Unreadable:
 def _overloaded(answer: ServiceAnswer) -> float | None:
     """Return the seconds that an overloaded service asks to wait; None if the service is not overloaded.
 
-    If `Retry-After` is absent, return the longest time until one of the exhausted windows resets. The headers
-    `X-RateLimit-…` have one number for each window (second, month). A limit of 0 means no limit.
+    If `Retry-After` is absent, return the seconds until all exhausted windows are reset. The headers `X-RateLimit-…`
+    have one number for each window (second, month). A limit of 0 means no limit.
     """
     wait = asked_to_wait(answer)
     if wait is None or "Retry-After" in answer.headers:
@@ -123,6 +123,6 @@ def _numbers(header: str) -> list[float | None]:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """Return the provider; None without a key."""
+    """Return the provider; None if the settings have no key."""
     own = settings.brave
     return Brave(web.service(own.base_url, own.per_second), own.api_key) if own.api_key is not None else None

@@ -25,7 +25,7 @@ class HttpJsonSource(InsideSource):
         self._next = jmespath.compile(file.next) if file.next is not None else None
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """See `SearchProvider`. Reads pages until there are enough results."""
+        """See `SearchProvider`. Reads one page of results after the other until there are enough results."""
         values = {**self.values_of(query), "page": "1", "offset": "0", "cursor": ""}
         headers = {name: filled(text, self._with_secrets(query, values)) for name, text in self._file.headers.items()}
         url = self._url(values)
@@ -55,7 +55,7 @@ class HttpJsonSource(InsideSource):
             raise
 
     def _following(self, answer: object, url: URL, values: dict[str, str]) -> URL | None:
-        """Return the next page's URL: the URL in the answer, or the same URL with another page, offset or cursor."""
+        """Return the URL of the next page: the one in the answer, or the same with another page, offset or cursor."""
         if self._next is None:
             paged = {"{page}", "{offset}"}
             return self._url(values) if any(name in self._file.url for name in paged) else None

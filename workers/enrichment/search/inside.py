@@ -1,4 +1,4 @@
-"""The common part of an operator's own sources: tenants, placeholders, secrets, and items as search results."""
+"""The part that an operator's own sources have in common: tenants, placeholders, secrets, and items as results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class InsideSource(ABC):
         """See `SearchProvider`."""
 
     def values_of(self, query: SearchQuery) -> dict[str, str]:
-        """Return the placeholders' values, without secrets. Raises Unreadable for a job's wrong parameters."""
+        """Return the values of the placeholders, without secrets. Raises Unreadable for wrong parameters of a job."""
         given = dict(query.parameters)
         if given.keys() != self._parameters.keys():
             raise Unreadable(f"the source takes these parameters: {', '.join(sorted(self._parameters)) or 'none'}")
@@ -73,7 +73,10 @@ class InsideSource(ABC):
         return {**job, **given, **self._access(query).values, "tenant": query.tenant or ""}
 
     def _with_secrets(self, query: SearchQuery, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the values with the tenant's secrets, read anew. Raises Unreadable if a secret's file is missing."""
+        """Read the tenant's secrets, and return them together with `values`.
+
+        Raises Unreadable if a secret's file is missing.
+        """
         places = {**self._secrets, **self._access(query).secrets}
         try:
             return {**values, **{name: read_secret(self._folder / place) for name, place in places.items()}}
@@ -84,7 +87,7 @@ class InsideSource(ABC):
         return self._tenants.get(query.tenant or "") or self._tenants[EVERYONE]
 
     def result_of(self, item: Mapping[str, Any]) -> Found | None:
-        """Return an item, whose values are untrusted, as a result; None for an item without text, content or link."""
+        """Return an item as a result; None for one without text, content and link. An item's values are untrusted."""
         try:
             return self._result(item)
         except RecursionError:  # a value may be nested as deeply as JSON allows
@@ -144,7 +147,10 @@ def evaluated(expression: Any, value: object) -> Any:
 
 
 def filled(template: str, values: Mapping[str, str], *, encode: bool = False) -> str:
-    """Return the template with its placeholders filled, percent-encoded for a URL (`encode`). Raises Unreadable."""
+    """Replace the template's placeholders by their values. If `encode` is true, percent-encode these.
+
+    Raises Unreadable.
+    """
 
     def value(found: re.Match[str]) -> str:
         given = values[found[1]]
@@ -158,7 +164,7 @@ def filled(template: str, values: Mapping[str, str], *, encode: bool = False) ->
 
 
 def filled_value(template: Any, values: Mapping[str, str]) -> Any:
-    """Return the JSON template with its placeholders, which are whole strings, filled. `{limit}` becomes a number."""
+    """Replace the template's placeholders, which are whole strings, by their values. `{limit}` becomes a number."""
     if isinstance(template, dict):
         return {name: filled_value(part, values) for name, part in template.items()}
     if isinstance(template, list):

@@ -1,4 +1,4 @@
-"""Sources of `kind = "mcp"`: a tool of an MCP server, by the official SDK (https://modelcontextprotocol.io).
+"""Sources of `kind = "mcp"`: a tool of an MCP server, called by the official SDK (https://modelcontextprotocol.io).
 
 Each search has a session of its own, over the transport Streamable HTTP.
 """
@@ -38,7 +38,7 @@ class McpSource(InsideSource):
         self._items = Items(file.read) if file.read is not None else None
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """See `SearchProvider`. Without `read` in the file, each content block with text or a resource is a result."""
+        """See `SearchProvider`. If the file has no `read`, each content block with text or a resource is a result."""
         values = self.values_of(query)
         known = self._with_secrets(query, values)
         headers = {name: filled(text, known) for name, text in self._file.headers.items()}
@@ -87,7 +87,7 @@ def _block(block: object) -> dict[str, Any]:
 
 
 class _BoundedTransport(httpx2.AsyncHTTPTransport):
-    """A transport that bounds answers, refuses compressed answers, and remembers the reason of a failure."""
+    """A transport that refuses large and compressed answers, and remembers the reason of a failure."""
 
     def __init__(self) -> None:
         super().__init__()

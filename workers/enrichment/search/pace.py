@@ -24,7 +24,7 @@ MAX_REST_SECONDS = 3600.0
 
 
 class Allowance:
-    """The remaining time of one search; the clock stops while the search waits `in_line` for a turn."""
+    """The remaining time of one search. The time does not run while the search waits `in_line` for a turn."""
 
     def __init__(self, seconds: float) -> None:
         self.left_seconds = seconds
@@ -40,7 +40,7 @@ class Allowance:
 
     @asynccontextmanager
     async def limiting(self) -> AsyncIterator[Allowance]:
-        """Raise TimeoutError if the body takes longer than the allowance."""
+        """Raise TimeoutError if the body of this context takes longer than the remaining time."""
         async with self._limit:
             token = _current.set(self)
             self._is_open = True
@@ -54,7 +54,7 @@ class Allowance:
 
     @contextmanager
     def in_line(self) -> Iterator[None]:
-        """Stop the clock while the body waits for a turn. Several requests of a search may wait at once."""
+        """Stop the time while the context waits for a turn. Several requests of a search may wait at once."""
         self._waits += 1
         self._stand_still()
         try:
@@ -78,7 +78,7 @@ class Allowance:
 
 
 _current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-"""The running search's allowance: a context variable, so that providers need not pass it to their requests."""
+"""The allowance of the running search. Providers need not pass it to requests, since it is a context variable."""
 
 
 def current_allowance() -> Allowance:
@@ -87,7 +87,7 @@ def current_allowance() -> Allowance:
 
 
 class RequestPace:
-    """Grants one request per `interval_seconds` in order of arrival, except that searches already begun go first.
+    """Grants one request per `interval_seconds` in order of arrival, but requests of searches that have begun go first.
 
     Otherwise many concurrent searches would all send a first request, and no search could send its second request in
     time.
@@ -101,9 +101,9 @@ class RequestPace:
         self._next = self._rest_ends = clock.monotonic()
 
     async def turn(self, *, behind: int = 0) -> None:
-        """Wait for the next turn, and first let up to `behind` new searches go ahead.
+        """Let up to `behind` new searches go first, and then wait for the next turn.
 
-        A waiter that is cancelled uses up no turn. Raises Unreadable during a service's long pause.
+        A waiter that is cancelled uses up no turn. Raises Unreadable if the service has asked for a long pause.
         """
         self._check_rest()
         allowance = current_allowance()

@@ -1,4 +1,4 @@
-"""All configured providers: built-in ones, the operator's own sources, and providers of other installed packages.
+"""Finds all configured providers: built-in ones, the operator's own sources, and those of other installed packages.
 
 A package adds a provider by an entry point in the group `postback.search`. The entry point is named after the provider,
 and refers to a function that takes a `Web` and returns a `SearchProvider`, or None if the package's settings are
@@ -56,7 +56,7 @@ def providers(
 
 
 def _files(folder: Path | None, taken: Set[str]) -> dict[str, Path]:
-    """Return the files of the operator's own sources by name. Raises SearchMisconfigured."""
+    """Return the files of the operator's own sources, by the sources' names. Raises SearchMisconfigured."""
     if folder is None:
         return {}
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def _files(folder: Path | None, taken: Set[str]) -> dict[str, Path]:
 
 
 def _source(path: Path, web: Web) -> InsideSource:
-    """Return the operator's source of this file. Raises SearchMisconfigured."""
+    """Return the operator's source that this file describes. Raises SearchMisconfigured."""
     file = read_source_file(path)
     try:
         match file:

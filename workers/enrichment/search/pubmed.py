@@ -1,4 +1,4 @@
-"""PubMed by NCBI's E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25499/): ids by esearch, articles by efetch."""
+"""Searches PubMed by NCBI's E-utilities esearch and efetch (https://www.ncbi.nlm.nih.gov/books/NBK25499/)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SEC
 from workers.enrichment.search.words import search_words
 
 MAX_ARTICLES: Final = 60
-"""Cap on articles per request. NCBI allows more, but an article with references has about 20 kB to parse."""
+"""Cap on the articles of one request. NCBI allows more, but an article with references has about 20 kB to parse."""
 SEARCHES_FIRST: Final = 6
-"""The number of new searches that go before a request for articles, so that the request can serve several searches."""
+"""A request for articles lets this many new searches go first, so that the request can serve several searches."""
 _SYNTAX: Final = re.compile(r'["\[\]()*]|\b(?:AND|OR|NOT)\b')
-"""Marks of a query in PubMed's own query language."""
+"""Matches the syntax by which a query shows that it is in PubMed's own query language."""
 
 
 class _Ids(BoundedModel):
@@ -44,12 +44,15 @@ class _ArticleBatch:
 
     numbers: dict[str, None] = field(default_factory=dict)
     waiting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the search that waits for the batch's turn; if that search is cancelled, another one waits."""
+    """The lock is held by the search that waits for the batch's turn.
+
+    If that search is cancelled, another search waits.
+    """
     has_turn: bool = False
 
 
 class Pubmed:
-    """Implements `SearchProvider`. Finds abstracts, named `pmid:…`. Each request has the `common` parameters.
+    """Implements `SearchProvider`. Finds abstracts, named `pmid:…`. Each request has the parameters in `common`.
 
     All E-utilities share one pace, since NCBI's limit for an address or key covers them together.
     """
@@ -86,7 +89,7 @@ class Pubmed:
         return [number for number in result.idlist if number.isdecimal()][: query.limit]
 
     async def _articles(self, numbers: list[str]) -> dict[str, Found]:
-        """Return these articles by number; the result may also have other searches' articles. Raises Unreadable.
+        """Return these articles by number, perhaps together with articles of other searches. Raises Unreadable.
 
         Waiting searches share one request, since NCBI limits requests, not articles.
         """
@@ -115,7 +118,10 @@ class Pubmed:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
-    """Return the provider as the settings describe it. NCBI wants to know who asks."""
+    """Return the provider as the settings describe it.
+
+    Its requests name an e-mail address, since NCBI wants to know who asks.
+    """
     own = settings.pubmed
     common = {"db": "pubmed", "tool": "postback", "email": own.email or web.email}
     common["api_key"] = own.api_key.get_secret_value() if own.api_key is not None else None

@@ -24,9 +24,9 @@ from workers.enrichment.search.pace import Allowance
 log = get_logger()
 
 _KEPT_CHARS: Final = 8_000_000
-"""Cap on the characters of all cached searches."""
+"""Cap on the characters of all cached searches together."""
 _ENTRY_CHARS: Final = 500
-"""Characters that are added to the text's size for each cached search and for each result."""
+"""The overhead, in characters, that is counted for each cached search and for each result in addition to the text."""
 
 UNKNOWN = "no search provider of that name is configured"
 _Key = tuple[str, SearchQuery]
@@ -38,9 +38,9 @@ class Findings:
 
     found: tuple[Found, ...]
     seconds: float = 0.0
-    """Time that the search took, without waits for a turn."""
+    """The time that the search took, not counting the waits for a turn."""
     ignored: tuple[str, ...] = ()
-    """Filters that the search asked for, but the provider does not support."""
+    """The filters that the search asked for and that the provider does not support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class _KeptSearch:
 
 
 class Searches:
-    """All searches of a worker. Tenants share a service's results, but not the results of an operator's own source.
+    """Runs all searches of a worker. Tenants share the results of services, but not those of an operator's own sources.
 
     `seconds` is the time limit of one search; results are cached for `fresh_seconds`.
     """
@@ -81,8 +81,8 @@ class Searches:
 
         The time limit does not include the wait for a turn; only the caller limits that wait. `seconds` replaces the
         time limit; cached results older than `max_age_seconds` are not used. Raises Unreadable, also for an unknown
-        provider, and TimeoutError beyond the time limit. A source that the tenant may not use is treated as unknown, so
-        that a job cannot learn of the source's existence.
+        provider, and TimeoutError if the search takes longer than the time limit. A source that the tenant may not use
+        is treated as unknown, so that a job cannot learn of the source's existence.
         """
         provider = self._providers.get(wanted.provider)
         if provider is None:
@@ -132,7 +132,7 @@ async def _answer(provider: SearchProvider, name: str, query: SearchQuery) -> li
 
 
 def _is_on(url: str, domains: tuple[str, ...]) -> bool:
-    """True if the URL's host is one of these domains or below one."""
+    """True if the URL's host is one of these domains or a subdomain."""
     try:
         host = (urlsplit(url).hostname or "").rstrip(".")
     except ValueError:

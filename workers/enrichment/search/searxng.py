@@ -1,4 +1,4 @@
-"""SearXNG: a metasearch engine that the operator runs (https://docs.searxng.org/dev/search_api.html)."""
+"""Searches with SearXNG, a metasearch engine that the operator runs (https://docs.searxng.org/dev/search_api.html)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _SearxngResult(BoundedModel):
 
     @property
     def found(self) -> Found:
-        """The result with excerpt and date."""
+        """The result as a `Found`, with excerpt and date."""
         published = Particulars(iso_date(self.publishedDate))
         return Found(
             self.url or "", title=self.title or None, excerpt=plain_excerpt(self.content), particulars=published
@@ -45,7 +45,7 @@ class Searxng:
         self._service = service
 
     async def search(self, query: SearchQuery) -> list[Found]:
-        """See `SearchProvider`. An empty answer with unresponsive engines is a failure."""
+        """See `SearchProvider`. If an answer is empty and names unresponsive engines, the search has failed."""
         try:
             language = {"language": query.language} if query.language is not None else {}
             answer = await self._service.get({"q": query.text, "format": "json", **language}, path="/search")
@@ -61,6 +61,6 @@ class Searxng:
 
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
-    """Return the provider; None if no instance is configured."""
+    """Return the provider; None if the settings name no instance."""
     own = settings.searxng
     return Searxng(web.service(own.base_url, own.per_second)) if own.base_url is not None else None

@@ -20,19 +20,19 @@ from workers.enrichment.evidence import Unreadable
 from workers.enrichment.search.pace import PATIENCE_SECONDS, RequestPace
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""Cap on an answer. Sixty articles of PubMed have 3 MB.
+"""Cap on the bytes of an answer. Sixty articles of PubMed have 3 MB.
 
 In memory, empty JSON objects take 25 times the size of their text.
 """
 MOST_RESULTS: Final = 1_000
-"""Cap on the results in an answer; queries ask for at most 50."""
+"""Cap on the number of results in an answer; queries ask for at most 50."""
 REQUEST_SECONDS: Final = 30.0
-"""Timeout for a caller without a budget; a job's own budget is usually shorter."""
+"""Timeout of a request whose caller has no budget; a job's own budget is usually shorter."""
 DEFAULT_WAIT_SECONDS: Final = 1.0
-"""Seconds to wait after an overload, if the service names no time."""
+"""The wait, in seconds, after an overload if the service names no time."""
 
 KEY_REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-"""Statuses with which services refuse a key."""
+"""The statuses by which services refuse a key."""
 _OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -50,12 +50,12 @@ class ServiceRequest:
     """One request to a service. `params` and `headers` may hold keys, so no error quotes them."""
 
     url: str | URL
-    """A URL; a `yarl.URL` is sent as it is, without further encoding."""
+    """A string is encoded before it is sent; a `yarl.URL` is sent as it is."""
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     method: str = "GET"
     body: Any = None
-    """A value that is sent as JSON; None sends no body."""
+    """A value that is sent as JSON. If it is None, no body is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ServiceAnswer:
     headers: Mapping[str, str]
     body: bytes
     received: float
-    """Time of arrival in Unix seconds, for a `Retry-After` that is a date."""
+    """The time of arrival in Unix seconds, which is needed if `Retry-After` is a date."""
 
     def read(self, model: type[_Model]) -> _Model:
         """Parse the JSON body as this model. Raises Unreadable."""
@@ -84,18 +84,18 @@ class ServiceAnswer:
 
 
 def asked_to_wait(answer: ServiceAnswer) -> float | None:
-    """Return the seconds that an overloaded service asks to wait (RFC 9110, section 10.2.3), or None."""
+    """Return the seconds that an overloaded service asks to wait (RFC 9110, section 10.2.3); None without overload."""
     return retry_after(answer) if answer.status in _OVERLOADED else None
 
 
 def retry_after(answer: ServiceAnswer) -> float:
-    """Return the `Retry-After` header in seconds, or `DEFAULT_WAIT_SECONDS` without a valid header."""
+    """Return the `Retry-After` header in seconds, or `DEFAULT_WAIT_SECONDS` if the header is missing or invalid."""
     seconds = parse_retry_after(answer.headers.get("Retry-After", ""), answer.received)
     return seconds if seconds is not None else DEFAULT_WAIT_SECONDS
 
 
 class Web:
-    """A worker's connections to all search services. Services may write to the address `email`."""
+    """A worker's connections to all search services. Operators of services may write to the address `email`."""
 
     def __init__(self, user_agent: str, clock: Clock, email: str | None = None, proxy: Proxy | None = None) -> None:
         self.clock = clock
@@ -154,7 +154,7 @@ class Service:
         self._web = web
         self._base_url = base_url.rstrip("/")
         self.pace = pace
-        """The turns of all requests to the service."""
+        """Grants turns to all requests to the service."""
 
     async def get(
         self,
@@ -178,8 +178,9 @@ class Service:
     ) -> ServiceAnswer:
         """Send the request and return the answer with status 200; try again once if the service asks for a short wait.
 
-        The request waits for its turn, unless the caller already has one (`has_turn`). If an answer asks
-        for a pause, `overloaded` returns the seconds, else None. Raises Refused and other kinds of Unreadable.
+        The request waits for its turn, unless the caller already has one (`has_turn`). `overloaded` is called with the
+        answer, and returns the seconds of the pause that the answer asks for, or None. Raises Refused and other kinds
+        of Unreadable.
         """
         if not has_turn:
             await self.pace.turn()

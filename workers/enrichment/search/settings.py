@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PUBMED_PER_SECOND: Final = 3.0
 PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
-"""NCBI's limits for an address and for a key (A General Introduction to the E-utilities, "Frequency")."""
+"""NCBI's limits without a key and with one (A General Introduction to the E-utilities, "Frequency")."""
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
@@ -28,7 +28,7 @@ class SearxngSettings(_SearchSection):
     """A SearXNG instance with `json` among its `search.formats`."""
 
     base_url: BaseUrl | None = None
-    """The instance's URL, without `/search`; if absent, jobs cannot use SearXNG."""
+    """The instance's URL, without `/search`. Without a URL, jobs cannot use SearXNG."""
     per_second: PerSecond = 10.0
     """The most requests that this worker sends in a second."""
 
@@ -50,9 +50,9 @@ class PubmedSettings(_SearchSection):
     api_key: SecretStr | None = None
     """An API key from NCBI."""
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """The e-mail address to which NCBI writes before it blocks a caller; if absent, enrichment's `contact` is used."""
+    """The e-mail address to which NCBI writes before it blocks a caller. The default is enrichment's `contact`."""
     per_second: PerSecond | None = None
-    """The most requests that this worker sends in a second; if absent, NCBI's limit: 3, or 10 with a key."""
+    """The most requests that this worker sends in a second. The default is NCBI's limit: 3, or 10 with a key."""
 
 
 class ArxivSettings(_SearchSection):
@@ -70,7 +70,7 @@ class BraveSettings(_SearchSection):
     base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
     """The search's URL."""
     api_key: SecretStr | None = None
-    """An API key from Brave; if absent, jobs cannot use Brave."""
+    """An API key from Brave. Without a key, jobs cannot use Brave."""
     per_second: PerSecond = 1.0
     """The most requests that this worker sends in a second."""
 
@@ -80,7 +80,7 @@ def _names(value: object) -> object:
 
 
 class SearchSettings(BaseSettings):
-    """The services that jobs may search, with their keys."""
+    """The services that jobs may search, and the keys for these services."""
 
     model_config = SettingsConfigDict(
         env_prefix="POSTBACK_SEARCH__",
@@ -94,7 +94,10 @@ class SearchSettings(BaseSettings):
     providers: Path | None = None
     """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""
     allowed: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
-    """Names of the providers that jobs may use, separated by commas; by default all, also those of other packages."""
+    """Names of the providers that jobs may use, separated by commas.
+
+    By default, jobs may use all providers, also those of other packages.
+    """
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

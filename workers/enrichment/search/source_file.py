@@ -23,7 +23,7 @@ from workers.enrichment.search.settings import PerSecond
 
 EVERYONE: Final = "*"
 GIVEN: Final = frozenset({"query", "words", "any", "limit", "tenant"})
-"""Placeholders of every source. The values come from the job; `tenant` comes from the job's record."""
+"""The placeholders that every source has. Their values come from the job; `tenant` comes from the job's record."""
 PAGING: Final = frozenset({"page", "offset", "cursor"})
 _PLACEHOLDER: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _MAX_FILE_BYTES: Final = 256 * 1024
@@ -54,7 +54,7 @@ def _pattern(text: str) -> str:
 
 
 def value_of(pattern: str) -> TypeAdapter[str]:
-    """Return a validator of a job's value. The regular expression runs in linear time."""
+    """Return a validator for values of a job's parameter. The time that the regular expression takes is linear."""
     return TypeAdapter(Annotated[str, StringConstraints(pattern=f"^(?:{pattern})$")])
 
 
@@ -64,7 +64,7 @@ _Expression = Annotated[str, StringConstraints(min_length=1, max_length=4096), A
 _Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_pattern)]
 _Path = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 _Url = Annotated[str, StringConstraints(max_length=8192, pattern=r"^https?://[^\s/?#@{}]+(?:[/?#][\x21-\x7e]*)?$")]
-"""Host and port are fixed, so that no value of a job chooses the server."""
+"""Host and port cannot have placeholders, so that no value of a job chooses the server."""
 _HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")]
 _HeaderValue = Annotated[str, StringConstraints(max_length=8192, pattern=r"^[\x20-\x7e]*$")]
 
@@ -74,7 +74,7 @@ class _FileSection(BaseModel):
 
 
 class TenantAccess(_FileSection):
-    """The values and secrets in the requests of one tenant's jobs to a source."""
+    """The values and secrets that a source's requests have for one tenant's jobs."""
 
     values: dict[_Placeholder, Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]] = {}
     secrets: dict[_Placeholder, _Path] = {}
@@ -104,11 +104,11 @@ class SourceFile(_FileSection):
 
     @property
     def names(self) -> set[str]:
-        """The placeholders of jobs and of tenants, without secrets."""
+        """The placeholders for values of jobs and of tenants, but not those for secrets."""
         return {*GIVEN, *self.parameters, *self._tenant_values}
 
     def mistakes(self) -> Iterator[str]:
-        """Return the mistakes that concern several fields together."""
+        """Yield the mistakes that concern several fields together."""
         for tenant, access in self.tenants.items():
             for name in sorted(self._tenant_values - access.values.keys()):
                 yield f"tenants.{tenant}.values: has no `{name}`; give every tenant the same names"
@@ -128,7 +128,7 @@ class SourceFile(_FileSection):
         return {*self.secrets, *(name for access in self.tenants.values() for name in access.secrets)}
 
     def _unknown(self, field: str, text: str, known: set[str], *, secrets: bool) -> Iterator[str]:
-        """Return a mistake for each placeholder that is not allowed in this text."""
+        """Yield a mistake for each placeholder that is not allowed in this text."""
         for name in _PLACEHOLDER.findall(text):
             if name in self._all_secrets and not secrets:
                 yield f"{field}: `{{{name}}}` is a secret; secrets are allowed only in headers or in a database's url"
@@ -140,7 +140,7 @@ class SourceFile(_FileSection):
             yield from self._unknown(f"headers.{name}", text, self._tenant_values | {"tenant"}, secrets=True)
 
     def _in_values(self, field: str, value: object) -> Iterator[str]:
-        """Return the mistakes in a JSON value, in which a placeholder is a whole string."""
+        """Yield the mistakes in a JSON value. A placeholder in it must be a whole string."""
         if isinstance(value, dict):
             for name, part in value.items():
                 yield from self._in_values(f"{field}.{name}", part)
@@ -178,7 +178,7 @@ class HttpJsonFile(SourceFile):
 
 
 class SqlFile(SourceFile):
-    """A database, read by one statement."""
+    """A database that is read by one statement."""
 
     kind: Literal["sql"]
     url: Annotated[str, StringConstraints(max_length=8192, pattern=r"^(?:sqlite:///|postgresql\+psycopg://)\S+$")]
@@ -279,7 +279,7 @@ def _unread_secrets(path: Path, file: SourceFile) -> Iterator[str]:
 
 
 def read_secret(path: Path) -> str:
-    """Return the secret in this file, without a line break at its end. Raises SearchMisconfigured."""
+    """Return the secret in this file, without a line break at the end. Raises SearchMisconfigured."""
     secret = _text(path, _MAX_SECRET_BYTES).rstrip("\r\n")
     if not re.fullmatch(r"[\x20-\x7e]+", secret):
         raise SearchMisconfigured(f"{path} holds no secret: one line of printable ASCII is needed")

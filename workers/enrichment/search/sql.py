@@ -28,11 +28,11 @@ from workers.enrichment.search.source_file import SqlFile
 _CONTENTS: Final = frozenset({"text", "content", "link"})
 _SQLITE: Final = "sqlite:///"
 _STEPS: Final = 10_000
-"""Number of instructions that SQLite's virtual machine runs between two checks of the time limit."""
+"""SQLite's virtual machine runs this many instructions between two checks of the time limit."""
 
 
 class SqlSource(InsideSource):
-    """Implements `SearchProvider`. The columns are named as the parts of a result: `id`, `title`, `text` and so on."""
+    """Implements `SearchProvider`. The statement names its columns like a result's parts: `id`, `title` and so on."""
 
     def __init__(self, name: str, file: SqlFile, folder: Path, web: Web) -> None:
         super().__init__(name, file, folder)
@@ -91,5 +91,5 @@ class SqlSource(InsideSource):
 
 
 def _code(error: object) -> str:
-    """Return the database's code of an error, since the error's text may quote rows."""
+    """Return the database's code for an error. The error's text is not used, since it may quote rows."""
     return getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Wikipedia, or another MediaWiki (https://www.mediawiki.org/wiki/API:Search, and Manual:Maxlag_parameter)."""
+"""Searches Wikipedia or another MediaWiki (https://www.mediawiki.org/wiki/API:Search, and Manual:Maxlag_parameter)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.enrichment.search.settings import SearchSettings
 MAX_QUERY_CHARS = 300
 """Cap on a query's characters, since CirrusSearch refuses longer queries."""
 _SPARE = 3
-"""The number of results that are requested beyond the limit, since disambiguation pages are left out."""
+"""This many results are requested beyond the limit, since disambiguation pages are left out."""
 _MAX_RESULTS = 50
 _BUSY = frozenset({"maxlag", "readonly", "ratelimited"})
 
@@ -74,7 +74,7 @@ class Wikipedia:
 
 
 def _overloaded(answer: ServiceAnswer) -> float | None:
-    """Return the seconds to wait, or None. A lagging wiki sends an error with status 200."""
+    """Return the seconds to wait; None if the wiki is not overloaded. A lagging wiki sends an error with status 200."""
     code = answer.headers.get("MediaWiki-API-Error")
     return retry_after(answer) if code in _BUSY else asked_to_wait(answer)
 

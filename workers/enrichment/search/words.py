@@ -1,8 +1,8 @@
 """Finds the question in a prompt, and the words of a query that a search service has to match. Pure.
 
-A prompt may be long: instructions like a system prompt's, pasted documents, and a question at the start, in the middle
-or at the end. Marked pasted parts and instructions are left out. In the remaining text, the question is the first of
-these that exists:
+A prompt may be long. It may have instructions like a system prompt, pasted documents, and a question at the start, in
+the middle or at the end. Marked pasted parts and instructions are left out. In the remaining text, the question is the
+first of these that exists:
 
     a labelled question
     a question in a paragraph of only questions and instructions
@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 MAX_QUESTION_CHARS: Final = 300
-"""Cap on the code points of a question to search for."""
+"""Cap on the code points of a question that is searched for."""
 MAX_WORDS: Final = 12
-"""Cap on a query's words for a service that matches any word; in a longer query, common words outweigh the others."""
+"""Cap on a query's words for a service that matches any word.
+
+In a longer query, common words would outweigh the others.
+"""
 _ENOUGH: Final = 3
 """A question with fewer words to search for ("Is it safe then?") needs another sentence before it."""
 
@@ -34,7 +37,7 @@ _DOCUMENT: Final = re.compile(
     r"(?: \w{1,3})?\W{0,4}:",
     re.IGNORECASE,
 )
-"""Labels that begin a pasted paragraph."""
+"""Matches the labels that begin a pasted paragraph."""
 _LABEL: Final = re.compile(
     r"^\W{0,4}(?:(?:user|my|the|final|research) )?(?:question|query|task|q|frage|pregunta|user|human)\W{0,4}:\s*",
     re.IGNORECASE,
@@ -74,17 +77,18 @@ _STOPPED: Final = frozenset(_STOP_WORDS.split())
 def search_words(query: str, most: int = MAX_WORDS) -> list[str]:
     """Return at most `most` words of the query's question, each once and in order, without stop words.
 
-    If the question has only stop words, return these.
+    If the question has only stop words, return the stop words.
     """
     question = question_in(query)
     return (_telling(question) or _once(_WORD.findall(question)))[:most]
 
 
 def question_in(prompt: str) -> str:
-    """Return the prompt's question on one line, cut between two words to at most `MAX_QUESTION_CHARS`.
+    """Return the prompt's question on one line.
 
-    A question too short to name its subject gets another sentence before it. For a prompt without a question, the
-    start of the prompt is returned, without instructions if there is other text.
+    A long question is cut between two words to at most `MAX_QUESTION_CHARS`. If the question is too short to name a
+    subject, another sentence is put before the question. If the prompt has no question, the start of the prompt is
+    returned, without instructions if the prompt has other text.
     """
     paragraphs = [_sentences(part) for part in re.split(r"\n\s*\n", _PASTED.sub("\n\n", prompt))]
     paragraphs = [part for part in paragraphs if part] or [part for part in [_sentences(prompt)] if part]
@@ -92,7 +96,7 @@ def question_in(prompt: str) -> str:
 
 
 def _asked(paragraphs: Sequence[Sequence[str]]) -> str:
-    """Return the question, with another sentence before a short question; empty if the text has no question."""
+    """Return the question, and before a short question another sentence; empty if the text has no question."""
     own = [part for part in paragraphs if not _DOCUMENT.match(part[0])] or paragraphs
     for kind, where in ((_labelled, paragraphs), (_question, own), (_order, own)):
         if paragraphs and (chosen := kind(where)) is not None:
@@ -125,11 +129,11 @@ def _labelled(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
 
 
 def _question(paragraphs: Sequence[Sequence[str]]) -> _Place | None:
-    """Return the place of the question that is asked.
+    """Return the paragraph and the index of the question that is asked.
 
     This is the last question of the last paragraph; if there is none, the last question of the first paragraph; else
-    the question with the most words to search for. Paragraphs of only questions and instructions are searched before
-    all others, since other paragraphs may be pasted documents.
+    the question with the most words to search for. Paragraphs that have only questions and instructions are searched
+    first, since other paragraphs may be pasted documents.
     """
     asking = [part for part in paragraphs if all(_is_question(one) or _INSTRUCTION.search(one) for one in part)]
     for part in (*reversed(asking), paragraphs[-1], paragraphs[0]):
