@@ -1,4 +1,4 @@
-"""Compares the adaptive queue before an engine with fixed ones, in simulated time: `python -m bench.admission`.
+"""Compares an adaptive queue in front of an engine with fixed queues, in simulated time: `python -m bench.admission`.
 
 The engine is simulated: it has a number of places, and each request takes a place for a drawn time. The worker's own
 `EnginePace` looks at the engine every 5 to 50 ms, as in the rounds of the stage, and decides how many jobs to hand
@@ -9,7 +9,7 @@ learns from the counts how many requests run at once. In two of these engines, t
 `max_num_seqs`; the third has several data-parallel ranks, each with `max_num_seqs`.
 
 *Busy* is the share of places that are occupied while jobs are left. *Wait* is the time from a job's arrival in the
-engine's queue to its start: a more urgent job that arrives right behind the job would wait as long.
+engine's queue to its start. A more urgent job would wait as long if it arrived right behind that job.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class SimulatedEngine:
 
 
 class SteppingEngine:
-    """Ranks of vLLM that start and end requests between two steps only, and `Places` that learns from their counts.
+    """A simulated vLLM, whose ranks start and end requests only between two steps. `Places` learns from their counts.
 
     Each rank takes up to `max_num_seqs` requests, but its KV cache has room for only `held` of them. A new request goes
     to the rank with the fewest requests.
@@ -122,7 +122,7 @@ class SteppingEngine:
         return self._steps[0][0]
 
     def load(self) -> EngineLoad:
-        """Return the load as `VllmEngine.load` does: from its count of open requests, and the places learnt so far."""
+        """Return the load as `VllmEngine.load` does: from the count of open requests, and the places learnt so far."""
         running = min(self._count, self._learnt.number)
         return EngineLoad(running, waiting=self._count - running, free=self._learnt.number - running)
 
@@ -170,7 +170,7 @@ ENGINES: dict[str, Callable[[random.Random], SimulatedEngine | SteppingEngine]] 
 
 
 class Simulation:
-    """One engine, its pace, and an endless supply of jobs, in simulated time. With `fixed` None, the queue adapts."""
+    """A simulation of one engine, its pace and an endless supply of jobs. If `fixed` is None, the queue adapts."""
 
     def __init__(self, engine: str, fixed: int | None) -> None:
         self._chance = random.Random(7)
@@ -201,7 +201,7 @@ class Simulation:
             self._happen(now)
 
     def _happen(self, now: float) -> None:
-        """Simulate the next event: an end in the engine, a job's arrival there, or the worker's look at the engine."""
+        """Simulate the next event: a request ends, a job reaches the engine, or the worker looks at the engine."""
         if self._engine.next_at <= now:
             for _ in range(self._engine.happen(now)):
                 self._pace.answered(0.0)

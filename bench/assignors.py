@@ -31,7 +31,7 @@ SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
 STEPS = ((2, 3), (3, 2), (8, 9), (9, 8))
 """Numbers of members before and after a step."""
 STEADY_SECONDS = 4.0
-"""Seconds without a change of owners, four heartbeats, after which the owners count as final."""
+"""The owners count as final after this many seconds (four heartbeats) without a change."""
 MOST_SECONDS = 120.0
 
 Place = tuple[str, int]
@@ -45,7 +45,7 @@ class Step:
     needed: int
     largest_part: float
     spread: int
-    """Difference between the members with the most and the fewest partitions, over all topics."""
+    """The most partitions of one member, over all topics, minus the fewest partitions of one member."""
 
 
 class Members:

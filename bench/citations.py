@@ -1,4 +1,4 @@
-"""Counts contradictions that pass as supported, and true sentences that do not: `python -m bench.citations`.
+"""Counts contradictions that pass as supported, and true sentences that do not pass: `python -m bench.citations`.
 
 The eight tables `evaluation/support*.toml` hold pairs of a passage and a sentence that cites it. The real `cited`
 judges the sentence, with the passage as the only source. The bench uses no clock and no random numbers, so the results
@@ -9,7 +9,7 @@ are equal on every machine.
     *.jsonl  FEVER-Symmetric (https://github.com/TalSchuster/FeverSymmetric): `evidence`, `claim`, and `label`
     others   SICK, of SemEval-2014 task 1: tab-separated columns, with `entailment_judgment` as the label
 
-Pairs that neither hold nor contradict are left out.
+Pairs with any other label, such as "neutral", are left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Pair:
 
     @property
     def support(self) -> Support:
-        """The support that `cited` gives the sentence."""
+        """The support for the sentence that `cited` finds in the passage."""
         source = NumberedSource(1, "https://a.example/", "https://a.example/", None, (self.passage,))
         _, _, (citation, *_) = cited(f"{self.sentence.rstrip('.')} [1].", Evidence((source,)))
         return citation.support
@@ -76,7 +76,7 @@ def load_pairs(file: str) -> list[Pair]:
 
 
 def load_public(path: Path) -> list[Pair]:
-    """Return the pairs of a public set's file that hold or contradict.
+    """Return the pairs of a public set's file that are labelled as support or contradiction.
 
     Raises KeyError for a file without the set's columns, ValueError for lines that are no JSON, OSError.
     """

@@ -1,4 +1,4 @@
-"""Signed callbacks against a bare aiohttp loop, and healthy endpoints beside sick ones: `python -m bench.delivery`.
+"""Compares callbacks with a bare aiohttp loop, and times endpoints beside sick ones: `python -m bench.delivery`.
 
 Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes the records of the attempt. The
 bare loop is aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each
@@ -47,7 +47,7 @@ LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),), development=True)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One slice of one side."""
+    """The speed and the cost of one side in one slice."""
 
     per_second: float
     cpu_us: float
@@ -56,7 +56,7 @@ class Measured:
 
 Post = Callable[[int], Awaitable[None]]
 Round = tuple[Measured, Measured, Measured]
-"""One slice each of the bare loop, of the loop that signs, and of delivery."""
+"""The slices of one round: of the bare loop, of the loop that signs, and of delivery."""
 
 
 def main() -> None:

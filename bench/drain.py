@@ -1,4 +1,4 @@
-"""Callbacks a second of a whole `postback deliver` that starts with a full topic; part of `python -m bench.delivery`.
+"""Measures a whole `postback deliver` that starts with a full topic; part of `python -m bench.delivery`.
 
 A whole process has parts that a handler alone lacks: Kafka's client with its thread, and transactions that contain
 the attempts and the progress. Kafka and the receiver share the process's cores.

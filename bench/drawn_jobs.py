@@ -35,7 +35,7 @@ Header = tuple[str, bytes | None]
 
 PUBLISHED = Path(schemas.__file__).parent / "published" / "job.json"
 CALLBACKS = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
-"""The addresses that the run's processes may call."""
+"""The only addresses that the run's processes are allowed to call."""
 FETCHES = EgressPolicy()
 TENANTS = ("default", "acme", "globex", "initech")
 _AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
@@ -114,7 +114,7 @@ class DrawnJobs:
         return {question: choose([value for value in pools[question] if value is not None]), **job}
 
     def _url(self) -> str:
-        """Combine one drawn URL's scheme and authority with the rest of another: the schema accepts any combination."""
+        """Join one drawn URL's scheme and authority to the rest of another one. The schema accepts any combination."""
         one, other = self._rng.choice(self._urls), self._rng.choice(self._urls)
         url = str(_AUTHORITY.findall(one)[0]) + _AUTHORITY.sub("", other, count=1)
         return url[:2048]

@@ -1,4 +1,4 @@
-"""Jobs a second from `model_requests` to `model_results`, with an engine without cost: `python -m bench.end_to_end`.
+"""Measures jobs a second from `model_requests` to `model_results`, with echo: `python -m bench.end_to_end`.
 
 Real `postback worker --engine echo` processes share the partitions evenly; then all jobs come at once. The clock starts
 with the first commit that is seen. The clock stops with the commit after which a read_committed reader finds exactly

@@ -59,7 +59,7 @@ WORDS = ("page", "tree", "river", "city", "book", "train", "word", "house", "kin
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The model, and the prompts for both sides."""
+    """The model, and the prompts that all sides get."""
 
     model: str
     jobs: int

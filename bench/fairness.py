@@ -1,4 +1,4 @@
-"""Latency of a tenant with ten jobs beside a flood of another tenant: `python -m bench.fairness`.
+"""Measures the latency of a tenant's ten jobs beside another tenant's flood: `python -m bench.fairness`.
 
 A real worker with the echo engine answers like a GPU: a job takes half to one and a half times `--latency` seconds, and
 PLACES jobs run at once. The flood and the ten jobs are on the same partitions. The ten jobs come right behind the

@@ -35,7 +35,7 @@ WORKERS = 2
 POOL = 400
 LOOK_SECONDS = 2.0
 LONGEST_SECONDS = 900.0
-"""Longest duration of each wait; after it the bench fails."""
+"""Longest duration of each wait. If a wait takes longer, the bench fails."""
 
 
 class NotSound(Exception):  # noqa: N818 - named after the finding
@@ -48,9 +48,9 @@ class Counted:
 
     sent: int
     outcomes: Counter[str]
-    """Results by outcome; each record has one result."""
+    """Number of results by outcome. Each record has one result."""
     letters: Counter[str]
-    """Dead letters by reason."""
+    """Number of dead letters by reason."""
     callbacks: int
     """Number of events that arrived at the receiver."""
 

@@ -1,4 +1,4 @@
-"""Time from a job's submission to its verified callback: `python -m bench.latency`.
+"""Measures the time from a job's submission to its verified callback: `python -m bench.latency`.
 
 A real worker (engine echo) and a real delivery process call a receiver in this process, which verifies every signature.
 Jobs are submitted on an open-loop schedule, which waits for no answer. Each job's time counts from its due time, so

@@ -1,4 +1,4 @@
-"""Resident memory of a worker without an engine: `python -m bench.memory`."""
+"""Measures the resident memory of a worker without an engine: `python -m bench.memory`."""
 
 from __future__ import annotations
 

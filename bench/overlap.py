@@ -34,7 +34,7 @@ IDLE_TARGET = 0.02
 RATE_TARGET = 0.9
 PARTITIONS = 4
 BUDGET_SECONDS = 20.0
-"""Time budget of a job's sources: even on a loaded machine, no page may be left out because it is late."""
+"""Time budget of a job's sources. It is so long that even on a loaded machine no page is left out for being late."""
 SETTLED = "postback_settled_records_total"
 LOOK_SECONDS = 0.05
 

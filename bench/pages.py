@@ -36,7 +36,7 @@ PAGES = 8
 COLD_TARGET_MS = 60
 WARM_TARGET_MS = 5
 PATIENCE_SECONDS = 60.0
-"""Limit for a page or the model, beyond which the bench ends: not reached on a busy machine either."""
+"""The bench ends if a page or the model takes longer. Even a busy machine does not take that long."""
 QUESTION = "Who is the captain of the ferry Astrelle?"
 
 

@@ -1,9 +1,9 @@
 """Judges the written answers to 60 questions of each profile: `python -m bench.profiles [--model]`.
 
-Each question has two sources, and answers of four kinds: right, unsupported, contradicted, and refusing where the
-sources do not tell. The real `answered` judges each answer under its profile, with both sources as the evidence. A
-`finance` answer is the JSON of its profile. A contradicted `finance` answer is written twice: as a wrong quote, and as
-a wrong claim beside a right quote.
+Each question has two sources, and answers of four kinds: right, unsupported, contradicted, and refusals of questions
+that the sources do not answer. The real `answered` judges each answer under its profile, with both sources as the
+evidence. A `finance` answer is the JSON of its profile. A contradicted `finance` answer is written twice: as a wrong
+quote, and as a wrong claim beside a right quote.
 
 With `--model`, the demo's small model also answers each question, or each profile's first N (`--questions N`), and its
 answers are judged in the same way. Without `--model`, the bench uses no clock and no random numbers, so the results are

@@ -1,8 +1,8 @@
 """Compares the jobs a second before and after a worker is killed: `python -m bench.recovery`.
 
 Real `postback worker --engine echo` processes answer a backlog of jobs that take four seconds each, from twelve
-partitions. One process is killed with SIGKILL, and started again at once, as an orchestrator does. Jobs are counted by
-their results' times. *Oldest* jobs are each partition's first unanswered jobs at the kill, as many as may have been
+partitions. One process is killed with SIGKILL, and started again at once, as an orchestrator does. Each job counts at
+the time of its result. *Oldest* jobs are each partition's first unanswered jobs at the kill, as many as may have been
 running then. Until the oldest jobs are all answered, later jobs overtake them.
 """
 
@@ -131,7 +131,7 @@ def measured(answered: Answered, killed_at: float, before: float, after: float, 
 
 
 def _oldest(when: Mapping[int, float], killed_at: float, under_way: int) -> Iterator[int]:
-    """Yield each partition's first jobs that were unanswered at the kill; `under_way` is their number in all."""
+    """Yield each partition's first jobs that were unanswered at the kill, `under_way` jobs in all."""
     for partition in range(PARTITIONS):
         unanswered = (job for job in count(partition, PARTITIONS) if when.get(job, killed_at) >= killed_at)
         yield from islice(unanswered, under_way // PARTITIONS)

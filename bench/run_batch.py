@@ -2,7 +2,7 @@
 
 The run has a process of its own, with the engine arguments that the worker chooses on this machine. The start-up lasts
 from the launch until vLLM submits the requests, which its progress bar shows. The work lasts from then until the file
-of answers is written. The end of vLLM's processes is not counted.
+of answers is written. The time that vLLM's processes need to end is not counted.
 """
 
 from __future__ import annotations

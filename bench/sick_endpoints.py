@@ -103,7 +103,7 @@ class Load:
         return len(Side) * BEGINNING_ROUNDS
 
     def counts(self, number: int) -> bool:
-        """True if this result's callback counts, if the result's turn counts at all."""
+        """True if this result's callback counts, provided that the result's turn counts."""
         return number % self.per_turn >= self.per_second * UNSTEADY_SECONDS and _is_healthy(number)
 
 

@@ -71,6 +71,6 @@ def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
 
 
 def _waiting(standing: GroupProgress) -> int:
-    """Return the number of records that are not done: all from the base on, less those marked done in the ledger."""
+    """Return the number of records that are not done: all from the base on, minus those done in the ledger."""
     done = done_offsets(standing.base, standing.metadata).bit_count()
     return max(0, standing.end - standing.base - done)

@@ -1,4 +1,4 @@
-"""Columns of a progress bar: failures so far, and the time left or the reason for standing still."""
+"""Columns of a progress bar: failures so far, and the time left, or the cause of a standstill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OutlookColumn(ProgressColumn):
         super().__init__()
         self._remaining = TimeRemainingColumn()
         self._moved: dict[TaskID, tuple[float, float]] = {}
-        """For each task the completed amount, and when that amount last changed, in seconds since the task's start."""
+        """Each task's completed amount, and when this amount last changed, in seconds since the task's start."""
 
     def render(self, task: Task) -> Text:
         """Return the column's text."""

@@ -68,7 +68,7 @@ def wait(
 ) -> None:
     """Wait until a batch has ended, and download its answers.
 
-    Exit status: 0 the batch is completed, and every line succeeded, 1 otherwise, or the time is up.
+    Exit status: 0 the batch is completed and every line succeeded, 1 otherwise or if the time is up.
     """
     with files_told(), gateway_client(gateway, key) as client:
         _finish(client, batch_id, timeout, output, errors, as_json=as_json)

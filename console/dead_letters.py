@@ -112,8 +112,8 @@ def redrive(
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with their ids unchanged.
 
-    Each letter is put back only once, even if the command is run again. Exit status: 0 done, 1 a named letter is held
-    or missing, or the answer at the terminal was no, 2 wrong options.
+    Each letter is put back only once, even if the command is run again. Exit status: 0 done, 1 a named letter cannot be
+    put back or is missing, or the answer at the terminal was no, 2 wrong options.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
     done = 0

@@ -34,7 +34,7 @@ class JobGroup:
             self.first.append(job_id)
 
     def named(self, entries: Entries, verb: str) -> str:
-        """Return text that names jobs by line if a receipt has the lines, else by id; one job by both, with `verb`."""
+        """Return text that names jobs: by lines, or by ids without a receipt. A single job gets both, and `verb`."""
         known = [entry for job_id in self.first if (entry := entries.get(job_id)) is not None]
         if self.count == 1:
             single = f"{self.first[0]} {verb}" if verb else self.first[0]

@@ -76,7 +76,8 @@ def replay(
 ) -> None:
     """Send results to their callbacks again. The webhook-id stays, so that a consumer recognises events that it has.
 
-    Exit status: 0 done, 1 a named result is held or missing, or the answer at the terminal was no, 2 wrong options.
+    Exit status: 0 done, 1 a named result cannot be sent or is missing, or the answer at the terminal was no, 2 wrong
+    options.
     """
     quiet_clients()
     from operators.replay import Replay
@@ -130,7 +131,7 @@ def _place(text: str) -> StoredPlace:
 
 
 def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
-    """Make a producer. Its identity is new, since two people may replay at once for different tenants.
+    """Make a producer. Its identity is new, so that two people can replay for different tenants at once.
 
     With `marking`, it has the same identity as every redrive, since redrives mark dead letters too; a later run then
     fences an earlier one.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 BULK_FROM = 1_000
-"""The most jobs in a file that uses the default lane without an option. More would delay interactive jobs."""
+"""Files with more jobs use the bulk lane, unless an option says otherwise, so as not to delay interactive jobs."""
 
 
 @dataclass(frozen=True, slots=True)

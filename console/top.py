@@ -55,7 +55,7 @@ def top(
 
 
 class TokenRates:
-    """Tokens per second of roles, from two readings of their metrics."""
+    """Computes the tokens per second of roles from two readings of the roles' metrics."""
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[float, float]] = {}

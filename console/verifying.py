@@ -72,7 +72,7 @@ class KeyringKeys:
 
 
 class GivenKeys:
-    """Secrets, and the keys of a JWK set, for any tenant or for one."""
+    """Given secrets and the keys of a JWK set. They verify callbacks of one tenant, or of any tenant."""
 
     def __init__(self, secrets: list[str], jwks: str | None, tenant: str | None) -> None:
         self._secrets = secrets

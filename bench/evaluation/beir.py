@@ -25,7 +25,7 @@ import Stemmer
 from workers.enrichment.choosing.rank import K1, B, split, terms, weights
 
 DEPTH: Final = 10
-"""Number of documents that count, from the top of a ranking."""
+"""Only this many documents from the top of a ranking count."""
 PASSAGE_CHARS: Final = 600
 
 Scores = Callable[[str], Sequence[float]]

@@ -14,12 +14,12 @@ from bench.evaluation.typeset import typeset
 
 FOLDER: Final = Path(__file__).parent
 SIDE_BY_SIDE: Final = 8
-"""Number of pages that a question is asked with, including its own page."""
+"""Each question is asked with this many pages, including the question's own page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a page, and the page's own words that answer it."""
+    """A question about a page, and the page's own words that answer the question."""
 
     text: str
     kind: str
@@ -35,7 +35,7 @@ class Page:
     language: str
     """The page's language, as a tag of BCP 47."""
     subject: str
-    """The page's subject; other pages may have it too."""
+    """The page's subject. Several pages can have the same subject."""
     questions: tuple[Question, ...]
     content_type: str
     encoding: str

@@ -219,7 +219,7 @@ class Command:
 
 
 def sleep_of(number: int, latency: float) -> str:
-    """Return words for the prompt of job `number`: the echo engine then takes 0.5 to 1.5 times `latency` seconds.
+    """Return a prompt for job `number`, for which the echo engine takes 0.5 to 1.5 times `latency` seconds.
 
     The times of successive numbers are spread evenly.
     """

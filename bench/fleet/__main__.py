@@ -46,7 +46,7 @@ TARGET = 0.95
 PARTITIONS = 24
 PLACES = 32
 SPARE = 2.5
-"""Spare work in a backlog, as a multiple of the mean time of a job."""
+"""A backlog lasts this much longer than the measurement, as a multiple of the mean time of a job."""
 OVERLOAD = 1.2
 """Rate of the jobs sent to the changing fleet, as a multiple of the rate at which the fleet answers jobs."""
 WAIT_SECONDS = 300.0
@@ -176,7 +176,7 @@ def _all_answer(commands: Sequence[Command]) -> bool:
 
 @contextmanager
 def _load(kafka: KafkaSettings, per_second: float, latency: float) -> Iterator[list[int]]:
-    """Send a little more than the fleet answers until the block ends. The list gets each second's number of jobs."""
+    """Until the block ends, send more jobs than the fleet answers. The list gets each second's number of jobs."""
     jobs, ended, sent = _jobs(latency), threading.Event(), list[int]()
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""Accepting jobs over TLS, beside the same server with an empty handler; and the time until an answer is readable.
+"""Compares accepting jobs over TLS with an empty handler in the same server, and times answers until they are readable.
 
 The store is SQLite with full durability. The sides take turns on the same cores as the client and Kafka, and the empty
 handler's turn begins once Kafka has all jobs.
@@ -110,19 +110,19 @@ def _request(key: str, name: str) -> bytes:
 
 
 def _jobs(key: str) -> Make:
-    """Return a maker of requests, each with an `Idempotency-Key` of its own, as OpenAI's SDKs send one."""
+    """Return a maker of requests. Like OpenAI's SDKs, it gives each request an `Idempotency-Key` of its own."""
     numbers = itertools.count()
     return lambda: _request(key, f"bench-{next(numbers)}")
 
 
 def _is_relayed(gateway: Command) -> bool:
-    """True once Kafka has all accepted jobs; the gauge is renewed each second."""
+    """Wait until the gauge is renewed, as it is each second. Return True if Kafka has all accepted jobs."""
     time.sleep(1.2)
     return gateway.sample()["postback_outbox_records"] == 0
 
 
 async def _readable(door: _Side, key: str, jobs: int) -> list[float]:
-    """Return for each job the seconds from its acceptance until its answer is read, polled every 5 ms."""
+    """Return for each job the seconds from acceptance until the answer is read. The answer is polled every 5 ms."""
     connection, found = await LoadConnection.open(door.port, door.tls), []
     for number in range(jobs):
         job = json.loads((await connection.ask(request("POST", "/v1/jobs", key, _JOB))).body)["id"]

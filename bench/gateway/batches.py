@@ -1,6 +1,6 @@
-"""A batch of 50,000 lines, from its upload to the last line of its output file, with the echo engine.
+"""Measures a batch of 50,000 lines, from its upload to the last line of its output file, with the echo engine.
 
-One gateway process, one worker, Kafka and this client share the machine's cores. The clock of the rate starts with the
+One gateway process, one worker, Kafka and this client share the machine's cores. The clock for the rate starts with the
 request that creates the batch, and stops when the batch has ended and its output file is read.
 """
 

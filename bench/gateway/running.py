@@ -1,4 +1,4 @@
-"""A gateway process for measurements: its store, its certificate, a key of a tenant; and the measurements' sizes."""
+"""Runs a gateway for measurements, with a store, a certificate and a tenant's key. Also has the measurements' sizes."""
 
 from __future__ import annotations
 

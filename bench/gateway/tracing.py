@@ -1,4 +1,4 @@
-"""`postback trace` in a store with many jobs. The store is filled by direct inserts, without Kafka and workers."""
+"""Times `postback trace` in a store of many jobs, which direct inserts fill, without Kafka and workers."""
 
 from __future__ import annotations
 

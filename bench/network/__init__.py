@@ -1,4 +1,4 @@
-"""Requests over a slow link: connections that are kept or new, congestion controls, pauses.
+"""Measures requests over a slow link: on kept and new connections, by congestion control, and after pauses.
 
     link         two network namespaces and the link between them: delay, rate, queue and loss
     exchange     a TLS server and client that exchange requests over it

@@ -54,7 +54,7 @@ def certificate(folder: Path) -> Path:
 
 
 def connections(link: EmulatedLink) -> None:
-    """A request of 1 kB on a new connection and on a kept one, by the round trip."""
+    """Time a request of 1 kB on a new connection and on a kept one, for each round trip."""
     rows = []
     for milliseconds in (10, 50, 100, 200):
         link.conditions = Conditions(round_trip_seconds=milliseconds / 1000)
@@ -64,7 +64,7 @@ def connections(link: EmulatedLink) -> None:
 
 
 def congestion(link: EmulatedLink) -> None:
-    """A body of 8 MB by congestion control and loss, with a round trip of 100 ms."""
+    """Time a body of 8 MB for each congestion control and loss, with a round trip of 100 ms."""
     rows = []
     for loss in (0.0, 0.0001, 0.001, 0.01):
         link.conditions = replace(Conditions(), loss=loss)
@@ -75,7 +75,7 @@ def congestion(link: EmulatedLink) -> None:
 
 
 def pauses(link: EmulatedLink) -> None:
-    """A body of 1 MB on a kept connection after a pause, with and without a slow start after the pause."""
+    """Time a body of 1 MB on a kept connection after a pause, with and without a slow start after the pause."""
     rows = []
     link.conditions = Conditions()
     for value in (1, 0):
@@ -85,7 +85,7 @@ def pauses(link: EmulatedLink) -> None:
 
 
 def median_ms(*, size: int, repeats: int, kept: bool, pause_seconds: float = 0, control: str = "cubic") -> float:
-    """Return the median time of requests, by a client in its namespace."""
+    """Return the median time of requests, which a client in its own namespace sends."""
     asked = {"size": size, "repeats": repeats, "kept": kept, "pause_seconds": pause_seconds, "control": control}
     command = ("ip", "netns", "exec", CLIENT, *_EXCHANGE, "measure", SERVER_ADDRESS, json.dumps(asked))
     times: list[float] = json.loads(subprocess.check_output(command, text=True))

@@ -1,4 +1,4 @@
-"""A TLS server that takes bodies and answers a byte, and a client that times requests to it.
+"""A TLS server that answers each body with a byte, and a client that times requests to that server.
 
 Server and client have a network namespace each. A request is its body's length as eight bytes, then the body. The
 answer is one byte. Nagle's algorithm is off.

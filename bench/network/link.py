@@ -98,7 +98,7 @@ class EmulatedLink:
 
 @contextmanager
 def slow_link() -> Iterator[EmulatedLink]:
-    """Make the namespaces, and a link between them. Raises CalledProcessError if this user may not."""
+    """Make the namespaces, and a link between them. Raises CalledProcessError if this user is not permitted to."""
     with ExitStack() as stack:
         devices = []
         for namespace, address, other in (

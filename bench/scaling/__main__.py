@@ -23,7 +23,7 @@ MOST_SHARE = 0.8
 
 
 def compare(name: str, seconds: float) -> tuple[SimulatedRun, list[SimulatedRun]]:
-    """Return a trace's outcome by deadlines, and its others: by lag, and last by deadlines with the fixed margin."""
+    """Return the outcome by deadlines, and the outcomes of all other ways: by lag, and last with the fixed margin."""
     jobs = trace(name, seconds)
     others = [*map(by_lag, THRESHOLDS), by_deadlines(measured=False)]
     return simulate(jobs, by_deadlines(), seconds), [simulate(jobs, way, seconds) for way in others]

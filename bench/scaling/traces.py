@@ -51,13 +51,13 @@ def _daily_wave(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]
 
 
 def _bursts(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """Two hundred jobs within a minute, every 40 minutes, beside a trickle of single jobs."""
+    """Two hundred jobs arrive within a minute, every 40 minutes, beside a trickle of single jobs."""
     for at in _arrivals(chance, seconds, lambda at: 3.3 if at % 2400 < 60 else 0.05, 3.3):
         yield SimulatedJob(at, _answer_seconds(chance), at + 2 * _HOUR)
 
 
 def _floods(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """Batches of up to 9,000 jobs in the bulk lane, due in hours, beside jobs that are due in 20 minutes."""
+    """Batches of up to 9,000 bulk jobs come, which are due in hours, beside jobs that are due in 20 minutes."""
     jobs = [
         SimulatedJob(at, _answer_seconds(chance), at + 1200) for at in _arrivals(chance, seconds, lambda _: 0.2, 0.2)
     ]
@@ -78,7 +78,7 @@ def _slow_head(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
 
 
 def _rush(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """One hour in which more jobs arrive than the largest fleet answers, and one of silence before it."""
+    """An hour in which more jobs arrive than the largest fleet can answer, after an hour without jobs."""
 
     def rate(at: float) -> float:
         part = at / seconds
@@ -91,7 +91,7 @@ def _rush(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
 
 
 def _slow_model(chance: random.Random, seconds: float) -> Iterator[SimulatedJob]:
-    """Answers of 160 s, so that a worker answers a twentieth of the assumed jobs per second, due in 30 minutes."""
+    """Jobs are due in 30 minutes and take 160 s, so a worker answers a twentieth of the assumed jobs per second."""
     for at in _arrivals(chance, seconds, lambda _: 0.3, 0.3):
         yield SimulatedJob(at, _answer_seconds(chance, 160.0), at + 1800)
 

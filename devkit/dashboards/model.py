@@ -36,9 +36,9 @@ class Panel:
     queries: tuple[Query, ...]
     place: Place
     low: float | None
-    """Begin of the axis; None follows the values."""
+    """Lowest number on the axis; None if the axis follows the values."""
     high: float | None
-    """End of the axis; None follows the values."""
+    """Highest number on the axis; None if the axis follows the values."""
     thresholds: tuple[float, ...]
     is_sorted: bool
     """True if the legend begins with the series of the highest values."""

@@ -11,7 +11,7 @@ import requests
 from devkit.dashboards.model import Panel, Query
 
 _POINTS = 240
-"""Points of a line: more would lie in one pixel of a picture."""
+"""Number of points of a line. If there were more, several would share one pixel."""
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
