@@ -72,7 +72,7 @@ class FailureReason(StrEnum):
     CONNECTION_CLOSED = "connection_closed"
     """The connection closed before a status came. The endpoint may have closed an idle connection just before use."""
     BAD_RESPONSE = "bad_response"
-    """Not HTTP, headers too large, or a 2xx whose body ended early."""
+    """The answer is not HTTP, its headers are too large, or the body of a 2xx ended early."""
 
 
 @dataclass(frozen=True, slots=True)

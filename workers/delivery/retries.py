@@ -76,7 +76,7 @@ class Schedule:
 
     @property
     def longest_wait_ms(self) -> int:
-        """Longest possible milliseconds between an attempt and the next, by the schedule or by a Retry-After."""
+        """The longest possible milliseconds from an attempt to the next one, by schedule or Retry-After."""
         by_schedule = max(self.delays_seconds) * (1 + self.jitter)
         by_request = MAX_RETRY_AFTER_SECONDS + self.slack_ms(len(self.delays_seconds)) / 1000
         return round(1000 * max(by_schedule, by_request))

@@ -65,7 +65,8 @@ class Proxy:
     host: str
     port: int
     credentials: Path | None = None
-    """A file with `user:password` on its only line. Each connection reads it again, so it may be replaced."""
+    """A file with `user:password` on its only line. Each connection reads the file again, so the file may be
+    replaced."""
     direct: EgressPolicy = field(default_factory=EgressPolicy)
     """The hosts (`allow` and `names`) that are connected to without the proxy."""
     _throttle: LogThrottle = field(default_factory=lambda: LogThrottle(_SAY_SECONDS), repr=False, compare=False)

@@ -15,7 +15,7 @@ from workers.egress.proxy import Proxy, ProxyFailed, read_credentials
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME: Final = re.compile(rf"({_LABEL}\.)*(?=[a-z0-9_-]*[a-z]){_LABEL}")
-"""A DNS name with a letter in its last label: a host that ends in a number is an address in some spelling."""
+"""A DNS name with a letter in its last label, because a host that ends in a number is an address in some spelling."""
 
 _PROXY: Final = re.compile(
     r"http://(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?))"
@@ -100,7 +100,7 @@ class EgressSettings(BaseSettings):
 
     deny: NetworksAndNames = ()
     """Comma-separated CIDRs and hosts, or `*.` and a domain, that callbacks and fetches never reach, even if another
-    list allows them. Meant for public addresses that are used internally."""
+    list allows them. The list is meant for public addresses that are used internally."""
 
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None
     """`http://HOST:PORT` of an HTTP proxy that carries all pages and searches by CONNECT, on every port.

@@ -157,7 +157,7 @@ class GroupIntake:
         )
 
     def consume(self, limit: int, timeout_seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
-        """Wait for the first message, then return all available ones: `consume(n, t)` alone would wait for all n."""
+        """Wait for the first message, then return all that are available. `consume(n, t)` alone would wait for n."""
         first = self._consumer.poll(timeout_seconds)
         if first is None:
             return [], []

@@ -49,7 +49,7 @@ class Ledger:
 
     @property
     def taken(self) -> frozenset[int]:
-        """Offsets taken and not yet settled."""
+        """Offsets that are taken and not yet settled."""
         return frozenset(self._taken)
 
     @property

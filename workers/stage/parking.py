@@ -18,7 +18,7 @@ from workers.stage.record import Record
 from workers.stage.sharing import Party
 
 UNIT_BYTES = 4096
-"""A put-off record takes one unit of room, and one more for each UNIT_BYTES."""
+"""A put-off record takes one unit of room, and one more unit for each UNIT_BYTES of its size."""
 TIGHT_SECONDS = 0.2
 """The time for which the lot may lack room before partitions are paused. A pause discards prefetched records, and
 quick records make room sooner than a resumed partition delivers."""

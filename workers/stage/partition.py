@@ -112,7 +112,7 @@ class Partition:
 
     @property
     def id(self) -> tuple[str, int]:
-        """Topic and number."""
+        """The partition's topic and number."""
         return self.topic, self.number
 
     @property

@@ -36,7 +36,7 @@ second."""
 MAX_HOLES = 3_500
 """Cap on the number of holes in a span of more than MAX_BITMAP offsets.
 
-It exceeds the number of records in delivery's window. This many holes and 32 suspects take 4,094 characters.
+The cap exceeds the number of records in delivery's window. This many holes and 32 suspects take 4,094 characters.
 """
 
 MAX_SUSPECTS = 32

@@ -19,7 +19,8 @@ from pydantic import (
 from workers.delivery.keyring.material import KEY_BYTES, bytes_of, ed25519_private, of_length
 
 LARGEST_NUMBER = 1_000_000
-"""Limit on the numbers of masters and versions: Python refuses to print the overlong number of a damaged file."""
+"""Limit on the numbers of masters and versions, because Python refuses to print an overlong number from a damaged
+file."""
 
 _written = PlainSerializer(lambda key: key.get_secret_value(), return_type=str)
 Key = Annotated[SecretStr, AfterValidator(lambda key: of_length(key, KEY_BYTES, KEY_BYTES)), _written]
