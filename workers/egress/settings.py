@@ -103,9 +103,10 @@ class EgressSettings(BaseSettings):
     list allows them. The list is meant for public addresses that are used internally."""
 
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None
-    """`http://HOST:PORT` of an HTTP proxy that carries all pages and searches by CONNECT, on every port.
+    """`http://HOST:PORT` of an HTTP proxy. Workers fetch pages and search through it by CONNECT, on every port.
 
-    The worker resolves the names, and the proxy gets addresses. Callbacks and engines connect directly.
+    The worker resolves the names, and the proxy gets addresses. Callbacks, engines, and sources of the kinds `sql` and
+    `mcp` connect directly.
     """
     proxy_credentials: FilePath | None = None
     """A file with the line `user:password` for the proxy. Each connection reads the file again."""
