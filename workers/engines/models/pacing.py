@@ -27,7 +27,7 @@ class RateLimit:
         return max(0.0, at - now)
 
     def settle(self, difference: float) -> None:
-        """Correct the cost of an earlier turn by the difference between its real and its reserved cost."""
+        """Correct the cost of an earlier turn by the `difference` of the turn's real and reserved cost."""
         self._next_at += difference / self._per_second
 
 
@@ -46,6 +46,6 @@ class RateGate:
         return max(by_requests, by_tokens)
 
     def settle(self, reserved: int, used: int) -> None:
-        """Correct a turn from the `reserved` tokens to those that the request used, 0 if the request was never sent."""
+        """Replace a turn's `reserved` tokens by the `used` ones; `used` is 0 if the request was never sent."""
         if self._tokens is not None:
             self._tokens.settle(used - reserved)

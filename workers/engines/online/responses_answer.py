@@ -93,7 +93,7 @@ class _Message(BoundedModel):
     type: Literal["message"]
     content: _Parts
     phase: str | None = None
-    """`commentary` for a remark before the answer, such as the announcement of a call."""
+    """`commentary` marks a remark before the answer, such as the announcement of a call."""
 
     @property
     def is_refused(self) -> bool:

@@ -1,4 +1,4 @@
-"""HTTP to an online service: POSTs, the outcomes of its errors, and the check of key and model at the start.
+"""Sends POSTs to an online service, maps the service's errors to outcomes, and checks key and model at the start.
 
 The meanings of statuses are from the services' pages: Anthropic's "Errors", Gemini's "Troubleshooting guide" and
 OpenAI's "Error codes".
@@ -100,7 +100,7 @@ class Api(Protocol):
         ...
 
     def window(self, body: bytes) -> int | None:
-        """Return the model's window, from the answer at `model_path`; None if the answer does not have it.
+        """Return the model's window, from the answer at `model_path`; None if the answer states no window.
 
         Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
         """

@@ -1,4 +1,4 @@
-"""The connection to the server: POSTs, and the check of key, model and window at the start.
+"""Sends POSTs to the server, and checks the key, the model and the window at the start.
 
 The operator chooses the server, so the egress guard does not check its address.
 """
