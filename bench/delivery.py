@@ -1,10 +1,10 @@
 """Compares callbacks with a bare aiohttp loop, and times endpoints beside sick ones: `python -m bench.delivery`.
 
 Delivery's handler takes results, signs each with HMAC and ed25519, POSTs it and makes the records of the attempt. The
-bare loop is aiohttp's client alone, with the same bytes and headers, signed in advance. A second loop that signs each
-callback shows the cost of the two signatures. The three sides run in this process in turn, a slice each, so that other
-load on the machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a process
-that starts with a full topic, and fleets with sick endpoints.
+bare loop is aiohttp's client alone, which sends the same bytes and headers, signed in advance. A second loop that signs
+each callback shows the cost of the two signatures. The three sides run in this process in turn, a slice each, so that
+other load on the machine affects all of them. The receiver is another process. Whole processes with Kafka follow: a
+process that starts with a full topic, and fleets with sick endpoints.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The worker asks for log-probabilities, which it needs for `confidence` and which
 twice: with log-probabilities, like the worker, and without them, like a caller that does not need them.
 
 `vllm run-batch` (`run_batch`) runs in each round while the loaded engine is idle, without log-probabilities. Its rate
-is printed with its start-up, which counts for a person who runs one batch, and without.
+is printed twice: with its start-up, which counts for a person who runs one batch, and without the start-up.
 
 AsyncLLM alone decodes each token as it comes. The worker decodes each answer once (`decoding`); it is also measured
 with vLLM's decoding.

@@ -38,7 +38,7 @@ class Answers:
     write: Callable[[Result, ReceiptEntry | None], str]
     """Formats a result as a line."""
     errors: TextIO | None = None
-    """The file for results of jobs that did not succeed; None if those results also go to `out`."""
+    """The file for results of jobs that did not succeed; None if such results also go to `out`."""
     ordered: OrderedLines | None = None
     """Keeps the lines until `settle` writes them in the order of `entries`."""
     most: int | None = None

@@ -50,7 +50,7 @@ def bench_fleet(
     """Measure a running fleet: jobs a second, and the time from a job's submission to its callback.
 
     The command sends short jobs and takes their callbacks itself. The command needs the tenant's secret, by --secret or
-    from the keyring, and workers that allow its callback URL. Real jobs wait longer meanwhile; --rate and --bulk
+    from the keyring, and workers that allow the callback URL. Real jobs wait longer meanwhile; --rate and --bulk
     shorten that wait. A job that is not answered in time expires.
 
     Exit status: 0 all jobs succeeded, 1 some did not, 2 bad input and nothing sent.

@@ -96,7 +96,7 @@ def renew(
 ) -> None:
     """Issue a certificate again, with the same names, a new serial number and a new key.
 
-    The earlier certificate stays valid until its end, unless --revoke is given.
+    The earlier certificate stays valid until it expires, unless --revoke is given.
     """
     from operators.certificates import renew
 

@@ -18,7 +18,7 @@ def confirmed(question: str, *, yes: bool) -> None:
 
 
 def told_of_change(counted: int, found: int) -> None:
-    """Print both numbers if `found`, counted after the question, differs from `counted`."""
+    """Print both numbers if `found`, which was counted after the question, differs from `counted`."""
     if found != counted:
         say(f"{counted} were counted before the question, and {found} after it: another process has acted meanwhile")
 

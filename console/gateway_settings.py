@@ -22,6 +22,6 @@ class GatewayClientSettings(BaseSettings):
     key: SecretStr | None = None
     """The API key. Other users of the machine can read a command's arguments, but not this variable."""
     key_file: Path | None = None
-    """The file that contains the API key. Not read if the key itself is given."""
+    """The file that contains the API key. The file is not read if the key itself is given."""
     ca_file: Path | None = None
     """A PEM file with the certificates of the private CA that issued the gateway's certificate."""

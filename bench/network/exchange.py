@@ -58,7 +58,7 @@ def ask(connection: ssl.SSLSocket, size: int) -> None:
 
 
 def measure(address: str, size: int, repeats: int, *, kept: bool, pause_seconds: float, control: str) -> list[float]:
-    """Return the seconds of each request; with `kept`, all use one connection that a first request has opened."""
+    """Return the seconds of each request. With `kept`, all use one connection that an earlier request has opened."""
     times = []
     connection = connected(address, control)
     ask(connection, size if pause_seconds else 1)

@@ -38,7 +38,7 @@ class Conditions:
 
     @property
     def queue_bytes(self) -> float:
-        """The size of the queue before the link: the bytes of one round trip, or of 20 packets if they are more."""
+        """The size of the queue before the link: the bytes of one round trip, but at least those of 20 packets."""
         return max(20 * _MTU, self.round_trip_seconds * self.bits_per_second / 8)
 
 

@@ -23,7 +23,7 @@ BULK_EVERY = 10
 POLL_SECONDS = 15.0
 START_SECONDS = 120.0
 STABILISATION_SECONDS = 630.0
-"""The longest answer plus the drain: with a shorter window, a pod could be killed while it answers a job."""
+"""The time of the longest answer plus the drain. In a shorter window, a pod could be killed while it answers a job."""
 DOWN_PERIOD_SECONDS = 60.0
 
 

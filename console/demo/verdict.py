@@ -101,7 +101,7 @@ class DemoTally:
     verdicts: dict[str, DemoVerdict] = field(default_factory=dict)
     webhook_ids: dict[str, str | None] = field(default_factory=dict)
     repeats: int = 0
-    """The number of verified callbacks for jobs that already had one, which at-least-once delivery permits."""
+    """The number of verified callbacks for jobs that already had a callback, which at-least-once delivery permits."""
     problems: list[str] = field(default_factory=list)
     """Problems that belong to no single answer."""
 
