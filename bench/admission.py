@@ -127,7 +127,7 @@ class SteppingEngine:
         return EngineLoad(running, waiting=self._count - running, free=self._learnt.number - running)
 
     def arrive(self, now: float) -> None:
-        """Queue one request, which starts at a step."""
+        """Queue one request at the rank with the fewest requests. The request starts when a step of the rank ends."""
         self._count += 1
         min(self._ranks, key=lambda rank: rank.running + len(rank.queue)).queue.append(now)
 

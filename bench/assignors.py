@@ -45,7 +45,7 @@ class Step:
     needed: int
     largest_part: float
     spread: int
-    """The most partitions of one member, over all topics, minus the fewest partitions of one member."""
+    """The largest number of partitions of one member, over all topics, minus the smallest such number."""
 
 
 class Members:

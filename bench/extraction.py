@@ -174,7 +174,7 @@ def _scores(name: str, run: Callable[[bytes], str], pages: Sequence[GoldPage]) -
         started = time.process_time()
         try:
             text = run(page.body)
-        except Exception as error:  # another library's defect counts as a page without text
+        except Exception as error:  # if a library fails on a page, the page's text counts as empty
             print(f"{page.name}: {type(error).__name__}")
             text = ""
         scores.cpu_seconds += time.process_time() - started

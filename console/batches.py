@@ -31,7 +31,7 @@ def create(
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the batch has ended.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: the most seconds to wait.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: wait at most this many seconds.")] = None,
     output: Annotated[Path | None, OUTPUT] = None,
     errors: Annotated[Path | None, ERRORS] = None,
     as_json: Annotated[bool, AS_JSON] = False,
@@ -60,7 +60,7 @@ def wait(
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="The most seconds to wait; by default there is no limit.")
+        float | None, typer.Option(min=0, help="Wait at most this many seconds; by default there is no limit.")
     ] = None,
     output: Annotated[Path | None, OUTPUT] = None,
     errors: Annotated[Path | None, ERRORS] = None,
@@ -78,7 +78,7 @@ def wait(
 def list_batches(
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The most batches to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many batches.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
 ) -> None:
     """List batches, the newest first."""
@@ -114,7 +114,7 @@ def _finish(
 ) -> None:
     """Wait until the batch has ended, download its files, and exit with 1 unless every line succeeded."""
     if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise fail("--errors: needs another file than --output", BAD_INPUT)
+        raise fail("--errors must name another file than --output", BAD_INPUT)
     batch = _ended(client, batch_id, timeout)
     for name, file_id, path in (("output", batch.output_file_id, output), ("error", batch.error_file_id, errors)):
         if path is None:

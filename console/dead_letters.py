@@ -105,8 +105,12 @@ def redrive(
         bool, typer.Option("--as-new-events", help="Give the next result of each job a new webhook id.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the letters, and change nothing.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="The most letters to put back, to try a few first.")] = None,
-    rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most letters to put back per second.")] = 200.0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Put back at most this many letters, to try a few first.")
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=1, max=100_000, help="Put back at most this many letters per second.")
+    ] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:

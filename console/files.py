@@ -28,7 +28,7 @@ def list_files(
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
     purpose: Annotated[str | None, typer.Option(help="Only files with this purpose, such as batch_output.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The most files to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many files.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
 ) -> None:
     """List files, the newest first."""

@@ -68,10 +68,10 @@ def replay(
         int | None,
         typer.Option(
             min=1,
-            help="The most results to send, to try a few first. Without --undelivered, another run repeats them.",
+            help="Send at most this many results, to try a few first. Without --undelivered, another run repeats them.",
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(min=1, max=100_000, help="The most results to send per second.")] = 200.0,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="Send at most this many results per second.")] = 200.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Send results to their callbacks again. The webhook-id stays, so that a consumer recognises events that it has.

@@ -74,7 +74,8 @@ def results(
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until each named job has a result.")] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: the most seconds to wait; by default there is no limit.")
+        float | None,
+        typer.Option(min=0, help="With --wait: wait at most this many seconds; by default there is no limit."),
     ] = None,
     gateway: Annotated[str | None, GATEWAY] = None,
     key: Annotated[str | None, KEY] = None,
@@ -101,7 +102,7 @@ def results(
         (timeout is not None and not wait, "--timeout is for --wait"),
         (ordered and not is_named, "--ordered is for jobs that are named: --ids or --id"),
         (errors is not None and not openai, "--errors is for --openai"),
-        (is_one_file, "--errors: needs another file than --output; without --errors all lines go there"),
+        (is_one_file, "--errors must name another file than --output; without --errors, all lines go to --output"),
     )
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)

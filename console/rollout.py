@@ -42,7 +42,7 @@ def start(
         typer.Option(min=1, max=1_000_000, help="The number of the candidate's jobs to watch before its share grows."),
     ] = 50,
     per_second: Annotated[
-        float, typer.Option(min=0.001, max=10_000, help="The most jobs that each worker copies in a second.")
+        float, typer.Option(min=0.001, max=10_000, help="Each worker copies at most this many jobs per second.")
     ] = 20.0,
     slower: Annotated[
         float,

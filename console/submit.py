@@ -100,7 +100,8 @@ def submit(
         ),
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="With --wait: the most seconds to wait; by default there is no limit.")
+        float | None,
+        typer.Option(min=0, help="With --wait: wait at most this many seconds; by default there is no limit."),
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="With --wait: write the results to this file, one result a line.")

@@ -81,7 +81,7 @@ def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, lane: Lan
             except SubmitFailed as error:
                 failed = error
                 if not isinstance(error.__cause__, InvalidRequest):
-                    stopped = f"not sent after an error: {error.__cause__}"
+                    stopped = f"an earlier request failed, so the job was not sent: {error.__cause__}"
         for number, job_id in zip(part, ids, strict=True):
             reason = _reason(job_id, failed) if failed is not None else stopped
             perhaps = failed is not None and job_id in failed.doubtful

@@ -28,7 +28,7 @@ def verify_answer(
         typer.Argument(metavar="RESULT.json", help="A file with a result or a webhook's body; - is standard input."),
     ],
     seconds: Annotated[
-        float, typer.Option(min=1, max=600, help="The most seconds that reading the sources may take.")
+        float, typer.Option(min=1, max=600, help="Read the sources for at most this many seconds.")
     ] = 30.0,
     document: Annotated[
         list[str] | None,

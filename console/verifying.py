@@ -22,7 +22,7 @@ _LOOK_SECONDS = 60.0
 """Seconds between two reads of a JWK set, short enough because keys rotate with an overlap of hours."""
 _FETCH = aiohttp.ClientTimeout(total=10.0)
 _LARGEST_SET = 256 * 1024
-"""The most bytes of a JWK set; one key has about 120."""
+"""The maximum number of bytes of a JWK set; one key has about 120."""
 _KEY_BYTES = 32
 
 

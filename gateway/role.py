@@ -72,7 +72,7 @@ ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
 
 EXPANDED_AT_ONCE = 3
-"""The most ranges of batches that are in memory at once. Each range has a few MiB at most."""
+"""The maximum number of ranges of batches that are in memory at once. Each range has a few MiB at most."""
 
 
 class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 from pydantic import StringConstraints
 
 MAX_IMAGES: Final = 16
-"""The most images of one job."""
+"""The maximum number of images of one job."""
 IMAGE_TOKENS: Final = 1000
 """The estimated number of tokens of an image, used until an engine has counted them.
 

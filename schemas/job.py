@@ -42,15 +42,15 @@ MAX_JOB_BYTES = 512 * 1024
 
 MAX_DIMENSIONS = 16_384
 MAX_METADATA_CHARS = 2048
-"""The most characters of a value of `metadata`."""
+"""The maximum number of characters of a value of `metadata`."""
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 131_072
-"""The most tokens that an answer may have, and that all answers of a job may have together."""
+"""The maximum number of tokens that an answer may have, and that all answers of a job may have together."""
 MAX_CHOICES = 16
-"""The most answers of one job."""
+"""The maximum number of answers of one job."""
 MAX_TOP_LOGPROBS = 20
-"""The most alternatives of each token, as in OpenAI's API and by default in vLLM."""
+"""The maximum number of alternatives of each token, as in OpenAI's API and by default in vLLM."""
 DEFAULT_TTL_SECONDS = 24 * 3600.0
 LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 """One day less than the retention of lanes (`schemas.topics.LANES_KEPT_MS`), so that Kafka still has a job when it
@@ -95,7 +95,10 @@ class Reasoning(WireModel):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """The effort, in OpenAI's words; `none` asks for no reasoning. Some models know only some of the words."""
     max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
-    """The most tokens of reasoning; they count towards the job's `max_tokens` too. 0 asks for no reasoning."""
+    """The maximum number of reasoning tokens. They count towards the job's `max_tokens` too.
+
+    0 asks for no reasoning.
+    """
 
     @property
     def is_wanted(self) -> bool:
@@ -143,7 +146,7 @@ class Job(WireModel):
     If the document has another hash, the job is rejected.
     """
     context_window: int | None = Field(default=None, ge=16, le=10_000_000)
-    """The most tokens of prompt and answer together; a longer prompt is cut at its start."""
+    """The maximum number of tokens of prompt and answer together; a longer prompt is cut at its start."""
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     """The randomness of sampling; 0 is greedy. Where absent, the profile's value is used, which is 0 in Postback's own
     profiles. If the profile has none, the model's own value is used: vLLM reads it from `generation_config.json`, or
@@ -159,7 +162,7 @@ class Job(WireModel):
     )
     """Texts that end the answer and are not part of it."""
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=MAX_TOKENS)
-    """The most tokens that the answer may have."""
+    """The maximum number of tokens that the answer may have."""
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """The seed of random sampling."""
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
@@ -265,7 +268,7 @@ class Job(WireModel):
     @model_validator(mode="after")
     def _bounded_images(self) -> Self:
         if sum(len(message.images) for message in self.messages or ()) > MAX_IMAGES:
-            raise ValueError(f"`messages` has more than {MAX_IMAGES} images, which is the most of one job")
+            raise ValueError(f"`messages` has more than {MAX_IMAGES} images, the maximum of one job")
         return self
 
     @model_validator(mode="after")
@@ -284,7 +287,7 @@ class Job(WireModel):
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens that each answer may have. This number falls as `n` or `top_logprobs` rises."""
+        """The maximum number of tokens that each answer may have. This number falls as `n` or `top_logprobs` rises."""
         return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
 
 

@@ -15,11 +15,17 @@ from pydantic import Field, StringConstraints, model_validator
 from schemas.bounded import WireModel
 
 MAX_EMBEDDED: Final = 64
-"""The most texts of one job for embeddings. 64 vectors of 1,024 numbers take some 800 KiB of a result's 900 KiB."""
+"""The maximum number of texts of one job for embeddings.
+
+64 vectors of 1,024 numbers take some 800 KiB of a result's 900 KiB.
+"""
 MAX_COMPARED: Final = 1000
-"""The most documents that one job ranks or scores."""
+"""The maximum number of documents that one job ranks or scores."""
 MAX_CLASSIFIED: Final = 256
-"""The most texts of one job for labels. 256 texts with 150 classes take some 800 KiB of a result's 900 KiB."""
+"""The maximum number of texts of one job for labels.
+
+256 texts with 150 classes take some 800 KiB of a result's 900 KiB.
+"""
 
 SomeText = Annotated[str, StringConstraints(min_length=1)]
 

@@ -60,7 +60,7 @@ LOGPROBS_INCLUDED: Final = "message.output_text.logprobs"
 """The value of `include` by which a request to /v1/responses asks for log-probabilities."""
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 _REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
-"""The members of chats that bound reasoning: OpenAI's for the effort, and vLLM's for the most tokens."""
+"""The members of chats that bound reasoning: OpenAI's for the effort, and vLLM's for the maximum number of tokens."""
 _TAKEN_BY_URL = {
     CHAT_COMPLETIONS: (
         "messages",

@@ -20,7 +20,10 @@ from schemas.unknown import UnknownFields, taken_from
 PAYLOAD_FIELDS: Final = (*ASKED, "tools", "tool_choice", "parallel_tool_calls", "sources", "response_format")
 """The fields that a document may have. All other fields, such as the model and the callback, stay in the record."""
 MAX_VALUES: Final = 50_000
-"""The most values of a document. Members of objects and items of lists are counted, at all levels together."""
+"""The maximum number of values of a document.
+
+Members of objects and items of lists are counted, at all levels together.
+"""
 
 _DIGEST: Final = "payload_sha256"
 

@@ -61,7 +61,7 @@ class ScreeningFinding(WireModel):
 
 
 MOST_FINDINGS = 64
-"""The most findings of a job that travel in its header."""
+"""The maximum number of findings of a job that travel in its header."""
 
 _FINDINGS: TypeAdapter[list[ScreeningFinding]] = TypeAdapter(
     Annotated[list[ScreeningFinding], Field(max_length=MOST_FINDINGS)]

@@ -11,13 +11,13 @@ from schemas.identifiers import Identifier
 from schemas.urls import Url
 
 MAX_DOCUMENTS = 20
-"""The most documents of a job. The job's size limits all documents together."""
+"""The maximum number of documents of a job. The job's size limits all documents together."""
 MAX_SEARCHES = 4
-"""The most further searches of a job."""
+"""The maximum number of further searches of a job."""
 MAX_DOMAINS = 20
 MAX_QUERY_CHARS = 1024
 MAX_PARAMETER_CHARS = 256
-"""The most characters of a search, and of a search's parameter."""
+"""The maximum number of characters of a search, and of a search's parameter."""
 
 _BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 Base64 = Annotated[str, StringConstraints(min_length=4, pattern=_BASE64)]
@@ -104,7 +104,10 @@ class Sources(WireModel):
     freshness_seconds: float | None = Field(default=None, ge=0, le=31_536_000)
     """The greatest age of a cached page or search; at least the operator's bound."""
     max_chars: int | None = Field(default=None, ge=200, le=1_000_000)
-    """The most characters of quoted passages; the operator's default where absent, and at most the operator's bound."""
+    """The maximum number of characters of quoted passages.
+
+    Where absent, the operator's default counts. A number above the operator's bound counts as this bound.
+    """
     rewrite: bool | None = None
     """If true, the model first rewrites a conversation's last question so that it can be searched for.
 

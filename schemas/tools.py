@@ -13,9 +13,9 @@ from pydantic import Field, StringConstraints, field_validator
 from schemas.bounded import WireModel
 
 MAX_TOOLS: Final = 64
-"""The most functions that a job may describe."""
+"""The maximum number of functions that a job may describe."""
 MAX_TOOL_CALLS: Final = 64
-"""The most calls of one message."""
+"""The maximum number of calls of one message."""
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """A function's name, of characters that every engine accepts."""

@@ -22,10 +22,15 @@ _INVISIBLE: Final = (
 )
 """Control characters, and characters that a reader cannot see (Unicode's Default_Ignorable_Code_Point)."""
 _MOST_MARKS: Final = 15
-"""The most marks of one character, because Python's normalisation takes quadratic time for a long run of marks."""
+"""The maximum number of marks of one character.
+
+A limit is needed, because Python's normalisation takes quadratic time for a long run of marks.
+"""
 _LONGEST_EXPANSION: Final = 4
-"""The most characters that folding makes of one character; a few ligatures that stand for whole sentences stay as they
-are."""
+"""The maximum number of characters that folding makes of one character.
+
+A few ligatures that stand for whole sentences stay as they are.
+"""
 
 _mark = re.compile(f"[{_MARKS}]+")
 _control = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")

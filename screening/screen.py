@@ -25,8 +25,8 @@ from screening.rules_file import PlacedRule, read_rules
 from screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
-"""The most passes over a text. After a pass has inserted a marker, the text beside the marker may match for the first
-time. Two passes are usual.
+"""The maximum number of passes over a text. After a pass has inserted a marker, the text beside the marker may match
+for the first time. Two passes are usual.
 """
 _TENANTS_KEPT = 1024
 _UNAVAILABLE = "unavailable"

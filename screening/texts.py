@@ -47,7 +47,7 @@ class JobText:
 
     @property
     def most_chars(self) -> int | None:
-        """The most characters that the schema allows here; None without a limit."""
+        """The maximum number of characters that the schema allows here; None without a limit."""
         is_parameter = self.field == "search" and isinstance(self.place[1], str)
         return MAX_PARAMETER_CHARS if is_parameter else _MOST_CHARS.get(self.field)
 

@@ -7,7 +7,9 @@ from telemetry.action import Action
 _REDRIVE = "`postback dead-letters redrive`"
 
 DELIVERY = {
-    "delivery-window": Action("info", "The line states the most bytes of results that the process holds at once."),
+    "delivery-window": Action(
+        "info", "The line states the maximum number of bytes of results that the process holds at once."
+    ),
     "callback-delivered": Action("debug", "A callback was answered with 2xx."),
     "callback-failed": Action("info", "An attempt failed; the callback waits in a tier for its next attempt."),
     "callback-given-up": Action(
@@ -33,7 +35,7 @@ DELIVERY = {
     ),
     "inference.endpoint.not-disabled": Action(
         "warning",
-        "A tenant has the most disabled endpoints that Postback keeps; a further endpoint stays enabled.",
+        "A tenant has the maximum number of disabled endpoints; another failing endpoint stays enabled.",
         "`postback endpoints list` shows the disabled endpoints; enable those that are in use again.",
     ),
     "endpoint-record-unreadable": Action(

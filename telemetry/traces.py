@@ -2,7 +2,7 @@
 
 A job keeps its trace from the producer to its callback. The header `traceparent` travels with every record and names
 the span that put the job on Kafka. Only a process that exports that span writes the header, so the collector gets every
-parent. A worker begins the trace of a job without the header.
+parent. If a job's record has no such header, the worker begins the job's trace.
 
 Spans use OpenTelemetry's API, which costs almost nothing until `set_up` finds a collector's address in the environment.
 The SDK's own variables choose the sample: `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. By default, a span is

@@ -147,7 +147,10 @@ class Fleet:
                 heapq.heappush(self._ends, (at + self._jobs[number].service_seconds, number, worker))
 
     def _take(self, at: float) -> int | None:
-        """Return the number of the next job, without expired jobs: workers end these at once."""
+        """Return the number of the next job that has not expired; None if there is no such job.
+
+        The expired jobs before that job are settled as missed, because workers end expired jobs at once.
+        """
         while any(self._queues):
             self._taken += 1
             is_bulk = not self._queues[0] or (bool(self._queues[1]) and self._taken % BULK_EVERY == 0)

@@ -21,7 +21,10 @@ _TOP_INCHES = 0.5
 _TICKS = (60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 """Seconds between two times on an axis."""
 _LEGEND_LINES, _LEGEND_CHARS = 5, 88
-"""The most lines of a legend, and the most characters of a line. In Grafana, a reader scrolls to further series."""
+"""The maximum number of lines in a legend, and of characters in a line.
+
+In Grafana, a reader scrolls to further series.
+"""
 
 
 def draw(dashboard: Dashboard, series: Mapping[Panel, Sequence[Series]], period: Period, file: Path) -> None:

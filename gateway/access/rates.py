@@ -22,7 +22,7 @@ AWAY_SECONDS = 5.0
 """Redis is not asked for this time after a failure."""
 _IPV6_PREFIX = 64
 MOST_WINDOWS = 100_000
-"""The most windows that memory keeps. A further window evicts the least recently used one."""
+"""The maximum number of windows that memory keeps. A further window evicts the least recently used one."""
 
 log = get_logger()
 

@@ -20,7 +20,7 @@ from gateway.store.tables import console_sessions as table
 from telemetry.clock import Clock, unix_ms
 
 MOST = 20
-"""The most sessions of one credential. A further session ends the oldest one."""
+"""The maximum number of sessions of one credential. A further session ends the oldest one."""
 _TOKEN_BYTES = 32
 _LONGEST_TOKEN = 64
 _KEY = "key:"

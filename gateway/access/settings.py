@@ -35,9 +35,12 @@ class AccessSettings(BaseSettings):
     key, and uses a tenant's former settings."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
-    """The most requests per second of the whole door, with a credential or without. Further requests get status 429."""
+    """The maximum number of requests per second of the whole door, with a credential or without.
+
+    Further requests get status 429.
+    """
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
-    """The most requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
+    """The maximum number of requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
 
     Above this rate, the address may use only credentials that were accepted lately.
     """

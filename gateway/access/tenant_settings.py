@@ -45,13 +45,13 @@ class TenantSettings(BoundedModel):
     callback_domains: list[Domain] | None = Field(default=None, max_length=1000)
     """The hosts that callbacks may go to: `hooks.example.com`, or `*.example.com` for all of its subdomains."""
     requests_per_second: Rate | None = None
-    """The most requests per second of all the tenant's credentials together."""
+    """The maximum number of requests per second of all the tenant's credentials together."""
     key_requests_per_second: Rate | None = None
-    """The most requests per second of each credential."""
+    """The maximum number of requests per second of each credential."""
     queued_lines: Quota | None = None
-    """The most jobs and lines of batches that are accepted and not yet answered."""
+    """The maximum number of jobs and lines of batches that are accepted and not yet answered."""
     queued_tokens: Quota | None = None
-    """The most tokens of the jobs and lines that are accepted and not yet answered.
+    """The maximum number of tokens of the jobs and lines that are accepted and not yet answered.
 
     A job is counted as its `max_tokens`, plus one token for each four of its bytes.
     """

@@ -25,7 +25,7 @@ MOST_LINES: Final = 50_000
 MOST_BYTES: Final = 200 * 1024 * 1024
 """OpenAI's bounds of a batch's input."""
 MOST_ERRORS: Final = 100
-"""The most errors that a batch lists. The check stops when it has found this many."""
+"""The maximum number of errors that a batch lists. The check stops when it has found this many."""
 
 CheckJob = Callable[[Job], str | None]
 """Returns the reason why the tenant may not run the job, as a sentence; None if the tenant may."""

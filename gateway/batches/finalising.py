@@ -31,7 +31,7 @@ from schemas.outcome import Outcome
 from telemetry.logs import get_logger
 
 PAGE_LINES, PAGE_BYTES = 500, 1024 * 1024
-"""The most results that are read at once."""
+"""The maximum number of results that are read at once."""
 WRITE_BYTES = 256 * 1024
 
 _UNANSWERED: Final = {

@@ -13,7 +13,7 @@ from schemas.job import Tenant
 
 MOST_LINES = 500
 MOST_BYTES = 4 * 1024 * 1024
-"""The most bytes of a range.
+"""The maximum number of bytes of a range.
 
 The limit is small, because one transaction writes a whole range, and several ranges are in memory at once.
 """

@@ -74,7 +74,7 @@ class Shelf:
         return await self.store.read(lambda connection: files.page(connection, tenant, query, purpose, self.now_ms()))
 
     def content(self, identifier: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Return the pieces of a file's range. The first piece raises BlobMissing and BlobsAway."""
+        """Return the pieces of a file's range. Reading the first piece may raise BlobMissing or BlobsAway."""
         return self.blobs.read(identifier, start, length)
 
     async def delete(self, tenant: str, identifier: str) -> None:

@@ -31,7 +31,7 @@ KEPT_MS: Final = 24 * 3_600_000
 """The row remains for this time after the expiry, so that a repeated `complete` gets the same file."""
 MOST_PARTS: Final = 1000
 PART_BYTES: Final = 64 * 1024 * 1024
-"""The most bytes of one part, the same as OpenAI's limit."""
+"""The maximum number of bytes of one part, the same as OpenAI's limit."""
 _SWEPT_TOGETHER = 1000
 _MD5 = re.compile(r"[0-9A-Fa-f]{32}")
 

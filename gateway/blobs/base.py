@@ -55,7 +55,9 @@ class Blobs(Protocol):
         ...
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Return the pieces of a range, which is cut at the blob's end. The first piece raises BlobMissing, BlobsAway.
+        """Return the pieces of a range, which is cut at the blob's end.
+
+        Reading the first piece may raise BlobMissing or BlobsAway.
 
         `start` and `length` are in bytes; without `length`, the range ends with the blob.
         """

@@ -28,14 +28,14 @@ class FilesSettings(BaseSettings):
     """The URL of S3-compatible storage; by default Amazon's. Credentials are `AWS_ACCESS_KEY_ID` and
     `AWS_SECRET_ACCESS_KEY`, or any other source that boto3 reads."""
     most_bytes: int = Field(default=200 * MIB, ge=1024, le=5 * 1024 * MIB)
-    """The most bytes of one uploaded file."""
+    """The maximum number of bytes of one uploaded file."""
     tenant_bytes: int = Field(default=50 * 1024 * MIB, ge=1024)
-    """The most bytes of all files of a tenant, its batches' outputs included.
+    """The maximum number of bytes of all files of a tenant, its batches' outputs included.
 
     Uploads that would exceed this limit are refused.
     """
     upload_seconds: float = Field(default=3600, gt=0, le=24 * 3600)
-    """The most seconds that one upload may take.
+    """The maximum number of seconds that one upload may take.
 
     The bytes of an upload that was cut off are removed after twice this time at most.
     """

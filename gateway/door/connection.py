@@ -30,14 +30,14 @@ from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
-"""The most requests that may wait behind the running one.
+"""The maximum number of requests that may wait behind the running one.
 
 When so many wait, later input is ignored, and the connection ends after the answers to the waiting requests.
 """
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
-"""The most bytes that uvloop hands over at once."""
+"""The maximum number of bytes that uvloop hands over at once."""
 _SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
 _SLOW_BODY = ApiError(408, "request_timeout", "The request's body arrives too slowly; repeat it over a faster link.")
 _LARGE_HEAD = ApiError(
@@ -72,7 +72,7 @@ class DoorConnection(HttpToolsProtocol):
         self._outlet: Outlet
         """The transport that the connection's cycles get."""
         self._head_since: float | None = None
-        """The loop's time since which a request's head is awaited; None while no head is awaited."""
+        """The loop's time when the wait for a request's head began; None while the connection awaits no head."""
         self._in_head = True
         self._head_bytes = 0
         self._field_bytes = 0

@@ -12,7 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from gateway.door.errors import ApiError
 
 OVERHEAD_BYTES = 64 * 1024
-"""The most bytes that a form may have besides its file: boundaries, headers and fields."""
+"""The maximum number of bytes that a form may have besides its file: boundaries, headers and fields."""
 MOST_PARTS = 32
 MOST_FIELD_BYTES = 4096
 _FORM = b"multipart/form-data"

@@ -14,7 +14,7 @@ VERDICT: Final = "audit_verdict"
 RULES: Final = "audit_rules"
 """The notes have these keys in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
-"""The most ids that one audit line has."""
+"""The maximum number of ids that one audit line has."""
 
 
 def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str | None] = ()) -> None:

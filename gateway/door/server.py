@@ -33,8 +33,10 @@ UNREAD = "unread"
 _LAST_WORDS_SECONDS = 1.0
 """Requests that were cancelled at the stop may still respond for this time."""
 _SHUTDOWN_SECONDS = 3600.0
-"""Longest time for the end of TLS. The limit is as long as an hour, because uvloop counts from the close, even while
-bytes are still sent. `DoorConnection` ends the connections of slow peers much sooner.
+"""uvloop aborts a TLS connection that has not ended within this many seconds after the call of `close`.
+
+The limit is as long as an hour, because uvloop counts these seconds even while it still sends bytes. `DoorConnection`
+ends the connections of slow peers much sooner.
 """
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1

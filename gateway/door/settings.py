@@ -44,20 +44,23 @@ class GatewaySettings(BaseSettings):
     stop_seconds: float = Field(default=10.0, ge=0, le=600)
     """Seconds that requests in flight may still take after SIGTERM; requests that need longer get status 503."""
     head_bytes: int = Field(default=64 * 1024, ge=1024, le=1024 * 1024)
-    """The most bytes of a request's header fields; a request with more gets status 431."""
+    """The maximum number of bytes of a request's header fields; a request with more gets status 431."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
-    """The most bytes of a request's URL; a request with more gets status 414."""
+    """The maximum number of bytes of a request's URL; a request with more gets status 414."""
     body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """The most bytes of a JSON body; a request with more gets status 413. Uploaded files have limits of their own."""
+    """The maximum number of bytes of a JSON body; a request with more gets status 413.
+
+    Uploaded files have limits of their own.
+    """
     connections: int = Field(default=2000, ge=1, le=100_000)
-    """The most open connections. Further connections are closed at once."""
+    """The maximum number of open connections. Further connections are closed at once."""
     connections_per_address: int = Field(default=500, ge=1, le=100_000)
-    """The most open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
+    """The maximum number of open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
 
     Behind a proxy or a load balancer, all clients may have one address: raise this limit to `connections`."""
 
     jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
-    """The most jobs in one request to `/v1/jobs`. For more jobs, use a batch."""
+    """The maximum number of jobs in one request to `/v1/jobs`. For more jobs, use a batch."""
     await_seconds: float = Field(default=120.0, gt=0, le=3600)
     """Seconds that a request waits for its answer: `/v1/chat/completions`, `/v1/completions`, `/v1/responses` without
     `background`, and the endpoints for texts such as `/v1/embeddings`. Then the job is cancelled, and the request gets
@@ -67,6 +70,6 @@ class GatewaySettings(BaseSettings):
     cancel_seconds: float = Field(default=2.0, ge=0, le=60)
     """Seconds that a request to cancel a response waits for the response's end."""
     event_streams: int = Field(default=32, ge=1, le=10_000)
-    """The most open requests to `/v1/events` of one tenant."""
+    """The maximum number of open requests to `/v1/events` of one tenant."""
     heartbeat_seconds: float = Field(default=15.0, ge=0.1, le=300)
     """Seconds without an event after which `/v1/events` sends a comment, so that proxies keep the connection open."""

@@ -34,7 +34,7 @@ _STEPS: Final = (
     ("Cancelled", "cancelled_at"),
 )
 MOST_ERRORS: Final = 20
-"""The most errors of an input file that the page shows."""
+"""The maximum number of errors of an input file that the page shows."""
 
 
 def batch_routes(door: Door, desk: Desk) -> list[Route]:

@@ -33,7 +33,7 @@ def require_current(connection: Connection) -> None:
 def upgrade(connection: Connection) -> tuple[str | None, str]:
     """Bring the schema to the newest revision, in the connection's transaction. Returns the revisions before and after.
 
-    Raises OtherSchema if the store is newer than this program, or has tables of no revision.
+    Raises OtherSchema if the store is newer than this program, or if the store has tables but no revision.
     """
     present = revision_of(connection)
     if (present is None and has_tables(connection)) or (present is not None and present > NEWEST):

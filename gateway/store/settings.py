@@ -23,9 +23,9 @@ class StoreSettings(BaseSettings):
     kept_days: int = Field(default=30, ge=2)
     """Days for which the gateway keeps finished jobs with their results, callback attempts and events."""
     outbox_rows: int = Field(default=500_000, ge=1)
-    """The most accepted records that may wait for Kafka.
+    """The maximum number of accepted records that may wait for Kafka.
 
     If more wait, the gateway answers 503 to requests that submit work.
     """
     outbox_bytes: int = Field(default=2 * 1024**3, ge=1)
-    """The most bytes of the accepted records that may wait for Kafka."""
+    """The maximum number of bytes of the accepted records that may wait for Kafka."""

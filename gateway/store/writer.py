@@ -31,9 +31,9 @@ from gateway.store.tables import writers
 from telemetry.clock import Clock, Deadline, unix_ms
 
 MOST_TOGETHER = 256
-"""The most changes that one transaction carries."""
+"""The maximum number of changes that one transaction carries."""
 MOST_WAITING = 8_192
-"""The most changes that may wait. A database that is stuck must not fill the memory."""
+"""The maximum number of changes that may wait. A database that is stuck must not fill the memory."""
 RESOLVE_SECONDS = 20.0
 """The time for which the writer keeps asking if a transaction was committed."""
 _ASK_AGAIN_SECONDS = 0.2

@@ -13,7 +13,7 @@ from gateway.store.tables import events, idempotency, job_attempts, jobs, writer
 from telemetry.clock import Clock, unix_ms
 
 TOGETHER = 500
-"""The most rows that one step removes."""
+"""The maximum number of rows that one step removes."""
 LOOK_SECONDS = 60.0
 _BETWEEN_SECONDS = 0.05
 _HOUR_MS = 3_600_000

@@ -29,7 +29,7 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
 TOGETHER = 500
-"""The most records that one transaction takes."""
+"""The maximum number of records that one transaction takes."""
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
 """The time between two checks for new partitions, and for topics that were created again."""

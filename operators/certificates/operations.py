@@ -125,7 +125,7 @@ def renew(
 def revoke(
     directory: Path, name_or_serial: str, now: datetime, reason: Reason = Reason.UNSPECIFIED
 ) -> tuple[IssuedCertificate, ...]:
-    """Revoke those certificates of a name that are in use, or the certificate with a serial number.
+    """Revoke each certificate that is in use and has this name or this serial number.
 
     Raises CertificatesError. Returns the certificates that this call revoked: none if all were already revoked or
     expired.

@@ -21,13 +21,13 @@ from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announc
 MOST_LETTERS = 100_000
 """The largest number of dead letters that are counted. If there are more, the count stays at this number."""
 MOST_ENDPOINTS = 100_000
-"""The most disabled endpoints that are counted."""
+"""The maximum number of disabled endpoints that are counted."""
 MOST_WORKERS = 1_000
-"""The most workers that are counted. Any program that may write to the topic could announce any number of workers, each
-with 64 kB of names.
+"""The maximum number of workers that are counted. Any program that may write to the topic could announce any number
+of workers, each with 64 kB of names.
 """
 MOST_MODELS = 256
-"""The most models that are named."""
+"""The maximum number of models that are named."""
 
 _CLOCKS_DIFFER_MS = 60_000
 
@@ -137,7 +137,10 @@ class Facts:
         return found
 
     def clock_skew(self) -> dict[str, float]:
-        """Return the most seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
+        """Return the differences between the workers' clocks and the brokers' clocks, in seconds.
+
+        `ahead` is the largest lead of a worker's clock, and `behind` is the largest lag.
+        """
         ahead = [(said.at - at_ms) / 1000 for at_ms, said in self._workers.values()]
         return {"ahead": max([0.0, *ahead]), "behind": max([0.0, *(-seconds for seconds in ahead)])}
 

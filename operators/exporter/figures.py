@@ -63,7 +63,7 @@ class FleetFigures:
     pools: tuple[PoolFigures, ...]
     """All pools; the whole fleet's pool comes first."""
     clock_skew: Mapping[str, float] = field(default_factory=dict)
-    """The most seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
+    """The largest number of seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
         """Return the JSON of `/backlog`. The top-level `wanted_replicas` is for the whole fleet's lanes."""

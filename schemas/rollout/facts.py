@@ -90,7 +90,7 @@ class RolloutOrder(WireModel):
     canary_jobs: int = Field(default=50, ge=1, le=1_000_000)
     """Number of the candidate's jobs that are watched at each step before the next step."""
     per_second: float = Field(default=20.0, gt=0, le=10_000)
-    """The most jobs that each worker copies or reports in a second."""
+    """The maximum number of jobs that each worker copies or reports in a second."""
     slower: float = Field(default=1.5, ge=1, le=1000)
     """An answer is slow if it takes longer than the primary's 95th percentile by this factor, and by over 250 ms."""
     at: int

@@ -21,7 +21,10 @@ from typing import Any, Final
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
-"""The most tokens of a window. Windows are small, because a model's cost grows with the square of their tokens."""
+"""The maximum number of tokens of a window.
+
+Windows are small, because a model's cost grows with the square of their tokens.
+"""
 _OVERLAP_TOKENS: Final = 64
 _WINDOWS_AT_ONCE: Final = 8
 _PIECE_CHARS: Final = 16_384

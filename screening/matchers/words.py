@@ -25,7 +25,7 @@ _LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεορι
 letters.
 """
 _MOST_AROUND: Final = 64
-"""The most letters that are read on each side of a run of equal letters."""
+"""The maximum number of letters that are read on each side of a run of equal letters."""
 _PLURAL_FROM: Final = 4
 """The least length of a word that may have a plural `s`, because `as` + `s` is no plural."""
 

@@ -72,7 +72,8 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
     product.wait_for_callbacks(len(names), 60)
     product.wait_until_nothing_is_left()
     product.assert_each_is_answered_once_and_called_back(names)
-    assert '"partition-left-open"' in heir.said()  # this line explains why the first records run in small groups
+    # The log line `partition-left-open` says that the heir tries the first records of partitions in small groups.
+    assert '"partition-left-open"' in heir.said()
     assert "partition-left-open" not in doomed.said()
     assert max(len(repeats) for repeats in product.callbacks.events.values()) >= 2
 

@@ -31,7 +31,7 @@ async def _answer(door: DoorTls, reader: asyncio.StreamReader, writer: asyncio.S
 
 @contextmanager
 def serving(door: DoorTls) -> Iterator[int]:
-    """Serve on a free port of 127.0.0.1 and ::1, on uvloop as the gateway; yields the port."""
+    """Serve on a free port of 127.0.0.1, and yield the port. The server runs on uvloop, as the gateway does."""
     started: list[int] = []
     ready, loop = threading.Event(), uvloop.new_event_loop()
     stop = asyncio.Event()

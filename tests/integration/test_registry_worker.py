@@ -59,4 +59,7 @@ def test_a_worker_refuses_a_registry_with_mistakes_and_names_them(product: Produ
     file.write_text(FILE.replace('"gpt-4o-mini"', '"other"'))
     worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
     assert worker.process.wait(60) == 1
-    assert 'line 8: models.other.aliases: "other" is a name of "small", "other" too' in worker.lines()[-1]["message"]
+    assert (
+        'line 8: models.other.aliases: "other" is given more than once as a name, by "small", "other"'
+        in worker.lines()[-1]["message"]
+    )

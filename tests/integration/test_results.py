@@ -312,7 +312,10 @@ def test_the_timeout_ends_waiting_for_a_frozen_broker_too(
         (("--id", "a", "--timeout", "5"), "--timeout is for --wait"),
         (("--since", "-1h", "--ordered"), "--ordered is for jobs that are named: --ids or --id"),
         (("--id", "a", "--errors", "e"), "--errors is for --openai"),
-        (("--id", "a", "--openai", "--output", "./e", "--errors", "e"), "--errors: needs another file than --output"),
+        (
+            ("--id", "a", "--openai", "--output", "./e", "--errors", "e"),
+            "--errors must name another file than --output",
+        ),
     ],
     ids=[
         "nothing",

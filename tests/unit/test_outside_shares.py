@@ -189,7 +189,10 @@ def test_the_stage_counts_running_records_until_they_end_or_their_partition_is_l
 
 
 def escaped(key: str, places: set[int], digits: str) -> str:
-    """The key with the letters at these places as JSON escapes, whose digits are formatted with `x` or `X`."""
+    """Return the key with JSON escapes instead of the letters at these places.
+
+    `digits` is the format of the hexadecimal digits: `x` for lower case, `X` for upper case.
+    """
     return "".join(f"\\u{ord(each):04{digits}}" if place in places else each for place, each in enumerate(key))
 
 

@@ -322,7 +322,7 @@ class EndpointStates:
         if self._full_throttle.admit(now_ms / 1000, pending.tenant) is None:
             return
         log.warning(
-            "A tenant has the most disabled endpoints allowed; leaving another failing endpoint enabled.",
+            "A tenant has the maximum number of disabled endpoints; leaving another failing endpoint enabled.",
             action="inference.endpoint.not-disabled",
             most=MOST_DISABLED,
             tenant=pending.tenant,

@@ -65,7 +65,10 @@ class DeliverySettings(BaseSettings):
     breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
     """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
-    """Longest open time after failed probes, and so the largest delay in noticing that an origin is back."""
+    """The maximum number of seconds for which the breaker stays open after failed probes.
+
+    After this time at the latest, a probe can find that the origin is back.
+    """
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
     """Seconds after which an endpoint is disabled, if every attempt in this time failed."""
     jitter: float = Field(default=0.1, ge=0, le=1)

@@ -31,8 +31,8 @@ SPECIAL_IPV4: Final = (
 )
 """IANA's IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and Azure's host service at its public address.
 
-The guard refuses every row, even a "globally reachable" one. "Globally reachable" in IANA's table means that routers
-forward the address, and no row holds public web servers.
+The guard refuses every row, even a "globally reachable" one. In IANA's table, "globally reachable" means only that
+routers forward packets to the address. No row of the table contains a public web server.
 """
 
 SPECIAL_IPV6: Final = (

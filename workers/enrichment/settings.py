@@ -146,7 +146,10 @@ class EnrichmentSettings(BaseSettings):
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Maximum length of all quoted passages together, in code points. English has about four code points per token."""
     most_evidence_chars: int = Field(default=16_000, ge=200, le=1_000_000)
-    """Upper bound of the length of all quoted passages that a job may set (`sources.max_chars`)."""
+    """The operator's bound on a job's `sources.max_chars`, in code points. A larger `max_chars` counts as this bound.
+
+    The job's `max_chars` limits the length of all its quoted passages together.
+    """
     passage_chars: int = Field(default=600, ge=100, le=10_000)
     """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)

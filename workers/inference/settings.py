@@ -49,7 +49,7 @@ class WorkerSettings(BaseSettings):
     window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Maximum bytes of the jobs in enrichment or generation.
 
-    Each lane's parked jobs have at most a third of this number.
+    The parked jobs of one lane together have at most a third of these bytes.
     """
     waiting_target: int | None = Field(default=None, ge=1, le=8192)
     """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.

@@ -21,7 +21,8 @@ HOLES_HIGH, HOLES_LOW = MAX_HOLES * 9 // 10, MAX_HOLES * 3 // 4
 """Bounds on a span above NARROW and on its holes: fetching pauses at either high bound, and resumes below both low
 bounds.
 
-Records beyond the bounds of a commit are fetched again, which is slow but does no harm."""
+The stage does not take a record that would exceed MAX_SPAN or MAX_HOLES. Such a record is fetched again later, which
+is slow but does no harm."""
 LEAST_PARKED = 512
 """The smallest capacity of a lot, in records.
 

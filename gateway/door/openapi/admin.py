@@ -7,7 +7,7 @@ from gateway.door.openapi.operation import Operation, Parameter
 
 _ADMIN = Scope.ADMIN
 _PAGE = (
-    Parameter("limit", "The most objects of the page.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    Parameter("limit", "The maximum number of objects.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     Parameter("after", "The id of the last object of the previous page."),
 )
 _KEYS, _TENANTS, _TENANT = "/v1/admin/api_keys", "/v1/admin/tenants", "/v1/admin/tenants/{tenant}"

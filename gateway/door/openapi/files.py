@@ -24,7 +24,7 @@ OPERATIONS = (
         Scope.READ,
         "FileList",
         parameters=(
-            Parameter("limit", "The most files of the page.", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+            Parameter("limit", "The maximum number of files.", {"type": "integer", "minimum": 1, "maximum": 10_000}),
             *PAGING[1:],
             Parameter("purpose", "Only files with this purpose."),
         ),

@@ -43,7 +43,7 @@ class Operation:
 
 NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
 PAGING = (
-    Parameter("limit", "The most objects of the page.", NUMBER),
+    Parameter("limit", "The maximum number of objects.", NUMBER),
     Parameter("after", "The id of the last object of the previous page."),
     Parameter("order", "The order by time of creation.", {"enum": ["asc", "desc"]}),
 )

@@ -29,9 +29,9 @@ from postback_client.spans import submission
 
 JOBS = "/v1/jobs"
 JOBS_TOGETHER = 500
-"""The most jobs in one request; the gateway's default limit is 1000."""
+"""The maximum number of jobs in one request; the gateway's default limit is 1000."""
 BYTES_TOGETHER = 8 * 1024 * 1024
-"""The most bytes of the jobs in one request; the gateway's default limit is 16 MiB."""
+"""The maximum number of bytes of the jobs in one request; the gateway's default limit is 16 MiB."""
 PATIENCE_SECONDS = 120.0
 _RESULTS = "inference.*"
 _CLOCK = MachineClock()

@@ -11,12 +11,12 @@ from typing import Final
 from phonenumbers import NumberParseException, is_valid_number, parse
 
 _MOST_CHECKS: Final = 20_000
-"""The most candidates of one text that are validated, at 50 µs each. Further candidates are reported as phone numbers
-without validation, because such a text lists phone numbers.
+"""The maximum number of candidates of one text that are validated, at 50 µs each. Further candidates are reported
+as phone numbers without validation, because such a text lists phone numbers.
 """
 _LEAST_DIGITS: Final = 7
 _MOST_DIGITS: Final = 15
-"""The most digits of a phone number (E.164)."""
+"""The maximum number of digits of a phone number (E.164)."""
 
 # Nothing that can fail follows an unbounded repetition in these patterns, so that no text causes long backtracking.
 _international = re.compile(r"\+[0-9(][0-9() ./-]{0,40}")

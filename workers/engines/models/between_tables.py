@@ -80,7 +80,9 @@ def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
                 claims[claimed].append(name)
     for claimed, owners in claims.items():
         if len(owners) > 1:
-            reason = f"{quoted(claimed)} is a name of {listed(dict.fromkeys(owners))} too; keep it once"
+            reason = (
+                f"{quoted(claimed)} is given more than once as a name, by {listed(dict.fromkeys(owners))}; give it once"
+            )
             yield ("models", owners[-1], "aliases"), reason
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _LONGEST_VALUE: Final = 200
-"""The most lines of one value. After a longer value, the lines of later fields stay unknown."""
+"""The maximum number of lines of one value. After a longer value, the lines of later fields stay unknown."""
 _DEEPEST: Final = 8
-"""The most names in a path.
+"""The maximum number of names in a path.
 
 The registry's paths have at most five names; a hostile heading may have a hundred thousand.
 """

@@ -32,8 +32,8 @@ class OpenAISettings(EngineSection):
     """Cap on the requests at the server at once; further requests wait in the worker. The default is vLLM's
     `max_num_seqs` on most devices.
 
-    The worker sends fewer if the server's `/metrics` counts waiting requests, as vLLM's does. At any other server the
-    worker begins with 16, and sends fewer after a 408, 429, 503 or timeout.
+    The worker sends fewer requests at once if the server's `/metrics`, like that of vLLM, states how many requests wait
+    at the server. At any other server the worker begins with 16, and sends fewer after a 408, 429, 503 or timeout.
     """
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries of one request before it fails."""

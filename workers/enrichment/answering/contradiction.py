@@ -343,7 +343,10 @@ def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) ->
 
 
 def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
-    """Map each word of the source to its opposite in the sentence, if each side has only one of the two words."""
+    """Map words of the source (`told`) to their opposites in the sentence (`said`).
+
+    A pair of opposites counts if only the source has the one word, and only the sentence has the other word.
+    """
     mine, its = _stems(said), _stems(told)
     found = {}
     for word in its - mine:

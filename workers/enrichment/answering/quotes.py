@@ -20,7 +20,7 @@ from workers.enrichment.answering.links import LINK_REMOVED, URL
 
 WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")  # noqa: RUF001
 CONTEXT_CHARS: Final = 32
-"""The most code points of a quote's prefix, and of its suffix."""
+"""The maximum number of code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
 MAX_COMPARED: Final = 200_000
 """Budget of one answer for quotes that are not exact, in words of the sources: a fifth of a second of work.

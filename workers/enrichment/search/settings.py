@@ -14,7 +14,7 @@ PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""The most requests that this worker sends in a second.
+"""The maximum number of requests that this worker sends in a second.
 
 If workers share a key or an address, give each worker a part of the limit.
 """
@@ -30,7 +30,7 @@ class SearxngSettings(_SearchSection):
     base_url: BaseUrl | None = None
     """The instance's URL, without `/search`. Without a URL, jobs cannot use SearXNG."""
     per_second: PerSecond = 10.0
-    """The most requests that this worker sends in a second."""
+    """The maximum number of requests that this worker sends in a second."""
 
 
 class WikipediaSettings(_SearchSection):
@@ -39,7 +39,7 @@ class WikipediaSettings(_SearchSection):
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
     """URL of the wiki's `api.php`; the language is part of the URL."""
     per_second: PerSecond = 5.0
-    """The most requests that this worker sends in a second."""
+    """The maximum number of requests that this worker sends in a second."""
 
 
 class PubmedSettings(_SearchSection):
@@ -52,7 +52,10 @@ class PubmedSettings(_SearchSection):
     email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
     """The e-mail address to which NCBI writes before it blocks a caller. The default is enrichment's `contact`."""
     per_second: PerSecond | None = None
-    """The most requests that this worker sends in a second. The default is NCBI's limit: 3, or 10 with a key."""
+    """The maximum number of requests that this worker sends in a second.
+
+    The default is NCBI's limit: 3, or 10 with a key.
+    """
 
 
 class ArxivSettings(_SearchSection):
@@ -61,7 +64,10 @@ class ArxivSettings(_SearchSection):
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
     """The API's URL."""
     per_second: PerSecond = 1 / 3
-    """The most requests that this worker sends in a second; arXiv's terms of use allow one in three seconds."""
+    """The maximum number of requests that this worker sends in a second.
+
+    arXiv's terms of use allow one in three seconds.
+    """
 
 
 class BraveSettings(_SearchSection):
@@ -72,7 +78,7 @@ class BraveSettings(_SearchSection):
     api_key: SecretStr | None = None
     """An API key from Brave. Without a key, jobs cannot use Brave."""
     per_second: PerSecond = 1.0
-    """The most requests that this worker sends in a second."""
+    """The maximum number of requests that this worker sends in a second."""
 
 
 def _names(value: object) -> object:
