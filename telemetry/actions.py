@@ -232,6 +232,11 @@ INFERENCE = {
         "A rollout gives jobs to a candidate that this worker's model registry lacks; the primary answers these jobs.",
         "Add the candidate to POSTBACK_WORKER__MODELS or to the registry's file, in every worker.",
     ),
+    "rollout-candidate-away": Action(
+        "warning",
+        "A candidate has answered no request for a while; the primary answers its jobs, which count as failures.",
+        "Look at the candidate's engine; the rollout aborts by itself after a few failures.",
+    ),
     "rollout-candidate-not-served": Action(
         "error",
         "A shadow worker got samples for a candidate that it does not serve; it throws them away.",

@@ -32,11 +32,17 @@ class Different(BaseHTTPRequestHandler):
     status = 200
     """The status of each answer to a question; the text is sent only with 200."""
 
+    closes = False
+    """True to close the connection at each question instead of answering it."""
+
     def do_GET(self) -> None:
         self._answer(200, {"object": "list", "data": [{"id": "next", "object": "model"}]})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.closes:
+            self.close_connection = True
+            return
         choice = {"index": 0, "message": {"role": "assistant", "content": self.says}, "finish_reason": "stop"}
         answer = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
         self._answer(self.status, answer if self.status == 200 else {"error": {"message": "the template is broken"}})

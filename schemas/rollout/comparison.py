@@ -29,7 +29,7 @@ class ObservedAnswer(WireModel):
     """One model's answer to a job, as the facts that the guards compare."""
 
     failed: bool = False
-    """True if the outcome is `failed`, for whatever reason."""
+    """True if the outcome is `failed` or `expired`, or if the candidate was away and the primary answered the job."""
     not_json: bool = False
     refused: bool = False
     """True if the answer begins as a refusal does, in English or German."""

@@ -64,3 +64,27 @@ def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_t
     assert len(bad) == asked >= 7
     assert {name: text for name, text in answers.items() if text != f"Say {name} now"} == dict.fromkeys(bad, says)
     assert not {*later} & {*bad}
+
+
+class Closing(Different):
+    """A server that closes the connection at each question, as while its engine is away."""
+
+    closes = True
+
+
+def test_jobs_do_not_wait_for_a_candidate_whose_server_is_away_and_its_rollout_ends_by_itself(
+    product: Product, tmp_path: Path
+) -> None:
+    with handling(Closing) as url:
+        fleet = echo_fleet(product, tmp_path, AT_A_SERVER.replace("URL", url))
+        shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+        fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
+        said = fleet.awaited("aborted", 400, jobs=300)
+        answers = {each["job_id"]: each.get("text") for each in fleet.all_answered()}
+        assert shadow.terminate() == 0
+        assert fleet.worker.terminate() == 0
+
+    assert [each["step"] for each in said["steps"]] == ["canary-1", "aborted"]
+    assert "more failures" in said["steps"][1]["why"]
+    assert answers == {name: f"Say {name} now" for name in answers}
+    assert "letting the primary answer" in fleet.worker.said()

@@ -25,6 +25,7 @@ from workers.engines.pooling import PoolingInput
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes
+from workers.inference.rollout.absence import Absences
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
@@ -45,9 +46,12 @@ class EngineKeepsFailing(Exception):  # noqa: N818 - named after the engine's be
 class Generator:
     """Sends requests to the engine, and reports each outcome to the `EngineWatch`."""
 
-    def __init__(self, engine: Engine, watch: EngineWatch, lifetimes: Lifetimes, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, watch: EngineWatch, absences: Absences, lifetimes: Lifetimes, metrics: Metrics
+    ) -> None:
         self._engine = engine
         self._watch = watch
+        self._absences = absences
         self._lifetimes = lifetimes
         self._wasted_tokens = metrics.tokens.labels("wasted")
         self._numbers = itertools.count()
@@ -61,7 +65,7 @@ class Generator:
 
         The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
         cut the completion off. If a cancellation cut the completion off and was taken back meanwhile, the answer is
-        generated again. Raises NothingFound, EngineKeepsFailing, EngineDied and RequestRejected.
+        generated again. Raises NothingFound, EngineKeepsFailing, EngineDied, RequestRejected and CandidateAway.
         """
         while True:
             try:
@@ -74,7 +78,7 @@ class Generator:
     ) -> Completion | None:
         """Ask until the engine answers. Return None if the job is cancelled or expires between two tries."""
         request = _request(received, asked, next(self._numbers), model_id)
-        wait = FIRST_RETRY_SECONDS
+        wait, life = FIRST_RETRY_SECONDS, self._lifetimes.remaining(received)
         tries = _Tries(self._watch)
         abort = _Abort(self._engine, request.request_id)
         with self._lifetimes.at_cancellation(received, abort), self._watch.asking():
@@ -95,8 +99,10 @@ class Generator:
                     self._watch.failed(away)
                     if isinstance(away, EngineFailed):
                         self._wasted_tokens.inc(away.wasted_tokens)
+                    left = self._absences.failed(received, request.model_id, life)
+                    if isinstance(away, EngineFailed):
                         tries.failed(number, away)
-                    await abort.asked_within(min(wait, remaining))
+                    await abort.asked_within(min(wait, remaining, left))
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:
                     cut_off.cancel()
@@ -108,6 +114,7 @@ class Generator:
         # An aborted request may never have reached the engine, so it does not count as answered.
         if completion.finish_reason != "abort":
             self._watch.answered(number)
+            self._absences.answered(request.model_id)
         elif not abort.asked.is_set():
             raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
         return completion

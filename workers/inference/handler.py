@@ -50,6 +50,7 @@ from workers.inference.payloads import NoPayload, Payloads
 from workers.inference.phases import Phases
 from workers.inference.registry import Registry
 from workers.inference.results import Results
+from workers.inference.rollout.absence import Absences, CandidateAway
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.sampling import Sampled, Sampler
 from workers.inference.second_check import SecondCheck
@@ -107,7 +108,8 @@ class InferenceHandler:
         )
         self._payloads = Payloads(enricher.payloads, self._lifetimes, self.pace, self._phases)
         self._images = Images(engine, enricher.images, self._lifetimes, self.pace, self._phases)
-        self._generator = Generator(engine, self.engine_watch, self._lifetimes, metrics)
+        self._absences = Absences(self.rollouts, clock)
+        self._generator = Generator(engine, self.engine_watch, self._absences, self._lifetimes, metrics)
         check = SecondCheck(engine, enricher.settings, self._lifetimes, metrics)
         self._results = Results(engine, self._lifetimes, clock, metrics, check)
         self._outputs = Outputs(self._results, topics, clock, metrics)
@@ -144,21 +146,31 @@ class InferenceHandler:
     async def _handled(self, record: Record) -> Sequence[Output]:
         """Handle one job, without waiting for its model. Raises UnservedModel, and HandlerCrashed as `handle` does."""
         try:
-            with self.pace.preparing():
-                received = self._admission.admitted(record)
-                forwarded = self._admission.forwarded(record, received)
-                if forwarded is not None:
-                    return [forwarded]
-                received, queued_ms = self._phases.queued(received)
-                if received.job.payload_url is None:
-                    received = await self._prepared(received, len(record.value or b""))
-            if received.job.payload_url is not None:
-                return await self._loaded(record, received, queued_ms)
-            return await self._seen(record, received, queued_ms)
+            received = self._admission.admitted(record)
+            try:
+                return await self._routed(record, received)
+            except CandidateAway as away:
+                began = self._absences.now
+                outputs = await self._routed(record, away.instead(received))
+                # If the primary fails, too, the server that both share may be at fault, so the candidate is not blamed.
+                return outputs if self._absences.has_failed(away.primary, began) else [*outputs, *away.reports]
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         except UnscreenedJob as over:
             return self._outputs.settled(over.received, self._results.cut_off(over.received))
+
+    async def _routed(self, record: Record, received: ReceivedJob) -> Sequence[Output]:
+        """Forward or answer a job. Raises InvalidJob, UnscreenedJob, UnservedModel, CandidateAway, HandlerCrashed."""
+        with self.pace.preparing():
+            forwarded = self._admission.forwarded(record, received)
+            if forwarded is not None:
+                return [forwarded]
+            received, queued_ms = self._phases.queued(received)
+            if received.job.payload_url is None:
+                received = await self._prepared(received, len(record.value or b""))
+        if received.job.payload_url is not None:
+            return await self._loaded(record, received, queued_ms)
+        return await self._seen(record, received, queued_ms)
 
     async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
         """Return the job with its model's defaults, and with the input filter's findings and redactions.

@@ -57,14 +57,19 @@ class Registry:
         self._models = dict(models)
 
     def route(self, model_id: str | None, forwarded: str | None) -> Ours | Forward:
-        """Return the engine or lane for a job. `forwarded` is the job's header of that name. Raises UnknownModel."""
+        """Return the engine or lane for a job. `forwarded` is the job's header of that name. Raises UnknownModel.
+
+        A job without a model leaves the shared lane only for a rollout's candidate, so another lane sends it back.
+        """
+        times = times_in(forwarded) + 1
+        if model_id is None and times > 1 and self._lane is not None:
+            return Forward(None, times)
         if model_id is None or model_id in self._served:
             return Ours()
         if model_id not in self._models:
             raise UnknownModel(self._why_unknown(model_id))
         if self._models[model_id] == self._lane:
             return Ours()
-        times = times_in(forwarded) + 1
         if times > MAX_FORWARDS:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)

@@ -25,6 +25,7 @@ from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
 from workers.inference.pace import EnginePace
 from workers.inference.results import Results
+from workers.inference.rollout.absence import Absences
 from workers.inference.rollout.difference import Said, difference
 from workers.inference.rollout.meaning import Meaning, MeaningUnknown
 from workers.inference.rollout.rollouts import Rollouts
@@ -74,7 +75,7 @@ class ShadowHandler:
         self.pace = EnginePace(engine.load, None, clock)
         """The stage's back-pressure, by the engine's load."""
         lifetimes = Lifetimes(Cancellations(clock), clock)
-        self._generator = Generator(engine, self.engine_watch, lifetimes, metrics)
+        self._generator = Generator(engine, self.engine_watch, Absences(rollouts, clock), lifetimes, metrics)
         self._results = Results(engine, lifetimes, clock, metrics)
         self._profiles = profiles
         self._rollouts = rollouts

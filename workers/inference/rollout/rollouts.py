@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from schemas.codec import ReceivedJob
 from schemas.rollout.facts import DEFAULT_ALIAS, InvalidRollout, Rollout, RolloutTable, Step
@@ -11,6 +11,14 @@ from telemetry.logs import get_logger
 from workers.inference.registry import Registry, times_in
 
 log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The models of a job that goes to a candidate before its promotion. `primary` is None for the default model."""
+
+    candidate: str
+    primary: str | None
 
 
 class Rollouts:
@@ -65,6 +73,20 @@ class Rollouts:
     def of(self, received: ReceivedJob) -> Rollout | None:
         """Return the rollout of the job's alias; None if there is none."""
         return self._table.by_alias.get(received.alias) if received.alias is not None else None
+
+    def trial(self, received: ReceivedJob) -> Trial | None:
+        """Return the models of a job that a candidate on trial answers.
+
+        Return None for another job, and for a job whose primary no engine of this fleet has.
+        """
+        rollout, model_id = self.of(received), received.job.model_id
+        if rollout is None or rollout.step is Step.PROMOTED or model_id != rollout.order.candidate:
+            return None
+        alias = rollout.order.alias
+        primary = rollout.order.primary or (alias if alias != DEFAULT_ALIAS else None)
+        if primary == model_id or not self._registry.knows(primary):
+            return None
+        return Trial(model_id, primary)
 
     def routed(self, received: ReceivedJob, forwarded: str | None) -> ReceivedJob:
         """Return the job with the model that its alias stands for now. `forwarded` is the job's header of that name."""

@@ -19,6 +19,7 @@ from workers.engines.base import RequestRejected
 from workers.inference.generate import Generator
 from workers.inference.ground import GroundedRequest
 from workers.inference.results import Results
+from workers.inference.rollout.absence import CandidateAway
 from workers.inference.rollout.difference import difference
 from workers.inference.rollout.meaning import MAX_CHARS
 from workers.inference.rollout.rollouts import Rollouts
@@ -39,8 +40,10 @@ LEAST_WAIT_SECONDS = 5.0
 """The result of a job waits for the second answer as long as the first answer took, but at least this long."""
 _NOT_SAMPLED = nullcontext()
 _GREEDY = {"temperature": 0.0, "top_p": None, "seed": None, "n": 1, "logprobs": False, "top_logprobs": None}
-_OVER = (Outcome.SUCCEEDED, Outcome.FAILED)
-"""The outcomes that show how the model answers."""
+_COPIED = (Outcome.SUCCEEDED, Outcome.FAILED)
+"""The outcomes of jobs that the candidate gets as copies."""
+_REPORTED = (*_COPIED, Outcome.EXPIRED)
+"""The outcomes that are reported during the canary. A model that answers too late lets its jobs expire."""
 
 
 @dataclass(slots=True)
@@ -90,7 +93,8 @@ class Sampler:
         began, runs = self._clock.monotonic(), self._runs(received, asked) if kind is Step.SHADOW else []
         try:
             yield
-            if sampled.result is None or sampled.result.outcome not in _OVER:
+            counted = _COPIED if kind is Step.SHADOW else _REPORTED
+            if sampled.result is None or sampled.result.outcome not in counted:
                 return
             if kind is Step.SHADOW:
                 took = self._clock.monotonic() - began
@@ -103,6 +107,9 @@ class Sampler:
         except RequestRejected:
             if kind is not Step.SHADOW:
                 sampled.outputs = [self._reported(rollout, received, asked, ObservedAnswer(failed=True))]
+            raise
+        except CandidateAway as away:
+            away.reports = [self._reported(rollout, received, asked, ObservedAnswer(failed=True))]
             raise
         finally:
             for run in runs:
