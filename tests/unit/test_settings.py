@@ -49,7 +49,7 @@ def test_variables_that_make_up_one_field_are_named_by_their_common_beginning(mo
 @pytest.mark.parametrize(
     ("kind", "variable", "value", "meaning"),
     [
-        (EnrichmentSettings, "POSTBACK_ENRICHMENT__OCR", "eng deu", "reads scanned pages of PDFs and images, such as"),
+        (EnrichmentSettings, "POSTBACK_ENRICHMENT__OCR", "eng deu", "reads images and scanned pages of PDFs, such as"),
         (FleetSettings, "POSTBACK_KAFKA__TOPIC_PREFIX", "a fleet", "Prefix of "),
         (engine_settings(), "POSTBACK_ENGINE__OPENAI__BASE_URL", "localhost:8000", "URL"),
     ],
