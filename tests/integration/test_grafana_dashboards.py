@@ -51,7 +51,7 @@ class Declared:
 
 
 def declared() -> dict[str, Declared]:
-    """What the program declares of each sample, by its name."""
+    """The labels and the description that the program declares for each sample, by the sample's name."""
     metrics = [metric for metric in vars(Metrics()).values() if hasattr(metric, "_labelnames")]
     ours = {
         sample: Declared({*metric._labelnames, *OF_EACH_SERIES}, family.documentation)

@@ -33,6 +33,8 @@ number of names.
 _MOST_MODELS: Final = 1024
 _TOP: Final = ("default", "engines", "models")
 _ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
+_NOT_OF_THE_ENGINE: Final = frozenset({"model", "family", "base_url", "adapters"})
+"""The settings of an engine that a registry states elsewhere: in `addresses`, or in the tables of the models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ class _Reader:
         for option in options:
             if any(_is_secret(each, option) for each in kinds):
                 options[option] = self._secret((*place, option), options[option])
-        for option in {"model", "family", "base_url", "adapters"} & {*options}:
+        for option in _NOT_OF_THE_ENGINE & {*options}:
             instead = "`addresses`" if option == "base_url" else "the tables of the models"
             self._wrong((*place, option), f"stands in {instead}; move it there")
             del options[option]
@@ -289,7 +291,7 @@ def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool 
 
 def _given(section: EngineSection) -> dict[str, Any]:
     """Return the settings that the environment gives, except the server, the server's key, and the model."""
-    names = section.model_fields_set - {"model", "family", "base_url", "adapters"}
+    names = section.model_fields_set - _NOT_OF_THE_ENGINE
     return {name: getattr(section, name) for name in names if not _is_secret(type(section), name)}
 
 
