@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import DEFAULT_TTL_SECONDS
 from tests.unit.echo_worker import record, working
-from workers.inference.fairness import FIRST_ANSWER_TOKENS, MOST_TENANTS, AnswerTokens
+from workers.inference.fairness import MOST_TENANTS, AnswerTokens
 from workers.inference.prompt_tokens import BYTES_A_TOKEN
+from workers.stage.parking import Lot
+from workers.stage.partition import Partition
+from workers.stage.progress import Progress
+from workers.stage.record import Record
+from workers.stage.sharing import Place
 
 ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
+
+
+def always(partition: Partition, records: Sequence[Record], most: int) -> int:
+    return most
 
 
 async def test_a_job_costs_the_tokens_of_its_prompt_and_its_tenants_mean_answer_and_then_its_real_ones() -> None:
     async with working() as worker:
         sharing = worker.handler.sharing
         long, short = record({"prompt": "word " * 400}, ACME), record({"prompt": "word"}, GLOBEX)
-        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN + FIRST_ANSWER_TOKENS)
+        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN)
         for _ in range(100):
             await worker.outputs(long)
             await worker.outputs(short)
@@ -60,11 +74,11 @@ async def test_a_job_with_an_earlier_deadline_is_more_urgent() -> None:
 
 
 @given(st.lists(st.tuples(st.binary(max_size=3), st.integers(0, 2**31 - 1)), max_size=60))
-def test_a_mean_lies_between_its_answers_and_the_first_estimate(answers: list[tuple[bytes, int]]) -> None:
+def test_a_mean_lies_between_zero_and_its_answers(answers: list[tuple[bytes, int]]) -> None:
     known = AnswerTokens()
     for tenant, tokens in answers:
         known.add(tenant, tokens)
-    lengths = [FIRST_ANSWER_TOKENS, *(float(tokens) for _, tokens in answers)]
+    lengths = [0.0, *(float(tokens) for _, tokens in answers)]
     for tenant in {*(tenant for tenant, _ in answers), b"other"}:
         assert min(lengths) * 0.999 <= known.mean(tenant) <= max(lengths) * 1.001
 
@@ -72,7 +86,32 @@ def test_a_mean_lies_between_its_answers_and_the_first_estimate(answers: list[tu
 def test_only_the_last_tenants_are_remembered() -> None:
     known = AnswerTokens()
     known.add(b"first", 1_000_000)
-    of_all = known.mean(b"nobody")
-    for number in range(MOST_TENANTS):
-        known.add(b"%d" % number, round(of_all))
-    assert known.mean(b"first") == pytest.approx(known.mean(b"nobody"))
+    for number in range(MOST_TENANTS - 1):
+        known.add(b"%d" % number, 0)
+    assert known.mean(b"first") > 1000 * known.mean(b"other")
+    known.add(b"last", 0)
+    assert known.mean(b"first") == known.mean(b"other")
+
+
+async def test_a_tenant_that_comes_during_a_workers_first_answers_gets_its_share_of_the_freed_places() -> None:
+    where = Partition("requests", 0, 1, 0.0, Place.FIRST)
+    where.open(Progress(0), 0)
+    flood, few = record({"prompt": "word"}, ACME), record({"prompt": "word"}, GLOBEX)
+    async with working() as worker:
+        sharing, lot = worker.handler.sharing, Lot(1000, 10**9)
+
+        def park(sent: Record) -> None:
+            lot.add(where, replace(sent, offset=next(offsets), cost=sharing.cost(sent)), sharing.party(sent.headers))
+
+        offsets = count()
+        for _ in range(300):
+            park(flood)
+        running = deque(lot.draw(64, always))
+        for _ in range(128):
+            _, ended = running.popleft()
+            await worker.outputs(ended)
+            lot.correct(sharing.party(ended.headers), (ended.spent or 0) - ended.cost)
+            park(few)
+            running += lot.draw(1, always)
+    begun_later = Counter(sharing.party(one.headers) for _, one in running)
+    assert begun_later[b"globex"] >= 16

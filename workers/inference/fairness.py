@@ -24,8 +24,6 @@ from workers.inference.unserved import UnservedModel
 from workers.stage.record import Headers, Output, Record
 from workers.stage.sharing import Place
 
-FIRST_ANSWER_TOKENS = 128.0
-"""The estimated tokens of an answer until the engine has answered for the first time."""
 MEAN_WEIGHT = 0.05
 """The weight of the newest answer in a tenant's mean, so that the mean covers about the last 20 answers."""
 MOST_TENANTS = 10_000
@@ -40,13 +38,15 @@ _TIME = re.compile(rb"[0-9]{1,15}")
 
 
 class AnswerTokens:
-    """The mean tokens of each tenant's answers: an exponentially weighted mean.
+    """The mean tokens of each tenant's answers: an exponentially weighted mean that begins at 0.
 
+    A guess above the first real answers would harm a tenant that comes while these answers are generated. The tenant
+    would begin at the level of the guess, and wait until the others' real tokens reach that level.
     The event loop adds answers, and the Kafka thread reads the means.
     """
 
     def __init__(self) -> None:
-        self._all = FIRST_ANSWER_TOKENS
+        self._all = 0.0
         self._means: dict[bytes, float] = {}
 
     def mean(self, tenant: bytes) -> float:
