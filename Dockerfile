@@ -27,8 +27,6 @@ ARG SOURCE_DATE_EPOCH=1735689600
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . ./producers/postback_client
 
 FROM ${GPU_BASE} AS worker-gpu
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 # useradd writes the day of the last change of a password, which is this time's day and not the build's.
 ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
@@ -40,6 +38,9 @@ ENV PATH=/opt/postback/bin:$PATH \
     USER=postback \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+# Below the installation, whose cached layer stays valid for another version or revision.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Postback worker with vLLM" \
       org.opencontainers.image.description="Asynchronous LLM inference over Kafka: workers with vLLM on GPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -53,8 +54,6 @@ ENTRYPOINT ["postback"]
 CMD ["--help"]
 
 FROM ${LIGHT_BASE} AS light
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 # useradd writes the day of the last change of a password, which is this time's day and not the build's.
 ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
@@ -66,6 +65,9 @@ ENV PATH=/opt/postback/bin:$PATH \
     USER=postback \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+# Below the installation, whose cached layer stays valid for another version or revision.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Postback" \
       org.opencontainers.image.description="Asynchronous LLM inference over Kafka: every role, without an engine of its own" \
       org.opencontainers.image.licenses="Apache-2.0" \
