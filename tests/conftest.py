@@ -34,7 +34,7 @@ _MARK = "STARTED_BY_A_TEST_OF_POSTBACK"
 _SHOWN = "shown"
 
 DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
-"""Parameters of a fixture: the databases of the gateway's store."""
+"""The databases of the gateway's store, as parameters of a fixture."""
 
 # There is no deadline, because Hypothesis' default of 200 ms for an example would test the machine's speed. Each run
 # has the same examples, so that a failure is due to the change that is tested; only `hunt` draws new ones.
@@ -46,7 +46,7 @@ hypothesis.settings.load_profile("postback")
 
 @dataclass(frozen=True, slots=True)
 class ExternalBroker:
-    """A Kafka that was running already, which tests use and never stop."""
+    """A Kafka that ran before the tests: they use this broker and never stop it."""
 
     bootstrap_servers: str
 
@@ -95,7 +95,7 @@ def _kafka_python_closes_its_sockets() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topic properties that `fleet` and `module_fleet` override; empty unless a module overrides this fixture."""
+    """The topic properties of `fleet` and `module_fleet`: none, unless a module overrides this fixture."""
     return {}
 
 
@@ -140,7 +140,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    """An empty store, on each of both databases."""
+    """An empty store; a test that asks for it runs on both databases."""
     opened = Store.open(store_url)
     yield opened
     opened.close()

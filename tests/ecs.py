@@ -25,7 +25,7 @@ ARRAYS = {row[0] for row in _ROWS if row[2:] == ["array"]}
 
 
 def problems(line: str, required: Iterable[str] = LOG_REQUIRED) -> list[str]:
-    """Everything in a line that ECS does not allow; empty for a valid line."""
+    """Return each part of a log line that ECS does not allow; nothing for a valid line."""
     try:
         fields = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once_each)
     except ValueError as error:

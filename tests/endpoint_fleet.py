@@ -30,7 +30,7 @@ OTHER_EVENT = PENDING._replace(job_id="job_2", webhook_id="msg_2")
 
 
 class Fleet:
-    """Processes that share the topic: each reads the writes of all."""
+    """Processes that share the topic: each process reads what all of them write."""
 
     def __init__(self, processes: int = 2) -> None:
         self.now_ms = NOW_MS
@@ -44,7 +44,7 @@ class Fleet:
     def attempt(
         self, outcome: Delivered | FailedDelivery, process: int = 0, pending: PendingDelivery | None = None
     ) -> None:
-        """Report an attempt at this event; without an event, at two events in turn."""
+        """Report an attempt at this event, or alternately at one of two events if none is given."""
         pending = pending or next(self.events)
         for change in self.processes[process].learn(pending, outcome, self.now_ms):
             self.put(key_bytes(change.key), None if isinstance(change, Forget) else write_endpoint(change))

@@ -60,7 +60,7 @@ def ensure(tool: GoTool) -> Path:
     """The tool's executable, built if it is missing; fails the test if the build fails."""
     target = cache() / "bin" / tool.file_name
     if target.exists():
-        return target  # does not wait for other tools' builds
+        return target  # skips the lock, which the build of another tool may hold
     with one_build_at_a_time(target.parent):
         if not target.exists():
             _build(tool, target)

@@ -46,11 +46,11 @@ class LoopbackServer(ABC):
             return False
 
     def greets(self, connection: socket.socket) -> bool:
-        """True if the program is ready behind this new connection."""
+        """True if the program, to which this is a new connection, is ready."""
         return True
 
     def start(self) -> None:
-        """Start the program, and return when it answers."""
+        """Start the program, and wait until it answers."""
         command = self.command()
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = Deadline.after(self._clock, _START_SECONDS)

@@ -78,7 +78,7 @@ class PostgresServer:
         return row[0] if row else None
 
     def start(self) -> None:
-        """Start the server, and return when it answers."""
+        """Start the server, and wait until it answers."""
         options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
             [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *options],

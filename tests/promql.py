@@ -10,7 +10,7 @@ from promql_parser import AggModifierType, AggregateExpr, Expr, VectorSelector, 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A metric with the values that the expression asks of its labels."""
+    """A metric, and the label values that an expression asks for."""
 
     metric: str
     values: dict[str, str]

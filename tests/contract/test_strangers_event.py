@@ -56,7 +56,7 @@ def request(signer: Signer, tenant: str) -> tuple[dict[str, str], bytes]:
 
 
 def strangers_requests(keyring: Keyring, *, one_key_for_all: bool) -> list[tuple[dict[str, str], bytes]]:
-    """Requests that a stranger can get signed: its own events.
+    """Return the signed requests that a stranger can get: those of its own events.
 
     A stranger can also sign forged bodies with its own keys.
     """

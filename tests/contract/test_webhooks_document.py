@@ -67,7 +67,7 @@ class Fleet:
 
     @property
     def secret(self) -> str:
-        """The tenant's secret, as a consumer gets it."""
+        """The tenant's secret in the form in which a consumer gets it."""
         return Keyring.load(self.product.keyring.path).secrets("default", CLOCK.time())[0]
 
 
@@ -133,7 +133,7 @@ def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
 
 
 def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tuple[dict[str, str], bytes]]:
-    """Forged and stale requests, by their fault."""
+    """Forged and stale requests; the name of each request's fault is its key."""
     headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
     now = int(CLOCK.time())
     nobody = Signer([generate_secret()], [generate_signing_key()])
@@ -289,7 +289,7 @@ def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without
     assert_no_key_is_told(fleet, [*rotated.secrets, *ended.secrets])
 
 
-@pytest.mark.usefixtures("genuine")  # makes a callback, since the JWKS page shows a tenant's keys only after one
+@pytest.mark.usefixtures("genuine")  # the JWKS page shows a tenant's keys only after a callback
 def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
     path = fleet.product.keyring.path
     whole = path.read_text()
@@ -309,7 +309,7 @@ def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
 
 
 def said(fleet: Fleet) -> str:
-    """The log, after delivery has looked at the keyring once more."""
+    """Let delivery read the keyring again, and return its log."""
     published(fleet)
     return fleet.role.said()
 

@@ -30,12 +30,12 @@ CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}
 TO = "\N{EN DASH}"
 ROWS = re.findall(r"^\| ([0-9, \u2013]+) \| \*\*([A-Za-z ]+)[.*]", DOCUMENT, re.MULTILINE)
-"""The first two columns of the table: the statuses of each row, and the bold words on their meaning."""
+"""The table's first two columns: the statuses of each row, and the bold words that give their meaning."""
 UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 
 
 def statuses_of(cell: str) -> list[int]:
-    """The first and the last status of each range in a cell; a single status once."""
+    """Return the first and the last status of each range in a cell, and each single status once."""
     return [int(end) for span in cell.split(", ") for end in span.split(TO)]
 
 

@@ -47,12 +47,12 @@ def test_a_worker_that_gives_partitions_away_is_kept_busy_by_those_it_keeps(
     def two_stand_still_while_two_go_on() -> bool:
         nonlocal before, jobs
         results = ledgers.results()
-        if jobs - len(results) < 200:  # with too few jobs, all partitions would stand still
+        if jobs - len(results) < 200:  # with too few unanswered jobs, all partitions would stand still
             jobs += ledgers.submit(more(200))
         now = Counter(int(job) % 4 for job in results)
         grown = sorted(now[partition] - before[partition] for partition in range(4))
         if grown[1] > 0:
-            before = now  # look again later, since a revoked partition still gets results
+            before = now  # compare again later, since a revoked partition gets results until it is drained
         return grown[1] == 0 and grown[2] >= 15
 
     eventually(two_stand_still_while_two_go_on, 90, "the partitions that stay stand still while the others are drained")
@@ -74,7 +74,8 @@ def test_one_of_two_workers_with_the_same_identity_ends_and_each_job_is_answered
     numbers, jobs = count(), 0
     end = time.monotonic() + 120
     while first.poll() is None and second.poll() is None and time.monotonic() < end:
-        # Submit jobs as long as both workers run, because a worker is fenced by the other only when it settles results.
+        # Submit jobs as long as both workers run, because only a worker that settles can notice that the other
+        # worker has fenced it.
         jobs += ledgers.submit({"id": number, "ms": 200} for number in islice(numbers, 80))
         time.sleep(0.2)
     codes = {first.poll(), second.poll()}

@@ -39,7 +39,10 @@ def test_workers_that_join_leave_freeze_and_die_answer_every_job_once(
 def test_a_worker_that_was_paused_past_its_session_suspects_nothing_of_its_own(
     ledgers: Ledgers, processes: StageProcesses
 ) -> None:
-    """A paused worker did not die. An earlier version still ran the backlog in small groups, as after a crash."""
+    """A worker that was only paused runs the backlog as usual.
+
+    An earlier version ran it in small groups, as after a crash.
+    """
     ledgers.submit({"id": number, "ms": 50} for number in range(2_000))
     processes.window = 20
     processes.start("a")

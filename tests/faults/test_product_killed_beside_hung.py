@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 
 FIRST, FOUND = PARTITIONS, 492
 HUNG_ONE_IN = 41
-"""Twelve of the FOUND events hang, sixteen with the four FIRST events.
+"""One in 41 of the FOUND events hangs: twelve events, and sixteen together with the four FIRST events.
 
 In an earlier version, suspects ran in groups of 32, and each group waited for its hung events.
 """

@@ -79,7 +79,7 @@ def test_a_delivery_process_that_dies_between_the_post_and_its_settling_repeats_
 
 
 def test_every_worker_has_its_share_of_every_lane(product: Product) -> None:
-    """If each worker had one lane, one engine would have all the work while the other lane is empty."""
+    """If each worker served one lane only, an engine would be idle whenever its lane is empty."""
 
     def lanes_of(worker: Role) -> Counter[str]:
         held = [name for name in worker.metrics() if name.startswith("postback_backlog_records")]

@@ -21,7 +21,7 @@ JOBS = 12
 LONG = 300
 CUT_OFF = 300
 LATE = 300
-"""Tokens: a second of work, far less than the 30 s in which a stopped worker may finish its jobs."""
+"""Tokens of each late job: a second of work, far less than the 30 s in which a stopped worker may finish its jobs."""
 LOADING = 600.0
 """Seconds that vLLM may take to load: it took 20 on a quiet machine, and more than 240 on a busy one."""
 
@@ -102,7 +102,7 @@ def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product:
     eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
     for worker in (asked, killed):
         assert worker.ready() == (False, ["the process is starting"])
-        assert not worker.alive()  # a loading worker is not alive, so that a startup probe ends a load that hangs
+        assert not worker.alive()  # `/healthz` fails during a load, so that a startup probe ends a load that hangs
     loading = [*engine_of(asked), *engine_of(killed)]
     killed.kill()
     assert asked.terminate() == 0

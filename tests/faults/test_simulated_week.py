@@ -53,7 +53,7 @@ class Killed:
         self._roles = {name: self._start(name) for name in ("d1", "d2")}
         self._done = 0
         self.kills: Counter[str] = Counter()
-        """Number of kills by phase: the argument `meanwhile` of `now_and_then`."""
+        """Number of kills in each phase; the phase is the argument `meanwhile` of `now_and_then`."""
 
     def now_and_then(self, meanwhile: str) -> None:
         """Kill one process after each KILL_EVERY_RECORDS more attempts and dead letters."""

@@ -1,4 +1,4 @@
-"""A worker's handler with a real engine, echo by default, and a real enricher, job by job, without Kafka."""
+"""Answers jobs one by one without Kafka: a worker's handler with a real enricher and a real engine, echo by default."""
 
 from __future__ import annotations
 

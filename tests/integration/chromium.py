@@ -48,7 +48,7 @@ class Front:
 
 @asynccontextmanager
 async def front(chromium: Chromium) -> AsyncIterator[Front]:
-    """Pass those requests that carry the secret on to the browser."""
+    """Pass a request on to the browser only if it carries the secret."""
     made = Front("")
 
     async def answer(request: web.Request) -> web.StreamResponse:

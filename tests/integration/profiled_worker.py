@@ -40,7 +40,7 @@ class Worker:
         self._handler = handler
         self._metrics = metrics
         self.spent: float | None = None
-        """The tokens of the last job, as its tenant's share counts them."""
+        """The tokens of the last job that count towards its tenant's share."""
 
     async def result(
         self,

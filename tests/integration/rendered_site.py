@@ -102,7 +102,10 @@ async def canary() -> AsyncIterator[Canary]:
 
 @asynccontextmanager
 async def connect_proxy(public: str, port: int) -> AsyncIterator[tuple[int, list[str]]]:
-    """Serve a proxy that leads the address `public` to 127.0.0.1 at `port`. Yields its port, and all destinations."""
+    """Serve a proxy that connects to 127.0.0.1:`port` in place of `public`.
+
+    Yields its port, and the requested targets.
+    """
     asked: list[str] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

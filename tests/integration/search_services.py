@@ -22,7 +22,7 @@ from workers.enrichment.search.settings import SearchSettings
 
 CLOCK = SystemClock()
 FAST = 1000.0
-"""Requests per second, so many that only the tests of pace wait."""
+"""Requests per second that a service allows: so many that only the tests of pace have to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def efetch(*articles: str) -> Reply:
 
 
 class PacedPubmed:
-    """E-utilities with many articles that enforce their pace, as NCBI does: they answer faster requests with 429.
+    """E-utilities with many articles. Like NCBI, they enforce a pace, and answer faster requests with 429.
 
     The article of question n is n; a search for all words of an odd-numbered question finds none.
     """

@@ -42,9 +42,9 @@ WITHOUT_WORKERS = {
 }
 WITH_A_GONE_ENDPOINT = {"PostbackCallbacksFail", "PostbackDeadLettersGrow", "PostbackEndpointsDisabled"}
 EVENTS = 40
-"""Callbacks that the endpoint refuses: more than the ten dead letters an hour that raise no alert."""
+"""Number of callbacks that the endpoint refuses; more than ten dead letters an hour raise an alert."""
 DELIVERED = 10 * EVENTS
-"""Later callbacks, so that more than four fifths of all attempts succeed again."""
+"""Number of later callbacks: enough that more than four fifths of all attempts succeed again."""
 
 
 def test_alerts_of_a_sick_fleet_arrive_at_a_webhook_and_the_runbooks_commands_resolve_them(
@@ -93,7 +93,10 @@ def test_alerts_of_a_sick_fleet_arrive_at_a_webhook_and_the_runbooks_commands_re
 
 
 def certified_gateway(product: Product, folder: Path) -> tuple[Path, Gateway]:
-    """Start a gateway whose certificate has a tenth of its life left. Returns its authority too."""
+    """Start a gateway whose certificate has a tenth of its life left.
+
+    Returns the authority's folder and the gateway.
+    """
     directory = folder / "authority"
     then = NOW - timedelta(days=0.9 * LEAF_DAYS)
     init(directory, then)
@@ -102,7 +105,7 @@ def certified_gateway(product: Product, folder: Path) -> tuple[Path, Gateway]:
 
 
 def wait_for_health(prometheus: Prometheus) -> None:
-    """Return when Prometheus has seen the fleet before its illness: `delta` and `rate` need this earlier sample."""
+    """Wait until Prometheus has scraped the healthy fleet, because `delta` and `rate` need this earlier sample."""
     earlier = ("postback_open_dead_letters", "postback_callbacks_total", "postback_disabled_endpoints")
     eventually(
         lambda: all(prometheus.values(f"{name} == 0", 60) for name in earlier), SECONDS, "the healthy fleet is not seen"
@@ -110,7 +113,7 @@ def wait_for_health(prometheus: Prometheus) -> None:
 
 
 def set_by_hand(metrics: Metrics, *, skew_seconds: float, free_bytes: float) -> None:
-    """Show a worker's clock that is ahead by these seconds, and a disk of 1000 bytes with this many free."""
+    """Set the gauges of a worker's clock, and of a disk whose size is 1000 bytes."""
     metrics.worker_clock_skew.labels("ahead").set(skew_seconds)
     metrics.store_disk_bytes.labels("database").set(1000)
     metrics.store_free_bytes.labels("database").set(free_bytes)
@@ -143,7 +146,7 @@ def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
 
 @contextmanager
 def monitoring(folder: Path, ports: dict[str, list[int]], hook: str) -> Iterator[Prometheus]:
-    """Prometheus with the delivered rules, whose minutes of `for` are three seconds, and Alertmanager."""
+    """Run Alertmanager, and Prometheus with the delivered rules; each rule's `for` is 3 s instead of minutes."""
     rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
     (folder / "rules.yml").write_text(re.sub(r"\bfor: \d+m", "for: 3s", rules))
     receiver = {"name": "operator", "webhook_configs": [{"url": hook, "send_resolved": True}]}

@@ -20,7 +20,7 @@ from workers.enrichment.search.service import ServiceRequest, Web
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 MOST_SENT = 16 * MOST_BESIDES
-"""Far more bytes than the client reads and the buffers between two sockets hold."""
+"""Number of bytes: far more than the client reads and the sockets' buffers hold together."""
 FLOODS = {
     "empty-lines-before-the-status": (b"", b"\r\n" * 8192),
     "one-chunk-extension": (CHUNKED + b"2;", b"x" * 16_384),

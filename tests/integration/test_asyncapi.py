@@ -1,4 +1,4 @@
-"""The published AsyncAPI document by AsyncAPI's own parser, which also validates the schemas of all payloads."""
+"""AsyncAPI's own parser checks the published AsyncAPI document, and the schemas of all payloads."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_receipt_or_a_file_of_ids_cancels_all_jobs_that_were_accepted(product:
     sent = postback("submit", "-", "--tenant", "acme", "--receipt", receipt, env=env, given=given)
     last = sent.stdout.splitlines()[3]
     lines = [json.loads(line) for line in receipt.read_text().splitlines()]
-    lines[3]["accepted"] = False  # as if this job had been too large for a record
+    lines[3]["accepted"] = False  # pretends that this job was too large for a record
     receipt.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     done = postback("cancel", "--ids", receipt, env=env)

@@ -1,4 +1,4 @@
-"""Jobs cancelled, taken back and expired in every state, by a random walk on a real broker with vLLM's tiny model.
+"""A random walk cancels jobs, takes cancellations back and lets jobs expire in every state, on a real broker and vLLM.
 
 The walk also cancels jobs before a worker runs, and before their records exist. A naive model says which outcomes each
 job may have: more than one only if the order changed while a worker ran.
@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "past": {"max_tokens": 2},
 }
 OUTCOMES = {"short": {"succeeded"}, "long": {"succeeded"}, "brief": {"succeeded", "expired"}, "past": {"expired"}}
-"""Possible outcomes of a job of each kind that no order cancels."""
+"""The possible outcomes of each kind of job if no order cancels the job."""
 NUMBERS = st.integers(0, 5)
 PATIENCE_SECONDS = 120.0
 
@@ -139,7 +139,7 @@ class Walk(RuleBasedStateMachine):
         self.walk = uuid.uuid4().hex
         self.kinds: dict[str, str] = {}
         self.orders: dict[str, set[bool]] = {}
-        """By the job's name, the orders under which the job may end: True to cancel, False to answer."""
+        """Maps a job's name to the orders under which the job may end: True to cancel, False to answer."""
         self.now: dict[str, bool] = {}
         self.runs = False
         self.checked: set[str] = set()

@@ -85,7 +85,7 @@ async def test_a_file_that_changes_while_an_engine_is_away_is_used_once_the_engi
 async def test_a_folder_or_a_setting_that_cannot_be_read_changes_nothing_and_ends_no_watch(
     raised: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In an earlier version, a profiles' folder on a lost network disk ended the watch, and thereby the worker."""
+    """In an earlier version, a folder of profiles on a lost network disk ended the watch, and thereby the worker."""
     async with watched(tmp_path, problems=[raised]) as (around, _, routes, watch):
         around.read(WITH_ALIAS)
         await watch.look()

@@ -90,7 +90,8 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     assert await running == alone
     assert all(len({*answers}) == 3 for answers in zip(base, first, second, strict=True))
 
-    # A running job keeps its adapter's version. Later jobs get the new folder, and no prefix that vLLM cached before.
+    # A running job keeps its adapter's version. Later jobs use the new folder, and no prefix that vLLM cached with the
+    # old one.
     changed = write_adapter(folder / "changed", 8, seed=5)
     running = await served.running("polite")
     await served.change(polite=changed, wide=wide, same=changed)
@@ -116,7 +117,7 @@ async def test_adapters_come_change_and_go_while_jobs_run(served: Served) -> Non
     assert await served.answers(None) == base
 
     await waits_for_a_dead_engine(served, polite=changed, late=wide)
-    assert await served.answers("polite") == third  # a fresh load has the adapters of the last file
+    assert await served.answers("polite") == third  # the restarted vLLM has loaded the adapters of the last file
     await served.change(polite=changed, late=wide)
     assert await served.answers("late") == second
 

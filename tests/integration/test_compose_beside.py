@@ -106,7 +106,7 @@ def test_the_gateway_finds_its_secrets_where_it_is_told(compose: Manifest, secre
 
 
 def test_the_environment_holds_no_secret() -> None:
-    """Reads the file as written: a variable of the caller's shell is empty in the model, yet would be passed on."""
+    """Reads the file itself, since the parsed model hides a variable that the caller's shell would pass on."""
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     named = {
         f"{name}: {variable}": value

@@ -51,7 +51,10 @@ async def found(told: dict[str, Any], *arguments: str) -> tuple[Child, dict[str,
 async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
     told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    """The attempts include the worker's environ and mem. Root is confined too, although file modes do not stop it."""
+    """The reader also tries to open the worker's environ and mem.
+
+    The confinement also holds for root, whom file modes do not stop.
+    """
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), *sys.path)))
     child, outcomes = await found(told, *arguments)
     assert child.greeting["missing"] == []
@@ -63,7 +66,7 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
 
 
 def test_a_reader_that_needs_libraries_reads_only_their_folders() -> None:
-    """The process of the embedding model is confined in this way too."""
+    """The process of the embedding model is confined in the same way."""
     script = (
         "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
         "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"

@@ -1,4 +1,4 @@
-"""Each panel of deploy/grafana shows data of a real fleet: its queries, asked of a real Prometheus as Grafana asks."""
+"""Each panel of deploy/grafana shows data of a real fleet: a real Prometheus answers the queries that Grafana sends."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_each_panel_of_vllm_shows_data_of_a_real_engine(
 
 
 def silent(prometheus: Prometheus, asked: Iterable[Panel]) -> list[tuple[Panel, str]]:
-    """Those queries of these panels that give no number."""
+    """Return the queries of these panels that give no number."""
     queries = panels()
     return [
         (panel, query)

@@ -40,7 +40,7 @@ CLOCK = SystemClock()
 
 @dataclass
 class Site:
-    """A consumer of webhooks: `/ok` takes all, `/flaky` each event's third attempt, `/down` none; `/gone` answers 410.
+    """A consumer of webhooks: `/ok` accepts all, `/flaky` an event's third attempt, `/down` none; `/gone` answers 410.
 
     `/moved` redirects to `/ok`, and `/late` is behind a gateway that times out on the first attempt.
     """
@@ -183,7 +183,10 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
 async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
     fleet: KafkaSettings, delivery: Metrics, site: Site
 ) -> None:
-    """No worker writes such a result. Compressed, it passes a topic's limit, but its rewritten copy does not."""
+    """No worker writes such a result.
+
+    The compressed result is within the topic's size limit, but its rewritten copy is not.
+    """
     producer = Producer({**fleet.client_config(), "compression.type": "lz4", "message.max.bytes": 8_000_000})
     headers = {"webhook-id": "msg_large", "job-id": "large", "callback-url": f"{site.origin}/down"}
     result = Result(job_id="large", outcome=Outcome.SUCCEEDED, text="x" * 3_000_000, created_at=1_700_000_000)
@@ -202,7 +205,7 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
 async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     fleet: KafkaSettings, delivery: Metrics, site: Site
 ) -> None:
-    """Many more results raise than an origin has places, so each of them has to return its place."""
+    """More results raise an error than an origin has places, so each of these results has to return its place."""
     port = site.origin.rpartition(":")[2]
     urls = {f"poison-{number}": f"http://poison.example:{port}/ok" for number in range(200)}
     put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)})

@@ -117,7 +117,7 @@ def answer(port: int, context: ssl.SSLContext) -> dict[str, Any]:
 
 @contextmanager
 def refused(alert: str = "") -> Iterator[None]:
-    """The server refuses the connection with this TLS alert, which gets lost if the connection is reset first."""
+    """Assert that the server refuses the connection with this TLS alert, which is lost if a reset comes first."""
     with pytest.raises((ssl.SSLError, ConnectionError)) as error:
         yield
     if not isinstance(error.value, ConnectionError | ssl.SSLEOFError):
@@ -326,7 +326,7 @@ def test_the_metrics_show_the_certificate_that_ends_first_and_follow_a_replaced_
 
 
 def lifetime(metrics: Metrics, kind: str) -> tuple[float, float]:
-    """The Unix times of a certificate's begin and end that the metrics show."""
+    """Return when a certificate's validity begins and ends, as the metrics state it in Unix seconds."""
     shown = [
         metrics.registry.get_sample_value(f"postback_certificate_{side}_timestamp_seconds", {"kind": kind})
         for side in ("begin", "end")

@@ -120,7 +120,7 @@ async def test_no_spelling_of_a_loopback_address_reaches_a_server() -> None:
 on_both_loops = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )
-"""Both loops: workers run uvloop, which has its own code to connect and to name peers."""
+"""The test runs on both loops, because workers run uvloop, which has its own code to connect and to name peers."""
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -238,7 +238,7 @@ async def test_a_name_that_resolves_differently_the_second_time_is_refused_then(
 async def test_the_socket_itself_is_checked_when_the_resolver_is_not_asked(
     eyeballs: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second line of defence alone: the guard judges the address that aiohttp connects to, whatever its origin."""
+    """The second line of defence alone: the guard judges each address that aiohttp connects to, from any source."""
     monkeypatch.setattr("workers.egress.connector.GuardedResolver.resolve", Names(["127.0.0.2"]).resolve)
     async with serving("127.0.0.2") as server:
         connector = GuardedConnector(FIRST, None, happy_eyeballs_delay=eyeballs)

@@ -135,7 +135,7 @@ class Fleet:
         return [json.loads(value_of(record)) for record in records]
 
     async def in_tiers(self) -> set[str]:
-        """Every job with a record in a tier, now or earlier."""
+        """Return each job that has, or once had, a record in a tier."""
         found: set[str] = set()
         for topic in self.kafka.topics.tiers.values():
             records = await asyncio.to_thread(committed_records, self.kafka.client_config(), topic)
@@ -314,7 +314,7 @@ async def test_a_separate_url_for_each_job_leaves_no_more_records_than_a_tenant_
         put(60)
         await until(lambda: counted("endpoint_gone") == 60, lambda: "not all are answered with 410")
         await until(lambda: fleet.counted("postback_disabled_endpoints") == 20, lambda: "not all are disabled")
-    # A new process reads the same disabled endpoints, and disables no further ones beyond the bound either.
+    # A new process reads the same disabled endpoints, and keeps to the same bound on their number.
     async with fleet.delivery():
         put(10)
         await until(lambda: counted("endpoint_gone") == 70, lambda: "not all are answered with 410")

@@ -26,7 +26,7 @@ def request(request_id: str = "r1", prompt: str | None = QUESTION, **fields: obj
 
 
 async def busy(engine: Engine, count: int) -> None:
-    """Return when the engine has this many requests."""
+    """Wait until the engine has this many requests."""
     async with asyncio.timeout(30):
         while (load := engine.load()).running + load.waiting != count:
             await asyncio.sleep(0.01)

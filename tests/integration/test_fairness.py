@@ -20,7 +20,7 @@ SLOW = {
     "POSTBACK_WORKER__WINDOW_RECORDS": "64",
     "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "0.15",
 }
-"""At most 430 jobs a second, so a burst waits for seconds."""
+"""With these settings, a worker answers at most 430 jobs a second, so a burst waits for seconds."""
 
 
 def jobs(name: str, count: int, **more: object) -> list[bytes]:

@@ -42,7 +42,10 @@ def result_of(job_id: str) -> bytes:
 
 
 def named(value: bytes | None, key: bytes = b"named", more: list[Header] | None = None) -> bytes:
-    """A batch of two records at which kafka-python raises an error: for a name, and for attributes."""
+    """A batch of two records.
+
+    kafka-python raises an error for a name in its headers, and for the second one's attributes.
+    """
     headers = OURS + (more or [])
     two = [record(value, headers, key=key), record(value, headers, key=key, offset_delta=1, attributes=0x80)]
     return batch(two, at_ms=NOW_MS)

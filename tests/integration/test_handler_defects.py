@@ -1,4 +1,4 @@
-"""Records at which a handler raises, in `give_up` too: the fleet goes on, and an upgrade answers them."""
+"""Records for which a handler raises an error, even in `give_up`: the fleet goes on, and an upgrade answers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A browser that a page has taken over, or another service in its place, as a real server of WebSockets."""
+"""A real WebSocket server that plays a browser which a page controls, or another service in the browser's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All classes of records that a stranger can send, through a live fleet: each has one result, and no process ends."""
+"""A live fleet gets every class of record that a stranger can send: each record has one result, and no process ends."""
 
 from __future__ import annotations
 

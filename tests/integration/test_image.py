@@ -59,7 +59,7 @@ def test_both_images_are_made_by_the_same_steps_and_say_what_they_are() -> None:
 
 
 def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() -> None:
-    """`useradd` would write the day of the build into /etc/shadow, and the wheel would have the build's times."""
+    """Otherwise `useradd` would write the build's day into /etc/shadow, and the wheel would have the build's times."""
     epochs = [text for text in dockerfile("ARG") if text.startswith("SOURCE_DATE_EPOCH=")]
     assert len(epochs) == len(dockerfile("FROM"))
     assert len(set(epochs)) == 1

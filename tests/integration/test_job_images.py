@@ -27,7 +27,7 @@ IMAGE = "Content-Type: image/png"
 
 
 class BlindEngine(EchoEngine):
-    """An echo that takes text alone."""
+    """An echo engine that accepts only text."""
 
     def takes_images(self, model_id: str | None) -> bool:
         return False

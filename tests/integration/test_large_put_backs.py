@@ -22,7 +22,7 @@ ALL = sum(SIZES.values())
 
 
 def fill(fleet: KafkaSettings, topic: str, **more: str) -> None:
-    """Write callbacks, SIZES of them to each partition."""
+    """Write callbacks to the topic; SIZES has their number in each partition."""
     producer = Producer({**fleet.client_config(), "linger.ms": 20})
     for partition, size in SIZES.items():
         for number in range(size):
@@ -39,7 +39,7 @@ def fill_letters(fleet: KafkaSettings) -> None:
 
 
 def called(fleet: KafkaSettings) -> Counter[bytes]:
-    """The jobs in the smallest tier, with their counts."""
+    """Return how often each job is in the smallest tier."""
     tier = fleet.topics.tier(0.3)
     with Scanner(fleet) as scanner:
         scanner.wait_until_settled([tier])

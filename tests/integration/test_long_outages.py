@@ -131,7 +131,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def listening(
     port: socket.socket, status: int = 200, headers: Mapping[str, str] = NOTHING_MORE
 ) -> AsyncIterator[None]:
-    """Run a real server on the port that gives this answer."""
+    """Run a real server that gives this answer, on this port."""
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()

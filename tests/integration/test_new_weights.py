@@ -89,7 +89,10 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     load, is_paused = weights.load_weights, asyncio.Event()
 
     async def slow(llm: Any, folder: Path) -> None:
-        """Stop the engine's processes for longer than a hung engine may be silent, as a large model's load does."""
+        """Suspend the engine's processes for longer than an engine may be silent.
+
+        A large model takes as long to load.
+        """
         is_paused.set()
         for pid in (pids := engine_processes()):
             os.kill(pid, signal.SIGSTOP)
@@ -101,7 +104,7 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     first = await served.answers("first")
     with pytest.raises(NeedsRestart, match=r"settings of other have changed \(this engine takes new settings only"):
         await served.engine.change(served.file(retrained(served.folder / "zero", 4), latency=1))
-    assert await served.answers("beside") == first  # the file is used whole or not at all
+    assert await served.answers("beside") == first  # the engine takes over a file whole or not at all
     alone = await served.engine.generate(request("alone", max_tokens=LONG))
     monkeypatch.setattr(weights, "load_weights", slow)
     running = asyncio.create_task(served.engine.generate(request("running", max_tokens=LONG)))
@@ -130,5 +133,5 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
         await served.engine.change(served.file(retrained(served.folder / "three", 3)))
     with contextlib.suppress(EngineDied):  # the answer may fail until vLLM's client notices the death
         await served.answers("third")
-    assert await served.answers("fourth") == second  # a fresh load has read the folder's weights
+    assert await served.answers("fourth") == second  # the restarted vLLM has read the weights of the folder `two`
     assert served.restarts() == 1

@@ -78,7 +78,7 @@ async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() 
 async def test_a_library_that_a_worker_preloads_does_not_hide_the_one_that_tesseract_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker with vLLM has torch's libgomp loaded before all other libraries, as this test has."""
+    """A worker with vLLM has loaded torch's libgomp before all other libraries; this test does the same."""
     import torch
 
     monkeypatch.setenv("LD_PRELOAD", str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"))
@@ -137,7 +137,7 @@ def _tesseracts() -> list[psutil.Process]:
 
 
 async def _stopped() -> psutil.Process:
-    """Wait for a tesseract of this process, and stop it: it hangs for good."""
+    """Wait until this process has started tesseract, and suspend tesseract, which then hangs for good."""
     while True:
         for one in _tesseracts():
             one.suspend()
@@ -283,7 +283,7 @@ async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
         assert reader is not None
         reader.kill()
         async with asyncio.timeout(60):
-            while child.alive:  # waits, because `kill` would end tesseract too if the reader were alive
+            while child.alive:  # if the reader were still alive, `kill` would end tesseract too
                 await asyncio.sleep(0.01)
             await child.kill()
         assert _tesseracts() == []

@@ -56,7 +56,7 @@ def test_a_fenced_program_reads_its_own_files_and_nothing_else(tmp_path: Path) -
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_tesseract_reads_its_input_and_no_file_that_the_input_names(tmp_path: Path, is_named: bool) -> None:
-    """Tesseract takes an input that is no image for a list of image files."""
+    """If the input is no image, tesseract reads it as a list of image files."""
     tesseract()
     picture = saved(scanned("The secret is kept in Tarnby."), "PNG")
     file = tmp_path / "picture.png"

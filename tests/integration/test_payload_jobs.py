@@ -31,7 +31,7 @@ DOCUMENTS = {
 
 @contextmanager
 def serving(documents: Mapping[str, bytes], context: ssl.SSLContext) -> Iterator[str]:
-    """An https server of documents by their paths; yields its origin."""
+    """An https server that has these documents at these paths; yields its origin."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -75,7 +75,7 @@ def put(endpoint: str, key: str, document: bytes) -> None:
 
 
 def references(origin: str, strange: str) -> dict[str, str]:
-    """The URLs of the jobs' questions by job. The server at `strange` has a certificate that no worker accepts."""
+    """Maps each job to the URL of its question. The server at `strange` has a certificate that no worker accepts."""
     return {
         "by-https": f"{origin}/large?token=t0ken",
         "by-s3": "s3://uploads/default/q.json",

@@ -206,7 +206,7 @@ async def test_cancelling_an_attempt_closes_its_connection(start: Start, poster:
 
 @on_both_loops
 async def test_an_answer_before_the_request_was_taken_ends_the_connection(start: Start, poster: Poster) -> None:
-    """Otherwise the rest of a large body would block the next callback, perhaps for ever."""
+    """If the connection were kept, the rest of a large body would block the next callback, perhaps for ever."""
 
     async def script(peer: Peer) -> None:
         if peer.number > 1:

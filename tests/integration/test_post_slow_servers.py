@@ -108,7 +108,7 @@ async def test_a_body_that_ends_early_is_a_failure(start: Start, poster: Poster)
 
 @on_both_loops
 async def test_a_compressed_body_is_never_unpacked(start: Start, poster: Poster) -> None:
-    # Unpacking would raise for these bytes, which are no gzip; unpacking a real bomb would fill the memory.
+    # Unpacking these bytes, which are no gzip, would raise an error; unpacking a real bomb would fill the memory.
     answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nbomb"
     assert isinstance(await post(poster, (await start(always(answer))).url), Delivered)
 

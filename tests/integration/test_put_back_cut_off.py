@@ -49,7 +49,7 @@ def given_up(own: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSe
 
 
 def called(fleet: KafkaSettings) -> Counter[bytes]:
-    """The jobs in the smallest tier, with their counts."""
+    """Return how often each job is in the smallest tier."""
     return Counter(record.key() or b"" for record in committed_records(fleet.client_config(), fleet.topics.tier(0.3)))
 
 

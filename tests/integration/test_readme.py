@@ -33,7 +33,7 @@ CLOCK = SystemClock()
 
 
 def put(text: str, **changes: str) -> str:
-    """The text with a test's own values in place of the old ones, each of which must occur."""
+    """Replace old values in the text with a test's own; assert that each old value occurs."""
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)

@@ -134,7 +134,7 @@ async def test_a_callback_to_a_name_with_a_forbidden_address_fails_unconnected_u
 
 
 NAMES_WITH_ADDRESSES = [url.split()[0] for url in VECTORS["urls_deny"] if ".nip.io/" in url]
-"""Public names that lead to the address in the name."""
+"""Public names, each of which resolves to the address that the name contains."""
 
 
 @pytest.mark.parametrize("seen", ["in the answer", "on the socket"])
@@ -202,7 +202,7 @@ async def test_a_listed_name_is_reached_wherever_it_leads_and_no_other_name_is()
 
 
 async def test_two_guards_in_one_task_do_not_share_their_names() -> None:
-    """If a task called a name under a guard that lists it, a guard that does not list the name still refuses it."""
+    """A name that one guard lists may be called through that guard only, even by the same task."""
     listed = EgressPolicy(names=frozenset({NAME}))
     async with name_server({NAME: [["127.0.0.2"]]}) as names, serving("127.0.0.2") as internal:
         async with poster(listed, names) as sender:

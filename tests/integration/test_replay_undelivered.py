@@ -79,7 +79,7 @@ def commit(kafka: KafkaSettings, bases: dict[str, int]) -> None:
 
 
 def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple[list[str], dict[str, int], int]:
-    """The events to be put back, the number of all other events by standing, and the number of marked letters."""
+    """Return the events to be put back, the number of other events by standing, and the number of marked letters."""
     with Scanner(kafka) as scanner:
         replay = Replay(kafka, scanner, selection, SystemClock())
         groups = list(replay.returning(Counts()))

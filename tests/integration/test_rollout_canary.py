@@ -23,7 +23,7 @@ addresses = ["URL/v1"]
 engine = "there"
 """,
 )
-"""The registry with the candidate at a server, as at a machine that has another copy of it than the shadow worker."""
+"""A registry whose candidate is at a server. The shadow worker has another copy of the candidate."""
 
 
 class Refusing(Different):
@@ -67,7 +67,7 @@ def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_t
 
 
 class Closing(Different):
-    """A server that closes the connection at each question, as while its engine is away."""
+    """A server that closes the connection at each question, as if its engine were away."""
 
     closes = True
 

@@ -155,7 +155,7 @@ async def test_json_is_compared_only_by_its_fields(meaning: Meaning) -> None:
 
 
 async def test_the_primarys_noise_is_measured_by_meaning_too(meaning: Meaning) -> None:
-    """Otherwise a candidate with other answers would seem to differ less than the primary does from itself."""
+    """With noise measured by words, a candidate would seem to differ less from the primary than the primary itself."""
     sample = read_sample(await sample_of(prompt=BRIDGE))
     noisy = write_sample(sample.model_copy(update={"noise": 1.0, "again": BRIDGE_TOO}))
     other = write_sample(sample.model_copy(update={"noise": 1.0, "again": SUED}))

@@ -100,7 +100,7 @@ def is_busy_reader(process: psutil.Process) -> bool:
 
 
 def has_input(process: psutil.Process) -> bool:
-    """True if bytes, or their end, wait in the pipe that is the process's standard input."""
+    """True if bytes, or the end of the input, wait in the pipe that is the process's standard input."""
     with Path(f"/proc/{process.pid}/fd/0").open("rb") as pipe:
         return bool(select.select([pipe], [], [], 0)[0])
 

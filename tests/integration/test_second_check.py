@@ -61,7 +61,7 @@ async def worker_with(model: Model, checks: int) -> AsyncIterator[Worker]:
 
 
 async def supports(model: Model, checks: int, **sources: Any) -> tuple[list[str], list[str], float | None]:
-    """The support of the answer's sentences, the notes without those on steering, and the tokens of the checks."""
+    """Return the support of each sentence, the notes except those on steering, and the tokens of the checks."""
     async with worker_with(model, checks) as worker:
         result = await worker.result({**SOURCES, **sources}, "Name the mill of Tarnby.")
         assert result.outcome == "succeeded"

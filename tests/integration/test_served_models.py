@@ -64,7 +64,7 @@ async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> N
 
 
 async def test_failures_of_a_server_that_answers_nothing_are_not_the_requests_fault(tmp_path: Path) -> None:
-    """If they were the request's fault, its job would be given up as soon as another model's server answers."""
+    """If they counted against the request, its job would be given up as soon as another model's server answers."""
     broken, good = Server(answers(500, {})), Server(says("yes"))
     text = """
 [engines.a]
@@ -232,7 +232,8 @@ async def test_requests_whose_prompts_begin_alike_go_to_one_address(tmp_path: Pa
     servers = {"a": Server(says("x")), "b": Server(says("x"))}
     async with rig(tmp_path, **servers) as around, started(around.engine(TWO_ADDRESSES)) as engine:
         went = []
-        # The ports decide which address gets a prefix. All 24 go to the same address once in eight million runs.
+        # The ports decide which address gets a prefix. One run in eight million sends all 24 prefixes to the same
+        # address.
         for number in range(72):
             before = len(servers["a"].bodies)
             await engine.generate(replace(ASKED, request_id=f"r{number}", prefix_key=bytes([number % 24])))

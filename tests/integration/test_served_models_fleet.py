@@ -164,7 +164,7 @@ def test_servers_that_refuse_fail_or_limit_leave_each_job_one_result_from_a_mode
         beside = 0
 
         def poisoned() -> bool:
-            """Keep the model answering: failures count against a job only while other jobs are answered."""
+            """Submit a job that gets an answer: failures count against a job only while other jobs are answered."""
             nonlocal beside
             product.submit([{"job_id": f"beside-{beside}", "model_id": "small", "prompt": "Say beside"}])
             beside += 1

@@ -1,4 +1,4 @@
-"""A worker that takes only signed jobs: an operator's job is answered, and a stranger's job calls no tenant back."""
+"""A worker that accepts only signed jobs: an operator's job is answered, and a stranger's job calls no tenant back."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ OF_A_JOB = {
     ("worker", "search"),
     ("worker", "settle"),
 }
-"""The spans of a job that searches, reads a page, and whose first callback fails, by service and name."""
+"""Service and name of each span of a job that searches and reads a page, and whose first callback fails."""
 PHASES = {"queued", "enrich", "infer", "deliver"}
 """The phases whose seconds have exemplars."""
 OTHERS = {"postback_callback_age_seconds", "postback_http_request_seconds"}

@@ -36,7 +36,7 @@ class Collector:
 
 
 class DueWhenAskedAgain:
-    """A pace by which a record is far from due the first three times that its stage asks, and then due."""
+    """A pace that calls a record far from due the first three times that the stage asks, and then due."""
 
     def __init__(self) -> None:
         self._asked = Counter[tuple[int, int]]()

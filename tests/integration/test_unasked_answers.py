@@ -33,9 +33,9 @@ from workers.egress.answers import MOST_INTERIM
 from workers.engines.openai_http.server import new_session
 
 LONG = 300.0
-"""Seconds, longer than a test may hang, so that no connection ends by its idle timeout."""
+"""Idle timeout in seconds: longer than a test may run, so that this timeout ends no connection."""
 MUCH = 16 * 1024 * 1024
-"""Bytes, more than all buffers between two sockets hold."""
+"""Number of bytes: more than all buffers between two sockets hold."""
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 
 SessionOf = Callable[[], aiohttp.ClientSession]

@@ -1,4 +1,4 @@
-"""`postback verify-answer`: the cited words, looked for in sources that are read again."""
+"""`postback verify-answer`: it reads the sources again, and looks for the cited words in them."""
 
 from __future__ import annotations
 

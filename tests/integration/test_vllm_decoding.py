@@ -103,7 +103,7 @@ def by_vllm(
     is_stopped: bool = False,
     is_slow: bool = False,
 ) -> tuple[str, int]:
-    """vLLM's text of the tokens, one step each, and the number of steps at the end that added nothing to it."""
+    """Let vLLM decode the tokens one by one; return the text, and the number of last steps that added no text."""
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, SlowIncrementalDetokenizer
 
     asked: Any = SimpleNamespace(

@@ -329,7 +329,7 @@ async def test_each_adapter_changes_the_answer_though_its_folder_is_gone(
 async def test_an_adapter_that_cannot_be_loaded_ends_its_own_jobs_only(
     vllm_engine: VllmEngine, adapter: str, reason: str
 ) -> None:
-    """vLLM loads an adapter at its first request. In an earlier version, one without a folder ended the engine."""
+    """vLLM loads an adapter at its first request. An adapter without a folder once ended the engine."""
     with pytest.raises(RequestRejected, match=reason) as rejected:
         await vllm_engine.generate(request(adapter=adapter))
     assert rejected.value.field == "adapter"

@@ -1,4 +1,4 @@
-"""vLLM while it is loaded: failures, a stop in between, and an engine that cannot be loaded again."""
+"""vLLM during its load: failures, a stop of the worker, and an engine that cannot be loaded again."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from telemetry.clock import SystemClock
 
 _CLOCK = SystemClock()
 _HELD_SECONDS = 600.0
-"""A held answer leaves after this time at the latest, so that the server's threads end."""
+"""A held answer is sent after this time at the latest, so that the server's threads end."""
 
 
 class SteeredEngine:
@@ -50,7 +50,7 @@ class SteeredEngine:
         self.handler = Handler
 
     def answer(self, prompt: str) -> None:
-        """Note the prompt, and return when it may be answered."""
+        """Note the prompt, and wait until it may be answered."""
         self.asked.append(prompt)
         if prompt.startswith(self.held):
             self.release.wait(_HELD_SECONDS)

@@ -1,4 +1,4 @@
-"""A real API server takes every object of the chart in a dry run, also the custom resources of other projects.
+"""In a dry run, a real API server accepts every object of the chart, even the custom resources of other projects.
 
 The server checks an object as for `kubectl apply --dry-run=server`: by its schemas, by its validation in Go, and by the
 admission to a `restricted` namespace. The server keeps no object.

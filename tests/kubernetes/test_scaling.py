@@ -161,6 +161,6 @@ def _failures(release: Release) -> int:
 
 
 def _scalings(release: Release, lane: str) -> int:
-    """The number of changes of the specification of a lane's StatefulSet, of which KEDA makes one to scale it."""
+    """Return how often the specification of a lane's StatefulSet has changed; each scaling by KEDA changes it once."""
     found = release.api.get(f"/apis/apps/v1/namespaces/{release.namespace}/statefulsets/fleet-postback-worker-{lane}")
     return int(found["metadata"]["generation"])

@@ -108,7 +108,7 @@ def _executable() -> Path:
     """The collector, built if this release of it is missing; fails the test if the build fails."""
     target = cache() / "bin" / f"otelcol@{VERSION}"
     if target.exists():
-        return target  # does not wait for other tools' builds
+        return target  # skips the lock, which the build of another tool may hold
     with one_build_at_a_time(target.parent):
         if not target.exists():
             _build(target)

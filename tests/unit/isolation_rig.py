@@ -39,7 +39,7 @@ def crashed(isolation: Isolation, partition: Partition, offsets: range | list[in
 
 
 def dispatched(isolation: Isolation) -> list[int]:
-    """The offsets of the next cohort, which is marked as committed and dispatched."""
+    """Mark the next cohort as committed and dispatched; return the offsets of its records."""
     cohort = isolation.next_cohort(NO_BOUND)
     if cohort is None:
         return []

@@ -32,7 +32,10 @@ class Handler:
 
 
 class Desk:
-    """A pace with constant room, as its handler begins no record. Unless `due_at_ms` is set, no record is early."""
+    """A pace whose room is constant, because the handler of this stage begins no record.
+
+    Unless `due_at_ms` is set, no record is early.
+    """
 
     def __init__(self, room: int = 10) -> None:
         self._room = room

@@ -1,4 +1,4 @@
-"""The chart's values: each explained, each known to the schema, and the page that is made of them."""
+"""Each value of the chart is explained and known to the schema; the reference page is made of the values."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from workers.stage.defects import Call
 from workers.stage.settler_state import SettlerState
 
 OPEN = {"model_cost", "http_requests"}
-"""Their values come from a registry's currencies, and from routes and statuses."""
+"""Counters whose label values come from a registry's currencies, and from routes and statuses."""
 
 COUNTED: Mapping[str, Iterable[str]] = {
     "jobs": Outcome,
@@ -36,7 +36,7 @@ COUNTED: Mapping[str, Iterable[str]] = {
     "screened": Verdict,
     "http_connections_refused": {*get_args(Refusal), "handshake"},
 }
-"""Counters whose values the code has in one place."""
+"""Counters for whose label values the code has one list."""
 
 
 def closed() -> dict[str, ClosedCounter]:
@@ -79,6 +79,6 @@ def test_the_counters_of_vllm_begin_with_its_figures() -> None:
 
 
 def shown(counter: ClosedCounter) -> dict[tuple[str, ...], float]:
-    """Values of the counter's series by labels."""
+    """Return the value of each series of the counter, by the labels of the series."""
     [family] = counter.collect()
     return {tuple(one.labels.values()): one.value for one in family.samples if one.name.endswith("_total")}

@@ -1,4 +1,4 @@
-"""The door's look at its certificates each second."""
+"""The door looks at its certificates each second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests vLLM runs at once, as the counts after each step show."""
+"""The number of requests that vLLM runs at once, learned from its counts after each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def loaded(limit: int, ranks: int = 1) -> Places:
 
 
 def stepped(places: Places, *steps: tuple[int, int, int], rank: int = 0) -> int:
-    """Take steps, each with the (running, waiting, answers) after it, then count once more; return the places."""
+    """Take steps with these counts (running, waiting, answers), then count an idle engine; return the places."""
     for running, waiting, answers in steps:
         places.counted(rank, running, waiting)
         places.answered(answers)

@@ -1,4 +1,4 @@
-"""Records of any content, as the exporter takes them."""
+"""The exporter reads records of any content."""
 
 from __future__ import annotations
 

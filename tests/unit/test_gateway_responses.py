@@ -170,7 +170,7 @@ async def test_a_job_whose_time_is_over_is_cancelled(rig: Rig, key: str) -> None
 
     assert job in refused(answer, 504)["message"]
     assert answer.headers["x-should-retry"] == "false"
-    rig.store.submit(lambda _connection: None).result()  # the cancellation, queued before this change, is now made
+    rig.store.submit(lambda _connection: None).result()  # the writer has also made the earlier cancellation
     assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "cancelling"
     assert records(rig, rig.door.fleet.kafka.topics.control)[-1]["job_id"] == job
 

@@ -108,5 +108,5 @@ async def test_a_file_that_a_killed_process_did_not_join_is_swept_and_the_upload
 
 
 def refused(*_: object) -> bool:
-    """Stand for a database that commits and then dies before it answers."""
+    """Act like a database that commits and then dies before it answers."""
     raise BlobsAway("gone")

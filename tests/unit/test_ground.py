@@ -73,7 +73,7 @@ def test_the_mark_depends_on_the_secret_and_on_all_that_the_prompt_shows_of_the_
 
 
 def mark_of_a_process(signing_secret: bytes | None, topic_id: str) -> str:
-    """The mark that a worker's process of its own gives to the sources `x`."""
+    """Run a process of a worker; return the mark that it gives to the sources `x`."""
     code = (
         "from workers.enrichment.answering.marks import fleet_secret, mark_for\n"
         f"print(mark_for(b'x', '', fleet_secret({signing_secret!r}, {topic_id!r})))"

@@ -76,7 +76,7 @@ def test_a_commit_names_at_most_the_running_records_and_the_margin_as_begun() ->
 
 
 def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_begun() -> None:
-    """In an earlier version, the next owner of twelve partitions suspected a window of each, twelve times what ran."""
+    """In an earlier version, the next owner of twelve partitions suspected a whole window of records in each."""
     partition = opened()
     begun(partition, range(20))
     committed = partition.progress(list(range(10)))

@@ -115,7 +115,7 @@ async def test_a_job_without_a_match_has_no_findings(screen: Screen) -> None:
 
 
 async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> None:
-    """The other engine's worker screens the job: each operator's rules are its own."""
+    """The other engine's worker screens the job by its own rules, since each worker's operator may have other rules."""
     async with working({"other": "other"}, screen=screen) as worker:
         [output] = await worker.outputs(record(model_id="other", prompt="falcon"))
 

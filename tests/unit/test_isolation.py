@@ -59,7 +59,7 @@ def test_a_slow_suspect_of_a_first_window_delays_no_record_behind_it() -> None:
 
 
 def test_each_partition_that_was_left_open_has_places_of_its_own() -> None:
-    """In an earlier version all partitions shared the places for suspects, so twelve ran at a twelfth of the pace."""
+    """In an earlier version, all partitions shared the places for suspects, so each of twelve had a twelfth of them."""
     isolation = Isolation()
     partitions = [opened(number, Progress(0, open=True)) for number in range(12)]
     for partition in partitions:

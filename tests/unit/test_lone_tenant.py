@@ -94,7 +94,7 @@ class Log:
 
 
 class Settler:
-    """A settler that has committed a batch by the call after it; while `stuck`, it commits no batch."""
+    """A settler whose commit of a batch has ended at the next call; while `stuck`, the settler commits no batch."""
 
     state = SettlerState.READY
     stuck = False

@@ -17,7 +17,7 @@ def circuit(clock: HandClock) -> AddressCircuit:
 
 
 def state(address: AddressCircuit) -> tuple[bool, bool]:
-    """Whether the circuit is open, and whether it admits a request."""
+    """Return whether the circuit is open, and whether it admits a request."""
     return address.is_open, address.admits
 
 

@@ -265,7 +265,7 @@ def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_
     assert window.surplus(MANY) == []
     window.draw(LEAST_PARKED - 1, always)
     park(window, Sender(where).send(2 * LEAST_PARKED), A)
-    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # less than a whole lot was drawn
+    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # fewer records were drawn than the full lot holds
     assert len(window.surplus(7)) == 7
 
 

@@ -96,7 +96,7 @@ def test_a_server_or_an_engine_without_the_kind_refuses_its_field(field: str) ->
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_question_is_refused_by_a_server_that_only_embeds_or_ranks(api: str) -> None:
-    """Otherwise the job would wait until its deadline, and a flood of such jobs would fill the worker's window."""
+    """Without the refusal, the job would wait until its deadline, and many such jobs would fill the worker's window."""
     dialect = Dialect("bge", OpenAISettings.model_validate({"api": api}))
     question = GenerationRequest("r1", "Is it?", None, 8, None)
 

@@ -131,7 +131,7 @@ async def test_a_sampled_job_is_answered_twice_and_copied_beside_its_result() ->
 
 
 async def test_a_job_with_a_temperature_is_answered_twice_more_greedily() -> None:
-    """Random answers always differ, so any candidate would seem to differ no more than the primary from itself."""
+    """Random answers always differ, so no candidate would seem to differ more than the primary differs from itself."""
     async with working(MODELS) as worker:
         begin(worker)
         outputs = await worker.outputs(job(temperature=0.7))

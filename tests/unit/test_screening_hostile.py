@@ -78,7 +78,7 @@ def test_every_match_of_a_long_text_is_found_also_at_the_edges_of_windows(tmp_pa
 
 
 def test_a_match_is_sought_within_two_windows(tmp_path: Path) -> None:
-    """Otherwise a pattern that reads to the end of the text for each match would take quadratic time."""
+    """Without the bound, a pattern that reads to the end of the text for each match would take quadratic time."""
     screen = screen_of(tmp_path, regex("a[^z]*z|b+", name="long"))
 
     assert redacted(screen, f"a{'.' * 1000}z") == "[redacted:long]"

@@ -1,4 +1,4 @@
-"""How many requests a server gets at once, by its own counts or by its refusals."""
+"""The number of requests that a server gets at once, learned from the server's counts or from its refusals."""
 
 from __future__ import annotations
 

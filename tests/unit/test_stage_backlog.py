@@ -27,7 +27,7 @@ class Log(Intake):
     [([], 10), (list(range(1, 10)), 1), ([0, 1, 5], 7), (list(range(10)), 0), (list(range(1, 12)), 1)],
 )
 def test_the_backlog_leaves_out_records_done_behind_a_slow_one(done: list[int], backlog: int) -> None:
-    """In an earlier version one slow record counted as all records behind it too."""
+    """In an earlier version, the done records behind a slow record were part of the backlog too."""
     clock, metrics = HandClock(), Metrics()
     stage, _, partition = stage_with(Log(), clock, metrics=metrics)
     partition.open(Progress(0), 0)

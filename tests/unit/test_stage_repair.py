@@ -55,7 +55,7 @@ def test_work_that_ends_after_its_partition_was_lost_is_not_settled_nor_counted_
 
 
 def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_complete() -> None:
-    """Otherwise the lag of a partition whose last offsets are end markers would never be 0."""
+    """Without this commit, the lag of a partition whose last offsets are end markers would never be 0."""
     clock = HandClock()
     stage, _, partition = stage_with(Intake(), clock)
     stage.take([], [("requests", 0, 5)])
@@ -66,7 +66,7 @@ def test_a_gap_at_the_end_of_a_partition_is_committed_although_no_record_is_comp
 
 
 def test_nothing_is_dispatched_before_the_open_mark_is_committed() -> None:
-    """Otherwise, if a record of the first window killed the worker, the next owner would not suspect the record."""
+    """Without the mark, the next owner would not suspect a record of the first window that killed the worker."""
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open_committed = False
     stage.take([Record("requests", 0, 0, b"")], [])

@@ -1,4 +1,4 @@
-"""A worker with `POSTBACK_WORKER__TRUST=signed` takes signed jobs, wherever they were moved, and no others."""
+"""A worker with `POSTBACK_WORKER__TRUST=signed` accepts only signed jobs, to whatever topic they were moved."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def result_record(url: str | None, value: bytes = RESULT, **changed: bytes | Non
 
 
 def delivered_from(output: Output, offset: int, at_ms: int) -> Record:
-    """A written output, as the stage reads it again."""
+    """Return a written output in the form in which the stage reads it again."""
     return Record(output.topic, 3, offset, output.value or b"", output.key, output.headers, at_ms)
 
 

@@ -75,7 +75,7 @@ async def test_without_free_file_descriptors_callbacks_are_deferred_untried_and_
     make: Maker, consumer: Consumer, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = make(DeliverySettings(breaker_failures=1))
-    # Handle one record first, which imports modules, while files can still be opened.
+    # Handle one record first, because this imports modules, and later no file can be opened.
     await handler.handle(result_record(consumer.url.replace("127.0.0.1", "127.0.0.2")))
     with no_files_left():
         for said in (1, 1, 2):

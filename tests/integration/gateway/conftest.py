@@ -21,7 +21,7 @@ def module_product(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def shared_gateway(module_product: Product) -> Iterator[Gateway]:
-    """One gateway for the tests of a module, over plain HTTP; a tenant for each test keeps them apart."""
+    """One gateway for the tests of a module, over plain HTTP; each test uses a tenant of its own."""
     with gateway_process(module_product) as started:
         yield started
 

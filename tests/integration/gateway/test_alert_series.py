@@ -45,7 +45,7 @@ def test_each_series_that_a_rule_asks_for_exists_in_a_fleet_that_answered_one_jo
     ]
     product.submit(
         [{"prompt": "Why?", "callback_url": product.callbacks.url}, {"prompt": "[[sleep 300]]"}]
-    )  # the second job is unfinished until the end
+    )  # the second job runs until the end of the test
     gateway.wait_until_ready()
     gateway.get("/v1/models", gateway.key())
     product.wait_for_callbacks(1, 90)
@@ -57,7 +57,7 @@ def test_each_series_that_a_rule_asks_for_exists_in_a_fleet_that_answered_one_jo
 
 
 def missing(asked: set[tuple[str, str]], roles: list[Role]) -> list[tuple[str, str]]:
-    """The selectors without a series in any role's metrics."""
+    """Return the selectors for which no role's metrics have a series."""
     exposed = [one for role in roles for one in series(role)]
     return sorted(selector for selector in asked if not any(selects(selector, one) for one in exposed))
 

@@ -64,7 +64,7 @@ def test_each_role_begins_every_series_of_the_counters_that_it_counts(product: P
 
 
 def begun(of_role: list[Series]) -> set[str]:
-    """The counters of which a role shows a series; each must show all its values."""
+    """Return the counters of which a role shows a series; each of them must show all its label values."""
     found = set()
     for attribute, counter in closed().items():
         [family] = counter.describe()

@@ -49,7 +49,7 @@ def served(module_product: Product, folder: Path) -> Iterator[Gateway]:
 
 
 def curl(gateway: Gateway, folder: Path, name: str | None, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Ask for the models with the certificate of this name; return the status, 0 for none, and the body."""
+    """Request the models with the certificate of this name; return the status, or 0 without an answer, and the body."""
     ca, url = folder / "ca", f"{gateway.url}/v1/models"
     shown = () if name is None else ("--cert", ca / f"{name}.pem", "--key", ca / f"{name}.key")
     done = subprocess.run(

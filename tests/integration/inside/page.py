@@ -43,7 +43,7 @@ def job_of_the_page() -> dict[str, Any]:
 
 
 class Asking:
-    """The searches as a worker runs them, called directly."""
+    """The searches that a worker would run; the test calls them itself."""
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches

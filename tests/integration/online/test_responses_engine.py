@@ -64,7 +64,7 @@ class TestResponses(OnlineContract):
 
 
 async def answered(given: Mapping[str, Any], **fields: Any) -> Completion:
-    """The completion of a request whose server gives this response, which OpenAI's package reads too."""
+    """Return what the engine makes of this response, which OpenAI's own package must be able to read."""
     Response.model_validate(given)
     async with scripted(RESPONSES, answers(200, given)) as (engine, _):
         return await engine.generate(request(**fields))

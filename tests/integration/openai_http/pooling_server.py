@@ -28,7 +28,7 @@ PATHS = {
 
 
 class PoolingServer:
-    """Answers each kind of `paths`. `before` has responses that come first, such as those of a rate limit."""
+    """Answers jobs of each kind. The responses in `before` come first, for example those of a rate limit."""
 
     def __init__(self, *before: Respond) -> None:
         self.before = list(before)

@@ -1,4 +1,4 @@
-"""How many requests the HTTP engine sends at once to servers with few places: by their counts, or by their refusals."""
+"""The HTTP engine learns how many requests a server takes at once, from the server's counts or from its refusals."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def learned(engine: OpenAIEngine, worker: AnsweringWorker, vllm: Queueing,
 
 
 async def test_a_server_that_tells_its_counts_gets_its_places_full_and_a_short_queue() -> None:
-    """An earlier engine kept 248 requests waiting at the server, before newer and more urgent ones."""
+    """An earlier engine kept 248 requests waiting at the server, so newer and more urgent ones waited behind them."""
     places, vllm = 8, Queueing(8)
     async with engine_of(vllm.respond, vllm.metrics) as engine, AnsweringWorker(engine=engine) as worker:
         await learned(engine, worker, vllm, places)
