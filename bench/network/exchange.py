@@ -42,7 +42,7 @@ def _answer(context: ssl.SSLContext, plain: socket.socket) -> None:
 
 
 def connected(address: str, control: str) -> ssl.SSLSocket:
-    """Return a new connection with this congestion control. The certificate is not checked: names do not matter."""
+    """Return a new connection with this congestion control. The client does not check the certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     plain = socket.create_connection((address, PORT))

@@ -261,11 +261,11 @@ def test_a_party_that_is_alone_is_not_beyond_its_share_while_the_lot_moves_fast_
     assert window.surplus(MANY) == []
     assert window.wants_pause(where)
     window.draw(LEAST_PARKED, always)
-    window.look(TIGHT_SECONDS + 2 * SLOW_SECONDS)  # a whole lot was drawn, and the lot is still full
+    window.look(TIGHT_SECONDS + 2 * SLOW_SECONDS)  # a lot's worth of records was drawn, and the lot is still full
     assert window.surplus(MANY) == []
     window.draw(LEAST_PARKED - 1, always)
     park(window, Sender(where).send(2 * LEAST_PARKED), A)
-    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # fewer records were drawn than the full lot holds
+    window.look(TIGHT_SECONDS + 3 * SLOW_SECONDS)  # less than a lot's worth of records was drawn
     assert len(window.surplus(7)) == 7
 
 

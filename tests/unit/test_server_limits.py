@@ -99,7 +99,7 @@ def test_after_an_outage_the_limit_is_soon_back_at_half_of_its_former_value() ->
 
 
 def test_a_timeout_counts_as_a_refusal_only_while_the_limit_is_in_use() -> None:
-    """Otherwise a job that hangs the server now and then would leave a quiet worker with a limit of one."""
+    """If each timeout counted, a job that hangs a server now and then would leave a quiet worker a limit of one."""
     limit = AnswerLimit(FIRST, MOST)
     limit.timed_out(limit.begin(), FIRST - 1)
     assert limit.number == FIRST

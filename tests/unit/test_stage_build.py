@@ -40,7 +40,7 @@ def test_less_is_fetched_ahead_of_tiers_whose_records_may_be_given_back(
 
 
 def test_results_and_tiers_have_stages_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one stage read both, new results would wait behind a tier's records, which come due by the hundred."""
+    """If one stage read results and tiers, new results would wait behind tiers' records, which come due in crowds."""
     kafka, clock, metrics = KafkaSettings(topic_prefix="a."), SystemClock(), Metrics()
     settings = DeliverySettings(window_bytes=64 * MIB)
     read: list[list[str]] = []

@@ -127,7 +127,7 @@ def test_a_suspect_that_has_killed_alone_waits_until_nothing_else_runs_in_its_pr
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_dispatched_records_are_awaited_before_a_partition_goes_to_another_process(answered: bool) -> None:
-    """Otherwise each rebalance would cancel a window of running records, and the next owner would repeat their work."""
+    """Without the wait, each rebalance would cancel a window of records, and the next owner would repeat them."""
 
     class Answering(Settler):
         def listen(self) -> None:
