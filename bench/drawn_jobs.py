@@ -345,7 +345,7 @@ def _many_headers(rng: random.Random, job: Json, headers: list[Header], noise: l
 
 def _too_large(rng: random.Random, job: Json, headers: list[Header], noise: list[Any]) -> Drawn:
     if rng.random() < 0.95:
-        return _another_byte(rng, job, headers, noise)  # each of these jobs is half a megabyte, so a few are enough
+        return _another_byte(rng, job, headers, noise)  # makes few jobs too large, since each has half a megabyte
     return Drawn(_written({**job, "metadata": {"x": "y" * MAX_JOB_BYTES}}), headers)
 
 

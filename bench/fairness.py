@@ -75,7 +75,7 @@ def _flooded(used: Kafka, options: argparse.Namespace) -> tuple[list[float], lis
         behind = _ten(kafka, "behind", options.latency)
         wait_for(lambda: _is_still(worker), WAIT_SECONDS)
         beside = [each for number in range(options.rounds) for each in _ten(kafka, f"beside-{number}", options.latency)]
-        worker.kill()  # kills, because an orderly end would take long while jobs of the flood wait
+        worker.kill()  # an orderly end would take long, since it waits for jobs of the flood
     return behind, beside
 
 

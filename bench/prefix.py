@@ -98,7 +98,8 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
         for _ in range(options.rounds):
             for name, some in {"ceiling": cached, **ours}.items():
                 await engine._llm.reset_prefix_cache()
-                await _answered(engine, some[: len(some) // 4])  # warms the cache, which is also warm in a long run
+                # Warm the cache first, because the cache of a long run is warm too.
+                await _answered(engine, some[: len(some) // 4])
                 runs[name].append(await _answered(engine, some))
         return runs
     finally:

@@ -217,7 +217,8 @@ def _end(processes: Iterable[NodeProcess], clock: Clock, *, gently: bool) -> Non
     remaining = list(processes)
     if gently:
         for process in remaining:
-            process.signal(signal.SIGCONT)  # wakes a frozen process, which would not handle the SIGTERM
+            # Wake the process if it is frozen, because a frozen process handles no SIGTERM.
+            process.signal(signal.SIGCONT)
             process.signal(signal.SIGTERM)
         remaining = _wait_gone(remaining, Deadline.after(clock, _STOP_TIMEOUT_SECONDS))
     for process in remaining:

@@ -198,7 +198,8 @@ def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: No
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that adds a line of evidence to the run's summary, which pytest shows despite capturing."""
-    # The line is a property, since properties arrive with the test's report even if the test ran in another process.
+    # Store the line as a property of the test, because properties come with the test's report even from another
+    # process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
 
 

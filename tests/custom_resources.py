@@ -66,7 +66,7 @@ def _strict(schema: Any) -> Any:
         return {}
     inner = {name: _strict(each) for name, each in schema.items()}
     if isinstance(pattern := schema.get("pattern"), str) and "(?i)" in pattern:
-        # Go accepts a flag anywhere in a pattern, and Python only at its start.
+        # Move the flag to the pattern's start, because Go accepts a flag anywhere, and Python only there.
         inner["pattern"] = "(?i)" + pattern.replace("(?i)", "")
     if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         inner.setdefault("additionalProperties", False)

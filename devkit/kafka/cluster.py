@@ -153,7 +153,8 @@ def serve_command(node: Node, jvm: Sequence[str]) -> list[str]:
 def check_free(port: int) -> None:
     """Raise PortInUse if a process listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closing connections, as Kafka does
+        # A port whose old connections are still closing counts as free, as it does for Kafka.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

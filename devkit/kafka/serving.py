@@ -39,7 +39,7 @@ def wait_until_serving(started: Mapping[Node, NodeProcess], clock: Clock) -> Non
 def _serves(node: Node) -> bool:
     """True if the node answers, and the quorum has admitted it (has not fenced it)."""
     if not _listens(node):
-        return False  # no client is made, because it would log an error for the refused connection
+        return False  # make no client, because a client would log an error for the refused connection
     try:
         client = KafkaAdminClient(
             bootstrap_servers=node.address,

@@ -50,7 +50,7 @@ def test_the_only_broker_freezes_and_is_killed_and_nothing_is_lost(
     own_processes.start("a", "b")
     own_ledgers.wait_for_results(JOBS // 10, 60)
     own_broker.pause()
-    time.sleep(8)  # the broker is frozen for longer than the members' session timeout
+    time.sleep(8)  # keeps the broker frozen for longer than the members' session timeout
     own_broker.resume()
     own_ledgers.wait_for_results(JOBS // 3, 90)
     own_broker.kill()

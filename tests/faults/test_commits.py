@@ -23,7 +23,7 @@ def test_markers_and_aborted_records_do_not_hold_back_the_base(ledgers: Ledgers,
         if turn % 3:
             producer.commit_transaction(20)
         else:
-            # Flush, since unsent records would never reach the log. The flush also avoids librdkafka's issue 4849.
+            # Flush, because unsent records would never reach the log. The flush also avoids librdkafka's issue 4849.
             producer.flush(20)
             producer.abort_transaction(20)
     processes.start("a", "b")

@@ -41,7 +41,7 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
     broker, url = own_broker.bootstrap_servers, unprefixed.callbacks.url
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 prefers a serializer class to a function
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 deprecates functions as serializers
         producer = KafkaProducer(bootstrap_servers=broker, value_serializer=lambda job: json.dumps(job).encode())
     producer.send("model_requests", {"prompt": "What is the capital of France?", "callback_url": url})
     producer.flush()

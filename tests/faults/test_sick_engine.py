@@ -20,7 +20,7 @@ def test_an_engine_that_dies_at_every_job_ends_its_worker_and_another_one_answer
 ) -> None:
     ledgers.submit({"id": number, "ms": 20} for number in range(JOBS))
     processes.sick = {"a"}
-    for _ in range(2):  # start the worker twice, since an orchestrator restarts it
+    for _ in range(2):  # start the worker twice, as an orchestrator would restart it
         processes.start("a")
         assert processes.running["a"].wait(90) != 0
     assert processes.log("a").count("nothing-completes") == 2

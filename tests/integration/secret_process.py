@@ -24,7 +24,8 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)  # the change of user cleared this flag, which an exec would set again
+        # The change of user cleared this flag. Set it again, as an exec would.
+        secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)
     before = opened_by_another()
     secrecy.keep_secrets()
     registry = CollectorRegistry()

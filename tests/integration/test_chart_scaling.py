@@ -158,7 +158,7 @@ def test_the_gpu_monitor_keeps_the_gpus_of_the_releases_workers_for_the_job_of_t
 
     def keeps(name: str, of: str, pod: str) -> bool:
         assert kept["sourceLabels"] == ["__name__", "namespace", "pod"]
-        # Prometheus joins the labels and anchors the expression in the same way.
+        # Prometheus also joins the labels with `;`, and anchors the expression.
         return re.fullmatch(kept["regex"], f"{name};{of};{pod}") is not None
 
     assert keeps("DCGM_FI_DEV_GPU_UTIL", namespace, f"{workers}-0")

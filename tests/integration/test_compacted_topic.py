@@ -160,7 +160,7 @@ async def test_a_process_that_can_no_longer_follow_the_endpoints_ends(
     monkeypatch.setattr(EndpointStates, "apply", poisoned)
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # the real function would change the garbage collector of the test process
+    )  # replaced, because the real function would change the test process's garbage collector
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     settings = FleetSettings(kafka=fleet, keyring=str(tmp_path / "keyring.json"), env="development")
     ports: list[int] = []

@@ -100,7 +100,7 @@ def test_each_panel_shows_data_of_a_fleet_with_sources_a_rollout_and_a_failing_c
         asked = panels().keys() - OF_VLLM - NOT_HERE.keys()
 
         def each_shows_data() -> bool:
-            gateway.get("/v1/models", key)  # a quantile needs requests between two scrapes
+            gateway.get("/v1/models", key)  # a panel with a quantile needs requests between two scrapes
             return silent(prometheus, asked) == []
 
         eventually(each_shows_data, 180, lambda: f"no data: {silent(prometheus, asked)}")
@@ -116,7 +116,7 @@ async def test_each_panel_of_vllm_shows_data_of_a_real_engine(
         deadline = Deadline.after(SystemClock(), 180)
         while left := await asyncio.to_thread(silent, prometheus, OF_VLLM):
             assert not deadline.passed, f"no data: {left}"
-            await vllm_engine.generate(request())  # a rate needs work between two scrapes
+            await vllm_engine.generate(request())  # a panel with a rate needs work between two scrapes
 
 
 def silent(prometheus: Prometheus, asked: Iterable[Panel]) -> list[tuple[Panel, str]]:

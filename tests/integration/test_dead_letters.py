@@ -63,7 +63,8 @@ def put_letters(fleet: KafkaSettings) -> None:
 def stands_in(fleet: KafkaSettings, topic: str) -> list[tuple[str, bytes | None, int | None, dict[str, str]]]:
     """Key, value, partition and headers of each record in a topic."""
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader sees its records
+        # Wait, because Kafka confirms a commit before every reader sees its records.
+        scanner.wait_until_settled([topic])
     found = committed_records(fleet.client_config(), topic)
     return [
         (
@@ -220,7 +221,7 @@ def test_an_id_that_two_tenants_have_is_put_back_only_for_the_one_that_is_named(
     assert redrive("job_1", "--dry-run") == redrive("job_1") == (2, refused.format("job_1"))
     assert redrive("--id", "msg_1") == (2, refused.format("msg_1"))
     assert redrive("job_1", "--tenant", "acme") == (0, "postback: 1 of 1 put back")
-    assert redrive("job_1") == (2, refused.format("job_1"))  # still ambiguous
+    assert redrive("job_1") == (2, refused.format("job_1"))  # the id is still ambiguous
     assert redrive("0:1") == (0, "postback: 1 of 1 put back")
     assert sorted(key for key, *_ in stands_in(fleet, fleet.topics.tier(0.3))) == ["acme", "globex"]
 

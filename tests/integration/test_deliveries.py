@@ -68,7 +68,7 @@ def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery
         ],
         key=str,
     )
-    # A redrive writes the mark and the callback in one transaction, so their order is open.
+    # A redrive writes the mark and the callback in one transaction, so either may come first.
     assert {what for what, *_ in told[7:9]} == {"redriven", "waiting"}
     assert told[9:] == [("attempt", 1, None)]
     lines = postback_here("deliveries", "job_1", env=env).stdout.splitlines()

@@ -234,7 +234,7 @@ async def test_tls_reaches_through_the_proxy_and_checks_the_server_s_certificate
     authority = Authority.create(tmp_path)
     trusting = ssl.create_default_context(cafile=authority.ca_file)
     async with serving_tls(authority.server()) as port, guard(proxy).session() as session:
-        for _ in range(2):  # the second request uses the same tunnel
+        for _ in range(2):  # the second request has to use the tunnel of the first
             async with session.get(f"https://127.0.0.1:{port}/", ssl=trusting) as answer:
                 assert await answer.text() == "over TLS"
         assert len(server.asked) == 1

@@ -64,7 +64,7 @@ def declared() -> dict[str, Declared]:
 
 
 def test_the_files_are_those_that_the_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(FOLDER)  # Python does the same with the folder of a script that it runs
+    monkeypatch.syspath_prepend(FOLDER)  # when Python runs a script, it also adds the script's folder to the path
     written: dict[Path, str] = runpy.run_path(str(FOLDER / "dashboards.py"))["documents"]()
 
     assert {path.name: path.read_text() for path in FOLDER.glob("*.json")} == {

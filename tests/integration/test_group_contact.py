@@ -57,7 +57,7 @@ def test_a_consumer_is_a_member_once_it_is_admitted_even_without_partitions(
         return intake.contact().member
 
     first.join(holds_first)
-    assert not first.contact().member  # the first member's request to join is not answered yet
+    assert not first.contact().member  # Kafka has not answered the first member's request to join yet
     assert not second.contact().member
     eventually(lambda: is_member(first) and bool(holds_first.partitions), 20, "the first is not let in")
 

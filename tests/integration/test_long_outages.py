@@ -152,7 +152,8 @@ async def test_events_with_a_url_of_their_own_end_although_none_of_their_urls_is
     events = [world.add(f"{dead_origin}/job/{number}", at=number) for number in range(300)]
     await world.run()
     assert set(world.letters) == set(events)
-    # The schedule lasts three days, disabling an endpoint five, and an event tried on the last day three more.
+    # The schedule lasts three days, and an endpoint is disabled after five days of failures. An event that is tried on
+    # the last of these days waits for up to three more days.
     assert max(at for at, _ in world.letters.values()) < 13 * DAY
     reasons = {record.header(names.REASON) for _, record in world.letters.values()}
     assert reasons == {"callback_exhausted"}

@@ -47,7 +47,8 @@ def put_letters(fleet: KafkaSettings, count: int) -> list[str]:
 
 def stands_in(fleet: KafkaSettings, topic: str) -> list[Message]:
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([topic])  # Kafka confirms a commit before every reader sees its records
+        # Wait, because Kafka confirms a commit before every reader sees its records.
+        scanner.wait_until_settled([topic])
     return committed_records(fleet.client_config(), topic)
 
 

@@ -92,7 +92,8 @@ def waiting(fleet: KafkaSettings) -> dict[str, Message]:
     """The records of the smallest tier, by job."""
     tier = next(iter(fleet.topics.tiers.values()))
     with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([tier])  # Kafka confirms a commit before every reader sees its records
+        # Wait, because Kafka confirms a commit before every reader sees its records.
+        scanner.wait_until_settled([tier])
     found = committed_records(fleet.client_config(), tier)
     return {headers_of(message)["job-id"].decode(): message for message in found}
 

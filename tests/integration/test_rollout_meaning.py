@@ -180,7 +180,7 @@ async def test_a_comparison_waits_for_a_model_whose_process_was_killed() -> None
 
 
 async def test_words_decide_while_the_model_gives_no_answer() -> None:
-    away = Meaning(Embedder(str(embedding_model()), CLOCK), CLOCK, 0.1)  # never started
+    away = Meaning(Embedder(str(embedding_model()), CLOCK), CLOCK, 0.1)  # the model's process is never started
     with pytest.raises(MeaningUnknown):
         await away.is_same(BRIDGE, BRIDGE_TOO, LEAST)
     assert (await compared(away, await sample_of(prompt=BRIDGE), BRIDGE_TOO)).differs == 1

@@ -314,7 +314,7 @@ def test_a_check_reports_sendable_jobs_or_mistakes_and_needs_no_kafka(tmp_path: 
     assert warned == "postback: line 1: callback_url: http://hook.example: https is required; use https"
     assert list(tmp_path.iterdir()) == [jobs]
 
-    assert postback(*arguments[:-1], env=env).returncode == 1  # sending fails, and leaves the receipt
+    assert postback(*arguments[:-1], env=env).returncode == 1  # the sending fails, and the receipt stays
     jobs.write_text(f'{jobs.read_text()}{{"prompt": "c"}}\n')
     written = receipt.read_text().replace('"accepted":null', '"accepted":true', 1)
     receipt.write_text(written)

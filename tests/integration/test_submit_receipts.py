@@ -84,7 +84,7 @@ def test_a_job_of_unknown_acceptance_is_looked_up_before_it_is_sent_again(fleet:
     nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
     assert postback_here(*arguments, env=environment_of(nowhere)).returncode == 1
     ids = [json.loads(line)["job_id"] for line in receipt.read_text().splitlines()]
-    with Client(fleet) as client:  # two of the jobs arrive in different lanes, and a third only for another tenant
+    with Client(fleet) as client:  # two jobs arrive, in different lanes; a third arrives only for another tenant
         client.submit([Job(prompt="q1", job_id=ids[1])], tenant="acme")
         client.submit([Job(prompt="q3", job_id=ids[3])], tenant="acme", lane="bulk")
         client.submit([Job(prompt="q0", job_id=ids[0])], tenant="globex")

@@ -79,7 +79,7 @@ def test_the_live_screen_is_drawn_and_ctrl_c_ends_it_with_0(fleet: KafkaSettings
                 while rest.read(4096):
                     pass
             except OSError:
-                pass  # the terminal is gone with the process
+                pass  # the terminal ended together with the process
         assert process.wait(30) == 0
     finally:
         process.kill()

@@ -27,5 +27,5 @@ def test_a_large_transaction_is_spread_but_never_over_more_than_its_sources() ->
 def test_only_partitions_that_settle_a_record_are_written_to() -> None:
     """A dead worker's open transaction must block readers only of partitions that the worker owned."""
     batch = batch_of(1, [4])
-    batch.offsets[Partition("t", 8, 1, 0.0)] = []  # this partition settles no record, and only commits its state
+    batch.offsets[Partition("t", 8, 1, 0.0)] = []  # this partition settles no record, but commits its state
     assert {home for turn in range(5) for home in batch.homes(turn)} == {4}

@@ -89,7 +89,7 @@ async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_i
     tasks = {f"r{n}": asyncio.create_task(engine.generate(request("hello", request_id=f"r{n}"))) for n in range(5)}
     await asyncio.sleep(0)
     assert engine.load() == EngineLoad(running=2, waiting=3, free=0)
-    await engine.abort("r2")  # r2 still waits
+    await engine.abort("r2")  # r2 is still waiting in the queue
     assert (await tasks["r2"]).finish_reason == "abort"
     assert engine.load() == EngineLoad(running=2, waiting=2, free=0)
     for name in ("r0", "r1", "r3"):

@@ -74,7 +74,7 @@ def test_failures_that_no_code_handles_are_ecs_lines_too() -> None:
     lines = log_lines(done.stderr)
     assert (done.returncode, done.stdout) == (1, "")
     assert [(line.get("event.action"), line.get("error.type")) for line in lines] == [
-        (None, None),  # Python's warning
+        (None, None),  # the line is a warning by Python
         ("log-line-failed", None),
         ("thread-crashed", "ZeroDivisionError"),
         ("error-ignored", "ValueError"),

@@ -34,8 +34,8 @@ def due_in(seconds: float, jobs: int) -> WaitingJobs:
         ([due_in(4e15, 1)], 1),  # a record that is no valid job has no deadline
         ([due_in(1150, 500)], 1),  # 1,000 s are left after the start and the margin, and the jobs fill half of them
         ([due_in(1150, 501)], 2),
-        ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the lanes of one pool add up
-        ([WaitingJobs([1e6] * 900 + [1150.0] * 100)], 2),  # an urgent job waits for all jobs before it
+        ([due_in(1150, 500), due_in(1150, 1000)], 3),  # the jobs of a pool's two lanes are added up
+        ([WaitingJobs([1e6] * 900 + [1150.0] * 100)], 2),  # the urgent jobs have to wait for all jobs before them
         ([WaitingJobs([1150.0] * 100 + [1e6] * 900)], 1),  # jobs behind an urgent job are not urgent
         ([WaitingJobs([1150.0] * 100, unread=900)], 2),  # unread jobs count as due with the last known job
         ([WaitingJobs([], unread=1)], 1),
@@ -56,7 +56,7 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     ("answer_seconds", "wanted"),
     [
         (0, 11),
-        (50, 11),  # the measured time is no longer than the fixed margin
+        (50, 11),  # the fixed margin counts, since the measured time is no longer
         (300, 15),  # 700 s are left after the start and the measured time, and the jobs fill half of them
         (500, 20),
         (501, 20),  # half of the 1,000 s after the start is kept for the waiting jobs

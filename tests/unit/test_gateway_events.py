@@ -126,7 +126,7 @@ async def test_a_stream_begins_where_its_reader_says(rig: Rig) -> None:
             await new.until([5])
             await whole.until([1, 2, 3, 5])
     assert whole.whole
-    assert new.content.startswith(b"id: 3\nretry: 2000\n\n")  # a client that is cut off now goes on after event 3
+    assert new.content.startswith(b"id: 3\nretry: 2000\n\n")  # after a cut, the client would ask for the events after 3
     assert whole.content.startswith(b"id: 0\nretry: 2000\n\nid: 1\nevent: inference.succeeded\ndata: {")
 
 

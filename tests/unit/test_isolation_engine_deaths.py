@@ -36,7 +36,7 @@ def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_af
             answered(isolation, partition, cohort)
         if not isolation.exclusive and partition.suspects.get(0) == Suspect(2):
             assert isolation.needs_others or isolation.next_cohort(NO_BOUND) is not None
-            isolation.completed()  # an unsuspected record completes: such records run while a suspect waits
+            isolation.completed()  # an unsuspected record completes, since such records run while a suspect waits
     assert tried == [[0, 1], [0], [1], [2], [3], [0], [0]]
     assert [(one.offset, attempts) for _, one, attempts in isolation.condemned] == [(0, 3)]
 
@@ -61,7 +61,7 @@ def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
     for _ in range(2):
         crashed(isolation, partition, dispatched(isolation))
     assert isolation.needs_others
-    isolation.try_anyway()  # the stage does the same if no other record comes for a while
+    isolation.try_anyway()  # the stage calls this if no other record comes for a while
     sick_before = isolation.sick
     crashed(isolation, partition, dispatched(isolation))
     assert (sick_before, isolation.sick) == (False, True)

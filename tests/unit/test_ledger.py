@@ -130,7 +130,7 @@ def test_the_fullest_ledgers_fit_into_commit_metadata(done: int, suspects_from: 
 
 def test_records_that_retention_removes_do_not_move_done_ones() -> None:
     ledger = Ledger(Progress(0, 0b1010))
-    ledger.reach(2)  # retention removed the record at 0; the one at 1 was done
+    ledger.reach(2)  # retention has removed the record at 0, and the record at 1 is done
     assert (ledger.base, ledger.next_offset) == (2, 2)
     assert [ledger.take(offset) for offset in (2, 3, 4)] == [True, False, True]
     far = Ledger(Progress(0, 0b1010))
@@ -173,8 +173,8 @@ def test_a_commit_unknown_to_us_is_adopted() -> None:
 UNDECODABLE = [
     base64.b85encode(data).decode()
     for data in (
-        b"\x00\x00\x00",  # a format that never existed
-        b"\x05\x00\x00",  # a future format
+        b"\x00\x00\x00",  # the format's number has never been used
+        b"\x05\x00\x00",  # the format's number is that of a later version
         b"\x03\x00\x00\x01\x02\x03",  # half a mark
         b"\x04\x00\x01\x01\x02\x03\x04",  # a mark in place of a suspect
         b"\x01\x00\x21",  # more suspects than allowed

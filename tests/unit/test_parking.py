@@ -105,7 +105,8 @@ def test_a_queue_without_a_ready_record_saves_up_no_service_and_delays_no_other(
     lot = lot_with(lines)
     assert parties(lot.draw(8, lambda where, _, most: most if where is ready else 0), lines) == [B] * 8
     later = parties(lot.draw(3, always), lines)
-    assert sorted(filter(None, later)) == [A, B, B]  # if A's queue had saved up service, A would have three turns first
+    # If a queue without a ready record saved up turns, A would now have three turns before B.
+    assert sorted(filter(None, later)) == [A, B, B]
 
 
 def test_a_record_that_is_not_ready_stops_what_is_behind_it_in_its_partition() -> None:

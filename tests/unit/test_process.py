@@ -70,7 +70,7 @@ class Draining:
 def keep_collecting_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "workers.roles.supervision.collect_garbage_seldom", lambda: None
-    )  # the real function would change the garbage collector of the test process
+    )  # replaced, because the real function would change the test process's garbage collector
 
 
 async def test_when_one_stage_dies_the_others_are_drained_before_its_error_is_raised() -> None:

@@ -49,7 +49,7 @@ def test_a_mark_is_known_by_the_place_of_its_letter_and_others_are_passed_over()
     ("marked_ms", "value", "counts"),
     [
         (AT_MS + 5, b'{"letter_at":%d}' % AT_MS, True),
-        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # the clock of the mark's broker is behind
+        (AT_MS - 50_000, b'{"letter_at":%d}' % AT_MS, True),  # the clock of the broker that stamped the mark is behind
         (AT_MS + 5, b'{"letter_at":%d}' % (AT_MS - 900), False),  # the mark belongs to an earlier letter at this place
         (AT_MS - 70_000, b'{"letter_at":%d}' % AT_MS, False),
         (AT_MS + 5, b"{}", True),  # an earlier release wrote this mark

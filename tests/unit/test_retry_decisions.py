@@ -43,7 +43,7 @@ THROTTLED, REFUSED, GONE = FailureReason.THROTTLED, FailureReason.REFUSED, Failu
 TABLE = [
     Row(1, Delivered(200, 0.1), Done()),
     Row(10, Delivered(204, 0.1), Done()),
-    # These rows are all waits of the schedule, and its end.
+    # These rows are all waits of the schedule, and the end of the schedule.
     Row(1, failed(), Retry(5, NOW + 5_000)),
     Row(2, failed(), Retry(300, NOW + 300_000)),
     Row(3, failed(), Retry(1800, NOW + 1_800_000)),
@@ -141,7 +141,7 @@ def test_a_time_that_is_further_off_than_any_wait_comes_from_a_wrong_clock_and_h
         (5_100, 5_200, 5_000, 5_100),  # the tier released the record at once, so the record's timestamp is wrong
         (3_600_000, 3_600_000, 1_800_000, 3_600_000),
         (65_200, 5_200, 5_000, 65_200),
-        (65_201, 5_200, 5_000, 200),  # an early release cannot explain this, so our clock was set back
+        (65_201, 5_200, 5_000, 200),  # no tier releases a record so early, so our clock was set back
         (21_600_200, 5_200, 5_000, 200),
         (21_600_000, 0, 5_000, 0),
         (200, None, 5_000, 200),

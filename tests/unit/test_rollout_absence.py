@@ -143,7 +143,7 @@ def test_a_candidate_is_away_after_ten_seconds_without_an_answer_to_any_job() ->
     assert absences.failed(received(), "next", 1000) == PATIENCE_SECONDS
     clock.sleep(PATIENCE_SECONDS - 1)
     assert absences.failed(received(), "next", 1000) == 1
-    absences.answered("next")  # another job's answer: the server is there, but busy
+    absences.answered("next")  # another job is answered, so the server is there, but busy
     clock.sleep(PATIENCE_SECONDS)
     assert absences.failed(received(), "next", 1000) == PATIENCE_SECONDS
     clock.sleep(PATIENCE_SECONDS)
@@ -192,4 +192,4 @@ def test_a_job_without_a_model_goes_back_from_the_candidates_lane_to_the_shared_
     lane, shared = Registry(("next",), "big", {}), Registry(("small",), None, {"next": "big"})
     assert lane.route(None, "1") == Forward(None, 2)
     assert shared.route(None, "2") == Ours()
-    assert lane.route(None, None) == Ours()  # a producer's own choice of the lane
+    assert lane.route(None, None) == Ours()  # the producer itself chose the lane

@@ -146,7 +146,7 @@ def test_a_thousand_rollouts_of_the_same_weights_are_promoted_soon() -> None:
 
 def test_a_thousand_rollouts_of_a_model_that_differs_by_a_tenth_are_aborted_soon() -> None:
     ends, median = simulated(differs=0.1, noise=0.01)
-    assert ends["promote"] <= 50  # the promised error is 1 / DECIDED
+    assert ends["promote"] <= 50  # the promised rate of errors is 1 / DECIDED
     assert ends["abort"] >= 990
     assert median < 170
 

@@ -169,10 +169,10 @@ def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> N
     stage.dispatch()
     stage.stop()
     assert stage.stopping is not None
-    clock.now += 29.0  # almost all of the drain's 30 s have passed
+    clock.now += 29.0  # 29 of the 30 s for the drain have passed
     stage.drain()
     assert partition.phase is Phase.GONE
-    assert clock.now <= 100.0 + 36.0  # the drain has one second left, and the farewell five
+    assert clock.now <= 100.0 + 36.0  # the drain has one more second, and the farewell has five
 
 
 def test_the_drain_of_revoked_partitions_may_be_shorter_than_the_drain_of_a_stop() -> None:

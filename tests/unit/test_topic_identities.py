@@ -90,7 +90,7 @@ def test_progress_of_another_topic_counts_for_nothing_and_all_is_read_from_the_b
     assert intake.resumed == [("requests", 0, 0)]
     stage.take(records(0, 1), [])
     assert (partition.ledger.taken, partition.careful_records) == (frozenset({0, 1}), 0)
-    reread(stage, settler)  # nothing is committed yet on the new topic
+    reread(stage, settler)  # the group has no commit for the new topic yet
     assert (partition.phase, partition.ledger.taken) == (Phase.OPEN, frozenset({0, 1}))
 
 

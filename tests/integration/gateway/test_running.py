@@ -73,7 +73,8 @@ def certificate_of(gateway: Gateway, authority: Authority, most: ssl.TLSVersion 
 
 def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
     with gateway_process(product) as gateway:
-        assert gateway.get("/v1/models").status_code == 401  # leaves a connection open, which must not delay the end
+        # This request leaves a connection open, which must not delay the gateway's end.
+        assert gateway.get("/v1/models").status_code == 401
         assert gateway.role.terminate() == 0
         assert "Stopped." in gateway.role.said()
 

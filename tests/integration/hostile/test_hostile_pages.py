@@ -127,7 +127,7 @@ async def test_a_pdf_of_ten_thousand_pages_ends_within_the_budget(enricher: Enri
         long, fine = await asyncio.gather(
             enriched(enricher, origin), enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}"))
         )
-    if long.sources:  # a quick machine reads the page within the limit
+    if long.sources:  # true on a quick machine, which reads the page within the limit
         text = " ".join(passage for source in long.sources for passage in source.passages)
         assert "The bridge opened in 1987." in text
         assert len(text) <= 4000

@@ -147,7 +147,6 @@ REDIRECTS = {
 }
 
 CASES = {
-    # the design lists these cases
     "gzip bomb": Case(saying(bomb(300), HTML, "Content-Encoding: gzip"), TOO_LARGE),
     "brotli bomb": Case(saying(brotli.compress(b"a" * 2**27, quality=1), HTML, "Content-Encoding: br"), TOO_LARGE),
     "gzip twice": Case(saying(gzip.compress(gzip.compress(page())), HTML, "Content-Encoding: gzip"), "gzip data"),
@@ -163,7 +162,6 @@ CASES = {
     "text/html that is a ZIP": Case(saying(b"PK\x03\x04...", HTML), "a ZIP archive"),
     "100,000 nested tags": Case(saying(b"<div>" * 100_000 + page(), HTML), "nest more than"),
     "6 MB of short paragraphs": Case(saying(b"<p>short" * 750_000, HTML), TOO_LARGE),
-    # these cases are not in that list
     "2 MB in chunks of one byte": Case(in_single_bytes(b"a" * 500_000 + b"\0" * 20_000), "binary data"),
     "endless early hints": Case(beginning("", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 0.001), NOT_HTTP),
     "endless trailers": Case(beginning(f"{CHUNKED}1\r\na\r\n0\r\n", b"X-Trailer: 1\r\n" * 100), BROKEN),

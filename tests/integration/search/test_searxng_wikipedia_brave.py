@@ -75,7 +75,8 @@ async def test_wikipedia_takes_no_query_of_more_than_300_characters() -> None:
         (query,) = service.queries
         assert len(query["gsrsearch"]) == 299
         assert (query["maxlag"], query["gsrlimit"]) == ("5", "8")
-        assert "Postback" in service.asked[0].headers["User-Agent"]  # without such a name, Wikimedia answers 403
+        # Wikimedia answers 403 to a client without such a name.
+        assert "Postback" in service.asked[0].headers["User-Agent"]
     assert "refuses the query" in await failure("wikipedia", wiki_error("cirrussearch-query-too-long", "halvorsen"))
 
 
