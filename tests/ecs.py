@@ -1,4 +1,4 @@
-"""Log lines against the published fields of the Elastic Common Schema.
+"""Checks log lines against the published fields of the Elastic Common Schema.
 
 Source of names and types: `ecs_fields.tsv`, whose first line names its origin. A program's own fields have its name as
 prefix (ECS guidelines, "custom fields").

@@ -52,12 +52,12 @@ COMPOSE = GoTool("github.com/compose-spec/compose-go/v2/cmd", "v2.16.2")
 
 
 def cache() -> Path:
-    """Our folder in the user's cache, by the XDG base directory specification."""
+    """Return our folder in the user's cache, where the XDG base directory specification puts it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "postback"
 
 
 def ensure(tool: GoTool) -> Path:
-    """The tool's executable, built if it is missing; fails the test if the build fails."""
+    """Return the tool's executable, and build it if it is missing; if the build fails, fail the test."""
     target = cache() / "bin" / tool.file_name
     if target.exists():
         return target  # skips the lock, which the build of another tool may hold

@@ -28,7 +28,7 @@ PROGRAMS = {
         r"^```(?:python|js|go)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
     )
 }
-"""The page's programs, by the file name in their first line."""
+"""The text of each program of the page, by the file name in the program's first line."""
 
 GO_MODULE = """module consumer
 

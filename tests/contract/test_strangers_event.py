@@ -1,7 +1,7 @@
 """Each program in docs/WEBHOOKS.md refuses a stranger's event, under every format of the keyring.
 
 A stranger is another tenant of the same fleet: it gets genuine signatures of its own events, and may send them to any
-URL. Events are signed, and keys served, by delivery's own code.
+URL. Delivery's own code signs the events and serves the keys.
 """
 
 from __future__ import annotations

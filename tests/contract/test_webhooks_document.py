@@ -1,4 +1,4 @@
-"""docs/WEBHOOKS.md against a real delivery: its programs accept real signed callbacks, and refuse everything else."""
+"""The programs of docs/WEBHOOKS.md accept real signed callbacks of a real delivery, and refuse everything else."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_the_page_states_the_bytes_on_the_wire(fleet: Fleet) -> None:
 
 
 def raw_request(fleet: Fleet) -> tuple[bytes, bytes]:
-    """The head and the body of the first request to a socket, byte by byte."""
+    """Return the exact bytes of the head and of the body of the first request to a socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         port = server.getsockname()[1]
@@ -330,7 +330,7 @@ def environment(fleet: Fleet) -> dict[str, str]:
 
 
 def published(fleet: Fleet) -> list[str]:
-    """The keys of the JWK set, in our notation."""
+    """Return the keys of the JWK set in our notation, `whpk_…`."""
     with urllib.request.urlopen(fleet.jwks_url, timeout=30) as answer:
         assert answer.headers["Content-Type"] == "application/jwk-set+json"
         assert answer.headers["Cache-Control"] == "public, max-age=300"
@@ -340,7 +340,7 @@ def published(fleet: Fleet) -> list[str]:
 
 
 def callback_signed_with(fleet: Fleet, keys: Keys) -> Received:
-    """The first callback signed by exactly these keys, once delivery has read the file."""
+    """Wait until delivery has read the file; return the first callback that is signed by exactly these keys."""
     found: list[Received] = []
 
     def comes() -> bool:

@@ -1,4 +1,5 @@
-"""A worker process of the kernel alone, for tests that stop and kill it. Its argument is its settings as JSON.
+"""A worker process of the kernel alone, for tests that stop and kill it. The process's argument is its settings as
+JSON.
 
 A record's JSON directs the handler. The handler waits until the file `until` exists, then for `ms` milliseconds, and
 then writes `id` to the output. `kill` kills the process, and `crash` kills an imagined engine process. With the setting

@@ -1,4 +1,4 @@
-"""The models of tests and demo: made atomically, and usable by the engines."""
+"""The models of tests and demo are made atomically, and the engines can use them."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def pair(product: Product, number: str, program: dict[str, str]) -> tuple[Role, 
 
 
 def counted(role: Role, metric: str) -> float:
-    """A counter's value; 0 until the process serves metrics."""
+    """Return a counter's value, or 0 as long as the process serves no metrics."""
     return role.metrics().get(metric, 0) if "metrics and health on port" in role.said() else 0
 
 

@@ -89,7 +89,7 @@ def submit(product: Product, callbacks: Callbacks, names: list[str]) -> None:
 
 
 def reasons(product: Product) -> dict[str, str]:
-    """The dead letters' reasons, by job."""
+    """Return the reason of each dead letter, by job."""
     return {letter["job-id"]: reason(letter) for letter in product.dead_letters()}
 
 
@@ -100,12 +100,12 @@ def reason(letter: dict[str, str]) -> str:
 
 
 def attempts(product: Product) -> Counter[tuple[str, int]]:
-    """The number of records of each attempt, by job and attempt."""
+    """Return how many records each attempt of each job has."""
     return Counter((one["job_id"], one["attempt"]) for one in product.attempts())
 
 
 def deferrals(product: Product) -> Counter[str]:
-    """The number of deferrals without an attempt, by job; those that have none are left out."""
+    """Return how often each job was deferred without an attempt; jobs that never were are left out."""
     found: Counter[str] = Counter()
     for tier in product.kafka.topics.tiers.values():
         for message in product.read(tier):

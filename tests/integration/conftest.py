@@ -23,7 +23,7 @@ MARKS = ("<think>", "</think>")
 
 @pytest.fixture(scope="package")
 def vllm_metrics() -> Metrics:
-    """The metrics of `vllm_engine`, with vLLM's own."""
+    """The metrics of `vllm_engine`, including those of vLLM itself."""
     return Metrics()
 
 

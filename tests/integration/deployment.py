@@ -157,7 +157,7 @@ def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
 
 
 def render(values: Manifest) -> list[Manifest]:
-    """Return the objects that Helm makes of the values, the pod of `helm test` among them."""
+    """Return the objects that Helm makes of the values, including the pod of `helm test`."""
     return [manifest for manifest in yaml.load_all(rendered(values), _LOADER) if manifest]
 
 
@@ -167,7 +167,7 @@ def rendered(values: Manifest) -> str:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader where PyYAML has it, which is ten times faster."""
+"""libyaml's loader if PyYAML has it, because this loader is ten times faster."""
 
 
 @cache
@@ -216,7 +216,7 @@ def own_containers(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 @cache
 def compose_model() -> Manifest:
-    """compose.yaml as parsed by the Compose Specification's own parser, with an empty environment."""
+    """Parse compose.yaml with the Compose Specification's own parser, in an empty environment."""
     done = subprocess.run(
         [ensure(COMPOSE), "-format", "json", "compose.yaml"],
         cwd=ROOT,

@@ -14,7 +14,7 @@ from gateway.tls import DoorTls, read_peer
 
 
 async def _answer(door: DoorTls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer requests until the client goes away, as the gateway does."""
+    """Answer requests until the client hangs up; the gateway does the same."""
     der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     peer = read_peer(der) if der else None
     try:

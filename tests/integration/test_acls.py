@@ -118,7 +118,7 @@ def documented_rows() -> list[re.Match[str]]:
 
 
 def documented(prefix: str) -> list[AclBinding]:
-    """The document's table as Kafka's ACL bindings."""
+    """Return the ACL bindings of Kafka that the document's table describes."""
     rows = documented_rows()
     assert {row["role"] for row in rows} == USERS.keys()
     return [

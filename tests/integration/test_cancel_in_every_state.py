@@ -103,7 +103,7 @@ class Worker:
 
 
 class Fleet:
-    """A broker, a worker on the test's loop, and the walk's calls from another thread."""
+    """A broker, and a worker on the test's loop, for a walk that calls them from another thread."""
 
     def __init__(self, kafka: KafkaSettings, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         self.kafka = kafka

@@ -1,4 +1,4 @@
-"""The chart's network policies against the egress guard, and the pod of `helm test` against a process's own pages."""
+"""The chart's network policies agree with the egress guard, and the pod of `helm test` with a process's own pages."""
 
 from __future__ import annotations
 

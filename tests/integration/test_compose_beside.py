@@ -1,4 +1,4 @@
-"""The services of compose.yaml beside the fleet: secrets, store, monitoring and log store, each by its own tool."""
+"""The services of compose.yaml beside the fleet (secrets, store, monitoring, log store), checked by their own tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compose() -> Manifest:
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory, compose: Manifest) -> Path:
-    """The volume of the secrets, made twice by the service's own script."""
+    """The volume of the secrets after the service's own script has run twice."""
     folder = tmp_path_factory.mktemp("secrets")
     run_script(compose, folder)
     run_script(compose, folder)

@@ -69,7 +69,7 @@ def test_a_command_reads_a_topic_to_which_clients_write_with_every_codec(fleet: 
 
 
 def test_topics_that_the_broker_compresses_with_any_codec_are_read(fleet: KafkaSettings, seen: set[int]) -> None:
-    """The broker compresses like Java's clients: Snappy in another framing than librdkafka's, Zstandard in streams."""
+    """The broker compresses like Java's clients: it frames Snappy unlike librdkafka, and streams Zstandard."""
     topics = {codec: f"{fleet.topic_prefix}compressed-{codec}" for codec in CODECS}
     admin = AdminClient(fleet.client_config())
     made = admin.create_topics([NewTopic(topics[codec], 1, 1, config={"compression.type": codec}) for codec in CODECS])

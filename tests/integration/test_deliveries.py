@@ -23,7 +23,7 @@ from tests.product import PARTITIONS, Product, eventually
 pytestmark = pytest.mark.broker
 
 FORMER_TIER_SECONDS = 0.4
-"""A tier of the fleet's former schedule."""
+"""A tier that belongs to the fleet's former schedule."""
 ATTEMPTS = 3
 """Attempts for an event of the test's fleet, which has two tiers."""
 

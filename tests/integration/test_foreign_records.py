@@ -1,4 +1,4 @@
-"""Malformed records that a broker accepts, among good ones: every reading command goes past them."""
+"""Every command that reads records skips malformed ones that a broker has accepted among good ones."""
 
 from __future__ import annotations
 

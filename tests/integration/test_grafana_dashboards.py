@@ -1,4 +1,4 @@
-"""The dashboards of deploy/grafana: written by their script, on metrics and labels that exist, valid PromQL."""
+"""The dashboards of deploy/grafana come from their script, and ask for existing metrics and labels in valid PromQL."""
 
 from __future__ import annotations
 

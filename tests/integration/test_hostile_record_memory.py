@@ -166,7 +166,7 @@ def example(part: Any, schema: Any) -> Any:
 
 
 def without(value: Any, path: Path) -> Any:
-    """The value without the bomb's member."""
+    """Return the value without the member that holds the bomb."""
     if not path or not isinstance(value, dict):
         return value
     return {name: member for name, member in value.items() if name != path[0]}

@@ -62,7 +62,7 @@ def jobs(name: str, count: int, **fields: Any) -> list[bytes]:
 
 
 def seeing(origin: str) -> dict[str, Any]:
-    """The fields of jobs with an image at this origin."""
+    """Return the fields of jobs that have an image at this origin."""
     parts = [{"type": "text", "text": "What does the image show?"}, image_part(f"{origin}/%.png")]
     return {"messages": [{"role": "user", "content": parts}]}
 

@@ -151,7 +151,7 @@ def telling(collector: OtelCollector) -> dict[str, str]:
 
 
 def followed(job_id: str, gateway: Gateway, store: LogStore, collector: OtelCollector) -> list[str]:
-    """The outputs of the commands by which docs/OPERATIONS.md follows a job, with the `trace.id` of the log lines."""
+    """Follow a job by the commands of docs/OPERATIONS.md; return their outputs, and the `trace.id` of the log lines."""
     page = (ROOT / "docs" / "OPERATIONS.md").read_text()
     [block] = re.findall(r"^Follow one job .*?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     here = {"http://127.0.0.1:9428": store.url, "JOB": job_id, "spans.jsonl": str(collector.file)}

@@ -45,7 +45,7 @@ def retrained(folder: Path, seed: int) -> Path:
 
 
 class Served:
-    """A registry with a model of vLLM and one of echo, whose file changes."""
+    """A registry whose file changes, with a model of vLLM and a model of the echo engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

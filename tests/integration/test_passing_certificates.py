@@ -19,7 +19,7 @@ from workers.enrichment.fetching import again
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """An authority that the fetcher trusts, as if the system named it."""
+    """An authority that the fetcher trusts like an authority of the system."""
     made = Authority.create(tmp_path)
     monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=made.ca_file))
     monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
@@ -27,7 +27,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 
 class Renewing:
-    """The TLS of a server with an expired certificate for its first handshakes, and a valid one from then on."""
+    """A server's TLS: the server shows an expired certificate in its first handshakes, and then a valid one."""
 
     def __init__(self, authority: Authority, expired: int) -> None:
         self.handshakes = 0

@@ -1,4 +1,4 @@
-"""One attempt by name: its resolution, and the addresses and URLs that are refused."""
+"""One attempt at a URL with a name: the name's resolution, and the addresses and URLs that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of deploy/prometheus: tested by promtool, on metrics that exist, each alert with its runbook."""
+"""The rules of deploy/prometheus pass promtool's tests and use existing metrics; each alert has a runbook."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture(scope="module")
 def refusing() -> Iterator[Broker]:
-    """A broker with ACLs and, like one before 4.0, without KIP-848's groups."""
+    """A broker with ACLs that has no groups of KIP-848, like a broker before 4.0."""
     with pytest.MonkeyPatch.context() as patch:
         properties = {
             "group.coordinator.rebalance.protocols": "classic",

@@ -79,7 +79,7 @@ async def chooser() -> AsyncIterator[Chooser]:
 
 
 async def chosen(chooser: Chooser, question: str) -> Choice:
-    """The choice of the page's two best passages."""
+    """Choose the page's two best passages."""
     deadline = Deadline.after(CLOCK, 120)
     return await chooser.choose(question, [("Tarnby", TOWN)], Budget(220), PASSAGE_CHARS, ASKER, deadline)
 

@@ -75,7 +75,7 @@ def steady_jobs(fleet: RolloutFleet) -> Iterator[None]:
 
 
 def longest_pause_seconds(product: Product, since: float, until: float) -> float:
-    """The longest time between two results in a period, by the times of their records."""
+    """Return the longest time between two results' records in a period."""
     times = sorted(message.timestamp()[1] / 1000 for message in product.read(product.kafka.topics.results))
     return max(after - before for before, after in pairwise(each for each in times if since <= each <= until))
 

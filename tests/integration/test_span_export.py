@@ -140,7 +140,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
 
 
 def scraped_exemplars(product: Product, *ports: int) -> dict[str, set[str]]:
-    """The traces that a Prometheus with an exemplar storage links to each phase of jobs, and to other histograms."""
+    """Return the traces that a Prometheus with exemplars links to each phase of jobs, and to further histograms."""
     with scraping(product.folder, {"postback": ports}) as prometheus:
 
         def found() -> dict[str, set[str]]:

@@ -181,7 +181,7 @@ def test_a_job_that_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSetti
 
 
 def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
-    """Change a topic's setting, and return when its broker applies it."""
+    """Change a topic's setting, and wait until the broker applies the setting."""
     admin = KafkaAdminClient(bootstrap_servers=fleet.bootstrap_servers)
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})
     admin.alter_configs([resource])

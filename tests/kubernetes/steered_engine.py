@@ -15,7 +15,7 @@ _HELD_SECONDS = 600.0
 
 
 class SteeredEngine:
-    """The handler class of the server, and the state that the test sets."""
+    """The server's handler class, and the state by which a test directs the server."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

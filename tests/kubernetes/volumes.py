@@ -11,7 +11,7 @@ from tests.kubernetes.api import Api, Object
 
 
 class Volumes:
-    """The folders of a pod's volumes, whose paths replace the paths of mounts in texts."""
+    """The folders of a pod's volumes. In texts, a folder's path replaces the path at which it is mounted."""
 
     def __init__(self, api: Api, manifest: Object, folder: Path, address: str) -> None:
         self._api, self._manifest, self._folder, self.address = api, manifest, folder, address
@@ -35,7 +35,7 @@ class Volumes:
 
     @cached_property
     def _paths(self) -> dict[str, Path]:
-        """The filled folders, by the paths at which the containers mount them."""
+        """Maps the path at which the containers mount a folder to the folder, which is filled."""
         folders = {volume["name"]: self._filled(volume) for volume in self._manifest["spec"].get("volumes", [])}
         mounts = [m for each in self._manifest["spec"]["containers"] for m in each.get("volumeMounts", [])]
         return {mount["mountPath"]: folders[mount["name"]] for mount in mounts}

@@ -22,7 +22,7 @@ class Client:
     """A transactional producer that records its calls in order."""
 
     sizes: dict[str, list[int]]
-    """The leader of each partition, by topic."""
+    """Maps a topic to the leader of each of its partitions."""
     copies = 1
 
     def __init__(self, config: dict[str, Any]) -> None:

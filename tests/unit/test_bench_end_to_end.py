@@ -1,4 +1,4 @@
-"""The bench's detection of a run's end: by existing results, not by the number of settled records."""
+"""The bench detects a run's end by existing results, not by the number of settled records."""
 
 from __future__ import annotations
 

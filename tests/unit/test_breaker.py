@@ -1,4 +1,4 @@
-"""A breaker as a table of attempts: its opening, its open time, and its closing."""
+"""A breaker opens, stays open for a time and closes: tested as a table of attempts."""
 
 from __future__ import annotations
 

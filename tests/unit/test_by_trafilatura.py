@@ -1,4 +1,4 @@
-"""The main text of pages by trafilatura: only lines of the visible text, also on hostile pages."""
+"""Trafilatura's main text of a page has only lines of the visible text, even on hostile pages."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def certificate_of(folder: Path, tenant: str) -> bytes:
 
 
 def connection_with(app: ASGIApp, certificate: bytes) -> ASGIApp:
-    """The application behind connections that show this certificate, as the door's server passes it on."""
+    """Pass this client certificate to the application with each connection, as the door's server does."""
 
     async def serve(scope: ASGIScope, receive: Receive, send: Send) -> None:
         await app({**scope, PEER: certificate}, receive, send)

@@ -21,7 +21,7 @@ MOST_WORDS_OF_THE_MAP = 1600
 
 @cache
 def files() -> frozenset[str]:
-    """Each file of the project by its path, and by each suffix of that path."""
+    """Return the path of each file in the project, and each suffix of such a path."""
     folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     paths = [path.relative_to(ROOT).parts for folder in folders for path in folder.rglob("*.*")]
     at_root = {path.name for path in ROOT.iterdir() if path.is_file()}

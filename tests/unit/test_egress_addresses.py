@@ -114,7 +114,7 @@ def test_an_allowed_network_holds_for_mapped_spellings() -> None:
 
 
 DENIED_URLS = [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
-"""URLs to deny by their text. nip.io's are names, which tests/integration/test_rebinding.py covers."""
+"""URLs that the guard denies by their text. The names of nip.io are in tests/integration/test_rebinding.py."""
 OTHER_REASONS = {
     "http://0x7f000001/": Refusal.HOST,
     "http://2130706433/": Refusal.HOST,
@@ -123,7 +123,7 @@ OTHER_REASONS = {
     "http://user:pass@127.0.0.1/": Refusal.USERINFO,
     "http://example.com:22/": Refusal.PORT,
 }
-"""Why a URL is refused, for the URLs that are not refused for their address."""
+"""Maps each URL that is refused for another reason than its address to the reason."""
 
 
 @pytest.mark.parametrize("url", DENIED_URLS)

@@ -1,4 +1,4 @@
-"""The ledger against a naive set of offsets, and its commit format."""
+"""Compares the ledger with a naive set of offsets, and tests the format of its commits."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ class LedgerAgainstNaiveSets(RuleBasedStateMachine):
 
     @property
     def model_done(self) -> set[int]:
-        """Offsets that are settled or skipped by the log."""
+        """Offsets that are settled, or that the log skips."""
         return {o for o in range(self.first, self.end) if o not in self.log or o in self.settled}
 
     @property

@@ -1,4 +1,4 @@
-"""A lone tenant's flood before an engine of any pace: a whole stage's rounds, without Kafka."""
+"""A lone tenant floods an engine of any pace; a whole stage goes through its rounds, without Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default size of delivery's window, from the memory limit of its control group."""
+"""The default size of delivery's window follows from the memory limit of the process's control group."""
 
 from __future__ import annotations
 

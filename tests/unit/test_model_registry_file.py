@@ -138,7 +138,10 @@ def test_a_models_table_may_say_whether_it_reads_images(tmp_path: Path, option: 
 
 
 def test_the_engine_gets_the_family_that_a_models_table_names(tmp_path: Path) -> None:
-    """The engine separates the reasoning by the family's marks. In an earlier version, it went by the name alone."""
+    """The engine separates the reasoning by the family's marks.
+
+    An earlier version chose the marks by the model's name alone.
+    """
     model = read(tmp_path, GOOD + 'family = "deepseek-r1"\n').models["m"]
     assert [section.model_family() for section in model.sections] == [families()["deepseek-r1"]]
     assert model.family == families()["deepseek-r1"]
@@ -146,7 +149,7 @@ def test_the_engine_gets_the_family_that_a_models_table_names(tmp_path: Path) ->
 
 
 def test_models_of_one_folder_may_differ_in_their_adapter_and_in_settings_of_vllm(tmp_path: Path) -> None:
-    """The candidates of the page about rollouts: the file's own example."""
+    """The example file of the page about rollouts has such candidates."""
     page = Path(__file__).parents[2] / "docs" / "howto" / "rollout.md"
     models = read(tmp_path, page.read_text().partition("```toml\n")[2].partition("```")[0]).models
     sections = {name: model.sections[0].model_dump() for name, model in models.items()}

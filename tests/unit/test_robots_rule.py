@@ -1,4 +1,4 @@
-"""The rule of a robots.txt for a URL, found by the user agent under which Postback looks for its rules."""
+"""Postback finds the rule of a robots.txt for a URL by the user agent under which it looks for rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search's time and request allowance, and the turns of its requests among others."""
+"""A search has an allowance of time and of requests, and its requests take turns with those of other searches."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_any_file_is_read_or_refused_by_name(tmp_path: Path, kind: str, tables: 
 
 
 class NeverAsked(InsideSource):
-    """A source for its placeholders and its results."""
+    """A source for the tests of placeholders and of results."""
 
     async def search(self, query: SearchQuery) -> list[Found]:
         raise AssertionError(query)

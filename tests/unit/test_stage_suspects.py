@@ -166,7 +166,7 @@ def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once
 
 
 def test_no_record_is_begun_beyond_what_the_last_commit_allows_and_the_next_one_follows_at_once() -> None:
-    """Each commit limits the records in flight, and so the suspects after a crash."""
+    """Each commit limits the number of records in flight, and thereby the number of suspects after a crash."""
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=200, pace=Desk(1 << 30))
     begun = 0
     while begun < 200:

@@ -115,7 +115,7 @@ def test_a_transaction_waits_once_for_the_event_loop_to_begin_a_few_new_records_
     offset = 0
 
     def begun_beside(new: int) -> int:
-        """The number of transactions begun after a round with a complete record and this many new ones."""
+        """Return how many transactions are begun after a round with one complete record and this many new records."""
         nonlocal offset
         stage.transactions.complete(Handled(partition, Record("requests", 0, 9_999, b""), (), 0.0), 0.0)
         stage.take([Record("requests", 0, offset + number, b"") for number in range(new)], [])

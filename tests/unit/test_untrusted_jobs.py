@@ -41,7 +41,7 @@ def altered(name: str, value: bytes) -> Record:
 
 
 def moved(output: Output) -> Record:
-    """The moved job of this output, as the next worker reads it."""
+    """Return the moved job in this output, in the form in which the next worker reads it."""
     return Record(output.topic, 0, 99, output.value or b"", output.key, output.headers, int(CLOCK.time() * 1000))
 
 

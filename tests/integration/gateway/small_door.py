@@ -1,4 +1,4 @@
-"""The door's server on a thread of its own, around a small application, and raw bytes to it."""
+"""Runs the door's server with a small application on a thread of its own, and sends raw bytes to this server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Served:
         self._ended.result(PATIENCE_SECONDS)
 
     def counted(self, name: str) -> dict[str, float]:
-        """The samples of a metric, by the text of their labels."""
+        """Return the value of each sample of a metric, by the text of the sample's labels."""
         lines = generate_latest(self.metrics.registry).decode().splitlines()
         found = (line.rpartition(" ") for line in lines if line.startswith(f"{name}{{"))
         return {labels.removeprefix(name): float(value) for labels, _, value in found}

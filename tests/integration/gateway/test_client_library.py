@@ -1,4 +1,4 @@
-"""The client library over both transports: one interface, against a real gateway, Kafka and an echo worker."""
+"""The client library has one interface over both transports: tested with a real gateway, Kafka and an echo worker."""
 
 from __future__ import annotations
 

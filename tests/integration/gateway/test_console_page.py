@@ -112,7 +112,7 @@ def batch_of(gateway: Gateway, work: Work) -> dict[str, Any]:
 
 @contextmanager
 def signed_in(chromium: Browser, gateway: Gateway, work: Work) -> Iterator[Page]:
-    """A page of a browser that has signed in by the form."""
+    """A page in a browser that has signed in through the page's form."""
     context = chromium.new_context(base_url=gateway.url, ignore_https_errors=True)
     page = context.new_page()
     page.on("console", lambda message: work.problems.append(message.text) if message.type != "debug" else None)

@@ -23,7 +23,7 @@ HUGE_BYTES = 120 * 1024 * 1024
 
 @dataclass
 class Shell:
-    """Commands of a tenant, whose key is in the environment; Kafka is out of their reach."""
+    """Commands of a tenant. The tenant's key is in their environment; they cannot reach Kafka."""
 
     gateway: Gateway
     key: str

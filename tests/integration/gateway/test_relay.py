@@ -44,7 +44,7 @@ def acceptance_of(store: Store, kafka: KafkaSettings, rows: int = 1_000) -> Acce
 
 
 def restored(store_url: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    """Back a store up while it is open, and restore the backup; return its URL."""
+    """Back up an open store, and restore the backup; return the URL of the restored store."""
     if store_url.startswith("sqlite"):
         source, target = sqlite3.connect(store_url.removeprefix("sqlite:///")), sqlite3.connect(folder / "restored.db")
         with closing(source), closing(target):

@@ -14,7 +14,7 @@ from workers.enrichment.evidence import Evidence
 
 QUESTION = "When did the Halvorsen bridge open?"
 GROWTH_BYTES = 150 * 1024 * 1024
-"""Upper bound on the memory that one hostile page may cost, in the readers and in this process, its server."""
+"""Upper bound on the memory that one hostile page may cost, in the readers and in this process, which serves it."""
 
 
 def moved(location: str) -> Script:

@@ -195,7 +195,7 @@ def thought(*summaries: str, **fields: Any) -> dict[str, Any]:
 
 
 def called(name: str, arguments: str, **fields: Any) -> dict[str, Any]:
-    """A call of the output."""
+    """A tool call of the output."""
     call = {"id": "fc_01", "call_id": "c1", "name": name, "arguments": arguments, "status": "completed"}
     return {"type": "function_call", **call, **fields}
 

@@ -53,7 +53,7 @@ LIKE_ANSWERS = st.recursive(NOISE | WORDS, described, max_leaves=12)
 
 
 def mutated(answer: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """A valid answer with other values in some of its places."""
+    """A valid answer in which other values replace some of the values."""
     places = st.sampled_from(sorted(_places(answer), key=str))
     return st.lists(st.tuples(places, LIKE_ANSWERS), min_size=1, max_size=3).map(lambda edits: _edited(answer, edits))
 
@@ -73,7 +73,7 @@ def _edited(answer: Any, edits: list[tuple[tuple[str | int, ...], Any]]) -> Any:
 
 
 def _with(whole: Any, place: tuple[str | int, ...], value: Any) -> Any:
-    """The JSON with the value at the place; unchanged where an earlier edit removed the place."""
+    """Return the JSON with the value at this place, or unchanged JSON if an earlier edit removed the place."""
     if not place:
         return value
     key, *rest = place

@@ -1,4 +1,4 @@
-"""The start of an online engine: the service's description of the model, or else a first request."""
+"""An online engine starts by reading the service's description of the model, or else by a first request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def service(models: Server, server: Server) -> AsyncIterator[str]:
 
 
 async def started(kind: OnlineKind, models: Respond, *responses: Respond, **options: Any) -> tuple[int | None, Server]:
-    """The model's context window after the engine's start, and the server with the engine's first requests."""
+    """Start an engine; return the model's context window, and the server, which has the engine's first requests."""
     server = Server(*responses)
     async with service(Server(models), server) as url:
         engine = engine_of(kind.name, url, **options)

@@ -24,7 +24,7 @@ PATHS = {
     "score": ("/score", "/v1/score"),
     "classify": ("/classify",),
 }
-"""vLLM's paths of each kind."""
+"""Maps each kind of job to the paths that vLLM has for it."""
 
 
 class PoolingServer:
@@ -89,7 +89,7 @@ class PoolingServer:
 
 
 class JinaServer(PoolingServer):
-    """A server with /v1/rerank only, which reports only the sum of the tokens and lists no models."""
+    """A server that has only the path /v1/rerank, reports only the sum of the tokens, and lists no models."""
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         body = await request.json() if request.can_read_body else {}

@@ -1,4 +1,4 @@
-"""Parameters that a model refuses: the engine learns to omit its own ones; a job that sets one is rejected."""
+"""The engine learns to omit a parameter that a model refuses; a job that sets this parameter itself is rejected."""
 
 from __future__ import annotations
 

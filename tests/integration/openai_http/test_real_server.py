@@ -1,4 +1,4 @@
-"""The HTTP engine at a real vLLM server."""
+"""The HTTP engine sends its requests to a real vLLM server."""
 
 from __future__ import annotations
 

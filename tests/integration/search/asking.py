@@ -1,4 +1,4 @@
-"""One question to one search provider, at a loopback server that speaks its format."""
+"""Asks one search provider one question; a loopback server answers in the provider's format."""
 
 from __future__ import annotations
 
