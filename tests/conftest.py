@@ -261,7 +261,7 @@ def clean_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _marked(mark: str) -> dict[int, str]:
-    """Pid to command line of the processes that were started with this mark, without zombies.
+    """Map the pid of each process that was started with this mark to its command line; zombies are left out.
 
     multiprocessing's resource tracker is left out: it ends with this process, not with its first user.
     """

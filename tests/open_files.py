@@ -1,4 +1,4 @@
-"""Exhaustion of this process's file descriptors, for a block."""
+"""Exhausts this process's file descriptors for a block."""
 
 from __future__ import annotations
 

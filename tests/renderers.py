@@ -1,4 +1,4 @@
-"""Links and loads that the reader of an answer would see, by a browser's HTML parser and a Markdown renderer."""
+"""Finds the links and loads that an answer's reader would see, with a browser's HTML parser and a Markdown renderer."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("stage_process.py")
 
 @dataclass
 class StageProcesses:
-    """Kernel processes of one fleet, by replica."""
+    """The kernel processes of one fleet; a process has the name of its replica."""
 
     kafka: KafkaSettings
     logs: Path

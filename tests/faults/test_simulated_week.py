@@ -34,7 +34,7 @@ BREAKER = {
 }
 """The breaker stays open for up to several of the smallest waits, so events for its origin are deferred untried."""
 DISABLED_SOON = {"POSTBACK_DELIVERY__DISABLE_AFTER_SECONDS": "2"}
-"""Settings of delivery at the week's end: set earlier, they would end events before the last attempt."""
+"""Settings of delivery at the week's end. Before the end, these settings would end events before the last attempt."""
 KILL_EVERY_RECORDS = 6
 REDRIVEN_A_SECOND = "6"
 """Rate of the redrive: slow enough that delivery is killed while it runs."""

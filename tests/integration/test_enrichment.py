@@ -223,7 +223,7 @@ async def test_readers_get_nothing_of_the_environment_that_could_be_secret(monke
 
 
 def site_with_robots(robots: Script, asked: list[str]) -> Script:
-    """A server that takes its first request for one of robots.txt, and every other for one of the page."""
+    """A server that answers its first request as one for robots.txt, and every other request as one for the page."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append("robots" if not asked else "page")

@@ -21,7 +21,7 @@ def dockerfile(instruction: str) -> list[str]:
 
 
 def pins(file: str) -> dict[str, set[str]]:
-    """Pinned versions by package; different platforms may have different versions."""
+    """Maps a package to its pinned versions, which may differ between platforms."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(
         r"^([A-Za-z0-9._-]+)==([^ ]+)", (ROOT / "requirements" / file).read_text(), re.MULTILINE
@@ -59,7 +59,7 @@ def test_both_images_are_made_by_the_same_steps_and_say_what_they_are() -> None:
 
 
 def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() -> None:
-    """Otherwise `useradd` would write the build's day into /etc/shadow, and the wheel would have the build's times."""
+    """Without that time, `useradd` would write the day into /etc/shadow, and the wheel would have the build's times."""
     epochs = [text for text in dockerfile("ARG") if text.startswith("SOURCE_DATE_EPOCH=")]
     assert len(epochs) == len(dockerfile("FROM"))
     assert len(set(epochs)) == 1

@@ -1,4 +1,4 @@
-"""Invalid records through the real worker: each is rejected with a reason, and the worker goes on."""
+"""The real worker rejects each invalid record with a reason, and goes on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/x.png"}}
 IMAGE = json.dumps({"messages": [{"role": "user", "content": [PICTURE]}], "callback_url": URL}).encode()
 LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/moderations", "body": {}}).encode()
 NOISE = os.urandom(1024 * 1024 - 100)
-"""Incompressible bytes that fill the topic's limit, and so exceed it as a dead letter."""
+"""Incompressible bytes that just fit into a record, so that a dead letter with them exceeds the topic's limit."""
 SMALL = tuple((chr(name & 127), bytes([value])) for name, value in zip(*[iter(os.urandom(180_000))] * 2, strict=True))
 """Many tiny headers. With a length for each name and value they are too large for a dead letter. zstd compresses the
 lengths away on the way in; lz4, in which dead letters are written, does not."""

@@ -1,4 +1,4 @@
-"""Documents that a job carries, through the real worker: read, cited by id, and as harmless as pages."""
+"""The real worker reads the documents that a job carries, and cites them by id; they are as harmless as pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images by URL through a worker's handler: fetched behind the guard, and given to the engine as bytes."""
+"""A worker's handler fetches images by URL behind the guard, and gives them to the engine as bytes."""
 
 from __future__ import annotations
 

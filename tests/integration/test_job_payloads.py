@@ -1,4 +1,4 @@
-"""A job's question by https URL through a worker's handler: fetched behind the guard, screened, and answered."""
+"""A worker's handler fetches a job's question by https URL behind the guard, screens the question and answers it."""
 
 from __future__ import annotations
 

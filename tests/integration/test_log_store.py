@@ -99,7 +99,7 @@ def test_lines_of_containers_arrive_and_a_line_that_is_no_json_is_kept_as_it_is(
 
 
 def test_compose_ships_the_lines_of_the_roles_containers_and_of_no_other(tmp_path: Path) -> None:
-    """Docker writes the labels that a service's `logging` names as `attrs` beside each line of its container."""
+    """Beside each line of a container, Docker writes `attrs`: the labels that the service's `logging` names."""
     services = compose_model()["services"]
     labelled = [name for name, each in services.items() if "labels" in each.get("logging", {}).get("options", {})]
     assert sorted(labelled) == ["delivery", "exporter", "gateway", "worker", "worker-gpu"]

@@ -161,7 +161,7 @@ async def test_a_tesseract_that_hangs_is_killed_and_the_text_of_other_pages_is_u
 
 
 async def test_a_document_that_waits_in_line_for_ocr_keeps_all_of_its_time_for_its_own_pictures() -> None:
-    """In an earlier version, the wait behind the first document used up the second one's seconds."""
+    """In an earlier version, the wait behind the first document used up the second document's seconds."""
     image = document(saved(scanned(*HALVES), "PNG"))
     async with enriching(ocr="eng", ocr_seconds=8.0) as enricher:
         hangs = asyncio.create_task(_stopped())

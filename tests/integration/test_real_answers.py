@@ -35,7 +35,10 @@ FINANCE_MAX_TOKENS = 7_000
 """One token for each of the 6,200 characters that the profile's schema allows in strings, and some for the JSON around
 them. This model likes to fill the strings with digits: one answer in six took more than a thousand tokens."""
 MOSTLY = 16
-"""At least this many of the twenty answers must be in their page, exactly or nearly. A paraphrase does not count."""
+"""At least this many of the twenty answers must stand in the source page, exactly or nearly.
+
+A paraphrase does not count.
+"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

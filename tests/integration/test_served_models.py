@@ -64,7 +64,7 @@ async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> N
 
 
 async def test_failures_of_a_server_that_answers_nothing_are_not_the_requests_fault(tmp_path: Path) -> None:
-    """If they counted against the request, its job would be given up as soon as another model's server answers."""
+    """If these failures counted, the request's job would be given up as soon as another model's server answers."""
     broken, good = Server(answers(500, {})), Server(says("yes"))
     text = """
 [engines.a]

@@ -1,4 +1,4 @@
-"""Pages that try to steer the model, through the whole handler, with an engine that obeys everything.
+"""Pages that try to steer the model pass through the whole handler, to an engine that obeys everything.
 
 The echo engine answers with its prompt, so it repeats a page's whole text, links included. No real model obeys more.
 The result must still be harmless for its reader.

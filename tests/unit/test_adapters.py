@@ -1,4 +1,4 @@
-"""LoRA adapters: their ranks from their folders, and the reasons for refusing them."""
+"""The ranks of LoRA adapters, as read from their folders, and the reasons for refusing adapters."""
 
 from __future__ import annotations
 

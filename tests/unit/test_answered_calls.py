@@ -1,4 +1,4 @@
-"""Calls of tools in the answers of each engine: one form for all, and no answer that a result cannot hold."""
+"""Tool calls in the answers of each engine: all have one form, and a result can hold every answer."""
 
 from __future__ import annotations
 

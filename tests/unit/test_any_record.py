@@ -1,4 +1,4 @@
-"""Records of any content through the real handlers: no handler raises, and a broker would accept all outputs."""
+"""The real handlers get records of any content: no handler raises an error, and a broker would accept all outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored records of any content, read as commands read them: no command raises, and all output is printable."""
+"""Commands read stored records of any content: no command raises an error, and all output is printable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed batches from clients, broken ones, and decompression bombs."""
+"""Compressed batches as clients send them, broken batches, and decompression bombs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SLOW_DOWN = FailedDelivery(FailureReason.THROTTLED, 0.1, 429)
 
 
 class Desk:
-    """Destinations with a clock, and their reported changes of breakers."""
+    """Destinations with a clock, and the changes of breakers that the destinations have reported."""
 
     def __init__(self, **settings: float) -> None:
         self.clock = SetClock(0.0)

@@ -28,7 +28,7 @@ def page(more: str = "") -> bytes:
 
 
 def text_of(body: bytes, media_type: str = "text/html", charset: str | None = "utf-8") -> str:
-    """Main text and rest."""
+    """Return the main text and the rest of the text."""
     extracted = extract(body, media_type, charset)
     return f"{extracted.text}\n\n{extracted.rest}".strip()
 

@@ -1,4 +1,4 @@
-"""Accepting jobs and idempotency, on a real store."""
+"""Acceptance of jobs, and idempotency keys, on a real store."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_health
 
 
 def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
-    """If the suspects kill again, a record beside them would become a suspect too, and be tried with them."""
+    """If the suspects kill again, a record beside them would become a suspect too, and be tried with these suspects."""
     isolation, partition = Isolation(), opened()
     crashed(isolation, partition, range(8))
     while cohort := dispatched(isolation):

@@ -24,7 +24,7 @@ class Fleet:
     """Number of jobs by partition."""
     killers: set[tuple[int, int]]
     delay: int
-    """Turns from a killer's dispatch until it kills."""
+    """Number of turns from a killer's dispatch until the killer kills."""
     slow: set[tuple[int, int]]
     """Records that run until no other record can run, or until a killer kills the process."""
     window: int

@@ -112,5 +112,5 @@ def test_the_urls_that_are_compared_are_enough(urls: list[str], data: st.DataObj
     "url", ["HTTP://b.example/", "WwW.b.example", "http\u017f://b.example/", "\u212aind://b.example/"]
 )
 def test_an_address_in_any_case_is_removed(url: str) -> None:
-    """Without regard to case, U+017F equals the letter s, and U+212A equals the letter k."""
+    """If case is ignored, U+017F equals the letter s, and U+212A equals the letter k."""
     assert without_unknown_links(f"See {url} there", Evidence(())) == f"See {LINK_REMOVED} there"

@@ -121,7 +121,7 @@ def test_the_smallest_windows_keep_no_place(records: int) -> None:
 
 
 STEPS = st.one_of(st.tuples(st.sampled_from([HUNG, OTHER]), st.integers(1, 40), st.booleans()), st.integers(0, 100))
-"""Records of a party, with whether they may wait for servers; or the end of a running record."""
+"""Steps: either a party's records, which may or may not wait for servers, or the end of a running record."""
 
 
 @settings(max_examples=drawn(100))

@@ -22,7 +22,7 @@ WRITTEN = (FOLDER / "job.json").read_text(encoding="utf-8")
 PUBLISHED = json.loads(WRITTEN)
 DOCUMENT = PUBLISHED["$defs"]["SourceDocument"]["properties"]
 SCHEMA = jsonschema.Draft202012Validator(json.loads(WRITTEN.replace('$"', '\\\\Z"')))
-"""In Python, `$` also matches before a line break at the end; in ECMA 262, as JSON Schema has it, it does not."""
+"""In Python, `$` also matches before a line break at the end; in ECMA 262, which JSON Schema uses, `$` does not."""
 
 
 def pattern(name: str) -> str:

@@ -78,7 +78,7 @@ def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_returned_records_are_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
-    """In an earlier version such records were not fetched again, and the partition stalled for this process."""
+    """In an earlier version, returned records were not fetched again, and the partition stalled for this process."""
     clock, intake = HandClock(), Intake()
     stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
     # The window gets room for all records, because nothing is settled here.

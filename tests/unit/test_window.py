@@ -262,7 +262,7 @@ def test_a_tier_with_enough_records_here_is_not_fetched_each_time_its_first_reco
 
 
 def test_a_tier_whose_first_record_is_due_soon_keeps_those_behind_it_and_is_fetched_continuously() -> None:
-    """If the window dropped those behind it, they would be fetched again each time that a record is due."""
+    """If the window dropped the records behind the first one, Kafka would send them again for each due record."""
     window = Window(Limits())
     soon = put_off(window, 0, AHEAD_RECORDS, soon=True)
     for _ in range(100):
@@ -326,7 +326,7 @@ def test_due_records_without_room_are_parked_as_soon_as_there_is_room() -> None:
 
 @pytest.mark.parametrize("way", ["drawn", "released"])
 def test_records_that_are_not_due_take_no_room_however_many_tiers_there_are(way: str) -> None:
-    """If they took room, the longest tier's records would fill the window for a day, and no other would be fetched."""
+    """If such records took room, those of the longest tier would fill the window for a day, and no other would fit."""
     window = Window(Limits(records=LEAST_PARKED, bytes=LEAST_PARKED * 100))
     tiers = [put_off(window, number, 3, 100, soon=False) for number in range(PUT_OFF_SHARE * LEAST_PARKED)]
     assert sum(len(behind) for _, behind in cut(window)) >= 2 * len(tiers) - 1
