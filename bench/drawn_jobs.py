@@ -90,7 +90,7 @@ class DrawnJobs:
             # A drawn format is seldom valid: the schema does not state which fields go together.
             job.pop("response_format", None)
         if self._rng.random() < 0.8:
-            job.pop("model_id", None)  # no engine serves a drawn name, so the job would only be rejected
+            job.pop("model_id", None)  # remove the drawn name, because no engine serves such a model
             job.pop("adapter", None)
         if self._rng.random() < 0.7:
             # Half of the URLs go to the receiver unchecked, since a refused URL rejects the job before any other check.

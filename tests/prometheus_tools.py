@@ -35,7 +35,7 @@ class Prometheus:
     url: str
 
     def values(self, query: str, seconds: float) -> list[list[float]]:
-        """The numbers of each of the query's series in the last seconds, one a second; NaN is left out."""
+        """Return the numbers of each series of the query in the last seconds, one number a second, without NaN."""
         now = SystemClock().time()
         asked: dict[str, str | float] = {"query": query, "start": now - seconds, "end": now, "step": 1.0}
         answer = requests.get(f"{self.url}/api/v1/query_range", params=asked, timeout=60)

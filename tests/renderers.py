@@ -11,7 +11,7 @@ from selectolax.lexbor import LexborHTMLParser
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 LOAD_NOTHING = {"align", "alt", "class", "colspan", "dir", "lang", "rowspan", "scope", "start", "title"}
 URLS = re.compile(r"(?:(?:https?|ftp)://|(?<!\w)www\.(?=\w))[^ \t\n\v\f\r<]+", re.IGNORECASE)
-"""URLs that GFM links in plain text, and a few that it does not link. Only ASCII spaces end a URL."""
+"""Matches URLs in plain text: those that GFM turns into links, and a few others. Only ASCII spaces end a URL."""
 
 
 def rendered(text: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""LoRA adapters that a running vLLM gets and loses by the model registry's file."""
+"""A running vLLM gets and loses LoRA adapters as the model registry's file changes."""
 
 from __future__ import annotations
 

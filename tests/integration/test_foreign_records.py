@@ -85,7 +85,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topics as other tools make them: the broker stores batches unchanged."""
+    """The topics are like those of other tools: the broker stores batches unchanged."""
     return {"compression.type": "producer"}
 
 

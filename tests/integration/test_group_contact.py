@@ -1,4 +1,4 @@
-"""A consumer's knowledge that it is a member of its group, on a real broker."""
+"""A consumer on a real broker knows whether it is a member of its group."""
 
 from __future__ import annotations
 

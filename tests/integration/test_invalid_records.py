@@ -95,7 +95,7 @@ TOLD = {"job_id", "outcome", "error", "created_at", "id", "custom_id", "metadata
 
 @pytest.fixture(scope="module")
 def topic_config() -> dict[str, str]:
-    """Topics as other tools make them: the broker stores batches unchanged."""
+    """The topics are like those of other tools: the broker stores batches unchanged."""
     return {"compression.type": "producer"}
 
 

@@ -239,7 +239,7 @@ async def test_unasked_bytes_on_an_idle_connection_are_no_answer_to_the_next_cal
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK if peer.number == 1 else status(503))
-        await asyncio.sleep(0.05)  # waits until the answer is read, since bytes that come with it are another case
+        await asyncio.sleep(0.05)  # waits until the answer is read, since bytes in the same read are another case
         await peer.send(unasked)
         said.set()
         await peer.request()

@@ -104,7 +104,7 @@ def test_attempts_under_way_at_the_opening_neither_close_the_breaker_nor_prolong
 def test_one_retry_after_opens_the_breaker_for_the_requested_time() -> None:
     breaker = breaker_that_saw("oooo")
     breaker.judge(OriginSignal.FAILS, 10.0, probe=False, wait_seconds=3600.0)
-    breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # the shorter wait does not shorten the hour
+    breaker.judge(OriginSignal.FAILS, 11.0, probe=False, wait_seconds=1.0)  # the later, shorter wait changes nothing
     assert breaker.seconds_left(10.0) == 3600.0
     probe(breaker, 3610.0, OriginSignal.ANSWERS)
     assert breaker.state(3610.0) is BreakerState.CLOSED

@@ -187,7 +187,7 @@ async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cance
     enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
     handler = inference_handler(AwayEngine(EchoSettings(), metrics), enricher, metrics)
     running = asyncio.ensure_future(handler.handle(record(job_id="job_1")))
-    await asyncio.sleep(35)  # ends within the pause from 31.5 s to 61.5 s
+    await asyncio.sleep(35)  # this sleep ends within a pause between tries, from 31.5 s to 61.5 s
     handler.cancellations.apply(*control("job_1"))
     [output] = await running
     assert (read_result(output.value).outcome, asyncio.get_running_loop().time()) == ("cancelled", 35.0)

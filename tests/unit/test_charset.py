@@ -1,4 +1,4 @@
-"""The charset of a page: as declared, as browsers read the declaration, and as its bytes show."""
+"""A page's charset follows from its declaration, which is read as browsers read it, and from the page's bytes."""
 
 from __future__ import annotations
 

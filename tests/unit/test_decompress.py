@@ -163,7 +163,7 @@ def test_many_small_frames_are_not_copied_over_and_over(monkeypatch: pytest.Monk
 
 
 MOST_KIB = 160 * 1024
-"""Twice the bound on a decompressed batch, since a growing result may be copied.
+"""Limit for the memory: twice the bound on a decompressed batch, since a growing result may be copied.
 
 Each bomb holds 256 MiB; Snappy's, which compresses less, holds 80 MiB.
 """

@@ -81,7 +81,7 @@ def test_any_jobs_give_a_number_of_workers_within_the_bounds(
 
 
 def unbounded(lanes: list[WaitingJobs], answer_seconds: float) -> int:
-    """Return the number of wanted workers. They are slow, because one fast worker would be enough for a few jobs."""
+    """Return how many slow workers are wanted; of fast workers, one would be enough for the few jobs."""
     return wanted_replicas(lanes, 1e-4, Plan(max_replicas=10**15, answer_seconds=answer_seconds))
 
 

@@ -1,4 +1,4 @@
-"""`/v1/responses`, completions and embeddings: background, awaited, cancelled, deleted, refused."""
+"""`/v1/responses`, completions and embeddings: requests in the background, awaited, cancelled, deleted and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pausing and resuming of fetches when the client refuses."""
+"""The consumer's client refuses to pause or resume fetches, or has given up."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def opened() -> Partition:
 
 
 class Rig:
-    """A window with one partition, whose records a test sends, begins and ends."""
+    """A window with one partition. A test sends records to the partition, begins them and ends them."""
 
     def __init__(self, records: int) -> None:
         self.window = Window(Limits(records=records), 0.1)
