@@ -133,7 +133,7 @@ def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
 
 
 def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tuple[dict[str, str], bytes]]:
-    """Forged and stale requests; the name of each request's fault is its key."""
+    """Return forged and stale requests; the key of a request is the name of its fault."""
     headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
     now = int(CLOCK.time())
     nobody = Signer([generate_secret()], [generate_signing_key()])

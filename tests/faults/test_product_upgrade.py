@@ -1,4 +1,4 @@
-"""The last release's processes beside this program's on the same topics: an upgrade and its rollback under load."""
+"""An upgrade and its rollback under load: the last release's processes run beside this program's on the same topics."""
 
 from __future__ import annotations
 

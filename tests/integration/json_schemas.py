@@ -1,4 +1,4 @@
-"""JSON schemas of jobs, as a stranger may send them to vLLM."""
+"""JSON schemas of jobs that a stranger may send to vLLM."""
 
 from __future__ import annotations
 

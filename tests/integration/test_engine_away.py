@@ -1,4 +1,4 @@
-"""A real worker whose engine's server fails: the worker's logs and readiness, and when it ends."""
+"""A real worker whose engine's server fails: the worker's logs, readiness and end."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ async def busy(engine: Engine, count: int) -> None:
 
 
 class EngineContract:
-    """Contract tests; subclasses give the engine, and a request that takes long on it."""
+    """The contract's tests. A subclass provides an engine, and a request that takes long on this engine."""
 
     slow = request("slow", f"{QUESTION} [[sleep 60]]", max_tokens=400)
 

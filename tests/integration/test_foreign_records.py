@@ -44,7 +44,7 @@ def result_of(job_id: str) -> bytes:
 def named(value: bytes | None, key: bytes = b"named", more: list[Header] | None = None) -> bytes:
     """A batch of two records.
 
-    kafka-python raises an error for a name in its headers, and for the second one's attributes.
+    kafka-python raises an error for a name in the headers, and for the second record's attributes.
     """
     headers = OURS + (more or [])
     two = [record(value, headers, key=key), record(value, headers, key=key, offset_delta=1, attributes=0x80)]

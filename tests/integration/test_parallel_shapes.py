@@ -46,7 +46,7 @@ OF_EXPERTS = DENSE | {
 
 
 def parallel_config(folder: Path, extra: dict[str, Any]) -> Any:
-    """vLLM's configuration of a worker with these settings, for a dense model or one of experts."""
+    """Return vLLM's configuration for a worker with these settings, and a dense model or a model of experts."""
     prepare_environment(str(folder))
     from vllm import AsyncEngineArgs
 

@@ -11,7 +11,7 @@ from bench.passages import BASELINE, BM25, Outcome, measured, report, share
 
 EXTRACTED_FLOOR = 1.0
 HIT_FLOOR = 0.85
-"""A little below the figure in docs/EVIDENCE.md, so that one or two hard questions may be added."""
+"""The required share: a little below the figure in docs/EVIDENCE.md, so that one or two hard questions may be added."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The code and the commands of README.md, extracted from it and run."""
+"""Runs the code and the commands of README.md as the page has them."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psuti
 
 
 def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
-    """Suspend a tesseract of this worker, and wait until it has input; return it and the process that started it."""
+    """Suspend a tesseract of this worker, and wait until it has input; return this process and its parent."""
     # Only a tesseract that reads a picture has the argument `-`; the worker's first tesseract lists the languages.
     program = child_of(worker, lambda process: "tesseract" in process.name() and "-" in process.cmdline())
     program.suspend()

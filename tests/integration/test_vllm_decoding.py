@@ -1,4 +1,4 @@
-"""Answers decoded once, compared with vLLM's own steps over the same tokens."""
+"""Compares answers that are decoded once with vLLM's own steps over the same tokens."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def decoding_of(kind: str) -> Decoding:
 
 
 def spelled(kind: str, text: str) -> list[int]:
-    """The text's tokens, one for each byte if the kind has them."""
+    """Return the text's tokens: one for each byte if the kind of tokenizer has such tokens."""
     if kind == "bytes":
         ids: list[int] = tokenizer_of(kind).encode(text, add_special_tokens=False)
         return ids

@@ -1,4 +1,4 @@
-"""A server of OpenAI's protocol whose answers a test holds back, and which lists the prompts that it was asked."""
+"""A server of OpenAI's protocol that lists the prompts it got; a test can hold the server's answers back."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_with_a_slow_model_deadlines_cost_less_than_lag_and_miss_few_more_jobs()
 def by_both_margins(due_seconds: float) -> tuple[SimulatedRun, SimulatedRun]:
     """Simulate four hours of slow answers, with the measured margin and with the fixed one; return both outcomes.
 
-    Each job is due after `due_seconds`. If that is short, many jobs are late, so four hours show as much as a day.
+    Each job is due after `due_seconds`. If this time is short, many jobs are late, so four hours show as much as a day.
     """
     jobs = [replace(job, deadline=job.arrival + due_seconds) for job in trace(SLOW, 2 * SHORT_SECONDS)]
     measured, fixed = (simulate(jobs, by_deadlines(measured=each), 2 * SHORT_SECONDS) for each in (True, False))

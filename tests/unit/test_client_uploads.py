@@ -71,7 +71,7 @@ class Killed(BaseException):
 
 
 def cut_off(client: HttpClient, source: Path, state: Path, after: int) -> None:
-    """Upload until `after` bytes are sent, and then raise as if the process were killed."""
+    """Upload until `after` bytes are sent, and then raise an error as if the process were killed."""
 
     def on_bytes(sent: int) -> None:
         if sent >= after:

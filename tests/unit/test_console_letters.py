@@ -126,7 +126,7 @@ class Letters:
 
 
 def test_a_click_puts_one_letter_back_and_reads_no_other_one() -> None:
-    """A stranger may give a job the id of another letter, so a click finds its letter by place."""
+    """A stranger may give a job the id of another letter, so a click on a letter finds the letter by its place."""
     letters = Letters(job_letter(4), job_letter(5), job_letter(6, job_id="0:5"), job_letter(7, tenant="globex"))
     sent: list[Returning] = []
     back: Any = MagicMock()

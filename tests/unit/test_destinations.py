@@ -142,7 +142,7 @@ async def test_all_records_together_have_no_more_than_half_of_the_bytes() -> Non
 
 
 Step = tuple[str, str, PostOutcome | None]
-"""A tenant and an origin that ask for a place, and the outcome of the earlier place that this step may end."""
+"""One step: a tenant and an origin ask for a place, and an earlier place may end with this outcome."""
 
 STEPS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("123456789"), st.sampled_from([OK, DOWN, SLOW_DOWN, None])),

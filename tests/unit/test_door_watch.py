@@ -17,7 +17,7 @@ from telemetry.metrics import Metrics
 async def test_a_look_at_the_certificates_that_fails_is_logged_once_a_minute_and_the_door_looks_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The task that looks also ends slow connections, so a failed look must not end the task."""
+    """The task that looks at the certificates also ends slow connections, so a failed look must not end the task."""
     looked = asyncio.Event()
     looks = 0
 

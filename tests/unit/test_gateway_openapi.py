@@ -32,7 +32,7 @@ BY_OPERATION = settings(
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A door that waits hardly at all for answers, since no worker runs, and asks no Kafka for models."""
+    """A door that asks no Kafka for models, and hardly waits for answers, because no worker runs."""
     with gateway_rig(tmp_path_factory.mktemp("door")) as made, pytest.MonkeyPatch.context() as patched:
         patched.setattr("gateway.door.routes.models.announced_models", lambda *_: None)
         limits = GatewaySettings(await_seconds=0.01, cancel_seconds=0)

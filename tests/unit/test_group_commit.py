@@ -1,4 +1,4 @@
-"""The time for which complete records wait for others of their transaction."""
+"""Complete records wait for a time for other records of their transaction."""
 
 from workers.stage.group_commit import (
     LINGER_BYTES,

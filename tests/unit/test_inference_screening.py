@@ -125,7 +125,7 @@ async def test_a_job_for_another_engine_is_forwarded_unread(screen: Screen) -> N
 
 @pytest.fixture
 def reading(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The event until which the filter goes on reading each job."""
+    """Until this event is set, the filter goes on reading each job."""
     check, may_end = screen.check, threading.Event()
 
     def checked(tenant: str, job: Job) -> Screened:

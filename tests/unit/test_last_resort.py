@@ -64,7 +64,7 @@ RECORDS = st.builds(
 
 
 def sent(outputs: Sequence[Output]) -> None:
-    """Pass the outputs to a real producer, which raises for a record that no broker would accept."""
+    """Pass the outputs to a real producer, which raises an error for a record that no broker would accept."""
     for output in outputs:
         size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
         assert size <= LARGEST_BYTES

@@ -24,7 +24,7 @@ from workers.stage.progress import (
 
 
 def ledger_of(picture: str, first: int = 0) -> Ledger:
-    """Draw offsets as text: `x` taken and settled, `o` taken and not settled, `.` never delivered."""
+    """Draw offsets as text: `x` is taken and settled, `o` is taken and not settled, `.` was never delivered."""
     ledger = Ledger(Progress(first))
     for offset, sign in enumerate(picture, first):
         if sign in "xo":

@@ -1,4 +1,4 @@
-"""The record of a dead letter that is put back, without Kafka."""
+"""The record that puts a dead letter back, made without Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches that a broker accepts, through the commands' parser."""
+"""The commands' parser gets batches that a broker accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The difference of two answers: JSON by its fields, other texts by their words."""
+"""Two answers are compared: JSON by its fields, other texts by their words."""
 
 from __future__ import annotations
 

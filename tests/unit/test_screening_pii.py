@@ -102,7 +102,7 @@ def test_a_national_phone_number_needs_its_region(tmp_path: Path) -> None:
 
 
 def test_phone_numbers_beyond_the_checked_ones_count_unchecked(tmp_path: Path) -> None:
-    """A bounded number of candidates is checked; the others count as numbers, so a long list hides no number."""
+    """A bounded number of candidates is checked; the other candidates count as numbers, so a long list hides none."""
     no_numbers = "; ".join(["+1 000 0000"] * 20_010)
 
     assert redacted(screen_of(tmp_path, pii()), no_numbers).count("[redacted:phone]") == 10

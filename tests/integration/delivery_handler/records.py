@@ -76,7 +76,7 @@ class Consumer:
 
 @dataclass
 class Maker:
-    """Makes handlers that share a keyring, a clock and metrics, and remembers them."""
+    """Makes and remembers handlers, which share a keyring, a clock and metrics."""
 
     keyring: Keyring
     clock: JumpingClock

@@ -1,4 +1,4 @@
-"""Ready events of `callback_events`: sent as they stand, signed by the endpoint's own secret."""
+"""Ready events of `callback_events` are sent unchanged, and signed with the endpoint's own secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of docs/howto/certificates.md, extracted from it and run, and clients with and without certificates."""
+"""Runs the commands of docs/howto/certificates.md as the page has them, and clients with and without certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and the program of docs/howto/gateway.md, extracted from it and run."""
+"""Runs the commands and the program of docs/howto/gateway.md as the page has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of a pooling model with the paths, checks and answers of `vllm serve` 0.32, and one like Jina's."""
+"""A server of a pooling model with the paths, checks and answers of `vllm serve` 0.32, and a server like Jina's."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ async def test_a_server_that_refuses_nothing_soon_gets_as_many_requests_as_the_s
 
 
 async def learned(engine: OpenAIEngine, worker: AnsweringWorker, vllm: Queueing, places: int) -> None:
-    """Let the engine learn the places from a long queue, and return when the queue is answered."""
+    """Let the engine learn the places from a long queue, and wait until the whole queue is answered."""
     await until(lambda: engine.load().free == 256)
     asking = [asyncio.create_task(worker.answer("Which bridge?", sources=None)) for _ in range(150)]
     await until(lambda: engine.load().running + engine.load().free == places)
