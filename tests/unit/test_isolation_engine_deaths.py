@@ -140,7 +140,7 @@ def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
 
 @pytest.mark.parametrize("formed", ["first window", "after a crash"])
 def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
-    """A cohort waits for its commit or for the running records to end; one of these may kill the engine meanwhile."""
+    """A cohort waits for its commit, or until running records end; such a record may kill the engine meanwhile."""
     left_open = formed == "first window"
     isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
     isolation.opened(partition)

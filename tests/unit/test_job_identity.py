@@ -110,7 +110,7 @@ async def test_a_record_with_another_job_s_identity_neither_ends_that_job_nor_sp
 
 
 async def test_a_record_that_runs_twice_at_once_is_two_requests_for_the_engine() -> None:
-    """A lost partition may come back, and its record run again, while the engine still ends the first request."""
+    """A lost partition may come back, and its record may run again, while the engine still ends the first request."""
     async with working() as worker:
         given = record({"prompt": "[[sleep 30]]"})
         first, second = (asyncio.create_task(worker.outputs(given)) for _ in range(2))

@@ -223,7 +223,7 @@ READ_IMAGES = {
     "ibm-granite/granite-vision-3.3-2b": False,
     "acme/our-own-vision-model": False,
 }
-"""Whether models read images, according to their makers' pages."""
+"""True for the models that read images, according to their makers' pages."""
 NO_LONGER_IN_VLLM = {"MllamaForConditionalGeneration", "BaichuanForCausalLM"}
 """Architectures of published models that earlier versions of vLLM had."""
 NOT_IN_VLLM = {"gpt", "o-series", "claude", "gemini", "baichuan"}

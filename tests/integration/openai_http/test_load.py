@@ -95,7 +95,7 @@ POISON = "Which bridge is poisonous?"
 
 
 def failing_at_one(how: Respond) -> Respond:
-    """A server that answers at once, except the poisonous question."""
+    """A server that answers at once, except that the poisonous question gets the answer `how`."""
 
     async def respond(request: web.Request) -> web.StreamResponse:
         [message] = (await request.json())["messages"]
