@@ -1,6 +1,6 @@
 """VictoriaLogs, and Filebeat that ships log files to it with the configuration of `deploy/filebeat/`.
 
-VictoriaLogs and Filebeat are built from their Go modules: no registry has them as packages. VictoriaLogs takes
+VictoriaLogs and Filebeat are built from their Go modules: no registry has them as packages. VictoriaLogs accepts
 Elasticsearch's bulk requests.
 """
 

@@ -21,7 +21,7 @@ SECRET = "postback-test-secret"
 def s3_server(folder: Path, bucket: str) -> Iterator[str]:
     """Serve the buckets in `folder`, among them a new one named `bucket`; yield the endpoint."""
     (folder / bucket).mkdir(parents=True)
-    sidecar = folder.parent / "sidecar"  # stores metadata, since not every file system has extended attributes
+    sidecar = folder.parent / "sidecar"  # a folder for metadata, since not every file system has extended attributes
     sidecar.mkdir()
     port = _free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}

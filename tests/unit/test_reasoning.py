@@ -49,7 +49,7 @@ def test_the_reasoning_is_separated_from_the_answer(output: str, reasoning: str 
 
 
 def test_an_output_of_many_marks_is_read_in_one_pass() -> None:
-    """A model that repeats its opening mark would otherwise stop the worker's event loop for minutes."""
+    """With a pass for each mark, a model that repeats its opening mark would stop the event loop for minutes."""
     output = f"x{OPEN * 400_000}"
     assert parted(output, MARKS) == Parted(output, None, 0)
 

@@ -130,7 +130,7 @@ STEPS = st.lists(
 def test_the_keys_that_sign_are_those_that_were_current_once_and_have_not_ended(
     steps: list[tuple[str, int, int]], later: int
 ) -> None:
-    """The naive model keeps the end of each master and tenant's version, and each pair of these that was current."""
+    """The naive model keeps the end of each master and of each tenant version, and each pair that was once current."""
     data, now = KeyringData.generate(NOW), NOW
     place = {"master": 1, "tenant": 1}
     ends: dict[tuple[str, int], float] = {}
