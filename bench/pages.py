@@ -1,8 +1,8 @@
 """Measures reading eight pages of a loopback site before a question, cold and cached: `python -m bench.pages`.
 
-With `--rerank`, a second side also orders passages with an embedding model. A further measurement then times the choice
-among passages that are new to the model. In the first measurement, the passages are the same in every round, and the
-model's results for them are cached.
+With `--rerank`, a second variant ranks passages by words and by an embedding model. A further measurement then times
+the choice among passages that are new to the model. In the first measurement, the passages are the same in every round,
+and the model's results for them are cached.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument(
-        "--rerank", action="store_true", help="also measure a second side, which ranks by an embedding model too"
+        "--rerank",
+        action="store_true",
+        help="also measure a second variant, which ranks by words and by an embedding model",
     )
     options = parser.parse_args()
     title(f"{PAGES} pages before a question, {options.rounds} rounds")
@@ -73,7 +75,7 @@ async def _measured(rounds: int, *, with_model: bool) -> None:
 
 
 async def _pages(rounds: int, sides: dict[str, EnrichmentSettings]) -> dict[str, list[Sample]]:
-    """Return samples of each side. The sides take turns, and each has its own cache."""
+    """Return samples of each variant. The variants take turns, and each has its own cache."""
     guard = Guard(EgressPolicy(allow=(ip_network("127.0.0.0/8"),)))
     enrichers = {name: Enricher(settings, guard, SystemClock(), Metrics()) for name, settings in sides.items()}
     samples: dict[str, list[Sample]] = {f"{what}{name}": [] for name in sides for what in ("cold", "from memory")}

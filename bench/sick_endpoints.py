@@ -9,9 +9,10 @@ count.
 The turns are short because the machine may be half as fast for half a minute at a time: neighbouring turns then find it
 equally fast. A round takes about 30 s, and a record waits for a sick endpoint for one round or four (30 s or two
 minutes). So records may return in the turns of their own fleet; the output shows the share of such records. A failing
-origin's first wait is 30 s here instead of 5 s, so that its records wait for one round too. Only rounds with many
-returning records count: the first rounds have few, and an outage ends after seven minutes, since later waits grow.
-Work that all fleets cause for the broker and the two cores affects every turn equally, and does not show.
+origin's first wait is 30 s here instead of 5 s, so that its records wait for one round too. Only rounds in which many
+records return count. Few return in the first rounds, which do not count. An outage ends after seven minutes, because
+records then wait longer, and few return. Work that all fleets cause for the broker and the two cores affects every turn
+equally, and does not show.
 
 An outage's rounds share their processes, so each outage gives one ratio, estimated from its rounds. A warm-up outage
 comes first and does not count: its higher rate of results lets Kafka's JVM compile frequently used code.

@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Upload files of requests to a gate
 ID = typer.Argument(metavar="ID", help="The batch's id.")
 AS_JSON = typer.Option("--json", help="Print JSON, for programs.")
 OUTPUT = typer.Option(help="Write the answers to the lines that succeeded to this file.")
-ERRORS = typer.Option(help="Write the errors of all other lines to this file.")
+ERRORS = typer.Option(help="Write the errors of the lines that did not succeed to this file.")
 
 
 @app.command()

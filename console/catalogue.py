@@ -71,7 +71,8 @@ class Section:
     about: str
     variables: tuple[Variable, ...]
     is_part: bool
-    """True for a part of another class. The part may also be given as JSON, in a variable named by its prefix."""
+    """True for a settings class nested in another. A nested class may also be given as JSON, in the environment
+    variable that its prefix names."""
 
 
 LOG_LEVEL = Variable(

@@ -55,7 +55,7 @@ class DemoVerdict:
 
 
 def judged(asked: DemoJob, received: Received) -> DemoVerdict:
-    """Return the verdict on a verified callback, by the job's question."""
+    """Compare a verified callback with the expected answer and source of its job, and return the verdict."""
     result: dict[str, Any] = received.event["data"]
     text, sources = result.get("text") or "", result.get("sources") or []
     problems = [

@@ -47,10 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         "--prometheus", default="http://localhost:9090", help="Prometheus's address (default: %(default)s)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=60.0, help="minutes that the pictures show (default: %(default)s)"
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="length of the pictures' time span in minutes (default: %(default)s)",
     )
     parser.add_argument(
-        "--until", type=datetime.fromisoformat, help="the last time that the pictures show, as ISO 8601 (default: now)"
+        "--until", type=datetime.fromisoformat, help="end of the pictures' time span, as ISO 8601 (default: now)"
     )
     parser.add_argument(
         "--scrape-seconds", type=float, default=15.0, help="Prometheus's scrape interval (default: %(default)s)"

@@ -230,7 +230,9 @@ class Clerk(SideTask):
             self._refuse(row, Checked(errors=[LineError("quota_exceeded", str(exceeded))]))
             return
         if begun:
-            log.info("All lines of a batch are jobs; expanding it.", action="batch-begun", batch_id=row.id)
+            log.info(
+                "Every line of the batch is a valid job; expanding the batch.", action="batch-begun", batch_id=row.id
+            )
 
     def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: LineAllowance) -> bool:
         """Put the batch to work, within its tenant's quota. Raises QuotaExceeded."""

@@ -335,7 +335,7 @@ class DoorConnection(HttpToolsProtocol):
         return self._sending.slow(now, moved)
 
     def _says_no_goodbye(self, now: float) -> bool:
-        """True if the peer has the whole response, and does not answer the end of TLS (`close_notify`)."""
+        """True if the peer has the whole response, but did not answer the gateway's `close_notify` (the end of TLS)."""
         if not self.transport.is_closing() or self._sending is not None:
             return False
         if self._closing_since is None:

@@ -38,7 +38,7 @@ class Facts:
     def __init__(self, topics: Topics) -> None:
         self._takers: dict[str, Callable[[Stored], None]] = {
             topics.dead_letters: self.add_letter,
-            topics.redriven: self.add_mark,  # marks are read after the letters, so that each mark finds its letter
+            topics.redriven: self.add_mark,  # read after the letters: a mark removes its letter, which must be known
             topics.endpoints: self.add_endpoint,
             topics.workers: self.add_worker,
         }

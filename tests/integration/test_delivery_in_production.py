@@ -86,7 +86,7 @@ def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_t
     }
     assert letters["public"]["reason-detail"] == "callback_url: https is required"
     for name in ("globex", "initech"):
-        # In TLS 1.3 the server may refuse after the request was sent.
+        # In TLS 1.3, the server may refuse the client's certificate after the client has sent the request.
         assert {one["error"] for one in said_of(product, name)} <= {"tls_failed", "connection_closed"}
 
 

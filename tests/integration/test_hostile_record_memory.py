@@ -41,7 +41,7 @@ def test_a_hostile_record_takes_little_memory_whichever_model_reads_it() -> None
 
 
 class Bomb(NamedTuple):
-    """A record to read, whose collection at `path` has as many items as fit."""
+    """A record to read. The collection at `path` has as many items as fit into the record."""
 
     name: str
     read: Callable[[bytes], object]

@@ -27,7 +27,7 @@ from tests.product import PARTITIONS, Product, eventually, running
 
 @pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The package's control plane. The first run of its version builds it, which takes minutes."""
+    """The package's control plane. The first test run builds its executable and keeps it; the build takes minutes."""
     with ControlPlane(tmp_path_factory.mktemp("kubernetes")) as started:
         yield started
 

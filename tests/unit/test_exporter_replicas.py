@@ -56,7 +56,7 @@ def test_fewer_workers_are_wanted_if_each_is_faster() -> None:
     ("answer_seconds", "wanted"),
     [
         (0, 11),
-        (50, 11),  # the fixed margin counts, since the measured time is no longer
+        (50, 11),  # the fixed margin counts, because the measured time does not exceed it
         (300, 15),  # 700 s are left after the start and the measured time, and the jobs fill half of them
         (500, 20),
         (501, 20),  # half of the 1,000 s after the start is kept for the waiting jobs

@@ -161,7 +161,8 @@ class OneAnswerEach(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Drop the answer, so that reference counting frees it and the connection.
 
-        The answer's body refers to the connection; otherwise only the garbage collector would free both.
+        The answer's body refers to the connection. If the connection went on referring to the answer, only the garbage
+        collector would free the two.
         """
         super().connection_lost(exc)
         self._answer = None

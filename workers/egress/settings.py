@@ -90,17 +90,20 @@ class EgressSettings(BaseSettings):
     allow_callbacks: Networks = ()
     """Comma-separated CIDRs that callbacks may reach although they are not public."""
     allow_callback_names: Names = frozenset()
-    """Comma-separated hosts, or `*.` and a domain, that callbacks may reach at any address."""
+    """Comma-separated hosts that callbacks may reach at any address. `*.example.com` means every subdomain, but not
+    `example.com` itself."""
     allow_fetch: Networks = ()
     """Comma-separated CIDRs that source fetches may reach although they are not public."""
     allow_fetch_names: Names = frozenset()
-    """Comma-separated hosts, or `*.` and a domain, that source fetches may reach at any address."""
+    """Comma-separated hosts that source fetches may reach at any address. `*.example.com` means every subdomain, but
+    not `example.com` itself."""
     ports: Ports = DEFAULT_PORTS
     """Comma-separated ports that callbacks and fetches may use at addresses and names outside the allow lists."""
 
     deny: NetworksAndNames = ()
-    """Comma-separated CIDRs and hosts, or `*.` and a domain, that callbacks and fetches never reach, even if another
-    list allows them. The list is meant for public addresses that are used internally."""
+    """Comma-separated CIDRs and hosts that callbacks and fetches never reach, even if another list allows them.
+    `*.example.com` means every subdomain, but not `example.com` itself. The list is meant for public addresses that are
+    used internally."""
 
     proxy: Annotated[str, AfterValidator(_proxy)] | None = None
     """`http://HOST:PORT` of an HTTP proxy. Workers fetch pages and search through it by CONNECT, on every port.
@@ -111,7 +114,8 @@ class EgressSettings(BaseSettings):
     proxy_credentials: FilePath | None = None
     """A file with the line `user:password` for the proxy. Each connection reads the file again."""
     proxy_direct: NetworksAndNames = ()
-    """Comma-separated CIDRs and hosts, or `*.` and a domain, that pages and searches reach without the proxy."""
+    """Comma-separated CIDRs and hosts that pages and searches reach without the proxy. `*.example.com` means every
+    subdomain, but not `example.com` itself."""
 
     @model_validator(mode="after")
     def _check_credentials(self) -> Self:

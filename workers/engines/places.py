@@ -25,9 +25,9 @@ STEPS: Final = 32
 A rank's places are the largest number of requests that ran in one of these steps.
 """
 MARGIN: Final = 8
-"""Cap on the reserve: the least number of jobs that the worker keeps waiting in the engine.
+"""Cap on the reserve. The reserve is the minimum number of jobs that the worker keeps waiting in the engine.
 
-The reserve is an eighth of the running jobs.
+Below the cap, the reserve is an eighth of the number of running jobs.
 """
 
 

@@ -22,7 +22,10 @@ from math import inf
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asker:
-    """One job that asks for places and pages. Instances are never equal, since two jobs may have the same values."""
+    """One job that asks for places and pages.
+
+    Instances are compared by identity, so that two jobs with the same values stay distinct.
+    """
 
     tenant: str
     max_age_seconds: float = inf

@@ -33,7 +33,7 @@ class Batch:
     output_file_id: str | None = None
     """The file with the results of the lines that succeeded; None if there is none."""
     error_file_id: str | None = None
-    """The file with the errors of all other lines; None if there is none."""
+    """The file with the errors of the lines that did not succeed; None if there is none."""
     request_counts: LineCounts = field(default_factory=LineCounts)
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)

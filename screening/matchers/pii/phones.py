@@ -28,7 +28,11 @@ _end_of_group = re.compile(r"[0-9]\)?(?![0-9)])")
 
 
 def phones(text: str, regions: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Return the places of phone numbers with `+`, and of the regions' numbers (ISO 3166-1) without `+`."""
+    """Yield the start and end of each phone number.
+
+    A number with `+` may be of any country. A number without `+` must be valid as written in one of the
+    `regions` (ISO 3166-1).
+    """
     checks = 0
     for pattern, given in ((_international, (None,)), (_national, regions)):
         place = 0

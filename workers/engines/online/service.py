@@ -186,9 +186,9 @@ class OnlineService:
     async def _try_out(self, lack: str) -> None:
         """Send a first request if the service does not describe the model.
 
-        Servers of other vendors with the same API lack the description. A restricted key may generate, but gets a 403
-        for the description. Raises EngineRefused, with `lack` in its text, if the request fails, or EngineUnavailable
-        while the service is starting.
+        Servers of other vendors with the same API do not describe their models. A restricted key may be allowed to
+        generate, while a request for the description ends with 403. Raises EngineRefused, with `lack` in its text, if
+        the first request fails, or EngineUnavailable while the service is starting.
         """
         refusal = await first_refusal(self._model, _FIRST, self.post)
         if refusal is not None:

@@ -140,7 +140,7 @@ class SourceFile(_FileSection):
             yield from self._unknown(f"headers.{name}", text, self._tenant_values | {"tenant"}, secrets=True)
 
     def _in_values(self, field: str, value: object) -> Iterator[str]:
-        """Yield the mistakes in a JSON value. A placeholder in it must be a whole string."""
+        """Yield the mistakes in a JSON value. A string with a placeholder may have no other text."""
         if isinstance(value, dict):
             for name, part in value.items():
                 yield from self._in_values(f"{field}.{name}", part)
