@@ -108,7 +108,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files of public sets to judge, instead of the tables",
+        help="files of public data sets to judge, instead of the tables in this repository",
     )
     files = parser.parse_args().data
     try:

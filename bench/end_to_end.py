@@ -117,9 +117,9 @@ def wait_until_finished(
 ) -> tuple[list[Sample], float]:
     """Wait for every job's result. Return the workers' samples and Kafka's CPU seconds when all jobs were settled.
 
-    The results decide, since a record may be settled without a result: a deferred job's record is settled when the job
-    is written again behind other jobs. Raises RuntimeError if no record is settled for STILL_SECONDS while results are
-    missing.
+    The count of settled records would not do, because a record may be settled without a result: a deferred job's record
+    is settled when the job is written again behind other jobs. Raises RuntimeError if no record is settled for
+    STILL_SECONDS while results are missing.
     """
     last: tuple[list[Sample], float] | None = None
     most, moved_at, answered = 0.0, time.monotonic(), 0

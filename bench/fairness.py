@@ -48,10 +48,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flood", type=int, default=10_000, help="number of the other tenant's jobs")
+    parser.add_argument("--flood", type=int, default=10_000, help="number of jobs in the flood")
     parser.add_argument("--latency", type=float, default=3.0, help="mean seconds that the engine takes for a job")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="how often the ten jobs are sent, both alone and beside the flood"
+        "--rounds", type=int, default=3, help="how often to send the ten jobs alone, and beside a flood"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()

@@ -70,7 +70,10 @@ def main() -> None:
     """Ask every question in every way and print the hits, or print the nDCG of a public collection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="rank the documents of this collection in BEIR's format instead"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="rank the documents of this collection in BEIR's format, not the bench's own",
     )
     folder = parser.parse_args().data
     if folder is None:

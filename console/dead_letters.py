@@ -94,7 +94,10 @@ def show(
 
 @app.command()
 def redrive(
-    some: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, instead of --id.")] = None,
+    some: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Ids of letters, jobs or webhooks, in the same way as with --id."),
+    ] = None,
     reasons: Reasons = None,
     tenant: Tenant = None,
     endpoint: Endpoint = None,

@@ -49,7 +49,7 @@ class Failures:
     """The reasons why jobs did not succeed. After 1,000 different reasons, one text stands for all further reasons."""
 
     entries: Entries | None
-    """The named jobs, in order; None if all jobs since a time are wanted, since all ids would not fit into memory."""
+    """The named jobs, in order. None if all jobs since a time are wanted, whose ids might not fit into memory."""
     verb: str = ""
     """A word to print between a single job and the reason, such as `was`."""
     _by_job: dict[str, str] = field(default_factory=dict)

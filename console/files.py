@@ -39,10 +39,10 @@ def list_files(
 
 @app.command()
 def upload(
-    file: Annotated[Path, typer.Argument(help="The file.")],
+    file: Annotated[Path, typer.Argument(help="The file to upload.")],
     gateway: Annotated[str, GATEWAY],
     key: Annotated[str | None, KEY] = None,
-    purpose: Annotated[str, typer.Option(help="The file's purpose, which is batch for a file of requests.")] = "batch",
+    purpose: Annotated[str, typer.Option(help="The file's purpose; a file of requests needs `batch`.")] = "batch",
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Upload a file; the id goes to standard output.

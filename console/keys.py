@@ -45,7 +45,7 @@ def init() -> None:
 def show(
     tenant: Tenant = "default",
     reveal: Annotated[bool, typer.Option("--reveal", help="Show the secrets themselves, also with --json.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     jwks: Annotated[bool, typer.Option("--jwks", help="Show only the public keys, as a JWK set (RFC 7517).")] = False,
 ) -> None:
     """Show the secrets and public keys that verify a tenant's callbacks, with the end of each key's use."""

@@ -15,7 +15,8 @@ from rich.text import Text
 from console.terminal import harmless
 
 ROWS_AT_ONCE = 500
-"""A table has at most this many rows. All are read before the first is shown, since the widest sets a column's width.
+"""A table has at most this many rows. All rows are read before the first is shown, because the widest cell sets a
+column's width.
 """
 MAX_SHOWN_CHARACTERS = 300
 """The largest number of characters shown of one text; `postback dead-letters show` shows the whole text."""

@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Check the model registry, and show
 
 File = Annotated[Path | None, typer.Option("--file", help="The registry's file, instead of POSTBACK_WORKER__REGISTRY.")]
 WithoutSecrets = Annotated[
-    bool, typer.Option("--without-secrets", help="Do not look for the engines' keys, as this machine may lack them.")
+    bool, typer.Option("--without-secrets", help="Do not look for the engines' keys, which this machine may lack.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _COLUMNS = ("model", "aliases", "engine", "serves", "lane", "family", "escalates to")

@@ -163,7 +163,7 @@ def _named(found: dict[str, Rollout], alias: str | None) -> Rollout:
 
 
 def _warn_of_unserved(kafka: KafkaSettings, candidate: str) -> None:
-    """Warn if no worker can answer jobs with the candidate, since the canary then waits for such a worker."""
+    """Warn if no worker can answer jobs with the candidate: the canary would wait until one can."""
     from producers.errors import ProducerError
     from producers.workers import announced_models
 

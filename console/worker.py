@@ -22,7 +22,9 @@ def worker(
         Engine | None,
         typer.Option(help="The engine that generates the answers; POSTBACK_WORKER__REGISTRY may name several."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name or folder; echo needs none.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name or folder. The engine `echo` needs no model.")
+    ] = None,
     with_delivery: Annotated[
         bool, typer.Option("--with-delivery", help="Deliver callbacks in this process too.")
     ] = False,

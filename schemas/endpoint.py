@@ -13,7 +13,7 @@ from schemas.bounded import WireModel
 from schemas.compacted import CompactedCodec
 
 EndpointKey = tuple[str, str]
-"""Tenant and full URL. A record's key is a JSON array of both."""
+"""Tenant and full URL. A record's key is a JSON array of tenant and URL."""
 
 _KEY: TypeAdapter[EndpointKey] = TypeAdapter(EndpointKey)
 

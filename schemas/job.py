@@ -294,7 +294,7 @@ class Job(WireModel):
 _OPTIONS = (*((option, kind.field) for kind in KINDS for option in kind.options), ("payload_sha256", BY_REFERENCE))
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")
-"""Fields that would change the answer to a question; a job with texts may set none of them."""
+"""Fields that would change the answer to a question. A job without a question may set none of these fields."""
 
 
 @cache

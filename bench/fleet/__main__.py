@@ -89,11 +89,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8], help="sizes of fleets, ascending")
     parser.add_argument(
-        "--changing", type=int, default=4, help="number of replicas before another joins; with 0, none joins"
+        "--changing", type=int, default=4, help="size of the fleet that another replica joins; 0 leaves this part out"
     )
     parser.add_argument("--latency", type=float, default=4.0, help="mean seconds that the engine takes for a job")
     parser.add_argument("--seconds", type=float, default=40.0, help="measured seconds for each fleet")
-    parser.add_argument("--warm-up", type=float, default=12.0, help="seconds to wait before the measured seconds")
+    parser.add_argument("--warm-up", type=float, default=12.0, help="seconds under load before a measurement begins")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 

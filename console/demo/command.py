@@ -16,7 +16,8 @@ _INTERRUPTED = 130
 def demo(
     jobs: Annotated[int, typer.Option(min=1, max=100_000, help="The number of questions.")] = 20,
     engine: Annotated[
-        Literal["vllm", "echo"], typer.Option(help="vllm answers with a small real model, echo with the prompt itself.")
+        Literal["vllm", "echo"],
+        typer.Option(help="The engine: vllm runs a small real model, echo answers with the prompt."),
     ] = "vllm",
 ) -> None:
     """Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.

@@ -2,7 +2,7 @@
 
 Work is reserved in the transaction that accepts it, and given back in the transaction that stores its result. Each job
 and each batch keeps its own reservation in its row, so that a repeated result gives nothing back twice.
-Only tenants with a quota reserve work: a request of a tenant without a quota needs no write for this.
+Only tenants with a quota reserve work, so a request of a tenant without a quota writes no reservation.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from telemetry.clock import Clock, unix_ms
 
 
 def find_tenant(connection: Connection, tenant: str) -> TenantSettings | None:
-    """Return the tenant's settings; None if it has none of its own."""
+    """Return the tenant's own settings; None if the tenant has no settings of its own."""
     found = connection.execute(select(tenants.c.settings).where(tenants.c.tenant == tenant)).scalar()
     return _read(found) if found is not None else None
 

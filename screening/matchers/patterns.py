@@ -2,7 +2,7 @@ r"""Regular expressions of the operator, run by RE2.
 
 Python's `re` backtracks: an innocent pattern such as `(\w+\s?)+:` takes hours at a hostile prompt. Meanwhile no other
 thread can run, so that no timer of the process could end the match. RE2 compiles to an automaton and reads each byte
-once. RE2 has no look-around and no back-references; the reader of the rules' file reports patterns with these.
+once. RE2 has no look-around and no back-references; the reader of the rules' file reports patterns that use them.
 
 One scan is linear, but a pattern such as `x.*y|x` scans to the end of the text for each of its matches. So a match is
 sought within a window, and a match that is longer than the window may be cut or missed.

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.broker
 TIERS = (1.0, 4.0, 14.0)
 """The receiver's ten seconds lie between two tiers, so a record changes its tier while it waits."""
 ASKED_SECONDS = 10
-"""Long enough for the test to kill a process before the second attempts; a later kill would repeat some of these."""
+"""Long enough for the test to kill a process before the second attempts. A later kill would repeat some attempts."""
 EVENTS = 40
 ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
 

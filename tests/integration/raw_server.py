@@ -22,8 +22,8 @@ SLOW = b"<article>" + b"<div class=comment-list id=a>" * 900 + b"<p>a</p>" * 150
 """A page of a megabyte that takes far longer to read than any reader may take: every paragraph lies 900 deep."""
 
 PATIENT = EnrichmentSettings(robots=False, budget_seconds=120, member_seconds=60)
-"""Long limits, since a reader's process takes seconds to start on a busy machine. robots.txt is off, since a hostile
-server answers only once."""
+"""Long limits, since a reader's process takes seconds to start on a busy machine. The worker does not ask for
+robots.txt, because a hostile server answers only once."""
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -1,7 +1,7 @@
 """The last release's source, as an archive: tests run its processes beside this program's.
 
-The archive is here since a checkout without history has no earlier commit. After a release, replace the archive and
-`COMMIT`:
+The repository keeps the archive, because a checkout without history has no earlier commit. After a release, replace the
+archive and `COMMIT`:
 
     git archive REF console devkit gateway operators producers schemas screening telemetry workers | xz -9 \
         > tests/last_release/source.tar.xz

@@ -68,8 +68,8 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
 class GuardedResolver(AbstractResolver):
     """Refuses a whole name if one of its addresses is refused, or if it has public and non-public addresses.
 
-    A name with mixed addresses is treated as an attack. The names in the policy may have mixed addresses, since the
-    operator vouches for them.
+    A name with both kinds of addresses is treated as an attack. Only names that the operator has listed in the policy
+    may have both.
     """
 
     def __init__(self, policy: EgressPolicy, resolver: AbstractResolver | None) -> None:

@@ -64,13 +64,14 @@ class EnrichmentSettings(BaseSettings):
     takes a file descriptor; many systems allow a process 1,024.
     """
     connections_per_host: int = Field(default=6, ge=1, le=1000)
-    """Maximum number of connections to one site. Similar limits apply to one job and to one tenant."""
+    """Maximum number of connections to one site. One job or one tenant gets only a part of these connections."""
     host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
     """Least time between two pages that a worker requests from one site, unless the site's `Crawl-delay` is longer."""
     user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
     """The product name in the `User-Agent` of each request; `contact` follows it."""
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
-    """An e-mail address or a URL at which sites and search services can reach you. Wikimedia and NCBI ask for one."""
+    """An e-mail address or a URL at which sites and search services can reach you. Wikimedia and NCBI ask for a
+    contact."""
     robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
     """The name whose rules in a robots.txt apply to the worker: the product token of RFC 9309 (2.2.1).
 

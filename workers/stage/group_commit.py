@@ -25,8 +25,8 @@ MOST_SECONDS = 0.025
 _WEIGHT = 0.05
 """The weight of the newest record in the moving average."""
 FEW_RECORDS = 8
-"""A transaction does not wait a round if more new records than this number begin. The more records begin, the less time
-the wait would save each of them.
+"""If more new records than this number begin, the transaction does not wait for one more round. The more records begin,
+the less time the wait would save for each record.
 """
 LINGER_SECONDS = 0.5
 LINGER_RECORDS = 100

@@ -157,7 +157,7 @@ class Ledger:
         return max(self.span, self._done.bit_length())
 
     def _move(self, base: int, done: int) -> None:
-        """Set base and bitmap. Base may pass every seen offset, since an earlier owner may have done more."""
+        """Set base and bitmap. Base may pass every offset seen here: an earlier owner may have done more records."""
         self._base, self._done = _advance(base, done)
         self._done_count = self._done.bit_count()  # the count is stored, because `fits` may need it for every record
         self.next_offset = max(self.next_offset, self._base)

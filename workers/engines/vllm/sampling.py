@@ -32,7 +32,7 @@ If vLLM refuses any other parameter, the error names the response format or the 
 
 
 _OF_SEVERAL = 1.0
-"""The temperature if a request for several answers sets none, since vLLM refuses several greedy answers."""
+"""The temperature of a request for several answers that sets none. vLLM refuses several answers at temperature 0."""
 _BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Parameters that no job sets; their values come from the model's `generation_config.json`."""
 

@@ -65,7 +65,7 @@ class VllmSettings(EngineSection):
     worker that starts without adapters has no room for them otherwise.
     """
     max_loras: int | None = Field(default=None, ge=1, le=64)
-    """LoRA adapters that one batch may use; each takes memory of the GPU. If absent, as many as the worker starts with.
+    """LoRA adapters that one batch may use. Each adapter takes GPU memory. If absent, as many as the worker starts with.
 
     The default is 8 at most. Requests for further adapters wait for the next batch.
     """

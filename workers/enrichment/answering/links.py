@@ -49,7 +49,8 @@ _DESTINATION: Final = r"([^\s<>()]{0,2048}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200
 _TITLE: Final = r"""(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'))?\s*\)"""
 _INLINE: Final = re.compile(rf"!?\[([^\[\]]{{0,500}})\]\(\s*+<?{_DESTINATION}>?(?:\s[^()\n]{{0,200}}+)?\)")
 _NESTED: Final = 2
-"""Number of passes over Markdown links, since a link may contain an image."""
+"""Number of passes over Markdown links. A link may contain an image: the first pass replaces the image, the second the
+link."""
 _OPENING: Final = re.compile(r"!\[|\]\(|\]:|<(?=[A-Za-z!?])")
 _IMAGE: Final = re.compile(rf"!\[[^\[\]]{{0,500}}\]\(<?{_DESTINATION}>?{_TITLE}")
 _TARGET: Final = re.compile(rf"\]\((<?){_DESTINATION}>?{_TITLE}")
@@ -82,7 +83,7 @@ class _Given:
 
     links: frozenset[str]
     images: frozenset[str]
-    """The job's own URLs. A source's URL is not allowed, since showing the answer would already request the image."""
+    """The job's own URLs. An image may not have a source's URL: showing the answer would already request the image."""
 
     @classmethod
     def of(cls, evidence: Evidence) -> _Given:
@@ -232,7 +233,7 @@ def _ends(text: str, position: int) -> bool:
 
 
 def _is_label(text: str, start: int, end: int) -> bool:
-    """True if the URL is the text of a Markdown link, since programs do not look for URLs in such a text."""
+    """True if the URL is the text of a Markdown link. In a link's text, programs look for no further URLs."""
     before = text[max(0, start - 2) : start]
     return text.startswith("](", end - 1) and before.endswith("[") and not before.startswith("\\")
 

@@ -25,8 +25,8 @@ from workers.enrichment.evidence import Unreadable
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
 
-Each read asks for the invalidations since this long before the last read. So it also finds those that a machine with a
-slow clock has made.
+Each read also asks for invalidations that are up to this much older than the last read, because a machine that writes
+invalidations may have a slow clock.
 """
 _PATIENCE: Final = 0.9
 """The fraction of a job's remaining time for which the job waits for a page's server before it gets a stale copy."""

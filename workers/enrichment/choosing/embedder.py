@@ -1,8 +1,8 @@
 """Computes the similarity of texts by meaning, such as passages and a question, with a model in a process of its own.
 
-There is only one process, since a model takes a gigabyte, and all cores that it may use. The process serves one job at
-a time, see `newest_first`. Passages are sent in batches. So when a job's time is up, the job keeps the results of the
-finished batches. A cancelled job wastes at most the running batch.
+A worker has only one such process, because a model takes a gigabyte of memory, and all cores that it may use. The
+process serves one job at a time, see `newest_first`. Passages are sent in batches. So when a job's time is up, the job
+keeps the results of the finished batches. A cancelled job wastes at most the running batch.
 
 If the process dies or hangs, the embedder kills it and starts another one. Loading the model takes many seconds; until
 the model is loaded, jobs are refused at once.

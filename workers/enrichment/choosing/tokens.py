@@ -1,4 +1,4 @@
-"""Estimates token counts, since enrichment runs before the engine and without the engine's tokenizer."""
+"""Estimates the tokens of texts. Enrichment cannot count tokens, because it runs without the engine's tokenizer."""
 
 from __future__ import annotations
 

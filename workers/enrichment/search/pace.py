@@ -78,7 +78,7 @@ class Allowance:
 
 
 _current: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-"""The allowance of the running search. Providers need not pass it to requests, since it is a context variable."""
+"""The allowance of the running search, as a context variable, so that providers need not pass it to each request."""
 
 
 def current_allowance() -> Allowance:

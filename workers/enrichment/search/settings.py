@@ -66,7 +66,7 @@ class ArxivSettings(_SearchSection):
     per_second: PerSecond = 1 / 3
     """The maximum number of requests that this worker sends in a second.
 
-    arXiv's terms of use allow one in three seconds.
+    arXiv's terms of use allow one request in three seconds.
     """
 
 

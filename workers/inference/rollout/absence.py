@@ -54,7 +54,7 @@ class Absences:
         self._since.pop(model_id, None)
 
     def failed(self, received: ReceivedJob, model_id: str | None, life: float) -> float:
-        """Record that a model failed to answer this job. Return the seconds for which the job may go on to wait for it.
+        """Record that a model failed to answer this job. Return the seconds that the job may still wait for the model.
 
         `life` is the time from the job's first try to its deadline, in seconds. Raises CandidateAway if a candidate has
         not answered for PATIENCE_SECONDS, or for half of the job's `life` if that is shorter.

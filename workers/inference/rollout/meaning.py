@@ -22,7 +22,7 @@ from workers.inference.rollout.difference import words
 MAX_CHARS: Final = 20_000
 """Cap on the characters of each answer. Longer answers are compared by words alone."""
 MAX_SENTENCES: Final = 64
-"""Cap on the sentences of each answer, since the time grows with the product of their numbers."""
+"""Cap on the sentences of each answer. A comparison's time grows with the product of the two numbers of sentences."""
 MAX_SENTENCE_BYTES: Final = 400
 """Cap on a sentence: about 100 tokens of English. An embedding model ignores the end of a longer text; MiniLM reads 256
 tokens."""
