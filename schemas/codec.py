@@ -294,7 +294,7 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
 def _document(value: bytes) -> object:
     """Return the parsed JSON; None for bytes that are not JSON, and for too many bytes.
 
-    If a key occurs more than once, the last one is used, as by the model.
+    If a key occurs more than once, its last value is used, as when the model `Job` reads the JSON.
     """
     if len(value) > _READABLE_BYTES:
         return None

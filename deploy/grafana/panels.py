@@ -38,7 +38,8 @@ class Panel:
     limit: float | None = None
     """A dashed line, mostly the limit of an alert."""
     low: float | None = 0
-    """Begin of the axis; otherwise a small change of a large number fills the graph. None for numbers below 0."""
+    """Begin of the axis. With an axis that begins near the values, a small change of a large number fills the graph.
+    None for values that may be below 0."""
 
 
 def graph_of(panel: Panel) -> Timeseries:

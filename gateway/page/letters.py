@@ -96,7 +96,7 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
 def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> ShownLetters:
     """Return the letters of a tenant, or of all, that are not put back. Blocks.
 
-    Raises ProducerError, also if the letters of all tenants are too many for MOST_SECONDS.
+    Raises ProducerError, also if reading the letters of all tenants would take longer than MOST_SECONDS.
     """
     since_ms, count, deadline = unix_ms(clock) - DAYS * _DAY_MS, 0, Deadline.after(clock, MOST_SECONDS)
     newest: list[tuple[int, int, dict[str, Any]]] = []

@@ -10,7 +10,7 @@ _ASSUMED_WEIGHT = 60.0
 """The assumed rate weighs as much as this many measured seconds of one busy worker."""
 _MOST_AT_ONCE = 4.0
 """The largest rate of one reading, as a multiple of the average. The limit is needed because thousands of jobs may
-expire or be cancelled within a second, without any answer by a worker."""
+expire or be cancelled within a second without an answer."""
 
 
 class Throughput:

@@ -51,7 +51,7 @@ class Declared:
 
 
 def declared() -> dict[str, Declared]:
-    """The labels and the description that the program declares for each sample, by the sample's name."""
+    """Map each sample's name to the labels and the description that the program declares."""
     metrics = [metric for metric in vars(Metrics()).values() if hasattr(metric, "_labelnames")]
     ours = {
         sample: Declared({*metric._labelnames, *OF_EACH_SERIES}, family.documentation)

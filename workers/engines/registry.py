@@ -1,4 +1,4 @@
-"""Lookup of engines: an engine's module and settings by the engine's name."""
+"""Finds an engine's module and settings by the engine's name."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class InferenceHandler:
         self.engine_watch = EngineWatch(clock, lambda: engine.load().away)
         """The engine's health; the process runs the watch as a side task."""
         self.pace = EnginePace(engine.load, settings.waiting_target, clock)
-        """The stage's back-pressure, by the engine's load."""
+        """The stage's back-pressure, which follows the engine's load."""
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self.answer_times = AnswerTimes()
         """The times of this worker's answers, which the process announces."""

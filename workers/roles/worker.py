@@ -52,7 +52,7 @@ async def run_worker(
 ) -> None:
     """Load the engine, join the group, and answer jobs until a stop signal.
 
-    With `shadow`, the worker answers samples of other workers' jobs instead. Without an engine's name, the worker loads
+    With `shadow`, the worker answers only samples of other workers' jobs. Without an engine's name, the worker loads
     the engines in the model registry of POSTBACK_WORKER__REGISTRY. Loading may take minutes, so settings and topics are
     checked first. Raises ProcessError, SettingsRefused, RegistryRefused, the EngineError of an engine that does not
     start, and the error that ended a stage.

@@ -112,7 +112,10 @@ def _mac(text: str) -> Matches:
 
 
 def _ed25519(text: str) -> Matches:
-    """Return the check by a public key. This check needs libsodium, because the standard library has no ed25519."""
+    """Return the check of signatures by this public key.
+
+    The check needs libsodium, because the standard library has no ed25519.
+    """
     key = _key_bytes(text, _PUBLIC_KEY)
     if len(key) != _KEY_BYTES:
         raise UnusableKey(f"a {_PUBLIC_KEY} key has {_KEY_BYTES} bytes")

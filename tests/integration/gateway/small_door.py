@@ -55,7 +55,7 @@ class Served:
         self._ended.result(PATIENCE_SECONDS)
 
     def counted(self, name: str) -> dict[str, float]:
-        """Return the value of each sample of a metric, by the text of the sample's labels."""
+        """Map the labels of each sample of a metric, as text, to the sample's value."""
         lines = generate_latest(self.metrics.registry).decode().splitlines()
         found = (line.rpartition(" ") for line in lines if line.startswith(f"{name}{{"))
         return {labels.removeprefix(name): float(value) for labels, _, value in found}

@@ -65,7 +65,7 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(model: str, architectures: Iterable[str] = ()) -> Family | None:
-    """Return the family of a model; None if no family fits, or if several families fit only by the architecture.
+    """Return the family of a model; None if no family fits, or if architectures alone decide and several fit.
 
     The name decides, because families share architectures. Architectures, if given, choose between several families
     that fit the name, and find the family of a model of another name. The architectures overrule the name only if the

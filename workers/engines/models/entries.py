@@ -96,7 +96,7 @@ class ModelEntry(RegistryPart):
     revision: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     family: str | None = None
     images: bool | None = None
-    """True if the model reads images, false if not; if absent, the model's family decides by the model's name."""
+    """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
     context_tokens: int | None = Field(default=None, ge=16, le=10_000_000)
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     """Default of jobs without `max_tokens`."""

@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 
 
 class TomlLines:
-    """The line of each field of a valid document, by the field's path."""
+    """Maps the path of each field of a valid document to the field's line."""
 
     def __init__(self, text: str) -> None:
         self._lines: dict[Path, int] = {}

@@ -23,7 +23,7 @@ class OnlineSettings(EngineSection):
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together, if the service does not report the model's window."""
     images: bool | None = None
-    """True if the model reads images, false if it does not; if absent, the model's family decides by its name."""
+    """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
     """Cap on the requests at the service at once; further requests wait in the worker.
 

@@ -86,7 +86,7 @@ SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
     SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
     CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has the second path
 }
-"""The endpoint for each kind of job, by the job's field."""
+"""Maps the field of each kind of job to the server's endpoint for the kind."""
 
 
 def completion_of(asked: PoolingInput, body: bytes) -> Completion:

@@ -27,7 +27,7 @@ class OpenAISettings(EngineSection):
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller of the two is used."""
     images: bool | None = None
-    """True if the model reads images, false if it does not; if absent, the model's family decides by its name."""
+    """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
     """Cap on the requests at the server at once; further requests wait in the worker. The default is vLLM's
     `max_num_seqs` on most devices.

@@ -65,9 +65,9 @@ class VllmSettings(EngineSection):
     worker that starts without adapters has no room for them otherwise.
     """
     max_loras: int | None = Field(default=None, ge=1, le=64)
-    """LoRA adapters that one batch may use. Each adapter takes GPU memory. If absent, as many as the worker starts with.
+    """LoRA adapters that one batch may use. Each takes GPU memory. The default is the number at the start, at most 8.
 
-    The default is 8 at most. Requests for further adapters wait for the next batch.
+    Requests for further adapters wait for the next batch.
     """
     extra: dict[str, Any] = Field(default_factory=dict)
     """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""

@@ -38,7 +38,7 @@ Kind = Callable[..., dict[str, Any]]
 _ALARM_GRACE_SECONDS = 1.0
 _IMPORTED_LATE = ("workers.enrichment.reading.pdf", "idna.uts46data")
 _OF_EXTRACTOR = {"trafilatura": ("workers.enrichment.reading.by_trafilatura",)}
-"""The modules that an optional extractor needs, by the extractor's name."""
+"""Maps each optional extractor's name to the modules that it needs."""
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def providers(
 
 
 def _files(folder: Path | None, taken: Set[str]) -> dict[str, Path]:
-    """Return the files of the operator's own sources, by the sources' names. Raises SearchMisconfigured."""
+    """Map the name of each of the operator's own sources to its file. Raises SearchMisconfigured."""
     if folder is None:
         return {}
     if not folder.is_dir():

@@ -73,7 +73,7 @@ class ShadowHandler:
         self.engine_watch = EngineWatch(clock)
         """The engine's health; the process runs the watch as a side task."""
         self.pace = EnginePace(engine.load, None, clock)
-        """The stage's back-pressure, by the engine's load."""
+        """The stage's back-pressure, which follows the engine's load."""
         lifetimes = Lifetimes(Cancellations(clock), clock)
         self._generator = Generator(engine, self.engine_watch, Absences(rollouts, clock), lifetimes, metrics)
         self._results = Results(engine, lifetimes, clock, metrics)
