@@ -97,7 +97,7 @@ async def accept(
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:
         raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
-    if stored.body == answer:  # otherwise the request is a repeat, and accepted no job
+    if stored.body == answer:  # a repeat finds another stored body, and accepts no job
         note_objects(request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
         annotate({"jobs": len(jobs)} if len(jobs) > 1 else {"job_id": jobs[0].job_id})
         _say_accepted(principal.tenant, jobs)

@@ -23,7 +23,7 @@ _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
 _POSTGRES = {
-    "client_encoding": "utf8",  # otherwise the environment's PGCLIENTENCODING would decide
+    "client_encoding": "utf8",  # takes precedence over PGCLIENTENCODING in the environment
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,

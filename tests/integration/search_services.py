@@ -213,7 +213,7 @@ ATOM_ERROR = """<entry><id>http://arxiv.org/api/errors#incorrect_id_format_for_1
 <author><name>arXiv api core</name></author></entry>"""
 
 
-# -- the others: JSON --------------------------------------------------------------------
+# -- services of JSON ---------------------------------------------------------------------
 
 
 def searxng(*results: dict[str, Any], unresponsive: Sequence[Sequence[str]] = ()) -> Reply:

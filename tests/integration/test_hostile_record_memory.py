@@ -209,6 +209,6 @@ def report(name: str, kib: int) -> None:
 
 if __name__ == "__main__":
     each_one = list(bombs())
-    gc.freeze()  # otherwise each child would copy the pages that its garbage collector visits
+    gc.freeze()  # spares each child copies of the pages that its garbage collector visits
     for each in each_one:
         measure(each)

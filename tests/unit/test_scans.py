@@ -155,7 +155,7 @@ def test_a_page_of_any_size_becomes_a_picture_of_bounded_size(wide: float, high:
     body = pdf(["0 0 0 rg"]).replace(b"/MediaBox [0 0 595 842]", box.encode())
     with closing(PdfDocument(body)) as document:
         image = page_image(document, 0)
-    assert max(image.size) < 2**15  # tesseract refuses a page with a longer side, and all later pages
+    assert max(image.size) < 2**15  # tesseract refuses a page with a longer side, and all pages after it
     assert image.width * image.height < 11_000_000
 
 

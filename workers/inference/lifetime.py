@@ -64,7 +64,7 @@ class Lifetimes:
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if task is not None and task.cancelling():
-                        raise  # not the job but this task is cancelled, by the worker's end or the caller's deadline
+                        raise  # this task is cancelled, not the job: the worker ends, or the caller's time is up
                     if self.is_over(received):
                         raise JobIsOver from None
 

@@ -179,7 +179,7 @@ class TransactionalProducer:
             raise KafkaException(found.error)
         partitions = found.partitions.values()
         if partitions:
-            self._partitions_of[topic] = len(partitions)  # saves `produce` another request to the broker
+            self._partitions_of[topic] = len(partitions)  # so that `produce` need not ask the broker
         copies = min((len(partition.replicas) for partition in partitions), default=1)
         return Layout(len(partitions), copies, all(partition.leader >= 0 for partition in partitions))
 

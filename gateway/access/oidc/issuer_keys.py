@@ -99,7 +99,7 @@ class IssuerKeys:
 def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:
     """Return the issuer's usable keys by their id. Blocks for little more than 2 * FETCH_SECONDS. Raises IssuerAway."""
     with requests.Session() as session:
-        session.trust_env = False  # otherwise a .netrc could give the operator's passwords to the issuer
+        session.trust_env = False  # ignore a .netrc, which could give the operator's passwords to the issuer
         session.verify = str(settings.ca_file) if settings.ca_file is not None else True
         url = settings.jwks_url
         if url is None:

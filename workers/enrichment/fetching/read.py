@@ -88,7 +88,7 @@ class Reader:
             text = await self._text(page, older, asker, deadline)
         life = lifetime(page, self._settings, asked_at)
         if text.may_grow:
-            page = replace(page, etag=None, last_modified=None)  # otherwise a 304 would keep the incomplete text
+            page = replace(page, etag=None, last_modified=None)  # so that no 304 keeps the incomplete text
         if text.may_grow and not text.is_rendered and life is not None:
             life = replace(life, fresh=min(life.fresh, self._settings.negative_seconds))
         if unchanged is not None and not page.cache_control and page.expires is None:

@@ -25,7 +25,7 @@ from workers.enrichment.search.service import KEY_REFUSED, MAX_ANSWER_BYTES, REQ
 from workers.enrichment.search.source_file import McpFile
 
 for _chatty in ("mcp", "httpx2"):
-    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # these libraries log answers and addresses
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # below this level, these libraries log answers and addresses
 
 
 class McpSource(InsideSource):
