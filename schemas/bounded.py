@@ -30,8 +30,8 @@ def _fail_fast(part: Any) -> None:
 class BoundedModel(BaseModel):
     """A model whose ValidationError stays small: a collection without a small `max_length` stops at its first error.
 
-    Pydantic otherwise collects an error for each wrong item. A record of 900 kB may have 300,000 of them, which need
-    more than a gigabyte.
+    Pydantic otherwise collects an error for each wrong item. A record of 900 kB may have 300,000 wrong items, whose
+    errors need more than a gigabyte.
     """
 
     @classmethod

@@ -17,7 +17,7 @@ def by_lag(records: int) -> Wish:
 
 
 def by_deadlines(*, measured: bool = True) -> Wish:
-    """Want the number of workers that the exporter wants, by the exporter's own code and settings.
+    """Want the number of workers that the exporter computes, with the exporter's own code and settings.
 
     The settings have their defaults, unless `POSTBACK_EXPORTER__…` is set. The least and most workers and a worker's
     start time are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the

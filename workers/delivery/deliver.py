@@ -93,8 +93,8 @@ class DeliveryHandler(TierPace):
         self._poster = poster
         self._metrics = metrics
         self._schedule = Schedule(topics.tier_delays_seconds, settings.jitter)
-        # An event for a dead origin is given up after this time. By then the event's endpoint is disabled. Only an
-        # endpoint that no other event names is never disabled.
+        # An event for a dead origin is given up after this time. By then the event's endpoint is disabled, unless no
+        # other event names the endpoint.
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""

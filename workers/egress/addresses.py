@@ -84,8 +84,8 @@ _REFUSED_IPV6: Final = tuple(IPv6Network(cidr) for cidr, _ in SPECIAL_IPV6)
 def is_public_address(address: str | IPv4Address | IPv6Address) -> bool:
     """True if this is the address of a host on the public Internet. Never raises.
 
-    A string must be a dotted quad without leading zeros, or an address as RFC 4291 writes it. Decimal, octal,
-    hexadecimal and short spellings, brackets and zones are not public.
+    A string must be a dotted quad without leading zeros, or an address as RFC 4291 writes it. Strings with decimal,
+    octal, hexadecimal or short spellings, brackets or a zone do not count as public.
     """
     parsed = parse(address)
     if parsed is None:

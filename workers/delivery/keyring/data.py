@@ -103,7 +103,7 @@ class KeyringData(FileModel):
         return [one for one in self.versions(tenant).imported if one.signs(now)]
 
     def secrets(self, tenant: str, now: float) -> list[bytes]:
-        """Return the tenant's secrets that sign now. Imported secrets come first, since consumers have them already."""
+        """Return the tenant's secrets that sign now, imported secrets first: consumers already have those."""
         imported = [bytes_of(one.secret) for one in self.imported(tenant, now)]
         return list(dict.fromkeys([*imported, *(key.secret for key in self.derived_keys(tenant, now))]))
 

@@ -21,7 +21,7 @@ _SYNTAX: Final = re.compile(r'["\[\]()*:]|\b(?:AND|OR|NOT|ANDNOT)\b')
 """Syntax of the search services' query languages. A query made from a question must not contain this syntax."""
 _MAX_FILE_BYTES: Final = 256 * 1024
 _IN_FILES: Final = {"response_format": "response_schema"}
-"""Maps fields that have another name in a profile's file to that name."""
+"""Maps each field that a profile's file names differently to its name in the file."""
 
 
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
