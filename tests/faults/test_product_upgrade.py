@@ -23,10 +23,14 @@ from tests.product import Product, Role, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
-OUTSTANDING = 60
+OUTSTANDING = 40
+"""With the next 20 jobs, fewer callbacks are outstanding than the 64 attempts that a breaker looks at.
+
+Each callback's first attempt fails. If 64 of these attempts came in a row, the breaker would open, and each of its
+probes would be a further first attempt."""
 NARROW = {"POSTBACK_WORKER__WINDOW_RECORDS": "8"}
 PATIENT = {"POSTBACK_DELIVERY__BREAKER_FAILURES": "10000", "POSTBACK_DELIVERY__BREAKER_FAILURE_SHARE": "1"}
-"""The receiver fails each callback once; with these settings, no breaker opens for such failures."""
+"""The receiver fails each callback once; with these settings, a breaker opens only if its last 64 attempts failed."""
 
 
 class JobsUnderWay:
