@@ -90,9 +90,8 @@ class _Known:
 class Enricher:
     """Finds the evidence for jobs. A worker has one Enricher for many concurrent jobs; each job has its own budget.
 
-    `guard` is the egress guard of fetches; callbacks have another guard. `mark_secret` is the secret for the marks
-    around sources. Raises TemplateRefused for an unusable template, and ProcessError if the software for OCR or buckets
-    is missing.
+    `guard` is the egress guard of fetches; callbacks have another guard. Raises TemplateRefused for an unusable
+    template, and ProcessError if the software for OCR or buckets is missing.
     """
 
     def __init__(
@@ -104,13 +103,13 @@ class Enricher:
         providers: Mapping[str, SearchProvider] | None = None,
         profiles: Profiles | None = None,
         cache: CacheSettings | None = None,
-        mark_secret: bytes | None = None,
         payloads: PayloadSettings | None = None,
     ) -> None:
         load_template(settings.template)  # an unusable template must fail at the start, not at each job
         self._settings = self.settings = settings
         """The settings of the sources, which also have the limits for the rewriting of questions."""
-        self._mark_secret = mark_secret
+        self.mark_secret: bytes | None = None
+        """The secret for the marks around sources. If it is None, the process draws a secret of its own."""
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - RANKING_SHARE)
         self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
@@ -192,7 +191,7 @@ class Enricher:
             notes += unranked
         if sources.required and not numbered:
             raise NothingFound(tuple(notes))
-        return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self._mark_secret)
+        return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self.mark_secret)
 
     async def read(
         self, sources: Sequence[str | SourceDocument], seconds: float, *, tenant: str = DEFAULT_TENANT

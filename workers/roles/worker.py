@@ -80,6 +80,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
     screen = await open_screen(stack)
+    enricher = await _enricher(process, egress, stack)  # before Kafka is asked, since settings are checked first
     read = lane, bulk_lane, spare_lane = kafka.topics.requests_of(settings.lane)
     # `topic_ids` checks the other lanes at the start, because one job for a missing topic would hold up all other jobs.
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
@@ -89,8 +90,8 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     ids = await topic_ids(kafka, [lane, spare_lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
     signing = process.fleet.trust.secrets
-    marks = fleet_secret(signing.secrets[0] if signing is not None else None, ids[kafka.topics.results])
-    enricher = await _enricher(process, egress, marks, stack)
+    secret = signing.secrets[0] if signing is not None else None
+    enricher.mark_secret = fleet_secret(secret, ids[kafka.topics.results])
     registry, rules = registry_of(engine, settings), ModelRules()
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
         rules = ModelRules(lambda: engine.registry, settings.lane)
@@ -149,8 +150,8 @@ def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) 
     return [topic for lane in others for topic in topics.requests_of(lane)]
 
 
-async def _enricher(process: Process, egress: EgressSettings, marks: bytes, stack: AsyncExitStack) -> Enricher:
-    """Return a started enricher. `marks` is the secret for the marks around sources.
+async def _enricher(process: Process, egress: EgressSettings, stack: AsyncExitStack) -> Enricher:
+    """Return a started enricher.
 
     Raises EmbeddingModelRefused, ProfileRefused, SearchMisconfigured and TemplateRefused.
     """
@@ -159,7 +160,7 @@ async def _enricher(process: Process, egress: EgressSettings, marks: bytes, stac
     web = Web(settings.named, process.clock, settings.email, guard.proxy)
     found = providers(read_settings(SearchSettings), web)
     profiles = Profiles.load(settings.profiles_folder, found)
-    enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles, mark_secret=marks)
+    enricher = Enricher(settings, guard, process.clock, process.metrics, found, profiles)
     await web.start()
     stack.push_async_callback(web.close)
     await enricher.start()
