@@ -69,12 +69,13 @@ class Service:
 async def answering(*replies: Reply) -> AsyncIterator[Service]:
     """A service with these answers on a free port."""
     service = Service(list(replies))
-    async with _served(service.answer) as service.url:
+    async with served(service.answer) as service.url:
         yield service
 
 
 @asynccontextmanager
-async def _served(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+async def served(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """A server on a free port whose every request gets its answer from `answer`; yields the server's URL."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
@@ -180,7 +181,7 @@ class PacedPubmed:
 async def pubmed_at_its_pace(per_second: int, answer_seconds: float = 0.0) -> AsyncIterator[PacedPubmed]:
     """Paced E-utilities on a free port."""
     service = PacedPubmed(per_second, answer_seconds)
-    async with _served(service.answer) as service.url:
+    async with served(service.answer) as service.url:
         yield service
 
 

@@ -19,8 +19,14 @@ from workers.enrichment.search.settings import SearchSettings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "inside-sources.md").read_text()
 _FILES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-NAMES = ("labs", "letters", "guidelines", "notes")
-SECRETS = {"token": "clinic.token", "password": "clinic.password"}
+NAMES = ("labs", "letters", "bureau", "graph", "guidelines", "notes")
+SECRETS = {
+    "token": "clinic.token",
+    "password": "clinic.password",
+    "key": "bank.key",
+    "insurers_key": "insurer.key",
+    "graph_token": "bank.token",
+}
 
 
 def written(folder: Path, name: str, changes: dict[str, str], **secrets: str) -> Path:
