@@ -12,11 +12,10 @@ import pytest_asyncio
 
 from devkit.site import Site
 from schemas.job import Sources
-from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, memory_bytes
+from tests.integration.hostile.reading import GROWTH_BYTES, PEAK_BYTES, QUESTION, enriched, measured
 from tests.integration.raw_server import CLOCK, FACT, HTML, enriching, saying, speaking
 from tests.unit.office_files import document, packed, paragraph, row, workbook
 from workers.enrichment.enrich import Enricher
-from workers.enrichment.settings import EnrichmentSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -47,19 +46,14 @@ async def enricher() -> AsyncIterator[Enricher]:
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_costs_one_source_and_bounded_memory(name: str, enricher: Enricher, site: Site) -> None:
     kind, body = BOMBS[name]
-    before = peak = memory_bytes()
-    async with speaking(saying(body, kind)) as origin:
-        reading = asyncio.gather(
+    async with speaking(saying(body, kind)) as origin, measured() as growth:
+        bomb, fine = await asyncio.gather(
             enriched(enricher, origin), enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}"))
         )
-        while not reading.done():
-            peak = max(peak, memory_bytes())
-            await asyncio.sleep(0.05)
-    bomb, fine = await reading
     assert len(fine.sources) == 1
     assert bomb.notes or len("".join(bomb.sources[0].passages)) <= 4000
-    assert peak - before < EnrichmentSettings().member_bytes
-    assert memory_bytes() - before < GROWTH_BYTES
+    assert growth.peak_bytes < PEAK_BYTES
+    assert growth.kept_bytes < GROWTH_BYTES
 
 
 async def test_a_damaged_workbook_costs_one_source(enricher: Enricher) -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from devkit.site import Site
-from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, memory_bytes, moved
+from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, measured, moved
 from tests.integration.raw_server import CLOCK, FACT, HTML, Script, enriching, page, saying, speaking
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.grounding import ground
@@ -122,8 +122,7 @@ async def test_text_that_no_person_sees_is_not_given_to_the_model(enricher: Enri
 
 
 async def test_a_pdf_of_ten_thousand_pages_ends_within_the_budget(enricher: Enricher, site: Site) -> None:
-    before = memory_bytes()
-    async with speaking(saying(pdf(10_000), "Content-Type: application/pdf")) as origin:
+    async with speaking(saying(pdf(10_000), "Content-Type: application/pdf")) as origin, measured() as growth:
         long, fine = await asyncio.gather(
             enriched(enricher, origin), enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}"))
         )
@@ -134,7 +133,7 @@ async def test_a_pdf_of_ten_thousand_pages_ends_within_the_budget(enricher: Enri
     else:
         assert re.search("reading it took more than|more memory than allowed", long.notes[0])
     assert len(fine.sources) == 1
-    assert memory_bytes() - before < GROWTH_BYTES
+    assert growth.peak_bytes < GROWTH_BYTES
 
 
 def pdf(pages: int) -> bytes:
@@ -188,10 +187,9 @@ ROBOTS_50_MB = b"User-agent: *\nDisallow: /secret\n" + b"# nothing\n" * 5_000_00
     ids=["50 MB", "500", "503", "a metadata address", "a bomb"],
 )
 async def test_a_hostile_robots_txt_costs_little_and_forbids(robots: Script, why: str) -> None:
-    async with speaking(with_robots(robots)) as origin, enriching(robots=True) as enricher:
-        before = memory_bytes()
+    async with speaking(with_robots(robots)) as origin, enriching(robots=True) as enricher, measured() as growth:
         evidence = await enriched(enricher, f"{origin}/secret")
-        assert memory_bytes() - before < GROWTH_BYTES
+    assert growth.peak_bytes < GROWTH_BYTES
     assert evidence.sources == ()
     assert why in evidence.notes[0]
 

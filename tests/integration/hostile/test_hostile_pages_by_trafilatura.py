@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.integration.hostile.reading import GROWTH_BYTES, enriched, memory_bytes
+from tests.integration.hostile.reading import GROWTH_BYTES, enriched, measured
 from tests.integration.raw_server import FACT, HTML, enriching, page, saying, speaking
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Document
@@ -40,11 +40,10 @@ async def enricher() -> AsyncIterator[Enricher]:
 async def test_a_hostile_page_is_read(shape: str, enricher: Enricher) -> None:
     async with speaking(saying(page(), HTML)) as origin:
         await enriched(enricher, origin)  # starts a reader process before the memory is measured
-    before = memory_bytes()
-    async with speaking(saying(page(PAGES[shape]), HTML)) as origin:
+    async with speaking(saying(page(PAGES[shape]), HTML)) as origin, measured() as growth:
         evidence = await enriched(enricher, origin)
     assert FACT in " ".join(passage for source in evidence.sources for passage in source.passages), evidence.notes
-    assert memory_bytes() - before < GROWTH_BYTES
+    assert growth.peak_bytes < GROWTH_BYTES
 
 
 async def test_a_confined_reader_has_all_that_trafilatura_needs(enricher: Enricher) -> None:

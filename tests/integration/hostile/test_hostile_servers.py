@@ -23,14 +23,14 @@ import pytest
 from devkit.site import Site
 from schemas.outcome import Outcome
 from tests.integration.answering_worker import AnsweringWorker
-from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, memory_bytes, moved
+from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, measured, moved
 from tests.integration.raw_server import CLOCK, HTML, SLOW, Script, page, saying, speaking
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 
 LATE_SECONDS = 1.0
-JOB_GROWTH_BYTES = 1024 * 1024 * 1024
-"""Upper bound for a whole job of hostile pages: three readers at their limit."""
+JOB_GROWTH_BYTES = 3 * GROWTH_BYTES
+"""Upper bound for a whole job of hostile pages, which three readers read."""
 HARD_LIMIT_SECONDS = 60.0
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -192,8 +192,7 @@ async def test_a_hostile_server_ends_in_a_reason_and_affects_no_other_job(
 ) -> None:
     case = CASES[name]
     await enriched(enricher, site.url("/bridge?warm"))
-    before = memory_bytes()
-    async with speaking(case.script) as origin, asyncio.timeout(HARD_LIMIT_SECONDS):
+    async with speaking(case.script) as origin, measured() as growth, asyncio.timeout(HARD_LIMIT_SECONDS):
         hostile, fine = await asyncio.gather(
             enriched(enricher, f"{origin}/secret/path?token=1", case.budget_seconds),
             enriched(enricher, site.url(f"/bridge?{CLOCK.monotonic()}")),
@@ -203,7 +202,7 @@ async def test_a_hostile_server_ends_in_a_reason_and_affects_no_other_job(
     assert re.search(case.why, note), note
     assert not any(part in note for part in ("secret", "token", "passwd", "pass@"))
     assert "1987" in " ".join(fine.sources[0].passages)
-    assert memory_bytes() - before < GROWTH_BYTES
+    assert growth.peak_bytes < GROWTH_BYTES
 
 
 ROBOTS = b"User-agent: *\nDisallow: /private\n"
@@ -218,8 +217,7 @@ async def test_a_job_with_only_hostile_pages_ends_with_a_reason_for_each_and_ano
     cases = [CASES[name] for name in list(CASES)[number::JOBS]]
     async with AnsweringWorker(enrichment=EnrichmentSettings()) as worker, AsyncExitStack() as servers:
         origins = [await servers.enter_async_context(speaking(case.script, ROBOTS)) for case in cases]
-        before = memory_bytes()
-        async with asyncio.timeout(HARD_LIMIT_SECONDS):
+        async with measured() as growth, asyncio.timeout(HARD_LIMIT_SECONDS):
             hostile, fine = await asyncio.gather(
                 worker.answer(QUESTION, *(f"{origin}/secret/path?token=1" for origin in origins)),
                 worker.answer(QUESTION, site.url(f"/bridge?{number}")),
@@ -235,4 +233,4 @@ async def test_a_job_with_only_hostile_pages_ends_with_a_reason_for_each_and_ano
     assert sum("it was late" in note for note in hostile.notes) <= len(cases) // 2
     assert fine.sources == [site.url(f"/bridge?{number}")]
     assert "1987" in (fine.text or "")
-    assert memory_bytes() - before < JOB_GROWTH_BYTES
+    assert growth.peak_bytes < JOB_GROWTH_BYTES
