@@ -197,6 +197,24 @@ def test_any_data_of_a_page_ends_with_a_text_or_a_reason(value: object, body: st
 # -- Office files ----------------------------------------------------------------------------------------------------
 
 
+WORDS_IN = {
+    "a tracked insertion": "<w:p><w:ins>{0}</w:ins></w:p>",
+    "moved text": "<w:p><w:moveTo>{0}</w:moveTo></w:p>",
+    "a content control": "<w:sdt><w:sdtContent><w:p>{0}</w:p></w:sdtContent></w:sdt>",
+    "a content control in a line": "<w:p><w:sdt><w:sdtContent>{0}</w:sdtContent></w:sdt></w:p>",
+    "a field": "<w:p><w:fldSimple>{0}</w:fldSimple></w:p>",
+    "a smart tag": "<w:p><w:smartTag>{0}</w:smartTag></w:p>",
+    "a hyperlink": "<w:p><w:hyperlink>{0}</w:hyperlink></w:p>",
+    "a text box": "<w:p><w:r><w:pict><w:txbxContent><w:p>{0}</w:p></w:txbxContent></w:pict></w:r></w:p>",
+    "a cell": "<w:tbl><w:tr><w:tc><w:p>{0}</w:p></w:tc></w:tr></w:tbl>",
+}
+
+
+@pytest.mark.parametrize("place", WORDS_IN)
+def test_the_words_in_each_part_of_a_document_are_read(place: str) -> None:
+    assert text(document(WORDS_IN[place].format(f"<w:r><w:t>{SEEN}</w:t></w:r>"))) == SEEN
+
+
 @pytest.mark.parametrize("media_type", [DOCX, "application/octet-stream", "application/zip", ""])
 def test_a_document_is_read_with_its_tables_and_without_hidden_and_deleted_text(media_type: str) -> None:
     cells = "".join(f"<w:tc>{paragraph(cell)}</w:tc>" for cell in ("Opened", "1987"))

@@ -27,6 +27,10 @@ BOMBS = {
     "a feed of entities that multiply": (XML, f'<!DOCTYPE rss [<!ENTITY e0 "ha">{ENTITIES}]><rss>&e9;</rss>'.encode()),
     "XML of bare ampersands": (XML, b"<a>" + b"&" * 1_900_000 + b"</a>"),
     "a document of 256 MB of blanks": (FILE, packed({"word/document.xml": WORD + " " * 2**28})),
+    "a document with a picture of 256 MB": (
+        FILE,
+        document(paragraph(FACT), **{"word/media/picture.png": bytes(2**28)}),
+    ),
     "a document of 5 million paragraphs": (FILE, packed({"word/document.xml": WORD + "<w:p/>" * 5_000_000})),
     "an archive of 50,000 parts": (FILE, packed({str(number): "" for number in range(50_000)})),
     "a cell of 256 MB": (FILE, workbook({"a": row(1, "a" * 2**28)})),
@@ -54,6 +58,13 @@ async def test_a_bomb_costs_one_source_and_bounded_memory(name: str, enricher: E
     assert bomb.notes or len("".join(bomb.sources[0].passages)) <= 4000
     assert growth.peak_bytes < PEAK_BYTES
     assert growth.kept_bytes < GROWTH_BYTES
+
+
+async def test_a_documents_pictures_are_not_unpacked(enricher: Enricher) -> None:
+    kind, body = BOMBS["a document with a picture of 256 MB"]
+    async with speaking(saying(body, kind)) as origin:
+        evidence = await enriched(enricher, origin)
+    assert FACT in " ".join(evidence.sources[0].passages)
 
 
 async def test_a_damaged_workbook_costs_one_source(enricher: Enricher) -> None:
