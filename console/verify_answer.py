@@ -42,8 +42,9 @@ def verify_answer(
     """Read an answer's sources again, and say for each citation whether the quoted words still stand in its source.
 
     The sources are read as a worker reads them: the same rules for addresses (POSTBACK_EGRESS__…), robots.txt and
-    limits apply. The page is fetched again, never taken from a shared cache. Documents that a job carried, and records
-    of inside sources, have no address: --document gives their text as a file.
+    limits apply. The page is fetched again, never taken from a shared cache. PubMed and arXiv (POSTBACK_SEARCH__…)
+    return their abstracts again. Documents that a job carried, and records of inside sources, have no address:
+    --document gives their text as a file.
 
     Exit status: 0 all quotes stand, 1 a quote is gone or its source cannot be read, 2 wrong options.
     """
@@ -107,12 +108,15 @@ def _document(option: str, result: Result) -> tuple[str, SourceDocument]:
 
 
 async def _checked(result: Result, seconds: float, documents: Mapping[str, SourceDocument]) -> list[CheckedCitation]:
-    from telemetry.clock import SystemClock
+    from telemetry.clock import Deadline, SystemClock
     from telemetry.metrics import Metrics
     from workers.egress import EgressSettings, Guard
     from workers.enrichment.cache.settings import CacheSettings
     from workers.enrichment.enrich import Enricher
     from workers.enrichment.fetching.settings import PayloadSettings
+    from workers.enrichment.search.providers import providers
+    from workers.enrichment.search.service import Web
+    from workers.enrichment.search.settings import SearchSettings
     from workers.enrichment.settings import EnrichmentSettings
     from workers.enrichment.standing import checked_citations
 
@@ -121,12 +125,19 @@ async def _checked(result: Result, seconds: float, documents: Mapping[str, Sourc
     guard = Guard(egress.fetch_policy(development=fleet_settings().env == "development"), proxy=egress.fetch_proxy())
     cache = CacheSettings(memory_bytes=0, redis_url=None, disk_path=None)
     payloads = checked_settings(PayloadSettings).model_copy(update={"s3": ()})  # this command reads no bucket
-    enricher = Enricher(settings, guard, SystemClock(), Metrics(), cache=cache, payloads=payloads)
+    clock = SystemClock()
+    enricher = Enricher(settings, guard, clock, Metrics(), cache=cache, payloads=payloads)
+    web = Web(settings.named, clock, settings.email, guard.proxy)
+    # An inside source needs its secrets and a job's parameters, so that only the public services are asked again.
+    search = checked_settings(SearchSettings).model_copy(update={"providers": None, "allowed": None})
     try:
+        await web.start()
         await enricher.start()
-        return await checked_citations(result, enricher, seconds, documents)
+        asked = providers(search, web, installed=()).values()
+        return await checked_citations(result, enricher, Deadline.after(clock, seconds), asked, documents)
     finally:
         await enricher.close()
+        await web.close()
 
 
 def _page(result: Result, checked: list[CheckedCitation]) -> Iterator[str]:

@@ -14,10 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devkit.site import Site, questions
-from schemas.codec import write_result
+from schemas.codec import read_result, write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Citation, Quote, Result, SourceDetails, Support
+from tests.drawn import drawn
+from tests.integration.openai_server import judging
+from tests.integration.profiled_worker import working
+from tests.integration.search_services import (
+    answering,
+    atom,
+    efetch,
+    esearch,
+    page_of_html,
+    paper,
+    pubmed_article,
+)
 from tests.postback_command import environment_of, postback_here
 
 LOOPBACK = {"POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.0/8", "POSTBACK_ENV": "development"}
@@ -126,6 +138,109 @@ def test_a_document_option_without_a_source_or_a_readable_file_is_refused(tmp_pa
         assert done.returncode == 2
         assert told in done.stderr, option
         assert "Traceback" not in done.stderr
+
+
+ASPIRIN = "Aspirin lowered the risk of stroke by 12 percent."
+SILENT = "http://127.0.0.1:9"
+
+
+def of_services(**quotes: str) -> bytes:
+    """A result whose sources are abstracts of PubMed and arXiv, with a quote of each, by id."""
+    ids = [name.replace("_", ":", 1).replace("_", ".") for name in quotes]
+    found = read_result(of_documents(**dict.fromkeys(map(str, range(len(ids))), "x")))
+    citations = [
+        one.model_copy(update={"source": name, "quote": Quote(exact=quote)})
+        for one, name, quote in zip(found.citations, ids, quotes.values(), strict=True)
+    ]
+    details = [SourceDetails(id=one, url=f"{SILENT}/{one}") for one in ids]
+    return write_result(found.model_copy(update={"sources": ids, "source_details": details, "citations": citations}))
+
+
+def services(pubmed: str = SILENT, arxiv: str = SILENT) -> dict[str, str]:
+    """The variables that name these services, and forbid every fetch of a page."""
+    return {
+        "POSTBACK_SEARCH__PUBMED__BASE_URL": pubmed,
+        "POSTBACK_SEARCH__ARXIV__BASE_URL": arxiv,
+        "POSTBACK_EGRESS__ALLOW_FETCH": "",
+    }
+
+
+async def test_abstracts_are_read_again_from_the_services_that_found_them(tmp_path: Path) -> None:
+    gone = pubmed_article("9", "Bleeding", f"<AbstractText>{ASPIRIN}</AbstractText>", kind="D016441")
+    articles = efetch(
+        pubmed_article("7", "Aspirin", f"<AbstractText>{ASPIRIN}</AbstractText>"),
+        pubmed_article("8", "Aspirin", "<AbstractText>Aspirin did not lower any risk.</AbstractText>"),
+        gone,
+    )
+    content = of_services(pmid_7=ASPIRIN, pmid_8=ASPIRIN, pmid_9=ASPIRIN, arxiv_2305_12345="stroke of luck")
+    async with (
+        answering(articles) as pubmed,
+        answering(atom(paper("2305.12345v3", "Luck", "A stroke of luck."))) as arxiv,
+    ):
+        variables = services(pubmed.url, arxiv.url)
+        done = await asyncio.to_thread(verified, content, tmp_path, "--json", **variables)
+        said = {one["source"]: one for one in json.loads(done.stdout)["citations"]}
+        assert {name: one["standing"] for name, one in said.items()} == {
+            "pmid:7": "stands", "pmid:8": "gone", "pmid:9": "unread", "arxiv:2305.12345": "stands",
+        }  # fmt: skip
+        assert "retracted" in said["pmid:9"]["reason"]
+        assert (done.returncode, done.stderr) == (1, "")
+        [asked] = pubmed.queries
+        assert (asked["db"], asked["id"]) == ("pubmed", "7,8,9")
+        assert [query["id_list"] for query in arxiv.queries] == ["2305.12345"]
+
+
+async def test_no_service_is_asked_for_a_jobs_document_that_has_the_id_of_an_abstract(tmp_path: Path) -> None:
+    async with answering(efetch()) as pubmed:
+        content = of_documents(**{"pmid:7": ASPIRIN})
+        done = await asyncio.to_thread(verified, content, tmp_path, "--json", **services(pubmed.url))
+        assert pubmed.asked == []
+    [citation] = json.loads(done.stdout)["citations"]
+    assert "--document ID=FILE" in citation["reason"]
+
+
+async def test_a_medical_answer_still_holds_at_the_service_that_its_worker_asked(tmp_path: Path) -> None:
+    found = [efetch(pubmed_article("7", "Aspirin", f"<AbstractText>{ASPIRIN}</AbstractText>"))] * 2
+    async with answering(esearch("7"), *found) as pubmed, judging(f"{ASPIRIN} [1]") as (engine, _):
+        async with working(engine, pubmed=pubmed.url) as worker:
+            result = await worker.result({"search": {"provider": "pubmed", "query": "aspirin stroke"}})
+        assert [one.source for one in result.citations] == ["pmid:7"]
+        done = await asyncio.to_thread(verified, write_result(result), tmp_path, **services(pubmed.url))
+    assert done.returncode == 0, done.stdout
+    assert ": 1 stands" in done.stdout.splitlines()[0]
+
+
+async def test_abstracts_of_a_service_that_is_away_are_unread_and_a_given_file_replaces_the_service(
+    tmp_path: Path,
+) -> None:
+    content = of_services(pmid_7=ASPIRIN, arxiv_2305_12345="luck")
+    (tmp_path / "luck.txt").write_text("A stroke of luck.")
+    async with answering(page_of_html(500)) as pubmed:
+        given = f"arxiv:2305.12345={tmp_path / 'luck.txt'}"
+        done = await asyncio.to_thread(
+            verified, content, tmp_path, "--json", "--document", given, **services(pubmed.url)
+        )
+    article, luck = json.loads(done.stdout)["citations"]
+    assert (article["standing"], article["reason"]) == ("unread", "the search service answered 500")
+    assert luck["standing"] == "stands"
+    done = await asyncio.to_thread(verified, content, tmp_path, "--json", **services())
+    for one in json.loads(done.stdout)["citations"]:
+        assert (one["standing"], one["reason"]) == ("unread", "the search service could not be reached")
+
+
+@settings(max_examples=drawn(8), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(st.from_regex(r"(?:pmid:|arxiv:)[!-~]{0,20}", fullmatch=True), min_size=1, max_size=4, unique=True)
+)
+def test_any_id_of_an_abstract_is_read_or_has_a_reason(tmp_path: Path, names: list[str]) -> None:
+    result = read_result(of_services(pmid_7=ASPIRIN))
+    [citation] = result.citations
+    details = [SourceDetails(id=one, url=SILENT) for one in names]
+    citations = [citation.model_copy(update={"source": one}) for one in names]
+    many = {"sources": names, "source_details": details, "citations": citations}
+    done = verified(write_result(result.model_copy(update=many)), tmp_path, "--json", **services())
+    assert (done.returncode, done.stderr) == (1, "")
+    assert all(one["reason"] for one in json.loads(done.stdout)["citations"])
 
 
 @pytest.mark.parametrize(

@@ -194,13 +194,13 @@ class Enricher:
         return Evidence(numbered, tuple(notes), question, self._settings.template, mark_secret=self.mark_secret)
 
     async def read(
-        self, sources: Sequence[str | SourceDocument], seconds: float, *, tenant: str = DEFAULT_TENANT
+        self, sources: Sequence[str | SourceDocument | Found], seconds: float, *, tenant: str = DEFAULT_TENANT
     ) -> list[Document | LeftOut]:
-        """Read these URLs and documents as if a job named them. Return a LeftOut for a late or unreadable source."""
-        wanted = [
-            Wanted(position, one) if isinstance(one, str) else Wanted(position, "", document=one)
-            for position, one in enumerate(sources, start=1)
-        ]
+        """Read these URLs, documents and search results as for a job.
+
+        Return a LeftOut for a late or unreadable source.
+        """
+        wanted = [Wanted.of(position, one) for position, one in enumerate(sources, start=1)]
         read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
         found |= {one.source.position: one for one in read.left_out}
@@ -355,7 +355,7 @@ def _named_by(sources: Sources) -> list[Wanted]:
     documents: dict[str, SourceDocument] = {}
     for document in sources.documents:
         documents.setdefault(document.id, document)
-    own = [Wanted(position, "", document=one) for position, one in enumerate(documents.values(), start=1)]
+    own = [Wanted.of(position, one) for position, one in enumerate(documents.values(), start=1)]
     urls = (url for url in dict.fromkeys(sources.urls) if url not in documents)
     return own + [Wanted(position, url) for position, url in enumerate(urls, start=len(own) + 1)]
 

@@ -120,6 +120,13 @@ class Wanted:
     document: SourceDocument | None = None
     """The job's own document, which needs no fetching."""
 
+    @classmethod
+    def of(cls, position: int, source: str | SourceDocument | Found) -> Wanted:
+        """Return a URL, a document or a search result as a source to read."""
+        if isinstance(source, str):
+            return cls(position, source)
+        return cls(position, source.url, source) if isinstance(source, Found) else cls(position, "", document=source)
+
     @property
     def id(self) -> str:
         """The source's id in the job's result."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -10,11 +11,14 @@ from typing import Final
 
 from schemas.result import Citation, Result
 from schemas.sources import SourceDocument
+from telemetry.clock import Deadline
 from workers.enrichment.answering.quotes import contains
-from workers.enrichment.enrich import Enricher
-from workers.enrichment.evidence import Document, LeftOut
+from workers.enrichment.enrich import LATE, Enricher
+from workers.enrichment.evidence import Document, Found, LeftOut, Unreadable, Wanted
+from workers.enrichment.search.base import ReadsById, SearchProvider
 
 NO_ADDRESS: Final = "the result has no address of this source; give its file with --document ID=FILE"
+NO_LONGER_FOUND: Final = "its service does not return it any more; it may have been retracted or withdrawn"
 
 
 class Standing(StrEnum):
@@ -42,17 +46,57 @@ class CheckedCitation:
 
 
 async def checked_citations(
-    result: Result, enricher: Enricher, seconds: float, documents: Mapping[str, SourceDocument] = MappingProxyType({})
+    result: Result,
+    enricher: Enricher,
+    deadline: Deadline,
+    providers: Iterable[SearchProvider] = (),
+    documents: Mapping[str, SourceDocument] = MappingProxyType({}),
 ) -> list[CheckedCitation]:
-    """Read the sources of a result's quotes once more, within `seconds`, and check each citation.
+    """Read the sources of a result's quotes once more, until `deadline`, and check each citation.
 
-    `documents` maps ids of sources to documents, which are read instead of these sources.
+    `providers` return their own sources by id, for example abstracts, whose pages no worker reads. `documents` maps ids
+    of sources to documents, which are read instead of these sources.
     """
     urls = {source.id: source.url for source in result.source_details if source.url is not None}
-    sources: dict[str, str | SourceDocument] = {**urls, **documents}
-    quoted = dict.fromkeys(one.source for one in result.citations if one.quote is not None and one.source in sources)
-    found = dict(zip(quoted, await enricher.read([sources[one] for one in quoted], seconds), strict=True))
+    quoted = dict.fromkeys(one.source for one in result.citations if one.quote is not None)
+    # A document of the job may have any id, but no address.
+    asked = {
+        provider: [one for one in quoted if one.startswith(provider.id_prefix) and one in urls and one not in documents]
+        for provider in providers
+        if isinstance(provider, ReadsById)
+    }
+    by_id = {one for ids in asked.values() for one in ids}
+    pages = {one: url for one, url in urls.items() if one in quoted and one not in by_id}
+    given = {one: document for one, document in documents.items() if one in quoted}
+    parts = await asyncio.gather(
+        _read({**pages, **given}, enricher, deadline),
+        *(_read_by_id(provider, ids, enricher, deadline) for provider, ids in asked.items() if ids),
+    )
+    found = {name: source for part in parts for name, source in part.items()}
     return [_checked(one, urls.get(one.source), found.get(one.source)) for one in result.citations]
+
+
+async def _read(
+    sources: Mapping[str, str | SourceDocument | Found], enricher: Enricher, deadline: Deadline
+) -> dict[str, Document | LeftOut]:
+    return dict(zip(sources, await enricher.read([*sources.values()], deadline.remaining), strict=True))
+
+
+async def _read_by_id(
+    provider: ReadsById, ids: list[str], enricher: Enricher, deadline: Deadline
+) -> dict[str, Document | LeftOut]:
+    """Ask the provider for these sources, and read the texts that it returns as a worker reads them."""
+    reason = NO_LONGER_FOUND
+    found: dict[str, Found] = {}
+    try:
+        async with asyncio.timeout(deadline.remaining):
+            found = {one.id: one for one in await provider.by_id(ids) if one.id is not None and one.id in ids}
+    except Unreadable as failure:
+        reason = str(failure)
+    except TimeoutError:
+        reason = LATE
+    missing = {one: LeftOut(Wanted.of(1, Found("", one)), reason) for one in ids if one not in found}
+    return {**missing, **await _read(found, enricher, deadline)}
 
 
 def _checked(citation: Citation, url: str | None, source: Document | LeftOut | None) -> CheckedCitation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -31,6 +32,7 @@ class Arxiv:
     """Implements `SearchProvider`. Finds abstracts, named `arxiv:2305.12345` without the version."""
 
     filters = frozenset({"since", "until"})
+    id_prefix = "arxiv:"
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -42,13 +44,21 @@ class Arxiv:
         if days is not None and "search_query" in terms:
             first, last = (day.replace("-", "") for day in days)
             terms["search_query"] = f"({terms['search_query']}) AND submittedDate:[{first}0000 TO {last}2359]"
-        params = terms | {"start": "0", "max_results": str(query.limit), "sortBy": "relevance"}
+        return await self._found(terms, query.limit)
+
+    async def by_id(self, ids: Sequence[str]) -> list[Found]:
+        """See `ReadsById`. Withdrawn papers are gone."""
+        known = [found[1] for one in ids if (found := _AN_ID.fullmatch(one)) is not None]
+        return await self._found({"id_list": ",".join(known)}, len(known)) if known else []
+
+    async def _found(self, terms: dict[str, str], limit: int) -> list[Found]:
+        params = terms | {"start": "0", "max_results": str(limit), "sortBy": "relevance"}
         try:
             answer = await self._service.get(params)
         except Refused as refused:
             _read(refused.answer.body)  # raises the error in the feed; in the past, such answers had status 200
             raise
-        return _read(answer.body)[: query.limit]
+        return _read(answer.body)[:limit]
 
 
 def _terms(query: str) -> dict[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,6 +67,18 @@ class SearchProvider(Protocol):
         The provider needs no time limit, because the caller cancels a late search. Raises Unreadable. The error's text
         is for the result's reader and quotes neither the query nor the answer.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsById(Protocol):
+    """A provider that returns the sources of earlier searches again, by their ids in results."""
+
+    id_prefix: str
+    """The beginning of the ids, for example `pmid:`."""
+
+    async def by_id(self, ids: Sequence[str]) -> list[Found]:
+        """Return the present texts of these sources, without sources that are gone. Raises Unreadable."""
         ...
 
 
