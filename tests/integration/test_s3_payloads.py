@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from tests.integration.certificates import Authority
-from tests.integration.raw_server import saying, speaking
+from tests.integration.raw_server import Script, saying, speaking
 from tests.integration.test_job_payloads import loading
 from tests.s3_server import ACCESS, SECRET, s3_server
 from workers.enrichment.fetching import again
@@ -159,28 +159,46 @@ async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() ->
             await closed.wait()
 
 
+DRIPPING = {
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+    "head": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "status": b"HTTP/1.1 200 ",
+    "error's body": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000000\r\n\r\n<Error>",
+    "redirect's body": b"HTTP/1.1 301 Moved\r\nx-amz-bucket-region: eu-west-1\r\nContent-Length: 1000000\r\n\r\n",
+    "interim answers": b"HTTP/1.1 100 Continue\r\n",
+}
+
+
+def dripping(start: bytes) -> Script:
+    """A script that says `start`, and then ten bytes a second for as long as the client listens."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        while not reader.at_eof():
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    return script
+
+
 @pytest.mark.parametrize("is_encrypted", [False, True])
+@pytest.mark.parametrize("part", DRIPPING)
 async def test_a_storage_that_drips_holds_no_thread_of_jobs_that_have_left(
-    is_encrypted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, is_encrypted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each thread of the worker reads a body that would take hours; then all of these jobs are cancelled."""
+    """Each thread of the worker reads an answer that would take hours; then all of these jobs are cancelled."""
     authority = Authority.create(tmp_path)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.ca_file))
     targets: list[str] = []
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(targets) > THREADS:
-            await saying(b'{"prompt": "Who?"}')(reader, writer)
-            return
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        while not reader.at_eof():
-            writer.write(b" ")
-            await writer.drain()
-            await asyncio.sleep(0.1)
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = dripping(DRIPPING[part]) if len(targets) <= THREADS else saying(b'{"prompt": "Who?"}')
+        await said(reader, writer)
 
     tls = authority.server() if is_encrypted else None
     async with (
-        speaking(drip, targets=targets, tls=tls) as origin,
+        speaking(script, targets=targets, tls=tls) as origin,
         loading(**settings(origin, seconds=600, jobs=4 * THREADS)) as worker,
         asyncio.timeout(120),
     ):
@@ -192,6 +210,26 @@ async def test_a_storage_that_drips_holds_no_thread_of_jobs_that_have_left(
             worker.cancel(name)
         assert {(await one).outcome for one in running} == {"cancelled"}
         assert (await worker.answer("s3://uploads/default/q.json")).text == "Who?"
+
+
+async def test_a_job_whose_storage_drips_ends_at_its_deadline_and_frees_its_thread() -> None:
+    ended = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await dripping(DRIPPING["head"])(reader, writer)
+        finally:
+            ended.set()
+
+    async with (
+        speaking(script) as origin,
+        loading(**settings(origin, seconds=0.5)) as worker,
+        asyncio.timeout(120),
+    ):
+        result = await worker.answer("s3://uploads/default/q.json")
+        await ended.wait()
+    assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
+    assert result.error is not None and "it took longer than 0.5 s" in result.error.message
 
 
 def test_a_folder_without_boto3_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,41 @@ import re
 from typing import Any, Final
 
 import boto3
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from workers.system.s3_exchange import watched
+
 _CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _NO_STATUS: Final = 500
+
+
+class _WatchedConnection:
+    """Names its socket to the exchange of its thread before each request."""
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        if self.sock is None:  # type: ignore[attr-defined]
+            self.connect()  # type: ignore[attr-defined]
+        watched(self.sock)  # type: ignore[attr-defined]
+        super().request(*arguments, **options)  # type: ignore[misc]
+
+
+class _PlainConnection(_WatchedConnection, AWSHTTPConnection):  # type: ignore[misc]
+    """A connection without TLS."""
+
+
+class _TlsConnection(_WatchedConnection, AWSHTTPSConnection):  # type: ignore[misc]
+    """A connection with TLS."""
+
+
+AWSHTTPConnectionPool.ConnectionCls = _PlainConnection
+AWSHTTPSConnectionPool.ConnectionCls = _TlsConnection
 
 
 def s3_client(endpoint: str | None, **options: Any) -> Any:
