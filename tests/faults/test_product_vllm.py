@@ -1,4 +1,4 @@
-"""A real worker on vLLM: its engine hangs, then the worker is stopped. No job is lost, no engine left over.
+"""A real worker on vLLM: its engine hangs, is killed, and the worker is stopped. No job is lost, no engine left over.
 
 To see jobs in flight, a test stops the engine's processes (SIGSTOP) before it submits the jobs. A frozen engine ends no
 job, so the test sees jobs in flight on any machine.
@@ -6,14 +6,11 @@ job, so the test sees jobs in flight on any machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-import psutil
 import pytest
 
 from devkit.model import tiny_model
-from tests.product import Product, Role, eventually
+from tests.engine_processes import engine_of, frozen, gone
+from tests.product import Product, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 
@@ -22,44 +19,19 @@ LONG = 300
 CUT_OFF = 300
 LATE = 300
 """Tokens of each late job: a second of work, far less than the 30 s in which a stopped worker may finish its jobs."""
+HUNG_SECONDS = 20.0
+CALLED_SECONDS = 0.75 * HUNG_SECONDS
+"""The part of the bound in which a health call has to be answered; a pause before the call takes the rest."""
 LOADING = 600.0
 """Seconds that vLLM may take to load: it took 20 on a quiet machine, and more than 240 on a busy one."""
 
 
-def engine_of(worker: Role) -> list[psutil.Process]:
-    """The processes that vLLM started for this worker: their titles begin with the guardian's mark."""
-    children = psutil.Process(worker.process.pid).children(recursive=True)
-    return [child for child in children if "postback-" in title(child)]
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return process.cmdline()[0]
-    except (psutil.Error, IndexError):  # the process ended after the listing, or is ending
-        return ""
-
-
-@contextmanager
-def frozen(processes: list[psutil.Process]) -> Iterator[None]:
-    """Suspend these processes for a block; those that a test kills meanwhile are not resumed."""
-    for process in processes:
-        process.suspend()
-    yield
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-
-
 def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product: Product) -> None:
-    bounds = {"POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "4096", "POSTBACK_ENGINE__VLLM__HUNG_SECONDS": "10"}
+    bounds = {"POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "4096", "POSTBACK_ENGINE__VLLM__HUNG_SECONDS": str(HUNG_SECONDS)}
     worker = product.worker("w1", "--engine", "vllm", "--model", str(tiny_model()), **bounds)
     eventually(lambda: worker.ready()[0], LOADING, "the engine is not loaded")
     names = [f"job-{number}" for number in range(JOBS)]
-    first = engine_of(worker)
+    first = engine_of(worker.process.pid)
     assert first != []
     with frozen(first):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
@@ -71,16 +43,34 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     eventually(lambda: worker.ready() == (True, []), 60, "the worker is not ready again")
     assert gone(first)
     assert product.outcomes() == dict.fromkeys(names, "succeeded")
+    [hung] = [line for line in worker.lines() if line.get("event.action") == "engine-hung"]
+    assert hung["postback.bound_seconds"] == HUNG_SECONDS
+    # With the default bound of 120 s, the health call would wait for 90 s.
+    assert 0.9 * CALLED_SECONDS <= hung["postback.silent_seconds"] < 90
+
+    orphaned = [f"orphaned-{number}" for number in range(JOBS)]
+    hit = engine_of(worker.process.pid)
+    assert hit != []
+    with frozen(hit):
+        product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in orphaned)
+        eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, 60, "not every job is taken")
+        max(hit, key=lambda process: process.memory_info().rss).kill()  # as the kernel does if memory runs out
+    names += orphaned
+    product.wait_for_results(len(names), LOADING)
+    eventually(lambda: worker.ready() == (True, []), 60, "the worker is not ready again")
+    assert worker.metrics()["postback_engine_restarts_total"] == 2
+    assert gone(hit)
+    assert product.outcomes() == dict.fromkeys(names, "succeeded")
 
     # These jobs ask for a million tokens in six seconds, and no machine is quick enough to answer any of them in time.
     cut_off = [f"cut-off-{number}" for number in range(CUT_OFF)]
     product.submit({"job_id": name, "prompt": "Who?", "max_tokens": 3500, "ttl_seconds": 6} for name in cut_off)
-    product.wait_for_results(JOBS + CUT_OFF, 120)
+    product.wait_for_results(len(names) + CUT_OFF, 120)
     assert product.outcomes() == {**dict.fromkeys(names, "succeeded"), **dict.fromkeys(cut_off, "expired")}
     assert worker.metrics()["postback_tokens_total{wasted}"] > 0
 
     late = [f"late-{number}" for number in range(4)]
-    second = engine_of(worker)
+    second = engine_of(worker.process.pid)
     assert second != []
     with frozen(second):
         product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LATE} for name in late)
@@ -92,18 +82,19 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     product.wait_until_nothing_is_left()
     expected = {**dict.fromkeys([*names, *late], "succeeded"), **dict.fromkeys(cut_off, "expired")}
     assert product.outcomes() == expected
-    assert "engine-hung" in [line.get("event.action") for line in worker.lines()]
 
 
 def test_workers_that_end_while_their_engines_load_leave_nothing_behind(product: Product) -> None:
     """Both workers run at once to save time, since vLLM takes half a minute to import."""
     model = ("--engine", "vllm", "--model", str(tiny_model()))
     asked, killed = product.worker("asked", *model), product.worker("killed", *model)
-    eventually(lambda: engine_of(asked) != [] != engine_of(killed), LOADING, "no engine process starts")
+    eventually(
+        lambda: engine_of(asked.process.pid) != [] != engine_of(killed.process.pid), LOADING, "no engine process starts"
+    )
     for worker in (asked, killed):
         assert worker.ready() == (False, ["the process is starting"])
         assert not worker.alive()  # `/healthz` fails during a load, so that a startup probe ends a load that hangs
-    loading = [*engine_of(asked), *engine_of(killed)]
+    loading = [*engine_of(asked.process.pid), *engine_of(killed.process.pid)]
     killed.kill()
     assert asked.terminate() == 0
     eventually(lambda: gone(loading), 30, "an engine process outlives its worker")

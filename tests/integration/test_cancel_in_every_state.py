@@ -1,17 +1,19 @@
 """A random walk cancels jobs, takes cancellations back and lets jobs expire in every state, on a real broker and vLLM.
 
-The walk also cancels jobs before a worker runs, and before their records exist. A naive model says which outcomes each
-job may have: more than one only if the order changed while a worker ran.
+The walk also cancels jobs before a worker runs, and before their records exist; some jobs wait in the bulk lane after a
+deferral, and others are forwarded to the worker of another lane. A naive model says which outcomes each job may have:
+more than one only if the order changed while a worker ran.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 import pytest
@@ -22,12 +24,15 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from devkit.committed import committed_records
 from operators.cancel import cancel, take_back
+from operators.topics import create_topics
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
+from tests.engine_processes import engine_of, frozen
 from tests.handlers import CLOCK
 from tests.messages import value_of
 from workers.egress import EgressPolicy, Guard
+from workers.engines.base import GenerationRequest
 from workers.engines.vllm import VllmEngine
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
@@ -55,6 +60,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "brief": {"max_tokens": LONG, "ttl_seconds": 0.5},
     "past": {"max_tokens": 2},
 }
+LANE = "elsewhere"
+"""The lane of a second worker, and the name of its model: the first worker forwards jobs for it."""
+LANES = (None, LANE)
+WAYS = ("straight", "deferred", "forwarded")
 OUTCOMES = {"short": {"succeeded"}, "long": {"succeeded"}, "brief": {"succeeded", "expired"}, "past": {"expired"}}
 """The possible outcomes of each kind of job if no order cancels the job."""
 NUMBERS = st.integers(0, 5)
@@ -62,10 +71,13 @@ PATIENCE_SECONDS = 120.0
 
 
 class Worker:
-    """A worker's stage that starts and stops in this process, around one engine."""
+    """The stage of one lane's worker, which starts and stops in this process, around an engine that others share."""
 
-    def __init__(self, kafka: KafkaSettings, engine: VllmEngine, enricher: Enricher, metrics: Metrics) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, engine: VllmEngine, enricher: Enricher, metrics: Metrics, lane: str | None = None
+    ) -> None:
         self._kafka = kafka
+        self._lane = lane
         self._engine = engine
         self._enricher = enricher
         self._metrics = metrics
@@ -75,7 +87,7 @@ class Worker:
 
     async def start(self) -> None:
         topics = self._kafka.topics
-        registry = Registry((*self._engine.models, "default"), None, {})
+        registry = Registry((*self._engine.models, "default"), self._lane, {LANE: LANE})
         handler = InferenceHandler(
             self._engine,
             self._enricher,
@@ -83,15 +95,16 @@ class Worker:
             EgressPolicy(),
             topics,
             {},
-            WorkerSettings(),
+            WorkerSettings(lane=self._lane),
             CLOCK,
             self._metrics,
         )
         self._control = CompactedTopic(self._kafka, topics.control, handler.cancellations.apply, CLOCK, KEPT_MS)
         await self._control.start()
-        outputs = [topics.results, topics.dead_letters]
+        outputs = [topics.results, topics.dead_letters, *topics.requests_of(LANE)]
         parts = handler, CLOCK, self._metrics, handler.pace, handler.sharing, outputs
-        self._stage = group_stage(StageSettings(INFERENCE_GROUP), self._kafka, [topics.requests()], "r1", *parts)
+        read, replica = topics.requests_of(self._lane), f"r-{self._lane}"
+        self._stage = group_stage(StageSettings(INFERENCE_GROUP), self._kafka, read, replica, *parts)
         self._running = asyncio.create_task(self._stage.run())
 
     async def stop(self) -> None:
@@ -103,20 +116,26 @@ class Worker:
 
 
 class Fleet:
-    """A broker, and a worker on the test's loop, for a walk that calls them from another thread."""
+    """A broker, and each lane's worker on the test's loop, for a walk that calls them from another thread."""
 
-    def __init__(self, kafka: KafkaSettings, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, workers: dict[str | None, Worker], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.kafka = kafka
-        self.worker = worker
+        self.workers = workers
         self._loop = loop
         self._producer = Producer(kafka.client_config())
 
     def do(self, call: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(call, self._loop).result(PATIENCE_SECONDS)
 
-    def submit(self, job: dict[str, Any], deadline: bytes | None) -> None:
+    def submit(self, job: dict[str, Any], deadline: bytes | None = None, way: str = "straight") -> None:
+        """Write a job to the first lane, or to the bulk lane with the header of a deferral."""
         headers: list[tuple[str, str | bytes | None]] = [] if deadline is None else [("deadline", deadline)]
-        self._producer.produce(self.kafka.topics.requests(), json.dumps(job).encode(), headers=headers)
+        if way == "deferred":
+            headers.append(("deferred", b"1"))
+        topic = self.kafka.topics.requests(bulk=way == "deferred")
+        self._producer.produce(topic, json.dumps(job).encode(), headers=headers)
         assert self._producer.flush(60) == 0
 
     def results(self, walk: str) -> dict[str, dict[str, Any]]:
@@ -141,23 +160,26 @@ class Walk(RuleBasedStateMachine):
         self.orders: dict[str, set[bool]] = {}
         """Maps a job's name to the orders under which the job may end: True to cancel, False to answer."""
         self.now: dict[str, bool] = {}
-        self.runs = False
+        self.running: set[str | None] = set()
+        """The lanes whose workers run."""
         self.checked: set[str] = set()
 
     def name(self, number: int) -> str:
         return f"{self.walk}-{number}"
 
     def ordered(self, name: str, *, is_cancelled: bool) -> None:
-        before = self.orders.get(name, {False}) if self.runs else set()
+        before = self.orders.get(name, {False}) if self.running else set()
         self.orders[name] = {*before, is_cancelled}
         self.now[name] = is_cancelled
 
     @precondition(lambda self: len(self.kinds) < 6)
-    @rule(kind=st.sampled_from(sorted(KINDS)))
-    def submit(self, kind: str) -> None:
+    @rule(kind=st.sampled_from(sorted(KINDS)), way=st.sampled_from(WAYS))
+    def submit(self, kind: str, way: str) -> None:
         name = self.name(len(self.kinds))
         job = {"job_id": name, "prompt": "Who wrote the book?", "temperature": 0, **KINDS[kind]}
-        self.fleet.submit(job, IN_THE_PAST if kind == "past" else None)
+        if way == "forwarded":
+            job["model_id"] = LANE
+        self.fleet.submit(job, IN_THE_PAST if kind == "past" else None, way)
         self.kinds[name] = kind
 
     @rule(number=NUMBERS, at_once_taken_back=st.booleans())
@@ -174,21 +196,25 @@ class Walk(RuleBasedStateMachine):
         take_back(self.fleet.kafka, "default", [name])
         self.ordered(name, is_cancelled=False)
 
-    @precondition(lambda self: not self.runs)
-    @rule()
-    def start(self) -> None:
-        self.fleet.do(self.fleet.worker.start())
-        self.runs = True
+    @precondition(lambda self: len(self.running) < len(LANES))
+    @rule(lane=st.sampled_from(LANES))
+    def start(self, lane: str | None) -> None:
+        if lane not in self.running:
+            self.fleet.do(self.fleet.workers[lane].start())
+            self.running.add(lane)
 
-    @precondition(lambda self: self.runs)
-    @rule()
-    def stop(self) -> None:
-        self.fleet.do(self.fleet.worker.stop())
-        self.runs = False
-        self.check(self.fleet.results(self.walk))
-        self.orders = {name: {is_cancelled} for name, is_cancelled in self.now.items()}
+    @precondition(lambda self: self.running)
+    @rule(lane=st.sampled_from(LANES))
+    def stop(self, lane: str | None) -> None:
+        if lane not in self.running:
+            return
+        self.fleet.do(self.fleet.workers[lane].stop())
+        self.running.remove(lane)
+        if not self.running:
+            self.check(self.fleet.results(self.walk))
+            self.orders = {name: {is_cancelled} for name, is_cancelled in self.now.items()}
 
-    @precondition(lambda self: self.runs)
+    @precondition(lambda self: self.running)
     @rule(seconds=st.sampled_from([0.05, 0.3]))
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -205,32 +231,79 @@ class Walk(RuleBasedStateMachine):
         self.checked |= {*results}
 
     def teardown(self) -> None:
-        if not self.runs:
-            self.start()
+        for lane in LANES:
+            self.start(lane)
         end = CLOCK.monotonic() + PATIENCE_SECONDS
         while (results := self.fleet.results(self.walk)).keys() != self.kinds.keys():
             assert CLOCK.monotonic() < end, f"no result of {self.kinds.keys() - results.keys()}"
             time.sleep(0.1)
         self.check(results)
-        self.stop()
+        for lane in LANES:
+            self.stop(lane)
+
+
+def scheduled(metrics: Metrics, state: str) -> float:
+    """The requests in a state by vLLM's own scheduler, as of its last step."""
+    labels = {"rank": "0", "state": state}
+    return metrics.registry.get_sample_value("postback_engine_requests", labels) or 0.0
+
+
+def generated(metrics: Metrics) -> float:
+    """The tokens that vLLM counts as generated."""
+    return metrics.registry.get_sample_value("postback_engine_tokens_total", {"kind": "generation"}) or 0.0
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    end = CLOCK.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert CLOCK.monotonic() < end, what
+        await asyncio.sleep(0.01)
 
 
 async def test_a_job_cancelled_taken_back_or_late_in_any_state_has_the_one_result_that_its_orders_allow(
-    fleet: KafkaSettings, vllm_engine: VllmEngine
+    fleet: KafkaSettings, vllm_engine: VllmEngine, vllm_metrics: Metrics
 ) -> None:
+    create_topics(fleet, engines=[LANE])
     metrics = Metrics()
     enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
-    worker = Worker(fleet, vllm_engine, enricher, metrics)
-    Walk.fleet, Walk.wasted = Fleet(fleet, worker, asyncio.get_running_loop()), 0.0
+    workers = {lane: Worker(fleet, vllm_engine, enricher, metrics, lane) for lane in LANES}
+    Walk.fleet, Walk.wasted = Fleet(fleet, workers, asyncio.get_running_loop()), 0.0
     few = settings(
         max_examples=4,
-        stateful_step_count=10,
+        stateful_step_count=14,
         phases=[Phase.generate],  # `Phase.shrink` is left out, because it would take minutes
         suppress_health_check=[*HealthCheck],
         database=None,
     )
     await asyncio.to_thread(run_state_machine_as_test, Walk, settings=few)
-    load = vllm_engine.load()
-    assert (load.running, load.waiting) == (0, 0)
+    await vllm_engine.generate(GenerationRequest("after", "Who wrote the book?", None, 2, 0.0))  # counts are of a step
+    await until(lambda: scheduled(vllm_metrics, "running") == 0, "vLLM runs requests that no job waits for")
+    assert scheduled(vllm_metrics, "waiting") == 0
     wasted = metrics.registry.get_sample_value("postback_tokens_total", {"kind": "wasted"}) or 0.0
     assert wasted >= Walk.wasted
+
+
+async def test_vllm_s_own_scheduler_ends_the_generations_of_cancelled_jobs(
+    fleet: KafkaSettings, vllm_engine: VllmEngine, vllm_metrics: Metrics
+) -> None:
+    """The test freezes the engine while it cancels the jobs, so that the engine cannot finish them meanwhile."""
+    metrics = Metrics()
+    enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, metrics)
+    worker = Worker(fleet, vllm_engine, enricher, metrics)
+    around = Fleet(fleet, {None: worker}, asyncio.get_running_loop())
+    names = [f"cancelled-{number}" for number in range(4)]
+    before = generated(vllm_metrics)
+    for name in names:
+        await asyncio.to_thread(around.submit, {"job_id": name, "prompt": "Who?", **KINDS["long"]})
+    await worker.start()
+    await until(lambda: scheduled(vllm_metrics, "running") == len(names), "vLLM does not run each job")
+    with frozen(engine_of(os.getpid())):
+        await asyncio.to_thread(cancel, fleet, "default", names)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (results := await asyncio.to_thread(around.results, "cancelled")).keys() != {*names}:
+                await asyncio.sleep(0.1)
+    assert {one["outcome"] for one in results.values()} == {"cancelled"}
+    await vllm_engine.generate(GenerationRequest("after", "Who wrote the book?", None, 2, 0.0))
+    await until(lambda: scheduled(vllm_metrics, "running") == 0, "vLLM runs requests of cancelled jobs")
+    await worker.stop()
+    assert 0 < generated(vllm_metrics) - before < len(names) * LONG

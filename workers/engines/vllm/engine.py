@@ -43,7 +43,7 @@ from workers.engines.vllm.changes import change
 from workers.engines.vllm.failures import as_engine_errors
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, answers, warm
+from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, silence, warm
 from workers.engines.vllm.load_failures import refused
 from workers.engines.vllm.loading import load_again
 from workers.engines.vllm.pooling import PoolingModel
@@ -201,16 +201,16 @@ class VllmEngine(TextsAlone):
         pause = self._settings.hung_seconds / LOOKS
         while True:
             await asyncio.sleep(pause)
-            llm = self._llm
-            if llm is None or self._loading is not None or self._lost is not None:
+            if (llm := self._llm) is None or self._loading is not None or self._lost is not None:
                 continue
             async with self._asking_health:
-                is_hung = not llm.errored and not await answers(llm, self._settings.hung_seconds - pause)
-            if is_hung:
+                silent = None if llm.errored else await silence(llm, self._settings.hung_seconds - pause)
+            if silent is not None:
                 log.error(
                     "The engine answers no health call; killing its processes.",
                     action="engine-hung",
                     bound_seconds=self._settings.hung_seconds,
+                    silent_seconds=round(silent, 1),
                 )
                 await asyncio.to_thread(self._guardian.end_engine)
             if llm.errored:

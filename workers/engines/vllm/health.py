@@ -23,22 +23,23 @@ The number is vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S).
 """
 
 
-async def answers(llm: Any, seconds: float) -> bool:
-    """Call vLLM's engine processes. Return False if no answer comes within `seconds` of this process's running time.
+async def silence(llm: Any, seconds: float) -> float | None:
+    """Call vLLM's engine processes. Return the seconds without an answer, or None if they answer in time.
 
-    The wait is cut into slices, so that the answer still has time to arrive after a suspension of this process or
-    machine.
+    The bound is `seconds` of this process's running time. The wait is cut into slices, so that the answer still has
+    time to arrive after a suspension of this process or machine.
     """
-    call = asyncio.ensure_future(llm.is_sleeping())
+    loop = asyncio.get_running_loop()
+    began, call = loop.time(), asyncio.ensure_future(llm.is_sleeping())
     try:
         for _ in range(LOOKS):
             await asyncio.wait({call}, timeout=seconds / LOOKS)
             if call.done():
                 call.exception()  # prevents asyncio's warning about an unread error; `errored` reports the error
-                return True
+                return None
     finally:
         call.cancel()
-    return False
+    return loop.time() - began
 
 
 async def warm(llm: Any) -> None:
