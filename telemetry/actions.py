@@ -177,7 +177,7 @@ INFERENCE = {
     ),
     "reasoning-marks-missing": Action(
         "info",
-        "The model's name is of a family that reasons, but the tokenizer lacks the family's marks, "
+        "The model reasons by its family or its chat template, but its tokenizer lacks the marks, "
         "as in distilled models; the reasoning cannot be bounded.",
     ),
     "engine-weights": Action("info", "A running engine gets the weights of another folder; later requests wait."),

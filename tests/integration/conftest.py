@@ -40,17 +40,14 @@ def adapters_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def vllm_engine(
-    tmp_path_factory: pytest.TempPathFactory, adapters_folder: Path, vllm_metrics: Metrics
-) -> AsyncIterator[VllmEngine]:
+async def vllm_engine(reasoning_model: Path, adapters_folder: Path, vllm_metrics: Metrics) -> AsyncIterator[VllmEngine]:
     """The tiny model in vLLM, with two adapters and three that cannot be loaded. All tests run in the session's loop.
 
     The engine ends before the tests of other folders, some of which count this process's threads or memory.
     """
     adapters = {name: str(adapters_folder / name) for name in ADAPTERS}
-    model = _reasoning_model(tmp_path_factory.mktemp("models") / "nemotron-tiny")
     settings = VllmSettings(
-        model=str(model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
+        model=str(reasoning_model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
     )
     engine = VllmEngine(settings, vllm_metrics)
     await engine.start()
@@ -58,8 +55,10 @@ async def vllm_engine(
     await engine.close()
 
 
-def _reasoning_model(folder: Path) -> Path:
-    """Copy the tiny model as a model that reasons: its marks of reasoning are tokens, and its temperature is 0.9."""
+@pytest.fixture(scope="package")
+def reasoning_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny model that reasons: its marks of reasoning are tokens, and its temperature is 0.9."""
+    folder = tmp_path_factory.mktemp("models") / "nemotron-tiny"
     shutil.copytree(tiny_model(), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]

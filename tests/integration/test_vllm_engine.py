@@ -25,6 +25,7 @@ from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.figures import Figures
 from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.thinking import Thinking
 from workers.engines.vllm.tokens import Prompts
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -51,16 +52,29 @@ async def test_a_chat_and_a_prompt_are_rendered_by_the_models_template_and_a_raw
     assert await vllm_engine.generate(request(is_raw=True)) != by_template
 
 
-async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(vllm_engine: VllmEngine) -> None:
-    """DeepSeek V3.2 has no template in its files. An earlier version sent its chats to the model as plain text."""
+@pytest.mark.parametrize("mode", ["deepseek_v32", "deepseek_v4"])
+@pytest.mark.usefixtures("vllm_engine")
+async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(mode: str) -> None:
+    """DeepSeek V3.2 and V4 have no template in their files. An earlier version sent their chats as plain text."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers import renderer_from_config
 
-    arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}), tokenizer_mode="deepseek_v32")
+    arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}), tokenizer_mode=mode)
     renderer = renderer_from_config(arguments.create_engine_config())
     prompt = renderer.get_tokenizer().decode(Prompts(renderer).tokens(request()))
     assert f"<｜User｜>{QUESTION}<｜Assistant｜>" in prompt  # noqa: RUF001 - DeepSeek's bar
     assert "opening_hours" in renderer.get_tokenizer().decode(Prompts(renderer).tokens(request(tools=TOOLS)))
+
+
+@pytest.mark.usefixtures("vllm_engine")
+async def test_a_chat_template_with_marks_shows_that_a_model_of_no_family_reasons(reasoning_model: Path) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    for model, parser in ((reasoning_model, "deepseek_r1"), (tiny_model(), None)):
+        settings = VllmSettings(model=str(model))
+        config = AsyncEngineArgs(**engine_arguments(settings, {})).create_engine_config().model_config
+        thinking = Thinking.of(None, config)
+        assert (thinking.parser if thinking is not None else None) == parser
 
 
 async def test_a_family_s_parser_finds_the_calls_and_a_grammar_demands_one() -> None:

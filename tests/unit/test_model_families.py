@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workers.engines.families import are_read_by, families, family_of
+from tests.drawn import drawn
+from workers.engines.families import are_read_by, families, family_of, marks_in
 
 MODELS: Final[Mapping[str, Mapping[str, str | None]]] = {
     "deepseek-v3": {
@@ -295,6 +298,16 @@ def test_an_architecture_overrules_the_name_only_if_it_is_known_as_another_famil
 ) -> None:
     found = family_of(model, [architecture])
     assert (found.name if found is not None else None) == family
+
+
+@given(st.text(), st.text(), st.sampled_from(["<think>", "</think>"]))
+@settings(max_examples=drawn(50))
+def test_a_template_with_a_mark_shows_that_its_model_reasons(before: str, after: str, mark: str) -> None:
+    marks = marks_in(f"{before}{mark}{after}")
+    assert marks is not None
+    assert (marks.opening, marks.closing) == ("<think>", "</think>")
+    assert marks_in(before.replace("think", "")) is None
+    assert marks_in(None) is None
 
 
 @pytest.mark.parametrize(("model", "reads"), READ_IMAGES.items())

@@ -58,6 +58,9 @@ class Family(_FamilyPart):
     images: str | None = None
 
 
+_USUAL_MARKS: Final = ReasoningMarks(opening="<think>", closing="</think>", parser="deepseek_r1", opened_by="model")
+
+
 @lru_cache
 def families() -> Mapping[str, Family]:
     """Return all families by name, in the order of the file."""
@@ -86,6 +89,16 @@ def known_family(family: str | None) -> str | None:
     if family is not None and family not in families():
         raise ValueError(f"is no family that Postback knows; there are: {', '.join(families())}")
     return family
+
+
+def marks_in(chat_template: str | None) -> ReasoningMarks | None:
+    """Return `<think>` and `</think>` if the chat template has one of them; None otherwise.
+
+    A template writes the opening mark before an answer, or removes earlier reasoning at the closing mark. Both show
+    that the model reasons, even if the model's family is unknown.
+    """
+    template = chat_template or ""
+    return _USUAL_MARKS if _USUAL_MARKS.opening in template or _USUAL_MARKS.closing in template else None
 
 
 def are_read_by(family: Family | None, model: str) -> bool:

@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest, RequestRejected
-from workers.engines.families import Family, ReasoningMarks
+from workers.engines.families import Family, ReasoningMarks, marks_in
 from workers.engines.reasoning import Parted, parted
 
 _PROMPT_END = 32
@@ -40,24 +40,26 @@ class Thinking:
 
     @classmethod
     def of(cls, family: Family | None, model_config: Any) -> Self | None:
-        """Return the reasoning of the family's model; None if the family is unknown or does not reason."""
+        """Return the reasoning of the family's model; None if neither the family nor the chat template has marks."""
         from vllm.reasoning import ReasoningParserManager
         from vllm.tokenizers import cached_tokenizer_from_config
 
-        if family is None or family.reasoning is None:
+        tokenizer = cached_tokenizer_from_config(model_config)
+        marks = family.reasoning if family is not None else None
+        marks = marks or marks_in(_chat_template(tokenizer, model_config))
+        if marks is None:
             return None
-        tokenizer, parser = cached_tokenizer_from_config(model_config), family.reasoning.parser
         try:
-            ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
+            ReasoningParserManager.get_reasoning_parser(marks.parser)(tokenizer)
         except Exception as error:  # some models of a family, such as distilled ones, lack the marks
             log.info(
-                "The model's tokenizer lacks the marks of its family's reasoning; going on without them.",
+                "The model's tokenizer lacks the marks of its reasoning; leaving the reasoning without a bound.",
                 action="reasoning-marks-missing",
-                family=family.name,
+                family=family.name if family is not None else "unknown",
                 error=type(error).__name__,
             )
-            return cls(family.reasoning, tokenizer, None)
-        return cls(family.reasoning, tokenizer, parser)
+            return cls(marks, tokenizer, None)
+        return cls(marks, tokenizer, marks.parser)
 
     def arguments(self, arguments: Any) -> Any:
         """Return vLLM's `AsyncEngineArgs` with the family's parser, unless the operator's settings name one."""
@@ -101,6 +103,16 @@ class Thinking:
                 return start + size
         encoded: list[int] = self._tokenizer.encode(output[: whole.end], add_special_tokens=False)
         return min(len(encoded), len(ids))
+
+
+def _chat_template(tokenizer: Any, model_config: Any) -> str | None:
+    """Return the model's chat template; None if it has none, or if its template is code of vLLM or of Mistral."""
+    from transformers import PreTrainedTokenizerBase
+    from vllm.renderers.hf import resolve_chat_template
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    return resolve_chat_template(cast("Any", tokenizer), None, None, model_config=model_config)
 
 
 def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> None:
