@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -229,10 +230,13 @@ READ_IMAGES = {
 """True for the models that read images, according to their makers' pages."""
 NO_LONGER_IN_VLLM = {"MllamaForConditionalGeneration", "BaichuanForCausalLM"}
 """Architectures of published models that earlier versions of vLLM had."""
+FORMERLY_MULTIMODAL = "MllamaForConditionalGeneration"
+"""The multimodal one of these architectures."""
 NOT_IN_VLLM = {"gpt", "o-series", "claude", "gemini", "baichuan"}
 """Families of online services, and a family that vLLM removed."""
 
 
+@lru_cache
 def vllm_file(name: str) -> ast.Module:
     """A file of the installed vLLM as a syntax tree: an import of vLLM would take half a minute."""
     found = importlib.util.find_spec("vllm")
@@ -313,6 +317,17 @@ def test_a_template_with_a_mark_shows_that_its_model_reasons(before: str, after:
 @pytest.mark.parametrize(("model", "reads"), READ_IMAGES.items())
 def test_a_models_name_tells_whether_it_reads_images(model: str, reads: bool) -> None:
     assert are_read_by(family_of(model), model) is reads
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture"),
+    [(model, built) for models in MODELS.values() for model, built in models.items() if built is not None],
+)
+def test_a_published_model_reads_images_if_vllm_lists_its_architecture_as_multimodal(
+    model: str, architecture: str
+) -> None:
+    multimodal = {*keys_of(vllm_file("model_executor/models/registry.py"), "_MULTIMODAL_MODELS"), FORMERLY_MULTIMODAL}
+    assert are_read_by(family_of(model), model) is (architecture in multimodal)
 
 
 def test_each_pattern_of_images_finds_a_name_of_the_table() -> None:
