@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.admission import ENGINES, Simulation
@@ -99,6 +99,7 @@ def test_a_second_look_at_the_same_time_changes_nothing_and_loses_no_answer() ->
     st.lists(st.tuples(st.integers(0, 500), st.floats(0.25, 0.5)), min_size=1, max_size=40),
     st.integers(0, 300),
 )
+@example([(79, 0.5), (79, 0.4481815346775352)], 0)
 def test_the_queue_is_the_shortest_within_the_idle_share(steps: list[tuple[int, float]], running: int) -> None:
     clock = HandClock(0.0)
     seen = looked(refill_of(clock), clock, *steps, running=running)

@@ -146,7 +146,7 @@ class Refill:
             total += count * seconds
             width += seconds
             if total - following * width > idle:
-                return math.ceil((total - idle) / width)
+                return min(count, math.ceil((total - idle) / width))  # rounding may give slightly more than `count`
         return 0
 
 
