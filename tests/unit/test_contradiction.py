@@ -183,6 +183,20 @@ def test_an_opposite_negated_is_no_contradiction() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("sentence", "passage"),
+    [
+        ("Den Fluss überquert die Brücke seit dem Sommer", "Die Brücke überquert den Fluss seit dem Sommer."),
+        ("Die Mühle kaufte Norvik im Jahr 1987", "Norvik kaufte die Mühle im Jahr 1987."),
+        ("The patch for the roof arrived in May", "The dispatch of the patch for the roof arrived in May."),
+    ],
+)
+def test_the_free_order_of_german_and_words_that_only_look_negated_take_no_support_away(
+    sentence: str, passage: str
+) -> None:
+    assert support(sentence, passage) in BEARING
+
+
 def test_the_phrases_not_only_and_no_fewer_than_do_not_negate() -> None:
     assert support("The mill ground wheat", "The mill ground not only wheat, but also rye.") in BEARING
     assert support("The mill had 40 stones", "The mill had no fewer than 40 stones.") in BEARING

@@ -23,13 +23,12 @@ def other_value(said: Sequence[Token], told: Sequence[Token]) -> bool:
     said_stems, told_stems = {token.stem for token in said}, {token.stem for token in told}
     for one in mine:
         for other in its:
-            is_like = one.is_number == other.is_number and one.unit == other.unit
-            if not is_like or not other.words - said_stems:
+            if one.is_number != other.is_number or not other.words - said_stems:
                 continue
             if one.words - told_stems and one.is_beside_the_same(other):
                 return True
             if one.is_number and one.words != other.words and one.is_between_the_same(other):
-                return not any(one.words == same.words and one.is_between_the_same(same) for same in its)
+                return True
     return False
 
 
@@ -39,7 +38,6 @@ class _Anchor:
 
     words: frozenset[str]
     is_number: bool
-    unit: str
     before: str
     behind: str
 
@@ -66,7 +64,7 @@ def _anchors(tokens: Sequence[Token]) -> list[_Anchor]:
         words = frozenset(token.stem for token in saying[at:end])
         before = saying[at - 1].stem if at else ""
         behind = saying[end].stem if end < len(saying) else ""
-        found.append(_Anchor(words, saying[at].is_number, saying[at].unit, before, behind))
+        found.append(_Anchor(words, saying[at].is_number, before, behind))
         at = end
     return found
 
@@ -78,7 +76,7 @@ def other_unit(said: Sequence[Token], told: Sequence[Token]) -> bool:
         if token.is_number:
             units[token.stem].add(token.unit)
     return any(
-        token.is_number and token.unit and units.get(token.stem) and "" not in units[token.stem]
+        token.is_number and token.unit and units.get(token.stem)
         and not any(_fits(token.unit, unit) for unit in units[token.stem])
         for token in said
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Splits a text into clauses, and each clause into words, negations, numbers with units, and names. Pure.
 
-A clause ends at a mark such as a comma, and at a word such as "but". An "and" also ends a clause if at least two
-content words stand before it, and at least two after it.
+A clause ends at a mark such as a comma, and at a word such as "but" or "and". The "and" after "between" or "both" ends
+no clause.
 """
 
 from __future__ import annotations
@@ -151,8 +151,6 @@ def clauses(text: str, common: frozenset[str]) -> list[Clause]:
 def negations_at(tokens: Sequence[Token], at: int) -> int:
     """Return the number of tokens of the negation that begins at `at`; 0 if no negation begins there."""
     token = tokens[at]
-    if token.is_common and token.text not in NEGATING_PHRASES and not token.text.endswith(_SHORT_NOT):
-        return 0
     behind = tokens[at + 1].text if at + 1 < len(tokens) else ""
     if token.text in NEGATIONS:
         return 0 if (token.text, behind) in NO_NEGATIONS else 1
@@ -244,8 +242,8 @@ def _unnested(sentence: Sequence[Token | str]) -> list[list[Token | str]]:
 def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
     """Yield the clauses of a sentence, except empty ones."""
     part: list[Token] = []
-    for at, token in enumerate(sentence):
-        if isinstance(token, str) or _begins_clause(token, part, sentence[at + 1 : at + 1 + MAX_TOKENS]):
+    for token in sentence:
+        if isinstance(token, str) or _begins_clause(token, part):
             if part:
                 yield part
             part = []
@@ -255,23 +253,9 @@ def _parts(sentence: Sequence[Token | str]) -> Iterator[list[Token]]:
         yield part
 
 
-def _begins_clause(token: Token, part: Sequence[Token], behind: Sequence[Token | str]) -> bool:
+def _begins_clause(token: Token, part: Sequence[Token]) -> bool:
     """True if the token begins a new clause after `part`, the tokens before it."""
     if token.text in _TURNS or len(part) >= MAX_TOKENS:
         return True
     is_paired = any(one.text in _PAIRING for one in part[-_PAIRED_WITHIN:])
-    return token.text in _AND and not is_paired and _says_enough(part) and _says_enough(_until_mark(behind))
-
-
-def _until_mark(behind: Sequence[Token | str]) -> list[Token]:
-    part: list[Token] = []
-    for token in behind:
-        if isinstance(token, str) or token.text in _AND:
-            break
-        part.append(token)
-    return part
-
-
-def _says_enough(part: Sequence[Token]) -> bool:
-    """True if the part has two content words. With fewer words, "and" joins two things rather than two statements."""
-    return sum(says_something(token) for token in part) > 1
+    return token.text in _AND and not is_paired

@@ -55,8 +55,6 @@ _OPPOSITE: Final[Mapping[str, frozenset[str]]] = {
     word: frozenset(stem(other) for pair in OPPOSITES if word in map(stem, pair) for other in pair) - {word}
     for word in {stem(one) for pair in OPPOSITES for one in pair}
 }
-_LISTING: Final = frozenset({"and", "or"})
-
 
 Exchanges = dict[tuple[str, ...], bool]
 """Cached results of the costly function `exchanged_words`; the keys are the words of both sentences."""
@@ -131,7 +129,7 @@ class Source:
         """True if clause `at` contradicts `said`; `whole` holds the tokens of the sentence that contains `said`."""
         mine, its = _named(said.tokens, self._names), _named(self._clauses[at].tokens, self._names)
         sentence = self._sentence_of[at]
-        is_other = other_value(mine, its) or self._is_mixed(said, mine, at)
+        is_other = other_value(mine, its) or self._is_mixed(said, at)
         if is_other and not is_other_half(whole, sentence):
             return True
         if other_unit(mine, its) or other_direction(mine, its) or other_time(mine, its) or _is_uncertain(mine, its):
@@ -155,22 +153,19 @@ class Source:
             self._exchanges[key] = exchanged_words(said, told)
         return self._exchanges.get(key, False)
 
-    def _is_mixed(self, said: Clause, mine: Sequence[Token], at: int) -> bool:
+    def _is_mixed(self, said: Clause, at: int) -> bool:
         """True if a clause beside clause `at` has the words of `said` that clause `at` lacks, and denies the sentence.
 
-        The neighbour denies the sentence by another value, or by a negation of words that it shares with both other
-        clauses. A shortened clause ("and 11 percent in Salme") shares no words with its neighbours, and takes its
-        missing words from the clause before.
+        The neighbour denies the sentence by a negation of words that it shares with both other clauses. A shortened
+        clause ("and 11 percent in Salme") shares no words with its neighbours, and takes its missing words from the
+        clause before.
         """
         told = self._clauses[at]
         missing = said.content - told.content
         return bool(missing) and any(
             missing <= other.content
             and said.plain & told.plain & other.plain
-            and (
-                other_value(mine, _named(other.tokens, self._names))
-                or _is_negated(said.plain & other.plain, said, other)
-            )
+            and _is_negated(said.plain & other.plain, said, other)
             for other in self._beside[at]
         )
 
@@ -231,21 +226,20 @@ def _negates_otherwise(
     said_stems, told_stems = _stems(said), _stems(told)
     mine = _negations(_without_prefixes(said, told_stems))
     its = _negations(_without_opposites(_without_prefixes(told, said_stems), opposites))
-    left, unanswered = _unpaired(mine, its, _has_same_head, _has_same_word, _in_other_words(said_stems, told_stems))
+    left, unanswered = _unpaired(mine, its, _has_same_word, _in_other_words(said_stems, told_stems))
     if left:
         return True
     elsewhere = [one for clause in beside for one in _negations(clause.tokens)]
-    others = [_without_prefixes(clause.tokens, said_stems) for clause in around]
-    unanswered += [one for tokens in others for one in _negations(tokens)]
-    _, unanswered = _unpaired(elsewhere, unanswered, _has_same_head, _has_same_word)
-    everything = [token for one in (told, *others) for token in one]
+    unanswered += [one for clause in around for one in _negations(clause.tokens)]
+    _, unanswered = _unpaired(elsewhere, unanswered, _has_same_word)
+    everything = [*told, *(token for clause in around for token in clause.tokens)]
     return any(_is_about(one, said_stems, everything) for one in unanswered)
 
 
 def _negations(tokens: Sequence[Token]) -> list[_Negation]:
     """Find the negations in these tokens. A negation without words after it negates the words before it."""
     found: list[_Negation] = []
-    at = begin = 0
+    at = 0
     while at < len(tokens):
         length = negations_at(tokens, at)
         if not length:
@@ -255,18 +249,15 @@ def _negations(tokens: Sequence[Token]) -> list[_Negation]:
             at += length + 1
             continue
         scope = tuple(_scope(tokens, at + length))
-        before = [token.stem for token in tokens[begin:at] if says_something(token)][-_REACH:]
+        before = [token.stem for token in tokens[:at] if says_something(token)][-_REACH:]
         found.append(_Negation(scope or tuple(before)))
         at += length
-        begin = at
     return [one for one in found if one.scope]
 
 
 def _scope(tokens: Sequence[Token], at: int) -> Iterator[str]:
     reach = _REACH
     while at < len(tokens) and reach and not negations_at(tokens, at):
-        if tokens[at].text in _LISTING and reach < _REACH:
-            return
         if says_something(tokens[at]):
             yield tokens[at].stem
             reach -= 1
@@ -290,10 +281,6 @@ def _unpaired(
     return left, right
 
 
-def _has_same_head(one: _Negation, other: _Negation) -> bool:
-    return one.scope[0] == other.scope[0]
-
-
 def _has_same_word(one: _Negation, other: _Negation) -> bool:
     return bool(set(one.scope) & set(other.scope))
 
@@ -309,16 +296,14 @@ def _in_other_words(said: frozenset[str], told: frozenset[str]) -> _IsPair:
 def _is_about(negation: _Negation, said: frozenset[str], around: Sequence[Token]) -> bool:
     """True if the sentence has one of the negated words, and this word occurs at most once in `around`."""
     times = Counter(token.stem for token in around)
-    head, *rest = negation.scope
-    about = [head] if head in said else [word for word in rest if word in said]
-    return any(times[word] <= 1 for word in about)
+    return any(word in said and times[word] <= 1 for word in negation.scope)
 
 
 def _without_prefixes(tokens: Sequence[Token], others: frozenset[str]) -> list[Token]:
-    """Replace "unsafe" with "not safe" in the tokens if `others` has "safe" and not "unsafe"."""
+    """Replace "unsafe" with "not safe" in the tokens if `others` has "safe"."""
     plain: list[Token] = []
     for token in tokens:
-        base = None if token.stem in others else _base(token.text, others)
+        base = _base(token.text, others)
         plain += [token] if base is None else [_NOT, replace(token, text=base, stem=stem(base))]
     return plain
 
@@ -345,12 +330,12 @@ def _without_opposites(tokens: Sequence[Token], opposites: Mapping[str, str]) ->
 def _opposites(said: Sequence[Token], told: Sequence[Token]) -> dict[str, str]:
     """Map words of the source (`told`) to their opposites in the sentence (`said`).
 
-    A pair of opposites counts if only the source has the one word, and only the sentence has the other word.
+    A pair of opposites counts if the sentence lacks the source's word.
     """
     mine, its = _stems(said), _stems(told)
     found = {}
     for word in its - mine:
-        for other in _OPPOSITE.get(word, frozenset()) & (mine - its):
+        for other in _OPPOSITE.get(word, frozenset()) & mine:
             found[word] = other
     others = {token.text: token.stem for token in said if token.stem not in its}
     for token in told:

@@ -6,7 +6,6 @@ reverses the order. The words "before" and "after" show which of two events came
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, takewhile
 from typing import Final
@@ -26,8 +25,7 @@ _PASSIVE: Final = frozenset(_PASSIVE_WORDS.split())
 
 def exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
     """True if both clauses have the same two words around the same relating word, but in opposite orders."""
-    is_comparison = all(any(token.text == "than" for token in clause) for clause in (said, told))
-    mine, its = (_parties(clause, with_places=is_comparison) for clause in (said, told))
+    mine, its = _parties(said), _parties(told)
     for one, other in combinations([word for word in mine if word in its], 2):
         if (mine[one] < mine[other]) == (its[one] < its[other]):
             continue
@@ -36,19 +34,11 @@ def exchanged(said: Sequence[Token], told: Sequence[Token]) -> bool:
     return False
 
 
-def _parties(tokens: Sequence[Token], *, with_places: bool = False) -> dict[str, int]:
-    """Return the positions of possible parties: content words that occur once, and name no place, time or condition."""
-    times = Counter(token.stem for token in tokens)
+def _parties(tokens: Sequence[Token]) -> dict[str, int]:
+    """Return the positions of possible parties: content words that name no place, time or condition."""
     begin = bool(tokens) and tokens[0].text in _SUBORDINATING
     main = takewhile(lambda pair: pair[0] < begin or pair[1].text not in _SUBORDINATING, enumerate(tokens))
-    return {
-        token.stem: at
-        for at, token in main
-        if says_something(token)
-        and not token.is_number
-        and times[token.stem] == 1
-        and (with_places or not _is_place(tokens, at))
-    }
+    return {token.stem: at for at, token in main if says_something(token) and not _is_place(tokens, at)}
 
 
 def _is_place(tokens: Sequence[Token], at: int) -> bool:

@@ -7,7 +7,6 @@ other_half        the source gives two numbers to two things ("38 minutes with A
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import Final
@@ -25,8 +24,6 @@ _MAX_SOURCE_WORDS: Final = 120
 _SLACK: Final = 2
 """A sentence counts as a quotation if the source has at most this many other words between the sentence's words."""
 _MOST_BEGINS: Final = 4
-_MOST_IN_HALF: Final = 4
-"""Cap on the content words of a shortened second half; the half's number is not counted."""
 
 
 def has_its_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
@@ -40,13 +37,11 @@ def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
     The time grows with the square of the sentence's words.
     """
-    mine = _units(said)
-    words, source = [word for word, _ in mine], [word for word, _ in _units(told)]
+    words, source = [token.stem for token in said], [token.stem for token in told]
     own = _window(words, source)
     if own is not None and own <= len(words) + _SLACK:
         return False
-    times = Counter(words)
-    places = [at for at, (word, may_move) in enumerate(mine) if may_move and times[word] == 1]
+    places = [at for at, token in enumerate(said) if says_something(token) or token.text in _EXCHANGEABLE]
     for one, other in combinations(places, 2):
         if not _is_listing(words, one, other):
             turned = list(words)
@@ -58,27 +53,8 @@ def exchanged_words(said: Sequence[Token], told: Sequence[Token]) -> bool:
 
 
 def _is_listing(words: Sequence[str], one: int, other: int) -> bool:
-    """True if the two places belong to one list, such as "in A and in B".
-
-    They do if the words between them are only words such as "and", articles, and words that also stand before the first
-    place.
-    """
-    lead = words[max(0, one - _SLACK) : one]
-    return all(word in _LISTING or word in _ARTICLES or word in lead for word in words[one + 1 : other])
-
-
-def _units(tokens: Sequence[Token]) -> list[tuple[str, bool]]:
-    """Return each word, and True if the word may be exchanged. A name of several words counts as one word."""
-    units: list[tuple[str, bool]] = []
-    is_open = False
-    for at, token in enumerate(tokens):
-        is_name = token.is_name or (token.starts and at + 1 < len(tokens) and tokens[at + 1].is_name)
-        if is_name and is_open:
-            units[-1] = (f"{units[-1][0]} {token.stem}", True)
-        else:
-            units.append((token.stem, says_something(token) or token.text in _EXCHANGEABLE))
-        is_open = is_name
-    return units
+    """True if the two places belong to one list: only articles and words such as "and" stand between them."""
+    return all(word in _LISTING or word in _ARTICLES for word in words[one + 1 : other])
 
 
 def _window(words: Sequence[str], source: Sequence[str]) -> int | None:
@@ -127,12 +103,11 @@ def _halves(told: Sequence[Token]) -> Iterator[tuple[str, str, frozenset[str]]]:
         return
     numbers = [at for at, token in enumerate(told) if token.is_number]
     for first, second in pairwise(numbers):
-        joins = [at for at in range(first + 1, second) if told[at].text in _LISTING or told[at].text == "but"]
+        joins = [at for at in range(first + 1, second) if told[at].text in _LISTING]
         if len(joins) != 1 or told[first].unit != told[second].unit or told[first].stem == told[second].stem:
             continue
-        end = next((at for at in range(second + 1, len(told)) if told[at].text in _LISTING), len(told))
-        half = [token for token in told[joins[0] : end] if says_something(token) and not token.is_number]
+        half = [token for token in told[joins[0] :] if says_something(token) and not token.is_number]
         ahead = {token.stem for token in told[: joins[0]]}
         only = frozenset(token.stem for token in half) - ahead
-        if only and len(half) <= _MOST_IN_HALF:
+        if only:
             yield told[first].stem, told[second].stem, only
