@@ -107,6 +107,12 @@ class Container:
         if self.runs and self._process:
             self._process.send_signal(signal.SIGTERM)
 
+    def crash(self) -> None:
+        """Send SIGKILL to the process with its children, which the pod's thread then starts again."""
+        process = self._process
+        if process and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """Kill the process with its children."""
         if self._process and self._process.poll() is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.product import eventually
 
 _BEAT_SECONDS = 2.0
 _WATCH_SECONDS = 2
+_CRASH_SECONDS = 0.2
 _CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "100", "ephemeral-storage": "1Ti"}
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
@@ -68,6 +70,27 @@ class Node:
         for pod in self._pods.values():
             pod.lose()
         self._stack.close()
+
+    @contextmanager
+    def crashing(self, namespace: str, role: str) -> Iterator[None]:
+        """Kill the processes of a role's pods (SIGKILL) whenever they run, until the block ends."""
+        over = threading.Event()
+
+        def crash() -> None:
+            while not over.wait(_CRASH_SECONDS):
+                for pod in list(self._pods.values()):
+                    metadata = pod.manifest["metadata"]
+                    of_role = metadata.get("labels", {}).get("app.kubernetes.io/component") == role
+                    if of_role and metadata["namespace"] == namespace:
+                        pod.crash()
+
+        thread = threading.Thread(target=crash)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def last_lines(self) -> str:
         """The end of each pod's log."""

@@ -45,6 +45,11 @@ class Pod(threading.Thread):
         self._lost.set()
         self.join()
 
+    def crash(self) -> None:
+        """Kill the processes of the containers, which start again by the pod's restart policy."""
+        for container in self._containers:
+            container.crash()
+
     def run(self) -> None:
         volumes = Volumes(self._api, self.manifest, self.folder, self.address)
         spec = self.manifest["spec"]

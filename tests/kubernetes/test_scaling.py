@@ -40,7 +40,7 @@ def keda(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
         yield started
 
 
-def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_the_exporter_is_away(
+def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_the_exporter_is_killed(
     keda: Keda, node: Node, release: Release, jobs: Jobs, product: Product
 ) -> None:
     engine = SteeredEngine()
@@ -61,18 +61,17 @@ def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_
         eventually(lambda: shared_evenly(product.kafka, "inference", _MOST), WAIT_SECONDS, said)
 
         # Without the exporter's figures no worker is removed, not even after the last job.
-        _set_exporters(release, 0)
-        eventually(lambda: _failures(release) > _FALLBACK_LOOKS, WAIT_SECONDS, said)
-        engine.seconds = 0.0
-        jobs.all_are_answered(said)
-        looked = _failures(release)
-        eventually(lambda: _holds(release) and _failures(release) >= looked + _HOLDING_LOOKS, WAIT_SECONDS, said)
+        with node.crashing(release.namespace, "exporter"):
+            eventually(lambda: _failures(release) > _FALLBACK_LOOKS, WAIT_SECONDS, said)
+            engine.seconds = 0.0
+            jobs.all_are_answered(said)
+            _workers_are_held(release, _HOLDING_LOOKS, said)
 
-        # A slow job is at the head of each partition, so Kafka's lag counts all jobs behind it, although they are done.
-        jobs.submit(PARTITIONS, engine.held)
-        jobs.are_called_back(jobs.submit(_BEHIND), said)
-        assert _lag(product) > _BEHIND
-        _set_exporters(release, 1)
+            # A slow job is at the head of each partition. So Kafka's lag counts all jobs behind it, although they are
+            # done.
+            jobs.submit(PARTITIONS, engine.held)
+            jobs.are_called_back(jobs.submit(_BEHIND), said)
+            assert _lag(product) > _BEHIND
         eventually(lambda: release.replicas("worker")[0] < _MOST, WAIT_SECONDS, said)
         engine.release.set()  # a stopping worker finishes the jobs that it has begun
 
@@ -142,15 +141,16 @@ def _lag(product: Product) -> int:
     return sum(product.lag("inference", [product.kafka.topics.requests()]).values())
 
 
-def _set_exporters(release: Release, count: int) -> None:
-    scale = f"/apis/apps/v1/namespaces/{release.namespace}/deployments/fleet-postback-exporter/scale"
-    release.api.patch(scale, {"spec": {"replicas": count}})
+def _workers_are_held(release: Release, looks: int, said: Callable[[], str]) -> None:
+    """Wait until KEDA has failed `looks` times more to read the exporter, and assert that no worker is removed."""
+    looked = _failures(release)
 
+    def held() -> bool:
+        wanted, _ = release.replicas("worker")
+        assert wanted == _MOST, f"without figures the replicas have to stay\n{said()}"
+        return _failures(release) >= looked + looks
 
-def _holds(release: Release) -> bool:
-    wanted, _ = release.replicas("worker")
-    assert wanted == _MOST, "without figures the replicas have to stay"
-    return True
+    eventually(held, WAIT_SECONDS, said)
 
 
 def _failures(release: Release) -> int:
