@@ -10,9 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def handling(handler: Callable[..., BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve on a free port of this machine for a block, over TLS if `context` is given; yield the URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def handling(
+    handler: Callable[..., BaseHTTPRequestHandler], context: ssl.SSLContext | None = None, port: int = 0
+) -> Iterator[str]:
+    """Serve on this port for a block, over TLS if `context` is given; yield the URL. Port 0 takes any free port."""
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
