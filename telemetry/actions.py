@@ -237,6 +237,18 @@ INFERENCE = {
         "A candidate has answered no request for a while; the primary answers its jobs, which count as failures.",
         "Look at the candidate's engine; the rollout aborts by itself after a few failures.",
     ),
+    "rollout-lane-unread": Action(
+        "warning",
+        "No running worker reads the lane of a rollout's candidate; the primary answers the candidate's jobs, "
+        "and the rollout stays at its step.",
+        "Start a worker of that lane.",
+    ),
+    "announcements-unread": Action(
+        "warning",
+        "The worker cannot read `fleet_workers`; it tries again after a minute. "
+        "Until then, a candidate's jobs go to its lane even if no worker reads the lane.",
+        "Check the ACLs of `fleet_workers`.",
+    ),
     "rollout-candidate-not-served": Action(
         "error",
         "A shadow worker got samples for a candidate that it does not serve; it throws them away.",

@@ -17,7 +17,7 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
     "worker": {
         "model_requests*": frozenset({"READ", "WRITE"}),
         "job_control": frozenset({"READ"}),
-        "fleet_workers": frozenset({"WRITE"}),
+        "fleet_workers": frozenset({"READ", "WRITE"}),
         "model_rollouts*": frozenset({"READ", "WRITE"}),
         "model_results": frozenset({"WRITE"}),
         "dead_letters": frozenset({"WRITE"}),

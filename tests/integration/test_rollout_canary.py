@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from operators.topics import create_topics
 from tests.http_handler import handling
-from tests.product import Product
+from tests.product import Product, eventually
 from tests.rollout_fleet import FAST, REGISTRY, Different, echo_fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
@@ -88,3 +89,28 @@ def test_jobs_do_not_wait_for_a_candidate_whose_server_is_away_and_its_rollout_e
     assert "more failures" in said["steps"][1]["why"]
     assert answers == {name: f"Say {name} now" for name in answers}
     assert "letting the primary answer" in fleet.worker.said()
+
+
+def test_the_primary_answers_for_a_candidate_whose_lane_no_worker_reads_until_a_worker_of_that_lane_runs(
+    product: Product, tmp_path: Path
+) -> None:
+    create_topics(product.kafka, engines=["big"])
+    registry = f'{REGISTRY}lane = "big"\n'
+    fleet = echo_fleet(product, tmp_path, registry)
+    shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+    fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST)
+    fleet.awaited("canary-1", 400, jobs=300)
+    names = {*fleet.jobs(2000)}
+    eventually(lambda: names <= product.outcomes().keys(), 300, "jobs have no result")
+    assert product.read(product.kafka.topics.requests("big")) == []
+    assert fleet.state()["step"] == "canary-1"
+    assert "letting the primary answer" in fleet.worker.said()
+
+    settings = {"POSTBACK_WORKER__REGISTRY": str(tmp_path / "models.toml"), "POSTBACK_WORKER__LANE": "big"}
+    candidate = product.worker("w2", "--host", "127.0.0.1", **settings)
+    said = fleet.until("promoted", 400)
+    fleet.all_answered()
+    assert [each["step"] for each in said["steps"]] == ["canary-1", "canary-10", "canary-50", "canary-100", "promoted"]
+    assert len(product.read(product.kafka.topics.requests("big"))) > 0
+    for role in (shadow, candidate, fleet.worker):
+        assert role.terminate() == 0

@@ -82,6 +82,10 @@ class Registry:
         """True if this worker's own engine has the model."""
         return model_id is None or model_id in self._served or self._models.get(model_id, "") == self._lane
 
+    def lane(self, model_id: str) -> str | None:
+        """Return the lane of a model that is not this worker's own; None for the shared lane."""
+        return self._models.get(model_id)
+
     def _why_unknown(self, model_id: str) -> str:
         """Return the error's text for the job's author, with the unknown name, the known names and the fix."""
         return (

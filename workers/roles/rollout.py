@@ -16,6 +16,7 @@ from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.registry import Registry, listed
 from workers.inference.rollout.candidate import ShadowHandler
+from workers.inference.rollout.lanes import LaneWatch
 from workers.inference.rollout.meaning import Meaning
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.rollout.steering import Steering, StepWriter
@@ -39,6 +40,15 @@ async def follow_rollouts(process: Process, rollouts: Rollouts, stack: AsyncExit
     # The orders are read to their end first, because a comparison needs the order of its rollout.
     await process.follow(kafka.topics.rollouts, rollouts.apply, stack)
     await process.follow(kafka.topics.comparisons, steering.apply, stack)
+
+
+async def watch_lanes(process: Process, rollouts: Rollouts, stack: AsyncExitStack) -> None:
+    """Let the primary answer for a candidate while no worker reads the candidate's lane."""
+    lanes = LaneWatch(process.fleet.kafka, process.clock)
+    stack.push_async_callback(lanes.close)
+    await lanes.start()
+    process.beside.append(lanes)
+    rollouts.is_read = lanes.is_read
 
 
 async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:

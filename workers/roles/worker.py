@@ -32,7 +32,7 @@ from workers.roles.delivery import delivery_stages
 from workers.roles.input_filter import open_screen
 from workers.roles.model_registry import engine_of, registry_watch
 from workers.roles.process import Listen, Process, run
-from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage
+from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage, watch_lanes
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
@@ -116,6 +116,8 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     # Read all cancellations before the first dispatch, so that no cancelled job begins.
     await process.follow(kafka.topics.control, handler.cancellations.apply, stack, KEPT_MS)
     await follow_rollouts(process, handler.rollouts, stack)
+    if others:
+        await watch_lanes(process, handler.rollouts, stack)
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )

@@ -29,8 +29,12 @@ class Rollouts:
         self._table = RolloutTable()
         self._unknown: set[str] = set()
         """Candidates that were logged as unknown, so that each is logged once."""
+        self._unread: set[str] = set()
+        """The ids of rollouts whose candidate's lane was logged as unread, so that each is logged once."""
         self.on_change: list[Callable[[Rollout], object]] = []
         """Called with each rollout that is new or has a new step."""
+        self.is_read: Callable[[str | None], bool] = lambda lane: True
+        """Tells whether a running worker reads a lane; None is the shared lane. The process sets a `LaneWatch` here."""
 
     @property
     def are_any(self) -> bool:
@@ -102,7 +106,8 @@ class Rollouts:
         """Return the model for a job; None if the job gets the same model as without rollouts.
 
         Only the first worker that reads a job decides, because workers that have read different steps would otherwise
-        forward the job in a circle. Only an aborted rollout sends a job back from the candidate's lane.
+        forward the job in a circle. Only an aborted rollout sends a job back from the candidate's lane. Until the
+        promotion, the primary answers the jobs of a candidate whose lane no worker reads.
         """
         order = rollout.order
         primary, candidate = order.primary or received.job.model_id, order.candidate
@@ -114,10 +119,26 @@ class Rollouts:
                 takes = rollout.step is not Step.ABORTED
         if not takes:
             return order.primary
-        if self._registry.knows(candidate):
+        if not self._registry.knows(candidate):
+            self._warn_of_unknown(candidate)
+            return order.primary
+        if has_moved or rollout.step is Step.PROMOTED or self._can_answer(candidate):
             return candidate
-        self._warn_of_unknown(candidate)
+        self._warn_of_unread(rollout)
         return order.primary
+
+    def _can_answer(self, candidate: str) -> bool:
+        """True if this worker has the candidate, or another worker reads the candidate's lane."""
+        return self._registry.serves(candidate) or self.is_read(self._registry.lane(candidate))
+
+    def _warn_of_unread(self, rollout: Rollout) -> None:
+        if rollout.order.id not in self._unread:
+            self._unread.add(rollout.order.id)
+            log.warning(
+                "No running worker reads the lane of a rollout's candidate; letting the primary answer its jobs.",
+                action="rollout-lane-unread",
+                candidate=rollout.order.candidate,
+            )
 
     def _warn_of_unknown(self, candidate: str) -> None:
         if candidate not in self._unknown:
