@@ -92,6 +92,23 @@ def test_a_tenants_flood_alone_is_deferred_so_that_a_later_tenant_is_answered_lo
     assert max(places(order, "few")) < max(places(order, "flood")) - 800
 
 
+def test_a_tenant_of_weight_three_gets_three_quarters_of_the_answers_while_both_tenants_wait(product: Product) -> None:
+    # Both tenants fit into the lot, so nothing is deferred, and the weights alone decide.
+    product.put(jobs("light", 240), of("acme"))
+    product.put(jobs("heavy", 270), of("globex"))
+    weights = {"POSTBACK_WORKER__TENANT_WEIGHTS": json.dumps({"globex": 3})}
+    worker = product.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "3"}, **weights)
+    product.wait_for_results(510, 180)
+
+    order = in_order(product)
+    assert_each_once(order, light=240, heavy=270)
+    assert worker.metrics()["postback_deferred_total"] == 0
+    # The first three windows of 64 jobs may be those of `light`, whose jobs came first and cost less than estimated.
+    # Of the next two windows, the weights give `heavy` 96 answers; without weights, it would have 64.
+    heavy = len([job_id for job_id in order[192:320] if job_id.startswith("heavy-")])
+    assert heavy >= 80
+
+
 def test_the_jobs_of_one_tenant_are_answered_in_the_order_of_their_deadlines(product: Product) -> None:
     product.put(jobs("day", 192), of("acme"))
     product.put(jobs("hour", 64, ttl_seconds=3600), of("acme"))
