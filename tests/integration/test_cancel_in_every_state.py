@@ -66,7 +66,8 @@ LANES = (None, LANE)
 WAYS = ("straight", "deferred", "forwarded")
 OUTCOMES = {"short": {"succeeded"}, "long": {"succeeded"}, "brief": {"succeeded", "expired"}, "past": {"expired"}}
 """The possible outcomes of each kind of job if no order cancels the job."""
-NUMBERS = st.integers(0, 5)
+MOST_JOBS = 9
+NUMBERS = st.integers(0, MOST_JOBS - 1)
 PATIENCE_SECONDS = 120.0
 
 
@@ -172,15 +173,17 @@ class Walk(RuleBasedStateMachine):
         self.orders[name] = {*before, is_cancelled}
         self.now[name] = is_cancelled
 
-    @precondition(lambda self: len(self.kinds) < 6)
-    @rule(kind=st.sampled_from(sorted(KINDS)), way=st.sampled_from(WAYS))
-    def submit(self, kind: str, way: str) -> None:
-        name = self.name(len(self.kinds))
-        job = {"job_id": name, "prompt": "Who wrote the book?", "temperature": 0, **KINDS[kind]}
-        if way == "forwarded":
-            job["model_id"] = LANE
-        self.fleet.submit(job, IN_THE_PAST if kind == "past" else None, way)
-        self.kinds[name] = kind
+    @precondition(lambda self: len(self.kinds) < MOST_JOBS)
+    @rule(kind=st.sampled_from(sorted(KINDS)))
+    def submit(self, kind: str) -> None:
+        """Submit a job of this kind on each way."""
+        for way in WAYS:
+            name = self.name(len(self.kinds))
+            job = {"job_id": name, "prompt": "Who wrote the book?", "temperature": 0, **KINDS[kind]}
+            if way == "forwarded":
+                job["model_id"] = LANE
+            self.fleet.submit(job, IN_THE_PAST if kind == "past" else None, way)
+            self.kinds[name] = kind
 
     @rule(number=NUMBERS, at_once_taken_back=st.booleans())
     def cancel(self, number: int, at_once_taken_back: bool) -> None:
@@ -248,9 +251,15 @@ def scheduled(metrics: Metrics, state: str) -> float:
     return metrics.registry.get_sample_value("postback_engine_requests", labels) or 0.0
 
 
-def generated(metrics: Metrics) -> float:
-    """The tokens that vLLM counts as generated."""
-    return metrics.registry.get_sample_value("postback_engine_tokens_total", {"kind": "generation"}) or 0.0
+async def left_over(engine: VllmEngine, metrics: Metrics) -> float:
+    """The requests that vLLM's scheduler still runs or queues while no job waits for an answer.
+
+    vLLM counts at each step, so three short requests bring the count up to date; the last one may still be counted. An
+    unfinished answer would need hundreds of further steps.
+    """
+    for number in range(3):
+        await engine.generate(GenerationRequest(f"after-{number}", "Who wrote the book?", None, 2, 0.0))
+    return max(0.0, scheduled(metrics, "running") + scheduled(metrics, "waiting") - 1)
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -276,9 +285,7 @@ async def test_a_job_cancelled_taken_back_or_late_in_any_state_has_the_one_resul
         database=None,
     )
     await asyncio.to_thread(run_state_machine_as_test, Walk, settings=few)
-    await vllm_engine.generate(GenerationRequest("after", "Who wrote the book?", None, 2, 0.0))  # counts are of a step
-    await until(lambda: scheduled(vllm_metrics, "running") == 0, "vLLM runs requests that no job waits for")
-    assert scheduled(vllm_metrics, "waiting") == 0
+    assert await left_over(vllm_engine, vllm_metrics) == 0
     wasted = metrics.registry.get_sample_value("postback_tokens_total", {"kind": "wasted"}) or 0.0
     assert wasted >= Walk.wasted
 
@@ -292,7 +299,6 @@ async def test_vllm_s_own_scheduler_ends_the_generations_of_cancelled_jobs(
     worker = Worker(fleet, vllm_engine, enricher, metrics)
     around = Fleet(fleet, {None: worker}, asyncio.get_running_loop())
     names = [f"cancelled-{number}" for number in range(4)]
-    before = generated(vllm_metrics)
     for name in names:
         await asyncio.to_thread(around.submit, {"job_id": name, "prompt": "Who?", **KINDS["long"]})
     await worker.start()
@@ -303,7 +309,5 @@ async def test_vllm_s_own_scheduler_ends_the_generations_of_cancelled_jobs(
             while (results := await asyncio.to_thread(around.results, "cancelled")).keys() != {*names}:
                 await asyncio.sleep(0.1)
     assert {one["outcome"] for one in results.values()} == {"cancelled"}
-    await vllm_engine.generate(GenerationRequest("after", "Who wrote the book?", None, 2, 0.0))
-    await until(lambda: scheduled(vllm_metrics, "running") == 0, "vLLM runs requests of cancelled jobs")
+    assert await left_over(vllm_engine, vllm_metrics) == 0
     await worker.stop()
-    assert 0 < generated(vllm_metrics) - before < len(names) * LONG
