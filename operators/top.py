@@ -15,9 +15,9 @@ from operators.exporter.lanes import DoneOffsets
 from operators.exporter.reading import Connected, connected
 from operators.exporter.settings import ExporterSettings
 from operators.tail import EventFilter, Tail
-from producers.workers import LIVE_SECONDS, live_workers
+from producers.workers import live_workers
 from schemas.settings import KafkaSettings
-from schemas.worker import WorkerAnnouncement
+from schemas.worker import LIVE_SECONDS, WorkerAnnouncement
 from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.metrics import Metrics
 

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from producers.scan import Scanner, Stored
 from schemas.settings import KafkaSettings
-from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
+from schemas.worker import LIVE_SECONDS, InvalidAnnouncement, WorkerAnnouncement, read_announcement
 from telemetry.clock import Clock, SystemClock
-
-LIVE_SECONDS = 180.0
-"""A worker announces itself every minute. After three minutes of silence, the worker is considered to have ended."""
 
 _CLOCK = SystemClock()
 

@@ -14,6 +14,10 @@ from pydantic import Field, ValidationError
 from schemas.bounded import WireModel
 from schemas.job import Identifier
 
+ANNOUNCE_SECONDS = 60.0
+"""A worker announces itself this often."""
+LIVE_SECONDS = 3 * ANNOUNCE_SECONDS
+"""A worker that has not announced itself for this time is considered to have ended."""
 MAX_MODELS = 256
 LONGEST_ANSWER_SECONDS = 604_800.0
 """A week. No answer takes longer, because every job expires after at most six days."""

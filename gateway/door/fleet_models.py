@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from producers.errors import ProducerError
-from producers.workers import LIVE_SECONDS, Announced
+from producers.workers import Announced
+from schemas.worker import LIVE_SECONDS
 from telemetry.clock import Clock
 
 FRESH_SECONDS = 10.0

@@ -13,9 +13,8 @@ from kafka import KafkaProducer
 from operators.doctor.findings import Finding, fault, warning
 from producers.connection import abandon, connect, kafka_errors_translated, needed, partition_counts
 from producers.scan import Scanner
-from producers.workers import LIVE_SECONDS
 from schemas.settings import KafkaSettings
-from schemas.worker import InvalidAnnouncement, read_announcement
+from schemas.worker import LIVE_SECONDS, InvalidAnnouncement, read_announcement
 from telemetry.clock import Clock, SystemClock
 
 WARN_SECONDS = 2.0

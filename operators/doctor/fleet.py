@@ -8,8 +8,9 @@ from operators.dead_letters import DeadLetters, LetterFilter
 from operators.doctor.findings import Finding, listed, warning
 from operators.endpoints import disabled_endpoints
 from producers.scan import Scanner
-from producers.workers import LIVE_SECONDS, live_workers
+from producers.workers import live_workers
 from schemas.settings import KafkaSettings
+from schemas.worker import LIVE_SECONDS
 from telemetry.clock import Clock, SystemClock
 from telemetry.logs import origin_of
 

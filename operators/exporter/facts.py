@@ -13,10 +13,9 @@ from pydantic_core import to_json
 
 from operators.exporter.visible import Visible
 from producers.scan import Range, Scanner, Stored, StoredPlace
-from producers.workers import LIVE_SECONDS
 from schemas.endpoint import EndpointKey, EndpointState, InvalidEndpointRecord, ends_disabling, read_endpoint, read_key
 from schemas.topics import LETTERS_KEPT_MS, Topics
-from schemas.worker import InvalidAnnouncement, WorkerAnnouncement, read_announcement
+from schemas.worker import LIVE_SECONDS, InvalidAnnouncement, WorkerAnnouncement, read_announcement
 
 MOST_LETTERS = 100_000
 """The largest number of dead letters that are counted. If there are more, the count stays at this number."""

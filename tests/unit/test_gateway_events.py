@@ -21,7 +21,8 @@ from gateway.door.fleet_models import FRESH_SECONDS, FleetModels, ModelsUnknown
 from gateway.store.tables import events
 from gateway.view.stored_events import StoredEvent
 from producers.errors import BrokerUnreachable
-from producers.workers import LIVE_SECONDS, Announced
+from producers.workers import Announced
+from schemas.worker import LIVE_SECONDS
 from telemetry.hand_clock import HandClock
 from tests.unit.gateway_rig import Rig, gateway_rig
 

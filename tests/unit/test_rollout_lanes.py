@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from schemas import topics as names
 from schemas.rollout.facts import Step
 from schemas.settings import KafkaSettings
-from schemas.worker import announcement, worker_key, write_announcement
+from schemas.worker import LIVE_SECONDS, announcement, worker_key, write_announcement
 from telemetry.hand_clock import SetClock
 from tests.drawn import drawn
 from tests.handlers import TOPICS
 from tests.unit.echo_worker import working
 from tests.unit.test_rollout_workers import ELSEWHERE, begin, job
-from workers.inference.rollout.lanes import LIVE_SECONDS, MOST_WORKERS, LaneReaders, LaneWatch
+from workers.inference.rollout.lanes import MOST_WORKERS, LaneReaders, LaneWatch
 
 CANARY = (Step.CANARY_1, Step.CANARY_10, Step.CANARY_50, Step.CANARY_100)
 REPLICAS = st.sampled_from(["w1", "w2", "w3"])

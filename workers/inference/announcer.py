@@ -13,13 +13,12 @@ from importlib.metadata import version
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.settings import KafkaSettings
-from schemas.worker import announcement, worker_key, write_announcement
+from schemas.worker import ANNOUNCE_SECONDS, announcement, worker_key, write_announcement
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from workers.kafka.clients import client_config
 from workers.system.side_task import SideTask
 
-ANNOUNCE_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _KEPT_MS = 30_000
 """Milliseconds that an announcement may wait for the broker: less than the time between two announcements."""

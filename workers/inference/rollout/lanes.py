@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from schemas.settings import KafkaSettings
-from schemas.worker import InvalidAnnouncement, read_announcement
+from schemas.worker import LIVE_SECONDS, InvalidAnnouncement, read_announcement
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.inference.announcer import ANNOUNCE_SECONDS
 from workers.kafka.compacted import CompactedTopic
 from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
 
-LIVE_SECONDS = 3 * ANNOUNCE_SECONDS
-"""A worker that has not announced itself for this time is considered to have ended."""
 MOST_WORKERS = 1_000
 """Cap on the workers that are kept. Announcements of further workers are skipped until one of these ends."""
 _AGAIN_SECONDS = 60.0
