@@ -10,7 +10,7 @@ import pytest
 
 from devkit.model import tiny_model
 from tests.engine_processes import engine_of, frozen, gone
-from tests.product import Product, eventually
+from tests.product import Product, Role, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 
@@ -26,6 +26,12 @@ LOADING = 600.0
 """Seconds that vLLM may take to load: it took 20 on a quiet machine, and more than 240 on a busy one."""
 
 
+def take_long_jobs(product: Product, worker: Role, names: list[str]) -> None:
+    """Submit these jobs, and wait until the worker, which has no others, runs all of them."""
+    product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
+    eventually(lambda: worker.metrics()["postback_in_flight"] == len(names), 60, "not every job is taken")
+
+
 def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product: Product) -> None:
     bounds = {"POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "4096", "POSTBACK_ENGINE__VLLM__HUNG_SECONDS": str(HUNG_SECONDS)}
     worker = product.worker("w1", "--engine", "vllm", "--model", str(tiny_model()), **bounds)
@@ -34,8 +40,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     first = engine_of(worker.process.pid)
     assert first != []
     with frozen(first):
-        product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in names)
-        eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, 60, "not every job is taken")
+        take_long_jobs(product, worker, names)
         loading = "loading the model again"
         eventually(lambda: loading in "".join(worker.ready()[1]), 120, "the worker does not notice the hang")
     eventually(lambda: worker.metrics()["postback_engine_restarts_total"] == 1, LOADING, "no restart is counted")
@@ -52,8 +57,7 @@ def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product:
     hit = engine_of(worker.process.pid)
     assert hit != []
     with frozen(hit):
-        product.submit({"job_id": name, "prompt": "Who wrote the book?", "max_tokens": LONG} for name in orphaned)
-        eventually(lambda: worker.metrics()["postback_in_flight"] == JOBS, 60, "not every job is taken")
+        take_long_jobs(product, worker, orphaned)
         max(hit, key=lambda process: process.memory_info().rss).kill()  # as the kernel does if memory runs out
     names += orphaned
     product.wait_for_results(len(names), LOADING)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
 from time import time
 
 import pytest
@@ -15,6 +14,7 @@ from devkit.model import tiny_model
 from operators.topics import create_topics
 from tests.integration.test_new_weights import retrained
 from tests.product import Product, Role, eventually
+from tests.repeating import repeating
 from tests.rollout_fleet import RolloutFleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
@@ -56,22 +56,9 @@ def shadow(product: Product, name: str, folder: Path, file: Path) -> Iterator[No
     assert worker.terminate() == 0
 
 
-@contextmanager
-def steady_jobs(fleet: RolloutFleet) -> Iterator[None]:
+def steady_jobs(fleet: RolloutFleet) -> AbstractContextManager[None]:
     """Submit two jobs twice a second, so that a pause in the results is not one of the submitter."""
-    is_over = Event()
-
-    def submit() -> None:
-        while not is_over.wait(0.5):
-            fleet.jobs(2)
-
-    thread = Thread(target=submit)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    return repeating(0.5, lambda: fleet.jobs(2))
 
 
 def longest_pause_seconds(product: Product, since: float, until: float) -> float:

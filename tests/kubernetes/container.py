@@ -115,8 +115,8 @@ class Container:
 
     def kill(self) -> None:
         """Kill the process with its children."""
-        if self._process and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.crash()
+        if self._process:
             self._process.wait()
 
     def status(self) -> Object:

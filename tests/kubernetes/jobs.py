@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from tests.kubernetes.programs import WAIT_SECONDS
 from tests.product import Product, eventually
+from tests.repeating import repeating
 
 _TTL_SECONDS = 3600
 
@@ -33,22 +33,9 @@ class Jobs:
         self.ids += ids
         return ids
 
-    @contextmanager
-    def keep_coming(self) -> Iterator[None]:
+    def keep_coming(self) -> AbstractContextManager[None]:
         """Submit jobs, a few at a time, until the block ends."""
-        over = threading.Event()
-
-        def submit() -> None:
-            while not over.wait(0.5):
-                self.submit(4)
-
-        thread = threading.Thread(target=submit)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(0.5, lambda: self.submit(4))
 
     def are_called_back(self, ids: list[str], said: Callable[[], str]) -> None:
         """Wait until each of these jobs is called back."""

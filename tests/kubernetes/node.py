@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.kubernetes.pod import Pod
 from tests.kubernetes.programs import WAIT_SECONDS
 from tests.kubernetes.services import proxying
 from tests.product import eventually
+from tests.repeating import repeating
 
 _BEAT_SECONDS = 2.0
 _WATCH_SECONDS = 2
@@ -71,26 +71,17 @@ class Node:
             pod.lose()
         self._stack.close()
 
-    @contextmanager
-    def crashing(self, namespace: str, role: str) -> Iterator[None]:
+    def crashing(self, namespace: str, role: str) -> AbstractContextManager[None]:
         """Kill the processes of a role's pods (SIGKILL) whenever they run, until the block ends."""
-        over = threading.Event()
 
         def crash() -> None:
-            while not over.wait(_CRASH_SECONDS):
-                for pod in list(self._pods.values()):
-                    metadata = pod.manifest["metadata"]
-                    of_role = metadata.get("labels", {}).get("app.kubernetes.io/component") == role
-                    if of_role and metadata["namespace"] == namespace:
-                        pod.crash()
+            for pod in list(self._pods.values()):
+                metadata = pod.manifest["metadata"]
+                of_role = metadata.get("labels", {}).get("app.kubernetes.io/component") == role
+                if of_role and metadata["namespace"] == namespace:
+                    pod.crash()
 
-        thread = threading.Thread(target=crash)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(_CRASH_SECONDS, crash)
 
     def last_lines(self) -> str:
         """The end of each pod's log."""

@@ -15,27 +15,16 @@ from tests.drawn import drawn
 from tests.unit.echo_worker import record, working
 from tests.unit.one_party import OneParty
 from tests.unit.stage_rig import Desk, Intake, stage_with
+from tests.unit.test_parking import always, partition
 from workers.stage.outside import KEPT, OutsideTurns
 from workers.stage.parking import SLOW_SECONDS, STILL_SECONDS, TIGHT_SECONDS
 from workers.stage.partition import Partition
-from workers.stage.progress import Progress
 from workers.stage.record import Headers, Record
 from workers.stage.runner import Handled
-from workers.stage.sharing import Place
 from workers.stage.window import LEAST_PARKED, Limits, Window
 
 HUNG, OTHER = b"hung", b"other"
 MANY = 1_000_000
-
-
-def always(partition: Partition, records: Sequence[Record], most: int) -> int:
-    return most
-
-
-def opened() -> Partition:
-    made = Partition("requests", 0, 1, 0.0, Place.FIRST)
-    made.open(Progress(0), 0)
-    return made
 
 
 class Rig:
@@ -43,7 +32,7 @@ class Rig:
 
     def __init__(self, records: int) -> None:
         self.window = Window(Limits(records=records), 0.1)
-        self.where = opened()
+        self.where = partition()
         self.running: list[tuple[bytes, Record]] = []
         self._sent: list[tuple[bytes, Record]] = []
 
@@ -99,7 +88,7 @@ def test_any_number_of_parties_with_one_hung_record_each_leaves_an_eighth_of_the
     for party in range(1000):
         rig.send(b"hung %d" % party, 1)
     assert rig.begin().total() == 56
-    rig.where = opened()
+    rig.where = partition()
     rig.send(b"text", 100, outside=False)
     assert rig.begin() == {b"text": 8}
 
@@ -108,7 +97,9 @@ def test_a_hung_partys_own_records_that_wait_for_no_server_run_too() -> None:
     rig = Rig(8)
     rig.send(HUNG, 20)
     rig.begin()
-    rig.where = opened()  # use a second partition, since in the first these records would wait behind the earlier ones
+    rig.where = (
+        partition()
+    )  # use a second partition, since in the first these records would wait behind the earlier ones
     rig.send(HUNG, 20, outside=False)
     assert rig.begin() == {HUNG: 2}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -13,19 +12,13 @@ from hypothesis import strategies as st
 
 from schemas.job import DEFAULT_TTL_SECONDS
 from tests.unit.echo_worker import record, working
+from tests.unit.test_parking import always, partition
 from workers.inference.fairness import MOST_TENANTS, AnswerTokens
 from workers.inference.prompt_tokens import BYTES_A_TOKEN
 from workers.stage.parking import Lot
-from workers.stage.partition import Partition
-from workers.stage.progress import Progress
 from workers.stage.record import Record
-from workers.stage.sharing import Place
 
 ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
-
-
-def always(partition: Partition, records: Sequence[Record], most: int) -> int:
-    return most
 
 
 async def test_a_job_costs_the_tokens_of_its_prompt_and_its_tenants_mean_answer_and_then_its_real_ones() -> None:
@@ -94,8 +87,7 @@ def test_only_the_last_tenants_are_remembered() -> None:
 
 
 async def test_a_tenant_that_comes_during_a_workers_first_answers_gets_its_share_of_the_freed_places() -> None:
-    where = Partition("requests", 0, 1, 0.0, Place.FIRST)
-    where.open(Progress(0), 0)
+    where = partition()
     flood, few = record({"prompt": "word"}, ACME), record({"prompt": "word"}, GLOBEX)
     async with working() as worker:
         sharing, lot = worker.handler.sharing, Lot(1000, 10**9)
