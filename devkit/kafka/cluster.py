@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from devkit.kafka.errors import BrokerError, DataMismatch, PortInUse
-from devkit.kafka.jars import ensure_jars, java
+from devkit.kafka.jars import class_archive, ensure_jars, java
 
 SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
 """JVM flags for a small heap and few compiler and collector threads, because more threads would slow the start on two
@@ -263,4 +263,6 @@ def _format(cluster: Cluster) -> None:
 
 
 def _java_command(*flags: str) -> list[str]:
-    return [java(), *flags, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]
+    archive = class_archive()
+    mapped = [f"-XX:SharedArchiveFile={archive}"] if archive.is_file() else []
+    return [java(), *mapped, *flags, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", f"{ensure_jars()}/*"]

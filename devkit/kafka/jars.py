@@ -60,6 +60,11 @@ def ensure_jars() -> Path:
     return target
 
 
+def class_archive() -> Path:
+    """Return the path of the archive of Kafka's classes, made by `devkit.class_archive`. Raises as `ensure_jars`."""
+    return ensure_jars() / "classes.jsa"
+
+
 def cache_home() -> Path:
     """Return the user's cache folder, by the XDG base directory specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
